@@ -1,0 +1,45 @@
+# From a bare machine (Python 3.11 or newer, make, pip) to a running engine: make demo
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CHECKPOINT := examples/checkpoints/pico-python
+ENGINE := build/demo/pico-python.llmc
+
+.PHONY: venv demo test lint format clean
+
+venv: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("llmc needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.build: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[build]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[build,dev]'
+	touch $@ $(VENV)/.build
+
+demo: $(VENV)/.build
+	mkdir -p $(dir $(ENGINE))
+	$(BIN)/llmc build $(CHECKPOINT) -o $(ENGINE) --quantize int8
+	$(BIN)/llmc run $(ENGINE) 'def parse_args(' --max-tokens 96 --temperature 0.4 --seed 1
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types
+	ln -sfn ../.. build/types/llmc
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist $(VENV) llmc.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,109 @@
+"""llmc: a checkpoint becomes an engine, an engine writes text. The public API; importing it imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+    from typing import Literal
+
+    from .compiler.recipe import Recipe
+    from .runtime.errors import CheckpointError as CheckpointError
+    from .runtime.errors import EngineError as EngineError
+    from .runtime.errors import LlmcError as LlmcError
+    from .runtime.errors import RecipeError as RecipeError
+    from .runtime.errors import ResourceError as ResourceError
+    from .runtime.errors import Unsupported as Unsupported
+    from .runtime.errors import VerifyError as VerifyError
+    from .runtime.generate import Engine as Engine
+    from .runtime.generation import Piece as Piece
+    from .runtime.generation import Result as Result
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "Engine",
+    "EngineError",
+    "LlmcError",
+    "Piece",
+    "RecipeError",
+    "ResourceError",
+    "Result",
+    "Unsupported",
+    "VerifyError",
+    "__version__",
+    "build",
+    "load",
+]
+_HOMES = {"Engine": "runtime.generate", "Piece": "runtime.generation", "Result": "runtime.generation"}
+
+
+def build(
+    checkpoint: str | Path,
+    output: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    quantize: str | None = None,
+    targets: Sequence[str] | None = None,
+    max_context: int | None = None,
+    max_batch: int | None = None,
+    memory_limit: float | None = None,
+    accept_config: Collection[str] = (),
+    random_weights: int | None = None,
+) -> Path:
+    """Builds the engine file `output` from a Hugging Face folder or hub id, and gives its path.
+
+    recipe: a bundled recipe's name, a YAML file, or a Recipe; the other arguments win over it. quantize: a weight
+    format ("int4", "fp8" ...) or "none". targets: kinds of machine, ["cpu"]. memory_limit: GiB of planned peak.
+    accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
+    weights (for benchmarks). Raises LlmcError; see runtime/errors.py.
+    """
+    from pathlib import Path
+
+    from .compiler.build import build as build_engine
+    from .compiler.recipe import load_recipe, with_flags
+
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(str(recipe))
+    report = build_engine(
+        checkpoint,
+        Path(output),
+        with_flags(recipe, quantize=quantize, targets=targets, max_context=max_context, max_batch=max_batch),
+        memory_limit=memory_limit,
+        accept_config=accept_config,
+        random_weights=random_weights,
+    )
+    return report.path
+
+
+def load(
+    path: str | Path,
+    profile: str | None = None,
+    *,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    verify: Literal["header", "full"] = "header",
+) -> Engine:
+    """Opens an engine file and makes it ready to run; see runtime/generate.py."""
+    from .runtime.generate import load as load_engine
+
+    return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version("llmc")
+    if name not in __all__:
+        raise AttributeError(f"module 'llmc' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES.get(name, 'runtime.errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

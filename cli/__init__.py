@@ -1,0 +1,20 @@
+"""The command line: it parses, calls and prints. The start is kept thin so that `llmc --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of the `llmc` script."""
+    try:
+        from .app import run
+        from .huge_pages import allow_restart
+
+        allow_restart()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before a command could begin
+        code = INTERRUPTED
+    sys.exit(code)

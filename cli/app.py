@@ -1,0 +1,106 @@
+"""The commands in one application, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ..runtime.errors import LlmcError
+from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, passes, verify
+from . import run as run_command
+
+INTERNAL = 70
+ENVIRONMENT = 4
+USAGE = 2
+TERMINATED = 143
+
+app = typer.Typer(
+    name="llmc",
+    help="Compile Hugging Face checkpoints into engine files, and run them.",
+    rich_markup_mode=None,  # plain help takes half the time to show
+    pretty_exceptions_enable=False,
+)
+app.command("build")(build.build)
+app.command("run")(run_command.run)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
+app.command("passes")(passes.passes)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"llmc {importlib.metadata.version('llmc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compile Hugging Face checkpoints into engine files, and run them."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Texts go to stderr, with --json an object also to stdout."""
+    console.prepare_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    json_wanted = "--json" in _flags(arguments) or os.environ.get("LLMC_JSON", "0").lower() not in ("0", "false", "")
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name="llmc", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as exit_:  # of SIGTERM and of a closed pipe
+        return exit_.code if isinstance(exit_.code, int) else INTERNAL
+    except typer.Abort:
+        return INTERRUPTED
+    except typer.TyperException as error:
+        return _fail(USAGE, "UsageError", f"{error.format_message()}\n  try: {_help_of(arguments)}", json_wanted)
+    except LlmcError as error:
+        return _fail(error.exit_code, type(error).__name__, str(error), json_wanted)
+    except MemoryError:
+        return _fail(ENVIRONMENT, "ResourceError", "this process ran out of memory", json_wanted)
+    except OSError as error:
+        return _fail(ENVIRONMENT, "ResourceError", f"the system refused: {error}", json_wanted)
+    except Exception as error:
+        reason = f"a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
+        return _fail(INTERNAL, "InternalError", f"{reason}\n  try: LLMC_DEBUG=1 for the traceback", json_wanted)
+
+
+def _flags(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments before a lone `--`, after which nothing is a flag."""
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
+def _help_of(arguments: Sequence[str]) -> str:
+    """The help that explains a command line, as a command."""
+    named = arguments[0] if arguments else ""
+    return f"llmc {named} --help" if named in {info.name for info in app.registered_commands} else "llmc --help"
+
+
+def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
+    if os.environ.get("LLMC_DEBUG"):
+        traceback.print_exc()
+    console.note(f"llmc: {message}")
+    if json_wanted:
+        try:
+            console.out_json({"error": {"class": kind, "message": message, "exit_code": code}})
+        except (LlmcError, SystemExit):
+            return code  # nobody reads stdout any more: the exit code of the first failure stays
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # an exception, so that `with` blocks remove what is half written
+    sys.exit(TERMINATED)

@@ -1,0 +1,124 @@
+"""`llmc build`: a checkpoint becomes an engine file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ..runtime.errors import RecipeError
+from . import console, extras, options, progress
+from .options import flag
+
+if TYPE_CHECKING:
+    from ..compiler.build import BuildReport
+    from ..compiler.recipe import Recipe
+
+Output = Annotated[
+    Path, flag("--output", "The engine file to write, such as model.llmc.", short=("-o",), show_default=False)
+]
+MemoryLimit = Annotated[
+    float | None, flag("--memory-limit", "Most memory to plan for, in GiB; by default what is available.")
+]
+Dump = Annotated[Path | None, flag("--dump", "Write the graph after each pass that changed it into this folder.")]
+
+
+def build(
+    checkpoint: options.CheckpointPath,
+    output: Output,
+    recipe: options.RecipeName = None,
+    quantize: options.Quantize = None,
+    target: options.Targets = None,
+    max_context: options.MaxContext = None,
+    max_batch: options.MaxBatch = None,
+    memory_limit: MemoryLimit = None,
+    accept_config: options.AcceptConfig = None,
+    random_weights: options.RandomWeights = None,
+    dump: Dump = None,
+    verbose: options.Verbose = False,
+    json: options.Json = False,
+) -> None:
+    """Compile a checkpoint into an engine file."""
+    extras.need("build", "llmc build")
+    if memory_limit is not None and not 0 < memory_limit < math.inf:
+        raise RecipeError(f"--memory-limit {memory_limit:g}", fix="GiB, a number above 0")
+    from ..compiler.checkpoint import open_checkpoint
+    from ..compiler.families import check_checkpoint
+
+    # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
+    plan = chosen_recipe(recipe, quantize, target, max_context, max_batch)
+    source = open_checkpoint(checkpoint, accept_config=accept_config or (), random_weights=random_weights)
+    check_checkpoint(source)
+    source = source.start_digest()
+    from ..compiler.build import build as build_engine
+    from ..compiler.build import chat_template_of
+
+    console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
+    report = build_engine(
+        source,
+        output,
+        plan,
+        memory_limit=memory_limit,
+        dump=dump,
+        progress=progress.for_terminal(quiet=json),
+    )
+    if "tokenizer.json" in source.tokenizer and chat_template_of(source) is None:
+        report = replace(report, warnings=(*report.warnings, "no chat template: `llmc run --chat` will be refused"))
+    for warning in report.warnings:
+        console.note(f"warning: {warning}")
+    if json:
+        console.out_json(_as_json(report))
+    else:
+        console.out(_as_text(report, verbose))
+
+
+def chosen_recipe(
+    recipe: str | None, quantize: str | None, target: str | None, max_context: int | None, max_batch: int | None
+) -> Recipe:
+    """The recipe named on the command line with the flags put over it."""
+    from ..compiler.recipe import load_recipe, with_flags
+
+    return with_flags(
+        load_recipe(recipe) if recipe is not None else None,
+        quantize=quantize,
+        targets=[name.strip() for name in target.split(",")] if target is not None else None,
+        max_context=max_context,
+        max_batch=max_batch,
+    )
+
+
+def _plan(recipe: Recipe) -> str:
+    formats = ", ".join([recipe.default_format, *(f"{rule.match}: {rule.format}" for rule in recipe.rules)])
+    context = recipe.max_context or "the model's, at most 4096"
+    return f"  weights {formats}; targets {', '.join(recipe.targets)}; context {context}; batch {recipe.max_batch}"
+
+
+def _as_json(report: BuildReport) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "content_digest": report.content_digest,
+        "stages": {name: round(seconds, 3) for name, seconds in report.stages},
+        "passes": [
+            {"phase": one.phase, "name": one.name, "fired": one.fired, "seconds": round(one.seconds, 3)}
+            for one in report.passes
+        ],
+        "unused": dict(report.unused),
+        "warnings": list(report.warnings),
+    }
+
+
+def _as_text(report: BuildReport, verbose: bool) -> str:
+    lines = [console.table([("stage", "seconds"), *((name, f"{seconds:.2f}") for name, seconds in report.stages)])]
+    if verbose:
+        rows = [(one.phase, one.name, str(one.fired), f"{one.seconds:.3f}") for one in report.passes]
+        lines.append(console.table([("phase", "pass", "fired", "seconds"), *rows]))
+        lines += [f"  unused: {name} ({reason})" for name, reason in report.unused.items()]
+    lines.append(
+        f"{report.path}: {console.size(report.bytes)} in {report.seconds:.1f} s, "
+        f"peak memory {console.size(report.peak_rss_bytes)}\ncontent digest {report.content_digest}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""`llmc verify`: is this engine whole, and does it still compute what it computed when it was built?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.errors import VerifyError
+from . import console, options, progress
+
+
+def verify(engine: options.EngineFile, profile: options.Profile = None, json: options.Json = False) -> None:
+    """Check every byte of an engine and replay its golden probe."""
+    from ..runtime.engine_file import verify_engine
+    from ..runtime.probe import replay
+    from ..runtime.profiles import choose
+
+    path = Path(engine)
+    with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
+        tensors, sections, size = len(opened.tensors), len(opened.sections), opened.file_bytes
+        chosen, reasons = choose(opened, profile)
+    report = replay(path, chosen)
+    if not report.ok:
+        raise VerifyError(
+            f"{engine}: profile {chosen!r} computes what it computed when it was built",
+            found=f"largest error {report.max_error:.3g}, tolerance {report.tolerance:.3g}; "
+            f"best token equal at {report.top1_agree} of {report.positions} positions",
+            fix="the same versions as in `llmc inspect`, or build the engine again",
+        )
+    facts = {
+        "ok": True,
+        "bytes": size,
+        "tensors": tensors,
+        "sections": sections,
+        "profile": chosen,
+        "max_error": report.max_error,
+        "tolerance": report.tolerance,
+        "top1_agree": report.top1_agree,
+        "positions": report.positions,
+        "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
+    }
+    if json:
+        console.out_json(facts)
+        return
+    console.out(
+        f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match\n"
+        f"  probe on {chosen}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
+        f"best token equal at {report.top1_agree} of {report.positions} positions"
+    )

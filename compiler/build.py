@@ -1,0 +1,340 @@
+"""The whole path as code: checkpoint, graph, front passes, profiles, streamed weights, probe, engine file."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import platform
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from ..passes import PassReport, back, front, run_phase
+from ..runtime.bind import to_json
+from ..runtime.chat import chat_template_source
+from ..runtime.engine_file import EngineFile
+from ..runtime.errors import CheckpointError, RecipeError, ResourceError
+from ..runtime.generate import TOKENIZER_SECTIONS
+from ..runtime.machine import memory, peak_memory
+from ..runtime.manifest import MEASURED, CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from ..runtime.progress import NO_PROGRESS, Progress
+from ..runtime.strict_json import canonical, loads, nearest
+from . import probe, weights
+from .checkpoint import Checkpoint, open_checkpoint
+from .families import family_of
+from .families.decoder import Decoder
+from .families.decoder import build as build_decoder
+from .families.family import parameters
+from .graph import MODULE, Canonical, Copied, Graph, Quantized
+from .recipe import Recipe
+from .reference import reference
+from .store import EngineWriter
+from .targets import Emitted, Target, target_named
+from .tokenizer_check import Check, start_check
+
+DEFAULT_CONTEXT = 4096
+_BASE_BYTES = 600 << 20
+"""Python with torch, onnx and onnxruntime, measured: what a build needs before the first weight."""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made, and what it took. Stages are (name, seconds)."""
+
+    path: Path
+    bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    stages: tuple[tuple[str, float], ...]
+    passes: tuple[PassReport, ...]
+    unused: Mapping[str, str]
+    warnings: tuple[str, ...]
+    content_digest: str
+
+
+@dataclass
+class _Clock:
+    """Names and times the stages of a build."""
+
+    progress: Progress
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[weights.Advance]:
+        start = time.perf_counter()
+        with self.progress.stage(name, total) as advance:
+            yield advance
+        self.stages.append((name, time.perf_counter() - start))
+
+
+def build(
+    checkpoint: str | Path | Checkpoint,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    memory_limit: float | None = None,
+    accept_config: Collection[str] = (),
+    random_weights: int | None = None,
+    dump: Path | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> BuildReport:
+    """Compile a checkpoint into an engine file.
+
+    Args:
+        checkpoint: folder, hub id `org/name[@revision]`, or one that is open; the next two are then its own.
+        memory_limit: GiB the build may plan for; chunks shrink to meet it.
+        accept_config: unknown configuration keys the user vouches for.
+        random_weights: a seed; only the checkpoint's configuration is read then.
+
+    Raises:
+        LlmcError: see `runtime/errors.py`; the file at `output` is then as it was before.
+    """
+    began, output, clock = time.perf_counter(), Path(output), _Clock(progress)
+    with clock.stage("read headers"):
+        source = _open(checkpoint, accept_config, random_weights)
+        source = source if source.hashing is not None else source.start_digest()
+        context = _context(recipe, source)
+        tokenizer = _check_tokenizer(source)
+    with clock.stage("graph and passes"):
+        decoder, graph, profiles, reports = lower(source, recipe, context, dump)
+    chunk = _chunk_bytes(memory_limit)
+    with EngineWriter(output, weights.specs(graph.canonical)) as writer:
+        total = weights.source_bytes(graph.canonical, source.source)
+        with clock.stage("weights", total) as advance:
+
+            def advanced(nbytes: int) -> None:
+                if tokenizer is not None:
+                    tokenizer.refuse_early()
+                advance(nbytes)
+
+            notes = weights.write(graph.canonical, source.source, writer, chunk_bytes=chunk, advance=advanced)
+        with clock.stage("golden probe"):
+            golden = _probe(graph, source, writer, context)
+        with clock.stage("digest checkpoint"):
+            digests = source.digest()
+        with clock.stage("finish file"):
+            facts = tokenizer.result() if tokenizer is not None else None
+            if facts is not None and facts.template_problem:
+                notes += (f"chat template: {facts.template_problem}",)
+            for name, emitted in profiles.items():
+                for section, data in emitted.sections.items():
+                    writer.section(f"profiles/{name}/{section}", data)
+            for name, data in sorted(source.tokenizer.items()):
+                writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
+            writer.section(MEASURED, canonical({"probe": golden}))
+            manifest = _manifest(source, recipe, context, decoder, graph, profiles, digests)
+            source.unchanged()
+            path = writer.commit(manifest)
+    return BuildReport(
+        path=path,
+        bytes=path.stat().st_size,
+        seconds=time.perf_counter() - began,
+        peak_rss_bytes=peak_memory(),
+        stages=tuple(clock.stages),
+        passes=reports,
+        unused=decoder.unused,
+        warnings=(*source.warnings, *notes),
+        content_digest=content_digest_of(path),
+    )
+
+
+def content_digest_of(path: Path) -> str:
+    """The digest two machines agree on, read back from the finished file: so the build has opened what it wrote."""
+    with EngineFile.open(path) as engine:
+        return engine.manifest.content_digest
+
+
+def explain(
+    checkpoint: str | Path,
+    recipe: Recipe,
+    *,
+    accept_config: Collection[str] = (),
+    random_weights: int | None = None,
+    dump: Path | None = None,
+) -> tuple[PassReport, ...]:
+    """What every pass would do to a checkpoint; no weight is read."""
+    source = _open(checkpoint, accept_config, random_weights)
+    return lower(source, recipe, _context(recipe, source), dump)[3]
+
+
+def checkpoint_logits(
+    checkpoint: str | Path, token_ids: list[int], *, accept_config: Collection[str] = ()
+) -> np.ndarray:
+    """Logits float32 `[T, V]` of the checkpoint itself (`compiler/reference.py`)."""
+    return reference(_open(checkpoint, accept_config, None))(token_ids)
+
+
+def lower(
+    source: Checkpoint, recipe: Recipe, context: int, dump: Path | None
+) -> tuple[Decoder, Graph, dict[str, Emitted], tuple[PassReport, ...]]:
+    """The logical graph after the front passes, every profile after its own, and what all passes did."""
+    decoder = build_decoder(family_of(source.config.architecture), source, context)
+    graph = decoder.graph
+    _require_matches(recipe, graph)
+    reports = run_phase(front(recipe.format_of), graph, dump)
+    profiles: dict[str, Emitted] = {}
+    for target in map(target_named, recipe.targets):
+        profiles[target.name], done = _profile(graph.copy(), target, dump, len(reports))
+        reports += done
+    return decoder, graph, profiles, reports
+
+
+def _require_matches(recipe: Recipe, graph: Graph) -> None:
+    """A rule that covers no linear is a mistake: its author meant one."""
+    linears = [node.metadata_props.get(MODULE, "") for node in graph.nodes if node.op_type == "Linear"]
+    for rule in recipe.rules:
+        if not any(fnmatch.fnmatchcase(name, rule.match) for name in linears):
+            raise RecipeError(
+                f"recipe rule {rule.match!r}{nearest(rule.match, linears)}",
+                found=f"none of the {len(linears)} linears has such a name",
+                fix=f"a glob on names such as {linears[0]!r}",
+            )
+
+
+def _profile(graph: Graph, target: Target, dump: Path | None, first: int) -> tuple[Emitted, tuple[PassReport, ...]]:
+    merged = run_phase(back(merge_gated=target.merge_gated), graph, dump, first)
+    legal = run_phase(target.legalize(), graph, dump, first + len(merged))
+    return target.emit(graph), merged + legal
+
+
+def _open(where: str | Path | Checkpoint, accept_config: Collection[str], random_weights: int | None) -> Checkpoint:
+    source = where
+    if not isinstance(source, Checkpoint):
+        source = open_checkpoint(source, accept_config=accept_config, random_weights=random_weights)
+    if source.random_seed is None:
+        return source
+    shapes = parameters(family_of(source.config.architecture), source.config)
+    return source.with_source(source.random_source(shapes))
+
+
+def _context(recipe: Recipe, source: Checkpoint) -> int:
+    """Positions of the engine: at most those the model is made for, unless its rope grows with them."""
+    limit, asked = source.config.max_position_embeddings, recipe.max_context
+    if asked is None:
+        return min(limit, DEFAULT_CONTEXT)
+    if asked > limit and source.config.rope.type != "dynamic":
+        raise RecipeError(
+            f"max_context {asked}", found=f"a model of {limit} positions", fix=f"--max-context {limit} or less"
+        )
+    return asked
+
+
+def _chunk_bytes(memory_limit: float | None) -> int:
+    """Source bytes per chunk: reading ahead, quantizing and the probe hold about sixteen times that at once."""
+    limit = memory_limit * (1 << 30) if memory_limit is not None else memory().available
+    chunk = min(weights.CHUNK_BYTES, int(limit - _BASE_BYTES) // 16)
+    if chunk < 1 << 20:
+        raise ResourceError(
+            f"a build within {limit / (1 << 30):.2f} GiB",
+            found=f"llmc alone needs {_BASE_BYTES / (1 << 30):.2f} GiB",
+            fix=f"--memory-limit {(_BASE_BYTES + (16 << 20)) / (1 << 30) + 0.01:.2f} or more",
+        )
+    return chunk
+
+
+def _check_tokenizer(source: Checkpoint) -> Check | None:
+    if "tokenizer.json" not in source.tokenizer:
+        return None
+    return start_check(
+        source.tokenizer["tokenizer.json"],
+        _tokenizer_config(source),
+        source.config.vocab_size,
+        source.eos_ids,
+        chat_template=chat_template_of(source),
+    )
+
+
+def chat_template_of(source: Checkpoint) -> str | None:
+    """The text of a checkpoint's chat template, None if it has none."""
+    jinja = source.tokenizer.get("chat_template.jinja")
+    return chat_template_source(_tokenizer_config(source), None if jinja is None else jinja.decode("utf-8", "replace"))
+
+
+def _tokenizer_config(source: Checkpoint) -> Mapping[str, object]:
+    data = source.tokenizer.get("tokenizer_config.json")
+    what = str(source.path / "tokenizer_config.json")
+    config = {} if data is None else loads(data, what=what, error=CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{what}: a JSON object", found=type(config).__name__)
+    return config
+
+
+def _probe(graph: Graph, source: Checkpoint, writer: EngineWriter, context: int) -> dict[str, object]:
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        shape = graph.canonical[name].shape
+        rows = writer.read(name, start, (*shape, 1)[0] if stop < 0 else stop)
+        return rows if shape else rows.reshape(())
+
+    return probe.measure(graph, source.config, read, context=context).to_json()
+
+
+def _manifest(
+    source: Checkpoint,
+    recipe: Recipe,
+    context: int,
+    decoder: Decoder,
+    graph: Graph,
+    profiles: Mapping[str, Emitted],
+    digests: Mapping[str, str],
+) -> Manifest:
+    c = source.config
+    recipe_json = recipe.canonical()
+    return Manifest(
+        model=ModelFacts(
+            architecture=c.architecture,
+            family=family_of(c.architecture).name,
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            layers=c.num_hidden_layers,
+            heads=c.num_attention_heads,
+            kv_heads=c.num_key_value_heads,
+            head_dim=c.head_dim,
+            max_context=context,
+            parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
+            dtype=c.dtype or "",
+            tied=c.tie_word_embeddings,
+            bos=source.bos_id,
+            eos_ids=source.eos_ids,
+            generation=source.generation,
+        ),
+        formats={o.tensor: o.format for t in graph.canonical.values() if isinstance(o := t.origin, Quantized)},
+        profiles={
+            name: Profile(
+                target=name,
+                graph=f"profiles/{name}/{emitted.main}",
+                needs=dict(emitted.needs),
+                weights={weight: to_json(expr) for weight, expr in emitted.weights.items()},
+                max_context=context,
+                max_batch=recipe.max_batch,
+                tolerance=emitted.tolerance,
+            )
+            for name, emitted in profiles.items()
+        },
+        lineage={name: _lineage(tensor) for name, tensor in graph.canonical.items()},
+        unused=decoder.unused,
+        recipe=loads(recipe_json, what="recipe", error=CheckpointError),
+        recipe_digest=hashlib.sha256(recipe_json).hexdigest(),
+        checkpoint=CheckpointFacts(digests, source.revision, c.accepted, source.random_seed),
+        tools=_tools(),
+    )
+
+
+def _lineage(tensor: Canonical) -> Lineage:
+    origin = tensor.origin
+    if isinstance(origin, Copied):
+        return Lineage((origin.tensor,), "copied")
+    if isinstance(origin, Quantized):
+        others = tuple(name for name in origin.shares if name != origin.tensor)
+        return Lineage((origin.tensor, *others), f"{origin.format} {origin.suffix}, rounded to nearest")
+    return Lineage((), origin.how)
+
+
+def _tools() -> dict[str, str]:
+    """Versions that decide bytes."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python} | {name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}

@@ -1,0 +1,136 @@
+"""Rope tables from a rope configuration: every type's frequencies in one place, fixed at build by the context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ...runtime.errors import Unsupported
+from ..config import RopeConfig
+
+Parameters = Mapping[str, object]
+
+
+def rope_tables(
+    rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_context: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine tables, float32 `[max_context, head_dim / 2]`.
+
+    Types that depend on the sequence's length (dynamic, longrope) are fixed for `max_context`, so that any chunking of
+    a prompt gives the same numbers. Angles are float32 products, as the published models compute them.
+    """
+    frequencies, attention_factor = _TYPES[rope.type](rope, head_dim, max_position_embeddings, max_context)
+    positions = np.arange(max_context, dtype=np.float32)
+    angles = (positions[:, None] * frequencies.astype(np.float32)[None, :]).astype(np.float64)
+    cos, sin = np.cos(angles) * attention_factor, np.sin(angles) * attention_factor
+    return cos.astype(np.float32), sin.astype(np.float32)
+
+
+def _base_frequencies(theta: float, dim: int) -> np.ndarray:
+    """RoFormer (arXiv 2104.09864): theta^(-2i/dim)."""
+    return 1.0 / np.power(theta, np.arange(0, dim, 2, dtype=np.float64) / dim)
+
+
+def _default(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+    return _base_frequencies(rope.theta, dim), 1.0
+
+
+def _linear(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+    """Position interpolation (arXiv 2306.15595): all frequencies divided by the factor."""
+    return _base_frequencies(rope.theta, dim) / _number(rope, "factor"), 1.0
+
+
+def _dynamic(rope: RopeConfig, dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
+    """NTK-aware scaling: the base grows with the context beyond the trained positions."""
+    if dim == 2:
+        raise Unsupported("rope type 'dynamic'", found="head size 2, for which its formula has no value")
+    factor, length = _number(rope, "factor"), max(context, positions)
+    theta = rope.theta * ((factor * length / positions) - (factor - 1)) ** (dim / (dim - 2))
+    return _base_frequencies(theta, dim), 1.0
+
+
+def _llama3(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+    """Llama 3.1: long wavelengths divided by the factor, short ones kept, a linear blend between."""
+    base = _base_frequencies(rope.theta, dim)
+    factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = _number(rope, "original_max_position_embeddings")
+    wavelength = 2 * math.pi / base
+    smooth = (original / wavelength - low) / (high - low)
+    blended = (1 - smooth) * base / factor + smooth * base
+    scaled = np.where(wavelength > original / low, base / factor, blended)
+    return np.where(wavelength < original / high, base, scaled), 1.0
+
+
+def _yarn(rope: RopeConfig, dim: int, positions: int, _context: int) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv 2309.00071): interpolation by parts, and a temperature on the attention in the tables."""
+    original = _number(rope, "original_max_position_embeddings", positions)
+    factor = _number(rope, "factor", positions / original)
+    base = _base_frequencies(rope.theta, dim)
+    low = _correction_dim(_number(rope, "beta_fast", 32.0), dim, rope.theta, original)
+    high = _correction_dim(_number(rope, "beta_slow", 1.0), dim, rope.theta, original)
+    if rope.parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # an empty ramp is a step; one whose ends crossed when they were clamped divides by a negative width, as published
+    width = high - low if high != low else 0.001
+    ramp = np.clip((np.arange(dim // 2) - low) / width, 0, 1)
+    frequencies = base / factor * ramp + base * (1 - ramp)
+    if "attention_factor" in rope.parameters:
+        return frequencies, _number(rope, "attention_factor")
+    mscale, all_dim = _number(rope, "mscale", 0.0), _number(rope, "mscale_all_dim", 0.0)
+    if mscale and all_dim:
+        return frequencies, _yarn_mscale(factor, mscale) / _yarn_mscale(factor, all_dim)
+    return frequencies, _yarn_mscale(factor, 1.0)
+
+
+def _longrope(rope: RopeConfig, dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
+    """LongRoPE (arXiv 2402.13753): a searched factor per frequency, one list below and one above the trained length."""
+    original = _number(rope, "original_max_position_embeddings", positions)
+    factor = _number(rope, "factor", positions / original)
+    key = "long_factor" if context > original else "short_factor"
+    factors = np.asarray(rope.parameters[key], dtype=np.float64)
+    if factors.shape != (dim // 2,):
+        raise Unsupported(f"rope {key}", found=f"{factors.size} values", fix=f"head size {dim} needs {dim // 2}")
+    frequencies = _base_frequencies(rope.theta, dim) / factors
+    if "attention_factor" in rope.parameters:
+        return frequencies, _number(rope, "attention_factor")
+    if factor <= 1:
+        return frequencies, 1.0
+    if original == 1:
+        raise Unsupported(
+            "rope type 'longrope'",
+            found="original_max_position_embeddings = 1, for which its formula has no value",
+            fix="attention_factor in config.json",
+        )
+    return frequencies, math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _correction_dim(rotations: float, dim: int, theta: float, positions: float) -> float:
+    return dim * math.log(positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _number(rope: RopeConfig, key: str, default: float | None = None) -> float:
+    value = rope.parameters.get(key, default)
+    if value is None:
+        value = default
+    if not isinstance(value, int | float):
+        raise Unsupported(
+            f"rope type {rope.type!r}", found=f"{key} = {value!r}", fix=f"a config with a number for {key}"
+        )
+    return float(value)
+
+
+_TYPES: dict[str, Callable[[RopeConfig, int, int, int], tuple[np.ndarray, float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}

@@ -1,0 +1,269 @@
+"""The operators of domain `llmc`: each is its definition, an ONNX function body that ONNX Runtime executes.
+
+Dimension letters: B batch, S new tokens, T = B*S, R rows wanted, C cache capacity, H hidden, A heads, K kv heads, D
+head size, I intermediate, V vocabulary; N and K are also a linear's output and input size. Shapes are written [B,S,H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from ..quantize import FORMATS
+from ..quantize.format import Format
+
+DOMAIN = "llmc"
+DENSE = "f32"
+
+# x [B,S,H], rows [R] indices into the T tokens -> [R,H]
+_SELECT_ROWS = """
+SelectRows (x, rows) => (y) {
+  last = Shape <start = -1> (x)
+  minus = Constant <value_ints = [-1]> ()
+  flat = Concat <axis = 0> (minus, last)
+  tokens = Reshape (x, flat)
+  y = Gather <axis = 0> (tokens, rows)
+}"""
+
+# input_ids [B,S], past_lengths [B] int32 -> positions [B,S] int64
+_POSITIONS = """
+Positions (input_ids, past_lengths) => (y) {
+  size = Shape <start = 1, end = 2> (input_ids)
+  none = Constant <value_ints = [0]> ()
+  axis = Constant <value_ints = [1]> ()
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  stop = Squeeze (size, none)
+  steps = Range (zero, stop, one)
+  past = Cast <to = 7> (past_lengths)
+  column = Unsqueeze (past, axis)
+  y = Add (column, steps)
+}"""
+
+# q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past
+_CACHED_ATTENTION = """
+CachedAttention <heads, kv_heads, head_dim, scale>
+  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {
+  zeros = Constant <value_ints = [0, 0]> ()
+  minus = Constant <value_ints = [-1]> ()
+  size = Constant <value_int: int = @head_dim> ()
+  none = Constant <value_ints = [0]> ()
+  size1 = Unsqueeze (size, none)
+  split = Concat <axis = 0> (zeros, minus, size1)
+  q4 = Reshape (q, split)
+  k4 = Reshape (k, split)
+  v4 = Reshape (v, split)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  past = Cast <to = 7> (past_lengths)
+  present_key = TensorScatter <axis = -2> (past_key, kt, past)
+  present_value = TensorScatter <axis = -2> (past_value, vt, past)
+  new = Shape <start = 1, end = 2> (q)
+  total = Add (past, new)
+  a = Attention <is_causal = 1, scale: float = @scale> (qt, present_key, present_value, , , , total)
+  at = Transpose <perm = [0, 2, 1, 3]> (a)
+  joined = Concat <axis = 0> (zeros, minus)
+  y = Reshape (at, joined)
+}"""
+
+# x r [...,H], weight [H] -> RMSNorm(x + r) * weight, x + r
+_ADD_RMS_NORM = """
+AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
+  sum = Add (x, r)
+  y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (sum, weight)
+}"""
+
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "silu": ("Swish", {}),
+    "gelu": ("Gelu", {}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
+
+
+def overload_of(format_name: str, *, bias: bool = False) -> str:
+    """The overload (function variant) of `Linear` and `Embedding` for a weight format."""
+    return format_name.replace("-", "_") + ("_bias" if bias else "")
+
+
+_FORMAT_OF = {overload_of(name): name for name in FORMATS}
+
+
+def format_of(node: ir.Node) -> str:
+    """The weight format of a `Linear` or `Embedding`: a name of FORMATS, or `DENSE`."""
+    overload = node.overload.removesuffix("_bias")
+    return _FORMAT_OF.get(overload, overload)
+
+
+def has_bias(node: ir.Node) -> bool:
+    return node.overload.endswith("_bias")
+
+
+def weight_suffixes(format_name: str) -> tuple[str, ...]:
+    """The stored components a weight of this format has, in the operators' input order."""
+    if format_name == DENSE:
+        return ("weight",)
+    return tuple(component.suffix for component in FORMATS[format_name].components(128, 128))
+
+
+def functions(nodes: Iterable[ir.Node]) -> list[onnx.FunctionProto]:
+    """The definitions of all `llmc` operators among `nodes`, each once, in order of first use."""
+    keys = dict.fromkeys((node.op_type, node.overload) for node in nodes if node.domain == DOMAIN)
+    return [function(op, overload) for op, overload in keys]
+
+
+@cache
+def function(op: str, overload: str) -> onnx.FunctionProto:
+    """The definition of one operator variant."""
+    text = _BODIES[op](overload)
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : 24], overload: "{overload}">'
+    return onnx.parser.parse_function(head + text)
+
+
+def _linear_body(overload: str) -> str:
+    """x [...,K], weight in its format's components [N,K], optional bias [N] -> x Wᵀ + bias, [...,N]."""
+    biased = overload.endswith("_bias")
+    name = overload.removesuffix("_bias")
+    inputs = ["x", *_component_names(name), *(["bias"] if biased else [])]
+    tail = "product = MatMul (x, turned)\n y = Add (product, bias)" if biased else "y = MatMul (x, turned)"
+    return f"""
+Linear ({", ".join(inputs)}) => (y) {{
+  {_dense(name)}
+  turned = Transpose <perm = [1, 0]> (dense)
+  {tail}
+}}"""
+
+
+def _embedding_body(overload: str) -> str:
+    """input_ids [B,S], table in its format's components [V,H] -> [B,S,H]: rows are gathered, then decoded."""
+    names = _component_names(overload)
+    rowwise = _rowwise(overload)
+    gather = "\n  ".join(
+        f"{name} = Gather <axis = 0> (table_{name}, flat)" if name in rowwise else f"{name} = Identity (table_{name})"
+        for name in names
+    )
+    return f"""
+Embedding (input_ids, {", ".join(f"table_{name}" for name in names)}) => (y) {{
+  minus = Constant <value_ints = [-1]> ()
+  flat = Reshape (input_ids, minus)
+  {gather}
+  {_dense(overload)}
+  size = Shape (input_ids)
+  width = Constant <value_ints = [-1]> ()
+  full = Concat <axis = 0> (size, width)
+  y = Reshape (dense, full)
+}}"""
+
+
+def _gated_body(overload: str) -> str:
+    """act(gate) * up; in the merged form the last axis is gate then up, [...,2I] -> [...,I]."""
+    merged, _, activation = overload.partition("_")
+    op, attributes = ACTIVATIONS[activation]
+    options = ", ".join(f'{key} = "{value}"' for key, value in attributes.items())
+    apply = f"a = {op} {f'<{options}>' if options else ''} (gate)"
+    if merged == "merged":
+        return f"""
+GatedActivation (x) => (y) {{
+  gate, up = Split <axis = -1, num_outputs = 2> (x)
+  {apply}
+  y = Mul (a, up)
+}}"""
+    return f"GatedActivation (gate, up) => (y) {{\n {apply}\n y = Mul (a, up)\n}}"
+
+
+def _component_names(overload: str) -> tuple[str, ...]:
+    return weight_suffixes(_FORMAT_OF.get(overload, overload))
+
+
+def _rowwise(overload: str) -> set[str]:
+    if overload == DENSE:
+        return {"weight"}
+    fmt: Format = FORMATS[_FORMAT_OF[overload]]
+    return {c.suffix for c in fmt.components(384, 128) if c.shape and c.shape[0] == 384}
+
+
+def _dense(overload: str) -> str:
+    return "dense = Identity (weight)" if overload == DENSE else FORMATS[_FORMAT_OF[overload]].body
+
+
+_BODIES: dict[str, Callable[[str], str]] = {
+    "Linear": _linear_body,
+    "Embedding": _embedding_body,
+    "GatedActivation": _gated_body,
+    "SelectRows": lambda _: _SELECT_ROWS,
+    "Positions": lambda _: _POSITIONS,
+    "CachedAttention": lambda _: _CACHED_ATTENTION,
+    "AddRMSNorm": lambda _: _ADD_RMS_NORM,
+}
+OPERATORS = frozenset(_BODIES)
+
+
+# --- types and shapes of results: so that every value of a logical graph can be checked and cut at ---
+
+
+def infer(node: ir.Node) -> None:
+    """Type the results of a node, where llmc knows the operator; other nodes take the types of what they replace."""
+    rule = _INFER.get((node.domain, node.op_type))
+    if rule is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        return
+    for value, (dtype, shape) in zip(node.outputs, rule(node), strict=True):
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+
+
+Typed = list[tuple[ir.DataType, list]]
+
+
+def _dims(value: ir.Value | None) -> list:
+    assert value is not None and value.shape is not None, f"no shape for {value}"
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def _float(*shapes: list) -> Typed:
+    return [(ir.DataType.FLOAT, shape) for shape in shapes]
+
+
+def _like_first(node: ir.Node) -> Typed:
+    assert node.inputs[0] is not None and node.inputs[0].dtype is not None
+    return [(node.inputs[0].dtype, _dims(node.inputs[0]))]
+
+
+def _linear_type(node: ir.Node) -> Typed:
+    return _float([*_dims(node.inputs[0])[:-1], _dims(node.inputs[1])[0]])
+
+
+def _embedding_type(node: ir.Node) -> Typed:
+    stored = _dims(node.inputs[1])[1]
+    if node.overload != DENSE:
+        stored = stored * 128 // FORMATS[_FORMAT_OF[node.overload]].components(128, 128)[0].shape[1]
+    return _float([*_dims(node.inputs[0]), stored])
+
+
+def _attention_type(node: ir.Node) -> Typed:
+    return _float(_dims(node.inputs[0]), _dims(node.inputs[3]), _dims(node.inputs[4]))
+
+
+def _gated_type(node: ir.Node) -> Typed:
+    shape = _dims(node.inputs[0])
+    return _float([*shape[:-1], shape[-1] // 2] if len(node.inputs) == 1 else shape)
+
+
+_INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
+    (DOMAIN, "Linear"): _linear_type,
+    (DOMAIN, "Embedding"): _embedding_type,
+    (DOMAIN, "Positions"): lambda n: [(ir.DataType.INT64, _dims(n.inputs[0]))],
+    (DOMAIN, "CachedAttention"): _attention_type,
+    (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
+    (DOMAIN, "GatedActivation"): _gated_type,
+    (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
+    ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
+    ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),
+    ("", "Add"): _like_first,
+    ("", "Mul"): _like_first,
+    **{("", op): _like_first for op, _ in ACTIVATIONS.values()},
+}

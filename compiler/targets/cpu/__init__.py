@@ -1,0 +1,21 @@
+"""The cpu target: an ONNX model of stock ONNX Runtime kernels that runs on any machine."""
+
+from __future__ import annotations
+
+from ....passes.manager import Phase
+from ....passes.simplify import Simplify
+from ....runtime.onnx_scan import CPU_OPERATORS
+from ...verify import LOGICAL
+from .emit import emit
+from .legalize import RULES
+
+__all__ = ["MERGE_GATED", "SUMMARY", "emit", "legalize"]
+
+MERGE_GATED = False
+"""Splitting the merged result costs more than the second product saves (docs/performance.md)."""
+SUMMARY = "ONNX Runtime on any CPU"
+
+
+def legalize() -> Phase:
+    """Every logical operator becomes a kernel of the runtime's list; equal helper nodes become one."""
+    return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS, during=LOGICAL)

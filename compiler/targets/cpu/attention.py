@@ -1,0 +1,148 @@
+"""Cached attention to ONNX Runtime's CPU kernels: GroupQueryAttention where it can, standard operators elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ....passes.rule import Match, Op, Patterns, Rule, require
+from ...graph import Builder, Graph, attribute
+
+_ATTENTION = (
+    "(int64[1,3] ids, int32[1] past, float[1,3,32] q, float[1,3,16] k, float[1,3,16] v, float[1,1,4,16] pk, "
+    "float[1,1,4,16] pv, float[6,8] C, float[6,8] S) => (float[1,3,32] y, float[1,1,4,16] nk, float[1,1,4,16] nv) "
+    "{ p = llmc.Positions(ids, past) qr = RotaryEmbedding<num_heads=2>(q, C, S, p) "
+    "kr = RotaryEmbedding<num_heads=1>(k, C, S, p) y, nk, nv = llmc.CachedAttention"
+    "<heads=2, kv_heads=1, head_dim=16, scale=0.25>(qr, kr, v, pk, pv, past) }"
+)
+_MERGED_ATTENTION = (
+    "(int64[1,3] ids, int32[1] past, float[1,3,64] x, float[1,1,4,16] pk, "
+    "float[1,1,4,16] pv, float[6,8] C, float[6,8] S) => (float[1,3,32] y, float[1,1,4,16] nk, float[1,1,4,16] nv) "
+    "{ sizes = Constant<value_ints=[32,16,16]>() q, k, v = Split<axis=-1>(x, sizes) p = llmc.Positions(ids, past) "
+    "qr = RotaryEmbedding<num_heads=2>(q, C, S, p) kr = RotaryEmbedding<num_heads=1>(k, C, S, p) "
+    "y, nk, nv = llmc.CachedAttention<heads=2, kv_heads=1, head_dim=16, scale=0.25>(qr, kr, v, pk, pv, past) }"
+)
+
+
+def _with_head(size: int) -> str:
+    text = _ATTENTION.replace("int32", "int").replace(",8]", f",{size // 2}]").replace("32", str(2 * size))
+    return text.replace("16", str(size)).replace("int[", "int32[")
+
+
+class RopeAttentionToGroupQuery(Rule):
+    """Cached attention with rope is GroupQueryAttention, which rotates q and k and writes the cache in place."""
+
+    shared_inner = True
+    fires = (_ATTENTION, _MERGED_ATTENTION)
+    refuses = {
+        "the rope is interleaved": _ATTENTION.replace("num_heads=2", "num_heads=2, interleaved=1"),
+        "the head size is no multiple of 16": _with_head(24),
+    }
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        q = p.RotaryEmbedding("q", "cos", "sin", "positions").named("rope_q")
+        k = p.RotaryEmbedding("k", "cos", "sin", "positions").named("rope_k")
+        root = p.llmc.CachedAttention(q, k, "v", "past_key", "past_value", "past").named("attention")
+        return root, root.out(1), root.out(2)
+
+    def check(self, graph: Graph, m: Match) -> None:
+        for node in (m.rope_q, m.rope_k):
+            require(not attribute(node, "interleaved", 0), "the rope is interleaved")
+        producer = m.positions.producer()
+        require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
+        require(attribute(m.attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        packed = _packed(m)
+        qkv = (packed, None, None) if packed is not None else (m.q, m.k, m.v)
+        return _group_query(g, m, qkv, m.cos, m.sin)
+
+
+class AttentionToGroupQuery(Rule):
+    """Cached attention whose rope the kernel does not know: rope stays an operator of its own."""
+
+    fires = (_with_head(24),)
+    refuses = {"the head size is no multiple of 8": _with_head(20)}
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
+        return root, root.out(1), root.out(2)
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(attribute(m.attention, "head_dim") % 8 == 0, "the head size is no multiple of 8")
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        return _group_query(g, m, (m.q, m.k, m.v))
+
+
+class AttentionToStandard(Rule):
+    """Cached attention of any head size is the standard Attention over a cache that TensorScatter updates."""
+
+    fires = (_with_head(20),)
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
+        return root, root.out(1), root.out(2)
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        split = g.ints(0, 0, -1, attribute(m.attention, "head_dim"))
+        q, k, v = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (m.q, m.k, m.v))
+        past = g("Cast", m.past, to=int(ir.DataType.INT64))
+        key, value = (
+            g("TensorScatter", cache, new, past, axis=-2) for cache, new in ((m.past_key, k), (m.past_value, v))
+        )
+        total = g("Add", past, g("Shape", m.q, start=1, end=2))
+        scale = attribute(m.attention, "scale")
+        y = g("Attention", q, key, value, None, None, None, total, is_causal=1, scale=scale)
+        return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1)), key, value
+
+
+def _group_query(g: Builder, m: Match, qkv: Sequence[ir.Value | None], *rope: ir.Value) -> Sequence[ir.Value]:
+    """GroupQueryAttention counts by the last position (total - 1 per row) and the longest row's total, both int32."""
+    query = qkv[0]
+    assert query is not None
+    new = g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32))
+    total = g("Add", m.past, new)
+    one = g("Cast", g.ints(1), to=int(ir.DataType.INT32))
+    return g.ms(
+        "GroupQueryAttention",
+        *(*qkv, m.past_key, m.past_value, g("Sub", total, one), g("ReduceMax", total, keepdims=0), *rope),
+        outputs=3,
+        num_heads=attribute(m.attention, "heads"),
+        kv_num_heads=attribute(m.attention, "kv_heads"),
+        scale=attribute(m.attention, "scale"),
+        do_rotary=int(bool(rope)),
+        rotary_interleaved=0,
+    )
+
+
+def _packed(m: Match) -> ir.Value | None:
+    """The merged projection, if q, k and v are exactly its parts in order."""
+    split = m.q.producer()
+    if split is None or split.op_type != "Split" or list(split.outputs) != [m.q, m.k, m.v]:
+        return None
+    return split.inputs[0]
+
+
+class PositionsToRange(Rule):
+    """Positions are the cached length plus 0, 1, ... S-1."""
+
+    fires = ("(int64[1,3] ids, int32[1] past) => (int64[1,3] y) { y = llmc.Positions(ids, past) }",)
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.Positions("ids", "past")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        size = g("Squeeze", g("Shape", m.ids, start=1, end=2), g.ints(0))
+        steps = g("Range", g("Constant", value_int=0), size, g("Constant", value_int=1))
+        past = g("Cast", m.past, to=int(ir.DataType.INT64))
+        return g("Add", g("Unsqueeze", past, g.ints(1)), steps)
+
+
+ATTENTION_RULES: tuple[Rule, ...] = (
+    RopeAttentionToGroupQuery(),
+    AttentionToGroupQuery(),
+    AttentionToStandard(),
+    PositionsToRange(),
+)

@@ -1,0 +1,299 @@
+"""Logical operators to ONNX Runtime's CPU kernels: one rule per operator, fp32 activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ....passes.rule import Match, Op, Patterns, Rule, require
+from ....runtime.bind import E2M1ToNbits8, Expr, Reshape, Stored, Times, ToF32
+from ... import ops
+from ...graph import Builder, Graph, attribute
+from .attention import ATTENTION_RULES
+
+
+@dataclass(frozen=True)
+class Nbits:
+    """How a format is laid out for MatMulNBits and GatherBlockQuantized: codes of `bits`, one scale per `block`."""
+
+    bits: int
+    block: int
+    doubled: bool = False
+    """E2M1 codes, held exactly as 8-bit codes of twice the value."""
+
+    @property
+    def blob(self) -> int:
+        return self.block * self.bits // 8
+
+
+NBITS = {
+    "int4": Nbits(4, 32),
+    "int4-g128": Nbits(4, 128),
+    "int8": Nbits(8, 32),
+    "int8-g128": Nbits(8, 128),
+    "nvfp4": Nbits(8, 16, doubled=True),
+    "mxfp4": Nbits(8, 32, doubled=True),
+}
+ACCURACY_LEVEL = 4
+"""int8 activations: at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
+
+
+def nbits_weights(graph: Graph, fmt: str, values: Sequence[ir.Value | None]) -> tuple[Expr, Expr]:
+    """Codes `[N, K]` or `[N, K/2]` uint8 and scales `[N, K/block]` float32 of a quantized weight."""
+    layout = NBITS[fmt]
+    exprs = [expr for value in values if (expr := graph.expr(value)) is not None]
+    codes, scale = exprs[0], exprs[1]
+    if not layout.doubled:
+        return codes, scale
+    halved: Expr = ToF32(_raw(scale), 0.5)
+    if len(exprs) == 3:
+        halved = Times(halved, Reshape(exprs[2], (1,)))
+    return E2M1ToNbits8(codes), halved
+
+
+def _raw(expr: Expr) -> Expr:
+    return expr.of if isinstance(expr, ToF32) else expr
+
+
+class LinearToNbits(Rule):
+    """A quantized linear is MatMulNBits with int8 activations."""
+
+    tolerance = 1e-2
+    fires = (
+        "(float[2,3,64] x, uint8[4,32] W, float[4,2] S) => (float[2,3,4] y) { y = llmc.Linear:int4(x, W, S) }",
+        "(float[2,3,128] x, uint8[4,128] W, float[4,1] S, float[4] B) => (float[2,3,4] y) "
+        "{ y = llmc.Linear:int8_g128_bias(x, W, S, B) }",
+        "(float[2,3,64] x, uint8[4,32] W, uint8[4,4] S, float G) => (float[2,3,4] y) "
+        "{ y = llmc.Linear:nvfp4(x, W, S, G) }",
+        "(float[2,3,64] x, uint8[4,32] W, uint8[4,2] S) => (float[2,3,4] y) { y = llmc.Linear:mxfp4(x, W, S) }",
+    )
+    refuses = {
+        "the format has no MatMulNBits layout": (
+            "(float[2,3,64] x, float[4,64] W) => (float[2,3,4] y) { y = llmc.Linear:f32(x, W) }"
+        )
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.Linear("x", "*weights").named("linear")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(ops.format_of(m.linear) in NBITS, "the format has no MatMulNBits layout")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        fmt = ops.format_of(m.linear)
+        count = len(ops.weight_suffixes(fmt))
+        codes, scale = nbits_weights(g.graph, fmt, m.weights[:count])
+        layout, (rows, blocks) = NBITS[fmt], scale.shape
+        name = m.weights[0].name
+        shaped = Reshape(codes, (rows, blocks, layout.blob))
+        return g.ms(
+            "MatMulNBits",
+            m.x,
+            g.graph.weight(f"{name}.nbits", shaped),
+            g.graph.weight(f"{name}.scales", scale),
+            *((None, None, m.weights[count]) if ops.has_bias(m.linear) else ()),
+            N=rows,
+            K=blocks * layout.block,
+            bits=layout.bits,
+            block_size=layout.block,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+
+
+class LinearToMatMul(Rule):
+    """A dense or fp8 linear is a float32 product with the weight read as it lies, [N,K]."""
+
+    fires = (
+        "(float[2,3,64] x, float[4,64] W) => (float[2,3,4] y) { y = llmc.Linear:f32(x, W) }",
+        "(float[2,3,64] x, float[4,64] W, float[4] B) => (float[2,3,4] y) { y = llmc.Linear:f32_bias(x, W, B) }",
+        "(float[2,3,64] x, uint8[4,64] W, float[4] S) => (float[2,3,4] y) { y = llmc.Linear:fp8(x, W, S) }",
+    )
+    refuses = {
+        "the format has no float32 form": (
+            "(float[2,3,64] x, uint8[4,32] W, float[4,2] S) => (float[2,3,4] y) { y = llmc.Linear:int4(x, W, S) }"
+        )
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.Linear("x", "*weights").named("linear")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(ops.format_of(m.linear) in (ops.DENSE, "fp8"), "the format has no float32 form")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        weight = wide_weight(g, ops.format_of(m.linear), m.weights)
+        product = g.ms("FusedMatMul", m.x, weight, transA=0, transB=1)
+        if not ops.has_bias(m.linear):
+            return product
+        product.type = m.linear.outputs[0].type
+        return g("Add", product, m.weights[-1])
+
+
+def wide_weight(g: Builder, fmt: str, values: Sequence[ir.Value | None]) -> ir.Value:
+    """The weight as a float32 input [N,K]."""
+    first = values[0]
+    assert first is not None
+    if fmt == ops.DENSE:
+        return first
+    codes, scale = g.graph.expr(first), g.graph.expr(values[1])
+    assert codes is not None and scale is not None
+    return g.graph.weight(f"{first.name}.f32", Times(ToF32(codes), scale))
+
+
+class EmbeddingToGather(Rule):
+    """Rows of the table, widened after they are gathered; block-quantized tables are read in the head's bytes."""
+
+    fires = (
+        "(int64[2,3] ids, float[8,64] T) => (float[2,3,64] y) { y = llmc.Embedding:f32(ids, T) }",
+        "(int64[2,3] ids, uint8[8,32] T, float[8,2] S) => (float[2,3,64] y) { y = llmc.Embedding:int4(ids, T, S) }",
+        "(int64[2,3] ids, uint8[8,64] T, float[8,2] S) => (float[2,3,64] y) { y = llmc.Embedding:int8(ids, T, S) }",
+        "(int64[2,3] ids, uint8[8,32] T, uint8[8,4] S, float G) => (float[2,3,64] y) "
+        "{ y = llmc.Embedding:nvfp4(ids, T, S, G) }",
+        "(int64[2,3] ids, uint8[8,64] T, float[8] S) => (float[2,3,64] y) { y = llmc.Embedding:fp8(ids, T, S) }",
+    )
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.Embedding("ids", "*table").named("embedding")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        fmt = ops.format_of(m.embedding)
+        if fmt in NBITS:
+            codes, scale = nbits_weights(g.graph, fmt, m.table)
+            layout, name = NBITS[fmt], m.table[0].name
+            rows, blocks = scale.shape
+            return g.ms(
+                "GatherBlockQuantized",
+                g.graph.weight(f"{name}.table", Reshape(codes, (rows, blocks * layout.blob))),
+                m.ids,
+                g.graph.weight(f"{name}.scales", scale),
+                bits=layout.bits,
+                block_size=layout.block,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        expr = g.graph.expr(m.table[0])
+        if fmt == ops.DENSE and isinstance(expr, ToF32) and isinstance(expr.of, Stored):
+            narrow = g.graph.weight(f"{m.table[0].name}.{expr.of.dtype.lower()}", expr.of)
+            return g("Cast", g("Gather", narrow, m.ids, axis=0), to=int(ir.DataType.FLOAT))
+        return g("Gather", wide_weight(g, fmt, m.table), m.ids, axis=0)
+
+
+class AddNormToSkipNorm(Rule):
+    """AddRMSNorm is SkipSimplifiedLayerNormalization, whose fourth result is the sum."""
+
+    fires = (
+        "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y, float[2,3,4] s) "
+        "{ y, s = llmc.AddRMSNorm<epsilon=0.00001>(x, r, W) }",
+    )
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        root = p.llmc.AddRMSNorm("x", "r", "weight").named("norm")
+        return root, root.out(1)
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        normed, mean, deviation, total = g.ms(
+            "SkipSimplifiedLayerNormalization",
+            *(m.x, m.r, m.weight),
+            outputs=4,
+            epsilon=attribute(m.norm, "epsilon"),
+        )
+        mean.name = deviation.name = ""
+        return normed, total
+
+
+class NormToSimplified(Rule):
+    """RMSNormalization over the last axis is ONNX Runtime's SimplifiedLayerNormalization."""
+
+    fires = ("(float[2,3,4] x, float[4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=-1, epsilon=0.001>(x, W) }",)
+    refuses = {
+        "the norm is not over the last axis": (
+            "(float[2,3,4] x, float[3,4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=1>(x, W) }"
+        )
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.RMSNormalization("x", "weight").named("norm")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(attribute(m.norm, "axis", -1) == -1, "the norm is not over the last axis")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        epsilon = attribute(m.norm, "epsilon", 1e-5)
+        return g("SimplifiedLayerNormalization", m.x, m.weight, axis=-1, epsilon=epsilon, stash_type=1)
+
+
+class GatedToElementwise(Rule):
+    """The gated activation is its activation and a product; SiLU is QuickGelu with slope 1."""
+
+    fires = (
+        "(float[2,3,8] x) => (float[2,3,4] y) { y = llmc.GatedActivation:merged_silu(x) }",
+        "(float[2,3,4] g, float[2,3,4] u) => (float[2,3,4] y) "
+        "{ y = llmc.GatedActivation:pair_gelu_pytorch_tanh(g, u) }",
+    )
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.GatedActivation("*inputs").named("gated")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        form, _, activation = m.gated.overload.partition("_")
+        inputs = m.inputs
+        if form == "merged":
+            inputs = g("Split", inputs[0], axis=-1, num_outputs=2, outputs=2)
+            for value in inputs:
+                value.type = m.gated.outputs[0].type
+                value.shape = m.gated.outputs[0].shape
+        return g("Mul", _activate(g, activation, inputs[0]), inputs[1])
+
+
+class SwishToQuickGelu(Rule):
+    """SiLU outside a gated activation."""
+
+    fires = ("(float[2,3,4] x) => (float[2,3,4] y) { y = Swish(x) }",)
+    refuses = {
+        "Swish has another slope than 1": "(float[2,3,4] x) => (float[2,3,4] y) { y = Swish<alpha=2.0>(x) }",
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.Swish("x").named("swish")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(attribute(m.swish, "alpha", 1.0) == 1.0, "Swish has another slope than 1")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        return _activate(g, "silu", m.x)
+
+
+def _activate(g: Builder, activation: str, x: ir.Value) -> ir.Value:
+    if activation == "silu":
+        y = g.ms("QuickGelu", x, alpha=1.0)
+        y.type, y.shape = x.type, x.shape
+        return y
+    op, attributes = ops.ACTIVATIONS[activation]
+    return g(op, x, **attributes)
+
+
+class SelectRowsToGather(Rule):
+    """SelectRows is Gather over the flattened tokens."""
+
+    fires = ("(float[2,3,4] x, int64[2] rows) => (float[2,4] y) { y = llmc.SelectRows(x, rows) }",)
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.SelectRows("x", "rows")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        return g("Gather", g("Reshape", m.x, g.ints(-1, int(m.x.shape[-1]))), m.rows, axis=0)
+
+
+RULES: tuple[Rule, ...] = (
+    *ATTENTION_RULES,
+    EmbeddingToGather(),
+    LinearToNbits(),
+    LinearToMatMul(),
+    AddNormToSkipNorm(),
+    NormToSimplified(),
+    GatedToElementwise(),
+    SwishToQuickGelu(),
+    SelectRowsToGather(),
+)

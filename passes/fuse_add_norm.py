@@ -1,0 +1,40 @@
+"""Residual add and norm in one operator: the residual stream is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ..compiler.graph import Builder, Graph, attribute, dims
+from .rule import Match, Op, Patterns, Rule, require
+
+
+class FuseAddNorm(Rule):
+    """RMSNorm(x + r), x + r = AddRMSNorm(x, r)."""
+
+    fires = (
+        "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y, float[2,3,4] z) "
+        "{ s = Add(x, r) y = RMSNormalization<axis=-1, epsilon=0.00001>(s, W) z = Swish(s) }",
+    )
+    refuses = {
+        "the add broadcasts": "(float[2,3,4] x, float[4] r, float[4] W) => (float[2,3,4] y) "
+        "{ s = Add(x, r) y = RMSNormalization<axis=-1>(s, W) }",
+        "want Add, found an input": "(float[2,3,4] x, float[4] W) => (float[2,3,4] y) "
+        "{ y = RMSNormalization<axis=-1>(x, W) }",
+        "the norm is not over the last axis": "(float[2,3,4] x, float[2,3,4] r, float[3,4] W) => (float[2,3,4] y) "
+        "{ s = Add(x, r) y = RMSNormalization<axis=1>(s, W) }",
+    }
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        total = p.Add("x", "r").named("sum")
+        return p.RMSNormalization(total, "weight").named("norm"), total
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(m.x.shape is not None and m.x.shape == m.r.shape, "the add broadcasts")
+        axis = attribute(m.norm, "axis", -1)
+        require(axis in (-1, len(dims(m.x)) - 1), "the norm is not over the last axis")
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        epsilon = attribute(m.norm, "epsilon", 1e-5)
+        return g.llmc("AddRMSNorm", m.x, m.r, m.weight, outputs=2, epsilon=epsilon)

@@ -1,0 +1,77 @@
+"""The gated activation of an MLP as one operator: act(gate) * up, also straight from the merged linear."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ..compiler.graph import Builder, Graph
+from ..compiler.ops import ACTIVATIONS
+from .rule import Match, Op, Patterns, Rule, require
+
+_TYPES = tuple(dict.fromkeys(op for op, _ in ACTIVATIONS.values()))
+
+
+def _activation(node: ir.Node) -> str:
+    """The table's name for an activation node, or "" if it is a variant the table lacks."""
+    variant = {name: attr.value for name, attr in node.attributes.items() if (name, attr.value) not in _DEFAULTS}
+    found = [name for name, entry in ACTIVATIONS.items() if entry == (node.op_type, variant)]
+    return found[0] if found else ""
+
+
+_DEFAULTS = {("alpha", 1.0), ("approximate", "none")}
+
+
+class FuseMergedGated(Rule):
+    """act(a) * b with [a, b] = split(x) is GatedActivation(x)."""
+
+    fires = (
+        "(float[2,3,8] x) => (float[2,3,4] y) { a, b = Split<axis=-1, num_outputs=2>(x) s = Swish(a) y = Mul(s, b) }",
+        "(float[2,3,8] x) => (float[2,3,4] y) "
+        '{ a, b = Split<axis=-1, num_outputs=2>(x) s = Gelu<approximate="tanh">(a) y = Mul(b, s) }',
+    )
+    refuses = {
+        "want result 0 of Split, found result 1": "(float[2,3,8] x) => (float[2,3,4] y) "
+        "{ a, b = Split<axis=-1, num_outputs=2>(x) s = Swish(b) y = Mul(s, a) }",
+        "the result of Split is an output of the graph": "(float[2,3,12] x) => (float[2,3,4] y, float[2,3,4] c) "
+        "{ a, b, c = Split<axis=-1, num_outputs=3>(x) s = Swish(a) y = Mul(s, b) }",
+        "the split is not in two halves": "(float[2,3,12] x) => (float[2,3,4] y) "
+        "{ a, b, c = Split<axis=-1, num_outputs=3>(x) s = Swish(a) y = Mul(s, b) }",
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        split = p.Split("x", "*sizes").named("split")
+        return p.Mul(p.one_of(_TYPES, split.out(0)).named("act"), split.out(1))
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(_activation(m.act), f"no {m.act.op_type} of this kind is in the table")
+        halves = {str(value.shape[-1]) for value in m.split.outputs if value.shape is not None}
+        require(len(m.split.outputs) == 2 and len(halves) <= 1, "the split is not in two halves")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        return g.llmc("GatedActivation", m.x, overload=f"merged_{_activation(m.act)}")
+
+
+class FuseGated(Rule):
+    """act(gate) * up is GatedActivation(gate, up)."""
+
+    fires = ("(float[2,3,4] gate, float[2,3,4] up) => (float[2,3,4] y) { s = Swish(gate) y = Mul(up, s) }",)
+    refuses = {
+        "the product broadcasts": "(float[2,3,4] gate, float[4] up) => (float[2,3,4] y) "
+        "{ s = Swish(gate) y = Mul(s, up) }",
+        "no Swish of this kind is in the table": "(float[2,3,4] gate, float[2,3,4] up) => (float[2,3,4] y) "
+        "{ s = Swish<alpha=1.7>(gate) y = Mul(s, up) }",
+        "the result of Swish is an output of the graph": "(float[2,3,4] g, float[2,3,4] up) => "
+        "(float[2,3,4] y, float[2,3,4] s) { s = Swish(g) y = Mul(s, up) }",
+        "the result of Swish is read outside the pattern": "(float[2,3,4] g, float[2,3,4] up) => "
+        "(float[2,3,4] y, float[2,3,4] z) { s = Swish(g) y = Mul(s, up) z = Relu(s) }",
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.Mul(p.one_of(_TYPES, "gate").named("act"), "up")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(_activation(m.act), f"no {m.act.op_type} of this kind is in the table")
+        require(m.gate.shape is not None and m.gate.shape == m.up.shape, "the product broadcasts")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        return g.llmc("GatedActivation", m.gate, m.up, overload=f"pair_{_activation(m.act)}")

@@ -1,0 +1,97 @@
+"""Put the recipe's weight formats on linears (and on the embedding a quantized head is tied to)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..compiler import ops
+from ..compiler.graph import MODULE, Canonical, Graph, Quantized
+from ..quantize import FORMATS
+from ..runtime.bind import Expr, Stored, ToF32, stored
+from ..runtime.errors import Unsupported
+from .rule import Miss, Outcome, Pass, take_over
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """A linear's weight becomes codes and scales; what reads the same stored tensor follows it."""
+
+    format_of: Callable[[str], str]
+    """Module name to format name, or "none"."""
+
+    def run(self, graph: Graph) -> Outcome:
+        outcome = Outcome()
+        shares = _groups(graph, self.format_of)
+        for node in [n for n in graph.nodes if (n.domain, n.op_type) == (ops.DOMAIN, "Linear")]:
+            module = node.metadata_props.get(MODULE, "")
+            chosen = self.format_of(module)
+            if ops.format_of(node) != ops.DENSE:
+                continue
+            if chosen == "none":
+                outcome.note(Miss(f"{module} stays as it is"), node)
+                continue
+            tensor = _tensor(graph, node.inputs[1])
+            del graph.canonical[tensor.name]  # its name is the codes' from here on
+            for user in [n for n, _ in node.inputs[1].uses()]:  # type: ignore[union-attr]
+                _quantize(graph, user, tensor, chosen, shares.get(tensor.name, (tensor.name,)))
+            outcome.fired += 1
+        if outcome.fired:
+            graph.remove_dead()
+        return outcome
+
+
+def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
+    """Tensor to the tensors of all linears with its input and format: they may be merged, so they share a global scale
+    and lie next to each other."""
+    groups: dict[tuple[ir.Value | None, str], list[str]] = {}
+    for node in graph.nodes:
+        if (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE):
+            key = node.inputs[0], format_of(node.metadata_props.get(MODULE, ""))
+            groups.setdefault(key, []).append(_tensor(graph, node.inputs[1]).name)
+    return {name: tuple(names) for names in groups.values() for name in names}
+
+
+def _tensor(graph: Graph, value: ir.Value | None) -> Stored:
+    expr = graph.expr(value)
+    leaves = list(stored(expr)) if expr is not None else []
+    if len(leaves) != 1:
+        raise ValueError(f"weight {value} is not one stored tensor")
+    return leaves[0]
+
+
+def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tuple[str, ...]) -> None:
+    fmt = FORMATS[name]
+    rows, columns = tensor.shape
+    reason = fmt.check(rows, columns)
+    if reason:
+        module = tensor.name.removesuffix(".weight")
+        raise Unsupported(f"format {name} for {module}", found=reason, fix=f"a recipe rule with `{module}: none`")
+    values = []
+    stem = tensor.name.removesuffix("weight")
+    for component in fmt.components(rows, columns):
+        canonical = Canonical(
+            f"{stem}{component.suffix}",
+            component.dtype,
+            component.shape,
+            Quantized(name, tensor.name, component.suffix, shares),
+            group=f"{shares[0]}/{component.suffix}",
+        )
+        promise = as_input(graph.store(canonical))
+        values.append(graph.weight(f"{canonical.name}.{name}", promise))
+    b = graph.build(node.metadata_props["block"], before=node)
+    bias = (node.inputs[2],) if ops.has_bias(node) else ()
+    new = b.llmc(
+        node.op_type,
+        *(node.inputs[0], *values, *bias),
+        overload=ops.overload_of(name, bias=bool(bias)),
+        name=node.metadata_props.get(MODULE, ""),
+    )
+    take_over(node.outputs[0], new)
+
+
+def as_input(tensor: Stored) -> Expr:
+    """What a function body reads: bf16 and fp16 widened, fp8 and e8m0 as their bytes."""
+    return ToF32(tensor) if tensor.dtype in ("BF16", "F16") else tensor

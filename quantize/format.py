@@ -1,0 +1,212 @@
+"""A weight format as a value: what it stores, how numbers become bytes and back, and the ONNX text that defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..runtime.errors import CheckpointError, Unsupported
+from ..runtime.numbers import RAW_DTYPE
+from .chunks import each_chunk, result
+
+SMALLEST_SCALE = 2.0**-100
+"""No stored scale is smaller in magnitude. So none is zero, their products stay normal float32 numbers, and a block of
+zeros needs no special case; weights below about this size are stored as zero."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One tensor a quantized weight is stored as: `X.<suffix>`, its safetensors dtype and shape."""
+
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one stored tensor follows the weight's logical [N, K]: `axes` is "nk", "n" or "" (one number per tensor)."""
+
+    suffix: str
+    dtype: str
+    axes: str
+    step: int = 1  # weights along K per stored element
+
+    def shape(self, n: int, k: int) -> tuple[int, ...]:
+        return {"nk": (n, k // self.step), "n": (n,), "": ()}[self.axes]
+
+
+UNPACK_PAIRS = """
+four = Constant <value = uint8 {4}> ()
+fifteen = Constant <value = uint8 {15}> ()
+last_axis = Constant <value = int64[1] {-1}> ()
+rows_by_rest = Constant <value = int64[2] {0, -1}> ()
+low = BitwiseAnd (weight, fifteen)
+high = BitShift <direction = "RIGHT"> (weight, four)
+low_column = Unsqueeze (low, last_axis)
+high_column = Unsqueeze (high, last_axis)
+pairs = Concat <axis = -1> (low_column, high_column)
+codes = Reshape (pairs, rows_by_rest)
+"""
+"""ONNX text: packed `weight` [N, K/2], low nibble first, to `codes` uint8 [N, K]."""
+
+Parts = Mapping[str, np.ndarray]
+"""Raw arrays by suffix (numbers.RAW_DTYPE), of a whole weight or of a chunk of its rows."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store a weight [N, K] in few bits.
+
+    `error_bound` bounds |w - dequantized| relative to the largest |w| of the block (of the row where `block` is None).
+    `shares_scale`: there is one scale for the tensor, which linears that will be merged must have in common.
+    `body`: lines of an ONNX function (opset 24) that compute `dense` float32 [N, K] from inputs named as the suffixes;
+    codes, E4M3 and E8M0 are given as uint8 bits, BF16 scales as float32.
+    """
+
+    name: str
+    summary: str
+    block: int | None
+    stored: tuple[Stored, ...]
+    error_bound: float
+    body: str
+    encode: Callable[[torch.Tensor, float], dict[str, np.ndarray]]
+    decode: Callable[[Parts], np.ndarray]
+    shares_scale: bool = False
+
+    def components(self, n: int, k: int) -> tuple[Component, ...]:
+        """The tensors that hold a weight [n, k]."""
+        return tuple(Component(part.suffix, part.dtype, part.shape(n, k)) for part in self.stored)
+
+    def bits_per_weight(self, n: int, k: int) -> float:
+        """Stored bits, scales included, per weight of an [n, k] weight."""
+        parts = self.components(n, k)
+        return sum(8 * RAW_DTYPE[part.dtype].itemsize * int(np.prod(part.shape)) for part in parts) / (n * k)
+
+    def check(self, n: int, k: int) -> str:
+        """Why a weight [n, k] cannot have this format, or ""."""
+        if n < 1 or k < 1:
+            return f"a weight [{n}, {k}] is empty"
+        if self.block and k % self.block:
+            return f"K = {k} is not a multiple of the block of {self.block}"
+        return ""
+
+    def quantize(self, w: torch.Tensor, amax: float | None = None) -> dict[str, np.ndarray]:
+        """Raw arrays of rows of a weight: `w` [rows, K] bf16, fp16 or fp32, any chunk of rows of the tensor.
+
+        `amax` is the largest magnitude of the whole merge group, for a format that `shares_scale` (default: of `w`).
+        The bytes of a row depend on that row and `amax` only. Raises Unsupported (shape, dtype) and CheckpointError
+        (NaN or infinity).
+        """
+        if w.ndim != 2 or w.dtype not in BITS:
+            found = f"{w.dtype} {list(w.shape)}"
+            raise Unsupported(f"quantize to {self.name}", found=found, fix="a bf16, fp16 or fp32 weight [N, K]")
+        if reason := self.check(*w.shape):
+            raise Unsupported(f"quantize to {self.name}", found=reason, fix="another format for this weight, or none")
+        if amax is None:
+            amax = require_finite(w, "weight") if self.shares_scale else 0.0
+        return self.encode(w.detach().contiguous(), amax)
+
+    def dequantize(self, parts: Parts) -> np.ndarray:
+        """float32 [rows, K] of raw arrays; rows may be a chunk of the tensor."""
+        return self.decode(parts)
+
+    def slice(self, parts: Parts, axis: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The parts of weight rows (axis 0) or columns (axis 1) start:stop, as views. Unsupported inside a block."""
+        first = self.stored[0]
+        length = parts[first.suffix].shape[axis] * (first.step if axis else 1)
+        unit = (self.block or 1) if axis else 1
+        if not 0 <= start <= stop <= length or start % unit or stop % unit:
+            asked = f"slice {'columns' if axis else 'rows'} {start}:{stop} of a {self.name} weight"
+            raise Unsupported(asked, found=f"{length} in units of {unit}", fix=f"multiples of {unit} up to {length}")
+        cut = {}
+        for part in self.stored:
+            raw = parts[part.suffix]
+            if axis == 0 and "n" in part.axes:
+                raw = raw[start:stop]
+            elif axis == 1 and "k" in part.axes:
+                raw = raw[:, start // part.step : stop // part.step]
+            cut[part.suffix] = raw
+        return cut
+
+
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+"""The integer type of the bits of each type a weight may come in."""
+
+
+def non_finite(name: str) -> CheckpointError:
+    """The error for a weight that holds NaN or infinity."""
+    return CheckpointError(
+        f"{name} has non-finite values", found="NaN or infinity", fix="a checkpoint whose weights are all finite"
+    )
+
+
+def require_finite(w: torch.Tensor, name: str) -> float:
+    """The largest magnitude of `w` (any shape; bf16, fp16, fp32). NaN or infinity: CheckpointError with that name."""
+    flat = w.detach().contiguous().view(-1, 1)
+    found = [0.0]
+
+    def worker(slices: Iterator[slice], most: int) -> None:
+        bits = torch.empty(1, most, dtype=BITS[flat.dtype])
+        for part in slices:
+            x = flat[part].view(1, -1)
+            found.append(float(largest(x, bits[:, : x.numel()], name)))
+
+    each_chunk(len(flat), 1, worker)
+    return max(found)
+
+
+def largest(x: torch.Tensor, bits: torch.Tensor, name: str = "weight") -> torch.Tensor:
+    """The largest magnitude of each row of x [m, width], float32 [m]; `bits` (BITS[x.dtype], [m, width]) becomes |x|.
+
+    Works on the bits as integers: magnitudes are ordered as their bits are, with infinity and NaN on top, and the
+    integer maximum is several times faster than that of bf16. Raises CheckpointError naming `name` for NaN or infinity.
+    """
+    torch.bitwise_and(x.view(bits.dtype), torch.iinfo(bits.dtype).max, out=bits)
+    amax = bits.amax(1).view(x.dtype).float()
+    if not float(amax.amax()) < float("inf"):
+        raise non_finite(name)
+    return amax
+
+
+def pack_pairs(codes: torch.Tensor, scratch: torch.Tensor, out: torch.Tensor) -> None:
+    """Two 4-bit codes to a byte, the even one in the low nibble: int8 [2m] -> uint8 [m]; `scratch` int16 [m]."""
+    pairs = codes.view(torch.int16)
+    torch.bitwise_right_shift(pairs, 4, out=scratch).bitwise_or_(pairs)
+    out.copy_(scratch)
+
+
+def nibble_pairs(values: np.ndarray) -> torch.Tensor:
+    """Table of a byte's two values: float64 [256], each entry really two float32 (low nibble first), of 16 values."""
+    byte = np.arange(256)
+    return torch.from_numpy(
+        np.stack([values[byte & 15], values[byte >> 4]], 1).astype(np.float32).view(np.float64)[:, 0]
+    )
+
+
+def decode_blocks(codes: np.ndarray, scales: np.ndarray, table: torch.Tensor) -> np.ndarray:
+    """table[codes] * scales: codes uint8 [rows, K/step], scales float32 [rows, K/block] -> float32 [rows, K].
+
+    `table` has 256 entries: float32 (a code a byte) or float64 (two codes a byte, see `nibble_pairs`).
+    """
+    per_byte = table.element_size() // 4
+    array, dense = result((codes.shape[0], codes.shape[1] * per_byte), np.float32)
+    flat_codes = np.ascontiguousarray(codes).reshape(-1)
+    flat_scales = torch.tensor(scales.reshape(-1))  # a copy, for torch warns about arrays it may not write
+    block = dense.numel() // len(flat_scales)
+    blocks = dense.view(-1, block)
+
+    def worker(slices: Iterator[slice], most: int) -> None:
+        index = torch.empty(most * block // per_byte, dtype=torch.int32)
+        for part in slices:
+            out = blocks[part]
+            used = index[: out.numel() // per_byte]
+            np.copyto(used.numpy(), flat_codes[part.start * block // per_byte : part.stop * block // per_byte])
+            torch.index_select(table, 0, used, out=out.view(-1).view(table.dtype))
+            out.mul_(flat_scales[part].view(-1, 1))
+
+    each_chunk(len(blocks), block, worker)
+    return array

@@ -1,0 +1,153 @@
+"""What this process may use of the machine: containers give fewer CPUs and less memory than the machine reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+UNKNOWN = sys.maxsize
+"""Bytes reported where the system does not say: planning then refuses nothing."""
+
+_BANDWIDTH_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes this process may have in all (`total`) and still get now (`available`), the cgroup's limit respected."""
+
+    total: int
+    available: int
+
+
+def cpu_count(root: Path = Path("/")) -> int:
+    """CPUs of the affinity mask, lowered to the cgroup's quota (rounded up); at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *(-(-quota // period) for quota, period in _cpu_quotas(root))]))
+
+
+def memory(root: Path = Path("/")) -> Memory:
+    """Memory of the machine, lowered to the limits of this process's cgroup and its ancestors."""
+    facts = _meminfo(root / "proc/meminfo")
+    if not facts:
+        return _memory_without_procfs()
+    total = facts["MemTotal"]
+    available = facts.get("MemAvailable", facts.get("MemFree", total))
+    for limit, used in _memory_limits(root):
+        total = min(total, limit)
+        available = min(available, max(0, limit - used))
+    return Memory(total, available)
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's marketing name, or what the platform calls it."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model") and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
+    peak = _meminfo(Path("/proc/self/status")).get("VmHWM")
+    if peak is not None:
+        return peak
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def read_bandwidth(threads: int, repeat: int = 5) -> float:
+    """Bytes per second that `threads` threads read from memory together: the best of `repeat` passes over 128 MiB."""
+    import numpy as np
+
+    data = np.ones(_BANDWIDTH_BYTES // 8, np.int64)
+    parts = np.array_split(data, threads)
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeat):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))  # a maximum is bound by memory, a sum by its additions
+            best = min(best, time.perf_counter() - start)
+    return data.nbytes / best
+
+
+def _cpu_quotas(root: Path) -> Iterator[tuple[int, int]]:
+    for folder in _cgroup_folders(root, "cpu"):
+        fields = _text(folder / "cpu.max").split()
+        if len(fields) == 2 and fields[0].isdecimal() and fields[1].isdecimal() and int(fields[1]):
+            yield int(fields[0]), int(fields[1])
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota and period:
+            yield quota, period
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, bytes used that cannot be reclaimed) of each cgroup with a limit."""
+    for folder in _cgroup_folders(root, "memory"):
+        for limit_file, used_file, cache_key in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _number(folder / limit_file), _number(folder / used_file)
+            if limit is None or used is None:
+                continue
+            fields = (line.split() for line in _text(folder / "memory.stat").splitlines())
+            reclaimable = sum(int(f[1]) for f in fields if len(f) == 2 and f[0] == cache_key and f[1].isdecimal())
+            yield limit, used - reclaimable
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup and its ancestors, for cgroup v2 and v1.
+
+    Inside a container the path in /proc/self/cgroup may be that of the host, where only the mount's root is visible:
+    folders that do not exist simply hold no limit, and the root is always among the ancestors.
+    """
+    mount = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            base = mount
+        elif controller in controllers.split(","):
+            base = mount / controller
+        else:
+            continue
+        steps = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(steps), -1, -1):
+            yield base.joinpath(*steps[:depth])
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    """The `Key: N kB` lines of a procfs file, in bytes."""
+    fields = (line.split() for line in _text(path).splitlines())
+    return {f[0].rstrip(":"): int(f[1]) * 1024 for f in fields if len(f) == 3 and f[2] == "kB" and f[1].isdecimal()}
+
+
+def _memory_without_procfs() -> Memory:
+    if sys.platform == "win32":
+        return Memory(UNKNOWN, UNKNOWN)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Memory(total, total)
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    """The file's text; "" where the system has no such file or does not let us read it."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,130 @@
+"""The golden probe: fixed ids in, the oracle's top logits out; replaying it proves an engine on this very machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .engine_file import EngineFile
+from .errors import EngineError
+from .manifest import MEASURED
+from .strict_json import loads
+
+IDS = 32
+POSITIONS = 8
+TOP = 8
+DIGITS = 4
+"""Logits are rounded to this many decimals, so that the section does not carry noise of the last bits."""
+_LARGEST = 1e30
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Token ids, and per position of the last `POSITIONS` the oracle's largest logits as (id, logit)."""
+
+    ids: tuple[int, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ids": list(self.ids), "top": [[[i, v] for i, v in row] for row in self.top]}
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """How a profile's logits compare: largest error over the largest logit, and where the first choice agrees."""
+
+    ok: bool
+    max_error: float
+    tolerance: float
+    top1_agree: int
+    positions: int
+
+
+def probe_ids(vocab: int) -> tuple[int, ...]:
+    """32 fixed ids spread over the vocabulary: a multiplicative walk, the same for every engine of that vocabulary."""
+    return tuple((7919 * (index + 1)) % vocab for index in range(IDS))
+
+
+def probe_of(ids: tuple[int, ...], logits: np.ndarray) -> Probe:
+    """The probe from the oracle's logits `[len(ids), V]`, or of the last positions alone."""
+    rows = []
+    for row in logits[-POSITIONS:]:
+        best = np.argsort(-row, kind="stable")[:TOP]
+        rows.append(tuple((int(i), round(float(row[i]), DIGITS)) for i in best))
+    return Probe(ids, tuple(rows))
+
+
+def compare(probe: Probe, logits: np.ndarray, tolerance: float) -> ProbeReport:
+    """Compare logits `[positions, V]` with the probe's."""
+    expected = np.array([[value for _, value in row] for row in probe.top], np.float32)
+    index = np.array([[i for i, _ in row] for row in probe.top])
+    found = np.take_along_axis(logits[-len(probe.top) :], index, axis=1)
+    finite = bool(np.isfinite(logits).all())
+    error = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9)) if finite else float("inf")
+    agree = sum(
+        int(np.argmax(row)) == best[0][0] for row, best in zip(logits[-len(probe.top) :], probe.top, strict=True)
+    )
+    return ProbeReport(error <= tolerance, error, tolerance, agree, len(probe.top))
+
+
+def read_probe(engine: EngineFile) -> Probe:
+    """The probe of an engine.
+
+    Raises:
+        EngineError: the section is missing or malformed.
+    """
+    data = loads(engine.section(MEASURED), what=f"{engine.path}: {MEASURED}", error=EngineError)
+    model = engine.manifest.model
+    wrong = _fault(data, model.vocab_size, min(IDS, model.max_context))
+    if wrong:
+        raise EngineError(f"{engine.path}: golden probe", found=wrong, fix="build the engine again")
+    ids, top = data["probe"]["ids"], data["probe"]["top"]
+    return Probe(tuple(ids), tuple(tuple((i, float(logit)) for i, logit in row) for row in top))
+
+
+def _fault(data: Any, vocab: int, most: int) -> str:
+    """Why this is no {"probe": {"ids": [id ...], "top": [[[id, logit] ...] ...]}}, or ""."""
+    probe = data.get("probe") if isinstance(data, Mapping) else None
+    if not isinstance(probe, Mapping) or probe.keys() != {"ids", "top"}:
+        return "no object with ids and top"
+    ids, top = probe["ids"], probe["top"]
+    if not isinstance(ids, list) or not 0 < len(ids) <= most or not all(_is_id(i, vocab) for i in ids):
+        return f"ids that are not 1 to {most} numbers below {vocab}"
+    if not isinstance(top, list) or not 0 < len(top) <= len(ids) or not all(_is_row(row, vocab) for row in top):
+        return f"top that is not 1 to {len(ids)} lists of [id, logit]"
+    return "" if len({len(row) for row in top}) == 1 else "rows of different lengths"
+
+
+def _is_id(value: Any, vocab: int) -> bool:
+    return type(value) is int and 0 <= value < vocab
+
+
+def _is_row(row: Any, vocab: int) -> bool:
+    return (
+        isinstance(row, list)
+        and 0 < len(row) <= TOP
+        and all(isinstance(pair, list) and len(pair) == 2 and _is_id(pair[0], vocab) for pair in row)
+        and all(type(logit) in (int, float) and abs(logit) < _LARGEST for _, logit in row)
+    )
+
+
+def replay(path: str | Path, profile: str | None = None, *, threads: int | None = None) -> ProbeReport:
+    """Run an engine's probe through one of its profiles on this machine."""
+    from .executor import Step, Work
+    from .profiles import choose, open_executor
+
+    with EngineFile.open(path) as engine:
+        name, _ = choose(engine, profile)
+        probe = read_probe(engine)
+        executor = open_executor(engine, name, threads=threads, max_batch=1)
+        try:
+            work = Work(0, probe.ids, 0, (0,), None, len(probe.ids), rows="all")
+            (output,) = executor.collect(executor.submit(Step((work,))))
+        finally:
+            executor.close()
+        assert output.logits is not None
+        return compare(probe, output.logits, engine.manifest.profiles[name].tolerance)

@@ -1,0 +1,288 @@
+"""One row of logits becomes one token: the same order, numbers and ties for every executor.
+
+Order: penalties, logit bias, temperature, top-k, top-p, min-p, then one draw. All cuts are thresholds (a tie with the
+last kept token is kept), so that no result depends on how a sort breaks ties. The draw inverts the cumulative sum of
+the kept weights in ascending token order: the first token whose cumulative weight exceeds u * total, u =
+philox.uniform(seed, position). A GPU kernel does the same with per-tile sums and one scan; it can differ only where u
+lies within rounding of a boundary.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from .errors import EngineError, RecipeError
+from .philox import uniform
+
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+_COUNTS: Mapping[str, int] = {"top_k": 2**31 - 1, "logprobs": MAX_LOGPROBS, "seed": 2**64 - 1}
+_BIAS_LIMIT = 100.0
+_GREEDY_BELOW = 1e-5
+"""Temperatures below this choose the best token: float32 could not divide by them anyway."""
+_FIRST_NUCLEUS = 256
+_TILE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen; the defaults are greedy. RecipeError names the field that is out of
+    range.
+
+    temperature 0 takes the best token (lowest id of equals). top_k 0, top_p 1 and min_p 0 cut nothing.
+    repetition_penalty divides positive and multiplies negative logits of tokens seen in prompt or output (Keskar et
+    al., CTRL, 2019); presence_penalty and frequency_penalty subtract from tokens of the output only (OpenAI). logprobs
+    n > 0 gives the chosen token's log-probability and the n best, of the model's own distribution (log-softmax of the
+    raw logits, before penalties and temperature). seed None draws one (see `seeded`).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not low <= value <= high:
+                raise RecipeError(f"{name} = {value!r}", found="out of range", fix=f"a number from {low:g} to {high:g}")
+        for name, most in _COUNTS.items():
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            if type(value) is not int or not 0 <= value <= most:
+                raise RecipeError(f"{name} = {value!r}", found="out of range", fix=f"a whole number from 0 to {most}")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise RecipeError("logit_bias", found=f"{len(self.logit_bias)} entries", fix=f"at most {MAX_BIASES} tokens")
+        for token, bias in self.logit_bias:
+            if type(token) is not int or token < 0:
+                raise RecipeError("logit_bias", found=f"token id {token!r}", fix="token ids from 0")
+            if not _is_number(bias) or abs(bias) > _BIAS_LIMIT:
+                raise RecipeError(
+                    f"logit_bias of token {token}",
+                    found=repr(bias),
+                    fix=f"a number from -{_BIAS_LIMIT:g} to {_BIAS_LIMIT:g}",
+                )
+
+    @property
+    def greedy(self) -> bool:
+        """True if no random number is used."""
+        return self.temperature < _GREEDY_BELOW
+
+    @property
+    def edits_logits(self) -> bool:
+        """True if penalties or biases change the logits before a token is chosen."""
+        return bool(
+            self.logit_bias
+            or self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    def seeded(self) -> SamplingParams:
+        """The same parameters with a seed: the given one, else one of the operating system's."""
+        if self.seed is not None or self.greedy:
+            return self
+        return replace(self, seed=secrets.randbits(64))
+
+    def check_vocab(self, vocab: int) -> None:
+        """RecipeError if a biased token is not one of the model's `vocab` tokens."""
+        for token, _ in self.logit_bias:
+            if token >= vocab:
+                raise RecipeError("logit_bias", found=f"token id {token}", fix=f"token ids below {vocab}")
+
+
+def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
+    """What a checkpoint's generation_config.json asks for; without `do_sample: true` that is greedy.
+
+    Null values count as absent, keys that are not about sampling are ignored, numbers out of range are cut to it.
+    EngineError if a value is no number.
+    """
+    known = {field.name for field in fields(SamplingParams)} - {"seed", "logprobs", "logit_bias"}
+    given = {name: value for name, value in generation.items() if name in known and value is not None}
+    if generation.get("do_sample"):
+        given = {"temperature": 1.0, **given}
+    else:
+        given = {name: value for name, value in given.items() if name.endswith("_penalty")}
+    for name, (low, high) in _RANGES.items():
+        if _is_number(given.get(name)):
+            given[name] = min(max(given[name], low), high)
+    try:
+        return SamplingParams(**given)
+    except RecipeError as error:
+        raise EngineError(f"generation defaults: {error.asked}", found=error.found, fix=error.fix) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A chosen token; with logprobs also its natural log-probability and the best as (id, logprob), best first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one sequence and remembers what penalties need; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._prompt: list[tuple[int, ...]] = []
+        self._generated: list[int] = []
+        self._seen: np.ndarray | None = None
+        self._counts: np.ndarray | None = None
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Prompt tokens, as they are computed; generated tokens are counted by `sample` itself."""
+        self._prompt.append(tuple(tokens))
+
+    def sample(self, logits: np.ndarray, params: SamplingParams, position: int) -> Sampled:
+        """Chooses the token at `position` (index in the sequence) from logits f32 [V], which stay unchanged.
+
+        EngineError if any logit is NaN or infinite: a broken kernel or weight must never become a random token.
+        """
+        best = int(logits.argmax())
+        highest, lowest = float(logits[best]), float(logits.min())
+        if not (math.isfinite(highest) and math.isfinite(lowest)):
+            raise _non_finite(logits, position)
+        token = best
+        edited = logits
+        if params.edits_logits:
+            edited = self._edit(logits, params)
+            token = int(edited.argmax())
+        if not params.greedy:
+            if params.seed is None:
+                raise ValueError("sampling needs a seed: SamplingParams.seeded() draws one")
+            token = draw(edited, params, uniform(params.seed, position))
+        self._generated.append(token)
+        if self._seen is not None and self._counts is not None:
+            self._seen[token] = True
+            self._counts[token] += 1
+        if not params.logprobs:
+            return Sampled(token)
+        return _with_logprobs(logits, token, highest, params.logprobs)
+
+    def _edit(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+        """Penalties, then biases, on a copy."""
+        edited = logits.copy()
+        if self._seen is None or self._counts is None:
+            self._counts = np.bincount(np.array(self._generated, np.int64), minlength=len(logits)).astype(np.int32)
+            self._seen = self._counts > 0
+            for tokens in self._prompt:
+                self._seen[list(tokens)] = True
+        if params.repetition_penalty != 1.0:
+            ids = np.flatnonzero(self._seen)
+            values = edited[ids]
+            edited[ids] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            ids = np.flatnonzero(self._counts)
+            counts = self._counts[ids].astype(np.float32)
+            edited[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        for token, bias in params.logit_bias:
+            edited[token] += bias
+        return edited
+
+
+def draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
+    """Temperature, top-k, top-p and min-p on finite logits f32 [V], then the token at u in (0, 1) of what is kept."""
+    ids = None
+    if 0 < params.top_k < len(logits):
+        ids = np.flatnonzero(logits >= _largest(logits, params.top_k)[-1])
+        logits = logits[ids]
+    # in place: at 128k tokens fresh memory costs more than the arithmetic
+    with np.errstate(over="ignore", under="ignore"):
+        weights = logits - logits.max()
+        weights /= np.float32(params.temperature)
+        np.exp(weights, out=weights)
+    # the best token's weight is 1, so min_p is itself a threshold on weights
+    cut = params.min_p
+    if params.top_p < 1.0:
+        cut = max(cut, _nucleus_cut(weights, params.top_p * float(weights.sum(dtype=np.float64))))
+    if cut > 0.0:
+        kept = np.flatnonzero(weights >= np.float32(cut))
+        weights = weights[kept]
+        ids = kept if ids is None else ids[kept]
+    index = _invert(weights, u)
+    return index if ids is None else int(ids[index])
+
+
+def _invert(weights: np.ndarray, u: float) -> int:
+    """The first index whose cumulative weight exceeds u * total: sums per tile, then a scan of one tile, in float64."""
+    starts = np.arange(0, len(weights), _TILE)
+    tiles = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = u * tiles[-1]
+    tile = int(np.searchsorted(tiles, target, side="right"))
+    start = tile * _TILE
+    inside = np.cumsum(weights[start : start + _TILE], dtype=np.float64)
+    index = np.searchsorted(inside, target - (tiles[tile - 1] if tile else 0.0), side="right")
+    # rounding may put the target beyond the tile's end: then it is the tile's last weight that is not zero
+    return start + min(int(index), int(np.searchsorted(inside, inside[-1], side="left")))
+
+
+def _nucleus_cut(weights: np.ndarray, mass: float) -> float:
+    """The smallest weight of the smallest set of largest weights whose sum reaches `mass`.
+
+    Only as many weights are sorted as are needed: 256 first, 16 times as many until the sum is reached.
+    """
+    size = _FIRST_NUCLEUS
+    while True:
+        size = min(size, len(weights))
+        largest = _largest(weights, size)
+        cumulative = np.cumsum(largest, dtype=np.float64)
+        if size == len(weights) or cumulative[-1] >= mass:
+            return float(largest[min(int(np.searchsorted(cumulative, mass, side="left")), size - 1)])
+        size *= 16
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest values, largest first, without sorting the rest (1 <= count <= len(values))."""
+    groups = 4 * count
+    width = len(values) // groups
+    if width > 1:
+        # of disjoint groups, `count` have a maximum of at least the bound: so at least `count` values reach it
+        maxima = values[: width * groups].reshape(width, groups).max(axis=0)
+        values = values[values >= np.partition(maxima, groups - count)[groups - count]]
+    return np.sort(values)[::-1][:count]
+
+
+def _with_logprobs(logits: np.ndarray, token: int, highest: float, count: int) -> Sampled:
+    with np.errstate(over="ignore", under="ignore"):
+        weights = logits - np.float32(highest)
+    total = highest + math.log(float(np.exp(weights, out=weights).sum(dtype=np.float64)))
+    count = min(count, len(logits))
+    best = np.flatnonzero(logits >= _largest(logits, count)[-1])
+    best = best[np.argsort(-logits[best], kind="stable")][:count]
+    top = tuple((int(i), float(logits[i]) - total) for i in best)
+    return Sampled(token, float(logits[token]) - total, top)
+
+
+def _non_finite(logits: np.ndarray, position: int) -> EngineError:
+    bad = np.flatnonzero(~np.isfinite(logits))
+    return EngineError(
+        f"choosing the token at position {position}",
+        found=f"{len(bad)} of {len(logits)} logits are not finite, first {logits[bad[0]]} for token {bad[0]}",
+        fix="llmc verify ENGINE, to see whether the engine's file or the machine is at fault",
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

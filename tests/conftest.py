@@ -1,0 +1,45 @@
+"""Engines of the bundled checkpoint, built once per session and format, so that many files can test real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Outcome
+from engines import PICO
+from hypothesis import HealthCheck, settings
+
+import llmc
+from llmc.cli.app import run
+
+settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
+settings.load_profile("ci" if os.environ.get("CI") else "developer")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
+
+PicoEngine = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
+    """The engine of the bundled checkpoint in a weight format ("none", "int4" ...); do not write to it."""
+    folder = tmp_path_factory.mktemp("pico")
+
+    def build(quantize: str = "none") -> Path:
+        path = folder / f"{quantize}.llmc"
+        return path if path.exists() else llmc.build(PICO, path, quantize=quantize)
+
+    return build
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def one(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return Outcome(code, shown.out, shown.err)
+
+    return one

@@ -1,0 +1,93 @@
+"""Evaluation against plain formulas: perplexity and divergence are what users judge an engine by."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmc.runtime.errors import EngineError, RecipeError
+from llmc.runtime.evaluate import evaluate, windows
+
+VOCABULARY = 11
+
+
+def table_model(seed: int, scale: float = 2.0):
+    """Logits that depend on the last token and its position only."""
+    table = np.random.default_rng(seed).normal(0, scale, (64, VOCABULARY)).astype(np.float32)
+    return lambda ids: np.stack([table[(7 * position + token) % 64] for position, token in enumerate(ids)])
+
+
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    row = row.astype(np.float64)
+    return row - math.log(np.exp(row).sum())
+
+
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=40), st.integers(2, 9), st.booleans())
+def test_every_token_is_scored_once(ids: list[int], window: int, with_bos: bool):
+    cut = list(windows(ids, window, bos=VOCABULARY if with_bos else None))
+    scored = [token for one in cut for token in one[1:]]
+    assert scored == (ids if with_bos else ids[1:])
+    assert all(2 <= len(one) <= window for one in cut)
+
+
+def test_windows_without_bos_continue_from_the_token_before():
+    assert list(windows([1, 2, 3, 4, 5], 3, bos=None)) == [[1, 2, 3], [3, 4, 5]]
+
+
+def test_perplexity_and_divergence_are_the_formulas():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, 200).tolist()
+    model, baseline = table_model(1), table_model(2)
+    result = evaluate(windows(ids, 17, bos=0), model, baseline)
+
+    surprise, divergence, agreed = [], [], []
+    for one in windows(ids, 17, bos=0):
+        for q_row, p_row, token in zip(model(one), baseline(one), one[1:], strict=False):
+            log_q, log_p = log_softmax(q_row), log_softmax(p_row)
+            surprise.append(-log_q[token])
+            divergence.append(float(sum(np.exp(log_p) * (log_p - log_q))))
+            agreed.append(np.argmax(q_row) == np.argmax(p_row))
+    assert result.tokens == 200
+    assert result.perplexity == pytest.approx(math.exp(np.mean(surprise)))
+    assert result.kl_mean == pytest.approx(np.mean(divergence))
+    assert result.kl_p99 == pytest.approx(np.quantile(divergence, 0.99))
+    assert result.top1_agreement == pytest.approx(np.mean(agreed))
+
+
+def test_a_uniform_model_has_the_vocabulary_as_perplexity():
+    result = evaluate(windows(list(range(VOCABULARY)), 5, bos=0), lambda ids: np.zeros((len(ids), VOCABULARY), "f4"))
+    assert result.perplexity == pytest.approx(VOCABULARY)
+    assert result.kl_mean is None
+
+
+def test_a_model_against_itself_has_no_divergence():
+    model = table_model(3)
+    result = evaluate(windows([1, 2, 3, 4, 5, 6], 4, bos=None), model, model)
+    assert (result.tokens, result.kl_mean, result.top1_agreement) == (5, 0.0, 1.0)
+
+
+def test_a_hopeless_model_has_a_finite_perplexity():
+    def wrong(ids: list[int]) -> np.ndarray:
+        logits = np.full((len(ids), VOCABULARY), -1e4, np.float32)
+        logits[:, 0] = 1e4
+        return logits
+
+    assert math.isfinite(evaluate(windows([3, 3, 3], 4, bos=0), wrong).perplexity)
+
+
+def test_refusals_say_what_is_wrong():
+    model = table_model(1)
+    with pytest.raises(RecipeError, match="nothing to score"):
+        evaluate(windows([5], 4, bos=None), model)
+    with pytest.raises(RecipeError, match="a window of 1 tokens predicts nothing"):
+        list(windows([1, 2], 1, bos=0))
+    with pytest.raises(EngineError, match="not finite"):
+        evaluate(windows([1, 2], 4, bos=0), lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4"))
+    with pytest.raises(EngineError, match="no logit for token 10"):
+        evaluate(windows([10, 2], 4, bos=0), lambda ids: model(ids)[:, :10])
+    with pytest.raises(RecipeError, match="the baseline has another vocabulary\n  found: 10 tokens, the engine 11"):
+        evaluate(windows([1, 2], 4, bos=0), model, lambda ids: model(ids)[:, :10])

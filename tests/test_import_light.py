@@ -1,0 +1,48 @@
+"""Start-up time is a promise: `import llmc` loads nothing of weight, and a loaded engine nothing of the compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import llmc
+
+HEAVY = {"numpy", "torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "triton", "ml_dtypes"}
+HEAVY |= {"tokenizers", "minijinja", "typer", "rich", "yaml", "huggingface_hub", "safetensors"}
+COMPILER = HEAVY - {"numpy", "onnxruntime", "tokenizers", "minijinja"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules (and llmc's own) that a fresh interpreter has loaded after `code`."""
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    return {name if name.startswith("llmc") else name.split(".")[0] for name in output.split()}
+
+
+def test_importing_llmc_imports_nothing_heavy() -> None:
+    loaded = modules_after("import llmc; dir(llmc); llmc.build, llmc.load")
+    assert not loaded & HEAVY
+    assert {name for name in loaded if name.startswith("llmc")} == {"llmc"}
+
+
+def test_errors_do_not_need_numpy() -> None:
+    assert not modules_after("import llmc; llmc.EngineError, llmc.RecipeError") & HEAVY
+
+
+def test_the_runtime_needs_no_compiler_and_no_device_library_before_an_engine_is_opened() -> None:
+    loaded = modules_after("import llmc; llmc.Engine, llmc.Result, llmc.Piece")
+    assert not loaded & (COMPILER | {"onnxruntime", "tokenizers", "minijinja"})
+    assert not {
+        name for name in loaded if name.startswith(("llmc.compiler", "llmc.passes", "llmc.quantize", "llmc.cli"))
+    }
+
+
+def test_every_public_name_is_there() -> None:
+    for name in llmc.__all__:
+        assert getattr(llmc, name) is not None
+    assert issubclass(llmc.EngineError, llmc.LlmcError)
+    assert llmc.__version__[0].isdigit()
+    with pytest.raises(AttributeError, match="module 'llmc' has no attribute 'Engin'"):
+        llmc.Engin  # noqa: B018

@@ -287,8 +287,9 @@ class _WindowDetokenizer:
         if len(text) > len(shown):
             self._shown, self._held = self._held, []
             return text[len(shown) :]
-        # A token that shows nothing is no left neighbour: keep the one before it.
-        self._held = []
+        # A token that shows nothing is no left neighbour: keep the one before it. At the beginning it still is the
+        # first token, whose leading blank a decoder strips, so that the next one is not.
+        self._shown, self._held = self._shown if shown else self._shown + self._held, []
         return ""
 
 

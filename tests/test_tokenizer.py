@@ -130,6 +130,15 @@ def test_valid_text_decodes_as_the_library_does(tokenizer: Tokenizer, raw: RawTo
     assert tokenizer.decode(ids) == raw.decode(ids)
 
 
+def test_only_the_first_leading_blank_is_stripped():
+    data, config = metaspace()
+    blank = RawTokenizer.from_buffer(data).token_to_id("▁")
+    tokenizer = Tokenizer.from_bytes(data, config)
+    nothing = 1_000_000
+    assert [tokenizer.decode([blank] * count) for count in (1, 2, 3)] == ["", " ", "  "]
+    assert tokenizer.decode([nothing, blank, nothing, blank]) == " "
+
+
 def test_a_run_of_bytes_keeps_its_valid_characters():
     tokenizer = Tokenizer.from_bytes(*sentencepiece())
     ids = [3 + byte for byte in "é日".encode()] + [3 + 0xE6, 3 + 0x97]

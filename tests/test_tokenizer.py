@@ -132,7 +132,7 @@ def test_valid_text_decodes_as_the_library_does(tokenizer: Tokenizer, raw: RawTo
 
 def test_only_the_first_leading_blank_is_stripped():
     data, config = metaspace()
-    blank = RawTokenizer.from_buffer(data).token_to_id("▁")
+    blank = RawTokenizer.from_buffer(data).get_vocab()["▁"]
     tokenizer = Tokenizer.from_bytes(data, config)
     nothing = 1_000_000
     assert [tokenizer.decode([blank] * count) for count in (1, 2, 3)] == ["", " ", "  "]

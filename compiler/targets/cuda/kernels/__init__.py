@@ -1,0 +1,20 @@
+"""The kernels by file. A process that imports them interprets them; `compile.py` compiles in processes of its own.
+
+Triton decides at the decorator, so the choice must be made before any kernel file is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from ..kernel import Suite
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+FILES = ("gated",)
+
+
+def suites() -> dict[str, Suite]:
+    """The suites of all kernel files, by file name."""
+    return {name: import_module(f"{__name__}.{name}").SUITE for name in FILES}

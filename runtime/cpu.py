@@ -37,6 +37,7 @@ class CpuExecutor:
     It owns the engine file it was given.
     """
 
+    shares = False
     mixed = False
     depth = 0
 

@@ -1,8 +1,9 @@
 """What the scheduler asks of a device: so that one scheduler serves the cpu, GPUs and a fake one in tests.
 
 The rules both sides keep:
-* A sequence's first work has start 0; each next one starts where the last ended. `blocks` is the same in all works of a
-  sequence, covers all positions it will ever have, and belongs to it alone until `release`.
+* A sequence's first work starts after its `cached` tokens; each next one starts where the last ended. `blocks` is the
+  same in all works of a sequence and covers all positions it will ever have. It belongs to the sequence alone until
+  `release`, but for the blocks of its cached tokens: those are read by several, and written by none.
 * A step holds a sequence at most once. Prompt tokens of one step number at most `max_prefill`. With `mixed` False a
   step is either one work with prompt tokens, or any number of works with one generated token each.
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
@@ -35,7 +36,7 @@ class Work:
     tokens are the ids at positions start, start + 1, ...; `()` stands for the one token the executor sampled last for
     this sequence (only if depth > 0). sample: choose the token after the last position. The first prompt_tokens
     positions of the sequence are its prompt. rows: which logits to give back: none, of the last token, or of all
-    tokens.
+    tokens. cached: in a sequence's first work, its prompt's tokens whose keys and values the blocks already hold.
     """
 
     sequence: int
@@ -45,6 +46,7 @@ class Work:
     sample: SamplingParams | None
     prompt_tokens: int
     rows: Rows = "none"
+    cached: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -77,10 +79,11 @@ class Output:
 
 
 class Executor(Protocol):
-    """A loaded model with a KV cache of `blocks` blocks of `block_tokens` positions each."""
+    """A loaded model with a KV cache of `blocks` blocks of `block_tokens` positions each, which sequences may share."""
 
     block_tokens: int
     blocks: int
+    shares: bool
     mixed: bool
     depth: int
     vocab: int
@@ -121,7 +124,7 @@ class Samplers:
         if sampler is None:
             sampler = self._samplers[work.sequence] = Sampler()
         if work.is_prompt:
-            sampler.feed(work.tokens)
+            sampler.feed(work.cached + work.tokens)
         if logits is None:
             return Output(work.sequence)
         wanted = None if work.rows == "none" else logits if work.rows == "all" else logits[-1:]

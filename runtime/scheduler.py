@@ -3,8 +3,9 @@
 Policy. Requests are admitted in order of arrival, and only when blocks for the whole of prompt and max_tokens are free:
 so a running request can never run out of cache, none is ever preempted or computed twice, and the oldest one waits the
 least. The price is that a request which ends early has held blocks it did not need; a small max_tokens is worth
-something. Prompts are computed in chunks, oldest first. Where an executor cannot mix, a chunk and a decode step take
-turns, so running requests lose at most every other step to newcomers.
+something. Where blocks can be shared, a request whose prompt begins like an earlier one's reads that one's blocks.
+Prompts are computed in chunks, oldest first. Where an executor cannot mix, a chunk and a decode step take turns, so
+running requests lose at most every other step to newcomers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .blocks import BlockPool
 from .errors import RecipeError
 from .executor import Executor, Output, Rows, Step, Ticket, Work
 from .sampling import SamplingParams
@@ -49,6 +51,7 @@ class _Sequence:
     id: int
     request: Request
     blocks: tuple[int, ...] = ()
+    cached: int = 0
     fed: int = 0
     asked: int = 0
     received: int = 0
@@ -71,7 +74,7 @@ class Scheduler:
     def __init__(self, executor: Executor, eos_ids: Collection[int] = ()) -> None:
         self._executor = executor
         self._eos = frozenset(eos_ids)
-        self._free = list(range(executor.blocks))[::-1]
+        self._pool = BlockPool(executor.blocks, executor.block_tokens, share=executor.shares)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self._open: deque[tuple[Ticket, list[_Sequence]]] = deque()
@@ -86,7 +89,7 @@ class Scheduler:
     @property
     def free_blocks(self) -> int:
         """Blocks that belong to no request."""
-        return len(self._free)
+        return self._pool.available
 
     @property
     def capacity(self) -> int:
@@ -141,13 +144,14 @@ class Scheduler:
         return self._collect()
 
     def _admit(self) -> None:
-        block = self._executor.block_tokens
         while self._waiting:
             sequence = self._waiting[0]
-            need = -(-(len(sequence.request.prompt) + sequence.request.max_tokens) // block)
-            if need > len(self._free):
+            request = sequence.request
+            length = len(request.prompt) + request.max_tokens
+            lease = self._pool.take(request.prompt, length, reuse=not request.all_logits)
+            if lease is None:
                 return
-            sequence.blocks = tuple(self._free.pop() for _ in range(need))
+            sequence.blocks, sequence.cached, sequence.fed = lease.blocks, lease.cached, lease.cached
             self._running[sequence.id] = self._waiting.popleft()
 
     def _plan(self) -> tuple[list[Work], list[_Sequence]]:
@@ -180,8 +184,12 @@ class Scheduler:
         return self._work(sequence, tokens, sequence.request.params, "none")
 
     def _work(self, sequence: _Sequence, tokens: tuple[int, ...], sample: SamplingParams | None, rows: Rows) -> Work:
-        work = Work(sequence.id, tokens, sequence.fed, sequence.blocks, sample, len(sequence.request.prompt), rows)
+        prompt = sequence.request.prompt
+        cached = prompt[: sequence.cached] if sequence.fed == sequence.cached else ()
+        work = Work(sequence.id, tokens, sequence.fed, sequence.blocks, sample, len(prompt), rows, cached)
         sequence.fed = work.end
+        if work.is_prompt:
+            self._pool.remember(prompt[: sequence.fed], sequence.blocks)
         sequence.asked += sample is not None
         sequence.open_works += 1
         return work
@@ -219,6 +227,6 @@ class Scheduler:
         if not sequence.over or sequence.open_works:
             return
         del self._running[sequence.id]
-        self._free.extend(reversed(sequence.blocks))
-        if sequence.fed:
+        self._pool.give(sequence.blocks)
+        if sequence.fed > sequence.cached:
             self._executor.release(sequence.id)

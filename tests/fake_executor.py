@@ -49,17 +49,19 @@ class FakeExecutor:
         vocab: int = 31,
         max_context: int = 128,
         max_prefill: int = 8,
+        shares: bool = False,
         fail_at: int | None = None,
         broken_token: int | None = None,
     ) -> None:
         self.depth, self.block_tokens, self.blocks, self.mixed = depth, block_tokens, blocks, mixed
         self.vocab, self.max_context, self.max_prefill = vocab, max_context, max_prefill
+        self.shares = shares
         self.fail_at, self.broken_token = fail_at, broken_token
         self.steps: list[Step] = []
         self.closed = 0
         self._cache = np.full((blocks, block_tokens), -1, np.int64)
         self._samplers = Samplers()
-        self._owner: dict[int, int] = {}
+        self._users: dict[int, set[int]] = {}
         self._blocks: dict[int, tuple[int, ...]] = {}
         self._length: dict[int, int] = {}
         self._released: set[int] = set()
@@ -83,8 +85,9 @@ class FakeExecutor:
     def release(self, sequence: int) -> None:
         assert all(work.sequence != sequence for step, _ in self._open for work in step.work), "released too early"
         for block in self._blocks.pop(sequence):
-            del self._owner[block]
-            self._cache[block] = -1
+            self._users[block].remove(sequence)
+            if not self.shares:
+                self._cache[block] = -1
         del self._length[sequence]
         self._released.add(sequence)
         self._samplers.release(sequence)
@@ -109,7 +112,13 @@ class FakeExecutor:
     def _check_work(self, work: Work) -> None:
         name = work.sequence
         assert name not in self._released
-        assert work.start == self._length.get(name, 0), "a gap or an overlap in positions"
+        first = name not in self._blocks
+        assert work.start == self._length.get(name, len(work.cached)), "a gap or an overlap in positions"
+        assert first or not work.cached
+        if work.cached:
+            assert self.shares and work.is_prompt and len(work.cached) % self.block_tokens == 0
+            held = self._cache[list(work.blocks)].reshape(-1)[: work.start]
+            assert tuple(held) == work.cached, "blocks that hold something else"
         assert work.end <= min(len(work.blocks) * self.block_tokens, self.max_context)
         if work.is_prompt:
             assert work.tokens and work.end <= work.prompt_tokens
@@ -121,7 +130,10 @@ class FakeExecutor:
         assert self._blocks.setdefault(name, work.blocks) == work.blocks, "blocks changed"
         for block in work.blocks:
             assert 0 <= block < self.blocks
-            assert self._owner.setdefault(block, name) == name, "a block of another sequence"
+            self._users.setdefault(block, set()).add(name)
+        written = work.blocks[work.start // self.block_tokens : -(-work.end // self.block_tokens)]
+        for block in written:
+            assert self._users[block] == {name}, "a block of another sequence"
 
     def _run(self, work: Work) -> Output:
         tokens = work.tokens or (self._samplers.token(work.sequence),)

@@ -37,6 +37,9 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     requests = []
     for index in range(draw(st.integers(1, 8))):
         prompt = tuple(draw(st.lists(st.integers(0, 30), min_size=1, max_size=40)))
+        if requests and draw(st.booleans()):
+            earlier = draw(st.sampled_from(requests))[1].prompt
+            prompt = (earlier[: draw(st.integers(1, 40))] + prompt)[:40]
         params = draw(
             st.sampled_from([SamplingParams(), SAMPLED, SamplingParams(temperature=1.5, top_p=0.9, seed=index)])
         )
@@ -53,6 +56,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     layout=st.sampled_from([(16, 12), (4, 30), (64, 2), (64, 1)]),
     max_prefill=st.sampled_from([1, 8, 64]),
     eos=st.sampled_from([(), (3, 4, 5, 6)]),
+    shares=st.booleans(),
 )
 def test_every_schedule_gives_the_tokens_of_a_request_alone(
     workload: list[tuple[int, Request, int | None]],
@@ -61,9 +65,16 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
     layout: tuple[int, int],
     max_prefill: int,
     eos: tuple[int, ...],
+    shares: bool,
 ) -> None:
     executor = FakeExecutor(
-        depth=depth, mixed=mixed, block_tokens=layout[0], blocks=layout[1], max_context=64, max_prefill=max_prefill
+        depth=depth,
+        mixed=mixed,
+        block_tokens=layout[0],
+        blocks=layout[1],
+        max_context=64,
+        max_prefill=max_prefill,
+        shares=shares,
     )
     scheduler = Scheduler(executor, eos)
     arrivals = sorted(workload, key=lambda item: item[0])
@@ -148,6 +159,42 @@ def test_surplus_tokens_of_a_pipelined_executor_are_dropped() -> None:
     assert events[-1].finish == "stop"
     assert len(executor.steps) > 3, "the executor ran ahead"
     assert scheduler.free_blocks == executor.blocks
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    prompt = tuple(range(13))
+    scheduler.add(Request(prompt, 2))
+    scheduler.step()
+    for other in ((*prompt[:9], 30), prompt, (9, *prompt)):
+        scheduler.add(Request(other, 2))
+    drain(scheduler)
+    starts = {}
+    for work in (work for step in executor.steps for work in step.work if work.is_prompt):
+        starts.setdefault(work.sequence, (work.start, len(work.tokens)))
+    assert starts == {0: (0, 13), 1: (8, 2), 2: (12, 1), 3: (0, 14)}
+    assert scheduler.free_blocks == executor.blocks
+    again = scheduler.add(Request(prompt, 2))
+    assert tokens_of(drain(scheduler), again) == one_by_one(prompt, SamplingParams(), 2, 31), "after its first users"
+
+
+def test_shared_blocks_are_taken_back_when_room_is_needed() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, blocks=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    for prompt in ((1,) * 8, (2,) * 14, (1,) * 8):
+        sequence = scheduler.add(Request(prompt, 2))
+        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SamplingParams(), 2, 31)
+    assert [step.work[0].start for step in executor.steps if step.work[0].is_prompt] == [0, 0, 0]
+
+
+def test_penalties_count_the_tokens_of_a_shared_prefix() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    prompt = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    for _ in range(2):
+        sequence = scheduler.add(Request(prompt, 8, SAMPLED))
+        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SAMPLED, 8, 31)
 
 
 def test_end_of_sequence_can_be_ignored() -> None:

@@ -1,0 +1,105 @@
+"""Who holds which cache block: counted references, and full prompt blocks that a later request with the same beginning
+reads instead of computing them again (as vLLM's automatic prefix caching; here without hashes: tokens are compared)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_Key = tuple[int, tuple[int, ...]]
+"""What a block holds: the name of the beginning before it, and its own tokens. Names are never used twice, so that a
+block that is taken for something else leaves its followers unreachable instead of giving them another beginning."""
+_ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Blocks of one sequence; the first `cached` positions already hold the keys and values of its prompt."""
+
+    blocks: tuple[int, ...]
+    cached: int
+
+
+class BlockPool:
+    """Blocks of `block_tokens` positions. With `share`, full prompt blocks outlive their sequence until room is needed.
+
+    A block is free, in use (by one sequence, or by several that share a prefix), or idle: unused, but its content is
+    known. Idle blocks count as free; the one that was released first is taken first, the end of a prompt before its
+    beginning.
+    """
+
+    def __init__(self, count: int, block_tokens: int, *, share: bool) -> None:
+        self._size, self._share = block_tokens, share
+        self._free = list(range(count))[::-1]
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._users: dict[int, int] = {}
+        self._known: dict[_Key, tuple[int, int]] = {}
+        self._key: dict[int, _Key] = {}
+        self._names = itertools.count(_ROOT + 1)
+
+    @property
+    def available(self) -> int:
+        """Blocks that no sequence uses."""
+        return len(self._free) + len(self._idle)
+
+    def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Lease | None:
+        """Blocks for `positions` positions that begin with `prompt`, or None while there are too few.
+
+        At least the prompt's last token is left to compute, since its logits are wanted; without `reuse` all are.
+        """
+        shared = self._shared(prompt) if reuse and self._share else []
+        wanted = -(-positions // self._size)
+        fresh = wanted - len(shared)
+        if fresh > self.available - sum(block in self._idle for block in shared):
+            return None
+        for block in shared:
+            self._idle.pop(block, None)
+            self._users[block] = self._users.get(block, 0) + 1
+        blocks = [*shared, *(self._fresh() for _ in range(fresh))]
+        return Lease(tuple(blocks), len(shared) * self._size)
+
+    def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+        """The first len(tokens) positions of `blocks` are computed, or will be before any later step: share them."""
+        if not self._share:
+            return
+        parent = _ROOT
+        for index in range(len(tokens) // self._size):
+            key = (parent, tuple(tokens[index * self._size : (index + 1) * self._size]))
+            if key not in self._known:
+                self._known[key] = blocks[index], next(self._names)
+                self._key[blocks[index]] = key
+            _, parent = self._known[key]
+
+    def give(self, blocks: Sequence[int]) -> None:
+        """A sequence is over: its blocks lose a user each."""
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            del self._users[block]
+            if block in self._key:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    def _shared(self, prompt: Sequence[int]) -> list[int]:
+        found: list[int] = []
+        parent = _ROOT
+        for index in range((len(prompt) - 1) // self._size):
+            known = self._known.get((parent, tuple(prompt[index * self._size : (index + 1) * self._size])))
+            if known is None:
+                break
+            block, parent = known
+            found.append(block)
+        return found
+
+    def _fresh(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            del self._known[self._key.pop(block)]
+        self._users[block] = 1
+        return block

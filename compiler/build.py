@@ -34,7 +34,7 @@ from .graph import MODULE, Canonical, Copied, Graph, Quantized
 from .recipe import Recipe
 from .reference import reference
 from .store import EngineWriter
-from .targets import Emitted, Target, target_named
+from .targets import Emitted, Limits, Target, target_named
 from .tokenizer_check import Check, start_check
 
 DEFAULT_CONTEXT = 4096
@@ -101,7 +101,7 @@ def build(
         context = _context(recipe, source)
         tokenizer = _check_tokenizer(source)
     with clock.stage("graph and passes"):
-        decoder, graph, profiles, reports = lower(source, recipe, context, dump)
+        decoder, graph, profiles, reports = lower(source, recipe, context, dump, progress)
     chunk = _chunk_bytes(memory_limit)
     with EngineWriter(output, weights.specs(graph.canonical)) as writer:
         total = weights.source_bytes(graph.canonical, source.source)
@@ -138,7 +138,7 @@ def build(
         stages=tuple(clock.stages),
         passes=reports,
         unused=decoder.unused,
-        warnings=(*source.warnings, *notes),
+        warnings=(*source.warnings, *notes, *(note for emitted in profiles.values() for note in emitted.notes)),
         content_digest=content_digest_of(path),
     )
 
@@ -170,7 +170,7 @@ def checkpoint_logits(
 
 
 def lower(
-    source: Checkpoint, recipe: Recipe, context: int, dump: Path | None
+    source: Checkpoint, recipe: Recipe, context: int, dump: Path | None, progress: Progress = NO_PROGRESS
 ) -> tuple[Decoder, Graph, dict[str, Emitted], tuple[PassReport, ...]]:
     """The logical graph after the front passes, every profile after its own, and what all passes did."""
     decoder = build_decoder(family_of(source.config.architecture), source, context)
@@ -178,9 +178,11 @@ def lower(
     _require_matches(recipe, graph)
     reports = run_phase(front(recipe.format_of), graph, dump)
     profiles: dict[str, Emitted] = {}
+    limits = Limits(context, recipe.max_batch, source.config.dtype or "float32")
     for target in map(target_named, recipe.targets):
-        profiles[target.name], done = _profile(graph.copy(), target, dump, len(reports))
-        reports += done
+        legal = graph.copy()
+        reports += _legalize(legal, target, dump, len(reports))
+        profiles[target.name] = target.emit(legal, limits, progress)
     return decoder, graph, profiles, reports
 
 
@@ -196,10 +198,9 @@ def _require_matches(recipe: Recipe, graph: Graph) -> None:
             )
 
 
-def _profile(graph: Graph, target: Target, dump: Path | None, first: int) -> tuple[Emitted, tuple[PassReport, ...]]:
+def _legalize(graph: Graph, target: Target, dump: Path | None, first: int) -> tuple[PassReport, ...]:
     merged = run_phase(back(merge_gated=target.merge_gated), graph, dump, first)
-    legal = run_phase(target.legalize(), graph, dump, first + len(merged))
-    return target.emit(graph), merged + legal
+    return merged + run_phase(target.legalize(), graph, dump, first + len(merged))
 
 
 def _open(where: str | Path | Checkpoint, accept_config: Collection[str], random_weights: int | None) -> Checkpoint:

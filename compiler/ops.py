@@ -71,6 +71,24 @@ CachedAttention <heads, kv_heads, head_dim, scale>
   y = Reshape (at, joined)
 }"""
 
+# qkv [B,S,(A+2K)*D] queries, keys, values side by side, cos sin [C,D/2], positions [B,S], the rest as CachedAttention
+_ROPE_ATTENTION = """
+RopeAttention <heads, kv_heads, head_dim, scale, interleaved>
+  (qkv, cos, sin, positions, past_key, past_value, past_lengths) => (y, present_key, present_value) {
+  a_count = Constant <value_int: int = @heads> ()
+  k_count = Constant <value_int: int = @kv_heads> ()
+  width = Constant <value_int: int = @head_dim> ()
+  first = Constant <value_ints = [0]> ()
+  a_width = Mul (a_count, width)
+  k_width = Mul (k_count, width)
+  a_widths = Unsqueeze (a_width, first)
+  k_widths = Unsqueeze (k_width, first)
+  widths = Concat <axis = 0> (a_widths, k_widths, k_widths)
+  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths)
+  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> (unrotated_q, cos, sin, positions)
+  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> (unrotated_k, cos, sin, positions)
+""" + _CACHED_ATTENTION.partition("{")[2]
+
 # x r [...,H], weight [H] -> RMSNorm(x + r) * weight, x + r
 _ADD_RMS_NORM = """
 AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
@@ -198,6 +216,7 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "SelectRows": lambda _: _SELECT_ROWS,
     "Positions": lambda _: _POSITIONS,
     "CachedAttention": lambda _: _CACHED_ATTENTION,
+    "RopeAttention": lambda _: _ROPE_ATTENTION,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
 }
 OPERATORS = frozenset(_BODIES)
@@ -248,6 +267,11 @@ def _attention_type(node: ir.Node) -> Typed:
     return _float(_dims(node.inputs[0]), _dims(node.inputs[3]), _dims(node.inputs[4]))
 
 
+def _rope_attention_type(node: ir.Node) -> Typed:
+    joined = [*_dims(node.inputs[0])[:-1], node.attributes["heads"].value * node.attributes["head_dim"].value]
+    return _float(joined, _dims(node.inputs[4]), _dims(node.inputs[5]))
+
+
 def _gated_type(node: ir.Node) -> Typed:
     shape = _dims(node.inputs[0])
     return _float([*shape[:-1], shape[-1] // 2] if len(node.inputs) == 1 else shape)
@@ -258,6 +282,7 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "Embedding"): _embedding_type,
     (DOMAIN, "Positions"): lambda n: [(ir.DataType.INT64, _dims(n.inputs[0]))],
     (DOMAIN, "CachedAttention"): _attention_type,
+    (DOMAIN, "RopeAttention"): _rope_attention_type,
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,
     (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import EngineError
-from .strict_json import canonical, loads, nearest
+from .records import plain, read
+from .strict_json import canonical, loads
 
 FORMAT = (1, 0)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
@@ -96,11 +95,11 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Canonical JSON in UTF-8; every key is written, also those with their default value."""
-        return canonical(_plain(self))
+        return canonical(plain(self))
 
     def content(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
         """What the content digest is taken of: everything, less measured values, plus dtype and shape per tensor."""
-        value = _plain(self)
+        value = plain(self)
         del value["content_digest"]
         value["sections"].pop(MEASURED, None)
         value["layout"] = {name: [dtype, list(shape)] for name, (dtype, shape) in layout.items()}
@@ -115,7 +114,7 @@ class Manifest:
         what = f"{what}: manifest"
         value = loads(text, what=what, error=EngineError)
         lenient = _check_version(value, what) > FORMAT[1]
-        manifest: Manifest = _read(Manifest, value, what, lenient)
+        manifest: Manifest = read(Manifest, value, what, lenient)
         _check_names(manifest, what)
         return manifest
 
@@ -161,68 +160,3 @@ def _check_names(manifest: Manifest, what: str) -> None:
     for name in manifest.sections:
         if not is_section_name(name):
             raise EngineError(f"{what}.sections: plain names", found=f"{name!r}"[:200])
-
-
-def _read(kind: Any, value: Any, where: str, lenient: bool) -> Any:
-    """`value` as the type `kind` of a field: a dataclass, tuple[T, ...], Mapping[str, T], T | None or a plain type."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is UnionType:
-        return None if value is None else _read(inner[0], value, where, lenient)
-    if origin is tuple:
-        return tuple(_read(inner[0], item, where, lenient) for item in _typed(value, list, where, "a list"))
-    if origin is Mapping:
-        members = _typed(value, dict, where, "an object").items()
-        return {name: _read(inner[1], item, f"{where}.{name[:256]}", lenient) for name, item in members}
-    if is_dataclass(kind):
-        return _read_fields(kind, _typed(value, dict, where, "an object"), where, lenient)
-    if kind is float:
-        if abs(_typed(value, (int, float), where, "a number")) >= 1 << 63:
-            raise EngineError(f"{where}: a number of sensible size", found=f"{value}"[:80])
-        return float(value)
-    if kind is int and not 0 <= _typed(value, int, where, "an integer") < 1 << 63:
-        raise EngineError(f"{where}: a non-negative integer below 2^63", found=f"{value}"[:80])
-    return _typed(value, kind, where, {str: "a string", bool: "true or false", int: "an integer"}[kind])
-
-
-def _read_fields(kind: Any, value: dict[str, Any], where: str, lenient: bool) -> Any:
-    hints = _hints(kind)
-    known = {_key(item): item for item in fields(kind)}
-    for key in value:
-        if key not in known and not lenient:
-            raise EngineError(f"{where}: only known keys", found=f"{key[:256]!r}{nearest(key, known)}")
-    for key, item in known.items():
-        if key not in value and item.default is MISSING and item.default_factory is MISSING:
-            raise EngineError(f"{where}: the key {key!r}", found="no such key")
-    return kind(
-        **{
-            item.name: _read(hints[item.name], value[key], f"{where}.{key}", lenient)
-            for key, item in known.items()
-            if key in value
-        }
-    )
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _typed(value: Any, kind: Any, where: str, expected: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise EngineError(f"{where}: {expected}", found=f"{value!r}"[:200])
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as objects and tuples as lists, all the way down."""
-    if is_dataclass(value):
-        return {_key(item): _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _key(item: Field[Any]) -> str:
-    return item.metadata.get("key", item.name)

@@ -179,7 +179,7 @@ class Sampler:
             self._counts[token] += 1
         if not params.logprobs:
             return Sampled(token)
-        return _with_logprobs(logits, token, highest, params.logprobs)
+        return logprobs_of(logits, token, params.logprobs)
 
     def _edit(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
         """Penalties, then biases, on a copy."""
@@ -264,7 +264,9 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.sort(values)[::-1][:count]
 
 
-def _with_logprobs(logits: np.ndarray, token: int, highest: float, count: int) -> Sampled:
+def logprobs_of(logits: np.ndarray, token: int, count: int) -> Sampled:
+    """A chosen token with its log-probability and the `count` best, of finite logits f32 [V]."""
+    highest = float(logits.max())
     with np.errstate(over="ignore", under="ignore"):
         weights = logits - np.float32(highest)
     total = highest + math.log(float(np.exp(weights, out=weights).sum(dtype=np.float64)))

@@ -1,0 +1,41 @@
+"""Where a program's buffers lie: those that are not alive at the same time share bytes (greedy by size).
+
+The order and the fit are those of Pisarchyk and Lee, "Efficient memory management for deep neural net inference"
+(2020): the largest first, each at the lowest offset that is free during its whole life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ALIGNMENT = 256
+"""Bytes; what CUDA allocations have, and more than any vector load needs."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """A buffer's bytes, and the first and last launch that touch it."""
+
+    bytes: int
+    first: int
+    last: int
+
+
+def place(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
+    """Offsets by name, and the arena's bytes; equal input gives equal offsets."""
+    offsets: dict[str, int] = {}
+    for name in sorted(lives, key=lambda n: (-lives[n].bytes, n)):
+        life, offset = lives[name], 0
+        taken = sorted(
+            (offsets[other], offsets[other] + lives[other].bytes)
+            for other in offsets
+            if lives[other].first <= life.last and life.first <= lives[other].last
+        )
+        for start, stop in taken:
+            if offset + life.bytes <= start:
+                break
+            offset = max(offset, -(-stop // ALIGNMENT) * ALIGNMENT)
+        offsets[name] = offset
+    arena = max((offsets[name] + lives[name].bytes for name in lives), default=0)
+    return offsets, -(-arena // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,155 @@
+"""A legal graph as a profile's sections: the launch plan of every kind of step, and one file of all its cubins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ....runtime.formula import value
+from ....runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ....runtime.progress import Progress
+from ...graph import Graph
+from ...memory import Life, place
+from ..target import Emitted, Limits
+from .cache import source_digest
+from .compile import Cubin, Variant, compile_variants, variant_of
+from .kernel import Call, Operand
+from .lowering import Lowering, Model, Shape, raw
+
+MAX_PREFILL = 512
+"""Prompt tokens per step: enough to be bound by arithmetic, few enough for decoding requests to wait for."""
+SMALL_PREFILL = 64
+TACTICS = "heuristic"
+TOLERANCE = 3e-2
+"""Of the probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
+
+
+def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
+    """Plan every program, compile every kernel once."""
+    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch)
+    shared: dict[str, Tensor] = {}
+    lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch)]
+    variants: dict[Variant, int] = {}
+    programs = tuple(_program(lowering, variants) for lowering in lowered)
+    cubins = compile_variants(list(variants), sm, progress=progress)
+    modules, binary = _modules(list(variants), cubins)
+    plan = Plan(
+        sm=sm,
+        activation=model.activation,
+        max_blocks=model.max_blocks,
+        kernels=source_digest(),
+        tactics=TACTICS,
+        tensors=dict(sorted(shared.items())),
+        modules=modules,
+        programs=programs,
+    )
+    weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
+    notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
+    sections = {"plan.json": plan.to_json(), "kernels.cubins": binary}
+    return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
+
+
+def shapes(max_batch: int) -> tuple[Shape, ...]:
+    """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, small and large."""
+    batches = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch] + [max_batch]
+    decode = tuple(Shape(True, n, n, n) for n in batches)
+    small = (Shape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
+    return (*decode, *small, Shape(False, MAX_PREFILL + max_batch, max_batch, MAX_PREFILL + max_batch))
+
+
+def _activation(dtype: str) -> str:
+    return "f16" if dtype == "float16" else "bf16"
+
+
+def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
+    shape, calls = lowering.shape, lowering.calls
+    limits = {"tokens": shape.tokens, "sequences": shape.sequences, "rows": shape.rows}
+    offsets, arena = place(_lives(lowering, limits))
+    buffers = {
+        name: Tensor("buffer", operand.dtype, tuple(map(str, operand.shape)), offsets[name])
+        for name, operand in sorted(lowering.buffers.items())
+        if name in offsets
+    }
+    launches = []
+    for label, call in calls:
+        index = variants.setdefault(variant_of(call), len(variants))
+        launches.append(
+            Launch(
+                module=index,
+                arguments=tuple(_argument(argument) for _, argument in call.ordered),
+                grid=tuple(str(size) for size in (*call.grid, 1, 1)[:3]),
+                writes=tuple(operand.name for operand in _written(call)),
+                bytes=str(call.bytes),
+                operations=str(call.operations),
+                label=label,
+            )
+        )
+    return Program(shape.decode, shape.tokens, shape.sequences, shape.rows, arena, buffers, tuple(launches))
+
+
+OUTPUTS = ("logits", "sampled", "status")
+"""Buffers the host reads when a step is done: they live to its end."""
+
+
+def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
+    spans: dict[str, tuple[int, int]] = {}
+    last = len(lowering.calls)
+    for index, (_, call) in enumerate(lowering.calls):
+        for argument in call.arguments.values():
+            if isinstance(argument, Operand) and argument.name in lowering.buffers:
+                first, _ = spans.get(argument.name, (index, index))
+                spans[argument.name] = first, last if argument.name in OUTPUTS else index
+    return {
+        name: Life(value(lowering.buffers[name].bytes, limits), first, stop) for name, (first, stop) in spans.items()
+    }
+
+
+def _written(call: Call) -> Iterator[Operand]:
+    for name in call.writes:
+        operand = call.arguments[name]
+        assert isinstance(operand, Operand)
+        yield operand
+
+
+def _argument(argument: object) -> Argument:
+    if isinstance(argument, Operand):
+        return Argument(tensor=argument.name)
+    if isinstance(argument, str):
+        return Argument(size=argument)
+    if isinstance(argument, int):
+        return Argument(integer=argument)
+    assert isinstance(argument, float)
+    return Argument(real=argument)
+
+
+def _modules(variants: list[Variant], cubins: Mapping[Variant, Cubin]) -> tuple[tuple[Module, ...], bytes]:
+    """Modules in order of first use, and their cubins end to end; equal cubins are one."""
+    binary = bytearray()
+    at: dict[bytes, int] = {}
+    modules = []
+    for variant in variants:
+        cubin = cubins[variant]
+        if cubin.data not in at:
+            at[cubin.data] = len(binary)
+            binary += cubin.data
+        modules.append(
+            Module(
+                kernel=variant.kernel,
+                constants=dict(variant.constants),
+                types=variant.types,
+                warps=variant.warps,
+                stages=variant.stages,
+                binary=Binary(
+                    offset=at[cubin.data],
+                    size=len(cubin.data),
+                    entry=cubin.entry,
+                    warps=cubin.warps,
+                    shared=cubin.shared,
+                    registers=cubin.registers,
+                    spills=cubin.spills,
+                    global_scratch=cubin.global_scratch,
+                    global_scratch_align=cubin.global_scratch_align,
+                    profile_scratch=cubin.profile_scratch,
+                ),
+            )
+        )
+    return tuple(modules), bytes(binary)

@@ -1,0 +1,86 @@
+"""Logical operators to those a launch plan computes: rope, cache and attention become one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ....passes.rule import Match, Op, Outcome, Pass, Patterns, Rule, require
+from ....passes.simplify import Simplify
+from ....runtime.errors import Unsupported
+from ... import ops
+from ...graph import Builder, Graph, attribute
+
+LEGAL = frozenset(
+    [("", "RMSNormalization")]
+    + [
+        (ops.DOMAIN, op)
+        for op in (
+            "Embedding",
+            "Linear",
+            "AddRMSNorm",
+            "GatedActivation",
+            "SelectRows",
+            "Positions",
+            "RopeAttention",
+        )
+    ]
+)
+
+_ATTENTION = (
+    "(int64[1,3] ids, int32[1] past, float[1,3,64] x, float[1,1,4,16] pk, "
+    "float[1,1,4,16] pv, float[6,8] C, float[6,8] S) => (float[1,3,32] y, float[1,1,4,16] nk, float[1,1,4,16] nv) "
+    "{ sizes = Constant<value_ints=[32,16,16]>() q, k, v = Split<axis=-1>(x, sizes) p = llmc.Positions(ids, past) "
+    "qr = RotaryEmbedding<num_heads=2>(q, C, S, p) kr = RotaryEmbedding<num_heads=1>(k, C, S, p) "
+    "y, nk, nv = llmc.CachedAttention<heads=2, kv_heads=1, head_dim=16, scale=0.25>(qr, kr, v, pk, pv, past) }"
+)
+
+
+class FuseRopeAttention(Rule):
+    """Rope of the merged q, k, v, the cache's update and attention are one operator, which two or three kernels do."""
+
+    fires = (_ATTENTION,)
+    refuses = {
+        "q and k are rotated differently": _ATTENTION.replace("num_heads=1>(k", "num_heads=1, interleaved=1>(k"),
+    }
+
+    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+        split = p.Split("qkv", "sizes")
+        q = p.RotaryEmbedding(split, "cos", "sin", "positions").named("rope_q")
+        k = p.RotaryEmbedding(split.out(1), "cos", "sin", "positions").named("rope_k")
+        root = p.llmc.CachedAttention(q, k, split.out(2), "past_key", "past_value", "past").named("attention")
+        return root, root.out(1), root.out(2)
+
+    def check(self, graph: Graph, m: Match) -> None:
+        same = attribute(m.rope_q, "interleaved", 0) == attribute(m.rope_k, "interleaved", 0)
+        require(same, "q and k are rotated differently")
+        producer = m.positions.producer()
+        require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        return g.llmc(
+            "RopeAttention",
+            *(m.qkv, m.cos, m.sin, m.positions, m.past_key, m.past_value, m.past),
+            outputs=3,
+            **{name: attribute(m.attention, name) for name in ("heads", "kv_heads", "head_dim", "scale")},
+            interleaved=attribute(m.rope_q, "interleaved", 0),
+        )
+
+
+class RefuseOthers(Pass):
+    """What no launch computes is refused by its name, before any kernel is compiled."""
+
+    def run(self, graph: Graph) -> Outcome:
+        for node in graph.nodes:
+            merged = node.op_type != "GatedActivation" or len(node.inputs) == 1
+            if (node.domain, node.op_type) not in LEGAL or not merged:
+                raise Unsupported(
+                    f"{node.op_type} ({node.name}) on a GPU",
+                    found="q, k and v, or gate and up, that could not become one linear",
+                    fix="one weight format for all of them, with --target cpu for the engine as it is",
+                )
+        return Outcome()
+
+
+PASSES: tuple[Pass, ...] = (FuseRopeAttention(), Simplify(), RefuseOthers())

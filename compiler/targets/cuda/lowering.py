@@ -1,0 +1,285 @@
+"""A legal graph as kernel calls, one function per operator, for one kind of step: what runs, over which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from ....runtime.bind import Concat, Expr, Reshape, ToF32
+from ....runtime.plan import BLOCK_TOKENS, Tensor
+from ... import ops
+from ...graph import Graph, attribute, dims, width
+from .kernel import Call, Operand
+from .kernels import attention_decode, attention_prefill, embed, gated, linear_large, linear_small, norm, rope_cache
+from .kernels import sample as sampling
+from .kernels import tokens as token_kernels
+
+OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
+SMALL_M = 64
+"""Tokens up to which a linear is bound by its weights, and takes the swapped form."""
+COUNTERS = 16384
+"""Tickets for split-K: one per tile of outputs, zero between launches."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A kind of step: see `runtime/plan.py`, Program."""
+
+    decode: bool
+    tokens: int
+    sequences: int
+    rows: int
+
+    def limit(self, size: str) -> int:
+        return {"tokens": self.tokens, "sequences": self.sequences, "rows": self.rows}[size]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every program of a profile shares."""
+
+    graph: Graph
+    sm: int
+    activation: str
+    max_context: int
+    max_batch: int
+
+    @property
+    def max_blocks(self) -> int:
+        return -(-self.max_context // BLOCK_TOKENS)
+
+
+@dataclass
+class Lowering:
+    """The calls of one program, as they are made; `shared` are the tensors all programs have in common."""
+
+    model: Model
+    shape: Shape
+    shared: dict[str, Tensor]
+    calls: list[tuple[str, Call]] = field(default_factory=list)
+    buffers: dict[str, Operand] = field(default_factory=dict)
+    _values: dict[ir.Value, Operand] = field(default_factory=dict)
+
+    def run(self) -> Lowering:
+        """Lower the whole graph and what follows it: a token per row."""
+        i32 = "i32"
+        self._call(
+            "take tokens",
+            token_kernels.take_tokens(
+                self.input("token_ids", i32, "tokens"),
+                self.state("last", i32, "lanes"),
+                self.buffer("tokens", i32, "tokens"),
+                lanes=self.model.max_batch,
+            ),
+        )
+        for node in self.model.graph.nodes:
+            LOWER[node.op_type](self, node)
+        self._sample(self._values[self.model.graph.ir.outputs[0]])
+        return self
+
+    def operand(self, value: ir.Value | None) -> Operand:
+        """The tensor behind a value: computed before, or a weight."""
+        assert value is not None
+        if value in self._values:
+            return self._values[value]
+        expr = self.model.graph.expr(value)
+        assert expr is not None, f"{value.name} is neither computed nor a weight"
+        stored = raw(expr)
+        name = str(value.name)
+        return self._share(name, "weight", Operand(name, OPERAND_DTYPE[stored.dtype], stored.shape))
+
+    def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
+        """A new buffer for a value: activations unless said otherwise; logits are float32."""
+        shape = dims(value)
+        rows = "tokens" if len(shape) == 3 or self.shape.decode else "rows"
+        made = self.buffer(str(value.name), dtype or self.model.activation, rows, width(value))
+        self._values[value] = made
+        return made
+
+    def buffer(self, name: str, dtype: str, *shape: int | str) -> Operand:
+        operand = Operand(name, dtype, shape)
+        self.buffers[name] = operand
+        return operand
+
+    def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
+        return self._share(name, "input", Operand(name, dtype, shape))
+
+    def state(self, name: str, dtype: str, *shape: int | str) -> Operand:
+        return self._share(name, "state", Operand(name, dtype, shape))
+
+    def cache(self, value: ir.Value | None) -> Operand:
+        """The paged form [blocks, K, 64, D] of a past key or value [B, K, C, D]."""
+        assert value is not None
+        _, heads, _, size = dims(value)
+        shape = ("blocks", heads, BLOCK_TOKENS, size)
+        name = str(value.name)
+        return self._share(name, "cache", Operand(name, self.model.activation, shape))
+
+    def add(self, node: ir.Node, call: Call) -> None:
+        """One launch, labelled by the module or operator it computes."""
+        self._call(str(node.name), call)
+
+    def alias(self, value: ir.Value, operand: Operand) -> None:
+        self._values[value] = operand
+
+    def _call(self, label: str, call: Call) -> None:
+        self.calls.append((label, call))
+
+    def _share(self, name: str, kind: str, operand: Operand) -> Operand:
+        self.shared[name] = Tensor(kind, operand.dtype, tuple(map(str, operand.shape)))
+        return operand
+
+    def _sample(self, logits: Operand) -> None:
+        """A token per row, kept on the device for the next step and written out for the host."""
+        rows = {
+            name: self.input(name, dtype, "rows")
+            for name, dtype in (
+                ("temperature", "f32"),
+                ("top_k", "i32"),
+                ("top_p", "f32"),
+                ("min_p", "f32"),
+                ("seed", "i64"),
+                ("place", "i32"),
+                ("lanes", "i32"),
+            )
+        }
+        vocab = logits.shape[-1]
+        assert isinstance(vocab, int)
+        tiles = sampling.tiles_of(vocab)
+        highest = self.buffer("tile_max", "f32", "rows", tiles)
+        best = self.buffer("tile_best", "i32", "rows", tiles)
+        finite = self.buffer("tile_finite", "i32", "rows", tiles)
+        sampled, status = self.buffer("sampled", "i32", "rows"), self.buffer("status", "i32", "rows")
+        self._call("sample", sampling.tile_stats(logits, highest, best, finite))
+        self._call(
+            "sample",
+            sampling.choose(
+                *(logits, highest, best, finite, rows["temperature"], rows["top_k"], rows["top_p"], rows["min_p"]),
+                *(rows["seed"], rows["place"], sampled, status),
+            ),
+        )
+        last = self.state("last", "i32", "lanes")
+        self._call("keep tokens", token_kernels.keep_tokens(sampled, rows["lanes"], last, lanes=self.model.max_batch))
+
+
+def raw(expr: Expr) -> Expr:
+    """The stored numbers of a weight as they are: kernels convert them when they read them."""
+    if isinstance(expr, ToF32) and expr.factor == 1.0:
+        return raw(expr.of)
+    if isinstance(expr, Concat):
+        return replace(expr, parts=tuple(map(raw, expr.parts)))
+    return replace(expr, of=raw(expr.of)) if isinstance(expr, Reshape) else expr
+
+
+def _embedding(at: Lowering, node: ir.Node) -> None:
+    weights = tuple(map(at.operand, node.inputs[1:]))
+    ids = at.buffers["tokens"]
+    at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node)))
+
+
+def _linear(at: Lowering, node: ir.Node) -> None:
+    fmt, x = _format(node), at.operand(node.inputs[0])
+    operands = tuple(map(at.operand, node.inputs[1:]))
+    weights, bias = (operands[:-1], operands[-1]) if ops.has_bias(node) else (operands, None)
+    logits = node.outputs[0].is_graph_output()
+    y = at.result(node.outputs[0], "f32" if logits else None)
+    most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
+    n, k = width(node.outputs[0]), width(node.inputs[0])
+    if most > SMALL_M:
+        at.add(node, linear_large.linear_large(x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias))
+        return
+    splits = linear_small.splits_for(n, k, fmt, most, sm)
+    workspace = counters = None
+    if splits > 1:
+        workspace = at.buffer(f"{y.name}.partial", "f32", splits, x.shape[0], n)
+        counters = at.state("counters", "i32", COUNTERS)
+    at.add(
+        node,
+        linear_small.linear_small(
+            x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias, workspace=workspace, counters=counters
+        ),
+    )
+
+
+def _rms_norm(at: Lowering, node: ir.Node) -> None:
+    x, weight = map(at.operand, node.inputs)
+    at.add(node, norm.rms_norm(x, weight, at.result(node.outputs[0]), epsilon=attribute(node, "epsilon", 1e-5)))
+
+
+def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
+    x, residual, weight = map(at.operand, node.inputs)
+    y, total = (at.result(value) for value in node.outputs)
+    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=attribute(node, "epsilon", 1e-5)))
+
+
+def _gated(at: Lowering, node: ir.Node) -> None:
+    activation = node.overload.removeprefix("merged_")
+    at.add(node, gated.gated(at.operand(node.inputs[0]), at.result(node.outputs[0]), activation=activation))
+
+
+def _select_rows(at: Lowering, node: ir.Node) -> None:
+    x = at.operand(node.inputs[0])
+    if at.shape.decode:
+        at.alias(node.outputs[0], x)  # every token is wanted, in order
+        return
+    at.add(node, norm.gather_rows(x, at.input("rows", "i32", "rows"), at.result(node.outputs[0])))
+
+
+def _rope_attention(at: Lowering, node: ir.Node) -> None:
+    heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
+    qkv, cos, sin = map(at.operand, node.inputs[:3])
+    key, value = at.cache(node.inputs[4]), at.cache(node.inputs[5])
+    y = at.result(node.outputs[0])
+    q = at.buffer(f"{y.name}.q", at.model.activation, "tokens", heads * size)
+    at.add(
+        node,
+        rope_cache.rope_cache(
+            *(qkv, at.input("positions", "i32", "tokens"), at.input("slots", "i32", "tokens"), cos, sin, q, key, value),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=size,
+            interleaved=bool(attribute(node, "interleaved", 0)),
+        ),
+    )
+    tables = at.input("tables", "i32", "sequences", at.model.max_blocks)
+    lengths = at.input("lengths", "i32", "sequences")
+    common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
+    if not at.shape.decode:
+        starts = at.input("starts", "i32", "sequences + 1")
+        at.add(node, attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, **common))
+        return
+    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
+    partial = lse = None
+    if splits > 1:
+        partial = at.buffer(f"{y.name}.partial", "f32", "sequences", heads, splits, size)
+        lse = at.buffer(f"{y.name}.lse", "f32", "sequences", heads, splits)
+    at.add(
+        node,
+        attention_decode.attention_decode(
+            q, key, value, tables, lengths, y, splits=splits, partial=partial, lse=lse, **common
+        ),
+    )
+    if partial is not None and lse is not None:
+        at.add(
+            node,
+            attention_decode.attention_combine(partial, lse, y, lengths, heads=heads, head_dim=size, splits=splits),
+        )
+
+
+def _format(node: ir.Node) -> str:
+    name = ops.format_of(node)
+    return "dense" if name == ops.DENSE else name
+
+
+LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
+    "Embedding": _embedding,
+    "Linear": _linear,
+    "RMSNormalization": _rms_norm,
+    "AddRMSNorm": _add_rms_norm,
+    "GatedActivation": _gated,
+    "SelectRows": _select_rows,
+    "RopeAttention": _rope_attention,
+    "Positions": lambda at, node: None,  # an input of the step
+}

@@ -1,0 +1,87 @@
+"""A device made of torch tensors on the CPU and Triton's interpreter: how a plan is proved without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import torch
+
+from ....runtime.bind import evaluate, from_json
+from ....runtime.engine_file import EngineFile
+from ....runtime.errors import EngineError
+from ....runtime.formula import value
+from ....runtime.plan import Launch, Plan, Tensor
+from ..cuda.cache import source_digest
+from ..cuda.kernel import Kernel
+from ..cuda.kernels import suites
+from .launch import TORCH_DTYPE, execute
+
+_NAN_BYTE = 0xFF
+"""Fills what was not written: NaN in every float dtype, -1 in every integer one."""
+
+
+class SimulatedDevice:
+    """A loaded plan (`runtime.paged.Device`): every launch is interpreted, synchronously."""
+
+    def __init__(self, engine: EngineFile, profile: str, plan: Plan, lanes: int) -> None:
+        """Bind weights; caches hold every sequence at full length, and garbage.
+
+        Raises:
+            EngineError: the plan was made with other kernels than this llmc has.
+        """
+        if plan.kernels != source_digest():
+            raise EngineError(
+                f"{engine.path}: profile {profile!r} with this llmc's kernels",
+                found="a plan made with others",
+                fix="build the engine again, or verify it on its GPU",
+            )
+        self.blocks = lanes * plan.max_blocks
+        self._plan = plan
+        self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
+        self._fixed: dict[str, torch.Tensor] = {}
+        bindings = engine.manifest.profiles[profile].weights
+        for name, tensor in plan.tensors.items():
+            if tensor.kind == "weight":
+                array = evaluate(from_json(bindings[name]), engine.tensor, initializer=name)
+                self._fixed[name] = _typed(torch.from_numpy(array.copy().reshape(-1).view(np.uint8)), tensor, {})
+            elif tensor.kind in ("cache", "state"):
+                sizes = {"blocks": self.blocks, "lanes": lanes}
+                filler = _NAN_BYTE if tensor.kind == "cache" else 0
+                blank = torch.full((tensor.bytes(sizes),), filler, dtype=torch.uint8)
+                self._fixed[name] = _typed(blank, tensor, sizes)
+
+    def run(
+        self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
+    ) -> dict[str, np.ndarray]:
+        chosen = self._plan.programs[program]
+        arena = torch.full((max(chosen.arena, 1),), _NAN_BYTE, dtype=torch.uint8)
+        tensors = {**self._fixed, **{name: torch.from_numpy(array) for name, array in inputs.items()}}
+        for name, tensor in chosen.buffers.items():
+            part = arena[tensor.offset : tensor.offset + tensor.bytes(sizes)]
+            tensors[name] = _typed(part, tensor, sizes)
+        for launch in chosen.launches:
+            self._launch(launch, tensors, sizes)
+        return {name: tensors[name].numpy().copy() for name in wanted}
+
+    def read(self, handle: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return handle
+
+    def close(self) -> None:
+        self._fixed.clear()
+
+    def _launch(self, launch: Launch, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
+        module = self._plan.modules[launch.module]
+        kernel = self._kernels[module.kernel]
+        names = [name for name in kernel.parameters if name not in module.constants and name != "EMULATE"]
+        values = [
+            tensors[a.tensor] if a.tensor is not None else sizes[a.size] if a.size is not None else a.number
+            for a in launch.arguments
+        ]
+        grid = tuple(value(formula, sizes) for formula in launch.grid)
+        execute(kernel, dict(zip(names, values, strict=True)), module.constants, grid)
+
+
+def _typed(flat: torch.Tensor, tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
+    """Bytes as numbers of the tensor's dtype and shape, in place."""
+    return flat.view(TORCH_DTYPE[tensor.dtype]).reshape(tensor.dims(sizes))

@@ -1,0 +1,50 @@
+"""What a target is: passes that make a graph legal on a kind of machine, and what it writes into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...passes.manager import Phase
+from ...runtime.bind import Expr
+from ...runtime.progress import Progress
+from ..graph import Graph
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest steps a profile is made for, and the checkpoint's own dtype ("bfloat16", "float16", "float32")."""
+
+    max_context: int
+    max_batch: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A profile's sections by file name, the weights they bind, and what a machine must have."""
+
+    sections: Mapping[str, bytes]
+    main: str
+    weights: Mapping[str, Expr]
+    needs: Mapping[str, Any]
+    tolerance: float
+    """Largest max|a-b|/max|b| of the probe's logits against the fp32 oracle of the same quantized graph."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of this profile."""
+
+
+Emit = Callable[[Graph, Limits, Progress], Emitted]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine: its passes and its emitter."""
+
+    name: str
+    summary: str
+    legalize: Callable[[], Phase]
+    emit: Emit
+    merge_gated: bool = True
+    """Whether gate and up become one linear (`passes/merge_linears.py`)."""

@@ -1,0 +1,239 @@
+"""The executor of launch plans: steps become input arrays over a paged KV cache; a device computes them.
+
+The device may be a GPU or the interpreter; both run this file: what is tested without a GPU is what runs on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .engine_file import EngineFile
+from .errors import EngineError, RecipeError
+from .executor import Output, Samplers, Step, Work
+from .plan import BLOCK_TOKENS, Plan, Program
+from .sampling import SamplingParams, logprobs_of
+
+Handle = Any
+"""Whatever a device needs to find a submitted step again."""
+_NUMPY = {"f32": np.float32, "i32": np.int32, "i64": np.int64}
+
+
+class Device(Protocol):
+    """Runs programs of a plan; weights, caches and state are its own."""
+
+    blocks: int
+
+    def run(
+        self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
+    ) -> Handle:
+        """Starts a program on inputs by name; the buffers named in `wanted` are kept for `read`."""
+        ...
+
+    def read(self, handle: Handle) -> Mapping[str, np.ndarray]:
+        """Waits, and gives the wanted buffers; called once per handle, in order."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything."""
+        ...
+
+
+MakeDevice = Callable[[EngineFile, str, Plan, int], Device]
+"""Engine, profile name, plan and sequences at once to a loaded device."""
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A submitted step: its works, each one's rows of the logits, and its outputs once they are known."""
+
+    handle: Handle
+    works: tuple[Work, ...]
+    rows: list[range]
+    outputs: tuple[Output, ...] | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A step's inputs while they are filled."""
+
+    arrays: dict[str, np.ndarray]
+    rows: list[range] = field(default_factory=list)
+
+
+class PagedExecutor:
+    """A loaded plan (`executor.Executor`): blocks of 64 positions, mixed steps, one step ahead of the host.
+
+    It owns the engine file it was given.
+    """
+
+    shares = True
+    mixed = True
+    depth = 1
+    block_tokens = BLOCK_TOKENS
+
+    def __init__(self, engine: EngineFile, profile: str, make_device: MakeDevice, *, max_batch: int | None) -> None:
+        """Read the plan and load it.
+
+        Raises:
+            EngineError: the plan is not one of ours.
+            RecipeError: `max_batch` is no count.
+            ResourceError: the device has too little memory.
+        """
+        facts, model = engine.manifest.profiles[profile], engine.manifest.model
+        if max_batch is not None and max_batch < 1:
+            raise RecipeError(
+                f"max_batch = {max_batch}", found="out of range", fix=f"a number from 1 to {facts.max_batch}"
+            )
+        self._engine = engine
+        self._plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
+        mixed = [program for program in self._plan.programs if not program.decode]
+        if not mixed:
+            raise EngineError(f"{engine.path}: a program for prompts", found="none", fix="build the engine again")
+        self.max_context = min(facts.max_context, self._plan.max_blocks * BLOCK_TOKENS)
+        self.vocab = model.vocab_size
+        self._lanes = min(facts.max_batch, max_batch or facts.max_batch, mixed[-1].sequences)
+        self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
+        self._device = make_device(engine, profile, self._plan, self._lanes)
+        self.blocks = self._device.blocks
+        self._samplers = Samplers()
+        self._free = list(range(self._lanes))[::-1]
+        self._lane: dict[int, int] = {}
+        self._on_host: dict[int, _Ticket] = {}
+
+    def submit(self, step: Step) -> _Ticket:
+        """Fill in the inputs and start the step; sequences whose token only the host can choose wait for it."""
+        for work in step.work:
+            if work.sequence not in self._lane:
+                self._admit(work)
+        tokens = [self._tokens(work) for work in step.work]
+        decode = all(not work.is_prompt and len(ids) == 1 for work, ids in zip(step.work, tokens, strict=True))
+        count = sum(map(len, tokens))
+        rows = count if decode else sum(_row_count(work) for work in step.work)
+        program = self._plan.program_for(decode=decode, tokens=count, sequences=len(step.work), rows=rows)
+        sizes = program.limits if decode else {"tokens": count, "sequences": len(step.work), "rows": rows}
+        batch = self._fill(program, sizes, step.work, tokens)
+        wanted = {"sampled", "status"} | ({"logits"} if any(map(_needs_logits, step.work)) else set())
+        index = self._plan.programs.index(program)
+        ticket = _Ticket(self._device.run(index, sizes, batch.arrays, wanted if rows else ()), step.work, batch.rows)
+        for work in step.work:
+            self._on_host.pop(work.sequence, None)
+            if work.sample is not None and work.sample.edits_logits:
+                self._on_host[work.sequence] = ticket
+        return ticket
+
+    def collect(self, ticket: _Ticket) -> tuple[Output, ...]:
+        """Wait for the step's tokens and logits."""
+        if ticket.outputs is None:
+            read = self._device.read(ticket.handle)
+            pairs = zip(ticket.works, ticket.rows, strict=True)
+            ticket.outputs = tuple(self._output(work, rows, read) for work, rows in pairs)
+        return ticket.outputs
+
+    def release(self, sequence: int) -> None:
+        self._samplers.release(sequence)
+        self._on_host.pop(sequence, None)
+        if sequence in self._lane:
+            self._free.append(self._lane.pop(sequence))
+
+    def close(self) -> None:
+        self._device.close()
+        self._engine.close()
+
+    def _admit(self, work: Work) -> None:
+        if not self._free:
+            raise RecipeError(f"{self._lanes + 1} sequences at once", found=f"room for {self._lanes}")
+        self._lane[work.sequence] = self._free.pop()
+
+    def _tokens(self, work: Work) -> tuple[int, ...]:
+        """The ids as the device takes them: -1 - lane for the token it sampled itself."""
+        if work.tokens:
+            return work.tokens
+        waiting = self._on_host.get(work.sequence)
+        if waiting is None:
+            return (-1 - self._lane[work.sequence],)
+        self.collect(waiting)
+        return (self._samplers.token(work.sequence),)
+
+    def _fill(
+        self, program: Program, sizes: Mapping[str, int], works: tuple[Work, ...], tokens: list[tuple[int, ...]]
+    ) -> _Batch:
+        """Every input of the program; padding sequences have length 0, padding tokens slot -1."""
+        inputs = {name: tensor for name, tensor in self._plan.tensors.items() if tensor.kind == "input"}
+        arrays = {name: np.zeros(tensor.dims(sizes), _NUMPY[tensor.dtype]) for name, tensor in inputs.items()}
+        batch = _Batch(arrays)
+        arrays["slots"][:] = -1
+        arrays["lanes"][:] = -1
+        arrays["top_p"][:] = 1.0
+        at = row = 0
+        for index, (work, ids) in enumerate(zip(works, tokens, strict=True)):
+            stop = at + len(ids)
+            positions = np.arange(work.start, work.end)
+            blocks = np.array(work.blocks, np.int32)
+            arrays["token_ids"][at:stop] = ids
+            arrays["positions"][at:stop] = positions
+            arrays["slots"][at:stop] = blocks[positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+            arrays["lengths"][index] = work.end
+            arrays["tables"][index, : len(blocks)] = blocks
+            arrays["starts"][index + 1 :] = stop
+            count = 1 if program.decode else _row_count(work)
+            batch.rows.append(range(row, row + count))
+            arrays["rows"][row : row + count] = np.arange(stop - count, stop)
+            row += count
+            if work.sample is not None:
+                self._choose(arrays, row - 1, work, work.sample)
+            at = stop
+        return batch
+
+    def _choose(self, arrays: Mapping[str, np.ndarray], row: int, work: Work, params: SamplingParams) -> None:
+        """How the device samples a row; if only the host can, it samples greedily and nobody looks."""
+        arrays["place"][row] = work.end
+        if params.edits_logits:
+            return
+        arrays["lanes"][row] = self._lane[work.sequence]
+        arrays["temperature"][row] = 0.0 if params.greedy else params.temperature
+        arrays["top_k"][row], arrays["top_p"][row], arrays["min_p"][row] = params.top_k, params.top_p, params.min_p
+        arrays["seed"][row] = np.uint64(params.seed or 0).astype(np.int64)
+
+    def _output(self, work: Work, rows: range, read: Mapping[str, np.ndarray]) -> Output:
+        logits = read["logits"][rows.start : rows.stop] if "logits" in read and len(rows) else None
+        params = work.sample
+        if params is None or params.edits_logits:
+            return self._samplers.output(work, logits)
+        self._samplers.output(_without_sample(work), None)
+        row = rows[-1]
+        wanted = None if work.rows == "none" or logits is None else logits if work.rows == "all" else logits[-1:]
+        if read["status"][row]:
+            return Output(work.sequence, error=_not_finite(work.end))
+        token = int(read["sampled"][row])
+        if not params.logprobs or logits is None:
+            return Output(work.sequence, token, logits=wanted)
+        sampled = logprobs_of(logits[-1], token, params.logprobs)
+        return Output(work.sequence, token, sampled.logprob, sampled.top, wanted)
+
+
+def _row_count(work: Work) -> int:
+    """Rows of logits that a mixed step computes for a work."""
+    if work.rows == "all":
+        return len(work.tokens) or 1
+    return int(work.sample is not None or work.rows == "last")
+
+
+def _needs_logits(work: Work) -> bool:
+    edited = work.sample is not None and (work.sample.edits_logits or work.sample.logprobs > 0)
+    return work.rows != "none" or edited
+
+
+def _without_sample(work: Work) -> Work:
+    return Work(work.sequence, work.tokens, work.start, work.blocks, None, work.prompt_tokens, cached=work.cached)
+
+
+def _not_finite(position: int) -> EngineError:
+    return EngineError(
+        f"choosing the token at position {position}",
+        found="logits that are not finite",
+        fix="llmc verify ENGINE, to see whether the engine's file or the machine is at fault",
+    )

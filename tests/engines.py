@@ -75,10 +75,11 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def quantized_logits(path: Path, quantize: str, ids: list[int]) -> np.ndarray:
-    """Logits [T,V] of the oracle of the quantized graph, over the weights that the engine of PICO holds."""
-    checkpoint = open_checkpoint(PICO)
-    graph = lower(checkpoint, with_flags(None, quantize=quantize), CONTEXT, None)[1]
+def quantized_logits(path: Path, quantize: str, ids: list[int], source: Path = PICO) -> np.ndarray:
+    """Logits [T,V] of the oracle of the quantized graph, over the weights that the engine of `source` holds."""
+    checkpoint = open_checkpoint(source)
+    context = min(CONTEXT, checkpoint.config.max_position_embeddings)
+    graph = lower(checkpoint, with_flags(None, quantize=quantize), context, None)[1]
     with EngineFile.open(path) as engine:
 
         def read(name: str, start: int, stop: int) -> np.ndarray:

@@ -338,7 +338,7 @@ def test_special_tokens_spelled_by_a_user_have_the_ids_of_plain_text(pico_engine
         ("version: 1\nparallel: {tensor: 3}\n", ":2:1: 'parallel' is not built yet"),
         ("version: 1\nkv: fp8\n", ":2:1: 'kv' is not built yet"),
         ("version: 1\ngates: []\n", ":2:1: 'gates' is not built yet"),
-        ("version: 1\ntargets: [sm_90]\n", ":2:11: no target 'sm_90', known: cpu"),
+        ("version: 1\ntargets: [sm_91]\n", ":2:11: no target 'sm_91' (did you mean 'sm_90'?), known: cpu"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_at_its_place(call: Call, tmp_path: Path, text: str, said: str):

@@ -12,6 +12,7 @@ import pytest
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.targets.cpu.legalize import RULES
+from llmc.compiler.targets.cuda.legalize import PASSES
 from llmc.compiler.verify import LOGICAL, BrokenGraph, verify
 from llmc.passes import back, front
 from llmc.passes.manager import PassCrash, Phase, run_phase
@@ -20,7 +21,7 @@ from llmc.quantize import FORMATS
 from llmc.runtime.errors import Unsupported
 from llmc.runtime.onnx_scan import CPU_OPERATORS
 
-ALL = {item.name: item for item in (*front(lambda _: "none").passes, *back().passes, *RULES)}
+ALL = {item.name: item for item in (*front(lambda _: "none").passes, *back().passes, *RULES, *PASSES)}
 FIRES = [(item, text) for item in ALL.values() for text in item.fires]
 REFUSES = [(item, reason, text) for item in ALL.values() for reason, text in item.refuses.items()]
 EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
@@ -28,7 +29,7 @@ EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
 
 def test_every_pass_has_an_example() -> None:
     without = [name for name, item in ALL.items() if not item.fires]
-    assert without == ["QuantizeWeights"]  # needs a recipe: tested below
+    assert without == ["QuantizeWeights", "RefuseOthers"]  # needs a recipe; rewrites nothing: both tested below
 
 
 @pytest.mark.parametrize(("item", "text"), FIRES, ids=lambda value: getattr(value, "name", None))
@@ -104,6 +105,16 @@ def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
         front(lambda _: "int4").passes[-1].run(example.graph)
     assert "K = 48 is not a multiple of the block of 32" in str(caught.value)
     assert "`W: none`" in str(caught.value)
+
+
+def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
+    text = (
+        "(float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y) { y = llmc.GatedActivation:plain_silu(a, b) }",
+        "(float[2,3,8] a) => (float[2,3,8] y) { y = Swish(a) }",
+    )
+    for example in map(graphs.parse, text):
+        with pytest.raises(Unsupported, match=r"(GatedActivation|Swish) \(y\) on a GPU\n  found: .* one linear"):
+            PASSES[-1].run(example.graph)
 
 
 class _Breaks(Pass):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmc.compiler import recipe as module
 from llmc.compiler.recipe import QuantizeRule, Recipe, bundled_recipes, load_recipe, with_flags
+from llmc.compiler.targets import TARGETS
 from llmc.quantize import FORMATS
 from llmc.runtime.errors import RecipeError
 
@@ -76,7 +77,7 @@ def test_the_last_matching_rule_decides():
         ("version: 1\nquantize:\n  rules: {lm_head: int8}\n", "r.yaml:3:10: expected a list, found keys and values"),
         ("version: 1\nquantize:\n  rules:\n    - {match: lm_head}\n", "r.yaml:4:7: a rule needs 'format'"),
         ("version: 1\nquantize: {rules: [{match: '', format: int8}]}\n", "r.yaml:2:28: an empty match"),
-        ("version: 1\ntargets: [sm_90]\n", "r.yaml:2:11: no target 'sm_90', known: cpu"),
+        ("version: 1\ntargets: [sm_91]\n", "r.yaml:2:11: no target 'sm_91' (did you mean 'sm_90'?), known: cpu"),
         ("version: 1\ntargets: [cpu, cpu]\n", "r.yaml:2:1: targets must name at least one target, each once"),
         ("version: 1\ntargets: []\n", "r.yaml:2:1: targets must name at least one target, each once"),
         ("version: 1\nextends: cpu-int44\n", "'extends' names no bundled recipe (did you mean 'cpu-int4'?)"),
@@ -205,9 +206,8 @@ def test_the_schema_agrees_with_the_reader():
     assert set(json.loads(Recipe().canonical())) | {"extends"} == set(SCHEMA["properties"])
 
 
-def test_targets_are_the_folders_of_compiler_targets():
-    folders = {path.parent.name for path in (ROOT / "compiler/targets").glob("*/__init__.py")}
-    assert set(module.TARGETS) <= folders
+def test_targets_are_those_of_the_table():
+    assert set(module.TARGETS) == set(TARGETS) - {"null"}
 
 
 def assert_follows(value: object, schema: dict) -> None:

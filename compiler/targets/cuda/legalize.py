@@ -76,7 +76,7 @@ class RefuseOthers(Pass):
             merged = node.op_type != "GatedActivation" or len(node.inputs) == 1
             if (node.domain, node.op_type) not in LEGAL or not merged:
                 raise Unsupported(
-                    f"{node.op_type} ({node.name}) on a GPU",
+                    f"{node.op_type} ({node.outputs[0].name}) on a GPU",
                     found="q, k and v, or gate and up, that could not become one linear",
                     fix="one weight format for all of them, with --target cpu for the engine as it is",
                 )

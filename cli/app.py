@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import LlmcError
-from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, passes, verify
+from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, kernels, passes, verify
 from . import run as run_command
 
 INTERNAL = 70
@@ -35,6 +35,7 @@ app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("passes")(passes.passes)
+app.command("kernels")(kernels.kernels)
 app.command("doctor")(doctor.doctor)
 
 

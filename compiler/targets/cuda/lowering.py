@@ -264,7 +264,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     if partial is not None and lse is not None:
         at.add(
             node,
-            attention_decode.attention_combine(partial, lse, y, lengths, heads=heads, head_dim=size, splits=splits),
+            attention_decode.attention_combine(partial, lse, y, heads=heads, head_dim=size, splits=splits),
         )
 
 

@@ -1,0 +1,145 @@
+"""Rows of the embedding table, in any weight format: gathered, then decoded; one program per token and part of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from .....quantize import FORMATS
+from .....runtime.numbers import RAW_DTYPE
+from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+
+BLOCK = 1024
+GROUP = {"int4": 32, "int4-g128": 128, "int8": 32, "int8-g128": 128, "nvfp4": 16, "mxfp4": 32}
+
+
+@triton.jit
+def e4m3(code):
+    """E4M3 bits (u8, no NaN) as float32: sign and magnitude in place, the missing bias as a factor."""
+    wide = code.to(tl.int32)
+    bits = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
+    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+
+
+@triton.jit
+def e2m1(code):
+    """E2M1 codes (0 to 15, i32) as float32."""
+    bits = ((code & 8) << 28) | ((code & 7) << 22)
+    return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
+
+
+@triton.jit
+def embed_kernel(
+    token_ids,
+    codes,
+    scales,
+    global_scale,
+    x,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """token_ids i32 [tokens], a table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; foreign ids read row 0."""
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.load(token_ids + token).to(tl.int64)
+    row = tl.where((row >= 0) & (row < VOCAB), row, 0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    if FORMAT == "dense":
+        number = tl.load(codes + row * WIDTH + column, inside, 0.0).to(tl.float32)
+    elif FORMAT == "fp8":
+        number = e4m3(tl.load(codes + row * WIDTH + column, inside, 0)) * tl.load(scales + row)
+    elif FORMAT == "int8":
+        code = tl.load(codes + row * WIDTH + column, inside, 0).to(tl.float32) - 128.0
+        number = code * tl.load(scales + row * (WIDTH // GROUP) + column // GROUP, inside, 0.0).to(tl.float32)
+    else:
+        pair = tl.load(codes + row * (WIDTH // 2) + column // 2, inside, 0).to(tl.int32)
+        code = (pair >> (4 * (column % 2))) & 15
+        scale = tl.load(scales + row * (WIDTH // GROUP) + column // GROUP, inside, 0)
+        if FORMAT == "int4":
+            number = (code.to(tl.float32) - 8.0) * scale.to(tl.float32)
+        elif FORMAT == "nvfp4":
+            number = e2m1(code) * (e4m3(scale) * tl.load(global_scale))
+        else:
+            number = e2m1(code) * tl.exp2(scale.to(tl.float32) - 127.0)
+    tl.store(x + token * WIDTH + column, number.to(x.dtype.element_ty), inside)
+
+
+KERNEL = Kernel("embed", embed_kernel)
+
+
+def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str) -> Call:
+    """Rows of the table at token_ids; weights are the format's components ("dense": one), in their order."""
+    tokens, width = x.shape
+    vocab = weights[0].shape[0]
+    assert isinstance(width, int) and isinstance(vocab, int)
+    names = ("codes", "scales", "global_scale")
+    given = dict(zip(names, weights, strict=False))
+    read = sum(FORMATS[format].bits_per_weight(1, width) for _ in "1") if format != "dense" else 0
+    row = int(width * read / 8) if read else _row_bytes(weights[0])
+    return Call(
+        KERNEL,
+        {"token_ids": token_ids, **given, "x": x},
+        {
+            **{name: None for name in names[len(weights) :]},
+            "VOCAB": vocab,
+            "WIDTH": width,
+            "FORMAT": format.removesuffix("-g128"),
+            "GROUP": GROUP.get(format, 1),
+            "BLOCK": BLOCK,
+        },
+        (tokens, -(-width // BLOCK)),
+        writes=("x",),
+        bytes=total(token_ids.bytes, product(tokens, row), x.bytes),
+        operations=product(tokens, 2 * width),
+    )
+
+
+def _row_bytes(table: Operand) -> int:
+    width = table.shape[1]
+    assert isinstance(width, int)
+    return width * {"bf16": 2, "f16": 2, "f32": 4}[table.dtype]
+
+
+_KINDS = {"BF16": "bf16", "F32": "f32", "F16": "f16"}
+
+
+def _weights(format: str, vocab: int, width: int) -> tuple[dict[str, torch.Tensor], tuple[Operand, ...], torch.Tensor]:
+    """Tensors by operand name, operands, and the table's numbers."""
+    table = torch.randn(vocab, width, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    if format == "dense":
+        return {"weight": table}, (Operand("weight", "bf16", (vocab, width)),), table.float()
+    fmt = FORMATS[format]
+    parts = fmt.quantize(table)
+    tensors, operands = {}, []
+    for component in fmt.components(vocab, width):
+        raw = torch.from_numpy(parts[component.suffix].reshape(component.shape).astype(RAW_DTYPE[component.dtype]))
+        dtype = _KINDS.get(component.dtype, "u8")
+        tensors[component.suffix] = raw.view(torch.bfloat16) if dtype == "bf16" else raw
+        operands.append(Operand(component.suffix, dtype, component.shape))
+    return tensors, tuple(operands), torch.from_numpy(fmt.dequantize(parts))
+
+
+def _cases() -> Iterator[Case]:
+    ids = torch.tensor([0, 6, 3, -1, 7, 2], dtype=torch.int32)
+    rows = torch.tensor([0, 6, 3, 0, 0, 2])
+    for format in ("dense", *FORMATS):
+        act = "f16" if format == "fp8" else "bf16"
+        tensors, operands, table = _weights(format, 7, 128 if format.endswith("g128") else 96)
+        width = table.shape[1]
+        x = Operand("x", act, ("tokens", width))
+        call = embed(Operand("ids", "i32", ("tokens",)), operands, x, format=format)
+        yield Case(format, call, {"ids": ids, **tensors}, {"tokens": 6}, {"x": table[rows]}, ROUNDING[act])
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    table = Operand("weight", "bf16", (128256, 4096))
+    yield embed(Operand("ids", "i32", ("tokens",)), (table,), Operand("x", "bf16", ("tokens", 4096)), format="dense")
+
+
+SUITE = Suite((KERNEL,), _cases, _calls)

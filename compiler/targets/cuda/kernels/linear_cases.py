@@ -1,0 +1,148 @@
+"""Cases and real calls of the linears: small shapes with masked edges in every format, and those of Llama-3.1-8B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .....quantize import FORMATS as QUANTIZED
+from ..kernel import ROUNDING, Call, Case, Operand
+from .tiles import Tile, default_tile
+
+FORMATS = ("dense", *QUANTIZED)
+LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+"""Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
+STORED = {"F8_E4M3": "u8", "U8": "u8", "F8_E8M0": "u8", "BF16": "bf16", "F32": "f32"}
+TORCH = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One case: the weight's format and shape, tokens, and what else the linear gets."""
+
+    format: str
+    tokens: int
+    n: int
+    k: int
+    act: str = "bf16"
+    y: str = ""
+    weight: str = "bf16"
+    bias: bool = False
+    residual: bool = False
+    max_tokens: int = 16
+    tile: Tile | None = None
+
+
+SMALL = (
+    Spec("dense", 3, 40, 100, act="f16", weight="f16", bias=True, residual=True),
+    Spec("dense", 33, 70, 256, y="f32", weight="f32", max_tokens=64),
+    Spec("dense", 1, 130, 384, tile=Tile(64, 128, 16, 3, 4, 3)),
+    Spec("fp8", 1, 40, 160, bias=True, tile=Tile(64, 128, 16, 1, 4, 3)),
+    Spec("fp8", 3, 40, 67, act="f16", residual=True, tile=Tile(64, 64, 16, 1, 4, 1)),
+    Spec("int4", 33, 70, 160, max_tokens=64, residual=True),
+    Spec("int4", 3, 40, 320, act="f16", tile=Tile(64, 128, 16, 3, 4, 1)),
+    Spec("int4-g128", 3, 40, 384, tile=Tile(64, 128, 16, 3, 4, 1), bias=True),
+    Spec("int8", 3, 40, 160, act="f16", bias=True, residual=True),
+    Spec("int8", 1, 70, 96),
+    Spec("int8-g128", 2, 40, 256, tile=Tile(64, 128, 16, 1, 4, 3)),
+    Spec("int8-g128", 17, 130, 128, act="f16"),
+    Spec("nvfp4", 3, 70, 432, tile=Tile(64, 128, 16, 2, 4, 1), y="f32"),
+    Spec("nvfp4", 33, 40, 144, act="f16", max_tokens=64, bias=True),
+    Spec("mxfp4", 1, 40, 160, act="f16", residual=True),
+    Spec("mxfp4", 3, 130, 256, tile=Tile(128, 256, 16, 1, 4, 2)),
+)
+_LARGE_TILE = Tile(64, 128, 32, 1, 4, 1)
+LARGE = (
+    Spec("dense", 33, 70, 100, act="f16", weight="f16", bias=True, residual=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    Spec("dense", 3, 40, 64, weight="f32"),
+    Spec("fp8", 33, 70, 96, tile=Tile(64, 64, 16, 1, 4, 1), residual=True),
+    Spec("int4", 65, 200, 160, act="f16", tile=_LARGE_TILE),
+    Spec("int4-g128", 33, 70, 256, y="f32", tile=_LARGE_TILE),
+    Spec("int8", 33, 40, 96, tile=Tile(64, 64, 32, 1, 4, 1)),
+    Spec("int8-g128", 1, 40, 128, bias=True, tile=Tile(64, 64, 32, 1, 4, 1)),
+    Spec("nvfp4", 33, 70, 144, bias=True, tile=_LARGE_TILE),
+    Spec("mxfp4", 33, 40, 160, act="f16"),
+)
+
+
+def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, ...]:
+    """The tensors of a weight [n, k]: of its format, or one of dtype `dense`."""
+    if format == "dense":
+        return (Operand("weight", dense, (n, k)),)
+    return tuple(Operand(c.suffix, STORED[c.dtype], c.shape) for c in QUANTIZED[format].components(n, k))
+
+
+def case(build: Callable[..., Call], spec: Spec) -> Case:
+    """The case with numbers; expected: the float64 product with the weights the stored bytes stand for."""
+    source = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
+    weight = torch.randn(spec.n, spec.k, generator=source) * 0.05
+    inputs: dict[str, Any] = {}
+    operands = weight_operands(spec.format, spec.n, spec.k, spec.weight)
+    if spec.format == "dense":
+        inputs["weight"] = weight.to(TORCH[spec.weight])
+        exact = inputs["weight"].double()
+    else:
+        format = QUANTIZED[spec.format]
+        parts = format.quantize(weight)
+        exact = torch.from_numpy(format.dequantize(parts)).double()
+        for operand in operands:
+            array = torch.from_numpy(np.ascontiguousarray(parts[operand.name]).reshape(operand.shape))
+            inputs[operand.name] = array.view(torch.bfloat16) if operand.dtype == "bf16" else array
+    x = torch.randn(spec.tokens, spec.k, generator=source).to(TORCH[spec.act])
+    inputs["x"] = x
+    expected = x.double() @ exact.T
+    extra: dict[str, Any] = {}
+    if spec.bias:
+        inputs["bias"] = torch.randn(spec.n, generator=source).to(TORCH[spec.act])
+        extra["bias"] = Operand("bias", spec.act, (spec.n,))
+        expected += inputs["bias"].double()
+    if spec.residual:
+        inputs["residual"] = torch.randn(spec.tokens, spec.n, generator=source).to(TORCH[spec.act])
+        extra["residual"] = Operand("residual", spec.act, ("tokens", spec.n))
+        expected += inputs["residual"].double()
+    outcome = {"y": expected}
+    if spec.tile is not None and spec.tile.splits > 1:
+        count = -(-spec.n // spec.tile.block_n) * -(-spec.max_tokens // spec.tile.block_m)
+        extra["workspace"] = Operand("workspace", "f32", (spec.tile.splits, "tokens", spec.n))
+        extra["counters"] = Operand("counters", "i32", (count,))
+        inputs["counters"] = torch.zeros(count, dtype=torch.int32)
+        outcome["counters"] = inputs["counters"]
+    dtype = spec.y or spec.act
+    call = build(
+        Operand("x", spec.act, ("tokens", spec.k)),
+        operands,
+        Operand("y", dtype, ("tokens", spec.n)),
+        format=spec.format,
+        max_tokens=spec.max_tokens,
+        sm=90,
+        tile=spec.tile,
+        **extra,
+    )
+    name = f"{spec.format}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}"
+    # Weights are rounded once more, to the act dtype, where a scale of a group is multiplied in.
+    return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
+
+
+def real(
+    build: Callable[..., Call], n: int, k: int, format: str, act: str, max_tokens: int, sm: int, kind: str = "small"
+) -> Call:
+    """A call as the compiler makes it, with residual and where it wants them workspace and counters."""
+    extra: dict[str, Any] = {}
+    tile = default_tile(kind, n, k, format, max_tokens, sm)
+    if tile.splits > 1:
+        extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
+        extra["counters"] = Operand("counters", "i32", (-(-n // tile.block_n),))
+    return build(
+        Operand("x", act, ("tokens", k)),
+        weight_operands(format, n, k, act),
+        Operand("y", act, ("tokens", n)),
+        format=format,
+        max_tokens=max_tokens,
+        sm=sm,
+        residual=Operand("residual", act, ("tokens", n)),
+        **extra,
+    )

@@ -1,0 +1,137 @@
+"""RMSNorm, alone and after a residual sum, and the rows of activations that are wanted: one program per token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+
+
+@triton.jit
+def rms_norm_kernel(x, residual, weight, y, sums, WIDTH: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr):
+    """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
+
+    Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    at = token * WIDTH + column
+    number = tl.load(x + at, inside, 0.0).to(tl.float32)
+    if residual is not None:
+        number += tl.load(residual + at, inside, 0.0).to(tl.float32)
+        tl.store(sums + at, number.to(sums.dtype.element_ty), inside)
+    scale = tl.rsqrt(tl.sum(number * number, axis=0) / WIDTH + EPSILON)
+    factor = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    tl.store(y + at, (number * scale * factor).to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def gather_kernel(x, rows, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """x [tokens, WIDTH] at rows i32 [rows] -> y [rows, WIDTH]; row -1 gives zeros."""
+    index = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + index).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    known = column < tl.where(row >= 0, WIDTH, 0)
+    number = tl.load(x + row * WIDTH + column, known, 0.0)
+    tl.store(y + index * WIDTH + column, number, inside)
+
+
+NORM = Kernel("rms_norm", rms_norm_kernel)
+GATHER = Kernel("gather_rows", gather_kernel)
+
+
+def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float) -> Call:
+    """x [tokens or rows, H] -> y of the same shape; H at most 16384."""
+    return _norm({"x": x, "weight": weight, "y": y}, {"residual": None, "sums": None}, ("y",), epsilon)
+
+
+def add_rms_norm(x: Operand, residual: Operand, weight: Operand, y: Operand, sums: Operand, *, epsilon: float) -> Call:
+    """x, residual [tokens or rows, H] -> y = RMSNorm of their sum, and the sum."""
+    arguments = {"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}
+    return _norm(arguments, {}, ("y", "sums"), epsilon)
+
+
+def _norm(arguments: dict[str, Operand], absent: dict[str, None], writes: tuple[str, ...], epsilon: float) -> Call:
+    tokens, width = arguments["x"].shape
+    assert isinstance(width, int)
+    block = next_power(width)
+    return Call(
+        NORM,
+        arguments,
+        {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block},
+        (tokens,),
+        writes=writes,
+        bytes=total(*(operand.bytes for operand in arguments.values())),
+        operations=product(tokens, 5 * width),
+        warps=min(max(block // 512, 1), 16),
+    )
+
+
+def gather_rows(x: Operand, rows: Operand, y: Operand) -> Call:
+    """The rows of x that y asks for."""
+    count, width = y.shape
+    assert isinstance(width, int)
+    block = next_power(width)
+    return Call(
+        GATHER,
+        {"x": x, "rows": rows, "y": y},
+        {"WIDTH": width, "BLOCK": block},
+        (count,),
+        writes=("y",),
+        bytes=total(y.bytes, y.bytes, rows.bytes),
+        operations=0,
+        warps=min(max(block // 512, 1), 16),
+    )
+
+
+def _cases() -> Iterator[Case]:
+    kinds = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+    random = torch.Generator().manual_seed(2)
+    for tokens, width, act, weights in ((1, 4096, "bf16", "bf16"), (33, 96, "f16", "f32"), (3, 1000, "bf16", "f32")):
+        x, residual = (torch.randn(tokens, width, generator=random).to(kinds[act]) for _ in range(2))
+        weight = torch.randn(width, generator=random).to(kinds[weights])
+        shape = ("tokens", width)
+        given = [Operand("x", act, shape), Operand("weight", weights, (width,)), Operand("y", act, shape)]
+        added = x.float() + residual.float()
+        normed = {
+            name: torch.nn.functional.rms_norm(number, (width,), weight.float(), 1e-5)
+            for name, number in (("x", x.float()), ("sum", added))
+        }
+        name, sizes = f"{tokens}x{width}-{act}-{weights}", {"tokens": tokens}
+        yield Case(
+            f"norm-{name}",
+            rms_norm(*given, epsilon=1e-5),
+            {"x": x, "weight": weight},
+            sizes,
+            {"y": normed["x"]},
+            ROUNDING[act],
+        )
+        call = add_rms_norm(
+            given[0], Operand("r", act, shape), given[1], given[2], Operand("s", act, shape), epsilon=1e-5
+        )
+        expected = {"y": normed["sum"], "s": added}
+        yield Case(f"add-{name}", call, {"x": x, "r": residual, "weight": weight}, sizes, expected, ROUNDING[act])
+    x = torch.randn(5, 40, generator=random).to(torch.bfloat16)
+    rows = torch.tensor([4, -1, 0], dtype=torch.int32)
+    call = gather_rows(
+        Operand("x", "bf16", ("tokens", 40)), Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 40))
+    )
+    expected = torch.stack([x[4], torch.zeros(40), x[0]])
+    yield Case("gather", call, {"x": x, "rows": rows}, {"tokens": 5, "rows": 3}, {"y": expected}, 0.0)
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    shape = ("tokens", 4096)
+    x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
+    yield rms_norm(x, weight, y, epsilon=1e-5)
+    yield add_rms_norm(x, Operand("r", "bf16", shape), weight, y, Operand("s", "bf16", shape), epsilon=1e-5)
+    yield gather_rows(x, Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 4096)))
+
+
+SUITE = Suite((NORM, GATHER), _cases, _calls)

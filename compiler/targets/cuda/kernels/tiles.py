@@ -1,0 +1,74 @@
+"""Tile sizes of the linears: a heuristic for every shape, and the value a measured table overrides it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernel import next_power
+from .weights import GROUP, PER_WORD, chunk
+
+MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
+"""Of the chip that the tiles of a compute capability are chosen for."""
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory a program may have."""
+_PROGRAMS_WANTED = 4
+"""Programs on each multiprocessor that it takes to keep enough bytes on their way from memory."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A linear's block sizes (weight rows, columns, tokens), parts of K, warps and pipeline stages of one program."""
+
+    block_n: int
+    block_k: int
+    block_m: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 1
+
+    def span(self, k: int) -> int:
+        """Columns that each part of K has; the last may have fewer, and none is empty."""
+        blocks = -(-k // self.block_k)
+        span = -(-blocks // self.splits)
+        if -(-blocks // span) != self.splits:
+            raise ValueError(f"K = {k} in blocks of {self.block_k} does not divide into {self.splits} parts")
+        return span * self.block_k
+
+
+def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
+    """The tile of a linear [n, k] where nothing was measured; kind is "small", "large" or "fp8"."""
+    if kind == "fp8":
+        small = max_tokens <= 64
+        block_m = max(16, next_power(max_tokens)) if small else 128
+        stages = 4 if SHARED_BYTES[sm] > 100 << 10 else 3 if small else 2
+        tile = Tile(64 if small else 128, 128, block_m, 1, 4 if small else 8, stages)
+        return _split(tile, n, k, 512, sm) if small else tile
+    if kind == "large":
+        roomy = SHARED_BYTES[sm] > 200 << 10
+        if format == "dense":
+            return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
+        return Tile(128, chunk(format), 128, 1, 8, 1)
+    block_m = min(64, max(16, next_power(max_tokens)))
+    if format == "dense":
+        return _split(Tile(64, 128, block_m, 1, 4, 4 if SHARED_BYTES[sm] > 200 << 10 else 3), n, k, 512, sm)
+    if PER_WORD[format] == 8 or block_m > 16:
+        return _split(Tile(64, chunk(format), block_m, 1, 4, 1), n, k, 512, sm)
+    return _split(Tile(64, max(128, GROUP[format]), block_m, 1, 4, 3), n, k, 512, sm)
+
+
+def _split(tile: Tile, n: int, k: int, least: int, sm: int) -> Tile:
+    """The tile with the parts of K, of at least `least` columns each, that fill the chip most evenly."""
+    tiles, chip = -(-n // tile.block_n), MULTIPROCESSORS[sm]
+    blocks = -(-k // tile.block_k)
+    best, best_score = 1, 0.0
+    for wanted in range(1, 17):
+        span = -(-blocks // wanted)
+        splits = -(-blocks // span)
+        if splits != wanted or (splits > 1 and span * tile.block_k < least):
+            continue
+        programs = tiles * splits
+        even = programs / (-(-programs // chip) * chip)
+        score = even * min(1.0, programs / (_PROGRAMS_WANTED * chip)) - 0.01 * splits
+        if score > best_score:
+            best, best_score = splits, score
+    return Tile(tile.block_n, tile.block_k, tile.block_m, best, tile.warps, tile.stages)

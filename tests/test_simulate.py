@@ -1,0 +1,167 @@
+"""A GPU profile without a GPU: its plan and kernels, interpreted, agree with the oracle of the same quantized graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import PICO, quantized_logits, relative, small_checkpoint, some_ids
+
+import llmc
+from llmc.compiler.targets.simulate.device import SimulatedDevice
+from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.errors import EngineError
+from llmc.runtime.executor import Step, Work
+from llmc.runtime.paged import PagedExecutor
+from llmc.runtime.philox import uniform
+from llmc.runtime.sampling import SamplingParams, draw
+from llmc.runtime.scheduler import Event, Request, Scheduler
+
+CONTEXT = 256
+BOUND = 3e-2
+"""Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
+
+
+@contextmanager
+def simulated(path: Path, *, batch: int | None = None) -> Iterator[PagedExecutor]:
+    executor = PagedExecutor(EngineFile.open(path), "sm_90", SimulatedDevice, max_batch=batch)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, and room for four sequences of four blocks."""
+    folder = tmp_path_factory.mktemp("simulate")
+    checkpoint = small_checkpoint(folder / "small", max_position_embeddings=CONTEXT)
+    llmc.build(checkpoint, folder / "small.llmc", targets=["cpu", "sm_90"], max_batch=4, quantize="int8")
+    return folder / "small.llmc"
+
+
+def drain(scheduler: Scheduler) -> dict[int, list[Event]]:
+    events: dict[int, list[Event]] = {}
+    while not scheduler.idle:
+        for event in scheduler.step():
+            events.setdefault(event.output.sequence, []).append(event)
+    return events
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    for event in events:
+        if event.output.error is not None:
+            raise event.output.error
+    return [event.output.token for event in events if event.output.token is not None]
+
+
+def check_choices(path: Path, quantize: str, source: Path, prompt: list[int], tokens: list[int]) -> None:
+    """Every token is the oracle's first choice, or within the bound of it."""
+    logits = quantized_logits(path, quantize, [*prompt, *tokens], source)
+    rows = logits[len(prompt) - 1 : -1]
+    margin = rows.max(axis=1) - rows[np.arange(len(tokens)), tokens]
+    assert (margin <= 2 * BOUND * np.abs(rows).max()).all()
+    assert (margin == 0).mean() >= 0.8
+
+
+def checkpoint_of(engine: Path) -> Path:
+    return engine.with_suffix("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "fp8", "nvfp4", "int4"])
+def test_pico_agrees_with_its_oracle(tmp_path: Path, quantize: str):
+    path = tmp_path / "pico.llmc"
+    llmc.build(PICO, path, targets=["cpu", "sm_90"], max_batch=3, quantize=quantize)
+    prompts = [some_ids(5, 1), some_ids(33, 2), some_ids(70, 3)]
+    with simulated(path) as executor:
+        work = Work(99, tuple(prompts[1]), 0, (0,), None, 33, rows="all")
+        (output,) = executor.collect(executor.submit(Step((work,))))
+        executor.release(99)
+        assert output.logits is not None
+        assert relative(output.logits, quantized_logits(path, quantize, prompts[1])) < BOUND
+        scheduler = Scheduler(executor)
+        for prompt in prompts:
+            scheduler.add(Request(tuple(prompt), 16))
+        events = drain(scheduler)
+        assert scheduler.free_blocks == executor.blocks
+    for sequence, prompt in enumerate(prompts):
+        tokens = tokens_of(events[sequence])
+        assert len(tokens) == 16
+        check_choices(path, quantize, PICO, prompt, tokens)
+
+
+def test_prefill_logits_are_the_oracles_whatever_the_chunks(small: Path):
+    ids = some_ids(150, 4)
+    expected = quantized_logits(small, "int8", ids, checkpoint_of(small))
+    with simulated(small) as executor:
+        blocks, rows = (3, 0, 2), []
+        for start, stop in ((0, 1), (1, 64), (64, 65), (65, 150)):
+            work = Work(0, tuple(ids[start:stop]), start, blocks, None, len(ids), rows="all")
+            (output,) = executor.collect(executor.submit(Step((work,))))
+            rows.append(output.logits)
+    assert relative(np.concatenate(rows), expected) < BOUND
+
+
+def test_requests_that_come_and_go_get_what_they_get_alone(small: Path):
+    shared = some_ids(100, 5)
+    prompts = [shared, some_ids(3, 6), [*shared[:80], 7], some_ids(64, 7), some_ids(65, 8), shared]
+    alone = []
+    for prompt in prompts:
+        with simulated(small, batch=1) as executor:
+            scheduler = Scheduler(executor)
+            sequence = scheduler.add(Request(tuple(prompt), 6))
+            alone.append(tokens_of(drain(scheduler)[sequence]))
+    with simulated(small, batch=3) as executor:
+        scheduler = Scheduler(executor)
+        for prompt in prompts:
+            scheduler.add(Request(tuple(prompt), 6))
+        events = drain(scheduler)
+        assert scheduler.free_blocks == executor.blocks
+    assert [tokens_of(events[index]) for index in range(len(prompts))] == alone
+    for prompt, tokens in zip(prompts, alone, strict=True):
+        check_choices(small, "int8", checkpoint_of(small), prompt, tokens)
+
+
+def test_the_device_draws_what_numpy_draws(small: Path):
+    prompt = some_ids(9, 9)
+    cases = [
+        SamplingParams(temperature=0.8, seed=5),
+        SamplingParams(temperature=1.3, top_k=7, seed=6),
+        SamplingParams(temperature=1.0, top_p=0.7, min_p=0.02, seed=2**63 + 1),
+        SamplingParams(temperature=0.9, top_k=50, top_p=0.9, seed=8, logprobs=3),
+    ]
+    for params in cases:
+        with simulated(small, batch=1) as executor:
+            work = Work(0, tuple(prompt), 0, (0,), params, len(prompt), rows="last")
+            (output,) = executor.collect(executor.submit(Step((work,))))
+            assert output.logits is not None and params.seed is not None
+            assert output.token == draw(output.logits[-1], params, uniform(params.seed, len(prompt)))
+            if params.logprobs:
+                assert len(output.top) == 3 and output.logprob is not None
+
+
+def test_penalties_and_biases_are_chosen_by_the_host_one_step_behind(small: Path):
+    prompt = tuple(some_ids(9, 10))
+    params = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((9, 3.0),))
+    tokens = {}
+    for batch in (1, 3):
+        with simulated(small, batch=batch) as executor:
+            scheduler = Scheduler(executor)
+            sequence = scheduler.add(Request(prompt, 8, params))
+            for other in range(batch - 1):
+                scheduler.add(Request((*prompt, other), 5))
+            tokens[batch] = tokens_of(drain(scheduler)[sequence])
+    assert tokens[1] == tokens[3] and len(set(tokens[1])) == 8
+
+
+def test_a_plan_of_other_kernels_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llmc.compiler.targets.simulate.device.source_digest", lambda: "0" * 64)
+    with (
+        pytest.raises(EngineError, match="with this llmc's kernels\n  found: a plan made with others"),
+        simulated(small),
+    ):
+        pass

@@ -9,9 +9,9 @@ import torch
 
 from ....runtime.formula import value
 from ..cuda.kernel import EMULATE, Call, Kernel, Operand
-from . import rounding
+from . import interpreter
 
-rounding.install()
+interpreter.install()
 
 TORCH_DTYPE = {
     "bf16": torch.bfloat16,

@@ -12,7 +12,19 @@ from ..kernel import Suite
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-FILES = ("attention_decode", "attention_prefill", "embed", "gated", "linear_fp8", "linear_large", "linear_small", "norm", "rope_cache", "sample", "tokens")
+FILES = (
+    "attention_decode",
+    "attention_prefill",
+    "embed",
+    "gated",
+    "linear_fp8",
+    "linear_large",
+    "linear_small",
+    "norm",
+    "rope_cache",
+    "sample",
+    "tokens",
+)
 
 
 def suites() -> dict[str, Suite]:

@@ -1,6 +1,6 @@
 """Attention of many new tokens over the paged cache: prompts and decoding sequences mixed, scores never stored.
 
-Dao, "FlashAttention-2" (2023), over blocks of queries of one sequence and the whole group of heads that share a kv head.
+Dao, "FlashAttention-2" (2023), over blocks of queries of one sequence and all heads that share a kv head.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def attention_prefill_kernel(
     PAGE: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS], starts
-    i32 [sequences + 1], lengths i32 [sequences] -> out as q.
+    """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS],
+    starts i32 [sequences + 1], lengths i32 [sequences] -> out as q.
 
     Program (block, kv head): QUERIES tokens of the sequence whose blocks include `block`; sequence i's blocks start at
     starts[i] // QUERIES + i, so that their number needs no table.

@@ -28,8 +28,8 @@ class Options:
 
     @property
     def name(self) -> str:
-        extra = f"{'-window' if self.window else ''}{'-softcap' if self.softcap else ''}{'-sinks' if self.sinks else ''}"
-        return f"{self.heads}-{self.kv_heads}x{self.head_dim}{extra}"
+        extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        return "-".join([f"{self.heads}-{self.kv_heads}x{self.head_dim}", *(name for name, on in extra.items() if on)])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows of the embedding table, in any weight format: gathered, then decoded; one program per token and part of a row."""
+"""Rows of the embedding table, in any weight format: gathered, then decoded."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What the linears share: sums over K for every weight format, the epilogue, the sum over parts of K."""
 
+# Triton's types know neither plain numbers as constexprs nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

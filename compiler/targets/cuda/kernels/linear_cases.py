@@ -90,7 +90,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
         parts = format.quantize(weight)
         exact = torch.from_numpy(format.dequantize(parts)).double()
         for operand in operands:
-            array = torch.from_numpy(np.ascontiguousarray(parts[operand.name]).reshape(operand.shape))
+            array = torch.from_numpy(np.array(parts[operand.name]))
             inputs[operand.name] = array.view(torch.bfloat16) if operand.dtype == "bf16" else array
     x = torch.randn(spec.tokens, spec.k, generator=source).to(TORCH[spec.act])
     inputs["x"] = x

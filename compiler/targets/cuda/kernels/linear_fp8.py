@@ -5,6 +5,9 @@ columns (weights with one for 128 x 128). Sums of 128 columns are added up in fl
 bits of longer ones.
 """
 
+# Triton's types know neither plain numbers as constexprs nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -11,6 +11,8 @@ import triton.language as tl
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 
 PAGE = 64
+BLOCK = 8
+"""Heads of a program."""
 
 
 @triton.jit
@@ -28,42 +30,44 @@ def rope_cache_kernel(
     HEAD_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slots i32 [tokens], cos and sin f32 [C, HEAD_DIM / 2]
-    -> q [tokens, HEADS * HEAD_DIM], and at each slot of key, value [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1 of none.
+    """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slots i32 [tokens], cos, sin f32 [C, HEAD_DIM / 2]
+    -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
+
+    Program (token, block of heads); heads are those of q, then of k, then of v.
     """
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     half: tl.constexpr = HEAD_DIM // 2
-    index = tl.arange(0, HALF)
-    inside = index < half
+    index = tl.arange(0, HALF)[None, :]
     first = 2 * index if INTERLEAVED else index
     second = first + 1 if INTERLEAVED else index + half
+    inside = (index < half) & (head < HEADS + 2 * KV_HEADS)
     source = qkv + token * ((HEADS + 2 * KV_HEADS) * HEAD_DIM) + head * HEAD_DIM
     a = tl.load(source + first, inside, 0.0).to(tl.float32)
     b = tl.load(source + second, inside, 0.0).to(tl.float32)
+    row = tl.load(positions + token).to(tl.int64) * half + index
+    c = tl.load(cos + row, index < half, 0.0)
+    s = tl.load(sin + row, index < half, 0.0)
+    turned_a = (a * c - b * s).to(q.dtype.element_ty)
+    turned_b = (b * c + a * s).to(q.dtype.element_ty)
+    is_query = inside & (head < HEADS)
+    target = q + (token * HEADS + head) * HEAD_DIM
+    tl.store(target + first, turned_a, is_query)
+    tl.store(target + second, turned_b, is_query)
     slot = tl.load(slots + token).to(tl.int64)
-    kept = index < tl.where(slot >= 0, half, 0)
     at = (slot // PAGE) * (KV_HEADS * PAGE * HEAD_DIM) + (slot % PAGE) * HEAD_DIM
-    if head < HEADS + KV_HEADS:
-        row = tl.load(positions + token).to(tl.int64) * half + index
-        c = tl.load(cos + row, inside, 0.0)
-        s = tl.load(sin + row, inside, 0.0)
-        rotated_a = a * c - b * s
-        rotated_b = b * c + a * s
-        if head < HEADS:
-            target = q + (token * HEADS + head) * HEAD_DIM
-            tl.store(target + first, rotated_a.to(q.dtype.element_ty), inside)
-            tl.store(target + second, rotated_b.to(q.dtype.element_ty), inside)
-        else:
-            target = key + at + (head - HEADS) * (PAGE * HEAD_DIM)
-            tl.store(target + first, rotated_a.to(key.dtype.element_ty), kept)
-            tl.store(target + second, rotated_b.to(key.dtype.element_ty), kept)
-    else:
-        target = value + at + (head - HEADS - KV_HEADS) * (PAGE * HEAD_DIM)
-        tl.store(target + first, a.to(value.dtype.element_ty), kept)
-        tl.store(target + second, b.to(value.dtype.element_ty), kept)
+    heads = tl.where(slot >= 0, HEADS + 2 * KV_HEADS, 0)
+    is_key = inside & (head >= HEADS) & (head < tl.minimum(heads, HEADS + KV_HEADS))
+    target = key + at + (head - HEADS) * (PAGE * HEAD_DIM)
+    tl.store(target + first, turned_a, is_key)
+    tl.store(target + second, turned_b, is_key)
+    is_value = inside & (head >= HEADS + KV_HEADS) & (head < heads)
+    target = value + at + (head - HEADS - KV_HEADS) * (PAGE * HEAD_DIM)
+    tl.store(target + first, a.to(q.dtype.element_ty), is_value)
+    tl.store(target + second, b.to(q.dtype.element_ty), is_value)
 
 
 KERNEL = Kernel("rope_cache", rope_cache_kernel)
@@ -103,13 +107,14 @@ def rope_cache(
             "HEAD_DIM": head_dim,
             "INTERLEAVED": interleaved,
             "HALF": next_power(head_dim // 2),
+            "BLOCK": BLOCK,
             "PAGE": PAGE,
         },
-        ("tokens", heads + 2 * kv_heads),
+        ("tokens", -(-(heads + 2 * kv_heads) // BLOCK)),
         writes=("q", "key", "value"),
         bytes=total(qkv.bytes, qkv.bytes, product("tokens", 4 * head_dim)),
         operations=product("tokens", 3 * (heads + kv_heads) * head_dim),
-        warps=1,
+        warps=2,
     )
 
 

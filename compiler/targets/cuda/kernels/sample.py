@@ -1,7 +1,7 @@
 """One token per row of logits, on the device: the order, thresholds and random numbers of `runtime/sampling.py`.
 
-Cuts are thresholds, found by their bits from the highest down, four at a time: sixteen candidates are counted (top-k) or
-summed (top-p) in one pass over the row. Greedy rows read only what the first kernel left of each tile. A sampled token
+Cuts are thresholds, found by their bits from the highest down, four at a time: sixteen candidates are counted (top-k)
+or summed (top-p) in one pass over the row. Greedy rows read only what the first kernel left of each tile. A sampled token
 can differ from numpy's only where the random number lies within rounding of a boundary: sums are float32 here.
 """
 
@@ -194,7 +194,7 @@ def choose(
     sampled: Operand,
     status: Operand,
 ) -> Call:
-    """A token per row. temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing. Its price is a greedy row's."""
+    """A token per row; temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing. The price is of greedy rows."""
     rows, vocab = logits.shape
     assert isinstance(vocab, int)
     arguments = {"logits": logits, "highest": highest, "best": best, "broken": broken, "temperature": temperature}
@@ -264,7 +264,9 @@ def _cases() -> Iterator[Case]:
         rows = torch.from_numpy(logits)
         yield Case(f"stats-{vocab}", tile_stats(*operands[:4]), {"logits": rows}, sizes, stats, 0.0)
         given = {
-            name: torch.tensor([getattr(p, name) for p in params], dtype=torch.float32 if kind == "f32" else torch.int32)
+            name: torch.tensor(
+                [getattr(p, name) for p in params], dtype={"f32": torch.float32, "i32": torch.int32}[kind]
+            )
             for name, kind in _PARAMETERS
         }
         seeds = np.array([p.seed or 0 for p in params], np.uint64).astype(np.int64)

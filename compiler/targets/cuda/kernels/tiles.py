@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..kernel import next_power
-from .weights import GROUP, PER_WORD, chunk
+from .weights import PER_WORD, chunk
 
 MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
 """Of the chip that the tiles of a compute capability are chosen for."""
@@ -13,6 +13,7 @@ SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120:
 """Shared memory a program may have."""
 _PROGRAMS_WANTED = 4
 """Programs on each multiprocessor that it takes to keep enough bytes on their way from memory."""
+_LEAST_SPAN = 512
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,39 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
         block_m = max(16, next_power(max_tokens)) if small else 128
         stages = 4 if SHARED_BYTES[sm] > 100 << 10 else 3 if small else 2
         tile = Tile(64 if small else 128, 128, block_m, 1, 4 if small else 8, stages)
-        return _split(tile, n, k, 512, sm) if small else tile
+        return _split(tile, n, k, format, max_tokens, sm) if small else tile
     if kind == "large":
         roomy = SHARED_BYTES[sm] > 200 << 10
         if format == "dense":
             return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
         return Tile(128, chunk(format), 128, 1, 8, 1)
     block_m = min(64, max(16, next_power(max_tokens)))
+    roomy = SHARED_BYTES[sm] > 100 << 10
     if format == "dense":
-        return _split(Tile(64, 128, block_m, 1, 4, 4 if SHARED_BYTES[sm] > 200 << 10 else 3), n, k, 512, sm)
-    if PER_WORD[format] == 8 or block_m > 16:
-        return _split(Tile(64, chunk(format), block_m, 1, 4, 1), n, k, 512, sm)
-    return _split(Tile(64, max(128, GROUP[format]), block_m, 1, 4, 3), n, k, 512, sm)
+        return _split(Tile(64, 64, block_m, 1, 4, 4 if roomy else 3), n, k, format, max_tokens, sm)
+    if not roomy and block_m > 16:
+        return _split(Tile(64, chunk(format), block_m, 1, 4, 1), n, k, format, max_tokens, sm)
+    wide = PER_WORD[format] == 8 and roomy and block_m == 16 and k % 256 == 0
+    return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
 
 
-def _split(tile: Tile, n: int, k: int, least: int, sm: int) -> Tile:
-    """The tile with the parts of K, of at least `least` columns each, that fill the chip most evenly."""
+def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
+    """The tile with the parts of K, of at least `_LEAST_SPAN` columns, that fill the chip at the least cost.
+
+    The cost: sums written and read once more, which stay in L2, so that a byte is half of one of weights.
+    """
     tiles, chip = -(-n // tile.block_n), MULTIPROCESSORS[sm]
     blocks = -(-k // tile.block_k)
+    weight_bytes = k * 4 / PER_WORD[format] if format in PER_WORD else k * 2
     best, best_score = 1, 0.0
-    for wanted in range(1, 17):
-        span = -(-blocks // wanted)
-        splits = -(-blocks // span)
-        if splits != wanted or (splits > 1 and span * tile.block_k < least):
+    for splits in range(1, 17):
+        span = -(-blocks // splits)
+        if -(-blocks // span) != splits or (splits > 1 and span * tile.block_k < _LEAST_SPAN):
             continue
         programs = tiles * splits
         even = programs / (-(-programs // chip) * chip)
-        score = even * min(1.0, programs / (_PROGRAMS_WANTED * chip)) - 0.01 * splits
-        if score > best_score:
+        cost = 4 * splits * max_tokens / weight_bytes if splits > 1 else 0.0
+        score = even * min(1.0, programs / (_PROGRAMS_WANTED * chip)) - cost
+        if score > best_score + 0.01:
             best, best_score = splits, score
-    return Tile(tile.block_n, tile.block_k, tile.block_m, best, tile.warps, tile.stages)
+    return replace(tile, splits=best)

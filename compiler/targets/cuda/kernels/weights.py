@@ -10,6 +10,9 @@ A 32-bit word holds P = 4 or 8 weights, and the pair of one register is weights 
 Scales of fewer weights than a chunk are multiplied in as pairs.
 """
 
+# Triton's types know neither plain numbers as constexprs nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 import triton
@@ -73,13 +76,15 @@ def scale_pairs(raw, FORMAT: tl.constexpr, ACT: tl.constexpr):
             one = (e + 110) << 7
         else:
             one = tl.where(e < 103, 0, tl.minimum(e - 102, 30)) << 10
-    else:
-        if FORMAT == "nvfp4":
-            half = ((raw.to(tl.int32) & 0x7F) << 7).to(tl.int16).to(tl.float16, bitcast=True)
-            number = half.to(tl.float32) * (2.0**124 if _is_bf16(ACT) else 2.0**14)
+    elif FORMAT == "nvfp4":
+        half = ((raw.to(tl.int32) & 0x7F) << 7).to(tl.int16).to(tl.float16, bitcast=True)
+        if _is_bf16(ACT):
+            # Exact in bf16, so its bits are there without a conversion, of which a chip does few at a time.
+            one = (half.to(tl.float32) * 2.0**124).to(tl.int32, bitcast=True) >> 16
         else:
-            number = raw.to(tl.float32)
-        one = number.to(ACT).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+            one = (half * 16384.0).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+    else:
+        one = raw.to(tl.float32).to(ACT).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return one | (one << 16)
 
 

@@ -1,0 +1,69 @@
+"""Triton's interpreter, mended: conversions rounded as devices round, and without work that each call repeats.
+
+The interpreter of Triton 3.9 truncates float32 to bfloat16 and loses the carry of its other roundings, so that long
+chains of kernels drift. It also prepares the language anew for every call of a helper, and multiplies transposed
+matrices without BLAS. `install` replaces these three functions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+_TORCH = {
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+    tl.float32: torch.float32,
+    tl.float64: torch.float64,
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e5: torch.float8_e5m2,
+}
+_BITS = {8: (np.uint8, torch.uint8), 16: (np.uint16, torch.int16), 32: (np.uint32, torch.int32)}
+_their_conversion = interpreter._convert_float
+_their_patch = interpreter._patch_lang
+_their_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def install() -> None:
+    """Mend the interpreter of this process, which then only interprets; calling it again changes nothing."""
+    interpreter._convert_float = convert  # pyright: ignore[reportAttributeAccessIssue]
+    interpreter._patch_lang = _patched_once  # pyright: ignore[reportAttributeAccessIssue]
+    interpreter.InterpreterBuilder.create_dot = _dot  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Kept:
+    """A patch of the language that is not taken back: the next call needs it again."""
+
+    def restore(self) -> None:
+        pass
+
+
+def _patched_once(_function: Any) -> _Kept:
+    _patch()
+    return _Kept()
+
+
+@cache
+def _patch() -> None:
+    _their_patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+
+
+def _dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    contiguous = [interpreter.TensorHandle(np.ascontiguousarray(x.data), x.dtype) for x in (a, b)]
+    return _their_dot(self, *contiguous, *rest)
+
+
+def convert(values: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
+    """Bits of `values` (an array of `source` numbers or of their bits) as `target` numbers, as unsigned integers."""
+    if source not in _TORCH or target not in _TORCH or target.primitive_bitwidth not in _BITS:
+        return _their_conversion(values, source, target, rounding)
+    raw = torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).reshape(-1).copy())
+    converted = raw.view(_TORCH[source]).to(_TORCH[target])
+    unsigned, signed = _BITS[target.primitive_bitwidth]
+    return converted.view(signed).numpy().view(unsigned).reshape(values.shape)

@@ -8,6 +8,7 @@ from ..runtime.errors import ResourceError
 
 EXTRAS = {
     "build": ("torch", "onnx", "onnx_ir"),
+    "cuda-build": ("torch", "onnx", "onnx_ir", "triton"),
     "hub": ("huggingface_hub",),
 }
 

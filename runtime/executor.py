@@ -9,6 +9,7 @@ The rules both sides keep:
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
   before it were done.
 * `collect` gives one Output per work, in the step's order.
+* At most `sequences` sequences are under way: a step has held them, and `release` has not been called.
 * `release` is called once per sequence, when all its works have been collected.
 * One thread at a time calls an executor.
 * What is wrong with one sequence is its Output's `error`. An exception of submit or collect ends all of them.
@@ -83,6 +84,7 @@ class Executor(Protocol):
 
     block_tokens: int
     blocks: int
+    sequences: int
     shares: bool
     mixed: bool
     depth: int

@@ -95,12 +95,12 @@ class PagedExecutor:
             raise EngineError(f"{engine.path}: a program for prompts", found="none", fix="build the engine again")
         self.max_context = min(facts.max_context, self._plan.max_blocks * BLOCK_TOKENS)
         self.vocab = model.vocab_size
-        self._lanes = min(facts.max_batch, max_batch or facts.max_batch, mixed[-1].sequences)
+        self.sequences = min(facts.max_batch, max_batch or facts.max_batch, mixed[-1].sequences)
         self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
-        self._device = make_device(engine, profile, self._plan, self._lanes)
+        self._device = make_device(engine, profile, self._plan, self.sequences)
         self.blocks = self._device.blocks
         self._samplers = Samplers()
-        self._free = list(range(self._lanes))[::-1]
+        self._free = list(range(self.sequences))[::-1]
         self._lane: dict[int, int] = {}
         self._on_host: dict[int, _Ticket] = {}
 
@@ -145,7 +145,7 @@ class PagedExecutor:
 
     def _admit(self, work: Work) -> None:
         if not self._free:
-            raise RecipeError(f"{self._lanes + 1} sequences at once", found=f"room for {self._lanes}")
+            raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
         self._lane[work.sequence] = self._free.pop()
 
     def _tokens(self, work: Work) -> tuple[int, ...]:

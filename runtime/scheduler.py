@@ -144,7 +144,7 @@ class Scheduler:
         return self._collect()
 
     def _admit(self) -> None:
-        while self._waiting:
+        while self._waiting and len(self._running) < self._executor.sequences:
             sequence = self._waiting[0]
             request = sequence.request
             length = len(request.prompt) + request.max_tokens

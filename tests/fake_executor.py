@@ -50,12 +50,13 @@ class FakeExecutor:
         max_context: int = 128,
         max_prefill: int = 8,
         shares: bool = False,
+        sequences: int = 1000,
         fail_at: int | None = None,
         broken_token: int | None = None,
     ) -> None:
         self.depth, self.block_tokens, self.blocks, self.mixed = depth, block_tokens, blocks, mixed
         self.vocab, self.max_context, self.max_prefill = vocab, max_context, max_prefill
-        self.shares = shares
+        self.shares, self.sequences = shares, sequences
         self.fail_at, self.broken_token = fail_at, broken_token
         self.steps: list[Step] = []
         self.closed = 0
@@ -113,6 +114,7 @@ class FakeExecutor:
         name = work.sequence
         assert name not in self._released
         first = name not in self._blocks
+        assert len(self._blocks) + first <= self.sequences, "too many sequences"
         assert work.start == self._length.get(name, len(work.cached)), "a gap or an overlap in positions"
         assert first or not work.cached
         if work.cached:

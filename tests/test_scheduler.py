@@ -57,6 +57,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     max_prefill=st.sampled_from([1, 8, 64]),
     eos=st.sampled_from([(), (3, 4, 5, 6)]),
     shares=st.booleans(),
+    sequences=st.integers(1, 8),
 )
 def test_every_schedule_gives_the_tokens_of_a_request_alone(
     workload: list[tuple[int, Request, int | None]],
@@ -66,6 +67,7 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
     max_prefill: int,
     eos: tuple[int, ...],
     shares: bool,
+    sequences: int,
 ) -> None:
     executor = FakeExecutor(
         depth=depth,
@@ -75,6 +77,7 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
         max_context=64,
         max_prefill=max_prefill,
         shares=shares,
+        sequences=sequences,
     )
     scheduler = Scheduler(executor, eos)
     arrivals = sorted(workload, key=lambda item: item[0])

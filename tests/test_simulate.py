@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +36,37 @@ def simulated(path: Path, *, batch: int | None = None) -> Iterator[PagedExecutor
         executor.close()
 
 
+FORMATS = ("none", "fp8", "nvfp4", "int4")
+VOCAB = 512
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, and room for four sequences of four blocks."""
+def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """One layer (int8: two), room for four sequences of four blocks; the checkpoint lies beside it under the same name."""
     folder = tmp_path_factory.mktemp("simulate")
-    checkpoint = small_checkpoint(folder / "small", max_position_embeddings=CONTEXT)
-    llmc.build(checkpoint, folder / "small.llmc", targets=["cpu", "sm_90"], max_batch=4, quantize="int8")
-    return folder / "small.llmc"
+
+    @cache
+    def build(quantize: str) -> Path:
+        checkpoint = small_checkpoint(
+            folder / quantize,
+            tokenizer=False,
+            max_position_embeddings=CONTEXT,
+            vocab_size=VOCAB,
+            num_hidden_layers=2 if quantize == "int8" else 1,
+        )
+        path = folder / f"{quantize}.llmc"
+        return llmc.build(checkpoint, path, targets=["cpu", "sm_90"], max_batch=4, quantize=quantize)
+
+    return build
+
+
+@pytest.fixture
+def small(small_engine: Callable[[str], Path]) -> Path:
+    return small_engine("int8")
+
+
+def ids(count: int, seed: int) -> list[int]:
+    return [token % VOCAB for token in some_ids(count, seed)]
 
 
 def drain(scheduler: Scheduler) -> dict[int, list[Event]]:
@@ -71,18 +97,15 @@ def checkpoint_of(engine: Path) -> Path:
     return engine.with_suffix("")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["none", "fp8", "nvfp4", "int4"])
-def test_pico_agrees_with_its_oracle(tmp_path: Path, quantize: str):
-    path = tmp_path / "pico.llmc"
-    llmc.build(PICO, path, targets=["cpu", "sm_90"], max_batch=3, quantize=quantize)
-    prompts = [some_ids(5, 1), some_ids(33, 2), some_ids(70, 3)]
+def check_three_requests(path: Path, quantize: str, source: Path, prompts: list[list[int]]) -> None:
+    """Prefill logits, then 16 greedy tokens of each of three requests that run together."""
     with simulated(path) as executor:
-        work = Work(99, tuple(prompts[1]), 0, (0,), None, 33, rows="all")
+        prompt = prompts[1]
+        work = Work(99, tuple(prompt), 0, (0,), None, len(prompt), rows="all")
         (output,) = executor.collect(executor.submit(Step((work,))))
         executor.release(99)
         assert output.logits is not None
-        assert relative(output.logits, quantized_logits(path, quantize, prompts[1])) < BOUND
+        assert relative(output.logits, quantized_logits(path, quantize, prompt, source)) < BOUND
         scheduler = Scheduler(executor)
         for prompt in prompts:
             scheduler.add(Request(tuple(prompt), 16))
@@ -91,34 +114,47 @@ def test_pico_agrees_with_its_oracle(tmp_path: Path, quantize: str):
     for sequence, prompt in enumerate(prompts):
         tokens = tokens_of(events[sequence])
         assert len(tokens) == 16
-        check_choices(path, quantize, PICO, prompt, tokens)
+        check_choices(path, quantize, source, prompt, tokens)
+
+
+@pytest.mark.parametrize("quantize", FORMATS)
+def test_three_requests_agree_with_the_oracle(small_engine: Callable[[str], Path], quantize: str):
+    path = small_engine(quantize)
+    check_three_requests(path, quantize, checkpoint_of(path), [ids(5, 1), ids(33, 2), ids(70, 3)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [f for f in FORMATS if f == "none" or "LLMC_SLOW" in os.environ])
+def test_the_bundled_checkpoint_agrees_with_its_oracle(tmp_path: Path, quantize: str):
+    path = llmc.build(PICO, tmp_path / "pico.llmc", targets=["cpu", "sm_90"], max_batch=3, quantize=quantize)
+    check_three_requests(path, quantize, PICO, [some_ids(5, 1), some_ids(33, 2), some_ids(70, 3)])
 
 
 def test_prefill_logits_are_the_oracles_whatever_the_chunks(small: Path):
-    ids = some_ids(150, 4)
-    expected = quantized_logits(small, "int8", ids, checkpoint_of(small))
+    prompt = ids(150, 4)
+    expected = quantized_logits(small, "int8", prompt, checkpoint_of(small))
     with simulated(small) as executor:
         blocks, rows = (3, 0, 2), []
         for start, stop in ((0, 1), (1, 64), (64, 65), (65, 150)):
-            work = Work(0, tuple(ids[start:stop]), start, blocks, None, len(ids), rows="all")
+            work = Work(0, tuple(prompt[start:stop]), start, blocks, None, len(prompt), rows="all")
             (output,) = executor.collect(executor.submit(Step((work,))))
             rows.append(output.logits)
     assert relative(np.concatenate(rows), expected) < BOUND
 
 
 def test_requests_that_come_and_go_get_what_they_get_alone(small: Path):
-    shared = some_ids(100, 5)
-    prompts = [shared, some_ids(3, 6), [*shared[:80], 7], some_ids(64, 7), some_ids(65, 8), shared]
+    shared = ids(70, 5)
+    prompts = [shared, ids(3, 6), [*shared[:66], 7], shared]
     alone = []
     for prompt in prompts:
         with simulated(small, batch=1) as executor:
             scheduler = Scheduler(executor)
-            sequence = scheduler.add(Request(tuple(prompt), 6))
+            sequence = scheduler.add(Request(tuple(prompt), 3))
             alone.append(tokens_of(drain(scheduler)[sequence]))
-    with simulated(small, batch=3) as executor:
+    with simulated(small, batch=2) as executor:
         scheduler = Scheduler(executor)
         for prompt in prompts:
-            scheduler.add(Request(tuple(prompt), 6))
+            scheduler.add(Request(tuple(prompt), 3))
         events = drain(scheduler)
         assert scheduler.free_blocks == executor.blocks
     assert [tokens_of(events[index]) for index in range(len(prompts))] == alone
@@ -127,7 +163,7 @@ def test_requests_that_come_and_go_get_what_they_get_alone(small: Path):
 
 
 def test_the_device_draws_what_numpy_draws(small: Path):
-    prompt = some_ids(9, 9)
+    prompt = ids(9, 9)
     cases = [
         SamplingParams(temperature=0.8, seed=5),
         SamplingParams(temperature=1.3, top_k=7, seed=6),
@@ -145,7 +181,7 @@ def test_the_device_draws_what_numpy_draws(small: Path):
 
 
 def test_penalties_and_biases_are_chosen_by_the_host_one_step_behind(small: Path):
-    prompt = tuple(some_ids(9, 10))
+    prompt = tuple(ids(9, 10))
     params = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((9, 3.0),))
     tokens = {}
     for batch in (1, 3):
@@ -155,7 +191,7 @@ def test_penalties_and_biases_are_chosen_by_the_host_one_step_behind(small: Path
             for other in range(batch - 1):
                 scheduler.add(Request((*prompt, other), 5))
             tokens[batch] = tokens_of(drain(scheduler)[sequence])
-    assert tokens[1] == tokens[3] and len(set(tokens[1])) == 8
+    assert tokens[1] == tokens[3] and 9 in tokens[1] and len(set(tokens[1])) > 3
 
 
 def test_a_plan_of_other_kernels_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,9 @@ def _legalize() -> Phase:
 
 def _target(sm: int) -> Target:
     def emit(graph: Graph, limits: Limits, progress: Progress) -> Emitted:
+        from .compile import need_compiler
+
+        need_compiler()
         from .emit import emit  # brings Triton in, which other targets do without
 
         return emit(graph, limits, sm, progress)

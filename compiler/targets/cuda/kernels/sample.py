@@ -52,7 +52,7 @@ def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, VOCAB: 
     weights of at least t, summed, of logits whose order is at least `least`."""
     candidate = tl.arange(0, 16)
     found = tl.full([], 0, tl.uint32)
-    for step in tl.static_range(8):
+    for step in range(8):
         levels = found | (candidate.to(tl.uint32) << (28 - 4 * step))
         reached = tl.zeros([16, TILE], tl.float32)
         for start in range(0, VOCAB, TILE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..kernel import next_power
-from .weights import PER_WORD, chunk
+from .weights import GROUP, PER_WORD, chunk
 
 MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
 """Of the chip that the tiles of a compute capability are chosen for."""
@@ -48,7 +48,8 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
         roomy = SHARED_BYTES[sm] > 200 << 10
         if format == "dense":
             return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
-        return Tile(128, chunk(format), 128, 1, 8, 1)
+        # Scales of 128 columns are applied to a sum of their own: twice the registers, which mma.sync cannot spare.
+        return Tile(128, chunk(format), 128 if roomy or GROUP[format] < 128 else 64, 1, 8, 1)
     block_m = min(64, max(16, next_power(max_tokens)))
     roomy = SHARED_BYTES[sm] > 100 << 10
     if format == "dense":
@@ -60,22 +61,23 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
 
 
 def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
-    """The tile with the parts of K, of at least `_LEAST_SPAN` columns, that fill the chip at the least cost.
+    """The tile with the parts of K, of at least `_LEAST_SPAN` columns, that take the least time by a rough model.
 
-    The cost: sums written and read once more, which stay in L2, so that a byte is half of one of weights.
+    Time in that of reading the weights with a full chip: longer where it is not full or its last round is not, plus
+    the sums written and read once more. Those stay in L2, so that a byte is half of one of weights.
     """
     tiles, chip = -(-n // tile.block_n), MULTIPROCESSORS[sm]
     blocks = -(-k // tile.block_k)
     weight_bytes = k * 4 / PER_WORD[format] if format in PER_WORD else k * 2
-    best, best_score = 1, 0.0
+    best, best_time = 1, float("inf")
     for splits in range(1, 17):
         span = -(-blocks // splits)
         if -(-blocks // span) != splits or (splits > 1 and span * tile.block_k < _LEAST_SPAN):
             continue
         programs = tiles * splits
         even = programs / (-(-programs // chip) * chip)
-        cost = 4 * splits * max_tokens / weight_bytes if splits > 1 else 0.0
-        score = even * min(1.0, programs / (_PROGRAMS_WANTED * chip)) - cost
-        if score > best_score + 0.01:
-            best, best_score = splits, score
+        sums = 4 * splits * max_tokens / weight_bytes if splits > 1 else 0.0
+        time = 1 / (even * min(1.0, programs / (_PROGRAMS_WANTED * chip))) + sums
+        if time < 0.95 * best_time:
+            best, best_time = splits, time
     return replace(tile, splits=best)

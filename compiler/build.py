@@ -101,7 +101,10 @@ def build(
         context = _context(recipe, source)
         tokenizer = _check_tokenizer(source)
     with clock.stage("graph and passes"):
-        decoder, graph, profiles, reports = lower(source, recipe, context, dump, progress)
+        decoder, graph, legal, reports = lower(source, recipe, context, dump)
+    with clock.stage("compile profiles"):
+        limits = Limits(context, recipe.max_batch, source.config.dtype or "float32")
+        profiles = {name: target_named(name).emit(profile, limits, progress) for name, profile in legal.items()}
     chunk = _chunk_bytes(memory_limit)
     with EngineWriter(output, weights.specs(graph.canonical)) as writer:
         total = weights.source_bytes(graph.canonical, source.source)
@@ -170,20 +173,17 @@ def checkpoint_logits(
 
 
 def lower(
-    source: Checkpoint, recipe: Recipe, context: int, dump: Path | None, progress: Progress = NO_PROGRESS
-) -> tuple[Decoder, Graph, dict[str, Emitted], tuple[PassReport, ...]]:
-    """The logical graph after the front passes, every profile after its own, and what all passes did."""
+    source: Checkpoint, recipe: Recipe, context: int, dump: Path | None
+) -> tuple[Decoder, Graph, dict[str, Graph], tuple[PassReport, ...]]:
+    """The logical graph after the front passes, the legal one of every profile, and what all passes did."""
     decoder = build_decoder(family_of(source.config.architecture), source, context)
     graph = decoder.graph
     _require_matches(recipe, graph)
     reports = run_phase(front(recipe.format_of), graph, dump)
-    profiles: dict[str, Emitted] = {}
-    limits = Limits(context, recipe.max_batch, source.config.dtype or "float32")
-    for target in map(target_named, recipe.targets):
-        legal = graph.copy()
-        reports += _legalize(legal, target, dump, len(reports))
-        profiles[target.name] = target.emit(legal, limits, progress)
-    return decoder, graph, profiles, reports
+    legal = {name: graph.copy() for name in recipe.targets}
+    for name, profile in legal.items():
+        reports += _legalize(profile, target_named(name), dump, len(reports))
+    return decoder, graph, legal, reports
 
 
 def _require_matches(recipe: Recipe, graph: Graph) -> None:
@@ -321,7 +321,7 @@ def _manifest(
         recipe=loads(recipe_json, what="recipe", error=CheckpointError),
         recipe_digest=hashlib.sha256(recipe_json).hexdigest(),
         checkpoint=CheckpointFacts(digests, source.revision, c.accepted, source.random_seed),
-        tools=_tools(),
+        tools=_tools(recipe),
     )
 
 
@@ -335,7 +335,10 @@ def _lineage(tensor: Canonical) -> Lineage:
     return Lineage((), origin.how)
 
 
-def _tools() -> dict[str, str]:
+def _tools(recipe: Recipe) -> dict[str, str]:
     """Versions that decide bytes."""
+    compiled = ("triton",) if any(target_named(name).compiles for name in recipe.targets) else ()
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python} | {name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}
+    return {"python": python} | {
+        name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch", *compiled)
+    }

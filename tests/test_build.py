@@ -28,12 +28,15 @@ import llmc
 from llmc.cli.app import run as run_command
 from llmc.compiler.build import build, explain, lower
 from llmc.compiler.checkpoint import open_checkpoint
+from llmc.compiler.graph import Graph
 from llmc.compiler.recipe import Recipe, with_flags
+from llmc.compiler.targets import Emitted, Limits, target_named
 from llmc.compiler.verify import LOGICAL
 from llmc.runtime.engine_file import EngineFile
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 from llmc.runtime.manifest import Manifest
 from llmc.runtime.probe import replay
+from llmc.runtime.progress import NO_PROGRESS
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INT8 = with_flags(None, quantize="int8")
@@ -148,7 +151,13 @@ def test_float32_and_unused_tensors(tmp_path: Path):
 def test_the_report_says_what_was_done(tmp_path: Path):
     report = build(small_checkpoint(tmp_path / "c"), tmp_path / "e.llmc", INT8)
     assert (report.path, report.bytes) == (tmp_path / "e.llmc", (tmp_path / "e.llmc").stat().st_size)
-    assert [name for name, _ in report.stages][2:] == ["weights", "golden probe", "digest checkpoint", "finish file"]
+    assert [name for name, _ in report.stages][2:] == [
+        "compile profiles",
+        "weights",
+        "golden probe",
+        "digest checkpoint",
+        "finish file",
+    ]
     assert report.content_digest == manifest_of(report.path).content_digest
     assert {one.name: one.fired for one in report.passes}["QuantizeWeights"] == 2 * 7 + 1
     assert (report.warnings, report.unused) == ((), {})
@@ -231,12 +240,16 @@ def test_a_tokenizer_that_does_not_fit_stops_the_build(tmp_path: Path):
     assert "tokenizer.json" in refusal(source)
 
 
+def emit(target: str, legal: Graph) -> Emitted:
+    return target_named(target).emit(legal, Limits(64, 1, "bfloat16"), NO_PROGRESS)
+
+
 def test_the_null_target_checks_and_compiles_nothing():
     recipe: Any = SimpleNamespace(format_of=lambda module: "int4", targets=("null",), rules=())
     checkpoint = open_checkpoint(PICO)
-    _, graph, profiles, reports = lower(checkpoint, recipe, 64, None)
-    assert list(profiles) == ["null"]
-    emitted = profiles["null"]
+    _, graph, legal, reports = lower(checkpoint, recipe, 64, None)
+    assert list(legal) == ["null"]
+    emitted = emit("null", legal["null"])
     assert (emitted.main, list(emitted.sections)) == ("graph.txt", ["graph.txt"])
     text = onnx.parser.parse_graph(emitted.sections["graph.txt"].decode())
     assert {(node.domain, node.op_type) for node in text.node} <= set(LOGICAL)
@@ -247,12 +260,12 @@ def test_the_null_target_checks_and_compiles_nothing():
 
 def test_two_targets_share_the_weights():
     recipe: Any = SimpleNamespace(format_of=lambda module: "int8", targets=("cpu", "null"), rules=())
-    _, graph, profiles, _ = lower(open_checkpoint(PICO), recipe, 64, None)
-    assert list(profiles) == ["cpu", "null"]
+    _, graph, legal, _ = lower(open_checkpoint(PICO), recipe, 64, None)
+    assert list(legal) == ["cpu", "null"]
     before = set(graph.canonical)
     alone = lower(open_checkpoint(PICO), SimpleNamespace(**{**vars(recipe), "targets": ("cpu",)}), 64, None)  # type: ignore[arg-type]
     assert before == set(alone[1].canonical)
-    assert profiles["cpu"].sections == alone[2]["cpu"].sections
+    assert emit("cpu", legal["cpu"]).sections == emit("cpu", alone[2]["cpu"]).sections
 
 
 def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):

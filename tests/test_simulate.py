@@ -42,7 +42,7 @@ VOCAB = 512
 
 @pytest.fixture(scope="module")
 def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """One layer (int8: two), room for four sequences of four blocks; the checkpoint lies beside it under the same name."""
+    """One layer (int8: two), room for four sequences of four blocks; the checkpoint lies beside it, same name."""
     folder = tmp_path_factory.mktemp("simulate")
 
     @cache

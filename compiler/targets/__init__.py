@@ -10,7 +10,9 @@ from .target import Emitted, Limits, Target
 __all__ = ["TARGETS", "Emitted", "Limits", "Target", "target_named"]
 
 TARGETS: dict[str, Target] = {
-    "cpu": Target("cpu", cpu.SUMMARY, cpu.legalize, lambda graph, *_: Emitted(*cpu.emit(graph)), cpu.MERGE_GATED),
+    "cpu": Target(
+        "cpu", cpu.SUMMARY, cpu.legalize, lambda graph, *_: Emitted(*cpu.emit(graph)), merge_gated=cpu.MERGE_GATED
+    ),
     "null": Target("null", null.SUMMARY, null.legalize, lambda graph, *_: Emitted(*null.emit(graph))),
     **{target.name: target for target in cuda.TARGETS},
 }

@@ -46,5 +46,7 @@ class Target:
     summary: str
     legalize: Callable[[], Phase]
     emit: Emit
+    compiles: bool = False
+    """Whether Triton's version decides what is emitted."""
     merge_gated: bool = True
     """Whether gate and up become one linear (`passes/merge_linears.py`)."""

@@ -27,7 +27,7 @@ def _target(sm: int) -> Target:
 
         return emit(graph, limits, sm, progress)
 
-    return Target(f"sm_{sm}", f"NVIDIA GPUs of compute capability {sm / 10:g}", _legalize, emit)
+    return Target(f"sm_{sm}", f"NVIDIA GPUs of compute capability {sm / 10:g}", _legalize, emit, compiles=True)
 
 
 TARGETS = tuple(map(_target, _SM))

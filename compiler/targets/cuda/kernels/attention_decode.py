@@ -3,6 +3,8 @@
 Split-KV after Dao et al., "Flash-Decoding" (2023): parts of a sequence leave their output and log-sum-exp, and a second
 kernel weighs them.
 """
+# Triton's library is typed as if reductions might be tuples.
+# pyright: reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -119,10 +121,10 @@ def combine_kernel(
     row = tl.program_id(0) * HEADS + head
     split = tl.arange(0, COUNT)
     sums = tl.load(lse + row * SPLITS + split, split < SPLITS, -1e30)
-    highest = tl.max(sums, axis=0)
+    sink = -1e30
     if sinks is not None:
         sink = tl.load(sinks + head) * 1.4426950408889634
-        highest = tl.maximum(highest, sink)
+    highest = tl.maximum(tl.max(sums, axis=0), sink)
     weights = tl.where(sums > -1e29, tl.exp2(sums - highest), 0.0)
     norm = tl.sum(weights, axis=0)
     if sinks is not None:

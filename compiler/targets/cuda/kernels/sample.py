@@ -1,9 +1,11 @@
 """One token per row of logits, on the device: the order, thresholds and random numbers of `runtime/sampling.py`.
 
 Cuts are thresholds, found by their bits from the highest down, four at a time: sixteen candidates are counted (top-k)
-or summed (top-p) in one pass over the row. Greedy rows read only what the first kernel left of each tile. A sampled token
-can differ from numpy's only where the random number lies within rounding of a boundary: sums are float32 here.
+or summed (top-p) in one pass over the row. Greedy rows read only what the first kernel left of each tile. A sampled
+token can differ from numpy's only where the random number lies within rounding of a boundary: sums are float32 here.
 """
+# Triton's library is typed as if constants were no Python values and reductions might be tuples.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -194,7 +196,7 @@ def choose(
     sampled: Operand,
     status: Operand,
 ) -> Call:
-    """A token per row; temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing. The price is of greedy rows."""
+    """A token per row; temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing. Priced as greedy."""
     rows, vocab = logits.shape
     assert isinstance(vocab, int)
     arguments = {"logits": logits, "highest": highest, "best": best, "broken": broken, "temperature": temperature}

@@ -15,6 +15,7 @@ from .kernel import Call, Operand
 from .kernels import attention_decode, attention_prefill, embed, gated, linear_large, linear_small, norm, rope_cache
 from .kernels import sample as sampling
 from .kernels import tokens as token_kernels
+from .kernels.tiles import default_tile
 
 OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
 SMALL_M = 64
@@ -194,6 +195,8 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     workspace = counters = None
     if splits > 1:
         workspace = at.buffer(f"{y.name}.partial", "f32", splits, x.shape[0], n)
+        needed = linear_small.counters_for(n, most, default_tile("small", n, k, fmt, most, sm))
+        assert needed <= COUNTERS, f"{node.name} needs {needed} counters"
         counters = at.state("counters", "i32", COUNTERS)
     at.add(
         node,

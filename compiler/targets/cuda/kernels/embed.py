@@ -11,17 +11,9 @@ import triton.language as tl
 from .....quantize import FORMATS
 from .....runtime.numbers import RAW_DTYPE
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from .weights import GROUP, e4m3, e8m0
 
 BLOCK = 1024
-GROUP = {"int4": 32, "int4-g128": 128, "int8": 32, "int8-g128": 128, "nvfp4": 16, "mxfp4": 32}
-
-
-@triton.jit
-def e4m3(code):
-    """E4M3 bits (u8, no NaN) as float32: sign and magnitude in place, the missing bias as a factor."""
-    wide = code.to(tl.int32)
-    bits = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
-    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
 
 
 @triton.jit
@@ -66,7 +58,7 @@ def embed_kernel(
         elif FORMAT == "nvfp4":
             number = e2m1(code) * (e4m3(scale) * tl.load(global_scale))
         else:
-            number = e2m1(code) * tl.exp2(scale.to(tl.float32) - 127.0)
+            number = e2m1(code) * e8m0(scale)
     tl.store(x + token * WIDTH + column, number.to(x.dtype.element_ty), inside)
 
 
@@ -90,7 +82,7 @@ def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, forma
             "VOCAB": vocab,
             "WIDTH": width,
             "FORMAT": format.removesuffix("-g128"),
-            "GROUP": GROUP.get(format, 1),
+            "GROUP": GROUP.get(format) or 1,
             "BLOCK": BLOCK,
         },
         (tokens, -(-width // BLOCK)),

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.errors import RecipeError
 from . import console, extras, options
 
+if TYPE_CHECKING:
+    from ..runtime.engine_file import EngineFile
+    from ..runtime.profiles import Gpu
+
+CPU = "cpu"
+"""After --for: a machine without a GPU."""
+For = Annotated[
+    str | None, options.flag("--for", "A GPU that need not be here, such as h100, l4 or rtx4090; or cpu for none.")
+]
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja", "torch", "onnx", "onnx-ir")
 Engine = Annotated[str | None, typer.Argument(metavar="[ENGINE]", help="An engine, to see which of its profiles fit.")]
 
 
-def doctor(engine: Engine = None, json: options.Json = False) -> None:
-    """Show what this machine and installation can do."""
+def doctor(engine: Engine = None, target: For = None, json: options.Json = False) -> None:
+    """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""
+    if target is not None and engine is None:
+        raise RecipeError(f"--for {target} without ENGINE", fix=f"llmc doctor ENGINE --for {target}")
     facts = _facts()
     if engine is not None:
-        facts["engine"] = _engine_facts(engine)
+        facts["engine"] = _engine_facts(engine, target)
     if json:
         console.out_json(facts)
+    elif target is not None:  # the question is about another machine
+        console.out("\n".join(_engine_lines(facts["engine"])))
     else:
         console.out(_text(facts))
 
@@ -57,19 +71,92 @@ def _version(package: str) -> str:
         return ""
 
 
-def _engine_facts(path: str) -> dict[str, Any]:
+def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
+    """Which profiles run here, or on the machine of `--for`, and which GPU memory they take there."""
     from ..runtime.engine_file import EngineFile
-    from ..runtime.profiles import choose, fits
+    from ..runtime.profiles import SM, best, fits, gpus, runs_on
 
+    gpu = None if where in (None, CPU) else options.chip(where)
+    there = None if where is None else () if gpu is None else (gpu,)
     with EngineFile.open(path) as engine:
-        reasons = fits(engine)
-        chosen = choose(engine)[0] if "" in reasons.values() else None
+        reasons = fits(engine, there)
+        able = [name for name, reason in reasons.items() if not reason]
+        first = best(engine, able) if able else None  # what `llmc run` takes; it does not weigh memory
+        memory = {}
+        for name, profile in engine.manifest.profiles.items():
+            sm = SM.get(profile.target)
+            if sm is not None and not reasons[name]:
+                one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
+                memory[name] = _memory(engine, name, one)
+                reasons[name] = "" if memory[name]["largest_batch"] else _too_large(memory[name])
+    fitting = [name for name, reason in reasons.items() if not reason]
     return {
         "path": path,
-        "profile": chosen,
-        "fit": [name for name, reason in reasons.items() if not reason],
+        **({} if where is None else {"for": where}),
+        "profile": first if first in fitting else None,
+        "fit": fitting,
         "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
+        **({"memory": memory} if memory else {}),
     }
+
+
+def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
+    """Bytes of a profile on a GPU with the caches of its largest batch, and the batch that would just fit."""
+    from ..runtime.plan import Plan
+    from ..runtime.price import memory, usable
+
+    facts = engine.manifest.profiles[profile]
+    plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
+    need = memory(plan, max_context=facts.max_context, max_batch=facts.max_batch)
+    return {
+        "gpu": gpu.name,
+        "gpu_bytes": gpu.memory,
+        "usable_bytes": usable(gpu.memory),
+        "weights": need.weights,
+        "buffers": need.buffers,
+        "cache_per_sequence": need.sequence,
+        "max_context": facts.max_context,
+        "max_batch": facts.max_batch,
+        "bytes": need.total(facts.max_batch),
+        "fits": need.total(facts.max_batch) <= usable(gpu.memory),
+        "largest_batch": need.sequences(usable(gpu.memory)),
+    }
+
+
+def _too_large(memory: dict[str, Any]) -> str:
+    needed = memory["weights"] + memory["buffers"] + memory["cache_per_sequence"]
+    return (
+        f"one sequence of {memory['max_context']} tokens needs {console.size(needed)}, {memory['gpu']} has "
+        f"{console.size(memory['usable_bytes'])} free of {console.size(memory['gpu_bytes'])}"
+    )
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[str]:
+    where = f" on {engine['for']}" if "for" in engine else ""
+    if engine["profile"]:
+        lines = [f"{engine['path']}{where}: runs as {engine['profile']}"]
+    elif engine["fit"]:
+        lines = [f"{engine['path']}{where}: runs with --profile {engine['fit'][0]} only"]
+    else:
+        lines = [f"{engine['path']}: does not run{where or ' here'}"]
+    for name in engine["fit"]:
+        lines.append(f"  {name}: fits")
+        if name in engine.get("memory", {}):
+            lines += _memory_lines(engine["memory"][name])
+    return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    batch, most = memory["max_batch"], memory["largest_batch"]
+    lines = [
+        f"    memory of {memory['gpu']}: {console.size(memory['gpu_bytes'])}, "
+        f"{console.size(memory['usable_bytes'])} of it for: weights {console.size(memory['weights'])}, "
+        f"{batch} x {memory['max_context']} tokens {console.size(batch * memory['cache_per_sequence'])}, "
+        f"buffers {console.size(memory['buffers'])}",
+    ]
+    if memory["fits"]:
+        return [*lines, f"    enough; the largest batch that fits is {most}"]
+    return [*lines, f"    too little for a batch of {batch}: llmc run --max-batch {most}"]
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -82,10 +169,4 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     for extra, absent in facts["missing"].items():
         lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): pip install 'llmc[{extra}]'")
-    if engine := facts.get("engine"):
-        lines.append(
-            f"{engine['path']}: " + (f"runs as {engine['profile']}" if engine["profile"] else "does not run here")
-        )
-        lines += [f"  {name}: fits" for name in engine["fit"]]
-        lines += [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
-    return "\n".join(lines)
+    return "\n".join(lines + (_engine_lines(facts["engine"]) if "engine" in facts else []))

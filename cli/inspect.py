@@ -9,11 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, RecipeError
 from . import console, options
+from .options import flag
 
 Subject = Annotated[
     str, typer.Argument(metavar="CHECKPOINT|ENGINE", help="A checkpoint folder or hub id, or an engine file.")
+]
+ShowPlan = Annotated[
+    bool, flag("--plan", "What each launch of a GPU's profile costs at the limits of a GPU, and tokens/s there.")
+]
+ProgramIndex = Annotated[int | None, flag("--program", "With --plan: the program of this number.", min=0)]
+Tokens = Annotated[int | None, flag("--tokens", "With --plan: a step with this many tokens of a prompt.", min=1)]
+Context = Annotated[
+    int | None, flag("--context", "With --plan: positions in the cache before the step; by default half.", min=0)
 ]
 
 
@@ -26,10 +35,27 @@ def is_engine(where: str) -> bool:
 def inspect(
     subject: Subject,
     accept_config: options.AcceptConfig = None,
+    plan: ShowPlan = False,
+    profile: options.Profile = None,
+    target: options.For = None,
+    program: ProgramIndex = None,
+    tokens: Tokens = None,
+    context: Context = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
-    """Show the facts of a checkpoint or an engine."""
+    """Show the facts of a checkpoint or an engine, or what an engine's launch plan costs."""
+    if plan:
+        from . import pricing
+
+        if not is_engine(subject):
+            raise RecipeError(f"--plan of {subject}", found="no engine file", fix="an engine that llmc build has made")
+        step = pricing.Step(program, tokens, context)
+        pricing.show(subject, profile=profile, gpu=target, step=step, json=json)
+        return
+    for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
+        if value is not None:
+            raise RecipeError(f"{name} without --plan")
     if not is_engine(subject):
         facts = _checkpoint_facts(subject, accept_config or [])
         _print(facts, _checkpoint_text(facts), json)

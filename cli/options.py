@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..compiler.targets.cuda.chips import Chip
 
 
 def flag(name: str, help: str, **more: Any) -> Any:
@@ -24,6 +27,12 @@ CheckpointPath = Annotated[
     ),
 ]
 Profile = Annotated[str | None, flag("--profile", "The profile to run; by default the best that fits this machine.")]
+Simulate = Annotated[
+    bool, flag("--simulate", "Run a GPU's profile without one, through Triton's interpreter: exact, and very slow.")
+]
+For = Annotated[
+    str | None, flag("--for", "A GPU that need not be here: a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090.")
+]
 Threads = Annotated[int | None, flag("--threads", "CPU threads; by default the CPUs this process may use.", min=1)]
 RecipeName = Annotated[str | None, flag("--recipe", "A bundled recipe by name, or a YAML file by its path.")]
 Quantize = Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")]
@@ -36,3 +45,17 @@ RandomWeights = Annotated[
 ]
 MaxContext = Annotated[int | None, flag("--max-context", "Longest sequence in tokens, prompt and answer together.")]
 MaxBatch = Annotated[int | None, flag("--max-batch", "Most sequences that run at the same time.")]
+
+
+def chip(name: str | int) -> Chip:
+    """The GPU of a `--for`, or what a compute capability is known by.
+
+    Raises:
+        RecipeError: there is none; names the nearest.
+    """
+    from . import extras
+
+    extras.need("build", "the table of GPUs")
+    from ..compiler.targets.cuda.chips import chip
+
+    return chip(name)

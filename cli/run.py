@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import RecipeError
-from . import answers, console, files, options
+from . import answers, console, files, options, simulate
 from .options import flag
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run(
     special: Special = False,
     show_prompt: ShowPrompt = False,
     profile: options.Profile = None,
+    simulated: options.Simulate = False,
     threads: options.Threads = None,
     max_batch: options.MaxBatch = None,
     verify: CheckEngine = "header",
@@ -98,7 +99,10 @@ def run(
     text = files.read_text("-") if prompt == "-" else prompt
     from ..runtime.generate import load
 
-    with load(engine, profile, threads=threads, max_batch=max_batch, verify=verify) as loaded:
+    device = simulate.stand_in(simulated)
+    with load(engine, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
+        if profile is None:
+            _say_what_idles(engine, loaded.profile)
         if prompts is not None:
             batch.run_all(loaded, requests, given, chat=chat, system=system)
         elif text is None:
@@ -117,6 +121,24 @@ def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | No
         raise RecipeError("llmc run without a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
         raise RecipeError("--system without --chat", fix="--chat --system TEXT")
+
+
+def _say_what_idles(engine: str, used: str) -> None:
+    """That there is a GPU which this engine leaves alone: nobody should take the CPU's speed for the GPU's."""
+    from ..runtime.engine_file import EngineFile
+    from ..runtime.profiles import SM, fits, gpus, runs_on
+
+    if not gpus():
+        return
+    with EngineFile.open(engine) as opened:
+        if opened.manifest.profiles[used].target in SM:
+            return
+        reasons = {name: reason for name, reason in fits(opened).items() if reason}
+    lines = [f"  {name}: {reason}" for name, reason in reasons.items()]
+    if not reasons:
+        fitting = [target for target, sm in SM.items() if runs_on(sm, gpus()[0].sm)]
+        lines = [f"  try: llmc build --target cpu,{target}" for target in fitting[:1]]
+    console.note("\n".join([f"llmc: no profile of {engine} uses the GPU of this machine ({gpus()[0].name})", *lines]))
 
 
 def _biases(texts: list[str]) -> dict[int, float]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..runtime.errors import VerifyError
-from . import console, options, progress
+from . import console, options, progress, simulate
 
 
-def verify(engine: options.EngineFile, profile: options.Profile = None, json: options.Json = False) -> None:
+def verify(
+    engine: options.EngineFile,
+    profile: options.Profile = None,
+    simulated: options.Simulate = False,
+    json: options.Json = False,
+) -> None:
     """Check every byte of an engine and replay its golden probe."""
     from ..runtime.engine_file import verify_engine
     from ..runtime.probe import replay
@@ -17,8 +22,8 @@ def verify(engine: options.EngineFile, profile: options.Profile = None, json: op
     path = Path(engine)
     with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
         tensors, sections, size = len(opened.tensors), len(opened.sections), opened.file_bytes
-        chosen, reasons = choose(opened, profile)
-    report = replay(path, chosen)
+        chosen, reasons = choose(opened, profile, simulated=simulated)
+    report = replay(path, chosen, make_device=simulate.stand_in(simulated))
     if not report.ok:
         raise VerifyError(
             f"{engine}: profile {chosen!r} computes what it computed when it was built",
@@ -32,6 +37,7 @@ def verify(engine: options.EngineFile, profile: options.Profile = None, json: op
         "tensors": tensors,
         "sections": sections,
         "profile": chosen,
+        "simulated": simulated,
         "max_error": report.max_error,
         "tolerance": report.tolerance,
         "top1_agree": report.top1_agree,
@@ -41,8 +47,9 @@ def verify(engine: options.EngineFile, profile: options.Profile = None, json: op
     if json:
         console.out_json(facts)
         return
+    device = f"{chosen}, simulated" if simulated else chosen
     console.out(
         f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match\n"
-        f"  probe on {chosen}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
+        f"  probe on {device}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
         f"best token equal at {report.top1_agree} of {report.positions} positions"
     )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from .scheduler import Request
 from .stream import TextStream
 from .strict_json import loads, nearest
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .paged import MakeDevice
 
 TOKENIZER_SECTIONS = "tokenizer/"
 """Sections of this prefix hold a checkpoint's tokenizer files under their own names."""
@@ -234,12 +237,13 @@ def load(
     threads: int | None = None,
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
+    make_device: MakeDevice | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
     threads: CPU threads (default: those this process may use). max_batch: most requests that run at once. verify "full"
-    checks every byte first. EngineError: damaged or not ours; Unsupported: no profile fits; ResourceError: too little
-    memory.
+    checks every byte first. make_device: what stands in for the GPU of a profile, which then fits any machine.
+    EngineError: damaged or not ours; ResourceError: no profile fits, or too little memory.
     """
     # the devices' libraries are heavy: not before an engine is wanted
     from .profiles import choose, open_executor
@@ -250,8 +254,8 @@ def load(
     file = EngineFile.open(path, verify=verify)
     try:
         tokenizer, template = _open_tokenizer(file)
-        name, _ = choose(file, profile)
-        executor = open_executor(file, name, threads=threads, max_batch=max_batch)
+        name, _ = choose(file, profile, simulated=make_device is not None)
+        executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
     except BaseException:
         file.close()
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .engine_file import EngineFile
 from .errors import EngineError
 from .manifest import MEASURED
 from .strict_json import loads
+
+if TYPE_CHECKING:
+    from .paged import MakeDevice
 
 IDS = 32
 POSITIONS = 8
@@ -112,15 +115,21 @@ def _is_row(row: Any, vocab: int) -> bool:
     )
 
 
-def replay(path: str | Path, profile: str | None = None, *, threads: int | None = None) -> ProbeReport:
-    """Run an engine's probe through one of its profiles on this machine."""
+def replay(
+    path: str | Path,
+    profile: str | None = None,
+    *,
+    threads: int | None = None,
+    make_device: MakeDevice | None = None,
+) -> ProbeReport:
+    """Run an engine's probe through one of its profiles on this machine, or on what stands in for a GPU."""
     from .executor import Step, Work
     from .profiles import choose, open_executor
 
     with EngineFile.open(path) as engine:
-        name, _ = choose(engine, profile)
+        name, _ = choose(engine, profile, simulated=make_device is not None)
         probe = read_probe(engine)
-        executor = open_executor(engine, name, threads=threads, max_batch=1)
+        executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
         try:
             work = Work(0, probe.ids, 0, (0,), None, len(probe.ids), rows="all")
             (output,) = executor.collect(executor.submit(Step((work,))))

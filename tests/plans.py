@@ -15,6 +15,17 @@ LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
 BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048, registers=96, spills=0)
 
+_OF_ROWS = {"temperature": "f32", "top_k": "i32", "top_p": "f32", "min_p": "f32", "seed": "i64", "place": "i32"}
+INPUTS = {
+    **{name: Tensor("input", "i32", ("tokens",)) for name in ("token_ids", "positions", "slots")},
+    **{name: Tensor("input", "i32", ("rows",)) for name in ("rows", "lanes")},
+    **{name: Tensor("input", dtype, ("rows",)) for name, dtype in _OF_ROWS.items()},
+    "lengths": Tensor("input", "i32", ("sequences",)),
+    "tables": Tensor("input", "i32", ("sequences", "8")),
+    "starts": Tensor("input", "i32", ("sequences + 1",)),
+}
+"""What `PagedExecutor` fills in."""
+
 
 def _launch(label: str, module: int, bytes: str, operations: str, grid: str = "cdiv(tokens, 2)") -> Launch:
     arguments = (Argument(tensor="w"), Argument(tensor="y"), Argument(size="tokens"))
@@ -43,7 +54,7 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         tactics="none",
         tensors={
             "w": Tensor("weight", "u8", (str(WEIGHT_BYTES),)),
-            "ids": Tensor("input", "i32", ("tokens",)),
+            **INPUTS,
             "last": Tensor("state", "i32", ("lanes",)),
             **{f"{part}.{layer}": cache for layer in range(LAYERS) for part in ("key", "value")},
         },

@@ -60,7 +60,9 @@ def test_what_people_see(call: Call, engine: Path):
     lines = call("doctor", engine, "--for", "h100").out.splitlines()
     assert lines[0] == f"{engine} on h100: runs as sm_90"
     assert lines[1] == "  cpu: fits"
-    assert lines[3].startswith("    memory of h100: 74.51 GiB, 73.51 GiB of it for: weights 1.07 KiB, 4 x 512 tokens 512")
+    assert lines[3].startswith(
+        "    memory of h100: 74.51 GiB, 73.51 GiB of it for: weights 1.07 KiB, 4 x 512 tokens 512"
+    )
     assert lines[4].startswith("    enough; the largest batch that fits is ")
     assert lines[-1] == "  sm_80: does not fit: needs compute capability 8.0, h100 has 9.0"
     assert call("doctor", engine, "--for", "cpu").out.splitlines()[0] == f"{engine} on cpu: runs as cpu"
@@ -104,7 +106,7 @@ def test_memory_for_no_sequence_at_all(call: Call, pico_engine: PicoEngine, tmp_
     ("arguments", "message"),
     [
         (["--for", "h100"], "--for h100 without ENGINE\n  try: llmc doctor ENGINE --for h100"),
-        (["ENGINE", "--for", "h300"], "no chip 'h300' (did you mean 'h100'?)"),
+        (["ENGINE", "--for", "h201"], "no chip 'h201' (did you mean 'h200'?)"),
     ],
 )
 def test_refusals(call: Call, engine: Path, arguments: list[str], message: str):

@@ -74,9 +74,12 @@ LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
     ("change", "message"),
     [
         (lambda d: d.update(version=2), "p: plan version 1\n  found: 2\n  try: build the engine again"),
-        (lambda d: d.update(tiles=3), "unknown key 'tiles'"),
+        (lambda d: d.update(tiles=3), "p: only known keys\n  found: 'tiles'"),
         (lambda d: d.pop("modules"), "modules"),
-        (lambda d: d["tensors"]["w"].update(kind="heap"), "p: program 0, tensor 'w': kind and dtype\n  found: heap, u8"),
+        (
+            lambda d: d["tensors"]["w"].update(kind="heap"),
+            "p: program 0, tensor 'w': kind and dtype\n  found: heap, u8",
+        ),
         (lambda d: d["tensors"]["w"].update(dtype="f64"), "tensor 'w': kind and dtype\n  found: weight, f64"),
         (lambda d: d["tensors"]["w"].update(shape=["bytes"]), "formula 'bytes' of the plan\n  found: KeyError"),
         (lambda d: _program(d)["buffers"]["y"].update(offset=257), "buffer 'y' inside its arena\n  found: offset 257"),

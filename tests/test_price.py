@@ -47,7 +47,9 @@ def test_the_cache_is_read_once_by_each_sequence_and_used_by_each_new_token():
     prompt = priced(2, context=100, group=3, tokens=36, sequences=2).lines[-1]
     assert (prompt.bytes, prompt.operations) == (2 * 100 * CACHED * 2, 36 * 100 * CACHED * 3 * 2)
     half = replace(plan(), tensors={"key.0": Tensor("cache", "f32", ("blocks", "1", "64", "4"))})
-    assert price(half, plan().programs[0], SLOW, sizes=plan().programs[0].limits, context=1, group=1).lines[-1].bytes == 16
+    assert (
+        price(half, plan().programs[0], SLOW, sizes=plan().programs[0].limits, context=1, group=1).lines[-1].bytes == 16
+    )
 
 
 def test_a_step_is_the_sum_of_its_launches():
@@ -71,7 +73,7 @@ def test_memory_is_weights_caches_and_the_largest_step():
     need = memory(plan(), max_context=512, max_batch=4)
     assert need.weights == WEIGHT_BYTES + BINARY.size
     assert need.sequence == 512 * CACHED * 2
-    assert need.buffers == 4 * 4 + (256 + 36 * 32) + 36 * 4
+    assert need.buffers == 4 * 4 + (256 + 36 * 32) + 36 * (3 * 4 + 7 * 4 + 8) + 4 * 9 * 4 + 5 * 4
     assert need.total(3) == need.weights + need.buffers + 3 * need.sequence
     assert memory(plan(), max_context=100, max_batch=4).sequence == 128 * CACHED * 2
 
@@ -156,7 +158,11 @@ def test_people_see_layers_together_and_the_limit(call: Call, engine: Path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--for", "b200"], 2, "profile 'sm_90' on b200\n  found: needs compute capability 9.0, b200 has 10.0\n  try: "),
+        (
+            ["--for", "b200"],
+            2,
+            "profile 'sm_90' on b200\n  found: needs compute capability 9.0, b200 has 10.0\n  try: ",
+        ),
         (["--for", "b200"], 2, "or llmc build --target sm_100"),
         (["--for", "a100", "--profile", "sm_90"], 2, "needs compute capability 9.0, a100 has 8.0"),
         (["--for", "h10"], 2, "no chip 'h10' (did you mean 'h100'?)"),

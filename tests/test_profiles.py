@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import Outcome
 from conftest import PicoEngine
-from plans import plan, with_plans
+from plans import with_plans
 
 from llmc.runtime import profiles
 from llmc.runtime.engine_file import EngineFile
@@ -117,7 +117,11 @@ def test_bindings_are_looked_for_where_they_are_installed(monkeypatch: pytest.Mo
     ("name", "kind", "message"),
     [
         ("sm_9", EngineError, "profile 'sm_9'\n  found: profiles cpu, sm_80, sm_89, sm_90 (did you mean 'sm_90'?)"),
-        ("sm_90", ResourceError, "profile 'sm_90'\n  found: needs compute capability 9.0, this GPU (NVIDIA A10) has 8.6"),
+        (
+            "sm_90",
+            ResourceError,
+            "profile 'sm_90'\n  found: needs compute capability 9.0, this GPU (NVIDIA A10) has 8.6",
+        ),
     ],
 )
 def test_a_profile_that_cannot_run_is_refused(
@@ -162,3 +166,89 @@ class Fake:
 
 
 made: list[Fake] = []
+
+
+@pytest.fixture(autouse=True)
+def _forget_devices():
+    made.clear()
+
+
+def test_a_device_that_is_given_runs_the_plan(path: Path, monkeypatch: pytest.MonkeyPatch):
+    here(monkeypatch)
+    with load(path, max_batch=2, make_device=Fake) as loaded:
+        assert loaded.profile == "sm_90"
+        assert loaded.generate([1, 2, 3], max_tokens=4, ignore_eos=True).token_ids == [7, 7, 7, 7]
+        assert loaded.logits([1, 2]).argmax(axis=1).tolist() == [4095, 4095]
+    assert [device.made for device in made] == [("sm_90", 90, 2)]
+    report = replay(path, "sm_80", make_device=Fake)
+    assert (report.ok, report.positions, made[1].made) == (False, 8, ("sm_80", 80, 1))
+
+
+def test_simulate_takes_the_place_of_the_gpu(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llmc.cli.simulate._interpreter", Fake)
+    found = call("run", path, "x", "--simulate", "--max-tokens", 3, "--json").json
+    assert (found["token_ids"], made[0].made) == ([7, 7, 7], ("sm_90", 90, 4))
+    assert call("run", path, "x", "--simulate", "--profile", "sm_89", "--max-tokens", 1).code == 0
+    assert made[1].made[0] == "sm_89"
+    outcome = call("verify", path, "--simulate", "--profile", "sm_80")
+    assert (outcome.code, made[2].made) == (1, ("sm_80", 80, 1))  # such logits are not the probe's
+    assert "profile 'sm_80' computes what it computed when it was built" in outcome.err
+
+
+def test_a_real_simulation_checks_its_kernels_first(call: Call, path: Path):
+    outcome = call("run", path, "x", "--simulate")
+    assert outcome.code == 3
+    assert "profile 'sm_90' with this llmc's kernels\n  found: a plan made with others" in outcome.err
+    assert outcome.err.startswith("profile sm_90 is interpreted on the CPU: its numbers, not its speed\n")
+
+
+@pytest.mark.parametrize("command", [["run", "x"], ["verify"]])
+def test_only_a_gpus_profile_is_simulated(call: Call, path: Path, pico_engine: PicoEngine, command: list[str]):
+    name, *rest = command
+    outcome = call(name, path, *rest, "--simulate", "--profile", "cpu")
+    assert outcome.code == 2
+    assert "profile 'cpu' as one of a GPU\n  found: target cpu\n  try: --profile sm_90" in outcome.err
+    outcome = call(name, pico_engine("int8"), *rest, "--simulate")
+    assert outcome.code == 2
+    assert "a profile of a GPU\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
+
+
+@pytest.mark.parametrize("module", ["torch", "triton"])
+def test_simulate_needs_its_extra(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch, module: str):
+    monkeypatch.setitem(sys.modules, module, None)
+    outcome = call("run", path, "x", "--simulate")
+    assert outcome.code == 4
+    assert outcome.err == (
+        f"llmc: --simulate needs the extra 'cuda-build'\n  found: not installed: {module}\n"
+        "  try: pip install 'llmc[cuda-build]'\n"
+    )
+
+
+def test_run_says_once_that_a_gpu_is_left_alone(
+    call: Call, path: Path, pico_engine: PicoEngine, monkeypatch: pytest.MonkeyPatch
+):
+    here(monkeypatch, Gpu("NVIDIA V100", 70))
+    outcome = call("run", path, "x", "--max-tokens", 2)
+    assert outcome.code == 0
+    assert outcome.err.startswith(
+        f"llmc: no profile of {path} uses the GPU of this machine (NVIDIA V100)\n"
+        "  sm_80: needs compute capability 8.0, this GPU (NVIDIA V100) has 7.0\n"
+    )
+    assert outcome.err.count("this machine") == 1
+    assert "this machine" not in call("run", path, "x", "--max-tokens", 2, "--profile", "cpu").err
+    here(monkeypatch, Gpu("NVIDIA A10", 86))
+    assert call("run", pico_engine("int8"), "x", "--max-tokens", 2).err.startswith(
+        f"llmc: no profile of {pico_engine('int8')} uses the GPU of this machine (NVIDIA A10)\n"
+        "  try: llmc build --target cpu,sm_80\n"
+    )
+    here(monkeypatch)
+    assert "this machine" not in call("run", path, "x", "--max-tokens", 2).err
+
+
+def test_doctor_shows_the_gpus_memory(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch):
+    here(monkeypatch, Gpu("NVIDIA H200", 90, 3 << 30))
+    found = call("doctor", path, "--json").json["engine"]
+    assert (found["profile"], found["fit"]) == ("sm_90", ["cpu", "sm_90"])
+    assert (found["memory"]["sm_90"]["gpu"], found["memory"]["sm_90"]["usable_bytes"]) == ("NVIDIA H200", 2 << 30)
+    assert "for" not in found
+    assert "    memory of NVIDIA H200: 3.00 GiB, 2.00 GiB of it for: " in call("doctor", path).out

@@ -1,0 +1,33 @@
+"""`--simulate`: a GPU's profile through Triton's interpreter, so that any machine can check it, slowly."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import ResourceError
+from . import console, extras
+
+if TYPE_CHECKING:
+    from ..runtime.engine_file import EngineFile
+    from ..runtime.paged import Device, MakeDevice
+    from ..runtime.plan import Plan
+
+
+def stand_in(wanted: bool) -> MakeDevice | None:
+    """What `runtime` is given in place of a GPU."""
+    return _interpreter if wanted else None
+
+
+def _interpreter(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> Device:
+    # imported once the profile is known to be a GPU's: torch takes seconds
+    if absent := [*extras.missing("build"), *(["triton"] if find_spec("triton") is None else [])]:
+        raise ResourceError(
+            "--simulate needs the extra 'cuda-build'",
+            found=f"not installed: {', '.join(absent)}",
+            fix="pip install 'llmc[cuda-build]'",
+        )
+    from ..compiler.targets.simulate.device import SimulatedDevice
+
+    console.note(f"profile {profile} is interpreted on the CPU: its numbers, not its speed")
+    return SimulatedDevice(engine, profile, plan, lanes)

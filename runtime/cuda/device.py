@@ -1,0 +1,267 @@
+"""A GPU that runs a plan (`paged.Device`): loaded once, then steps of copies, launches and graphs on one stream.
+
+A step is one copy of all its inputs, its launches (decode programs: one graph), and one copy per wanted buffer, in
+stream order; so steps may be started before earlier ones are read, and one arena serves all programs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..engine_file import EngineFile
+from ..errors import EngineError, LlmcError, ResourceError
+from ..plan import Module, Plan
+from ..profiles import capability, runs_on
+from ..progress import NO_PROGRESS, Progress
+from . import probe
+from .budget import Budget, aligned, budget, packed, tensors_of
+from .driver import Driver
+from .launches import Area, Bound, Kernel, bind
+from .ring import Ring, Slot, Ticket
+from .upload import Placement, place, upload
+
+CUBINS = "kernels.cubins"
+"""The section beside the plan's that holds its machine code."""
+_KEPT = 64
+"""Sizes of mixed steps whose launches are remembered."""
+
+
+def _never(_module: Module) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Options:
+    """How steps are run. graphs: decode programs are captured once and replayed.
+
+    pdl: modules whose kernels wait for their predecessor themselves, so that they may be launched before it has ended
+    (programmatic dependent launch); for any other kernel that is a race.
+    """
+
+    graphs: bool = True
+    pdl: Callable[[Module], bool] = _never
+
+
+class CudaDevice:
+    """A plan on a GPU. `timings` holds the seconds of each part of loading."""
+
+    def __init__(
+        self,
+        engine: EngineFile,
+        profile: str,
+        plan: Plan,
+        lanes: int,
+        *,
+        driver: Driver | None = None,
+        options: Options | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> None:
+        """Check what it takes, then allocate and load; an exception leaves nothing allocated. It owns `driver`.
+
+        Raises:
+            ResourceError: no GPU that the plan runs on, no driver, one that is too old, or too little memory.
+            EngineError: the plan and the engine do not fit each other, or weights do not match their digests.
+        """
+        self.timings: dict[str, float] = {}
+        self._plan = plan
+        self._options = options or Options()
+        self._bounds: dict[tuple[int, tuple[int, ...]], Bound] = {}
+        self._graphs: dict[int, Any] = {}
+        what = f"{engine.path}: profile {profile!r}"
+        with ExitStack() as cleanup:
+            with self._timed("context"):
+                self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
+                cleanup.callback(self._driver.close)
+                _refuse_other_chips(plan.sm, self._driver.sm, what)
+                self._stream = self._driver.stream()
+                cleanup.callback(self._driver.drop_stream, self._stream)
+            with self._timed("plan"):
+                placement = place(engine, profile, plan)
+                most = max(lanes, engine.manifest.profiles[profile].max_batch)  # what kernels have been compiled for
+                free, _ = self._driver.memory()
+                self.budget = budget(plan, weights=placement.bytes, lanes=lanes, state_lanes=most, free=free, what=what)
+                self.blocks = self.budget.blocks
+            with self._timed("kernels"):
+                self._kernels = self._load_kernels(engine, profile, cleanup)
+            with self._timed("memory"):
+                weights, self._area = self._allocate(self.budget, placement, most, cleanup)
+                self._ring = Ring(self._driver, self.budget.inputs)
+                cleanup.callback(self._ring.close)
+            with self._timed("weights"):
+                upload(engine, placement, weights, self._driver, progress)
+                self._driver.wait(self._stream)
+            cleanup.callback(self._drop_graphs)
+            cleanup.callback(self._driver.wait, self._stream)
+            self._cleanup = cleanup.pop_all()
+
+    def run(
+        self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
+    ) -> Ticket:
+        """Start a step behind those before it."""
+        driver = self._driver
+        driver.use()
+        bound = self._bound(program, sizes)
+        replayed = self._options.graphs and self._plan.programs[program].decode
+        graph = self._graph(program, bound) if replayed else None
+        ticket, slot = self._ring.next()
+        self._send(bound, inputs, slot)
+        if graph is not None:
+            driver.launch_graph(graph, self._stream)
+        else:
+            self._launch(bound)
+        self._fetch(bound, wanted, slot)
+        driver.record(slot.done, self._stream)
+        return ticket
+
+    def read(self, handle: Ticket) -> Mapping[str, np.ndarray]:
+        """Wait for a step; the arrays are the caller's."""
+        self._driver.use()
+        return self._ring.read(handle)
+
+    def close(self) -> None:
+        """Free everything, also after an error that the GPU does not recover from."""
+        with suppress(LlmcError):
+            self._driver.use()
+        with suppress(LlmcError):
+            self._cleanup.close()
+
+    def _load_kernels(self, engine: EngineFile, profile: str, cleanup: ExitStack) -> tuple[Kernel, ...]:
+        """Every module of the plan; equal machine code is loaded once."""
+        section = f"{engine.manifest.profiles[profile].graph.rpartition('/')[0]}/{CUBINS}"
+        data = engine.section(section)
+        loaded: dict[tuple[int, int], Any] = {}
+        kernels = []
+        for module in self._plan.modules:
+            binary = module.binary
+            what = f"kernel {module.kernel} of {engine.path}"
+            if binary is None or binary.offset + binary.size > len(data):
+                found = "none" if binary is None else f"bytes {binary.offset} to {binary.offset + binary.size}"
+                asked = f"{what}: machine code in {section!r} of {len(data)} bytes"
+                raise EngineError(asked, found=found, fix="build the engine again")
+            at = binary.offset, binary.size
+            if at not in loaded:
+                loaded[at] = self._driver.module(data[binary.offset : binary.offset + binary.size], what)
+                cleanup.callback(self._driver.unload, loaded[at])
+            function = self._driver.function(loaded[at], binary.entry, binary.shared, what)
+            kernels.append(Kernel(module, binary, function, self._options.pdl(module)))
+        return tuple(kernels)
+
+    def _allocate(self, parts: Budget, placement: Placement, lanes: int, cleanup: ExitStack) -> tuple[int, Area]:
+        """All device memory of this plan; caches and states are zeros."""
+
+        def allocate(nbytes: int, what: str) -> int:
+            if not nbytes:
+                return 0
+            address = self._driver.allocate(aligned(nbytes), what)
+            cleanup.callback(self._driver.free, address)
+            return address
+
+        weights = allocate(parts.weights, "weights")
+        tensors = {name: weights + offset for name, offset in placement.offsets.items()}
+        for kind, sizes in (("cache", {"blocks": parts.blocks}), ("state", {"lanes": lanes})):
+            offsets, nbytes = packed(tensors_of(self._plan, kind, sizes))
+            if nbytes:
+                base = allocate(nbytes, kind)
+                self._driver.fill(base, 0, nbytes, self._stream)
+                tensors |= {name: base + offset for name, offset in offsets.items()}
+        area = Area(
+            arena=allocate(parts.arena, "activations"),
+            arena_bytes=parts.arena,
+            inputs=allocate(parts.inputs, "inputs"),
+            scratch=(allocate(parts.scratch[0], "scratch"), allocate(parts.scratch[1], "profiler scratch")),
+            scratch_bytes=parts.scratch,
+            tensors=tensors,
+        )
+        return weights, area
+
+    def _bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
+        key = program, (sizes["tokens"], sizes["sequences"], sizes["rows"])
+        found = self._bounds.get(key)
+        if found is None:
+            chosen = self._plan.programs[program]
+            if any(sizes[name] > limit for name, limit in chosen.limits.items()):
+                raise EngineError(f"a step of at most {chosen.limits}", found=f"{dict(sizes)}")
+            if chosen.decode and self._options.graphs and dict(sizes) != chosen.limits:
+                raise EngineError(f"a decode step of {chosen.limits}", found=f"{dict(sizes)}")
+            mixed = [one for one in self._bounds if not self._plan.programs[one[0]].decode]
+            if len(mixed) >= _KEPT:
+                del self._bounds[mixed[0]]
+            found = bind(self._plan, chosen, sizes, self._area, self._kernels, self._driver, self._stream)
+            self._bounds[key] = found
+        return found
+
+    def _graph(self, program: int, bound: Bound) -> Any:
+        """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
+        if program not in self._graphs:
+            self._driver.begin_capture(self._stream)
+            try:
+                self._launch(bound)
+            except BaseException:
+                with suppress(LlmcError):
+                    self._driver.drop_graph(self._driver.end_capture(self._stream))
+                raise
+            self._graphs[program] = self._driver.end_capture(self._stream)
+        return self._graphs[program]
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            self._driver.drop_graph(self._graphs.popitem()[1])
+
+    def _launch(self, bound: Bound) -> None:
+        launch = self._driver.launch
+        for one in bound.launches:
+            launch(one.config, one.function, one.parameters.address, one.label)
+
+    def _send(self, bound: Bound, inputs: Mapping[str, np.ndarray], slot: Slot) -> None:
+        packed_inputs = slot.inputs.view(bound.input_bytes)
+        for name, span in bound.inputs.items():
+            array = inputs[name]
+            if array.dtype != span.dtype or array.shape != span.shape:
+                found = f"{array.dtype} {list(array.shape)}"
+                raise EngineError(f"input {name!r}: {span.dtype} {list(span.shape)}", found=found)
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            packed_inputs[span.at : span.at + span.nbytes] = flat
+        if bound.input_bytes:
+            self._driver.copy_in(self._area.inputs, slot.inputs.address, bound.input_bytes, self._stream)
+
+    def _fetch(self, bound: Bound, wanted: Collection[str], slot: Slot) -> None:
+        spans = {name: bound.buffers[name] for name in sorted(wanted)}
+        offsets, nbytes = packed({name: span.nbytes for name, span in spans.items()})
+        slot.results.view(nbytes)
+        for name, span in spans.items():
+            if span.nbytes:
+                self._driver.copy_out(slot.results.address + offsets[name], span.at, span.nbytes, self._stream)
+        slot.outputs = {name: (offsets[name], span) for name, span in spans.items()}
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[part] = time.perf_counter() - start
+
+
+def _ordinal(sm: int, what: str) -> int:
+    """The first GPU that machine code of `sm` runs on."""
+    found = probe.look()
+    if not found.gpus:
+        raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
+    for gpu in found.gpus:
+        if runs_on(sm, gpu.sm):
+            return gpu.ordinal
+    _refuse_other_chips(sm, found.gpus[0].sm, what)
+    return found.gpus[0].ordinal
+
+
+def _refuse_other_chips(sm: int, chip: int, what: str) -> None:
+    if not runs_on(sm, chip):
+        raise ResourceError(
+            f"{what}: a GPU of compute capability {capability(sm)}",
+            found=capability(chip),
+            fix=f"an engine built with --target sm_{chip}",
+        )

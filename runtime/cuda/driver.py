@@ -1,0 +1,247 @@
+"""The CUDA driver, one method per thing llmc asks of it: so that errors are told in one place, and tests can stand in.
+
+Streams, events, modules, functions and graphs are the binding's own objects; addresses are integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from ..errors import EngineError, LlmcError, ResourceError
+from . import probe
+
+EXTRA = "pip install 'llmc[cuda]'"
+_BINDINGS = "cuda.bindings.driver"
+DEFAULT_SHARED = 48 << 10
+"""Dynamic shared memory a block gets without asking."""
+_WARP = 32
+_REFUSED_IMAGES = {
+    "CUDA_ERROR_INVALID_IMAGE",
+    "CUDA_ERROR_INVALID_SOURCE",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    "CUDA_ERROR_JIT_COMPILER_NOT_FOUND",
+}
+_FAILED_KERNELS = {
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_ASSERT",
+}
+_MIB = 1 << 20
+
+
+class Driver:
+    """A GPU through `cuda.bindings.driver`, or what has its functions.
+
+    Every method raises ResourceError or EngineError with the CUDA error's name and what was being done. The calling
+    thread must have said `use`.
+    """
+
+    def __init__(self, api: Any, ordinal: int = 0) -> None:
+        """Make the GPU's primary context and use it."""
+        self._api = api
+        self._call("starting CUDA", "cuInit", 0)
+        self._device = self._call(f"opening GPU {ordinal}", "cuDeviceGet", ordinal)
+        version = self._call("asking for the driver's version", "cuDriverGetVersion")
+        self.version = f"{version // 1000}.{version % 1000 // 10}"
+        self.sm = 10 * self._attribute("COMPUTE_CAPABILITY_MAJOR") + self._attribute("COMPUTE_CAPABILITY_MINOR")
+        self.shared = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.processors = self._attribute("MULTIPROCESSOR_COUNT")
+        self._context = self._call(f"making a context on GPU {ordinal}", "cuDevicePrimaryCtxRetain", self._device)
+        self.use()
+
+    @staticmethod
+    def load(ordinal: int = 0) -> Driver:
+        """This machine's driver.
+
+        Raises:
+            ResourceError: no driver, no such GPU, or the bindings are not installed.
+        """
+        found = probe.look()
+        if not found.gpus:
+            raise ResourceError("an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
+        try:
+            api = import_module(_BINDINGS)
+        except ImportError as error:
+            raise ResourceError("running on a GPU needs the extra 'cuda'", found=str(error), fix=EXTRA) from error
+        return Driver(api, ordinal)
+
+    def use(self) -> None:
+        """Make the context that of the calling thread."""
+        self._call("using the GPU's context", "cuCtxSetCurrent", self._context)
+
+    def close(self) -> None:
+        """Give the context back."""
+        self._call("releasing the GPU's context", "cuDevicePrimaryCtxRelease", self._device)
+
+    def memory(self) -> tuple[int, int]:
+        """Free bytes and all bytes of the GPU."""
+        return self._call("asking for free memory", "cuMemGetInfo")
+
+    def allocate(self, nbytes: int, what: str) -> int:
+        """Device memory, aligned to at least 256 bytes."""
+        return int(self._call(f"{_size(nbytes)} of GPU memory for {what}", "cuMemAlloc", max(nbytes, 1)))
+
+    def free(self, address: int) -> None:
+        self._call("freeing GPU memory", "cuMemFree", address)
+
+    def allocate_host(self, nbytes: int, what: str) -> int:
+        """Pinned memory of the host."""
+        doing = f"{_size(nbytes)} of pinned host memory for {what}"
+        return int(self._call(doing, "cuMemHostAlloc", max(nbytes, 1), 0))
+
+    def free_host(self, address: int) -> None:
+        self._call("freeing pinned host memory", "cuMemFreeHost", address)
+
+    def copy_in(self, target: int, host: int, nbytes: int, stream: Any) -> None:
+        """From pinned host memory, asynchronously."""
+        self._call("copying to the GPU", "cuMemcpyHtoDAsync", target, host, nbytes, stream)
+
+    def copy_out(self, host: int, source: int, nbytes: int, stream: Any) -> None:
+        """To pinned host memory, asynchronously."""
+        self._call("copying from the GPU", "cuMemcpyDtoHAsync", host, source, nbytes, stream)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        """Inside the GPU's memory, asynchronously."""
+        self._call("copying on the GPU", "cuMemcpyDtoDAsync", target, source, nbytes, stream)
+
+    def fill(self, target: int, byte: int, nbytes: int, stream: Any) -> None:
+        self._call("filling GPU memory", "cuMemsetD8Async", target, byte, nbytes, stream)
+
+    def stream(self) -> Any:
+        return self._call("making a stream", "cuStreamCreate", self._api.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+
+    def wait(self, stream: Any) -> None:
+        """Until all of the stream is done."""
+        self._call("waiting for the GPU", "cuStreamSynchronize", stream)
+
+    def drop_stream(self, stream: Any) -> None:
+        self._call("dropping a stream", "cuStreamDestroy", stream)
+
+    def event(self, *, timing: bool = False) -> Any:
+        flags = self._api.CUevent_flags
+        kind = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
+        return self._call("making an event", "cuEventCreate", kind.value)
+
+    def record(self, event: Any, stream: Any) -> None:
+        self._call("recording an event", "cuEventRecord", event, stream)
+
+    def wait_event(self, event: Any) -> None:
+        """Until all that the stream held when the event was recorded is done."""
+        self._call("waiting for a step on the GPU", "cuEventSynchronize", event)
+
+    def elapsed(self, start: Any, stop: Any) -> float:
+        """Seconds between two recorded events with timing."""
+        return self._call("reading the GPU's clock", "cuEventElapsedTime", start, stop) / 1e3
+
+    def drop_event(self, event: Any) -> None:
+        self._call("dropping an event", "cuEventDestroy", event)
+
+    def module(self, image: bytes, what: str) -> Any:
+        """A loaded cubin."""
+        return self._call(f"loading {what}", "cuModuleLoadData", image)
+
+    def unload(self, module: Any) -> None:
+        self._call("unloading a cubin", "cuModuleUnload", module)
+
+    def function(self, module: Any, entry: str, shared: int, what: str) -> Any:
+        """A kernel of a module, allowed its dynamic shared memory.
+
+        Raises:
+            ResourceError: this GPU has less of it.
+            EngineError: the module has no such kernel.
+        """
+        if shared > self.shared:
+            raise ResourceError(
+                f"{what}: {shared} bytes of shared memory per block",
+                found=f"{self.shared} on this GPU",
+                fix=f"an engine built for its compute capability, --target sm_{self.sm}",
+            )
+        function = self._call(f"finding {what}", "cuModuleGetFunction", module, entry.encode())
+        if shared > DEFAULT_SHARED:
+            limit = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call(f"{what}: {shared} bytes of shared memory", "cuFuncSetAttribute", function, limit, shared)
+        return function
+
+    def config(self, grid: Sequence[int], warps: int, shared: int, stream: Any, *, pdl: bool = False) -> Any:
+        """How `launch` launches. pdl: the kernel may start before the one in front has ended, and waits for it."""
+        config = self._api.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = _WARP * warps, 1, 1
+        config.sharedMemBytes = shared
+        config.hStream = stream
+        if pdl:
+            attribute = self._api.CUlaunchAttribute()
+            kinds = self._api.CUlaunchAttributeID
+            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs = [attribute]
+        config.numAttrs = int(pdl)
+        return config
+
+    def launch(self, config: Any, function: Any, parameters: int, what: str) -> None:
+        """parameters: the address of an array of addresses, one per parameter."""
+        self._call(what, "cuLaunchKernelEx", config, function, parameters, 0)
+
+    def begin_capture(self, stream: Any) -> None:
+        """What the stream is given from now on becomes a graph. Other threads may use the driver meanwhile."""
+        mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("capturing a step", "cuStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: Any) -> Any:
+        """The captured graph, ready to be launched."""
+        graph = self._call("capturing a step", "cuStreamEndCapture", stream)
+        try:
+            ready = self._call("making a step's graph ready", "cuGraphInstantiate", graph, 0)
+        finally:
+            self._call("dropping a captured graph", "cuGraphDestroy", graph)
+        self._call("uploading a step's graph", "cuGraphUpload", ready, stream)
+        return ready
+
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        self._call("launching a step's graph", "cuGraphLaunch", graph, stream)
+
+    def drop_graph(self, graph: Any) -> None:
+        self._call("dropping a step's graph", "cuGraphExecDestroy", graph)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self._api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return self._call("asking what the GPU can do", "cuDeviceGetAttribute", attribute, self._device)
+
+    def _call(self, doing: str, function: str, *arguments: Any) -> Any:
+        """Call the driver; its results without the status: none, one, or a tuple."""
+        try:
+            status, *results = getattr(self._api, function)(*arguments)
+        except (AttributeError, RuntimeError) as error:  # a function this driver or these bindings do not have
+            found = f"{function}: {error}"
+            raise ResourceError(doing, found=found, fix=f"a newer NVIDIA driver, or {EXTRA} -U") from error
+        if status:
+            raise self._error(doing, getattr(status, "name", f"CUDA error {int(status)}"))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _error(self, doing: str, name: str) -> LlmcError:
+        if name == "CUDA_ERROR_OUT_OF_MEMORY":
+            return ResourceError(
+                doing, found=name, fix="end what else uses the GPU, or --max-batch with a smaller number"
+            )
+        if name in _REFUSED_IMAGES:
+            found = f"{name}: the driver (CUDA {self.version}) refuses this machine code"
+            return ResourceError(doing, found=found, fix="a newer NVIDIA driver")
+        if name == "CUDA_ERROR_NOT_FOUND":
+            return EngineError(doing, found=name, fix="build the engine again")
+        if name in _FAILED_KERNELS:
+            fix = "llmc verify ENGINE, to see whether the engine or the machine is at fault"
+            return EngineError(doing, found=f"{name}: a kernel failed", fix=fix)
+        return ResourceError(doing, found=name, fix="llmc doctor")
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _MIB:.1f} MiB" if nbytes >= _MIB else f"{nbytes} bytes"

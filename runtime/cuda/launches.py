@@ -1,0 +1,223 @@
+"""A program of a plan for certain sizes, ready to go: grids and parameters evaluated once, inputs and outputs placed.
+
+Triton's own launcher is the model for the parameters (its backends/nvidia/driver.py and driver.c): the arguments that
+are not constants in order, each as its type says, then a pointer to global scratch and one to profile scratch, always.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError
+from ..formula import value
+from ..plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from .budget import inputs_of, packed, scratch_of
+from .driver import Driver
+
+NUMPY: Mapping[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {"f32": "<f4", "i32": "<i4", "i64": "<i8", "u8": "u1", "f16": "<f2", "bf16": "<u2"}.items()
+}
+_POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
+"""What Triton calls a pointer to a dtype."""
+_CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
+_POINTER = "<Q"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded module of the plan. pdl: launched before the one in front of it has ended."""
+
+    module: Module
+    binary: Binary
+    function: Any
+    pdl: bool
+
+
+@dataclass(frozen=True)
+class Area:
+    """Where the device's allocations begin, and how large those are that every program shares."""
+
+    arena: int
+    arena_bytes: int
+    inputs: int
+    scratch: tuple[int, int]
+    scratch_bytes: tuple[int, int]
+    tensors: Mapping[str, int]
+    """Addresses of weights, caches and states by name."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """An array at an address (an output) or an offset (an input of the step)."""
+
+    at: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A kernel's parameters in memory; `address` is what cuLaunchKernelEx takes."""
+
+    address: int
+    block: Any
+    pointers: Any
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch with nothing left to evaluate."""
+
+    function: Any
+    config: Any
+    parameters: Parameters
+    label: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A program for certain sizes: inputs by name, of `input_bytes` together, launches, and buffers by name."""
+
+    inputs: Mapping[str, Span]
+    input_bytes: int
+    launches: tuple[Prepared, ...]
+    buffers: Mapping[str, Span]
+
+
+def bind(
+    plan: Plan,
+    program: Program,
+    sizes: Mapping[str, int],
+    area: Area,
+    kernels: Sequence[Kernel],
+    driver: Driver,
+    stream: Any,
+) -> Bound:
+    """Evaluate a program for a step's sizes. A launch with a zero in its grid is none.
+
+    Raises:
+        EngineError: it needs more than was allocated, or a launch's arguments are not what its module takes.
+    """
+    _check_room(plan, program, sizes, area)
+    wanted = inputs_of(plan, program)
+    offsets, input_bytes = packed({name: tensor.bytes(sizes) for name, tensor in wanted.items()})
+    inputs = {name: _span(tensor, offsets[name], sizes) for name, tensor in wanted.items()}
+    buffers = {name: _span(tensor, area.arena + tensor.offset, sizes) for name, tensor in program.buffers.items()}
+    addresses = {
+        **area.tensors,
+        **{name: area.inputs + offset for name, offset in offsets.items()},
+        **{name: span.at for name, span in buffers.items()},
+    }
+    known: dict[str, int] = {}
+
+    def evaluated(formula: str) -> int:
+        if formula not in known:
+            known[formula] = value(formula, sizes)
+        return known[formula]
+
+    launches = []
+    for launch in program.launches:
+        grid = tuple(map(evaluated, launch.grid))
+        if not all(grid):
+            continue
+        kernel = kernels[launch.module]
+        _check_arguments(plan, program, launch, kernel.module)
+        values = [_value(argument, addresses, sizes) for argument in launch.arguments]
+        scratch = [address if needed else 0 for address, needed in zip(area.scratch, _scratch(kernel), strict=True)]
+        launches.append(
+            Prepared(
+                kernel.function,
+                driver.config(grid, kernel.binary.warps, kernel.binary.shared, stream, pdl=kernel.pdl),
+                pack([*kernel.module.types, "*i8", "*i8"], [*values, *scratch], what=launch.label),
+                f"launching {launch.label} ({kernel.module.kernel})",
+            )
+        )
+    return Bound(inputs, input_bytes, tuple(launches), buffers)
+
+
+def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> Parameters:
+    """Parameters in memory, each aligned to its own size.
+
+    Raises:
+        EngineError: a type that is none, or a number that does not fit its type.
+    """
+    codes = [_POINTER if kind.startswith("*") else _CODES.get(kind, "") for kind in types]
+    if "" in codes or len(codes) != len(values):
+        raise EngineError(
+            f"launch {what!r}: parameters {', '.join(types)}"[:300],
+            found=f"{len(values)} values, and types among {', '.join(_CODES)} and pointers",
+            fix="build the engine again",
+        )
+    offsets, end = [], 0
+    for code in codes:
+        size = struct.calcsize(code)
+        end = -(-end // size) * size
+        offsets.append(end)
+        end += size
+    block = ctypes.create_string_buffer(end + 8)
+    base = -(-ctypes.addressof(block) // 8) * 8
+    shift = base - ctypes.addressof(block)
+    for code, kind, offset, number in zip(codes, types, offsets, values, strict=True):
+        try:
+            struct.pack_into(code, block, shift + offset, number)
+        except (struct.error, OverflowError):
+            raise EngineError(f"launch {what!r}: a parameter of type {kind}", found=f"{number!r}") from None
+    pointers = (ctypes.c_void_p * len(offsets))(*(base + offset for offset in offsets))
+    return Parameters(ctypes.addressof(pointers), block, pointers)
+
+
+def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], area: Area) -> None:
+    needed = (program.arena, *scratch_of(plan, program, sizes))
+    given = (area.arena_bytes, *area.scratch_bytes)
+    if any(need > room for need, room in zip(needed, given, strict=True)):
+        raise EngineError(
+            f"a step of {dict(sizes)} in {given} bytes of buffers and scratch",
+            found=f"{needed} needed",
+            fix="build the engine again",
+        )
+
+
+def _check_arguments(plan: Plan, program: Program, launch: Launch, module: Module) -> None:
+    """Every argument is of its parameter's type: a wrong pointer type is wrong numbers, not an error of the driver."""
+    found = [_type(plan, program, argument) for argument in launch.arguments]
+    if len(found) != len(module.types) or any(
+        expected not in allowed for expected, allowed in zip(module.types, found, strict=True)
+    ):
+        raise EngineError(
+            f"launch {launch.label!r} of {module.kernel}({', '.join(module.types)})"[:400],
+            found=", ".join(allowed[0] for allowed in found)[:400],
+            fix="build the engine again",
+        )
+
+
+def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:
+    """The types of parameters that an argument can be given to."""
+    if argument.tensor is not None:
+        return (_POINTERS[plan.tensor(program, argument.tensor).dtype],)
+    return ("fp32", "fp64") if argument.real is not None else ("i32", "i64")
+
+
+def _value(argument: Argument, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> int | float:
+    if argument.tensor is not None:
+        return addresses[argument.tensor]
+    return sizes[argument.size] if argument.size is not None else argument.number
+
+
+def _scratch(kernel: Kernel) -> tuple[int, int]:
+    return kernel.binary.global_scratch, kernel.binary.profile_scratch
+
+
+def _span(tensor: Tensor, at: int, sizes: Mapping[str, int]) -> Span:
+    return Span(at, NUMPY[tensor.dtype], tensor.dims(sizes))

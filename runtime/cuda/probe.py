@@ -1,0 +1,89 @@
+"""Which NVIDIA GPUs are here: asked of the driver's library alone and without a context, so any command can ask."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_NO_DEVICE = 100
+_MAJOR, _MINOR = 75, 76
+_REASONS = {
+    3: "the driver is not initialized",
+    46: "the GPU is not available now",
+    _NO_DEVICE: "the driver sees no GPU",
+    101: "no such GPU",
+    800: "this process may not use the GPU",
+    802: "the system is not ready to use its GPUs",
+    803: "the driver's library and its kernel module are of different versions",
+    804: "the driver is older than the compatibility library asks for",
+    999: "the driver does not say why",
+}
+"""CUresult of cuInit where more than one of a machine's states gives no GPU."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its ordinal for the driver, name, compute capability (90 for 9.0) and bytes of memory."""
+
+    ordinal: int
+    name: str
+    sm: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a machine has. driver: the CUDA version it supports, such as "13.0". problem: why there is no GPU, or ""."""
+
+    driver: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
+
+
+def devices() -> list[Gpu]:
+    """The GPUs this process may use, in the driver's order; none where there is no driver."""
+    return list(look().gpus)
+
+
+def look(library: Any = None) -> Found:
+    """What the driver says; `library` stands in for its library."""
+    if library is None:
+        try:
+            library = ctypes.CDLL(LIBRARY)
+        except OSError:
+            return Found(problem=f"no NVIDIA driver ({LIBRARY} cannot be loaded)")
+    code = library.cuInit(0)
+    if code:
+        return Found(_version(library), problem=_REASONS.get(code, f"cuInit gives CUDA error {code}"))
+    count = ctypes.c_int()
+    if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return Found(_version(library), problem=_REASONS[_NO_DEVICE])
+    gpus = [gpu for ordinal in range(count.value) if (gpu := _gpu(library, ordinal)) is not None]
+    return Found(_version(library), tuple(gpus), "" if gpus else "the driver does not describe its GPUs")
+
+
+def _gpu(library: Any, ordinal: int) -> Gpu | None:
+    """One GPU, or None if the driver refuses to say what it is."""
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    refused = (
+        library.cuDeviceGet(ctypes.byref(device), ordinal)
+        or library.cuDeviceGetName(name, len(name), device)
+        or library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        or library.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+        or library.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    )
+    if refused:
+        return None
+    return Gpu(ordinal, name.value.decode(errors="replace"), 10 * major.value + minor.value, memory.value)
+
+
+def _version(library: Any) -> str:
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)):
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"

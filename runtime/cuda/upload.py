@@ -1,0 +1,279 @@
+"""Weights from the engine's file to the GPU: read, digested and copied at once, so that loading is one pass over them.
+
+Every 16 MiB chunk of a stored tensor is read once into pinned memory by one of many threads, which digests it there;
+only a chunk whose digest is right is copied on, to every weight that holds a part of it. Weights that are not laid out
+in the file as they are used are computed on the host, from tensors checked the same way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..bind import Concat, Expr, Reshape, Slice, Stored, evaluate, from_json, stored
+from ..engine_file import EngineFile
+from ..errors import EngineError, ResourceError
+from ..hashing import CHUNK, Range, chunks
+from ..machine import cpu_count
+from ..numbers import RAW_DTYPE
+from ..plan import Plan
+from ..progress import NO_PROGRESS, Progress
+from .budget import aligned
+from .driver import Driver
+
+_PIECE = 1 << 20  # small enough to stay in a core's cache between the read and the hash
+_SPARE = 4
+"""Staging slots besides those being filled: their copies are on the way."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes [start, stop) of a stored tensor, and where they go: an offset among the weights."""
+
+    tensor: str
+    start: int
+    stop: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the weights lie in their one allocation: equal expressions once. computed: those that need the host."""
+
+    offsets: Mapping[str, int]
+    segments: tuple[Segment, ...]
+    computed: Mapping[str, tuple[Expr, int]]
+    reads: frozenset[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of a stored tensor, its digest, and copies: byte in the chunk, bytes, offset among the weights."""
+
+    label: str
+    part: Range
+    digest: str
+    copies: tuple[tuple[int, int, int], ...]
+
+
+def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
+    """Lay out every weight of the plan.
+
+    Raises:
+        EngineError: a weight has no binding, or its binding has another size or reads other tensors than there are.
+    """
+    bindings, tensors = engine.manifest.profiles[profile].weights, engine.tensors
+    known: dict[Expr, int] = {}
+    offsets: dict[str, int] = {}
+    segments: list[Segment] = []
+    computed: dict[str, tuple[Expr, int]] = {}
+    end = 0
+    for name, tensor in plan.tensors.items():
+        if tensor.kind != "weight":
+            continue
+        if name not in bindings:
+            raise EngineError(f"{engine.path}: weight {name!r}", found="no binding", fix="build the engine again")
+        expr = from_json(bindings[name])
+        nbytes = _bytes(expr)
+        if nbytes != tensor.bytes({}):
+            found = f"{nbytes} bytes, {expr.dtype} {list(expr.shape)}"
+            asked = f"{engine.path}: weight {name!r}: {tensor.bytes({})} bytes"
+            raise EngineError(asked, found=found, fix="build the engine again")
+        for leaf in stored(expr):
+            info = tensors.get(leaf.name)
+            if info is None or (info.dtype, info.shape) != (leaf.dtype, leaf.shape):
+                found = "no such tensor" if info is None else f"{info.dtype} {list(info.shape)}"
+                asked = f"{engine.path}: weight {name!r} of tensor {leaf.name!r}, {leaf.dtype} {list(leaf.shape)}"
+                raise EngineError(asked, found=found, fix="build the engine again")
+        if expr not in known:
+            known[expr] = end
+            parts = laid_out(expr, end)
+            if parts is None:
+                computed[name] = expr, end
+            segments += parts or ()
+            end += aligned(nbytes)
+        offsets[name] = known[expr]
+    read = {segment.tensor for segment in segments} | {s.name for expr, _ in computed.values() for s in stored(expr)}
+    return Placement(offsets, tuple(segments), computed, frozenset(read), end)
+
+
+def laid_out(expr: Expr, offset: int) -> list[Segment] | None:
+    """The bytes of the file that are an expression's own, in order; None if some must be computed or moved apart."""
+    match expr:
+        case Stored(name=name):
+            return [Segment(name, 0, _bytes(expr), offset)]
+        case Reshape(of=of):
+            return laid_out(of, offset)
+        case Slice(of=of, axis=axis, start=start, stop=stop) if math.prod(of.shape[:axis]) == 1:
+            row = _bytes(of) // of.shape[axis] if of.shape[axis] else 0
+            return [Segment(of.name, start * row, stop * row, offset)]
+        case Concat(parts=parts, axis=axis) if math.prod(expr.shape[:axis]) == 1:
+            joined: list[Segment] = []
+            for part in parts:
+                found = laid_out(part, offset)
+                if found is None:
+                    return None
+                joined += found
+                offset += _bytes(part)
+            return joined
+    return None
+
+
+def upload(
+    engine: EngineFile, placement: Placement, base: int, driver: Driver, progress: Progress = NO_PROGRESS
+) -> None:
+    """Fill the weights' allocation at `base`; when it returns, all of it is there and has been checked.
+
+    Raises:
+        EngineError: bytes that do not match their digest; names the tensor.
+        ResourceError: the file cannot be read, or the driver refuses.
+    """
+    jobs = list(_chunks(engine, placement))
+    total = sum(job.part.nbytes for job in jobs)
+    with progress.stage("weights", total) as advance, _Staging(driver, _threads(jobs)) as staging:
+        staging.stream_file(engine, jobs, base, advance)
+        for name, (expr, offset) in placement.computed.items():
+            staging.send(evaluate(expr, engine.tensor, initializer=name), base + offset)
+
+
+class _Staging:
+    """A ring of pinned slots of one chunk each, and the stream that copies from them."""
+
+    def __init__(self, driver: Driver, threads: int) -> None:
+        self._driver = driver
+        self._threads = threads
+        self._cleanup = ExitStack()
+        with ExitStack() as undo:
+            self._stream = driver.stream()
+            undo.callback(driver.drop_stream, self._stream)
+            count = threads + _SPARE
+            self._base = driver.allocate_host(count * CHUNK, "loading weights")
+            undo.callback(driver.free_host, self._base)
+            self._copied = []
+            for _ in range(count):
+                event = driver.event()
+                undo.callback(driver.drop_event, event)
+                self._copied.append(event)
+            undo.callback(driver.wait, self._stream)
+            self._cleanup = undo.pop_all()
+        self._used = 0
+
+    def __enter__(self) -> _Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def stream_file(self, engine: EngineFile, jobs: list[_Chunk], base: int, advance: Callable[[int], None]) -> None:
+        """Read, check and copy chunks; at most one per thread is being read."""
+        waiting: deque[tuple[_Chunk, int, Future[str]]] = deque()
+
+        def finish() -> None:
+            job, slot, digest = waiting.popleft()
+            try:
+                matches = digest.result() == job.digest
+            except OSError as problem:
+                raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
+            if not matches:
+                found = f"{job.label} (bytes {job.part.offset} to {job.part.offset + job.part.nbytes})"
+                fix = "copy or build the engine again"
+                raise EngineError(f"{engine.path}: bytes that match their digests", found=found, fix=fix)
+            for start, nbytes, offset in job.copies:
+                self._driver.copy_in(base + offset, self._address(slot) + start, nbytes, self._stream)
+            self._driver.record(self._copied[slot], self._stream)
+            advance(job.part.nbytes)
+
+        try:
+            file = os.open(engine.path, os.O_RDONLY)  # whatever is there now: the digests decide
+        except OSError as problem:
+            raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
+        try:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for job in jobs:
+                    if len(waiting) == self._threads:
+                        finish()
+                    slot = self._slot()
+                    waiting.append((job, slot, pool.submit(_read, file, job.part, self._view(slot))))
+                while waiting:
+                    finish()
+        finally:
+            os.close(file)
+
+    def send(self, array: np.ndarray, target: int) -> None:
+        """Copy a computed weight."""
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, CHUNK):
+            part, slot = flat[start : start + CHUNK], self._slot()
+            np.frombuffer(self._view(slot), np.uint8)[: part.size] = part
+            self._driver.copy_in(target + start, self._address(slot), part.size, self._stream)
+            self._driver.record(self._copied[slot], self._stream)
+
+    def _slot(self) -> int:
+        """The slot that has been used longest ago, once its copy is done."""
+        slot = self._used % len(self._copied)
+        if self._used >= len(self._copied):
+            self._driver.wait_event(self._copied[slot])
+        self._used += 1
+        return slot
+
+    def _address(self, slot: int) -> int:
+        return self._base + slot * CHUNK
+
+    def _view(self, slot: int) -> memoryview:
+        return memoryview((ctypes.c_ubyte * CHUNK).from_address(self._address(slot))).cast("B")
+
+
+def _read(file: int, part: Range, into: memoryview) -> str:
+    """Fill a slot with a part of the file, as far as it goes; the digest of what was read."""
+    digest, done = hashlib.sha256(), 0
+    while done < part.nbytes:
+        piece = into[done : min(done + _PIECE, part.nbytes)]
+        got = os.preadv(file, [piece], part.offset + done)
+        if not got:
+            break
+        digest.update(piece[:got])  # lets the other threads run
+        done += got
+    return digest.hexdigest()
+
+
+def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
+    """Every chunk that has to be read, in the order of the file."""
+    wanted: dict[str, list[Segment]] = {}
+    for segment in placement.segments:
+        wanted.setdefault(segment.tensor, []).append(segment)
+    for name, info in engine.tensors.items():
+        if name not in placement.reads:
+            continue
+        parts = chunks(info.offset, info.nbytes)
+        for index, (part, digest) in enumerate(zip(parts, engine.manifest.tensors[name], strict=True)):
+            first = part.offset - info.offset
+            label = f"tensor {name!r} chunk {index + 1} of {len(parts)}"
+            yield _Chunk(label, part, digest, tuple(_copies(wanted.get(name, ()), first, first + part.nbytes)))
+
+
+def _copies(
+    segments: Iterator[Segment] | list[Segment] | tuple[()], first: int, last: int
+) -> Iterator[tuple[int, int, int]]:
+    """What of a tensor's bytes [first, last) goes where."""
+    for segment in segments:
+        start, stop = max(first, segment.start), min(last, segment.stop)
+        if start < stop:
+            yield start - first, stop - start, segment.offset + start - segment.start
+
+
+def _threads(jobs: list[_Chunk]) -> int:
+    return max(1, min(cpu_count(), len(jobs)))
+
+
+def _bytes(expr: Expr) -> int:
+    return math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize

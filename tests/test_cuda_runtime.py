@@ -1,4 +1,4 @@
-"""A GPU's steps without a GPU: the driver is a fake that does nothing before it is waited for, and counts what lives."""
+"""A GPU's steps without a GPU: the driver is a fake that does nothing until it is waited for, and counts what lives."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ REFUSALS = [
         ResourceError,
         "kernel score of .*: 60000 bytes of shared memory",
     ),
-    ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "pinned host memory for loading weights"),
+    ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "65536 bytes of pinned host memory for a step"),
     (
         "cuMemcpyHtoDAsync",
         "CUDA_ERROR_INVALID_VALUE",

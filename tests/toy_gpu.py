@@ -145,11 +145,12 @@ IMAGES["score_all"] = IMAGES["score"]  # one cubin with two kernels
 CUBINS = b"".join(IMAGES[name] for name in ("take", "score", "choose"))
 
 
-def _argument(given: str | float) -> Argument:
+def _argument(given: object) -> Argument:
     if isinstance(given, float):
         return Argument(real=given)
     if given in ("tokens", "sequences", "#rows"):
-        return Argument(size=given.removeprefix("#"))
+        return Argument(size=str(given).removeprefix("#"))
+    assert isinstance(given, str)
     return Argument(tensor=given)
 
 
@@ -196,7 +197,7 @@ def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS) -> Plan:
     )  # fmt: skip
     decode = tuple(_program(True, n, n, n) for n in (1, 2, 4))
     mixed = _program(False, MIXED_TOKENS, MAX_BATCH, MIXED_TOKENS)
-    return Plan(sm, "bf16", MAX_BLOCKS, "0" * 64, "none", TENSORS | dict(tensors), modules, (*decode, mixed))
+    return Plan(sm, "bf16", MAX_BLOCKS, "0" * 64, "none", {**TENSORS, **tensors}, modules, (*decode, mixed))
 
 
 def toy_engine(

@@ -229,9 +229,7 @@ class Driver:
 
     def _error(self, doing: str, name: str) -> LlmcError:
         if name == "CUDA_ERROR_OUT_OF_MEMORY":
-            return ResourceError(
-                doing, found=name, fix="end what else uses the GPU, or --max-batch with a smaller number"
-            )
+            return ResourceError(doing, found=name, fix="end what else uses this memory, or a smaller --max-batch")
         if name in _REFUSED_IMAGES:
             found = f"{name}: the driver (CUDA {self.version}) refuses this machine code"
             return ResourceError(doing, found=found, fix="a newer NVIDIA driver")

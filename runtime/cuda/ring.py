@@ -66,7 +66,7 @@ class Ring:
     """The slots. A step that is never read gives its slot up to the third one after it."""
 
     def __init__(self, driver: Driver, input_bytes: int) -> None:
-        """Room for the largest inputs and small results, so that steps allocate nothing; an exception leaves nothing."""
+        """Room for the largest inputs and small results, so that most steps allocate nothing."""
         self._driver = driver
         self._slots: list[Slot] = []
         self._steps = 0

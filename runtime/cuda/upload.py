@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ def upload(
     """
     jobs = list(_chunks(engine, placement))
     total = sum(job.part.nbytes for job in jobs)
-    with progress.stage("weights", total) as advance, _Staging(driver, _threads(jobs)) as staging:
+    with progress.stage("weights", total) as advance, _Staging(driver, len(jobs)) as staging:
         staging.stream_file(engine, jobs, base, advance)
         for name, (expr, offset) in placement.computed.items():
             staging.send(evaluate(expr, engine.tensor, initializer=name), base + offset)
@@ -149,14 +149,14 @@ def upload(
 class _Staging:
     """A ring of pinned slots of one chunk each, and the stream that copies from them."""
 
-    def __init__(self, driver: Driver, threads: int) -> None:
+    def __init__(self, driver: Driver, jobs: int) -> None:
         self._driver = driver
-        self._threads = threads
-        self._cleanup = ExitStack()
+        self._threads = max(1, min(cpu_count(), jobs))
+        self._used = 0
         with ExitStack() as undo:
             self._stream = driver.stream()
             undo.callback(driver.drop_stream, self._stream)
-            count = threads + _SPARE
+            count = max(1, min(self._threads + _SPARE, jobs))
             self._base = driver.allocate_host(count * CHUNK, "loading weights")
             undo.callback(driver.free_host, self._base)
             self._copied = []
@@ -166,7 +166,6 @@ class _Staging:
                 self._copied.append(event)
             undo.callback(driver.wait, self._stream)
             self._cleanup = undo.pop_all()
-        self._used = 0
 
     def __enter__(self) -> _Staging:
         return self
@@ -261,18 +260,12 @@ def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
             yield _Chunk(label, part, digest, tuple(_copies(wanted.get(name, ()), first, first + part.nbytes)))
 
 
-def _copies(
-    segments: Iterator[Segment] | list[Segment] | tuple[()], first: int, last: int
-) -> Iterator[tuple[int, int, int]]:
+def _copies(segments: Iterable[Segment], first: int, last: int) -> Iterator[tuple[int, int, int]]:
     """What of a tensor's bytes [first, last) goes where."""
     for segment in segments:
         start, stop = max(first, segment.start), min(last, segment.stop)
         if start < stop:
             yield start - first, stop - start, segment.offset + start - segment.start
-
-
-def _threads(jobs: list[_Chunk]) -> int:
-    return max(1, min(cpu_count(), len(jobs)))
 
 
 def _bytes(expr: Expr) -> int:

@@ -19,7 +19,7 @@ $(VENV)/.build: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[cuda-build,dev]'
+	$(PIP) -e '.[cuda,cuda-build,dev]'
 	touch $@ $(VENV)/.build
 
 demo: $(VENV)/.build

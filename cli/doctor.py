@@ -107,7 +107,8 @@ def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
 
     facts = engine.manifest.profiles[profile]
     plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
-    need = memory(plan, max_context=facts.max_context, max_batch=facts.max_batch)
+    need = memory(plan, max_batch=facts.max_batch)
+    largest = need.sequences(usable(gpu.memory))
     return {
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory,
@@ -118,8 +119,8 @@ def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
         "max_context": facts.max_context,
         "max_batch": facts.max_batch,
         "bytes": need.total(facts.max_batch),
-        "fits": need.total(facts.max_batch) <= usable(gpu.memory),
-        "largest_batch": need.sequences(usable(gpu.memory)),
+        "fits": largest >= facts.max_batch,
+        "largest_batch": largest,
     }
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import ResourceError
 from . import console, extras
 
 if TYPE_CHECKING:
@@ -21,12 +19,7 @@ def stand_in(wanted: bool) -> MakeDevice | None:
 
 def _interpreter(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> Device:
     # imported once the profile is known to be a GPU's: torch takes seconds
-    if absent := [*extras.missing("build"), *(["triton"] if find_spec("triton") is None else [])]:
-        raise ResourceError(
-            "--simulate needs the extra 'cuda-build'",
-            found=f"not installed: {', '.join(absent)}",
-            fix="pip install 'llmc[cuda-build]'",
-        )
+    extras.need("cuda-build", "--simulate")
     from ..compiler.targets.simulate.device import SimulatedDevice
 
     console.note(f"profile {profile} is interpreted on the CPU: its numbers, not its speed")

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from .cuda.budget import CACHE_SHARE, aligned, budget
 from .formula import value
 from .plan import ITEM_BYTES, Binary, Launch, Plan, Program
 
 CACHE = "KV cache"
 """Label of what attention reads of the positions before the step: no launch's own formulas know how many."""
 RESERVED = 1 << 30
-"""Bytes of a GPU left to its driver, our context and loaded kernels."""
+"""Bytes of a GPU that its driver and our context take, about: only the driver on the spot knows."""
+_PLENTY = 1 << 62
 _LAYER = re.compile(r"\.\d+\.")
 _SERIAL = re.compile(r"_\d+$")
 
@@ -97,7 +99,7 @@ def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a plan on a device: weights and kernels, caches of one sequence at full length, all buffers."""
+    """Bytes of a plan on a device: weights, cache of one sequence at full length, everything else."""
 
     weights: int
     sequence: int
@@ -107,30 +109,25 @@ class Memory:
         return self.weights + self.buffers + self.sequence * sequences
 
     def sequences(self, room: int) -> int:
-        """How many sequences at full length `room` bytes hold beside the rest."""
-        return max(0, room - self.weights - self.buffers) // self.sequence if self.sequence else 0
+        """How many sequences at full length a device of `room` free bytes takes: it keeps a share of the rest."""
+        left = max(0, room - self.weights - self.buffers)
+        return int(CACHE_SHARE * left) // self.sequence
 
 
 def usable(memory: int) -> int:
-    """What of a GPU's memory a plan can have."""
+    """What of a GPU's memory is free for a plan."""
     return max(0, memory - RESERVED)
 
 
-def memory(plan: Plan, *, max_context: int, max_batch: int) -> Memory:
-    """What a plan takes of a GPU's memory; the driver and its context are not counted."""
-    blocks = min(plan.max_blocks, -(-max_context // plan.block_tokens))
-    totals = dict.fromkeys(("weight", "cache", "state"), 0)
-    for tensor in plan.tensors.values():
-        if tensor.kind in totals:
-            totals[tensor.kind] += tensor.bytes({"blocks": blocks, "lanes": max_batch})
-    kernels = {module.binary.offset: module.binary.size for module in plan.modules if module.binary is not None}
-    inputs = [tensor for tensor in plan.tensors.values() if tensor.kind == "input"]
-    steps = [program.arena + sum(one.bytes(program.limits) for one in inputs) for program in plan.programs]
-    return Memory(
-        weights=totals["weight"] + sum(kernels.values()),
-        sequence=totals["cache"],
-        buffers=totals["state"] + max(steps, default=0),
-    )
+def memory(plan: Plan, *, max_batch: int) -> Memory:
+    """What the device will allocate for a plan (`cuda/budget.py`).
+
+    Raises:
+        EngineError: the plan has no cache.
+    """
+    weights = sum(aligned(tensor.bytes({})) for tensor in plan.tensors.values() if tensor.kind == "weight")
+    parts = budget(plan, weights=weights, lanes=max_batch, state_lanes=max_batch, free=_PLENTY, what="the profile")
+    return Memory(weights, parts.block * plan.max_blocks, parts.fixed - weights)
 
 
 def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofline) -> Line:

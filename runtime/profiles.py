@@ -42,10 +42,8 @@ Gpus = Sequence[Gpu] | None
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs of this machine that a process may use, none if it has no driver."""
-    try:
-        from .cuda.probe import devices
-    except ImportError:  # TODO-CLI: until runtime/cuda lands
-        return ()
+    from .cuda.probe import devices
+
     return tuple(devices())
 
 

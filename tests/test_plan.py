@@ -75,7 +75,7 @@ LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
     [
         (lambda d: d.update(version=2), "p: plan version 1\n  found: 2\n  try: build the engine again"),
         (lambda d: d.update(tiles=3), "p: only known keys\n  found: 'tiles'"),
-        (lambda d: d.pop("modules"), "modules"),
+        (lambda d: d.pop("modules"), "p: the key 'modules'\n  found: no such key"),
         (
             lambda d: d["tensors"]["w"].update(kind="heap"),
             "p: program 0, tensor 'w': kind and dtype\n  found: heap, u8",

@@ -13,6 +13,7 @@ from engines import PICO
 from plans import BINARY, KV_HEADS, LAYERS, SIZE, WEIGHT_BYTES, plan, with_plans
 
 from llmc.compiler.targets.cuda.chips import chip
+from llmc.runtime.cuda.budget import aligned, budget
 from llmc.runtime.plan import Tensor
 from llmc.runtime.price import CACHE, RESERVED, Roofline, grouped, memory, price, usable
 
@@ -70,20 +71,22 @@ def test_equal_launches_of_all_layers_become_one_line():
 
 
 def test_memory_is_weights_caches_and_the_largest_step():
-    need = memory(plan(), max_context=512, max_batch=4)
-    assert need.weights == WEIGHT_BYTES + BINARY.size
+    need = memory(plan(), max_batch=4)
+    assert need.weights == aligned(WEIGHT_BYTES)
     assert need.sequence == 512 * CACHED * 2
-    assert need.buffers == 4 * 4 + (256 + 36 * 32) + 36 * (3 * 4 + 7 * 4 + 8) + 4 * 9 * 4 + 5 * 4
+    assert need.buffers == aligned(256 + 36 * 32) + aligned(4 * 4)
     assert need.total(3) == need.weights + need.buffers + 3 * need.sequence
-    assert memory(plan(), max_context=100, max_batch=4).sequence == 128 * CACHED * 2
 
 
-def test_the_largest_batch_just_fits():
-    need = memory(plan(), max_context=512, max_batch=4)
-    assert need.sequences(need.total(7)) == 7
-    assert need.sequences(need.total(7) - 1) == 6
-    assert need.sequences(need.weights) == 0
-    assert (usable(RESERVED + 5), usable(5)) == (5, 0)
+@pytest.mark.parametrize("room", [200_000, 1_000_000, 5_000_000])
+def test_the_largest_batch_is_what_the_device_will_hold(room: int):
+    need = memory(plan(), max_batch=4)
+    most = need.sequences(room)
+    parts = {"weights": need.weights, "state_lanes": 4, "free": room, "what": "p"}
+    assert most > 0
+    assert budget(plan(), lanes=most, **parts).blocks == most * plan().max_blocks
+    assert budget(plan(), lanes=most + 1, **parts).blocks < (most + 1) * plan().max_blocks
+    assert (need.sequences(need.weights), usable(RESERVED + 5), usable(5)) == (0, 5, 0)
 
 
 @pytest.fixture(scope="module")

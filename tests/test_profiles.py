@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import Outcome
 from conftest import PicoEngine
+from engines import small_checkpoint
 from plans import with_plans
 
 from llmc.runtime import profiles
@@ -252,3 +253,22 @@ def test_doctor_shows_the_gpus_memory(call: Call, path: Path, monkeypatch: pytes
     assert (found["memory"]["sm_90"]["gpu"], found["memory"]["sm_90"]["usable_bytes"]) == ("NVIDIA H200", 2 << 30)
     assert "for" not in found
     assert "    memory of NVIDIA H200: 3.00 GiB, 2.00 GiB of it for: " in call("doctor", path).out
+
+
+@pytest.mark.slow
+def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_path: Path):
+    checkpoint = small_checkpoint(tmp_path / "small")
+    engine = tmp_path / "e.llmc"
+    assert call("build", checkpoint, "-o", engine, "--target", "cpu,sm_90", "--max-batch", 2).code == 0
+    found = call("verify", engine, "--simulate", "--json").json
+    assert (found["ok"], found["profile"], found["simulated"]) == (True, "sm_90", True)
+    assert 0 < found["max_error"] < found["tolerance"]
+    assert "probe on sm_90, simulated: largest error" in call("verify", engine, "--simulate").out
+    flags = ("--max-tokens", 4, "--temperature", 0, "--json")
+    simulated = call("run", engine, "def", "--simulate", *flags).json
+    assert len(simulated["token_ids"]) == 4
+    assert simulated["token_ids"][0] == call("run", engine, "def", "--profile", "cpu", *flags).json["token_ids"][0]
+    plan = call("inspect", engine, "--plan", "--json").json
+    labels = {line["label"].rpartition("_")[0] for line in plan["launches"]}
+    assert {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"} <= labels
+    assert all(line["registers"] > 0 for line in plan["launches"])

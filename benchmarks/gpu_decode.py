@@ -1,0 +1,129 @@
+"""Decode speed at batch 1 (and others): tokens/s, bytes/s, and that in percent of a copy measured in the same run.
+
+python benchmarks/gpu_decode.py [--shape 8b] [--quantize fp8] [--batch 1 8] [--prompt 128] [--tokens 256] [--rounds 3]
+
+`step_s` is the whole path of a token: scheduler, executor, device, one step ahead. `gpu_step_s` is the decode program
+alone, replayed without anybody reading its tokens. Bytes are those the plan's launches must move (weights, activations)
+and the cache's keys and values at the middle of the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import gpu_common as common
+import numpy as np
+
+from llmc.runtime.cuda.budget import tensors_of
+from llmc.runtime.formula import value
+from llmc.runtime.plan import BLOCK_TOKENS, Program
+from llmc.runtime.scheduler import Request, Scheduler
+
+REPLAYS = 100
+WARM = 8
+
+
+def main() -> None:
+    parser = common.parser(__doc__ or "", "gpu_decode")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if not 1 <= min(options.batch) <= max(options.batch) <= options.max_batch:
+        parser.error(f"--batch {options.batch}: from 1 to --max-batch {options.max_batch}")
+    if options.tokens <= 2 * WARM or options.prompt < 1 or options.rounds < 1:
+        parser.error(f"more than {2 * WARM} --tokens, and a --prompt and --rounds")
+    if options.prompt + options.tokens > options.max_context:
+        parser.error(f"--prompt and --tokens together: at most --max-context {options.max_context}")
+    if options.dry_run:
+        common.dry_run(options)
+        return
+    gpu = common.gpu()
+    loaded = common.load(common.engine_for(options, gpu.sm), gpu.sm, max_batch=max(options.batch))
+    try:
+        copy = common.copy_bandwidth(loaded.driver)
+        rows = [measure(loaded, batch, options, copy) for batch in options.batch]
+    finally:
+        loaded.executor.close()
+    facts = {"machine": common.machine(gpu), "shape": options.shape, "quantize": options.quantize}
+    common.write(options.out, {**facts, "copy_bytes_per_s": round(copy), "decode": rows})
+
+
+def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dict[str, Any]:
+    program = next(p for p in loaded.plan.programs if p.decode and p.sequences >= batch)
+    steps = sorted(generate(loaded, batch, options) for _ in range(options.rounds))
+    context = options.prompt + options.tokens // 2
+    moved = sum(value(launch.bytes, program.limits) for launch in program.launches)
+    cache = batch * context * sum(tensors_of(loaded.plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    step, replay = median(steps), replayed(loaded, program, options.prompt)
+    return {
+        "batch": batch,
+        "step_s": step,
+        "step_s_all": steps,
+        "tokens_per_s": batch / step,
+        "launches": len(program.launches),
+        "bytes": moved + cache,
+        "cache_bytes": cache,
+        "bytes_per_s": (moved + cache) / step,
+        "percent_of_copy": 100 * (moved + cache) / step / copy,
+        "gpu_step_s": replay,
+        "gpu_percent_of_copy": 100 * moved / replay / copy,
+    }
+
+
+def generate(loaded: common.Loaded, batch: int, options: Any) -> float:
+    """Seconds per step while all requests decode: the first and last few steps do not count."""
+    scheduler = Scheduler(loaded.executor)
+    random = np.random.default_rng(0)
+    vocab = loaded.executor.vocab
+    for _ in range(batch):
+        prompt = tuple(random.integers(0, vocab, options.prompt).tolist())
+        scheduler.add(Request(prompt, options.tokens, ignore_eos=True))
+    counts = [0] * batch
+    started = last = 0.0
+    steps = 0
+    while not scheduler.idle:
+        events = scheduler.step()
+        now = time.perf_counter()
+        for event in events:
+            if event.output.error is not None:
+                raise event.output.error
+            counts[event.output.sequence] += event.output.token is not None
+        if not started and min(counts) >= WARM:
+            started = now
+        elif started and events and max(counts) <= options.tokens - WARM:
+            last, steps = now, steps + 1
+    return (last - started) / steps
+
+
+def replayed(loaded: common.Loaded, program: Program, context: int) -> float:
+    """Seconds per replay of a decode program over the first blocks, timed by the host around many."""
+    sizes, index = program.limits, loaded.plan.programs.index(program)
+    inputs = {}
+    for name, tensor in loaded.plan.tensors.items():
+        if tensor.kind == "input":
+            inputs[name] = np.zeros(
+                tensor.dims(sizes), {"f32": np.float32, "i32": np.int32, "i64": np.int64}[tensor.dtype]
+            )
+    count = min(program.sequences, loaded.device.blocks)
+    inputs["slots"][:] = -1
+    inputs["lanes"][:] = -1
+    inputs["top_p"][:] = 1.0
+    inputs["positions"][:] = context - 1
+    inputs["lengths"][:count] = context
+    inputs["tables"][:] = np.arange(inputs["tables"].size).reshape(inputs["tables"].shape) % loaded.device.blocks
+    device = loaded.device
+    for _ in range(WARM):
+        device.read(device.run(index, sizes, inputs, {"sampled"}))
+    started = time.perf_counter()
+    for _ in range(REPLAYS - 1):
+        device.run(index, sizes, inputs, {"sampled"})
+    device.read(device.run(index, sizes, inputs, {"sampled"}))
+    return (time.perf_counter() - started) / REPLAYS
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Cold start on a GPU, in parts: interpreter and imports, engine file, context, kernels, memory, weights, first token.
+
+python benchmarks/gpu_load.py [--shape 8b] [--quantize fp8] [--rounds 5]
+
+Every round is a new process. "warm": the engine's file is in the page cache; "cold": the system was asked to forget it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gpu_common as common
+
+CHILD = """
+import json, sys, time
+started = time.perf_counter()
+from llmc.runtime.cuda.device import CudaDevice
+from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.paged import PagedExecutor
+from llmc.runtime.scheduler import Request, Scheduler
+parts = {"imports": time.perf_counter() - started}
+devices = []
+def make(engine, profile, plan, lanes):
+    devices.append(CudaDevice(engine, profile, plan, lanes))
+    return devices[0]
+at = time.perf_counter()
+engine = EngineFile.open(sys.argv[1])
+parts["open"] = time.perf_counter() - at
+at = time.perf_counter()
+executor = PagedExecutor(engine, sys.argv[2], make, max_batch=None)
+parts["load"] = time.perf_counter() - at
+parts |= {"load: " + name: seconds for name, seconds in devices[0].timings.items()}
+parts["weights bytes"] = devices[0].budget.weights
+at = time.perf_counter()
+scheduler = Scheduler(executor)
+scheduler.add(Request(tuple(range(1, 17)), 4, ignore_eos=True))
+first = 0.0
+while not scheduler.idle:
+    events = scheduler.step()
+    if events and not first:
+        first = time.perf_counter() - at
+parts["first token"] = first
+parts["four tokens"] = time.perf_counter() - at
+parts["ready"] = time.perf_counter() - started
+executor.close()
+print(json.dumps(parts))
+"""
+
+
+def main() -> None:
+    parser = common.parser(__doc__ or "", "gpu_load")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    compile(CHILD, "the child process", "exec")
+    if options.dry_run:
+        common.dry_run(options)
+        return
+    gpu = common.gpu()
+    path = common.engine_for(options, gpu.sm)
+    child(path, gpu.sm)  # the page cache, and the driver's own caches
+    results: dict[str, list[dict[str, float]]] = {"warm": [], "cold": []}
+    for _ in range(options.rounds):
+        results["warm"].append(child(path, gpu.sm))
+    for _ in range(options.rounds):
+        drop_pages(path)
+        results["cold"].append(child(path, gpu.sm))
+    found: dict[str, Any] = {"machine": common.machine(gpu), "engine_bytes": path.stat().st_size}
+    for kind, rounds in results.items():
+        parts = {part: median(one[part] for one in rounds) for part in rounds[0]}
+        found[kind] = {**parts, "weights bytes/s": parts["weights bytes"] / parts["load: weights"]}
+    common.write(options.out, {**found, "rounds": options.rounds})
+
+
+def child(path: Path, sm: int) -> dict[str, float]:
+    """The parts of one process's start, and how long the process took in all."""
+    started = time.perf_counter()
+    command = [sys.executable, "-c", CHILD, str(path), f"sm_{sm}"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {**json.loads(done.stdout.splitlines()[-1]), "process": time.perf_counter() - started}
+
+
+def drop_pages(path: Path) -> None:
+    """Ask the system to forget the file's pages."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()

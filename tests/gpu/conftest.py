@@ -1,0 +1,35 @@
+"""What needs a real GPU is skipped where there is none, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from llmc.runtime.cuda import probe
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.profiles import SM, has_bindings
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Iterator[Driver]:
+    """The first GPU, of a kind that kernels are compiled for."""
+    found = probe.look()
+    if not found.gpus:
+        pytest.skip(found.problem)
+    if not has_bindings():
+        pytest.skip("the extra 'cuda' is not installed")
+    if find_spec("triton") is None:
+        pytest.skip("the extra 'cuda-build' is not installed: kernels cannot be compiled here")
+    if found.gpus[0].sm not in SM.values():
+        pytest.skip(f"no kernels for compute capability {found.gpus[0].sm / 10:g}")
+    driver = Driver.load()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(autouse=True)
+def _context(gpu: Driver) -> None:
+    """Other devices come and go in the same process: the context is made current before every test."""
+    gpu.use()

@@ -1,0 +1,78 @@
+"""A kernel's case on a GPU: launched through the runtime's own parameters, with guards around its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+
+from llmc.compiler.targets.cuda.compile import Cubin
+from llmc.compiler.targets.cuda.kernel import Case, Operand
+from llmc.compiler.targets.simulate.launch import TORCH_DTYPE, blank
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.cuda.launches import pack
+from llmc.runtime.formula import value
+
+GUARD = 4096
+"""Bytes on both sides of a tensor that no kernel may change."""
+
+
+def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor]:
+    """Every tensor of the case after its launch.
+
+    AssertionError if something outside the tensors was written.
+    """
+    operands = {a.name: a for a in case.call.arguments.values() if isinstance(a, Operand)}
+    tensors = {
+        name: case.inputs[name].clone() if name in case.inputs else blank(operand, case.sizes)
+        for name, operand in operands.items()
+    }
+    with ExitStack() as cleanup:
+        stream = driver.stream()
+        cleanup.callback(driver.drop_stream, stream)
+        buffers = {name: _guarded(tensor) for name, tensor in tensors.items()}
+        addresses = {}
+        for name, buffer in buffers.items():
+            addresses[name] = driver.allocate(buffer.numel(), name)
+            cleanup.callback(driver.free, addresses[name])
+            driver.copy_in(addresses[name], buffer.data_ptr(), buffer.numel(), stream)
+        grid = [value(formula, case.sizes) for formula in (*case.call.grid, 1, 1)[:3]]
+        scratch = [0, 0]
+        for index, nbytes in enumerate((cubin.global_scratch, cubin.profile_scratch)):
+            if nbytes:
+                scratch[index] = driver.allocate(nbytes * math.prod(grid), "scratch")
+                cleanup.callback(driver.free, scratch[index])
+        module = driver.module(cubin.data, case.name)
+        cleanup.callback(driver.unload, module)
+        function = driver.function(module, cubin.entry, cubin.shared, case.name)
+        values = [
+            addresses[argument.name] + GUARD
+            if isinstance(argument, Operand)
+            else case.sizes[argument]
+            if isinstance(argument, str)
+            else argument
+            for _, argument in case.call.ordered
+        ]
+        parameters = pack([*cubin.types, "*i8", "*i8"], [*values, *scratch], what=case.name)
+        config = driver.config(grid, cubin.warps, cubin.shared, stream)
+        if all(grid):
+            driver.launch(config, function, parameters.address, case.name)
+        for name, buffer in buffers.items():
+            driver.copy_out(buffer.data_ptr(), addresses[name], buffer.numel(), stream)
+        driver.wait(stream)
+    return {name: _inner(buffer, operands[name], case.sizes, name) for name, buffer in buffers.items()}
+
+
+def _guarded(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes between guards."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    guard = torch.full((GUARD,), 0xA5, dtype=torch.uint8)
+    return torch.cat([guard, flat, guard])
+
+
+def _inner(buffer: torch.Tensor, operand: Operand, sizes: Mapping[str, int], name: str) -> torch.Tensor:
+    assert bool((buffer[:GUARD] == 0xA5).all() and (buffer[-GUARD:] == 0xA5).all()), f"written outside of {name}"
+    shape = [value(dim, sizes) for dim in operand.shape]
+    return buffer[GUARD:-GUARD].clone().view(TORCH_DTYPE[operand.dtype]).reshape(shape)

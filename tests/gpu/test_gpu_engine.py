@@ -1,0 +1,115 @@
+"""A real engine on a GPU: logits are the oracle's, and tokens do not depend on graphs or on who else is running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import PICO, quantized_logits, relative, some_ids
+
+import llmc
+from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.executor import Step, Work
+from llmc.runtime.paged import PagedExecutor
+from llmc.runtime.plan import Plan
+from llmc.runtime.sampling import SamplingParams
+from llmc.runtime.scheduler import Request, Scheduler
+
+BOUND = 3e-2
+"""Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
+PROMPTS = tuple(tuple(some_ids(count, seed)) for seed, count in enumerate((5, 33, 70, 65, 200)))
+TOKENS = 32
+
+
+@contextmanager
+def on_gpu(path: Path, sm: int, *, graphs: bool = True, batch: int = 4) -> Iterator[PagedExecutor]:
+    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
+        return CudaDevice(engine, profile, plan, lanes, options=Options(graphs=graphs))
+
+    executor = PagedExecutor(EngineFile.open(path), f"sm_{sm}", make, max_batch=batch)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@pytest.fixture(scope="module", params=["none", "fp8", "int8", "int4", "nvfp4", "mxfp4"])
+def engine(request: pytest.FixtureRequest, gpu: Driver, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("gpu") / f"{request.param}.llmc"
+    llmc.build(PICO, path, targets=["cpu", f"sm_{gpu.sm}"], max_batch=4, quantize=request.param)
+    return path, request.param
+
+
+def generate(executor: PagedExecutor, *, together: int, params: SamplingParams | None = None) -> list[list[int]]:
+    """Every prompt's tokens, `together` of them running at a time."""
+    scheduler = Scheduler(executor)
+    waiting, running = list(enumerate(PROMPTS)), 0
+    index_of: dict[int, int] = {}
+    tokens: list[list[int]] = [[] for _ in PROMPTS]
+    while waiting or not scheduler.idle:
+        while waiting and running < together:
+            index, prompt = waiting.pop(0)
+            index_of[scheduler.add(Request(prompt, TOKENS, params or SamplingParams()))] = index
+            running += 1
+        for event in scheduler.step():
+            running -= event.finish is not None
+            if event.output.error is not None:
+                raise event.output.error
+            if event.output.token is not None:
+                tokens[index_of[event.output.sequence]].append(event.output.token)
+    return tokens
+
+
+def test_prompt_logits_are_the_oracles(gpu: Driver, engine: tuple[Path, str]):
+    path, quantize = engine
+    ids = some_ids(200, 7)
+    with on_gpu(path, gpu.sm) as executor:
+        rows = []
+        for start, stop in ((0, 1), (1, 64), (64, 65), (65, 200)):
+            work = Work(0, tuple(ids[start:stop]), start, (3, 0, 2, 1), None, len(ids), rows="all")
+            (output,) = executor.collect(executor.submit(Step((work,))))
+            rows.append(output.logits)
+    assert relative(np.concatenate(rows), quantized_logits(path, quantize, ids)) < BOUND
+
+
+def test_tokens_are_the_oracles_choices(gpu: Driver, engine: tuple[Path, str]):
+    path, quantize = engine
+    with on_gpu(path, gpu.sm) as executor:
+        answers = generate(executor, together=3)
+    for prompt, tokens in zip(PROMPTS, answers, strict=True):
+        assert len(tokens) == TOKENS
+        rows = quantized_logits(path, quantize, [*prompt, *tokens])[len(prompt) - 1 : -1]
+        margin = rows.max(axis=1) - rows[np.arange(len(tokens)), tokens]
+        assert (margin <= 2 * BOUND * np.abs(rows).max()).all()
+        assert (margin == 0).mean() >= 0.8
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=3)])
+def test_graphs_do_what_launches_do(gpu: Driver, engine: tuple[Path, str], params: SamplingParams):
+    answers = []
+    for graphs in (True, False):
+        with on_gpu(engine[0], gpu.sm, graphs=graphs) as executor:
+            answers.append(generate(executor, together=3, params=params))
+    assert answers[0] == answers[1]
+
+
+def test_the_same_run_gives_the_same_tokens(gpu: Driver, engine: tuple[Path, str]):
+    with on_gpu(engine[0], gpu.sm) as executor:
+        assert generate(executor, together=4) == generate(executor, together=4)
+
+
+def test_closing_gives_all_memory_back(gpu: Driver, engine: tuple[Path, str]):
+    with on_gpu(engine[0], gpu.sm):
+        pass  # the driver keeps a little for itself after the first time
+    gpu.use()
+    before = gpu.memory()[0]
+    for _ in range(3):
+        with on_gpu(engine[0], gpu.sm) as executor:
+            generate(executor, together=2)
+    gpu.use()
+    assert before - gpu.memory()[0] < 8 << 20

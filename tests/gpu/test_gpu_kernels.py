@@ -1,0 +1,48 @@
+"""Every case of every kernel on a GPU, twice: right, and the same bits both times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu.on_device import run_case
+
+from llmc.compiler.targets.cuda.compile import Cubin, Variant, attempt, variant_of
+from llmc.compiler.targets.cuda.kernel import Case, Operand
+from llmc.compiler.targets.cuda.kernels import suites
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.progress import NO_PROGRESS
+
+CASES: dict[str, Case] = {f"{file}:{case.name}": case for file, suite in suites().items() for case in suite.cases()}
+Compiled = dict[Variant, Cubin | LlmcError]
+
+
+@pytest.fixture(scope="session")
+def compiled(gpu: Driver) -> Compiled:
+    """All cases' kernels for this GPU, or why one could not be compiled."""
+    return attempt([variant_of(case.call) for case in CASES.values()], gpu.sm, progress=NO_PROGRESS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(gpu: Driver, compiled: Compiled, name: str):
+    case = CASES[name]
+    if gpu.sm < case.call.kernel.minimum_sm:
+        pytest.skip(f"needs compute capability {case.call.kernel.minimum_sm / 10:g}")
+    cubin = compiled[variant_of(case.call)]
+    if isinstance(cubin, LlmcError):
+        raise cubin
+    found = run_case(gpu, case, cubin)
+    for tensor, expected in case.expected.items():
+        a, b = found[tensor].double(), torch.as_tensor(expected).double()
+        cared = ~b.isnan()
+        a, b = a[cared], b[cared]
+        assert bool(a.isfinite().all()), f"{tensor}: not finite"
+        if a.numel():
+            assert float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) <= case.tolerance, tensor
+    again = run_case(gpu, case, cubin)
+    written = {case.call.arguments[parameter] for parameter in case.call.writes}
+    for operand in case.call.arguments.values():
+        if isinstance(operand, Operand):
+            before = found[operand.name] if operand in written else case.inputs[operand.name]
+            same = torch.equal(before.reshape(-1).view(torch.uint8), again[operand.name].reshape(-1).view(torch.uint8))
+            assert same, f"{operand.name} differs between two runs, or was written"

@@ -260,7 +260,9 @@ def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_pat
     checkpoint = small_checkpoint(tmp_path / "small")
     engine = tmp_path / "e.llmc"
     assert call("build", checkpoint, "-o", engine, "--target", "cpu,sm_90", "--max-batch", 2).code == 0
-    found = call("verify", engine, "--simulate", "--json").json
+    verified = call("verify", engine, "--simulate", "--json")
+    assert verified.code == 0, verified.err
+    found = verified.json
     assert (found["ok"], found["profile"], found["simulated"]) == (True, "sm_90", True)
     assert 0 < found["max_error"] < found["tolerance"]
     assert "probe on sm_90, simulated: largest error" in call("verify", engine, "--simulate").out
@@ -270,5 +272,5 @@ def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_pat
     assert simulated["token_ids"][0] == call("run", engine, "def", "--profile", "cpu", *flags).json["token_ids"][0]
     plan = call("inspect", engine, "--plan", "--json").json
     labels = {line["label"].rpartition("_")[0] for line in plan["launches"]}
-    assert {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"} <= labels
+    assert "model.layers.0.mlp.down_proj" in labels
     assert all(line["registers"] > 0 for line in plan["launches"])

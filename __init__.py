@@ -47,6 +47,8 @@ def build(
     recipe: str | Path | Recipe | None = None,
     *,
     quantize: str | None = None,
+    activations: str | None = None,
+    kv: str | None = None,
     targets: Sequence[str] | None = None,
     max_context: int | None = None,
     max_batch: int | None = None,
@@ -57,7 +59,8 @@ def build(
     """Builds the engine file `output` from a Hugging Face folder or hub id, and gives its path.
 
     recipe: a bundled recipe's name, a YAML file, or a Recipe; the other arguments win over it. quantize: a weight
-    format ("int4", "fp8" ...) or "none". targets: kinds of machine, ["cpu"]. memory_limit: GiB of planned peak.
+    format ("int4", "fp8" ...) or "none". activations, kv: "fp8" or "none", for GPU profiles. targets: kinds of
+    machine, ["cpu"]. memory_limit: GiB of planned peak.
     accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
     weights (for benchmarks). Raises LlmcError; see runtime/errors.py.
     """
@@ -68,10 +71,19 @@ def build(
 
     if isinstance(recipe, str | Path):
         recipe = load_recipe(str(recipe))
+    chosen = with_flags(
+        recipe,
+        quantize=quantize,
+        activations=activations,
+        kv=kv,
+        targets=targets,
+        max_context=max_context,
+        max_batch=max_batch,
+    )
     report = build_engine(
         checkpoint,
         Path(output),
-        with_flags(recipe, quantize=quantize, targets=targets, max_context=max_context, max_batch=max_batch),
+        chosen,
         memory_limit=memory_limit,
         accept_config=accept_config,
         random_weights=random_weights,

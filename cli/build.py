@@ -29,6 +29,8 @@ def build(
     output: Output,
     recipe: options.RecipeName = None,
     quantize: options.Quantize = None,
+    activations: options.Activations = None,
+    kv: options.KvFormat = None,
     target: options.Targets = None,
     max_context: options.MaxContext = None,
     max_batch: options.MaxBatch = None,
@@ -47,7 +49,15 @@ def build(
     from ..compiler.families import check_checkpoint
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
-    plan = chosen_recipe(recipe, quantize, target, max_context, max_batch)
+    plan = chosen_recipe(
+        recipe,
+        quantize=quantize,
+        activations=activations,
+        kv=kv,
+        targets=target,
+        max_context=max_context,
+        max_batch=max_batch,
+    )
     source = open_checkpoint(checkpoint, accept_config=accept_config or (), random_weights=random_weights)
     check_checkpoint(source)
     source = source.start_digest()
@@ -74,15 +84,24 @@ def build(
 
 
 def chosen_recipe(
-    recipe: str | None, quantize: str | None, target: str | None, max_context: int | None, max_batch: int | None
+    recipe: str | None,
+    *,
+    targets: str | None,
+    quantize: str | None = None,
+    activations: str | None = None,
+    kv: str | None = None,
+    max_context: int | None = None,
+    max_batch: int | None = None,
 ) -> Recipe:
-    """The recipe named on the command line with the flags put over it."""
+    """The recipe named on the command line with the flags put over it; targets with commas between them."""
     from ..compiler.recipe import load_recipe, with_flags
 
     return with_flags(
         load_recipe(recipe) if recipe is not None else None,
         quantize=quantize,
-        targets=[name.strip() for name in target.split(",")] if target is not None else None,
+        activations=activations,
+        kv=kv,
+        targets=[name.strip() for name in targets.split(",")] if targets is not None else None,
         max_context=max_context,
         max_batch=max_batch,
     )
@@ -91,7 +110,10 @@ def chosen_recipe(
 def _plan(recipe: Recipe) -> str:
     formats = ", ".join([recipe.default_format, *(f"{rule.match}: {rule.format}" for rule in recipe.rules)])
     context = recipe.max_context or "the model's, at most 4096"
-    return f"  weights {formats}; targets {', '.join(recipe.targets)}; context {context}; batch {recipe.max_batch}"
+    narrow = f"; activations {recipe.activations}" if recipe.activations != "none" else ""
+    narrow += f"; KV cache {recipe.kv}" if recipe.kv != "none" else ""
+    targets = ", ".join(recipe.targets)
+    return f"  weights {formats}{narrow}; targets {targets}; context {context}; batch {recipe.max_batch}"
 
 
 def _as_json(report: BuildReport) -> dict[str, Any]:

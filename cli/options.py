@@ -36,6 +36,8 @@ For = Annotated[
 Threads = Annotated[int | None, flag("--threads", "CPU threads; by default the CPUs this process may use.", min=1)]
 RecipeName = Annotated[str | None, flag("--recipe", "A bundled recipe by name, or a YAML file by its path.")]
 Quantize = Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")]
+Activations = Annotated[str | None, flag("--activations", "fp8: large steps on a GPU's FP8 tensor cores; or none.")]
+KvFormat = Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes; or none.")]
 Targets = Annotated[str | None, flag("--target", "Kinds of machine to build for, with commas between them.")]
 AcceptConfig = Annotated[
     list[str] | None, flag("--accept-config", "Accept a config key that llmc does not know; may be repeated.")

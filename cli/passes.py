@@ -22,7 +22,7 @@ def passes(
 
     reports = explain(
         checkpoint,
-        build.chosen_recipe(recipe, quantize, target, max_context, max_batch),
+        build.chosen_recipe(recipe, quantize=quantize, targets=target, max_context=max_context, max_batch=max_batch),
         accept_config=accept_config or (),
         random_weights=random_weights,
     )

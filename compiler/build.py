@@ -34,7 +34,7 @@ from .graph import MODULE, Canonical, Copied, Graph, Quantized
 from .recipe import Recipe
 from .reference import reference
 from .store import EngineWriter
-from .targets import Emitted, Limits, Target, target_named
+from .targets import Emitted, Limits, Precision, Target, target_named
 from .tokenizer_check import Check, start_check
 
 DEFAULT_CONTEXT = 4096
@@ -103,7 +103,7 @@ def build(
     with clock.stage("graph and passes"):
         decoder, graph, legal, reports = lower(source, recipe, context, dump)
     with clock.stage("compile profiles"):
-        limits = Limits(context, recipe.max_batch, source.config.dtype or "float32")
+        limits = Limits(context, recipe.max_batch, source.config.dtype or "float32", recipe.kv)
         profiles = {name: target_named(name).emit(profile, limits, progress) for name, profile in legal.items()}
     chunk = _chunk_bytes(memory_limit)
     with EngineWriter(output, weights.specs(graph.canonical)) as writer:
@@ -182,7 +182,7 @@ def lower(
     reports = run_phase(front(recipe.format_of), graph, dump)
     legal = {name: graph.copy() for name in recipe.targets}
     for name, profile in legal.items():
-        reports += _legalize(profile, target_named(name), dump, len(reports))
+        reports += _legalize(profile, target_named(name), recipe, dump, len(reports))
     return decoder, graph, legal, reports
 
 
@@ -198,9 +198,10 @@ def _require_matches(recipe: Recipe, graph: Graph) -> None:
             )
 
 
-def _legalize(graph: Graph, target: Target, dump: Path | None, first: int) -> tuple[PassReport, ...]:
+def _legalize(graph: Graph, target: Target, recipe: Recipe, dump: Path | None, first: int) -> tuple[PassReport, ...]:
     merged = run_phase(back(merge_gated=target.merge_gated), graph, dump, first)
-    return merged + run_phase(target.legalize(), graph, dump, first + len(merged))
+    precision = Precision(recipe.activations, recipe.kv)
+    return merged + run_phase(target.legalize(precision), graph, dump, first + len(merged))
 
 
 def _open(where: str | Path | Checkpoint, accept_config: Collection[str], random_weights: int | None) -> Checkpoint:

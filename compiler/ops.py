@@ -96,6 +96,22 @@ AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
   y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (sum, weight)
 }"""
 
+# x [...,K] -> x rounded to E4M3 with a scale per token, max|x| / 448: what W8A8 linears multiply
+_QUANTIZE_ACTIVATIONS = """
+QuantizeActivations (x) => (y) {
+  last = Constant <value_ints = [-1]> ()
+  least = Constant <value_float = 7.888609052210118e-31> ()
+  largest = Constant <value_float = 448.0> ()
+  size = Abs (x)
+  row = ReduceMax <keepdims = 1> (size, last)
+  bounded = Max (row, least)
+  scale = Div (bounded, largest)
+  ratio = Div (x, scale)
+  codes = Cast <to = 17> (ratio)
+  wide = Cast <to = 1> (codes)
+  y = Mul (wide, scale)
+}"""
+
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("Swish", {}),
     "gelu": ("Gelu", {}),
@@ -218,6 +234,7 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "CachedAttention": lambda _: _CACHED_ATTENTION,
     "RopeAttention": lambda _: _ROPE_ATTENTION,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
+    "QuantizeActivations": lambda _: _QUANTIZE_ACTIVATIONS,
 }
 OPERATORS = frozenset(_BODIES)
 
@@ -285,6 +302,7 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "RopeAttention"): _rope_attention_type,
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,
+    (DOMAIN, "QuantizeActivations"): _like_first,
     (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
     ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
     ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),

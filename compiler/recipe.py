@@ -21,8 +21,10 @@ MAX_BATCH = 4096
 
 _FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 _MAX_BYTES = 16 * 1024
-_KEYS = ("version", "extends", "quantize", "targets", "max_context", "max_batch")
-_NOT_BUILT_YET = ("kv", "parallel", "gates")
+_KEYS = ("version", "extends", "quantize", "kv", "targets", "max_context", "max_batch")
+_NOT_BUILT_YET = ("parallel", "gates")
+NARROW = ("none", "fp8")
+"""Formats of activations in large products, and of the KV cache."""
 # A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format.
 _HEAD_FORMAT = {"int4": "int8", "int4-g128": "int8"}
 
@@ -44,7 +46,9 @@ class QuantizeRule:
 class Recipe:
     """Everything that decides the numbers and limits of an engine. Raises RecipeError for values out of range.
 
-    `max_context` None means the model's own context, at most 4096 tokens.
+    `max_context` None means the model's own context, at most 4096 tokens. activations "fp8": steps of many tokens
+    multiply quantized weights on FP8 tensor cores, with activations rounded to E4M3 by token. kv "fp8": the KV cache of
+    GPU profiles holds E4M3.
     """
 
     version: int = 1
@@ -53,11 +57,15 @@ class Recipe:
     targets: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
     max_batch: int = 8
+    activations: str = "none"
+    kv: str = "none"
 
     def __post_init__(self) -> None:
         _demand(wrong_version(self.version), "")
         _demand(wrong_format(self.default_format), "")
         _demand(wrong_targets(self.targets), "")
+        _demand(wrong_narrow(self.activations), "activations: ")
+        _demand(wrong_narrow(self.kv), "kv: ")
         if self.max_context is not None:
             _demand(wrong_number(self.max_context, MAX_CONTEXT), "max_context: ")
         _demand(wrong_number(self.max_batch, MAX_BATCH), "max_batch: ")
@@ -77,7 +85,9 @@ class Recipe:
                 "quantize": {
                     "default": self.default_format,
                     "rules": [{"match": rule.match, "format": rule.format} for rule in self.rules],
+                    "activations": self.activations,
                 },
+                "kv": self.kv,
                 "targets": list(self.targets),
                 "max_context": self.max_context,
                 "max_batch": self.max_batch,
@@ -105,13 +115,15 @@ def with_flags(
     recipe: Recipe | None,
     *,
     quantize: str | None = None,
+    activations: str | None = None,
+    kv: str | None = None,
     targets: Iterable[str] | None = None,
     max_context: int | None = None,
     max_batch: int | None = None,
 ) -> Recipe:
     """The recipe with command-line values put over it; None leaves a value as it is.
 
-    `quantize` replaces the recipe's whole quantize section, so that its effect does not depend on the file.
+    `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
     """
     result = recipe or Recipe()
     if quantize is not None:
@@ -119,6 +131,10 @@ def with_flags(
         head = _HEAD_FORMAT.get(quantize)
         rules = (QuantizeRule("lm_head", head),) if head else ()
         result = replace(result, default_format=quantize, rules=rules)
+    if activations is not None:
+        result = replace(result, activations=activations)
+    if kv is not None:
+        result = replace(result, kv=kv)
     if targets is not None:
         result = replace(result, targets=tuple(targets))
     if max_context is not None:
@@ -140,6 +156,11 @@ def wrong_format(name: str) -> str:
         return ""
     hint = nearest("none" if name in ("no", "off", "null") else name, known)
     return f"no weight format {name!r}{hint or ', known: ' + ', '.join(known)}"
+
+
+def wrong_narrow(name: str) -> str:
+    """Why this is no format of activations or of the KV cache, or ""."""
+    return "" if name in NARROW else f"no format {name!r}{nearest(name, NARROW)}, known: {', '.join(NARROW)}"
 
 
 def wrong_targets(targets: tuple[str, ...]) -> str:
@@ -195,14 +216,17 @@ def _recipe(top: Mapping) -> Recipe:
     if "version" not in top:
         raise top.error("'version' is missing: write 'version: 1'")
     base = _read_bundled(top["extends"].text(_wrong_base)) if "extends" in top else Recipe()
-    default, rules = base.default_format, base.rules
+    default, rules, activations = base.default_format, base.rules, base.activations
     if "quantize" in top:
         quantize = top["quantize"].mapping()
-        quantize.only(("default", "rules"))
+        quantize.only(("default", "rules", "activations"))
         if "default" in quantize:
             default = quantize["default"].text(wrong_format)
         if "rules" in quantize:
             rules += tuple(_rule(item) for item in quantize["rules"].items())
+        if "activations" in quantize:
+            activations = quantize["activations"].text(wrong_narrow)
+    kv = top["kv"].text(wrong_narrow) if "kv" in top else base.kv
     targets, max_context, max_batch = base.targets, base.max_context, base.max_batch
     if "targets" in top:
         targets = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
@@ -212,7 +236,7 @@ def _recipe(top: Mapping) -> Recipe:
         max_context = top["max_context"].integer(lambda value: wrong_number(value, MAX_CONTEXT))
     if "max_batch" in top:
         max_batch = top["max_batch"].integer(lambda value: wrong_number(value, MAX_BATCH))
-    return Recipe(1, default, rules, targets, max_context, max_batch)
+    return Recipe(1, default, rules, targets, max_context, max_batch, activations, kv)
 
 
 def _wrong_base(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.targets.cpu.legalize import RULES
-from llmc.compiler.targets.cuda.legalize import PASSES
+from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
 from llmc.compiler.verify import LOGICAL, BrokenGraph, verify
 from llmc.passes import back, front
 from llmc.passes.manager import PassCrash, Phase, run_phase
@@ -21,7 +21,10 @@ from llmc.quantize import FORMATS
 from llmc.runtime.errors import Unsupported
 from llmc.runtime.onnx_scan import CPU_OPERATORS
 
-ALL = {item.name: item for item in (*front(lambda _: "none").passes, *back().passes, *RULES, *PASSES)}
+ALL = {
+    item.name: item
+    for item in (*front(lambda _: "none").passes, *back().passes, *RULES, QuantizeActivations(), *PASSES)
+}
 FIRES = [(item, text) for item in ALL.values() for text in item.fires]
 REFUSES = [(item, reason, text) for item in ALL.values() for reason, text in item.refuses.items()]
 EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}

@@ -82,7 +82,7 @@ def test_the_last_matching_rule_decides():
         ("version: 1\ntargets: []\n", "r.yaml:2:1: targets must name at least one target, each once"),
         ("version: 1\nextends: cpu-int44\n", "'extends' names no bundled recipe (did you mean 'cpu-int4'?)"),
         ("version: 1\nextends: ../other.yaml\n", "'extends' names no bundled recipe"),
-        ("version: 1\nkv: fp8\n", "r.yaml:2:1: 'kv' is not built yet"),
+        ("version: 1\nkv: fp4\n", "r.yaml:2:5: no format 'fp4' (did you mean 'fp8'?)"),
         ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:1: 'parallel' is not built yet"),
         ("version: 1\ngates: []\n", "r.yaml:2:1: 'gates' is not built yet"),
         ("max_batch: 4\n", "r.yaml:1:1: 'version' is missing: write 'version: 1'"),
@@ -171,7 +171,8 @@ def test_canonical_bytes_do_not_depend_on_the_way():
     assert with_flags(None, quantize="int4").canonical() == load_recipe("cpu-int4").canonical()
     assert json.loads(Recipe().canonical()) == {
         "version": 1,
-        "quantize": {"default": "none", "rules": []},
+        "quantize": {"default": "none", "rules": [], "activations": "none"},
+        "kv": "none",
         "targets": ["cpu"],
         "max_context": None,
         "max_batch": 8,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ...runtime.errors import RecipeError
 from ...runtime.strict_json import nearest
 from . import cpu, cuda, null
-from .target import Emitted, Limits, Target
+from .target import Emitted, Limits, Precision, Target
 
-__all__ = ["TARGETS", "Emitted", "Limits", "Target", "target_named"]
+__all__ = ["TARGETS", "Emitted", "Limits", "Precision", "Target", "target_named"]
 
 TARGETS: dict[str, Target] = {
     "cpu": Target(

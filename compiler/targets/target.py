@@ -19,6 +19,7 @@ class Limits:
     max_context: int
     max_batch: int
     dtype: str
+    kv: str = "none"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Emitted:
     """What the user should know of this profile."""
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Numbers between the weights: of activations in large products and of the KV cache; "none" is the target's own."""
+
+    activations: str = "none"
+    kv: str = "none"
+
+
+AS_IT_IS = Precision()
 Emit = Callable[[Graph, Limits, Progress], Emitted]
 
 
@@ -44,7 +54,8 @@ class Target:
 
     name: str
     summary: str
-    legalize: Callable[[], Phase]
+    legalize: Callable[[Precision], Phase]
+    """Targets that compute more exactly than asked may do so."""
     emit: Emit
     compiles: bool = False
     """Whether Triton's version decides what is emitted."""

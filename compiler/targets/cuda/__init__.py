@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ....passes.manager import Phase
+from ....runtime.errors import Unsupported
 from ....runtime.progress import Progress
 from ...graph import Graph
-from ..target import Emitted, Limits, Target
-from .legalize import LEGAL, PASSES
+from ..target import Emitted, Limits, Precision, Target
+from .legalize import LEGAL, PASSES, QuantizeActivations
 
 __all__ = ["TARGETS"]
 
 _SM = (80, 89, 90, 100, 120)
 
 
-def _legalize() -> Phase:
-    """Rope, cache and attention become one operator, which the plan's launches compute."""
-    return Phase("cuda", PASSES, LEGAL)
+_FP8_SM = 89
+"""The first compute capability with FP8 tensor cores."""
+
+
+def _legalize(sm: int, precision: Precision) -> Phase:
+    """Rope, cache and attention become one operator, which the plan's launches compute.
+
+    Raises:
+        Unsupported: FP8 activations for a chip without FP8 tensor cores.
+    """
+    if precision.activations == "none":
+        return Phase("cuda", PASSES, LEGAL)
+    if sm < _FP8_SM:
+        raise Unsupported(
+            f"activations {precision.activations} on sm_{sm}",
+            found="a chip without FP8 tensor cores",
+            fix="--activations none, or an engine of its own for this target",
+        )
+    return Phase("cuda", (QuantizeActivations(), *PASSES), LEGAL)
 
 
 def _target(sm: int) -> Target:
@@ -27,7 +46,8 @@ def _target(sm: int) -> Target:
 
         return emit(graph, limits, sm, progress)
 
-    return Target(f"sm_{sm}", f"NVIDIA GPUs of compute capability {sm / 10:g}", _legalize, emit, compiles=True)
+    summary = f"NVIDIA GPUs of compute capability {sm / 10:g}"
+    return Target(f"sm_{sm}", summary, partial(_legalize, sm), emit, compiles=True)
 
 
 TARGETS = tuple(map(_target, _SM))

@@ -10,7 +10,7 @@ from ....passes.rule import Match, Op, Outcome, Pass, Patterns, Rule, require
 from ....passes.simplify import Simplify
 from ....runtime.errors import Unsupported
 from ... import ops
-from ...graph import Builder, Graph, attribute
+from ...graph import MODULE, Builder, Graph, attribute
 
 LEGAL = frozenset(
     [("", "RMSNormalization")]
@@ -24,6 +24,7 @@ LEGAL = frozenset(
             "SelectRows",
             "Positions",
             "RopeAttention",
+            "QuantizeActivations",
         )
     ]
 )
@@ -65,6 +66,40 @@ class FuseRopeAttention(Rule):
             outputs=3,
             **{name: attribute(m.attention, name) for name in ("heads", "kv_heads", "head_dim", "scale")},
             interleaved=attribute(m.rope_q, "interleaved", 0),
+        )
+
+
+class QuantizeActivations(Rule):
+    """A quantized linear multiplies E4M3 activations: large steps then run on FP8 tensor cores. The head does not."""
+
+    tolerance = 5e-2
+    fires = (
+        "(float[2,3,64] x, uint8[4,64] W, float[4] S) => (float[2,3,4] h) { y = llmc.Linear:fp8(x, W, S) h = Relu(y) }",
+        "(float[2,3,64] x, uint8[4,32] W, float[4,2] S, float[4] B) => (float[2,3,4] h) "
+        "{ y = llmc.Linear:int4_bias(x, W, S, B) h = Relu(y) }",
+    )
+    refuses = {
+        "the weight is not quantized": (
+            "(float[2,3,64] x, float[4,64] W) => (float[2,3,4] h) { y = llmc.Linear:f32(x, W) h = Relu(y) }"
+        ),
+        "these are the logits": (
+            "(float[2,3,64] x, uint8[4,64] W, float[4] S) => (float[2,3,4] y) { y = llmc.Linear:fp8(x, W, S) }"
+        ),
+    }
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.Linear("x", "*weights").named("linear")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        require(ops.format_of(m.linear) != ops.DENSE, "the weight is not quantized")
+        require(not m.linear.outputs[0].is_graph_output(), "these are the logits")
+        producer = m.x.producer()
+        require(producer is None or producer.op_type != "QuantizeActivations", "the activations are quantized")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        narrow = g.llmc("QuantizeActivations", m.x)
+        return g.llmc(
+            "Linear", narrow, *m.weights, overload=m.linear.overload, name=m.linear.metadata_props.get(MODULE, "")
         )
 
 

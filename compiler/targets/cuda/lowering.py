@@ -12,7 +12,18 @@ from ....runtime.plan import BLOCK_TOKENS, Tensor
 from ... import ops
 from ...graph import Graph, attribute, dims, width
 from .kernel import Call, Operand
-from .kernels import attention_decode, attention_prefill, embed, gated, linear_large, linear_small, norm, rope_cache
+from .kernels import (
+    attention_decode,
+    attention_prefill,
+    embed,
+    expand_fp8,
+    gated,
+    linear_fp8,
+    linear_large,
+    linear_small,
+    norm,
+    rope_cache,
+)
 from .kernels import sample as sampling
 from .kernels import tokens as token_kernels
 from .kernels.tiles import default_tile
@@ -61,6 +72,8 @@ class Lowering:
     shared: dict[str, Tensor]
     calls: list[tuple[str, Call]] = field(default_factory=list)
     buffers: dict[str, Operand] = field(default_factory=dict)
+    quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
+    """Activations as E4M3 codes [tokens, K] and scales [tokens]."""
     _values: dict[ir.Value, Operand] = field(default_factory=dict)
 
     def run(self) -> Lowering:
@@ -180,10 +193,37 @@ def _embedding(at: Lowering, node: ir.Node) -> None:
     at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node)))
 
 
+def _quantize_activations(at: Lowering, node: ir.Node) -> None:
+    """Steps of few tokens are bound by their weights: those keep their activations, and are the more exact for it."""
+    x, narrow = at.operand(node.inputs[0]), node.outputs[0]
+    at.alias(narrow, x)
+    if at.shape.limit(str(x.shape[0])) > SMALL_M:
+        codes = at.buffer(f"{narrow.name}.codes", "u8", *x.shape)
+        scales = at.buffer(f"{narrow.name}.scales", "f32", x.shape[0])
+        at.quantized[narrow] = codes, scales
+        at.add(node, linear_fp8.quantize_activations(x, codes, scales, block=None))
+
+
+def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias: Operand | None) -> None:
+    """On FP8 tensor cores; weights of another format become E4M3 first."""
+    assert node.inputs[0] is not None
+    codes, scales = at.quantized[node.inputs[0]]
+    y, sm, most = at.result(node.outputs[0]), at.model.sm, at.shape.limit(str(codes.shape[0]))
+    if _format(node) != "fp8":
+        shape = width(node.outputs[0]), width(node.inputs[0])
+        wide = at.buffer(f"{y.name}.weight", "u8", *shape), at.buffer(f"{y.name}.weight_scale", "f32", shape[0])
+        at.add(node, expand_fp8.expand_fp8(weights, *wide, format=_format(node)))
+        weights = wide
+    at.add(node, linear_fp8.linear_fp8(codes, scales, weights, y, block=None, max_tokens=most, sm=sm, bias=bias))
+
+
 def _linear(at: Lowering, node: ir.Node) -> None:
     fmt, x = _format(node), at.operand(node.inputs[0])
     operands = tuple(map(at.operand, node.inputs[1:]))
     weights, bias = (operands[:-1], operands[-1]) if ops.has_bias(node) else (operands, None)
+    if node.inputs[0] in at.quantized:
+        _linear_fp8(at, node, weights, bias)
+        return
     logits = node.outputs[0].is_graph_output()
     y = at.result(node.outputs[0], "f32" if logits else None)
     most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
@@ -279,6 +319,7 @@ def _format(node: ir.Node) -> str:
 LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "Embedding": _embedding,
     "Linear": _linear,
+    "QuantizeActivations": _quantize_activations,
     "RMSNormalization": _rms_norm,
     "AddRMSNorm": _add_rms_norm,
     "GatedActivation": _gated,

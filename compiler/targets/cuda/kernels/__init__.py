@@ -16,6 +16,7 @@ FILES = (
     "attention_decode",
     "attention_prefill",
     "embed",
+    "expand_fp8",
     "gated",
     "linear_fp8",
     "linear_large",

@@ -34,7 +34,7 @@ def _legalize(sm: int, precision: Precision) -> Phase:
             found="a chip without FP8 tensor cores",
             fix="--activations none, or an engine of its own for this target",
         )
-    return Phase("cuda", (QuantizeActivations(), *PASSES), LEGAL)
+    return Phase("cuda", (*PASSES, QuantizeActivations()), LEGAL)
 
 
 def _target(sm: int) -> Target:

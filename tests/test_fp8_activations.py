@@ -103,10 +103,10 @@ def test_only_large_programs_quantize_their_activations(built: tuple[Path, Path,
         plan = Plan.from_json(engine.section(engine.manifest.profiles["sm_90"].graph), what="plan")
     for program in plan.programs:
         kernels = [plan.modules[launch.module].kernel for launch in program.launches]
-        count = kernels.count("linear_fp8_kernel")
+        count = kernels.count("linear_fp8")
         assert count == (4 if program.tokens > 64 else 0)
-        assert kernels.count("quantize_rows_kernel") == count
-        assert kernels.count("expand_fp8_kernel") == (count if quantize == "nvfp4" else 0)
+        assert kernels.count("quantize_rows") == count
+        assert kernels.count("expand_fp8") == (count if quantize == "nvfp4" else 0)
 
 
 def test_a_cpu_profile_keeps_its_activations(built: tuple[Path, Path, str], call: Call):

@@ -18,7 +18,7 @@ import numpy as np
 from .bind import WEIGHTS_LOCATION, Expr, evaluate, from_json, is_view
 from .engine_file import EngineFile
 from .errors import EngineError, RecipeError, ResourceError
-from .executor import Output, Samplers, Step, Work
+from .executor import MAX_ROWS, Output, Samplers, Step, Work
 from .machine import cpu_count, memory
 from .numbers import RAW_DTYPE
 from .onnx_scan import scan
@@ -55,6 +55,7 @@ class CpuExecutor:
         self.blocks = self.sequences = _slot_count(max_batch, facts.max_batch)
         self.vocab = model.vocab_size
         self.max_prefill = min(MAX_PREFILL, facts.max_context)
+        self.max_rows = MAX_ROWS
         shape = (self.blocks, model.kv_heads, facts.max_context, model.head_dim)
         weights = _bindings(engine.path, facts.weights)
         _plan(engine, weights, facts.needs, cache_bytes=2 * model.layers * 4 * math.prod(shape[1:]))

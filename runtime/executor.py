@@ -9,6 +9,7 @@ The rules both sides keep:
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
   before it were done.
 * `collect` gives one Output per work, in the step's order.
+* Of the prompt tokens of one step, at most `max_rows` belong to works that want "all" rows.
 * At most `sequences` sequences are under way: a step has held them, and `release` has not been called.
 * `release` is called once per sequence, when all its works have been collected.
 * One thread at a time calls an executor.
@@ -26,6 +27,8 @@ from .errors import LlmcError
 from .sampling import Sampler, SamplingParams
 
 Rows = Literal["none", "last", "all"]
+MAX_ROWS = 128
+"""Rows of logits per step where all are wanted: with 128k tokens of vocabulary 64 MiB of float32."""
 Ticket = Any
 """Whatever an executor needs to find a submitted step again; the scheduler only hands it back."""
 
@@ -91,6 +94,7 @@ class Executor(Protocol):
     vocab: int
     max_context: int
     max_prefill: int
+    max_rows: int
 
     def submit(self, step: Step) -> Ticket:
         """Starts a step."""

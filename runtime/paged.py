@@ -97,6 +97,7 @@ class PagedExecutor:
         self.vocab = model.vocab_size
         self.sequences = min(facts.max_batch, max_batch or facts.max_batch, mixed[-1].sequences)
         self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
+        self.max_rows = mixed[-1].rows - mixed[-1].sequences
         self._device = make_device(engine, profile, self._plan, self.sequences)
         self.blocks = self._device.blocks
         self._samplers = Samplers()

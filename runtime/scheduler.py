@@ -21,8 +21,6 @@ from .executor import Executor, Output, Rows, Step, Ticket, Work
 from .sampling import SamplingParams
 
 Finish = Literal["stop", "length", "error"]
-_LOGITS_CHUNK = 128
-"""Rows of logits per step where all are wanted: with 128k tokens of vocabulary 64 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +160,19 @@ class Scheduler:
             self._prompt_had_turn = bool(prompts) and not (decoding and self._prompt_had_turn)
             decoding, prompts = ([], prompts[:1]) if self._prompt_had_turn else (decoding, [])
         works = [self._decode(sequence) for sequence in decoding]
-        budget = self._executor.max_prefill
+        budget, rows = self._executor.max_prefill, self._executor.max_rows
         for sequence in prompts:
-            if budget == 0:
+            size = min(budget, rows) if sequence.request.all_logits else budget
+            if size == 0:
                 break
-            works.append(self._chunk(sequence, budget))
+            works.append(self._chunk(sequence, size))
             decoding.append(sequence)
             budget -= len(works[-1].tokens)
+            rows -= len(works[-1].tokens) if sequence.request.all_logits else 0
         return works, decoding
 
-    def _chunk(self, sequence: _Sequence, budget: int) -> Work:
+    def _chunk(self, sequence: _Sequence, size: int) -> Work:
         request, start = sequence.request, sequence.fed
-        size = min(budget, _LOGITS_CHUNK) if request.all_logits else budget
         tokens = request.prompt[start : start + size]
         last = start + len(tokens) == len(request.prompt)
         sample = request.params if last and request.max_tokens else None

@@ -49,13 +49,15 @@ class FakeExecutor:
         vocab: int = 31,
         max_context: int = 128,
         max_prefill: int = 8,
+        max_rows: int = 5,
         shares: bool = False,
         sequences: int = 1000,
         fail_at: int | None = None,
         broken_token: int | None = None,
     ) -> None:
         self.depth, self.block_tokens, self.blocks, self.mixed = depth, block_tokens, blocks, mixed
-        self.vocab, self.max_context, self.max_prefill = vocab, max_context, max_prefill
+        self.vocab, self.max_context = vocab, max_context
+        self.max_prefill, self.max_rows = max_prefill, max_rows
         self.shares, self.sequences = shares, sequences
         self.fail_at, self.broken_token = fail_at, broken_token
         self.steps: list[Step] = []
@@ -106,6 +108,7 @@ class FakeExecutor:
         assert len({work.sequence for work in step.work}) == len(step.work), "a sequence twice in a step"
         prompts = [work for work in step.work if work.is_prompt]
         assert sum(len(work.tokens) for work in prompts) <= self.max_prefill
+        assert sum(len(work.tokens) for work in prompts if work.rows == "all") <= self.max_rows
         assert self.mixed or not prompts or len(step.work) == 1, "a mixed step"
         for work in step.work:
             self._check_work(work)

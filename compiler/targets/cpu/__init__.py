@@ -6,7 +6,7 @@ from ....passes.manager import Phase
 from ....passes.simplify import Simplify
 from ....runtime.onnx_scan import CPU_OPERATORS
 from ...verify import LOGICAL
-from ..target import AS_IT_IS, Precision
+from ..target import Precision
 from .emit import emit
 from .legalize import RULES
 
@@ -17,6 +17,6 @@ MERGE_GATED = False
 SUMMARY = "ONNX Runtime on any CPU"
 
 
-def legalize(_: Precision = AS_IT_IS) -> Phase:
+def legalize(_: Precision) -> Phase:
     """Every logical operator becomes a kernel of the runtime's list; equal helper nodes become one."""
     return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS, during=LOGICAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ....runtime.executor import MAX_ROWS
 from ....runtime.formula import value
 from ....runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
@@ -15,8 +16,8 @@ from .compile import Cubin, Variant, compile_variants, variant_of
 from .kernel import Call, Operand
 from .lowering import Lowering, Model, Shape, raw
 
-MAX_PREFILL = 512
-"""Prompt tokens per step: enough to be bound by arithmetic, few enough for decoding requests to wait for."""
+MAX_PREFILL = 2048
+"""Prompt tokens per step: enough for arithmetic to hide the weights, few enough for decoding requests to wait for."""
 SMALL_PREFILL = 64
 TACTICS = "heuristic"
 TOLERANCE = 3e-2
@@ -27,7 +28,7 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     """Plan every program, compile every kernel once."""
     model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch)
     shared: dict[str, Tensor] = {}
-    lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch)]
+    lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch, limits.max_context)]
     variants: dict[Variant, int] = {}
     programs = tuple(_program(lowering, variants) for lowering in lowered)
     cubins = compile_variants(list(variants), sm, progress=progress)
@@ -48,12 +49,13 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
 
 
-def shapes(max_batch: int) -> tuple[Shape, ...]:
+def shapes(max_batch: int, max_context: int) -> tuple[Shape, ...]:
     """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, small and large."""
     batches = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch] + [max_batch]
     decode = tuple(Shape(True, n, n, n) for n in batches)
     small = (Shape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
-    return (*decode, *small, Shape(False, MAX_PREFILL + max_batch, max_batch, MAX_PREFILL + max_batch))
+    prompt = min(MAX_PREFILL, max_batch * max_context)
+    return (*decode, *small, Shape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
 
 
 def _activation(dtype: str) -> str:

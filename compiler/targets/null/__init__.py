@@ -6,12 +6,12 @@ from ....passes.manager import Phase
 from ....runtime.bind import Expr
 from ...graph import Graph
 from ...verify import LOGICAL
-from ..target import AS_IT_IS, Precision
+from ..target import Precision
 
 SUMMARY = "nothing: the checked logical graph as text"
 
 
-def legalize(_: Precision = AS_IT_IS) -> Phase:
+def legalize(_: Precision) -> Phase:
     """No pass: the logical graph is legal here."""
     return Phase("null", (), LOGICAL)
 

@@ -181,13 +181,13 @@ def _check(plan: Plan, what: str) -> None:
         for name, tensor in program.buffers.items():
             if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
                 raise EngineError(f"{where}: buffer {name!r} inside its arena", found=f"offset {tensor.offset}")
+        for formula in {f for one in program.launches for f in (*one.grid, one.bytes, one.operations)}:
+            value(formula, program.limits)
         for launch in program.launches:
             if launch.module >= len(plan.modules) or len(launch.grid) != 3:
                 raise EngineError(f"{where}: launch {launch.label!r}", found=f"module {launch.module}")
             for argument in launch.arguments:
                 _check_argument(argument, known, f"{where}, launch {launch.label!r}")
-            for formula in (*launch.grid, launch.bytes, launch.operations):
-                value(formula, program.limits)
 
 
 def _check_tensor(tensor: Tensor, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -11,66 +11,123 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .errors import EngineError
 from .strict_json import nearest
 
+Reader = Callable[[Any, bool], Any]
+"""JSON value and whether unknown keys are ignored, to the value; raises _Wrong."""
+
+
+class _Wrong(Exception):
+    """What is wrong, and where: keys from the inside out, so that nothing is spent on them while all is well."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        self.expected, self.found = expected, found
+        self.path: list[str] = []
+
 
 def read(kind: Any, value: Any, where: str, lenient: bool = False) -> Any:
     """`value` as the type `kind`: a dataclass, tuple[T, ...], Mapping[str, T], T | None or a plain type.
 
     EngineError names `where` and the key at fault; with `lenient` unknown keys are ignored.
     """
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is UnionType:
-        return None if value is None else read(inner[0], value, where, lenient)
-    if origin is tuple:
-        return tuple(read(inner[0], item, where, lenient) for item in _typed(value, list, where, "a list"))
-    if origin is Mapping:
-        members = _typed(value, dict, where, "an object").items()
-        return {name: read(inner[1], item, f"{where}.{name[:256]}", lenient) for name, item in members}
-    if is_dataclass(kind):
-        return _read_fields(kind, _typed(value, dict, where, "an object"), where, lenient)
-    if kind is float:
-        if abs(_typed(value, (int, float), where, "a number")) >= 1 << 63:
-            raise EngineError(f"{where}: a number of sensible size", found=f"{value}"[:80])
-        return float(value)
-    if kind is int and not 0 <= _typed(value, int, where, "an integer") < 1 << 63:
-        raise EngineError(f"{where}: a non-negative integer below 2^63", found=f"{value}"[:80])
-    return _typed(value, kind, where, {str: "a string", bool: "true or false", int: "an integer"}[kind])
-
-
-def _read_fields(kind: Any, value: dict[str, Any], where: str, lenient: bool) -> Any:
-    hints = _hints(kind)
-    known = {_key(item): item for item in fields(kind)}
-    for key in value:
-        if key not in known and not lenient:
-            raise EngineError(f"{where}: only known keys", found=f"{key[:256]!r}{nearest(key, known)}")
-    for key, item in known.items():
-        if key not in value and item.default is MISSING and item.default_factory is MISSING:
-            raise EngineError(f"{where}: the key {key!r}", found="no such key")
-    return kind(
-        **{
-            item.name: read(hints[item.name], value[key], f"{where}.{key}", lenient)
-            for key, item in known.items()
-            if key in value
-        }
-    )
+    try:
+        return _reader(kind)(value, lenient)
+    except _Wrong as wrong:
+        place = ".".join([where, *reversed(wrong.path)])
+        raise EngineError(f"{place}: {wrong.expected}", found=wrong.found) from None
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _reader(kind: Any) -> Reader:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value, _: value
+    if origin is UnionType:
+        some = _reader(inner[0])
+        return lambda value, lenient: None if value is None else some(value, lenient)
+    if origin is tuple:
+        return _list(_reader(inner[0]))
+    if origin is Mapping:
+        return _mapping(_reader(inner[1]))
+    return _record(kind) if is_dataclass(kind) else _PLAIN[kind]
 
 
-def _typed(value: Any, kind: Any, where: str, expected: str) -> Any:
+def _list(item: Reader) -> Reader:
+    def reader(value: Any, lenient: bool) -> Any:
+        return tuple([item(one, lenient) for one in _typed(value, list, "a list")])
+
+    return reader
+
+
+def _mapping(item: Reader) -> Reader:
+    def reader(value: Any, lenient: bool) -> Any:
+        made = {}
+        for name, one in _typed(value, dict, "an object").items():
+            try:
+                made[name] = item(one, lenient)
+            except _Wrong as wrong:
+                wrong.path.append(name[:256])
+                raise
+        return made
+
+    return reader
+
+
+def _record(kind: Any) -> Reader:
+    hints = get_type_hints(kind)
+    known = {_key(item): (item.name, _reader(hints[item.name])) for item in fields(kind)}
+    needed = {_key(item) for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+
+    def reader(value: Any, lenient: bool) -> Any:
+        given = _typed(value, dict, "an object")
+        if missing := needed - given.keys():
+            raise _Wrong(f"the key {min(missing)!r}", "no such key")
+        arguments = {}
+        for key, one in given.items():
+            if key not in known:
+                if lenient:
+                    continue
+                raise _Wrong("only known keys", f"{key[:256]!r}{nearest(key, known)}")
+            name, item = known[key]
+            try:
+                arguments[name] = item(one, lenient)
+            except _Wrong as wrong:
+                wrong.path.append(key)
+                raise
+        return kind(**arguments)
+
+    return reader
+
+
+def _float(value: Any, _: bool) -> float:
+    if abs(_typed(value, (int, float), "a number")) >= 1 << 63:
+        raise _Wrong("a number of sensible size", f"{value}"[:80])
+    return float(value)
+
+
+def _int(value: Any, _: bool) -> int:
+    if not 0 <= _typed(value, int, "an integer") < 1 << 63:
+        raise _Wrong("a non-negative integer below 2^63", f"{value}"[:80])
+    return value
+
+
+_PLAIN: Mapping[Any, Reader] = {
+    float: _float,
+    int: _int,
+    str: lambda value, _: _typed(value, str, "a string"),
+    bool: lambda value, _: _typed(value, bool, "true or false"),
+}
+
+
+def _typed(value: Any, kind: Any, expected: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise EngineError(f"{where}: {expected}", found=f"{value!r}"[:200])
+        raise _Wrong(expected, f"{value!r}"[:200])
     return value
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as objects and tuples as lists, all the way down."""
+    """Dataclasses as objects and tuples as lists, all the way down; None is left out where it is the default."""
     if is_dataclass(value):
-        return {_key(item): plain(getattr(value, item.name)) for item in fields(value)}
+        pairs = [(item, getattr(value, item.name)) for item in fields(value)]
+        return {_key(item): plain(one) for item, one in pairs if one is not None or item.default is not None}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

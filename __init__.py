@@ -55,6 +55,7 @@ def build(
     memory_limit: float | None = None,
     accept_config: Collection[str] = (),
     random_weights: int | None = None,
+    tactics: Sequence[str | Path] = (),
 ) -> Path:
     """Builds the engine file `output` from a Hugging Face folder or hub id, and gives its path.
 
@@ -62,12 +63,14 @@ def build(
     format ("int4", "fp8" ...) or "none". activations, kv: "fp8" or "none", for GPU profiles. targets: kinds of
     machine, ["cpu"]. memory_limit: GiB of planned peak.
     accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
-    weights (for benchmarks). Raises LlmcError; see runtime/errors.py.
+    weights (for benchmarks). tactics: tables of tiles that `llmc tune` has written. Raises LlmcError; see
+    runtime/errors.py.
     """
     from pathlib import Path
 
     from .compiler.build import build as build_engine
     from .compiler.recipe import load_recipe, with_flags
+    from .compiler.targets.cuda.tactics import load as load_tactics
 
     if isinstance(recipe, str | Path):
         recipe = load_recipe(str(recipe))
@@ -87,6 +90,7 @@ def build(
         memory_limit=memory_limit,
         accept_config=accept_config,
         random_weights=random_weights,
+        tactics=[load_tactics(Path(path)) for path in tactics],
     )
     return report.path
 

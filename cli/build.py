@@ -21,6 +21,10 @@ Output = Annotated[
 MemoryLimit = Annotated[
     float | None, flag("--memory-limit", "Most memory to plan for, in GiB; by default what is available.")
 ]
+Tactics = Annotated[
+    list[Path] | None,
+    flag("--tactics", "Tiles that llmc tune has measured for a GPU target, a YAML file; may be repeated."),
+]
 Dump = Annotated[Path | None, flag("--dump", "Write the graph after each pass that changed it into this folder.")]
 
 
@@ -37,6 +41,7 @@ def build(
     memory_limit: MemoryLimit = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
+    tactics: Tactics = None,
     dump: Dump = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
@@ -63,7 +68,9 @@ def build(
     source = source.start_digest()
     from ..compiler.build import build as build_engine
     from ..compiler.build import chat_template_of
+    from ..compiler.targets.cuda.tactics import load
 
+    tables = [load(path) for path in tactics or ()]
     console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
     report = build_engine(
         source,
@@ -71,6 +78,7 @@ def build(
         plan,
         memory_limit=memory_limit,
         dump=dump,
+        tactics=tables,
         progress=progress.for_terminal(quiet=json),
     )
     if "tokenizer.json" in source.tokenizer and chat_template_of(source) is None:

@@ -142,14 +142,22 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
         "tensors": len(engine.tensors),
         "tensor_bytes": sum(info.nbytes for info in engine.tensors.values()),
         "sections": {name: len(engine.section(name)) for name in engine.sections},
-        "profiles": {name: _without_weights(profile) for name, profile in manifest["profiles"].items()},
+        "profiles": {name: _profile_facts(engine, profile) for name, profile in manifest["profiles"].items()},
         "content_digest": manifest["content_digest"],
         **{key: manifest[key] for key in kept},
     }
 
 
-def _without_weights(profile: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in profile.items() if key != "weights"}, "weights": len(profile["weights"])}
+def _profile_facts(engine: Any, profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile without its weights; of a launch plan also which table of tiles it was made with."""
+    from ..runtime.profiles import SM
+    from ..runtime.strict_json import loads
+
+    facts = {**{key: value for key, value in profile.items() if key != "weights"}, "weights": len(profile["weights"])}
+    if profile["target"] in SM:
+        plan = loads(engine.section(profile["graph"]), what=profile["graph"], error=EngineError)
+        facts["tactics"] = plan.get("tactics") if isinstance(plan, dict) else None
+    return facts
 
 
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
@@ -165,6 +173,7 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     ]
     lines += [
         f"  profile {name}: target {profile['target']}, context {profile['max_context']}, batch {profile['max_batch']}"
+        + (f", tiles {profile['tactics']}" if "tactics" in profile else "")
         for name, profile in facts["profiles"].items()
     ]
     lines += [f"  section {name}: {console.size(size)}" for name, size in facts["sections"].items()]

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from .recipe import Recipe
 from .reference import reference
 from .store import EngineWriter
 from .targets import Emitted, Limits, Precision, Target, target_named
+from .targets.cuda.tactics import Table, tables_for
 from .tokenizer_check import Check, start_check
 
 DEFAULT_CONTEXT = 4096
@@ -81,6 +82,7 @@ def build(
     accept_config: Collection[str] = (),
     random_weights: int | None = None,
     dump: Path | None = None,
+    tactics: Collection[Table] = (),
     progress: Progress = NO_PROGRESS,
 ) -> BuildReport:
     """Compile a checkpoint into an engine file.
@@ -90,11 +92,13 @@ def build(
         memory_limit: GiB the build may plan for; chunks shrink to meet it.
         accept_config: unknown configuration keys the user vouches for.
         random_weights: a seed; only the checkpoint's configuration is read then.
+        tactics: measured tiles, in place of those that come with llmc for a chip.
 
     Raises:
         LlmcError: see `runtime/errors.py`; the file at `output` is then as it was before.
     """
     began, output, clock = time.perf_counter(), Path(output), _Clock(progress)
+    tables = tables_for(recipe.targets, tactics)
     with clock.stage("read headers"):
         source = _open(checkpoint, accept_config, random_weights)
         source = source if source.hashing is not None else source.start_digest()
@@ -104,7 +108,10 @@ def build(
         decoder, graph, legal, reports = lower(source, recipe, context, dump)
     with clock.stage("compile profiles"):
         limits = Limits(context, recipe.max_batch, source.config.dtype or "float32", recipe.kv)
-        profiles = {name: target_named(name).emit(profile, limits, progress) for name, profile in legal.items()}
+        profiles = {
+            name: target_named(name).emit(profile, replace(limits, tactics=tables.get(name)), progress)
+            for name, profile in legal.items()
+        }
     chunk = _chunk_bytes(memory_limit)
     with EngineWriter(output, weights.specs(graph.canonical)) as writer:
         total = weights.source_bytes(graph.canonical, source.source)
@@ -130,7 +137,7 @@ def build(
             for name, data in sorted(source.tokenizer.items()):
                 writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
             writer.section(MEASURED, canonical({"probe": golden}))
-            manifest = _manifest(source, recipe, context, decoder, graph, profiles, digests)
+            manifest = _manifest(source, recipe, tables, context, decoder, graph, profiles, digests)
             source.unchanged()
             path = writer.commit(manifest)
     return BuildReport(
@@ -278,6 +285,7 @@ def _probe(graph: Graph, source: Checkpoint, writer: EngineWriter, context: int)
 def _manifest(
     source: Checkpoint,
     recipe: Recipe,
+    tables: Mapping[str, Table],
     context: int,
     decoder: Decoder,
     graph: Graph,
@@ -286,6 +294,9 @@ def _manifest(
 ) -> Manifest:
     c = source.config
     recipe_json = recipe.canonical()
+    if tables:
+        facts = loads(recipe_json, what="recipe", error=CheckpointError)
+        recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
     return Manifest(
         model=ModelFacts(
             architecture=c.architecture,

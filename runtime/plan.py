@@ -46,7 +46,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Binary:
     """A compiled kernel and what its launch needs (CUDA driver API, cuLaunchKernelEx): bytes [offset, offset + size)
-    of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes."""
+    of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes. pdl: it waits for its
+    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch)."""
 
     offset: int
     size: int
@@ -55,6 +56,7 @@ class Binary:
     shared: int
     registers: int
     spills: int
+    pdl: bool = False
     global_scratch: int = 0
     global_scratch_align: int = 1
     profile_scratch: int = 0
@@ -131,7 +133,8 @@ class Plan:
     """A profile's whole plan; programs from small to large, decode before mixed.
 
     kernels: digest of the kernels' source, so that an interpreter runs the same. tactics: which table of tile sizes.
-    max_blocks: block ids per sequence in `tables`. needs_sm: compute capability, 90 for 9.0.
+    max_blocks: block ids per sequence in `tables`. sm: compute capability, 90 for 9.0. pdl: kernels that can are
+    launched before their predecessor in the step has ended.
     """
 
     sm: int
@@ -142,6 +145,7 @@ class Plan:
     tensors: Mapping[str, Tensor]
     modules: tuple[Module, ...]
     programs: tuple[Program, ...]
+    pdl: bool = False
     block_tokens: int = BLOCK_TOKENS
     version: int = field(default=VERSION)
 

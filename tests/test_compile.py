@@ -63,7 +63,7 @@ def test_a_variant_is_what_a_call_compiles_to():
     assert (RELU.kernel, RELU.file, RELU.function, RELU.warps, RELU.stages) == ("gated", "gated", "gated_kernel", 4, 2)
     assert str(RELU) == "gated WIDTH=96 ACTIVATION=relu BLOCK=1024 warps=4 stages=2"
     assert RELU == variant_of(call()) != SILU
-    assert len({RELU, SILU, variant_of(call()), variant_of(call(), pdl=True)}) == 3
+    assert len({RELU, SILU, variant_of(call())}) == 2
 
 
 def test_every_dtype_and_number_has_a_type():
@@ -86,9 +86,21 @@ def test_a_cubin_tells_what_its_launch_needs(cubins: dict[int, Cubin]):
         assert cubin.entry.encode() in cubin.data
         assert (cubin.sm, cubin.entry, cubin.types) == (sm, "gated_kernel", RELU.types)
         assert (cubin.warps, cubin.ctas, cubin.shared, cubin.static_shared) == (4, 1, 0, 0)
-        assert (cubin.global_scratch, cubin.profile_scratch, cubin.pdl, cubin.cooperative) == (0, 0, False, False)
+        assert (cubin.global_scratch, cubin.profile_scratch, cubin.pdl, cubin.cooperative) == (0, 0, sm >= 90, False)
         assert 8 < cubin.registers < 64
         assert (cubin.spills, cubin.local) == (0, 0)
+
+
+def test_new_chips_wait_for_the_launch_before_them(cubins: dict[int, Cubin]):
+    ptx = cubins[80].ptx
+    assert ptx is not None and "griddepcontrol" not in ptx
+    lines = worker.with_wait(ptx).splitlines()
+    at = lines.index("\tgriddepcontrol.wait;")
+    assert lines[at - 2].startswith("// %bb.0:") and lines[at - 1] == "\tgriddepcontrol.launch_dependents;"
+    assert "\n".join([*lines[: at - 1], *lines[at + 1 :]]) == ptx.rstrip("\n")
+    for text in ("", ptx + ptx):
+        with pytest.raises(RuntimeError, match="PTX of another form than one kernel's"):
+            worker.with_wait(text)
 
 
 def test_cubins_hold_no_paths_and_only_older_chips_have_ptx(cubins: dict[int, Cubin]):
@@ -258,7 +270,7 @@ def test_a_damaged_entry_is_compiled_again(
 
 def test_what_decides_the_bytes_decides_the_key(monkeypatch: pytest.MonkeyPatch):
     request = RELU.request(90)
-    changes = [{"sm": 89}, {"warps": 8}, {"stages": 3}, {"pdl": True}, {"types": ["*fp16", "*fp16"]}]
+    changes = [{"sm": 89}, {"warps": 8}, {"stages": 3}, {"types": ["*fp16", "*fp16"]}]
     changes += [{"constants": {**request["constants"], "WIDTH": value}} for value in (97, 96.0, None)]
     keys = {cache.key_of({**request, **change}, "sources") for change in [{}, *changes]}
     keys.add(cache.key_of(request, "other sources"))

@@ -41,9 +41,9 @@ def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: A
 
 
 @contextmanager
-def loaded(path: Path, api: FakeApi, lanes: int = 4, **options: Any) -> Iterator[CudaDevice]:
+def loaded(path: Path, api: FakeApi, lanes: int = 4, plan: Plan | None = None, **options: Any) -> Iterator[CudaDevice]:
     with EngineFile.open(path) as engine:
-        device = CudaDevice(engine, "sm_90", toy_plan(), lanes, driver=Driver(api), options=Options(**options))
+        device = CudaDevice(engine, "sm_90", plan or toy_plan(), lanes, driver=Driver(api), options=Options(**options))
         try:
             yield device
         finally:
@@ -165,11 +165,18 @@ def test_scratch_is_for_the_kernels_that_ask_for_it(toy: Path):
         assert device._area.scratch[0] % 256 == 0
 
 
-def test_programmatic_launch_is_an_attribute_of_the_modules_that_ask_for_it(toy: Path):
+@pytest.mark.parametrize("switch", [True, False])
+def test_programmatic_launch_is_for_kernels_that_wait_and_follow_another(toy: Path, switch: bool):
+    plan = toy_plan()
+    modules = tuple(
+        replace(one, binary=replace(one.binary, pdl=True)) if one.kernel in ("take", "choose") and one.binary else one
+        for one in plan.modules
+    )
     api = FakeApi(KERNELS)
-    with loaded(toy, api, pdl=lambda module: module.kernel == "choose") as device:
+    with loaded(toy, api, plan=replace(plan, modules=modules, pdl=switch)) as device:
         device.read(device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ()))
-    assert [(one.entry, one.pdl) for one in api.launched] == [("take", False), ("score_all", False), ("choose", True)]
+    launched = [(one.entry, one.pdl) for one in api.launched]
+    assert launched == [("take", False), ("score_all", False), ("choose", switch)]
 
 
 def test_an_empty_grid_launches_nothing(toy: Path):

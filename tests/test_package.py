@@ -18,7 +18,7 @@ NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "__m
 def package_files() -> set[str]:
     """What the wheel must hold, as paths inside it."""
     files = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    files |= set((ROOT / "recipes").glob("*.yaml")) | {ROOT / "recipes/recipe.schema.json"}
+    files |= set((ROOT / "recipes").rglob("*.yaml")) | {ROOT / "recipes/recipe.schema.json"}
     files |= {ROOT / "__init__.py", ROOT / "__main__.py"}
     return {f"llmc/{path.relative_to(ROOT).as_posix()}" for path in files}
 

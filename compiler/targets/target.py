@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...passes.manager import Phase
 from ...runtime.bind import Expr
 from ...runtime.progress import Progress
 from ..graph import Graph
 
+if TYPE_CHECKING:
+    from .cuda.tactics import Table
+
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest steps a profile is made for, and the checkpoint's own dtype ("bfloat16", "float16", "float32")."""
+    """The largest steps a profile is made for, and the checkpoint's own dtype ("bfloat16", "float16", "float32").
+
+    tactics: measured tiles of the profile's chip, where there are some.
+    """
 
     max_context: int
     max_batch: int
     dtype: str
     kv: str = "none"
+    tactics: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ stream order; so steps may be started before earlier ones are read, and one aren
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engine_file import EngineFile
 from ..errors import EngineError, LlmcError, ResourceError
-from ..plan import Module, Plan
+from ..plan import Plan
 from ..profiles import capability, runs_on
 from ..progress import NO_PROGRESS, Progress
 from . import probe
@@ -32,20 +32,11 @@ _KEPT = 64
 """Sizes of mixed steps whose launches are remembered."""
 
 
-def _never(_module: Module) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Options:
-    """How steps are run. graphs: decode programs are captured once and replayed.
-
-    pdl: modules whose kernels wait for their predecessor themselves, so that they may be launched before it has ended
-    (programmatic dependent launch); for any other kernel that is a race.
-    """
+    """How steps are run. graphs: decode programs are captured once and replayed."""
 
     graphs: bool = True
-    pdl: Callable[[Module], bool] = _never
 
 
 class CudaDevice:
@@ -149,7 +140,7 @@ class CudaDevice:
                 loaded[at] = self._driver.module(data[binary.offset : binary.offset + binary.size], what)
                 cleanup.callback(self._driver.unload, loaded[at])
             function = self._driver.function(loaded[at], binary.entry, binary.shared, what)
-            kernels.append(Kernel(module, binary, function, self._options.pdl(module)))
+            kernels.append(Kernel(module, binary, function))
         return tuple(kernels)
 
     def _allocate(self, parts: Budget, placement: Placement, lanes: int, cleanup: ExitStack) -> tuple[int, Area]:

@@ -33,12 +33,11 @@ _POINTER = "<Q"
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded module of the plan. pdl: launched before the one in front of it has ended."""
+    """A loaded module of the plan."""
 
     module: Module
     binary: Binary
     function: Any
-    pdl: bool
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,11 @@ def bind(
         _check_arguments(plan, program, launch, kernel.module)
         values = [_value(argument, addresses, sizes) for argument in launch.arguments]
         scratch = [address if needed else 0 for address, needed in zip(area.scratch, _scratch(kernel), strict=True)]
+        early = plan.pdl and kernel.binary.pdl and bool(launches)  # what precedes the first is no kernel
         launches.append(
             Prepared(
                 kernel.function,
-                driver.config(grid, kernel.binary.warps, kernel.binary.shared, stream, pdl=kernel.pdl),
+                driver.config(grid, kernel.binary.warps, kernel.binary.shared, stream, pdl=early),
                 pack([*kernel.module.types, "*i8", "*i8"], [*values, *scratch], what=launch.label),
                 f"launching {launch.label} ({kernel.module.kernel})",
             )

@@ -54,7 +54,6 @@ class Variant:
     types: tuple[str, ...]
     warps: int
     stages: int
-    pdl: bool = False
     minimum_sm: int = 80
 
     @cached_property
@@ -69,7 +68,7 @@ class Variant:
 
     def __str__(self) -> str:
         constants = "".join(f" {name}={value}" for name, value in self.constants)
-        return f"{self.kernel}{constants} warps={self.warps} stages={self.stages}{' pdl' if self.pdl else ''}"
+        return f"{self.kernel}{constants} warps={self.warps} stages={self.stages}"
 
     def request(self, sm: int) -> dict[str, Any]:
         """What the compiler is asked: all that decides the cubin except sources and tools."""
@@ -80,7 +79,6 @@ class Variant:
             "types": list(self.types),
             "warps": self.warps,
             "stages": self.stages,
-            "pdl": self.pdl,
             "sm": sm,
         }
 
@@ -120,7 +118,7 @@ class Cubin:
         return Cubin(**{**answer, "data": base64.b64decode(answer["data"]), "types": tuple(answer["types"])})
 
 
-def variant_of(call: Call, *, pdl: bool = False) -> Variant:
+def variant_of(call: Call) -> Variant:
     """What must be compiled for a call."""
     function = call.kernel.function.fn
     return Variant(
@@ -131,7 +129,6 @@ def variant_of(call: Call, *, pdl: bool = False) -> Variant:
         types=tuple(_type(argument) for _, argument in call.ordered),
         warps=call.warps,
         stages=call.stages,
-        pdl=pdl,
         minimum_sm=call.kernel.minimum_sm,
     )
 

@@ -15,18 +15,20 @@ from .cache import source_digest
 from .compile import Cubin, Variant, compile_variants, variant_of
 from .kernel import Call, Operand
 from .lowering import Lowering, Model, Shape, raw
+from .tactics import HEURISTIC
 
 MAX_PREFILL = 2048
 """Prompt tokens per step: enough for arithmetic to hide the weights, few enough for decoding requests to wait for."""
 SMALL_PREFILL = 64
-TACTICS = "heuristic"
 TOLERANCE = 3e-2
 """Of the probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
 
 
 def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     """Plan every program, compile every kernel once."""
-    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch)
+    table = limits.tactics
+    tiles = table.tiles if table is not None else {}
+    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, tiles)
     shared: dict[str, Tensor] = {}
     lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch, limits.max_context)]
     variants: dict[Variant, int] = {}
@@ -38,13 +40,15 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
         activation=model.activation,
         max_blocks=model.max_blocks,
         kernels=source_digest(),
-        tactics=TACTICS,
+        tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
         modules=modules,
         programs=programs,
     )
     weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
+    if table is not None and table.kernels != plan.kernels:
+        notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": binary}
     return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
 
@@ -148,6 +152,7 @@ def _modules(variants: list[Variant], cubins: Mapping[Variant, Cubin]) -> tuple[
                     shared=cubin.shared,
                     registers=cubin.registers,
                     spills=cubin.spills,
+                    pdl=cubin.pdl,
                     global_scratch=cubin.global_scratch,
                     global_scratch_align=cubin.global_scratch_align,
                     profile_scratch=cubin.profile_scratch,

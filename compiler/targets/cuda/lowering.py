@@ -26,13 +26,12 @@ from .kernels import (
 )
 from .kernels import sample as sampling
 from .kernels import tokens as token_kernels
-from .kernels.tiles import default_tile
+from .kernels.tiles import COUNTERS, Tile, default_tile
+from .tactics import Key, key
 
 OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
 SMALL_M = 64
 """Tokens up to which a linear is bound by its weights, and takes the swapped form."""
-COUNTERS = 16384
-"""Tickets for split-K: one per tile of outputs, zero between launches."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """What every program of a profile shares."""
+    """What every program of a profile shares. tiles: measured ones (`tactics.py`)."""
 
     graph: Graph
     sm: int
     activation: str
     max_context: int
     max_batch: int
+    tiles: Mapping[Key, Tile] = field(default_factory=dict)
 
     @property
     def max_blocks(self) -> int:
@@ -209,12 +209,16 @@ def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias:
     assert node.inputs[0] is not None
     codes, scales = at.quantized[node.inputs[0]]
     y, sm, most = at.result(node.outputs[0]), at.model.sm, at.shape.limit(str(codes.shape[0]))
+    tile = at.model.tiles.get(key("fp8", width(node.outputs[0]), width(node.inputs[0]), "fp8", most))
     if _format(node) != "fp8":
         shape = width(node.outputs[0]), width(node.inputs[0])
         wide = at.buffer(f"{y.name}.weight", "u8", *shape), at.buffer(f"{y.name}.weight_scale", "f32", shape[0])
         at.add(node, expand_fp8.expand_fp8(weights, *wide, format=_format(node)))
         weights = wide
-    at.add(node, linear_fp8.linear_fp8(codes, scales, weights, y, block=None, max_tokens=most, sm=sm, bias=bias))
+    at.add(
+        node,
+        linear_fp8.linear_fp8(codes, scales, weights, y, block=None, max_tokens=most, sm=sm, bias=bias, tile=tile),
+    )
 
 
 def _linear(at: Lowering, node: ir.Node) -> None:
@@ -228,20 +232,30 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     y = at.result(node.outputs[0], "f32" if logits else None)
     most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
     n, k = width(node.outputs[0]), width(node.inputs[0])
-    if most > SMALL_M:
-        at.add(node, linear_large.linear_large(x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias))
+    kind = "large" if most > SMALL_M else "small"
+    tile = at.model.tiles.get(key(kind, n, k, fmt, most)) if weights[0].dtype != "f32" else None
+    if kind == "large":
+        at.add(node, linear_large.linear_large(x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias, tile=tile))
         return
-    splits = linear_small.splits_for(n, k, fmt, most, sm)
+    sized = tile or default_tile("small", n, k, fmt, most, sm)
+    splits = sized.splits
     workspace = counters = None
     if splits > 1:
         workspace = at.buffer(f"{y.name}.partial", "f32", splits, x.shape[0], n)
-        needed = linear_small.counters_for(n, most, default_tile("small", n, k, fmt, most, sm))
+        needed = linear_small.counters_for(n, most, sized)
         assert needed <= COUNTERS, f"{node.name} needs {needed} counters"
         counters = at.state("counters", "i32", COUNTERS)
     at.add(
         node,
         linear_small.linear_small(
-            x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias, workspace=workspace, counters=counters
+            *(x, weights, y),
+            format=fmt,
+            max_tokens=most,
+            sm=sm,
+            bias=bias,
+            workspace=workspace,
+            counters=counters,
+            tile=tile,
         ),
     )
 

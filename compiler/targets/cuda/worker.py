@@ -32,6 +32,9 @@ SETTINGS = {
 """Environment of a worker, next to folders of its own (`compile.py`)."""
 PTX_UP_TO = 89
 """Newer PTX is specific to one chip ("sm_90a"), so it would help no other."""
+WAITS_FROM = 90
+"""Newer chips launch kernels early: theirs first say that the next may come, then wait for what came before."""
+_BODY = "\n// %bb.0:"
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
@@ -74,11 +77,10 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         constexprs={(i,): constants[name] for i, name in enumerate(signature) if name in constants},
         attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")},
     )
-    options = {"num_warps": request["warps"], "num_stages": request["stages"], "launch_pdl": request["pdl"]}
+    options = {"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True}
+    triton.knobs.runtime.add_stages_inspection_hook = waiting if request["sm"] >= WAITS_FROM else None
     with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", request["sm"], 32), options={**options, "enable_fp_fusion": True}
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
     facts: Any = compiled.metadata
     if facts.tensordesc_meta:
         raise NotImplementedError("tensor descriptors as arguments")
@@ -94,11 +96,34 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         "global_scratch_align": facts.global_scratch_align,
         "profile_scratch": facts.profile_scratch_size,
         "profile_scratch_align": facts.profile_scratch_align,
-        "pdl": facts.launch_pdl,
+        "pdl": request["sm"] >= WAITS_FROM,
         "cooperative": facts.launch_cooperative_grid,
         "ptx": compiled.asm["ptx"] if request["sm"] <= PTX_UP_TO else None,
         **resources(log.getvalue()),
     }
+
+
+def waiting(*arguments: Any) -> tuple[str, str] | None:
+    """Triton's hook for its stages: the PTX waits at its very beginning. Without arguments it is asked for its key.
+
+    Every thread waits before its first access to memory, so a launch that is allowed to start early (PTX ISA,
+    griddepcontrol) reads only what its predecessor has finished, and so does any other launch.
+    """
+    if not arguments:
+        return "waits", "waits"
+    stages: dict[str, Any] = arguments[1]
+    generate = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: with_wait(generate(source, metadata))
+    return None
+
+
+def with_wait(ptx: str) -> str:
+    """The PTX of one kernel, with the two instructions of programmatic dependent launch before its own."""
+    head, body, rest = ptx.partition(_BODY)
+    line, end, rest = rest.partition("\n")
+    if not end or _BODY in rest:
+        raise RuntimeError("PTX of another form than one kernel's")
+    return f"{head}{body}{line}\n\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n{rest}"
 
 
 def resources(log: str) -> dict[str, int]:

@@ -94,11 +94,6 @@ def linear_small_kernel(
 KERNEL = Kernel("linear_small", linear_small_kernel)
 
 
-def splits_for(n: int, k: int, format: str, max_tokens: int, sm: int) -> int:
-    """Parts of K that `linear_small` makes of itself: 1 needs no workspace."""
-    return default_tile("small", n, k, format, max_tokens, sm).splits
-
-
 def counters_for(n: int, max_tokens: int, tile: Tile) -> int:
     """How many counters a call with that tile needs."""
     return -(-n // tile.block_n) * -(-max_tokens // tile.block_m)

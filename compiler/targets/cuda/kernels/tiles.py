@@ -11,9 +11,17 @@ MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
 """Of the chip that the tiles of a compute capability are chosen for."""
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """Shared memory a program may have."""
+COUNTERS = 16384
+"""Tickets for split-K: one per tile of outputs, zero between launches."""
 _PROGRAMS_WANTED = 4
 """Programs on each multiprocessor that it takes to keep enough bytes on their way from memory."""
 _LEAST_SPAN = 512
+KINDS = ("small", "large", "fp8")
+"""Kernels of linears: few tokens, many tokens, and many in FP8 on both sides."""
+_RANGES = {"block_n": (32, 256), "block_k": (16, 512), "block_m": (16, 256), "warps": (2, 16)}
+"""Smallest and largest power of two of a tile's fields."""
+_MOST_SPLITS = 64
+_MOST_STAGES = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,38 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
         return _split(Tile(64, chunk(format), block_m, 1, 4, 1), n, k, format, max_tokens, sm)
     wide = PER_WORD[format] == 8 and roomy and block_m == 16 and k % 256 == 0
     return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
+
+
+def wrong_tile(kind: str, n: int, k: int, format: str, tile: Tile, sm: int) -> str:
+    """Why a linear [n, k] cannot have this tile on the chip, or "".
+
+    Shared memory counts what must be there: of each operand that comes through it, one buffer less than stages. What a
+    kernel really takes only its compiler knows.
+    """
+    for name, (least, most) in _RANGES.items():
+        size = getattr(tile, name)
+        if next_power(size) != size or not least <= size <= most:
+            return f"{name} {size} is no power of two from {least} to {most}"
+    if not 1 <= tile.stages <= _MOST_STAGES:
+        return f"stages {tile.stages} is not from 1 to {_MOST_STAGES}"
+    if not 1 <= tile.splits <= (_MOST_SPLITS if kind == "small" else 1):
+        return f"splits {tile.splits} is not from 1 to {_MOST_SPLITS}, and 1 unless kind is small"
+    if kind == "fp8" and not (tile.block_n <= 128 and 32 <= tile.block_k <= 128):
+        return "a block of FP8 has at most 128 rows, and 32 to 128 columns"
+    if kind != "fp8" and format != "dense" and tile.block_k % chunk(format):
+        return f"block_k {tile.block_k} is no multiple of {chunk(format)}, what {format} is decoded in"
+    try:
+        tile.span(k)
+    except ValueError as error:
+        return str(error)
+    act, weight = (1.0, 1.0) if kind == "fp8" else (2.0, 4 / PER_WORD[format] if format != "dense" else 2.0)
+    staged = tile.block_k * (tile.block_n * weight + tile.block_m * act)
+    if format != "dense" and kind != "fp8" and tile.stages == 1:
+        staged = chunk(format) * tile.block_m * act  # decoded weights stay in registers
+    shared = int(max(1, tile.stages - 1) * staged)
+    if shared > SHARED_BYTES[sm]:
+        return f"{shared} bytes of shared memory, of at most {SHARED_BYTES[sm]}"
+    return ""
 
 
 def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:

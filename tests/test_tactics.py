@@ -139,7 +139,7 @@ def test_bundled_tables_are_tables():
 
 
 def measured(*, kernels: str) -> Table:
-    """Of 128 x 64 q|k|v, 384 x 64 gate|up and 64 x 192 down; behind attention, rows are wanted of 130 tokens at most."""
+    """Of 128 x 64 q|k|v, 384 x 64 gate|up and 64 x 192 down; behind attention there are 130 rows at most."""
     rows = (
         Row("small", 128, 64, "int8", 1, Tile(32, 64, 16, 1, 2, 2), 10, 20),
         Row("small", 384, 64, "int8", 64, Tile(32, 64, 64, 1, 4, 1), 10, 20),

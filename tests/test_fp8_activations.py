@@ -118,5 +118,5 @@ def test_a_chip_without_fp8_tensor_cores_refuses(built: tuple[Path, Path, str], 
     flags = ("--target", "sm_80", "--quantize", "fp8", "--activations", "fp8")
     code, said = call("build", built[0], "-o", tmp_path / "e.llmc", *flags)
     assert code == 3
-    assert "activations fp8 on sm_80" in said and "a chip without FP8 tensor cores" in said
+    assert "activations fp8 on sm_80" in said and "a chip without FP8" in said
     assert not list(tmp_path.iterdir())

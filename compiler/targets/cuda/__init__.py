@@ -24,16 +24,17 @@ def _legalize(sm: int, precision: Precision) -> Phase:
     """Rope, cache and attention become one operator, which the plan's launches compute.
 
     Raises:
-        Unsupported: FP8 activations for a chip without FP8 tensor cores.
+        Unsupported: FP8 activations or an FP8 cache for a chip without FP8 conversions and tensor cores.
     """
+    for name, format in (("activations", precision.activations), ("kv", precision.kv)):
+        if format != "none" and sm < _FP8_SM:
+            raise Unsupported(
+                f"{name} {format} on sm_{sm}",
+                found="a chip without FP8",
+                fix=f"--{name} none, or an engine of its own for this target",
+            )
     if precision.activations == "none":
         return Phase("cuda", PASSES, LEGAL)
-    if sm < _FP8_SM:
-        raise Unsupported(
-            f"activations {precision.activations} on sm_{sm}",
-            found="a chip without FP8 tensor cores",
-            fix="--activations none, or an engine of its own for this target",
-        )
     return Phase("cuda", (*PASSES, QuantizeActivations()), LEGAL)
 
 

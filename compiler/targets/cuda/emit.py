@@ -28,7 +28,7 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     """Plan every program, compile every kernel once."""
     table = limits.tactics
     tiles = table.tiles if table is not None else {}
-    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, tiles)
+    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, limits.kv, tiles)
     shared: dict[str, Tensor] = {}
     lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch, limits.max_context)]
     variants: dict[Variant, int] = {}

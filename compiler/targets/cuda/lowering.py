@@ -49,13 +49,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """What every program of a profile shares. tiles: measured ones (`tactics.py`)."""
+    """What every program of a profile shares. kv: format of the cache. tiles: measured ones (`tactics.py`)."""
 
     graph: Graph
     sm: int
     activation: str
     max_context: int
     max_batch: int
+    kv: str
     tiles: Mapping[Key, Tile] = field(default_factory=dict)
 
     @property
@@ -129,7 +130,8 @@ class Lowering:
         _, heads, _, size = dims(value)
         shape = ("blocks", heads, BLOCK_TOKENS, size)
         name = str(value.name)
-        return self._share(name, "cache", Operand(name, self.model.activation, shape))
+        dtype = "u8" if self.model.kv == "fp8" else self.model.activation
+        return self._share(name, "cache", Operand(name, dtype, shape))
 
     def add(self, node: ir.Node, call: Call) -> None:
         """One launch, labelled by the module or operator it computes."""

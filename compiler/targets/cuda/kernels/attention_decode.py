@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
-from .attention_prefill import capped
+from .attention_prefill import capped, load_cached
 from .attention_reference import PAGE, Options, paged
 from .linear import dot
 
@@ -85,8 +85,8 @@ def attention_decode_kernel(
         slab = tl.load(tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
         offset = slab * (PAGE * HEAD_DIM) + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
         inside = seen[:, None] & (dim[None, :] < HEAD_DIM)
-        keys = tl.load(key + offset, inside, 0.0)
-        values = tl.load(value + offset, inside, 0.0)
+        keys = load_cached(key, offset, inside, q.dtype.element_ty)
+        values = load_cached(value, offset, inside, q.dtype.element_ty)
         scores = capped(dot(queries, tl.trans(keys), tl.zeros([ROWS, PAGE], tl.float32), EMULATE), SCALE, SOFTCAP)
         scores = tl.where(seen[None, :], scores, -1e30)
         above = tl.maximum(highest, tl.max(scores, axis=1))
@@ -242,6 +242,8 @@ def _cases() -> Iterator[Case]:
         (Options(2, 1, 128, window=20), (100, 5), 1),
         (Options(3, 1, 256, softcap=30.0), (66,), 2),
         (Options(2, 2, 16, sinks=True), (40, 129), 1),
+        (Options(8, 1, 128, cache="u8"), (70, 1), 1),
+        (Options(3, 3, 96, cache="u8"), (130,), 2),
     ):
         made = paged(options, lengths, (1,) * len(lengths), seed=6)
         q, key, value, tables, lens, out = made.operands("q", "key", "value", "tables", "lengths", "out")
@@ -282,8 +284,8 @@ def _parts(
             blocks = tensors["tables"][sequence, split * share : min((split + 1) * share, pages)].long()
             count = min(length - split * share * PAGE, share * PAGE)
             key, value = (
-                tensors[name][blocks].transpose(0, 1).flatten(1, 2)[:, :count].float().repeat_interleave(group, 0)
-                for name in ("key", "value")
+                wide[blocks].transpose(0, 1).flatten(1, 2)[:, :count].repeat_interleave(group, 0)
+                for wide in (_wide(tensors["key"]), _wide(tensors["value"]))
             )
             scores = torch.einsum("ad,ald->al", q, key) * options.scale
             if options.softcap:
@@ -291,6 +293,10 @@ def _parts(
             sums[sequence, :, split] = scores.logsumexp(-1) / torch.tensor(2.0).log()
             out[sequence, :, split] = torch.einsum("al,ald->ad", scores.softmax(-1), value)
     return {"partial": out, "lse": sums}
+
+
+def _wide(cache: torch.Tensor) -> torch.Tensor:
+    return (cache.view(torch.float8_e4m3fn) if cache.dtype == torch.uint8 else cache).float()
 
 
 def _combine_case() -> Case:
@@ -320,7 +326,7 @@ def _combine_case() -> Case:
 
 def _calls(sm: int) -> Iterator[Call]:
     cache = ("blocks", 8, PAGE, 128)
-    for sequences in (1, 32):
+    for sequences, stored in ((1, "bf16"), (32, "bf16"), (1, "u8"), (32, "u8")):
         splits = splits_for(sequences, 8, 128, sm)
         shape = ("sequences", 32, splits)
         q, out = Operand("q", "bf16", ("tokens", 4096)), Operand("out", "bf16", ("tokens", 4096))
@@ -328,8 +334,8 @@ def _calls(sm: int) -> Iterator[Call]:
         lse = Operand("lse", "f32", shape) if splits > 1 else None
         yield attention_decode(
             q,
-            Operand("key", "bf16", cache),
-            Operand("value", "bf16", cache),
+            Operand("key", stored, cache),
+            Operand("value", stored, cache),
             Operand("tables", "i32", ("sequences", 128)),
             Operand("lengths", "i32", ("sequences",)),
             out,

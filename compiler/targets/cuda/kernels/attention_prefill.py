@@ -13,10 +13,21 @@ import triton.language as tl
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from .attention_reference import PAGE, Options, paged
 from .linear import dot
+from .weights import e4m3
 
 ROWS = 64
 """Queries times heads of a program."""
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def load_cached(cache, offset, inside, ACT: tl.constexpr):
+    """Keys or values in ACT: stored so, or as E4M3 bits (u8), which every 16-bit float holds exactly; 0 outside."""
+    if cache.dtype.element_ty == tl.uint8:
+        numbers = e4m3(tl.load(cache + offset, inside, 0)).to(ACT)
+    else:
+        numbers = tl.load(cache + offset, inside, 0.0)
+    return numbers
 
 
 @triton.jit
@@ -104,7 +115,7 @@ def attention_prefill_kernel(
             base = slab * (PAGE * HEAD_DIM)
             inside = stored[:, None] & (dim[None, :] < HEAD_DIM)
             offset = base + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
-            keys = tl.load(key + offset, inside, 0.0)
+            keys = load_cached(key, offset, inside, q.dtype.element_ty)
             scores = dot(queries, tl.trans(keys), tl.zeros([QUERIES * MEMBERS, PAGE], tl.float32), EMULATE)
             scores = capped(scores, SCALE, SOFTCAP)
             seen = (other[None, :] <= position[:, None]) & stored[None, :]
@@ -115,7 +126,7 @@ def attention_prefill_kernel(
             weights = tl.where(seen, tl.exp2(scores - above[:, None]), 0.0)
             fade = tl.exp2(highest - above)
             norm = norm * fade + tl.sum(weights, axis=1)
-            values = tl.load(value + offset, inside, 0.0)
+            values = load_cached(value, offset, inside, q.dtype.element_ty)
             acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
             highest = above
         acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
@@ -185,6 +196,8 @@ def _cases() -> Iterator[Case]:
         (Options(2, 1, 128, window=20), (100, 5), (70, 5)),
         (Options(3, 1, 256, softcap=30.0), (66,), (17,)),
         (Options(2, 2, 16, sinks=True), (40, 129), (40, 3)),
+        (Options(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
+        (Options(2, 2, 80, cache="u8"), (65,), (65,)),
     ):
         made = paged(options, lengths, news, seed=5)
         operands = made.operands("q", "key", "value", "tables", "starts", "lengths", "out")
@@ -206,19 +219,20 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[Call]:
     cache = ("blocks", 8, PAGE, 128)
-    yield attention_prefill(
-        Operand("q", "bf16", ("tokens", 4096)),
-        Operand("key", "bf16", cache),
-        Operand("value", "bf16", cache),
-        Operand("tables", "i32", ("sequences", 128)),
-        Operand("starts", "i32", ("sequences + 1",)),
-        Operand("lengths", "i32", ("sequences",)),
-        Operand("out", "bf16", ("tokens", 4096)),
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        scale=128**-0.5,
-    )
+    for stored in ("bf16", "u8"):
+        yield attention_prefill(
+            Operand("q", "bf16", ("tokens", 4096)),
+            Operand("key", stored, cache),
+            Operand("value", stored, cache),
+            Operand("tables", "i32", ("sequences", 128)),
+            Operand("starts", "i32", ("sequences + 1",)),
+            Operand("lengths", "i32", ("sequences",)),
+            Operand("out", "bf16", ("tokens", 4096)),
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            scale=128**-0.5,
+        )
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -21,6 +21,8 @@ class Options:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+    cache: str = "bf16"
+    """Or "u8": E4M3."""
 
     @property
     def scale(self) -> float:
@@ -28,7 +30,7 @@ class Options:
 
     @property
     def name(self) -> str:
-        extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks, "fp8": self.cache == "u8"}
         return "-".join([f"{self.heads}-{self.kv_heads}x{self.head_dim}", *(name for name, on in extra.items() if on)])
 
 
@@ -50,8 +52,8 @@ class Paged:
         o, blocks = self.options, self.tensors["key"].shape[0]
         shapes: dict[str, tuple[str, tuple[int | str, ...]]] = {
             "q": ("bf16", ("tokens", o.heads * o.head_dim)),
-            "key": ("bf16", (blocks, o.kv_heads, PAGE, o.head_dim)),
-            "value": ("bf16", (blocks, o.kv_heads, PAGE, o.head_dim)),
+            "key": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
+            "value": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
             "tables": ("i32", ("sequences", self.max_blocks)),
             "starts": ("i32", ("sequences + 1",)),
             "lengths": ("i32", ("sequences",)),
@@ -67,7 +69,8 @@ def paged(options: Options, lengths: tuple[int, ...], news: tuple[int, ...], see
     counts = [-(-length // PAGE) for length in lengths]
     order = torch.randperm(sum(counts) + 2, generator=random).tolist()
     shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
-    key, value = (torch.randn(shape, generator=random).to(torch.bfloat16) for _ in range(2))
+    stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
+    key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
     q = torch.randn(sum(news), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
     sinks = torch.randn(options.heads, generator=random)
     tables = torch.full((len(lengths), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
@@ -90,8 +93,8 @@ def paged(options: Options, lengths: tuple[int, ...], news: tuple[int, ...], see
     starts = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
     tensors = {
         "q": q,
-        "key": key,
-        "value": value,
+        "key": key if options.cache == "bf16" else key.to(stored).view(torch.uint8),
+        "value": value if options.cache == "bf16" else value.to(stored).view(torch.uint8),
         "tables": tables,
         "lengths": torch.tensor(lengths, dtype=torch.int32),
         "starts": starts,

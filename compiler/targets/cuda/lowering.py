@@ -107,11 +107,25 @@ class Lowering:
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
         """A new buffer for a value: activations unless said otherwise; logits are float32."""
-        shape = dims(value)
-        rows = "tokens" if len(shape) == 3 or self.shape.decode else "rows"
-        made = self.buffer(str(value.name), dtype or self.model.activation, rows, width(value))
+        made = self.buffer(str(value.name), dtype or self.model.activation, self.rows_of(value), width(value))
         self._values[value] = made
         return made
+
+    def rows_of(self, value: ir.Value) -> str:
+        """Which size a value's rows are: of all new tokens, or of the wanted ones."""
+        return "tokens" if len(dims(value)) == 3 or self.shape.decode else "rows"
+
+    def narrow(self, value: ir.Value) -> bool:
+        """Whether the step is large enough for FP8 tensor cores."""
+        return self.shape.limit(self.rows_of(value)) > SMALL_M
+
+    def narrow_result(self, value: ir.Value) -> tuple[Operand, Operand]:
+        """New buffers for activations as E4M3 codes and scales."""
+        rows = self.rows_of(value)
+        codes = self.buffer(f"{value.name}.codes", "u8", rows, width(value))
+        scales = self.buffer(f"{value.name}.scales", "f32", rows)
+        self.quantized[value] = codes, scales
+        return codes, scales
 
     def buffer(self, name: str, dtype: str, *shape: int | str) -> Operand:
         operand = Operand(name, dtype, shape)
@@ -197,13 +211,23 @@ def _embedding(at: Lowering, node: ir.Node) -> None:
 
 def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     """Steps of few tokens are bound by their weights: those keep their activations, and are the more exact for it."""
-    x, narrow = at.operand(node.inputs[0]), node.outputs[0]
+    narrow = node.outputs[0]
+    if narrow in at.quantized:  # by what computed them
+        return
+    x = at.operand(node.inputs[0])
     at.alias(narrow, x)
-    if at.shape.limit(str(x.shape[0])) > SMALL_M:
-        codes = at.buffer(f"{narrow.name}.codes", "u8", *x.shape)
-        scales = at.buffer(f"{narrow.name}.scales", "f32", x.shape[0])
-        at.quantized[narrow] = codes, scales
-        at.add(node, linear_fp8.quantize_activations(x, codes, scales, block=None))
+    if at.narrow(narrow):
+        at.add(node, linear_fp8.quantize_activations(x, *at.narrow_result(narrow), block=None))
+
+
+def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
+    """Where a result goes, and its scales if it is only ever read as E4M3, and so written as that."""
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.narrow(value):
+        codes, scales = at.narrow_result(users[0].outputs[0])
+        at.alias(users[0].outputs[0], codes)
+        return codes, scales
+    return at.result(value), None
 
 
 def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias: Operand | None) -> None:
@@ -264,18 +288,21 @@ def _linear(at: Lowering, node: ir.Node) -> None:
 
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
     x, weight = map(at.operand, node.inputs)
-    at.add(node, norm.rms_norm(x, weight, at.result(node.outputs[0]), epsilon=attribute(node, "epsilon", 1e-5)))
+    y, scales = _result_or_narrow(at, node.outputs[0])
+    at.add(node, norm.rms_norm(x, weight, y, epsilon=attribute(node, "epsilon", 1e-5), scales=scales))
 
 
 def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
     x, residual, weight = map(at.operand, node.inputs)
-    y, total = (at.result(value) for value in node.outputs)
-    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=attribute(node, "epsilon", 1e-5)))
+    (y, scales), total = _result_or_narrow(at, node.outputs[0]), at.result(node.outputs[1])
+    epsilon = attribute(node, "epsilon", 1e-5)
+    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales))
 
 
 def _gated(at: Lowering, node: ir.Node) -> None:
     activation = node.overload.removeprefix("merged_")
-    at.add(node, gated.gated(at.operand(node.inputs[0]), at.result(node.outputs[0]), activation=activation))
+    y, scales = _result_or_narrow(at, node.outputs[0])
+    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=activation, scales=scales))
 
 
 def _select_rows(at: Lowering, node: ir.Node) -> None:

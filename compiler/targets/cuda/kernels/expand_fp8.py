@@ -20,7 +20,7 @@ import triton.language as tl
 from .....quantize import FORMATS
 from ..kernel import Call, Case, Kernel, Operand, Suite, next_power, product, total
 from . import linear_cases
-from .linear_fp8 import LARGEST, to_e4m3
+from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 from .weights import GROUP, PER_WORD, e4m3, e8m0
 
 _COLUMNS = 4096
@@ -64,7 +64,7 @@ def expand_fp8_kernel(
     for k in range(0, K, COLUMNS):
         column = k + tl.arange(0, COLUMNS)
         largest = tl.maximum(largest, tl.abs(_values(w, scale, row, column, K, FORMAT, PER_WORD, GROUP)))
-    factor = tl.div_rn(tl.maximum(tl.max(largest, 0), 2.0**-100), 448.0)
+    factor = scale_of(tl.max(largest, 0))
     stored = factor
     if tensor_scale is not None:
         stored *= tl.load(tensor_scale)
@@ -75,7 +75,7 @@ def expand_fp8_kernel(
         tl.store(codes + row * K + column, to_e4m3(values, factor), column < K)
 
 
-KERNEL = Kernel("expand_fp8", expand_fp8_kernel, 89)
+KERNEL = Kernel("expand_fp8", expand_fp8_kernel, MINIMUM_SM)
 
 
 def expand_fp8(weights: tuple[Operand, ...], codes: Operand, scales: Operand, *, format: str) -> Call:
@@ -120,7 +120,7 @@ def _cases() -> Iterator[Case]:
             inputs[operand.name] = array.view(torch.bfloat16) if operand.dtype == "bf16" else array
         exact = torch.from_numpy(FORMATS[format].dequantize(parts)).double()
         whole = inputs[operands[2].name].double() if len(operands) == 3 else 1.0
-        scale = (exact / whole).abs().amax(1).clamp(min=2.0**-100) / LARGEST
+        scale = (exact / whole).abs().amax(1).clamp(min=LEAST) / LARGEST
         codes = (exact / whole / scale[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         call = expand_fp8(operands, Operand("codes", "u8", (n, k)), Operand("scales", "f32", (n,)), format=format)
         yield Case(f"{format}-{n}x{k}", call, inputs, {}, {"codes": codes, "scales": scale * whole}, 1e-6)

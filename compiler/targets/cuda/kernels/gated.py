@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 
@@ -39,13 +40,53 @@ def gated_kernel(x, y, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.
     tl.store(y + token * WIDTH + column, (activate(gate, ACTIVATION) * up).to(y.dtype.element_ty), inside)
 
 
+@triton.jit
+def gated_fp8_kernel(x, y, scales, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """x [tokens, 2 * WIDTH] gate then up -> y u8 [tokens, WIDTH], E4M3 bits, and scales f32 [tokens]. Grid: tokens."""
+    token = tl.program_id(0).to(tl.int64)
+    row = x + token * 2 * WIDTH
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        largest = tl.maximum(largest, tl.abs(_product(row, start, WIDTH, ACTIVATION, BLOCK)))
+    scale = scale_of(tl.max(largest, axis=0))
+    tl.store(scales + token, scale)
+    for start in range(0, WIDTH, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        codes = to_e4m3(_product(row, start, WIDTH, ACTIVATION, BLOCK), scale)
+        tl.store(y + token * WIDTH + column, codes, column < WIDTH)
+
+
+@triton.jit
+def _product(row, start, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """act(gate) * up of BLOCK columns from `start` on as float32; 0 past the row's end."""
+    column = start + tl.arange(0, BLOCK)
+    gate = tl.load(row + column, column < WIDTH, 0.0).to(tl.float32)
+    up = tl.load(row + WIDTH + column, column < WIDTH, 0.0).to(tl.float32)
+    return activate(gate, ACTIVATION) * up
+
+
 KERNEL = Kernel("gated", gated_kernel)
+FP8 = Kernel("gated_fp8", gated_fp8_kernel, MINIMUM_SM)
 
 
-def gated(x: Operand, y: Operand, *, activation: str) -> Call:
-    """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number."""
+def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> Call:
+    """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number.
+
+    With scales f32 [tokens], y is u8: E4M3, as `linear_fp8.quantize_activations` gives of the float32 result.
+    """
     tokens, width = y.shape
     assert isinstance(width, int)
+    if scales is not None:
+        return Call(
+            FP8,
+            {"x": x, "y": y, "scales": scales},
+            {"WIDTH": width, "ACTIVATION": activation, "BLOCK": 2048},
+            (tokens,),
+            writes=("y", "scales"),
+            bytes=total(x.bytes, y.bytes, scales.bytes),
+            operations=product(tokens, 10 * width),
+            warps=8,
+        )
     block = 1024
     return Call(
         KERNEL,
@@ -86,10 +127,24 @@ def _cases() -> Iterator[Case]:
             {"y": expected},
             ROUNDING[dtype],
         )
+        scale = expected.abs().amax(1).clamp(min=LEAST) / LARGEST
+        codes = (expected / scale[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
+        call = gated(
+            Operand("x", dtype, ("tokens", 2 * width)),
+            Operand("y", "u8", ("tokens", width)),
+            activation=activation,
+            scales=Operand("scales", "f32", ("tokens",)),
+        )
+        # neighbours in E4M3 are neighbours as bits: one of 254 is what a rounding of float32 may turn
+        outcome = {"y": codes, "scales": scale}
+        yield Case(f"{activation}-fp8-{tokens}x{width}", call, {"x": x}, {"tokens": tokens}, outcome, 2**-7)
 
 
 def _calls(sm: int) -> Iterator[Call]:
     yield gated(Operand("x", "bf16", ("tokens", 28672)), Operand("y", "bf16", ("tokens", 14336)), activation="silu")
+    if sm >= MINIMUM_SM:
+        y, scales = Operand("y", "u8", ("tokens", 14336)), Operand("scales", "f32", ("tokens",))
+        yield gated(Operand("x", "bf16", ("tokens", 28672)), y, activation="silu", scales=scales)
 
 
-SUITE = Suite((KERNEL,), _cases, _calls)
+SUITE = Suite((KERNEL, FP8), _cases, _calls)

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import ROUNDING, Call, Case, Constant, Kernel, Operand, Suite, next_power, product, total
+from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 from .linear import dot, finish, gather_parts, tile_constants
 from .linear_large import GROUP_TILES, grouped
 from .tiles import Tile, default_tile
@@ -25,7 +26,6 @@ from .weights import e4m3
 
 BLOCK = 128
 """Columns, and rows of weights, that share a scale."""
-LARGEST = 448.0
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def quantize_rows_kernel(x, codes, scales, K: tl.constexpr, COLUMNS: tl.constexp
     for k in range(0, K, COLUMNS):
         column = k + tl.arange(0, COLUMNS)
         largest = tl.maximum(largest, tl.abs(tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)))
-    scale = tl.div_rn(tl.maximum(tl.max(largest, 0), 2.0**-100), 448.0)
+    scale = scale_of(tl.max(largest, 0))
     tl.store(scales + token, scale)
     for k in range(0, K, COLUMNS):
         column = k + tl.arange(0, COLUMNS)
@@ -125,23 +125,15 @@ def quantize_blocks_kernel(x, codes, scales, K: tl.constexpr, BLOCK: tl.constexp
     block = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
     column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     values = tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 1), 2.0**-100), 448.0)
+    scale = scale_of(tl.max(tl.abs(values), 1))
     BLOCKS: tl.constexpr = (K + BLOCK - 1) // BLOCK
     tl.store(scales + token * BLOCKS + block, scale, block < BLOCKS)
     tl.store(codes + token * K + column, to_e4m3(values, scale[:, None]), column < K)
 
 
-@triton.jit
-def to_e4m3(values, scale):
-    """E4M3 bits of values / scale, rounded to nearest, ties to even."""
-    scale = tl.broadcast_to(scale, values.shape)
-    ratio = tl.minimum(tl.maximum(tl.div_rn(values, scale), -448.0), 448.0)
-    return ratio.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-
-
-LINEAR = Kernel("linear_fp8", linear_fp8_kernel, 89)
-ROWS = Kernel("quantize_rows", quantize_rows_kernel, 89)
-BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, 89)
+LINEAR = Kernel("linear_fp8", linear_fp8_kernel, MINIMUM_SM)
+ROWS = Kernel("quantize_rows", quantize_rows_kernel, MINIMUM_SM)
+BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, MINIMUM_SM)
 
 
 def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: int | None) -> Call:
@@ -224,7 +216,7 @@ def _quantized(x: torch.Tensor, block: int | None) -> tuple[torch.Tensor, torch.
     tokens, k = x.shape
     width = block or k
     padded = torch.nn.functional.pad(x.float(), (0, -k % width)).view(tokens, -1, width)
-    scales = padded.abs().amax(2).clamp(min=2.0**-100) / LARGEST
+    scales = padded.abs().amax(2).clamp(min=LEAST) / LARGEST
     codes = (padded / scales[:, :, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return codes.view(torch.uint8).view(tokens, -1)[:, :k].contiguous(), scales if block else scales[:, 0]
 

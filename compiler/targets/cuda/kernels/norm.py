@@ -9,13 +9,17 @@ import triton
 import triton.language as tl
 
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 
 @triton.jit
-def rms_norm_kernel(x, residual, weight, y, sums, WIDTH: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm_kernel(
+    x, residual, weight, y, scales, sums, WIDTH: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr
+):
     """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
+    With scales f32 [tokens], y is E4M3 (u8), to be multiplied by them.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -27,7 +31,13 @@ def rms_norm_kernel(x, residual, weight, y, sums, WIDTH: tl.constexpr, EPSILON: 
         tl.store(sums + at, number.to(sums.dtype.element_ty), inside)
     scale = tl.rsqrt(tl.sum(number * number, axis=0) / WIDTH + EPSILON)
     factor = tl.load(weight + column, inside, 0.0).to(tl.float32)
-    tl.store(y + at, (number * scale * factor).to(y.dtype.element_ty), inside)
+    number = number * scale * factor
+    if scales is not None:
+        narrow = scale_of(tl.max(tl.abs(number), axis=0))
+        tl.store(scales + token, narrow)
+        tl.store(y + at, to_e4m3(number, narrow), inside)
+    else:
+        tl.store(y + at, number.to(y.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -43,30 +53,45 @@ def gather_kernel(x, rows, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 NORM = Kernel("rms_norm", rms_norm_kernel)
+NORM_FP8 = Kernel("rms_norm_fp8", rms_norm_kernel, MINIMUM_SM)
 GATHER = Kernel("gather_rows", gather_kernel)
 
 
-def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float) -> Call:
-    """x [tokens or rows, H] -> y of the same shape; H at most 16384."""
-    return _norm({"x": x, "weight": weight, "y": y}, {"residual": None, "sums": None}, ("y",), epsilon)
+def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> Call:
+    """x [tokens or rows, H] -> y of the same shape; H at most 16384.
+
+    With scales f32 [tokens or rows], y is u8: E4M3, as `linear_fp8.quantize_activations` gives of the float32 result.
+    """
+    return _norm({"x": x, "weight": weight, "y": y}, scales, epsilon)
 
 
-def add_rms_norm(x: Operand, residual: Operand, weight: Operand, y: Operand, sums: Operand, *, epsilon: float) -> Call:
-    """x, residual [tokens or rows, H] -> y = RMSNorm of their sum, and the sum."""
-    arguments = {"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}
-    return _norm(arguments, {}, ("y", "sums"), epsilon)
+def add_rms_norm(
+    x: Operand,
+    residual: Operand,
+    weight: Operand,
+    y: Operand,
+    sums: Operand,
+    *,
+    epsilon: float,
+    scales: Operand | None = None,
+) -> Call:
+    """x, residual [tokens or rows, H] -> y = RMSNorm of their sum, and the sum; scales: see `rms_norm`."""
+    return _norm({"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}, scales, epsilon)
 
 
-def _norm(arguments: dict[str, Operand], absent: dict[str, None], writes: tuple[str, ...], epsilon: float) -> Call:
+def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float) -> Call:
     tokens, width = arguments["x"].shape
     assert isinstance(width, int)
     block = next_power(width)
+    if scales is not None:
+        arguments = {**arguments, "scales": scales}
+    absent = dict.fromkeys(name for name in ("residual", "scales", "sums") if name not in arguments)
     return Call(
-        NORM,
+        NORM if scales is None else NORM_FP8,
         arguments,
         {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block},
         (tokens,),
-        writes=writes,
+        writes=tuple(name for name in ("y", "scales", "sums") if name in arguments),
         bytes=total(*(operand.bytes for operand in arguments.values())),
         operations=product(tokens, 5 * width),
         warps=min(max(block // 512, 1), 16),
@@ -117,6 +142,7 @@ def _cases() -> Iterator[Case]:
         )
         expected = {"y": normed["sum"], "s": added}
         yield Case(f"add-{name}", call, {"x": x, "r": residual, "weight": weight}, sizes, expected, ROUNDING[act])
+    yield from _narrow_cases(random)
     x = torch.randn(5, 40, generator=random).to(torch.bfloat16)
     rows = torch.tensor([4, -1, 0], dtype=torch.int32)
     call = gather_rows(
@@ -126,12 +152,42 @@ def _cases() -> Iterator[Case]:
     yield Case("gather", call, {"x": x, "rows": rows}, {"tokens": 5, "rows": 3}, {"y": expected}, 0.0)
 
 
+def _narrow_cases(random: torch.Generator) -> Iterator[Case]:
+    """What is written is the number that E4M3 has nearest to the norm: within half a step of it."""
+    tokens, width = 3, 200
+    shape = ("tokens", width)
+    x, residual = (torch.randn(tokens, width, generator=random).to(torch.bfloat16) for _ in range(2))
+    x[0] = residual[0] = 0
+    weight = torch.randn(width, generator=random)
+    y, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
+    added = x.float() + residual.float()
+    of_x, of_weight = Operand("x", "bf16", shape), Operand("weight", "f32", (width,))
+    call = rms_norm(of_x, of_weight, y, epsilon=1e-5, scales=scales)
+    both = add_rms_norm(
+        *(of_x, Operand("r", "bf16", shape), of_weight, y, Operand("s", "bf16", shape)), epsilon=1e-5, scales=scales
+    )
+    for name, made, number, extra in (
+        ("norm-fp8", call, x.float(), {}),
+        ("add-fp8", both, added, {"s": added.to(torch.bfloat16)}),
+    ):
+        normed = torch.nn.functional.rms_norm(number, (width,), weight, 1e-5)
+        scale = normed.abs().amax(1).clamp(min=LEAST) / LARGEST
+        codes = (normed / scale[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
+        expected = {"y": codes, "scales": scale, **extra}
+        # neighbours in E4M3 are neighbours as bits: one of 254 is what a rounding of float32 may turn
+        inputs = {"x": x, "weight": weight} | ({"r": residual} if extra else {})
+        yield Case(name, made, inputs, {"tokens": tokens}, expected, 2**-7)
+
+
 def _calls(sm: int) -> Iterator[Call]:
     shape = ("tokens", 4096)
     x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
     yield rms_norm(x, weight, y, epsilon=1e-5)
     yield add_rms_norm(x, Operand("r", "bf16", shape), weight, y, Operand("s", "bf16", shape), epsilon=1e-5)
     yield gather_rows(x, Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 4096)))
+    if sm >= MINIMUM_SM:
+        narrow, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
+        yield rms_norm(x, weight, narrow, epsilon=1e-5, scales=scales)
 
 
-SUITE = Suite((NORM, GATHER), _cases, _calls)
+SUITE = Suite((NORM, NORM_FP8, GATHER), _cases, _calls)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import DTYPE_BYTES, ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from .fp8 import MINIMUM_SM
 
 PAGE = 64
 BLOCK = 8
@@ -96,7 +97,7 @@ def rope_cache_kernel(
 
 
 KERNEL = Kernel("rope_cache", rope_cache_kernel)
-FP8 = Kernel("rope_cache_fp8", rope_cache_kernel, 89)
+FP8 = Kernel("rope_cache_fp8", rope_cache_kernel, MINIMUM_SM)
 
 
 def rope_cache(

@@ -68,8 +68,8 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
     return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
 
 
-def wrong_tile(kind: str, n: int, k: int, format: str, tile: Tile, sm: int) -> str:
-    """Why a linear [n, k] cannot have this tile on the chip, or "".
+def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int) -> str:
+    """Why a linear [n, k] cannot have this tile on the chip in steps of at most max_tokens, or "".
 
     Shared memory counts what must be there: of each operand that comes through it, one buffer less than stages. What a
     kernel really takes only its compiler knows.
@@ -90,6 +90,8 @@ def wrong_tile(kind: str, n: int, k: int, format: str, tile: Tile, sm: int) -> s
         tile.span(k)
     except ValueError as error:
         return str(error)
+    if tile.splits > 1 and -(-n // tile.block_n) * -(-max_tokens // tile.block_m) > COUNTERS:
+        return f"more than {COUNTERS} blocks of outputs, which parts of K cannot have"
     act, weight = (1.0, 1.0) if kind == "fp8" else (2.0, 4 / PER_WORD[format] if format != "dense" else 2.0)
     staged = tile.block_k * (tile.block_n * weight + tile.block_m * act)
     if format != "dense" and kind != "fp8" and tile.stages == 1:

@@ -29,13 +29,15 @@ if [ -z "$DRY" ] && ls .whl/*.whl >/dev/null 2>&1; then
 fi
 
 failed=0
-part() { # name, seconds, command: its output in $OUT/gpu_NAME.log, its end and outcome here
+: >"$OUT/gpu.log"
+part() { # name, seconds, command: its output in $OUT/gpu.log, its end and outcome here
   name=$1 limit=$2
   shift 2
   began=$(date +%s)
-  timeout -k 10 "$limit" "$@" >"$OUT/gpu_$name.log" 2>&1
+  timeout -k 10 "$limit" "$@" >"$WORK/$name.log" 2>&1
   code=$?
-  tail -n 6 "$OUT/gpu_$name.log" | cut -c -400
+  { echo "== $name: $*"; cat "$WORK/$name.log"; } >>"$OUT/gpu.log"
+  tail -n 6 "$WORK/$name.log" | cut -c -400
   echo "== $name: exit $code after $(($(date +%s) - began)) s of at most $limit"
   [ "$code" -eq 0 ] || failed=1
 }
@@ -48,6 +50,7 @@ BENCH="--shape $SHAPE --work $WORK $DRY"
   part kernels 240 "$PYTHON" $PYTEST tests/gpu/test_gpu_kernels.py
   part engine 300 "$PYTHON" $PYTEST tests/gpu/test_gpu_engine.py
   part decode_fp8 400 "$PYTHON" benchmarks/gpu_decode.py $BENCH --quantize fp8 --batch 1 8 --out "$OUT/gpu_decode_fp8.json"
+  part decode_fp8_early 200 "$PYTHON" benchmarks/gpu_decode.py $BENCH --quantize fp8 --early --out "$OUT/gpu_decode_fp8_early.json"
   part load_fp8 200 "$PYTHON" benchmarks/gpu_load.py $BENCH --quantize fp8 --out "$OUT/gpu_load_fp8.json"
   part decode_nvfp4 400 "$PYTHON" benchmarks/gpu_decode.py $BENCH --quantize nvfp4 --batch 1 8 --out "$OUT/gpu_decode_nvfp4.json"
   part decode_int4 400 "$PYTHON" benchmarks/gpu_decode.py $BENCH --quantize int4 --batch 1 8 --out "$OUT/gpu_decode_int4.json"

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -110,12 +110,14 @@ class Loaded:
     plan: Plan
 
 
-def load(path: Path, sm: int, *, max_batch: int | None = None, options: Options | None = None) -> Loaded:
-    """An engine on the first GPU."""
+def load(
+    path: Path, sm: int, *, max_batch: int | None = None, options: Options | None = None, early: bool = False
+) -> Loaded:
+    """An engine on the first GPU. early: with programmatic dependent launch."""
     made: list[tuple[CudaDevice, Driver, Plan]] = []
 
     def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        driver = Driver.load()
+        driver, plan = Driver.load(), replace(plan, pdl=early)
         device = CudaDevice(engine, profile, plan, lanes, driver=driver, options=options)
         made.append((device, driver, plan))
         return device

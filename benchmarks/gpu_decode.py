@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--early", action="store_true", help="programmatic dependent launch")
     options = parser.parse_args()
     if not 1 <= min(options.batch) <= max(options.batch) <= options.max_batch:
         parser.error(f"--batch {options.batch}: from 1 to --max-batch {options.max_batch}")
@@ -42,13 +43,18 @@ def main() -> None:
         common.dry_run(options)
         return
     gpu = common.gpu()
-    loaded = common.load(common.engine_for(options, gpu.sm), gpu.sm, max_batch=max(options.batch))
+    loaded = common.load(common.engine_for(options, gpu.sm), gpu.sm, max_batch=max(options.batch), early=options.early)
     try:
         copy = common.copy_bandwidth(loaded.driver)
         rows = [measure(loaded, batch, options, copy) for batch in options.batch]
     finally:
         loaded.executor.close()
-    facts = {"machine": common.machine(gpu), "shape": options.shape, "quantize": options.quantize}
+    facts = {
+        "machine": common.machine(gpu),
+        "shape": options.shape,
+        "quantize": options.quantize,
+        "early": options.early,
+    }
     common.write(options.out, {**facts, "copy_bytes_per_s": round(copy), "decode": rows})
 
 

@@ -69,7 +69,7 @@ def test_the_whole_script_can_be_tried_dry(tmp_path: Path):
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
     done = subprocess.run([FOLDER / "gpu.sh", "--dry-run"], env=environment, capture_output=True, text=True)
     ends = [line for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert len(ends) == 7 and all(": exit 0 after" in line for line in ends), done.stdout
+    assert len(ends) == 8 and all(": exit 0 after" in line for line in ends), done.stdout
     assert done.returncode == 0
 
 

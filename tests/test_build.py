@@ -245,7 +245,9 @@ def emit(target: str, legal: Graph) -> Emitted:
 
 
 def test_the_null_target_checks_and_compiles_nothing():
-    recipe: Any = SimpleNamespace(format_of=lambda module: "int4", targets=("null",), rules=())
+    recipe: Any = SimpleNamespace(
+        format_of=lambda module: "int4", targets=("null",), rules=(), activations="none", kv="none"
+    )
     checkpoint = open_checkpoint(PICO)
     _, graph, legal, reports = lower(checkpoint, recipe, 64, None)
     assert list(legal) == ["null"]
@@ -259,7 +261,9 @@ def test_the_null_target_checks_and_compiles_nothing():
 
 
 def test_two_targets_share_the_weights():
-    recipe: Any = SimpleNamespace(format_of=lambda module: "int8", targets=("cpu", "null"), rules=())
+    recipe: Any = SimpleNamespace(
+        format_of=lambda module: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none"
+    )
     _, graph, legal, _ = lower(open_checkpoint(PICO), recipe, 64, None)
     assert list(legal) == ["cpu", "null"]
     before = set(graph.canonical)

@@ -91,18 +91,6 @@ def test_a_cubin_tells_what_its_launch_needs(cubins: dict[int, Cubin]):
         assert (cubin.spills, cubin.local) == (0, 0)
 
 
-def test_new_chips_wait_for_the_launch_before_them(cubins: dict[int, Cubin]):
-    ptx = cubins[80].ptx
-    assert ptx is not None and "griddepcontrol" not in ptx
-    lines = worker.with_wait(ptx).splitlines()
-    at = lines.index("\tgriddepcontrol.wait;")
-    assert lines[at - 2].startswith("// %bb.0:") and lines[at - 1] == "\tgriddepcontrol.launch_dependents;"
-    assert "\n".join([*lines[: at - 1], *lines[at + 1 :]]) == ptx.rstrip("\n")
-    for text in ("", ptx + ptx):
-        with pytest.raises(RuntimeError, match="PTX of another form than one kernel's"):
-            worker.with_wait(text)
-
-
 def test_cubins_hold_no_paths_and_only_older_chips_have_ptx(cubins: dict[int, Cubin]):
     assert cubins[90].ptx is None
     ptx = cubins[80].ptx

@@ -336,7 +336,7 @@ def test_special_tokens_spelled_by_a_user_have_the_ids_of_plain_text(pico_engine
         ("version: 1\nquantize: {default: no}\n", ":2:21: no weight format 'no' (did you mean 'none'?)"),
         ("warp: 9\nversion: 2\n", ":2:10: recipe version 2 is not known: this llmc reads version 1"),
         ("version: 1\nparallel: {tensor: 3}\n", ":2:1: 'parallel' is not built yet"),
-        ("version: 1\nkv: fp8\n", ":2:1: 'kv' is not built yet"),
+        ("version: 1\nkv: fp4\n", ":2:5: no format 'fp4' (did you mean 'fp8'?)"),
         ("version: 1\ngates: []\n", ":2:1: 'gates' is not built yet"),
         ("version: 1\ntargets: [sm_91]\n", ":2:11: no target 'sm_91' (did you mean 'sm_90'?), known: cpu"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -33,11 +34,14 @@ def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor
         stream = driver.stream()
         cleanup.callback(driver.drop_stream, stream)
         buffers = {name: _guarded(tensor) for name, tensor in tensors.items()}
-        addresses = {}
+        addresses, pinned = {}, {}
         for name, buffer in buffers.items():
             addresses[name] = driver.allocate(buffer.numel(), name)
             cleanup.callback(driver.free, addresses[name])
-            driver.copy_in(addresses[name], buffer.data_ptr(), buffer.numel(), stream)
+            pinned[name] = driver.allocate_host(buffer.numel(), name)
+            cleanup.callback(driver.free_host, pinned[name])
+            ctypes.memmove(pinned[name], buffer.data_ptr(), buffer.numel())
+            driver.copy_in(addresses[name], pinned[name], buffer.numel(), stream)
         grid = [value(formula, case.sizes) for formula in (*case.call.grid, 1, 1)[:3]]
         scratch = [0, 0]
         for index, nbytes in enumerate((cubin.global_scratch, cubin.profile_scratch)):
@@ -60,8 +64,10 @@ def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor
         if all(grid):
             driver.launch(config, function, parameters.address, case.name)
         for name, buffer in buffers.items():
-            driver.copy_out(buffer.data_ptr(), addresses[name], buffer.numel(), stream)
+            driver.copy_out(pinned[name], addresses[name], buffer.numel(), stream)
         driver.wait(stream)
+        for name, buffer in buffers.items():
+            ctypes.memmove(buffer.data_ptr(), pinned[name], buffer.numel())
     return {name: _inner(buffer, operands[name], case.sizes, name) for name, buffer in buffers.items()}
 
 

@@ -62,6 +62,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     """A cubin and what its launch needs, as `Cubin.from_json` reads it."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -78,7 +79,7 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")},
     )
     options = {"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True}
-    triton.knobs.runtime.add_stages_inspection_hook = waiting if request["sm"] >= WAITS_FROM else None
+    knobs.runtime.add_stages_inspection_hook = waiting if request["sm"] >= WAITS_FROM else None
     with contextlib.redirect_stdout(io.StringIO()) as log:
         compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
     facts: Any = compiled.metadata

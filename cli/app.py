@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import LlmcError
-from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, kernels, passes, verify
+from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, kernels, passes, tune, verify
 from . import run as run_command
 
 INTERNAL = 70
@@ -36,6 +36,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("passes")(passes.passes)
 app.command("kernels")(kernels.kernels)
+app.command("tune")(tune.tune)
 app.command("doctor")(doctor.doctor)
 
 

@@ -17,7 +17,7 @@ from llmc.cli.app import run
 from llmc.runtime import errors
 from llmc.runtime.errors import RecipeError
 
-COMMANDS = ("build", "run", "inspect", "verify", "eval", "bench", "passes", "doctor")
+COMMANDS = ("build", "run", "inspect", "verify", "eval", "bench", "passes", "kernels", "tune", "doctor")
 
 
 def last_json(text: str) -> dict:

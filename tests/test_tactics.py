@@ -126,10 +126,12 @@ def test_the_heuristic_gives_tiles_a_table_may_have(sm: int):
     for n, k in shapes:
         for tokens in (1, 16, 17, 64):
             for format in FORMATS:
-                assert not wrong_tile("small", n, k, format, default_tile("small", n, k, format, tokens, sm), sm)
+                assert not wrong_tile(
+                    "small", n, k, format, tokens, default_tile("small", n, k, format, tokens, sm), sm
+                )
         for format in FORMATS:
-            assert not wrong_tile("large", n, k, format, default_tile("large", n, k, format, 2048, sm), sm)
-        assert not wrong_tile("fp8", n, k, "fp8", default_tile("fp8", n, k, "fp8", 2048, sm), sm)
+            assert not wrong_tile("large", n, k, format, 2048, default_tile("large", n, k, format, 2048, sm), sm)
+        assert not wrong_tile("fp8", n, k, "fp8", 2048, default_tile("fp8", n, k, "fp8", 2048, sm), sm)
 
 
 def test_bundled_tables_are_tables():

@@ -32,8 +32,11 @@ _RESULT, _COUNTERS = "y", "counters"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a linear is measured. rounds: of which the median counts. cold: bytes of weights to read before the first
-    are read again, twice the largest L2 (B200). copies: most of them: smaller weights are read from a cache."""
+    """How long a linear is measured. rounds: of which the median counts.
+
+    cold: bytes of weights that are read before the first are read again; twice the largest L2 (B200). copies: of the
+    weights, at most; with less than cold / copies bytes they come from a cache.
+    """
 
     rounds: int = 25
     cold: int = 256 << 20
@@ -125,12 +128,10 @@ class _Bench:
                     driver.copy(address, self._copies[0][name], room[name], self._stream)
                 else:
                     self._send(contents[name], address)
-            self._copies.append({**shared, **mine} if not self._copies else {**self._copies[0], **mine})
+            self._copies.append({**shared, **mine})
         self._counters = shared.get(_COUNTERS, 0), room.get(_COUNTERS, 0)
-        self._scratch = [
-            self._allocate(max(each)) if (each := sizes_of_scratch) and max(each) else 0
-            for sizes_of_scratch in zip(*(self._scratch_of(form) for form in forms), strict=True)
-        ]
+        scratch = zip(*(self._scratch_of(form) for form in forms), strict=True)
+        self._scratch = [self._allocate(max(each)) if max(each) else 0 for each in scratch]
         y = next(a for a in forms[0].call.arguments.values() if isinstance(a, Operand) and a.name == _RESULT)
         self._y, self._y_bytes = y, room[_RESULT]
         act = forms[0].call.arguments["x"]

@@ -199,7 +199,7 @@ def tables_for(targets: Iterable[str], given: Iterable[Table]) -> dict[str, Tabl
 
 
 def _row(given: YamlMapping, sm: int) -> Row:
-    from .kernels.tiles import COUNTERS, KINDS, Tile, wrong_tile
+    from .kernels.tiles import KINDS, Tile, wrong_tile
     from .kernels.weights import PER_WORD
 
     assert {field.name for field in fields(Tile)} == {*_TILE}
@@ -215,11 +215,7 @@ def _row(given: YamlMapping, sm: int) -> Row:
     n, k, tokens, ns, heuristic_ns = (number[name] for name in ("n", "k", "tokens", *_TIMES))
     tile = Tile(**{name: number[name] for name in _TILE})
     row = Row(kind, n, k, format, tokens, tile, ns, heuristic_ns)
-    wrong = wrong_tile(kind, n, k, format, tile, sm)
-    most = row.key[-1]
-    if not wrong and tile.splits > 1 and -(-n // tile.block_n) * -(-most // tile.block_m) > COUNTERS:
-        wrong = f"more than {COUNTERS} blocks of outputs, which parts of K cannot have"
-    if wrong:
+    if wrong := wrong_tile(kind, n, k, format, row.key[-1], tile, sm):
         raise given.error(f"{row}: {wrong}")
     return row
 

@@ -79,7 +79,8 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")},
     )
     options = {"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True}
-    knobs.runtime.add_stages_inspection_hook = waiting if request["sm"] >= WAITS_FROM else None
+    hook: Any = waiting if request["sm"] >= WAITS_FROM else None  # its declared type lacks the call for the key
+    knobs.runtime.add_stages_inspection_hook = hook
     with contextlib.redirect_stdout(io.StringIO()) as log:
         compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
     facts: Any = compiled.metadata

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 
 from .....quantize import FORMATS as QUANTIZED
 from .....runtime.formula import value
-from ..kernel import ROUNDING, Call, Case, Operand
+from ..kernel import ROUNDING, Call, Case, Operand, product
 from .linear_cases import TORCH, weight_operands
-from .tiles import Tile
+from .moe_sort import blocks_formula, sorted_rows
+from .tiles import Tile, default_tile
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Layer:
 
 MIXTRAL_8X7B = Layer(8, 2, 4096, 14336)
 GPT_OSS_20B = Layer(32, 4, 2880, 2880, True)
+_NO_TILE = Tile(64, 64, 16)
 
 
 @dataclass(frozen=True)
@@ -69,47 +71,6 @@ SPECS = (
     Spec("mxfp4", 1, 32, 4, 130, 160, Tile(64, 128, 16, 1, 4, 3), bias=True),
     Spec("mxfp4", 140, 5, 4, 130, 256, Tile(128, 128, 128, 1, 8, 1), used=4, gather=False),
 )
-
-
-def chosen_experts(
-    logits: torch.Tensor, chosen: int, score: str, renormalize: bool, factor: float, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `route` computes, in float64: experts and weights [tokens, k]."""
-    exact = logits.double()
-    scores = exact.softmax(dim=1) if score == "softmax" else exact.sigmoid()
-    rank = scores if bias is None else scores + bias.double()
-    experts = rank.sort(dim=1, descending=True, stable=True).indices[:, :chosen]
-    weights = scores.gather(1, experts)
-    if renormalize:
-        weights = weights / weights.sum(dim=1, keepdim=True)
-    return experts, weights * factor
-
-
-def sorted_rows(experts: torch.Tensor, count: int, block_m: int) -> dict[str, torch.Tensor]:
-    """What `sort_rows` writes for experts [tokens, k], by the names of its operands; surplus rows and blocks are -1."""
-    tokens, chosen = experts.shape
-    assignments = tokens * chosen
-    blocks = (assignments + min(count, assignments) * (block_m - 1)) // block_m
-    token_of_row = torch.full((blocks * block_m,), -1, dtype=torch.int32)
-    expert_of_block = torch.full((blocks,), -1, dtype=torch.int32)
-    row_of = torch.zeros(assignments, dtype=torch.int32)
-    counts, offsets = (torch.zeros(count, dtype=torch.int32) for _ in range(2))
-    row = 0
-    for expert in range(count):
-        mine = (experts.reshape(-1) == expert).nonzero()[:, 0]
-        offsets[expert], counts[expert] = row, len(mine)
-        row_of[mine] = torch.arange(row, row + len(mine), dtype=torch.int32)
-        token_of_row[row : row + len(mine)] = (mine // chosen).int()
-        end = row + -(-len(mine) // block_m) * block_m
-        expert_of_block[row // block_m : end // block_m] = expert
-        row = end
-    return {
-        "token_of_row": token_of_row,
-        "row_of_assignment": row_of.reshape(tokens, chosen),
-        "expert_of_block": expert_of_block,
-        "counts": counts,
-        "offsets": offsets,
-    }
 
 
 def stacked_operands(format: str, experts: int, n: int, k: int, dense: str) -> tuple[Operand, ...]:
@@ -159,7 +120,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
         bias = Operand("bias", spec.act, (spec.experts, spec.n))
         expected[real] += inputs["bias"].double()[expert[real]]
     dtype = spec.y or spec.act
-    call = _call(build, spec, dtype, spec.tokens, bias)
+    call = _call(build, spec.tile, spec, dtype, bias)
     outcome = {"y": expected}
     counters = call.arguments.get("counters")
     if isinstance(counters, Operand):
@@ -171,12 +132,41 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
 
-def _call(build: Callable[..., Call], spec: Spec, dtype: str, max_tokens: int, bias: Operand | None) -> Call:
+def _call(build: Callable[..., Call], tile: Tile, spec: Spec, dtype: str, bias: Operand | None) -> Call:
+    """The call for at most spec.tokens tokens."""
+    blocks = blocks_formula(spec.experts, spec.chosen, tile.block_m)
+    rows = product(blocks, tile.block_m)
+    extra: dict[str, Any] = {}
+    if tile.splits > 1:
+        most = value(blocks, {"tokens": spec.tokens})
+        extra["workspace"] = Operand("workspace", "f32", (tile.splits, rows, spec.n))
+        extra["counters"] = Operand("counters", "i32", (-(-spec.n // tile.block_n) * most,))
     return build(
-        Operand("x", spec.act, ("tokens" if spec.gather else "tokens * 0", spec.k)),
+        Operand("x", spec.act, ("tokens" if spec.gather else rows, spec.k)),
         stacked_operands(spec.format, spec.experts, spec.n, spec.k, spec.weight),
-        Operand("y", dtype, ("tokens * 0", spec.n)),
-        spec=spec,
-        max_tokens=max_tokens,
+        Operand("token_of_row", "i32", (rows,)),
+        Operand("expert_of_block", "i32", (blocks,)),
+        Operand("y", dtype, (rows, spec.n)),
+        format=spec.format,
+        chosen=spec.chosen,
+        tile=tile,
+        gather=spec.gather,
         bias=bias,
+        **extra,
     )
+
+
+def real(build: Callable[..., Call], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[Call]:
+    """The two calls of a layer's experts: gate|up of the tokens, and down of the rows that gives."""
+    for n, k, gather in ((2 * layer.width, layer.hidden, True), (layer.hidden, layer.width, False)):
+        spec = Spec(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)
+        bias = Operand("bias", "bf16", (layer.experts, n)) if layer.bias else None
+        yield _call(build, experts_tile(spec, sm), spec, "bf16", bias)
+
+
+def experts_tile(spec: Spec, sm: int) -> Tile:
+    """A linear's tile for as many tokens as an expert gets on average; all experts' blocks fill the chip together."""
+    each = -(-spec.tokens * spec.chosen // spec.experts)
+    busy = min(spec.experts, spec.tokens * spec.chosen)
+    kind = "small" if each <= 64 else "large"
+    return default_tile(kind, spec.n * busy, spec.k, spec.format, each, sm)

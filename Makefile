@@ -28,7 +28,7 @@ demo: $(VENV)/.build
 	$(BIN)/llmc run $(ENGINE) 'def parse_args(' --max-tokens 96 --temperature 0.4 --seed 1
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -35,8 +35,13 @@ def engine(pico_engine: PicoEngine) -> Path:
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
+    """llmc with signals as at a terminal: a shell's background jobs, the tests maybe one of them, ignore SIGINT."""
     command = [sys.executable, "-m", "llmc", *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def at_a_terminal(arguments: list[str], answers: list[bytes]) -> tuple[int, str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmc.runtime.cuda.budget import tensors_of
 from llmc.runtime.formula import value
+from llmc.runtime.paged import idle_inputs
 from llmc.runtime.plan import BLOCK_TOKENS, Program
 from llmc.runtime.scheduler import Request, Scheduler
 
@@ -108,16 +109,8 @@ def generate(loaded: common.Loaded, batch: int, options: Any) -> float:
 def replayed(loaded: common.Loaded, program: Program, context: int) -> float:
     """Seconds per replay of a decode program over the first blocks, timed by the host around many."""
     sizes, index = program.limits, loaded.plan.programs.index(program)
-    inputs = {}
-    for name, tensor in loaded.plan.tensors.items():
-        if tensor.kind == "input":
-            inputs[name] = np.zeros(
-                tensor.dims(sizes), {"f32": np.float32, "i32": np.int32, "i64": np.int64}[tensor.dtype]
-            )
+    inputs = idle_inputs(loaded.plan, sizes)
     count = min(program.sequences, loaded.device.blocks)
-    inputs["slots"][:] = -1
-    inputs["lanes"][:] = -1
-    inputs["top_p"][:] = 1.0
     inputs["positions"][:] = context - 1
     inputs["lengths"][:count] = context
     inputs["tables"][:] = np.arange(inputs["tables"].size).reshape(inputs["tables"].shape) % loaded.device.blocks

@@ -167,7 +167,7 @@ class Sampler:
         token = best
         edited = logits
         if params.edits_logits:
-            edited = self._edit(logits, params)
+            edited = self.edited(logits, params)
             token = int(edited.argmax())
         if not params.greedy:
             if params.seed is None:
@@ -181,8 +181,8 @@ class Sampler:
             return Sampled(token)
         return logprobs_of(logits, token, params.logprobs)
 
-    def _edit(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-        """Penalties, then biases, on a copy."""
+    def edited(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+        """A copy of logits f32 [V] with penalties, then biases."""
         edited = logits.copy()
         if self._seen is None or self._counts is None:
             self._counts = np.bincount(np.array(self._generated, np.int64), minlength=len(logits)).astype(np.int32)

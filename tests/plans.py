@@ -16,11 +16,14 @@ WEIGHT_BYTES = 1000
 BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048, registers=96, spills=0)
 
 _OF_ROWS = {"temperature": "f32", "top_k": "i32", "top_p": "f32", "min_p": "f32", "seed": "i64", "place": "i32"}
+_OF_ROWS |= {"repetition": "f32", "presence": "f32", "frequency": "f32", "edits": "i32", "logprobs": "i32"}
 INPUTS = {
-    **{name: Tensor("input", "i32", ("tokens",)) for name in ("token_ids", "positions", "slots")},
+    **{name: Tensor("input", "i32", ("tokens",)) for name in ("token_ids", "positions", "slots", "marks")},
     **{name: Tensor("input", "i32", ("rows",)) for name in ("rows", "lanes")},
     **{name: Tensor("input", dtype, ("rows",)) for name, dtype in _OF_ROWS.items()},
-    "lengths": Tensor("input", "i32", ("sequences",)),
+    **{name: Tensor("input", "i32", ("sequences",)) for name in ("lengths", "forget")},
+    "bias_ids": Tensor("input", "i32", ("rows", "2")),
+    "biases": Tensor("input", "f32", ("rows", "2")),
     "tables": Tensor("input", "i32", ("sequences", "8")),
     "starts": Tensor("input", "i32", ("sequences + 1",)),
 }

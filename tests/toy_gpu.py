@@ -64,6 +64,15 @@ _SIZED = {
     "seed": ("i64", ("rows",)),
     "place": ("i32", ("rows",)),
     "lanes": ("i32", ("rows",)),
+    "edits": ("i32", ("rows",)),
+    "repetition": ("f32", ("rows",)),
+    "presence": ("f32", ("rows",)),
+    "frequency": ("f32", ("rows",)),
+    "bias_ids": ("i32", ("rows", "2")),
+    "biases": ("f32", ("rows", "2")),
+    "logprobs": ("i32", ("rows",)),
+    "forget": ("i32", ("sequences",)),
+    "marks": ("i32", ("tokens",)),
 }
 TENSORS: Mapping[str, Tensor] = {
     **{name: Tensor("weight", _DTYPES[e.dtype], tuple(map(str, e.shape))) for name, e in WEIGHTS.items()},

@@ -92,7 +92,7 @@ def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
     return Program(shape.decode, shape.tokens, shape.sequences, shape.rows, arena, buffers, tuple(launches))
 
 
-OUTPUTS = ("logits", "sampled", "status")
+OUTPUTS = ("logits", "sampled", "status", "top_ids", "top_logits", "summary")
 """Buffers the host reads when a step is done: they live to its end."""
 
 

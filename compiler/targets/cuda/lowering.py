@@ -15,6 +15,7 @@ from .kernel import Call, Operand
 from .kernels import (
     attention_decode,
     attention_prefill,
+    counts,
     embed,
     expand_fp8,
     gated,
@@ -23,6 +24,7 @@ from .kernels import (
     linear_small,
     norm,
     rope_cache,
+    tile_stats,
 )
 from .kernels import sample as sampling
 from .kernels import tokens as token_kernels
@@ -30,6 +32,8 @@ from .kernels.tiles import COUNTERS, Tile, default_tile
 from .tactics import Key, key
 
 OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
+BIASES = 32
+"""Biased tokens of a request that the device adds; of more, the host does."""
 SMALL_M = 64
 """Tokens up to which a linear is bound by its weights, and takes the swapped form."""
 
@@ -161,37 +165,28 @@ class Lowering:
         self.shared[name] = Tensor(kind, operand.dtype, tuple(map(str, operand.shape)))
         return operand
 
+    def _remember_prompts(self, vocab: int) -> None:
+        """Which tokens the sequences of a step begin with; steps that only decode have no prompts."""
+        counts_of = self.state("counts", "i32", "lanes", vocab)
+        ids, marks = self.input("token_ids", "i32", "tokens"), self.input("marks", "i32", "tokens")
+        self._call("penalties", counts.forget_counts(self.input("forget", "i32", "sequences"), counts_of))
+        self._call("penalties", counts.mark_prompt(ids, marks, counts_of))
+
     def _sample(self, logits: Operand) -> None:
         """A token per row, kept on the device for the next step and written out for the host."""
-        rows = {
-            name: self.input(name, dtype, "rows")
-            for name, dtype in (
-                ("temperature", "f32"),
-                ("top_k", "i32"),
-                ("top_p", "f32"),
-                ("min_p", "f32"),
-                ("seed", "i64"),
-                ("place", "i32"),
-                ("lanes", "i32"),
-            )
-        }
         vocab = logits.shape[-1]
         assert isinstance(vocab, int)
-        tiles = sampling.tiles_of(vocab)
-        highest = self.buffer("tile_max", "f32", "rows", tiles)
-        best = self.buffer("tile_best", "i32", "rows", tiles)
-        finite = self.buffer("tile_finite", "i32", "rows", tiles)
-        sampled, status = self.buffer("sampled", "i32", "rows"), self.buffer("status", "i32", "rows")
-        self._call("sample", sampling.tile_stats(logits, highest, best, finite))
-        self._call(
-            "sample",
-            sampling.choose(
-                *(logits, highest, best, finite, rows["temperature"], rows["top_k"], rows["top_p"], rows["min_p"]),
-                *(rows["seed"], rows["place"], sampled, status),
-            ),
-        )
-        last = self.state("last", "i32", "lanes")
-        self._call("keep tokens", token_kernels.keep_tokens(sampled, rows["lanes"], last, lanes=self.model.max_batch))
+        if not self.shape.decode:
+            self._remember_prompts(vocab)
+        counts_of = self.state("counts", "i32", "lanes", vocab)
+        rows, edits = sampling.Rows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
+        edited = self.buffer("edited", "f32", "rows", vocab)
+        tiles, chosen = tile_stats.TileMaxima.of(self.buffer, vocab), sampling.Chosen.of(self.buffer)
+        self._call("sample", tile_stats.tile_stats(logits, edits, counts_of, edited, tiles))
+        self._call("sample", sampling.choose(logits, edited, tiles, rows, chosen))
+        last, lanes = self.state("last", "i32", "lanes"), self.input("lanes", "i32", "rows")
+        kept = token_kernels.keep_tokens(chosen.sampled, lanes, rows.edits, last, counts_of, lanes=self.model.max_batch)
+        self._call("keep tokens", kept)
 
 
 def raw(expr: Expr) -> Expr:

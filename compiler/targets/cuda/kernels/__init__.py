@@ -15,6 +15,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 FILES = (
     "attention_decode",
     "attention_prefill",
+    "counts",
     "embed",
     "expand_fp8",
     "gated",
@@ -28,6 +29,7 @@ FILES = (
     "norm",
     "rope_cache",
     "sample",
+    "tile_stats",
     "tokens",
 )
 

@@ -1,4 +1,6 @@
 """The end of a mixture-of-experts layer: every token's rows, weighted and added up with the residual."""
+# Triton's types do not know that its loops are loops.
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

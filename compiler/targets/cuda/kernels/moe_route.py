@@ -1,7 +1,7 @@
 """Routing of mixture-of-experts layers: which experts a token goes to, and with what weights."""
 # Triton's library is typed as if constants were no Python values and reductions might be tuples.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tokens that never leave the device: a step reads those the step before it sampled, whether or not the host has."""
+"""Tokens that never leave the device: a step reads those the step before it sampled, whether or not the host has.
+
+They are counted there too, for penalties (`counts.py`).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,21 @@ def take_kernel(asked, last, taken, tokens, LANES: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def keep_kernel(sampled, lanes, last, rows, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    """sampled i32 [rows] into last i32 [LANES] at lanes i32 [rows]; lane -1 keeps nothing."""
+def keep_kernel(
+    sampled, lanes, edits, last, counts, rows, LANES: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
+    """sampled i32 [rows] into last i32 [LANES] at lanes i32 [rows]; lane -1 keeps nothing.
+
+    They count one more in counts i32 [LANES, VOCAB] at edits i32 [rows]; -1: not.
+    """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < rows
+    token = tl.load(sampled + index, inside, 0)
     lane = tl.load(lanes + index, inside, -1)
-    tl.store(last + lane, tl.load(sampled + index, inside, 0), inside & (lane >= 0) & (lane < LANES))
+    tl.store(last + lane, token, (lane >= 0) & (lane < LANES))
+    lane = tl.load(edits + index, inside, -1)
+    one = tl.full([BLOCK], 1, tl.int32)
+    tl.atomic_add(counts + lane.to(tl.int64) * VOCAB + token, one, (lane >= 0) & (lane < LANES), sem="relaxed")
 
 
 TAKE = Kernel("take_tokens", take_kernel)
@@ -51,15 +63,19 @@ def take_tokens(asked: Operand, last: Operand, taken: Operand, *, lanes: int) ->
     )
 
 
-def keep_tokens(sampled: Operand, lanes_of: Operand, last: Operand, *, lanes: int) -> Call:
-    """The sampled tokens where the next step's `take_tokens` finds them."""
+def keep_tokens(
+    sampled: Operand, lanes_of: Operand, edits: Operand, last: Operand, counts: Operand, *, lanes: int
+) -> Call:
+    """The sampled tokens where the next step's `take_tokens` finds them; those of rows that edit logits are counted."""
+    vocab = counts.shape[-1]
+    assert isinstance(vocab, int)
     return Call(
         KEEP,
-        {"sampled": sampled, "lanes": lanes_of, "last": last, "rows": "rows"},
-        {"LANES": lanes, "BLOCK": BLOCK},
+        {"sampled": sampled, "lanes": lanes_of, "edits": edits, "last": last, "counts": counts, "rows": "rows"},
+        {"LANES": lanes, "VOCAB": vocab, "BLOCK": BLOCK},
         (f"cdiv(rows, {BLOCK})",),
-        writes=("last",),
-        bytes=product("rows", 12),
+        writes=("last", "counts"),
+        bytes=product("rows", 24),
         operations="rows",
         warps=1,
     )
@@ -78,11 +94,25 @@ def _cases() -> Iterator[Case]:
     )
     yield Case("take", take, {"asked": asked, "last": last}, {"tokens": len(asked)}, {"taken": taken}, 0.0)
     keep = keep_tokens(
-        Operand("sampled", "i32", ("rows",)), Operand("lanes", "i32", ("rows",)), Operand("last", "i32", (7,)), lanes=7
+        Operand("sampled", "i32", ("rows",)),
+        Operand("lanes", "i32", ("rows",)),
+        Operand("edits", "i32", ("rows",)),
+        Operand("last", "i32", (7,)),
+        Operand("counts", "i32", (7, 10)),
+        lanes=7,
     )
-    inputs = {"sampled": torch.tensor([9, 8, 7], dtype=i32), "lanes": torch.tensor([2, -1, 7], dtype=i32), "last": last}
-    after = torch.tensor([100, 101, 9, 103, 104, 105, 106], dtype=i32)
-    yield Case("keep", keep, inputs, {"rows": 3}, {"last": after}, 0.0)
+    counts = torch.arange(70, dtype=i32).reshape(7, 10)
+    inputs = {
+        "sampled": torch.tensor([9, 8, 7, 5], dtype=i32),
+        "lanes": torch.tensor([2, -1, 7, 0], dtype=i32),
+        "edits": torch.tensor([2, -1, 7, -1], dtype=i32),
+        "last": last,
+        "counts": counts,
+    }
+    counted = counts.clone()
+    counted[2, 9] += 1
+    after = {"last": torch.tensor([5, 101, 9, 103, 104, 105, 106], dtype=i32), "counts": counted}
+    yield Case("keep", keep, inputs, {"rows": 4}, after, 0.0)
 
 
 SUITE = Suite((TAKE, KEEP), _cases)

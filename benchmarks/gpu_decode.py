@@ -18,9 +18,9 @@ import numpy as np
 
 from llmc.runtime.cuda.budget import tensors_of
 from llmc.runtime.formula import value
-from llmc.runtime.paged import idle_inputs
 from llmc.runtime.plan import BLOCK_TOKENS, Program
 from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.step_inputs import idle_inputs
 
 REPLAYS = 100
 WARM = 8

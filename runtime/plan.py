@@ -13,7 +13,7 @@ from .strict_json import canonical, loads, nearest
 
 BLOCK_TOKENS = 64
 """Positions per block of the paged KV cache."""
-VERSION = 1
+VERSION = 2
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 from engines import forge
 
+from llmc.runtime import step_inputs
 from llmc.runtime.manifest import Manifest, Profile
 from llmc.runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
 
@@ -15,17 +16,10 @@ LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
 BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048, registers=96, spills=0)
 
-_OF_ROWS = {"temperature": "f32", "top_k": "i32", "top_p": "f32", "min_p": "f32", "seed": "i64", "place": "i32"}
-_OF_ROWS |= {"repetition": "f32", "presence": "f32", "frequency": "f32", "edits": "i32", "logprobs": "i32"}
+_WIDE = {"tables": 8, "bias_ids": 2, "biases": 2}
 INPUTS = {
-    **{name: Tensor("input", "i32", ("tokens",)) for name in ("token_ids", "positions", "slots", "marks")},
-    **{name: Tensor("input", "i32", ("rows",)) for name in ("rows", "lanes")},
-    **{name: Tensor("input", dtype, ("rows",)) for name, dtype in _OF_ROWS.items()},
-    **{name: Tensor("input", "i32", ("sequences",)) for name in ("lengths", "forget")},
-    "bias_ids": Tensor("input", "i32", ("rows", "2")),
-    "biases": Tensor("input", "f32", ("rows", "2")),
-    "tables": Tensor("input", "i32", ("sequences", "8")),
-    "starts": Tensor("input", "i32", ("sequences + 1",)),
+    name: Tensor("input", made.dtype, (made.size, str(_WIDE[name])) if made.wide else (made.size,))
+    for name, made in step_inputs.INPUTS.items()
 }
 """What `PagedExecutor` fills in."""
 

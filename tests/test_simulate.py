@@ -19,7 +19,7 @@ from llmc.runtime.errors import EngineError
 from llmc.runtime.executor import Step, Work
 from llmc.runtime.paged import PagedExecutor
 from llmc.runtime.philox import uniform
-from llmc.runtime.sampling import SamplingParams, draw
+from llmc.runtime.sampling import Sampler, SamplingParams, draw
 from llmc.runtime.scheduler import Event, Request, Scheduler
 
 CONTEXT = 256
@@ -183,18 +183,58 @@ def test_the_device_draws_what_numpy_draws(small: Path):
                 assert len(output.top) == 3 and output.logprob is not None
 
 
-def test_penalties_and_biases_are_chosen_by_the_host_one_step_behind(small: Path):
-    prompt = tuple(ids(9, 10))
-    params = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((9, 3.0),))
+MANY = tuple((token, 0.25) for token in range(40))
+"""More biased tokens than the device has room for: the host chooses."""
+EDITS = [
+    SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((9, 3.0), (400, 2.5)), logprobs=4),
+    SamplingParams(presence_penalty=1.5, temperature=0.8, top_k=20, seed=3, logprobs=20),
+    SamplingParams(repetition_penalty=0.7, temperature=1.2, top_p=0.8, seed=4),
+    SamplingParams(repetition_penalty=1.3, logit_bias=MANY, logprobs=2),
+]
+
+
+def check_like_a_sampler(executor: PagedExecutor, sequence: int, prompt: list[int], params: SamplingParams) -> None:
+    """Six tokens, each what `Sampler` makes of the very logits it was chosen from, and its log-probabilities too."""
+    sampler = Sampler()
+    sampler.feed(prompt)
+    tokens = tuple(prompt)
+    for start in (0, *range(len(prompt), len(prompt) + 5)):
+        work = Work(sequence, tokens, start, (sequence % 2,), params, len(prompt), rows="last")
+        (output,) = executor.collect(executor.submit(Step((work,))))
+        assert output.logits is not None
+        expected = sampler.sample(output.logits[-1], params, work.end)
+        assert output.token == expected.token
+        assert output.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert [token for token, _ in output.top] == [token for token, _ in expected.top]
+        assert [p for _, p in output.top] == pytest.approx([p for _, p in expected.top], abs=1e-5)
+        tokens = ()
+    executor.release(sequence)
+
+
+def test_penalties_biases_and_logprobs_are_those_of_the_host(small: Path):
+    """One after the other in the same lane: what a sequence before it held must be forgotten."""
+    with simulated(small, batch=1) as executor:
+        for sequence, params in enumerate(EDITS):
+            check_like_a_sampler(executor, sequence, ids(9, 10 + sequence), params)
+
+
+def test_penalties_do_not_depend_on_company_or_on_a_shared_prompt(small: Path):
+    """The second request reads the first one's blocks, so the device knows only the end of its prompt."""
+    prompts = [tuple(ids(70, 11)), (*ids(64, 11), 1, 2, 3), tuple(ids(5, 12))]
+    params = [SamplingParams(frequency_penalty=1.0), SamplingParams(repetition_penalty=1.8), SamplingParams()]
     tokens = {}
-    for batch in (1, 3):
-        with simulated(small, batch=batch) as executor:
+    for together in (False, True):
+        with simulated(small, batch=3) as executor:
             scheduler = Scheduler(executor)
-            sequence = scheduler.add(Request(prompt, 8, params))
-            for other in range(batch - 1):
-                scheduler.add(Request((*prompt, other), 5))
-            tokens[batch] = tokens_of(drain(scheduler)[sequence])
-    assert tokens[1] == tokens[3] and 9 in tokens[1] and len(set(tokens[1])) > 3
+            events: dict[int, list[Event]] = {}
+            for prompt, choice in zip(prompts, params, strict=True):
+                scheduler.add(Request(prompt, 6, choice))
+                if not together:
+                    events |= drain(scheduler)
+            events |= drain(scheduler)
+            tokens[together] = [tokens_of(events[sequence]) for sequence in range(3)]
+    assert tokens[True] == tokens[False]
+    assert len(set(tokens[True][0])) == 6
 
 
 def test_a_plan_of_other_kernels_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch):

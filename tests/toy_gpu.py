@@ -18,6 +18,7 @@ from llmc.runtime.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.numbers import f32_to_bf16
 from llmc.runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from llmc.runtime.step_inputs import INPUTS
 
 VOCAB, BIAS, HEIGHT = 97, 5, 3.0
 MAX_BLOCKS, MAX_BATCH, MIXED_TOKENS = 4, 4, 68
@@ -49,34 +50,13 @@ WEIGHTS: Mapping[str, Expr] = {
     "columns": Slice(_STORED["left.weight"], 1, 1, 3),
 }
 _DTYPES = {"F32": "f32", "U8": "u8"}
-_SIZED = {
-    "token_ids": ("i32", ("tokens",)),
-    "positions": ("i32", ("tokens",)),
-    "slots": ("i32", ("tokens",)),
-    "lengths": ("i32", ("sequences",)),
-    "tables": ("i32", ("sequences", str(MAX_BLOCKS))),
-    "starts": ("i32", ("sequences + 1",)),
-    "rows": ("i32", ("rows",)),
-    "temperature": ("f32", ("rows",)),
-    "top_k": ("i32", ("rows",)),
-    "top_p": ("f32", ("rows",)),
-    "min_p": ("f32", ("rows",)),
-    "seed": ("i64", ("rows",)),
-    "place": ("i32", ("rows",)),
-    "lanes": ("i32", ("rows",)),
-    "edits": ("i32", ("rows",)),
-    "repetition": ("f32", ("rows",)),
-    "presence": ("f32", ("rows",)),
-    "frequency": ("f32", ("rows",)),
-    "bias_ids": ("i32", ("rows", "2")),
-    "biases": ("f32", ("rows", "2")),
-    "logprobs": ("i32", ("rows",)),
-    "forget": ("i32", ("sequences",)),
-    "marks": ("i32", ("tokens",)),
-}
+_WIDE = {"tables": MAX_BLOCKS, "bias_ids": 2, "biases": 2}
 TENSORS: Mapping[str, Tensor] = {
     **{name: Tensor("weight", _DTYPES[e.dtype], tuple(map(str, e.shape))) for name, e in WEIGHTS.items()},
-    **{name: Tensor("input", dtype, shape) for name, (dtype, shape) in _SIZED.items()},
+    **{
+        name: Tensor("input", made.dtype, (made.size, str(_WIDE[name])) if made.wide else (made.size,))
+        for name, made in INPUTS.items()
+    },
     "past": Tensor("cache", "f32", ("blocks", "1", "64", "1")),
     "last": Tensor("state", "i32", ("lanes",)),
 }

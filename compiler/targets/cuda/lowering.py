@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ....runtime.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan import BLOCK_TOKENS, Tensor
+from ....runtime.step_inputs import INPUTS
 from ... import ops
 from ...graph import Graph, attribute, dims, width
 from .kernel import Call, Operand
@@ -137,6 +138,7 @@ class Lowering:
         return operand
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
+        assert (dtype, shape[0]) == (INPUTS[name].dtype, INPUTS[name].size), f"input {name}: {dtype} {shape}"
         return self._share(name, "input", Operand(name, dtype, shape))
 
     def state(self, name: str, dtype: str, *shape: int | str) -> Operand:

@@ -34,7 +34,7 @@ def ordered(number):
 
 
 @triton.jit
-def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, VOCAB: tl.constexpr, TILE: tl.constexpr):
+def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, vocab, TILE: tl.constexpr):
     """The largest bits t (u32) such that `wanted` is reached by the logits of at least t, counted, or (SUM) by the
     weights of at least t, summed, of logits whose order is at least `least`."""
     candidate = tl.arange(0, 16)
@@ -42,16 +42,16 @@ def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, VOCAB: 
     for step in range(8):
         levels = found | (candidate.to(tl.uint32) << (28 - 4 * step))
         reached = tl.zeros([16, TILE], tl.float32)
-        for start in range(0, VOCAB, TILE):
+        for start in range(0, vocab, TILE):
             index = start + tl.arange(0, TILE)
-            number = tl.load(row + index, index < VOCAB, float("-inf"))
+            number = tl.load(row + index, index < vocab, float("-inf"))
             if SUM:
                 weight = tl.exp((number - maximum) * sharpness)
                 weight = tl.where(ordered(number) >= least, weight, 0.0)
                 above = weight.to(tl.uint32, bitcast=True)[None, :] >= levels[:, None]
                 reached += tl.where(above, weight[None, :], 0.0)
             else:
-                above = (ordered(number)[None, :] >= levels[:, None]) & (index[None, :] < VOCAB)
+                above = (ordered(number)[None, :] >= levels[:, None]) & (index[None, :] < vocab)
                 reached += above.to(tl.float32)
         enough = tl.sum(reached, axis=1) >= wanted
         level = tl.max(tl.where(enough, candidate, 0), axis=0)
@@ -60,41 +60,41 @@ def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, VOCAB: 
 
 
 @triton.jit
-def kept_weights(row, start, maximum, sharpness, least, cut, VOCAB: tl.constexpr, TILE: tl.constexpr):
+def kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE: tl.constexpr):
     """exp((logit - maximum) * sharpness) of a tile, 0 where a threshold cuts it."""
     index = start + tl.arange(0, TILE)
-    number = tl.load(row + index, index < VOCAB, float("-inf"))
+    number = tl.load(row + index, index < vocab, float("-inf"))
     weight = tl.exp((number - maximum) * sharpness)
-    return tl.where((ordered(number) >= least) & (weight >= cut) & (index < VOCAB), weight, 0.0)
+    return tl.where((ordered(number) >= least) & (weight >= cut) & (index < vocab), weight, 0.0)
 
 
 @triton.jit
-def leave_logprobs(row, wanted, ids, values, summary, token, VOCAB: tl.constexpr, TILE: tl.constexpr):
+def leave_logprobs(row, wanted, ids, values, summary, token, vocab, TILE: tl.constexpr):
     """The `wanted` largest of a row of finite logits, the lower id of equals, in no order, into ids and values; into
     summary the row's largest logit, the sum of exp(logit - largest), and the logit of `token`."""
     tops = tl.full([TILE], float("-inf"), tl.float32)
-    for start in range(0, VOCAB, TILE):
+    for start in range(0, vocab, TILE):
         index = start + tl.arange(0, TILE)
-        tops = tl.maximum(tops, tl.load(row + index, index < VOCAB, float("-inf")))
+        tops = tl.maximum(tops, tl.load(row + index, index < vocab, float("-inf")))
     maximum = tl.max(tops, axis=0)
-    wanted = tl.minimum(wanted, VOCAB)
+    wanted = tl.minimum(wanted, vocab)
     none = tl.full([], 0, tl.uint32)
-    least = threshold(row, maximum, 1.0, none, wanted.to(tl.float32), False, VOCAB, TILE)
+    least = threshold(row, maximum, 1.0, none, wanted.to(tl.float32), False, vocab, TILE)
     whole = tl.full([], 0.0, tl.float64)
     place = tl.full([], 0, tl.int32)
-    for start in range(0, VOCAB, TILE):
+    for start in range(0, vocab, TILE):
         index = start + tl.arange(0, TILE)
-        number = tl.load(row + index, index < VOCAB, float("-inf"))
+        number = tl.load(row + index, index < vocab, float("-inf"))
         whole += tl.sum(tl.exp(number - maximum), axis=0)
-        hit = ((ordered(number) > least) & (index < VOCAB)).to(tl.int32)
+        hit = ((ordered(number) > least) & (index < vocab)).to(tl.int32)
         slot = place + tl.cumsum(hit, axis=0) - 1
         tl.store(ids + slot, index, hit > 0)
         tl.store(values + slot, number, hit > 0)
         place += tl.sum(hit, axis=0)
-    for start in range(0, VOCAB, TILE):
+    for start in range(0, vocab, TILE):
         index = start + tl.arange(0, TILE)
-        number = tl.load(row + index, index < VOCAB, float("-inf"))
-        hit = ((ordered(number) == least) & (index < VOCAB)).to(tl.int32)
+        number = tl.load(row + index, index < vocab, float("-inf"))
+        hit = ((ordered(number) == least) & (index < vocab)).to(tl.int32)
         slot = place + tl.cumsum(hit, axis=0) - 1
         tl.store(ids + slot, index, (hit > 0) & (slot < wanted))
         tl.store(values + slot, number, (hit > 0) & (slot < wanted))
@@ -124,13 +124,13 @@ def choose_kernel(
     top_ids,
     top_logits,
     summary,
-    VOCAB: tl.constexpr,
+    vocab,
     TILES: tl.constexpr,
     COUNT: tl.constexpr,
     TILE: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """logits and edited f32 [rows, VOCAB], tile statistics [rows, TILES], parameters [rows] -> sampled i32 [rows],
+    """logits and edited f32 [rows, vocab], tile statistics [rows, TILES], parameters [rows] -> sampled i32 [rows],
     status i32 [rows]: 1 where a logit is not finite (the token is then 0), else 0. place: the position of the token to
     choose. edits: rows where it is not negative are chosen from `edited`. logprobs i32 [rows]: how many of the best
     logits go to top_ids i32 and top_logits f32 [rows, MOST], see `leave_logprobs`; summary f32 [rows, 3]."""
@@ -144,24 +144,24 @@ def choose_kernel(
     token = tl.load(best + at * TILES + first)
     heat = tl.load(temperature + at)
     if (wrong == 0) & (heat > 0.0):
-        row = tl.where(tl.load(edits + at) >= 0, edited, logits) + at.to(tl.int64) * VOCAB
+        row = tl.where(tl.load(edits + at) >= 0, edited, logits) + at.to(tl.int64) * vocab
         sharpness = 1.0 / heat
         least = tl.full([], 0, tl.uint32)
         count = tl.load(top_k + at)
-        if (count > 0) & (count < VOCAB):
-            least = threshold(row, maximum, sharpness, least, count.to(tl.float32), False, VOCAB, TILE)
+        if (count > 0) & (count < vocab):
+            least = threshold(row, maximum, sharpness, least, count.to(tl.float32), False, vocab, TILE)
         cut = tl.load(min_p + at)
         nucleus = tl.load(top_p + at)
         if nucleus < 1.0:
             sums = tl.zeros([TILE], tl.float32)
-            for start in range(0, VOCAB, TILE):
-                sums += kept_weights(row, start, maximum, sharpness, least, 0.0, VOCAB, TILE)
+            for start in range(0, vocab, TILE):
+                sums += kept_weights(row, start, maximum, sharpness, least, 0.0, vocab, TILE)
             mass = tl.maximum(nucleus * tl.sum(sums, axis=0), 1e-30)  # top_p 0 keeps the best
-            bits = threshold(row, maximum, sharpness, least, mass, True, VOCAB, TILE)
+            bits = threshold(row, maximum, sharpness, least, mass, True, vocab, TILE)
             cut = tl.maximum(cut, bits.to(tl.float32, bitcast=True))
         whole = tl.full([], 0.0, tl.float64)
-        for start in range(0, VOCAB, TILE):
-            whole += tl.sum(kept_weights(row, start, maximum, sharpness, least, cut, VOCAB, TILE), axis=0)
+        for start in range(0, vocab, TILE):
+            whole += tl.sum(kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE), axis=0)
         where = tl.load(place + at).to(tl.uint32)
         key = tl.load(seed + at)
         word, _, _, _ = tl.philox(key, where, 0, 0, 0)
@@ -170,14 +170,14 @@ def choose_kernel(
         chosen = tl.full([], 0, tl.int32)
         rest = tl.full([], 0.0, tl.float64)
         done = tl.full([], 0, tl.int32)
-        for start in range(0, VOCAB, TILE):
-            part = tl.sum(kept_weights(row, start, maximum, sharpness, least, cut, VOCAB, TILE), axis=0)
+        for start in range(0, vocab, TILE):
+            part = tl.sum(kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE), axis=0)
             here = (done == 0) & (part > 0.0)
             chosen = tl.where(here, start, chosen)
             rest = tl.where(here, target - before, rest)
             before += part
             done = tl.where(before > target, 1, done)
-        weight = kept_weights(row, chosen, maximum, sharpness, least, cut, VOCAB, TILE)
+        weight = kept_weights(row, chosen, maximum, sharpness, least, cut, vocab, TILE)
         index = tl.arange(0, TILE)
         passed = (tl.cumsum(weight, axis=0) > rest) & (weight > 0.0)
         inner = tl.min(tl.where(passed, index, TILE), axis=0)
@@ -188,8 +188,8 @@ def choose_kernel(
     wanted = tl.load(logprobs + at)
     if (wrong == 0) & (wanted > 0):
         own = at * MOST
-        raw = logits + at.to(tl.int64) * VOCAB
-        leave_logprobs(raw, wanted, top_ids + own, top_logits + own, summary + at * 3, token, VOCAB, TILE)
+        raw = logits + at.to(tl.int64) * vocab
+        leave_logprobs(raw, wanted, top_ids + own, top_logits + own, summary + at * 3, token, vocab, TILE)
 
 
 KERNEL = Kernel("choose", choose_kernel)
@@ -258,8 +258,8 @@ def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: Rows, chos
     count = tiles_of(vocab)
     return Call(
         KERNEL,
-        {"logits": logits, "edited": edited, **read, **written},
-        {"VOCAB": vocab, "TILES": count, "COUNT": next_power(count), "TILE": TILE, "MOST": MAX_LOGPROBS},
+        {"logits": logits, "edited": edited, **read, **written, "vocab": vocab},
+        {"TILES": count, "COUNT": max(32, next_power(count)), "TILE": TILE, "MOST": MAX_LOGPROBS},
         ("rows",),
         writes=tuple(written),
         bytes=total(*(o.bytes for o in (tiles.highest, tiles.best, tiles.broken, chosen.sampled, chosen.status))),

@@ -1,12 +1,13 @@
 """Triton's interpreter, mended: conversions rounded as devices round, and without work that each call repeats.
 
 The interpreter of Triton 3.9 truncates float32 to bfloat16 and loses the carry of its other roundings, so that long
-chains of kernels drift. It also prepares the language anew for every call of a helper, and multiplies transposed
-matrices without BLAS. `install` replaces these three functions.
+chains of kernels drift. It also prepares the language anew for every call of a helper, looks up the dtype of every
+number in a table that it makes for that, and multiplies transposed matrices without BLAS. `install` replaces these.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -28,13 +29,18 @@ _BITS = {8: (np.uint8, torch.uint8), 16: (np.uint16, torch.int16), 32: (np.uint3
 _their_conversion = interpreter._convert_float
 _their_patch = interpreter._patch_lang
 _their_dot = interpreter.InterpreterBuilder.create_dot
+_their_np_dtype = interpreter._get_np_dtype
+_np_dtypes: dict[str, np.dtype] = {}
 
 
 def install() -> None:
     """Mend the interpreter of this process, which then only interprets; calling it again changes nothing."""
     interpreter._convert_float = convert  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._patch_lang = _patched_once  # pyright: ignore[reportAttributeAccessIssue]
+    interpreter._get_np_dtype = _np_dtype  # pyright: ignore[reportAttributeAccessIssue]
     interpreter.InterpreterBuilder.create_dot = _dot  # pyright: ignore[reportAttributeAccessIssue]
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)  # its findings are only told in debug mode
 
 
 class _Kept:
@@ -52,6 +58,13 @@ def _patched_once(_function: Any) -> _Kept:
 @cache
 def _patch() -> None:
     _their_patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+
+
+def _np_dtype(dtype: Any) -> np.dtype:
+    element = dtype.scalar
+    if element.name not in _np_dtypes:  # types that are equal have equal names, and pointers cannot be keys
+        _np_dtypes[element.name] = _their_np_dtype(element)
+    return _np_dtypes[element.name]
 
 
 def _dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:

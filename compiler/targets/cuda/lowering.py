@@ -334,21 +334,15 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
         at.add(node, attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, **common))
         return
     splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
-    partial = lse = None
-    if splits > 1:
-        partial = at.buffer(f"{y.name}.partial", "f32", "sequences", heads, splits, size)
-        lse = at.buffer(f"{y.name}.lse", "f32", "sequences", heads, splits)
+
+    def room(name: str, dtype: str, *shape: int | str) -> Operand:
+        return at.buffer(f"{y.name}.{name}", dtype, *shape)
+
+    parts = attention_decode.parts_of(room, at.state("counters", "i32", COUNTERS), heads, size, splits)
     at.add(
         node,
-        attention_decode.attention_decode(
-            q, key, value, tables, lengths, y, splits=splits, partial=partial, lse=lse, **common
-        ),
+        attention_decode.attention_decode(q, key, value, tables, lengths, y, splits=splits, parts=parts, **common),
     )
-    if partial is not None and lse is not None:
-        at.add(
-            node,
-            attention_decode.attention_combine(partial, lse, y, heads=heads, head_dim=size, splits=splits),
-        )
 
 
 def _format(node: ir.Node) -> str:

@@ -232,6 +232,19 @@ def finish(acc, row, token, inside, bias, residual, y, N: tl.constexpr):
 
 
 @triton.jit
+def comes_last(counter, PARTS: tl.constexpr):
+    """Whether this program is the last of PARTS to say that what it has written is there; the others' can then be read.
+
+    counter i32 holds 0 between launches.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == PARTS - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
 def gather_parts(
     acc, row, token, inside, workspace, counters, block, part, tokens, N: tl.constexpr, SPLITS: tl.constexpr
 ):
@@ -242,13 +255,11 @@ def gather_parts(
     address = token[None, :].to(tl.int64) * N + row[:, None]
     size = tokens.to(tl.int64) * N
     tl.store(workspace + part * size + address, acc, inside)
-    tl.debug_barrier()
-    last = tl.atomic_add(counters + block, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    last = comes_last(counters + block, SPLITS)
     if last:
         acc = tl.zeros_like(acc)
         for other in range(SPLITS):
             acc += tl.load(workspace + other * size + address, inside, 0.0, cache_modifier=".cg")
-        tl.store(counters + block, 0)
     return acc, last
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -11,7 +11,13 @@ import triton.language as tl
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_pytorch_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+}
+"""What `activate` is to compute."""
 
 
 @triton.jit
@@ -100,12 +106,6 @@ def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = N
 
 
 def _cases() -> Iterator[Case]:
-    functions = {
-        "silu": torch.nn.functional.silu,
-        "gelu": torch.nn.functional.gelu,
-        "gelu_pytorch_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
-        "relu": torch.relu,
-    }
     for activation, tokens, width, dtype in (
         ("silu", 3, 1500, "bf16"),
         ("gelu", 1, 96, "f16"),
@@ -118,7 +118,7 @@ def _cases() -> Iterator[Case]:
         call = gated(
             Operand("x", dtype, ("tokens", 2 * width)), Operand("y", dtype, ("tokens", width)), activation=activation
         )
-        expected = functions[activation](gate) * up
+        expected = REFERENCE[activation](gate) * up
         yield Case(
             f"{activation}-{dtype}-{tokens}x{width}",
             call,

@@ -23,6 +23,7 @@ from .kernels import (
     linear_large,
     linear_small,
     norm,
+    quantize_activations,
     rope_cache,
     tile_stats,
 )
@@ -216,7 +217,7 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     x = at.operand(node.inputs[0])
     at.alias(narrow, x)
     if at.narrow(narrow):
-        at.add(node, linear_fp8.quantize_activations(x, *at.narrow_result(narrow), block=None))
+        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow), block=None))
 
 
 def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:

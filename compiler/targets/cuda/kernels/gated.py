@@ -78,7 +78,7 @@ FP8 = Kernel("gated_fp8", gated_fp8_kernel, MINIMUM_SM)
 def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> Call:
     """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number.
 
-    With scales f32 [tokens], y is u8: E4M3, as `linear_fp8.quantize_activations` gives of the float32 result.
+    With scales f32 [tokens], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
     """
     tokens, width = y.shape
     assert isinstance(width, int)

@@ -108,6 +108,7 @@ def test_only_large_programs_quantize_their_activations(built: tuple[Path, Path,
         # only attention's output has a launch of its own: norms and gated activations write E4M3 themselves
         fused = {name: kernels.count(name) for name in ("rms_norm_fp8", "gated_fp8", "quantize_rows")}
         assert fused == ({"rms_norm_fp8": 2, "gated_fp8": 1, "quantize_rows": 1} if count else dict.fromkeys(fused, 0))
+        assert kernels.count("gated") == 0  # in small programs the linear's epilogue
         assert kernels.count("expand_fp8") == (count if quantize == "nvfp4" else 0)
 
 

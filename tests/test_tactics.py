@@ -194,6 +194,7 @@ def test_an_engine_has_the_tiles_of_its_table(built: Callable[[Table | None], Pa
     assert plan_of(built(None)).tactics == "heuristic"
     fields = ("BLOCK_N", "BLOCK_K", "BLOCK_M", "SPLITS", "WARPS", "STAGES")
     found = {}
+    activated = set()
     for program in plan.programs:
         for launch in program.launches:
             module = plan.modules[launch.module]
@@ -202,7 +203,10 @@ def test_an_engine_has_the_tiles_of_its_table(built: Callable[[Table | None], Pa
                 tile = Tile(*(c.get(name, 1) for name in fields))
                 assert (module.warps, module.stages) == (tile.warps, tile.stages)
                 found[program.decode, program.tokens, c["N"], c["K"]] = tile
+                activated.add((c["N"], c["ACTIVATION"]))
     tiles = [row.tile for row in table.rows]
+    assert activated == {(128, None), (64, None), (384, "silu"), (512, None)}
+    assert "gated" not in {module.kernel for module in plan.modules}
     mixed = max(tokens for decode, tokens, *_ in found if not decode)
     assert found[True, 1, 128, 64] == tiles[0]
     assert found[True, 2, 128, 64] == default_tile("small", 128, 64, "int8", 2, 90)

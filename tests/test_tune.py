@@ -77,7 +77,8 @@ class Gpu(FakeApi):
 
         def compute(memory: Memory, grid: tuple[int, ...], *values: int) -> None:
             given = dict(zip(names, values, strict=False))
-            count = int(given["tokens"]) * int(constants["N"] or 0)
+            columns = int(constants["N"] or 0) // (2 if constants["ACTIVATION"] else 1)
+            count = int(given["tokens"]) * columns
             kind = np.float32 if variant.types[names.index("y")] == "*fp32" else np.uint16
             number = np.array([self.result(facts)], np.float32)
             whole = number if kind is np.float32 else (number.view(np.uint32) >> 16).astype(np.uint16)

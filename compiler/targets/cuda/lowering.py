@@ -24,6 +24,7 @@ from .kernels import (
     linear_large,
     linear_small,
     norm,
+    quantize_activations,
     rope_cache,
     tile_stats,
 )
@@ -115,6 +116,10 @@ class Lowering:
         made = self.buffer(str(value.name), dtype or self.model.activation, self.rows_of(value), width(value))
         self._values[value] = made
         return made
+
+    def computed(self, value: ir.Value) -> bool:
+        """Whether a launch made before writes it."""
+        return value in self._values
 
     def rows_of(self, value: ir.Value) -> str:
         """Which size a value's rows are: of all new tokens, or of the wanted ones."""
@@ -214,7 +219,7 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     x = at.operand(node.inputs[0])
     at.alias(narrow, x)
     if at.narrow(narrow):
-        at.add(node, linear_fp8.quantize_activations(x, *at.narrow_result(narrow), block=None))
+        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow), block=None))
 
 
 def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
@@ -244,6 +249,18 @@ def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias:
     )
 
 
+def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
+    """What a linear is to write: its result, or that of the activation which alone reads it, and which one this is."""
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == "GatedActivation" and not value.is_graph_output():
+        return users[0].outputs[0], _activation(users[0])
+    return value, None
+
+
+def _activation(node: ir.Node) -> str:
+    return node.overload.removeprefix("merged_")
+
+
 def _linear(at: Lowering, node: ir.Node) -> None:
     fmt, x = _format(node), at.operand(node.inputs[0])
     operands = tuple(map(at.operand, node.inputs[1:]))
@@ -251,14 +268,19 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     if node.inputs[0] in at.quantized:
         _linear_fp8(at, node, weights, bias)
         return
-    logits = node.outputs[0].is_graph_output()
-    y = at.result(node.outputs[0], "f32" if logits else None)
+    result, activation = _through_activation(node.outputs[0])
+    y = at.result(result, "f32" if result.is_graph_output() else None)
     most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
     n, k = width(node.outputs[0]), width(node.inputs[0])
     kind = "large" if most > SMALL_M else "small"
     tile = at.model.tiles.get(key(kind, n, k, fmt, most)) if weights[0].dtype != "f32" else None
     if kind == "large":
-        at.add(node, linear_large.linear_large(x, weights, y, format=fmt, max_tokens=most, sm=sm, bias=bias, tile=tile))
+        at.add(
+            node,
+            linear_large.linear_large(
+                *(x, weights, y), format=fmt, max_tokens=most, sm=sm, bias=bias, activation=activation, tile=tile
+            ),
+        )
         return
     sized = tile or default_tile("small", n, k, fmt, most, sm)
     splits = sized.splits
@@ -278,6 +300,7 @@ def _linear(at: Lowering, node: ir.Node) -> None:
             bias=bias,
             workspace=workspace,
             counters=counters,
+            activation=activation,
             tile=tile,
         ),
     )
@@ -297,9 +320,10 @@ def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
 
 
 def _gated(at: Lowering, node: ir.Node) -> None:
-    activation = node.overload.removeprefix("merged_")
+    if at.computed(node.outputs[0]):  # in the epilogue of the linear
+        return
     y, scales = _result_or_narrow(at, node.outputs[0])
-    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=activation, scales=scales))
+    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation(node), scales=scales))
 
 
 def _select_rows(at: Lowering, node: ir.Node) -> None:

@@ -50,6 +50,7 @@ class Linear:
     """A linear of a plan in steps of at most `tokens`. operands: by parameter, and named so; sources: their tensors.
 
     bytes: of its weights, in all launches of the program. block: of FP8 scales, None where they are of rows.
+    activation: of gate, where the weight is gate|up and the epilogue makes act(gate) * up of it.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Linear:
     sources: Mapping[str, str]
     sizes: Mapping[str, int]
     block: int | None
+    activation: str | None
     bytes: int
 
     @property
@@ -76,14 +78,15 @@ class Linear:
         weights = tuple(found[name] for name in _WEIGHTS if name in found)
         if self.kind == "fp8":
             return linear_fp8.linear_fp8(found["x"], found["x_scale"], weights, found["y"], block=self.block, **common)
+        decoded = {**common, "format": self.format, "activation": self.activation}
         if self.kind == "large":
-            return linear_large.linear_large(found["x"], weights, found["y"], format=self.format, **common)
+            return linear_large.linear_large(found["x"], weights, found["y"], **decoded)
         workspace = counters = None
         if tile.splits > 1:
             workspace = Operand("workspace", "f32", (tile.splits, size, self.n))
             counters = Operand("counters", "i32", (linear_small.counters_for(self.n, self.tokens, tile),))
         both = {"workspace": workspace, "counters": counters}
-        return linear_small.linear_small(found["x"], weights, found["y"], format=self.format, **both, **common)
+        return linear_small.linear_small(found["x"], weights, found["y"], **both, **decoded)
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
         sources=sources,
         sizes=program.limits,
         block=linear_fp8.BLOCK if constants.get("BLOCKS") else None,
+        activation=constants.get("ACTIVATION"),
         bytes=sum(value(operands[name].bytes, program.limits) for name in _WEIGHTS if name in operands),
     )
 

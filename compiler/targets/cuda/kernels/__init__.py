@@ -27,6 +27,7 @@ FILES = (
     "moe_route",
     "moe_sort",
     "norm",
+    "quantize_activations",
     "rope_cache",
     "sample",
     "tile_stats",

@@ -9,6 +9,8 @@ LARGEST = 448.0
 """Of E4M3 (Micikevicius et al., "FP8 formats for deep learning", 2022)."""
 LEAST = 2.0**-100
 """What a row of zeros counts as, so that its scale is a number."""
+BLOCK = 128
+"""Columns, and rows of weights, that share a scale where tokens and rows have more than one."""
 MINIMUM_SM = 89
 """Older chips have no instruction for it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -11,7 +11,13 @@ import triton.language as tl
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_pytorch_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+}
+"""What `activate` is to compute."""
 
 
 @triton.jit
@@ -72,7 +78,7 @@ FP8 = Kernel("gated_fp8", gated_fp8_kernel, MINIMUM_SM)
 def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> Call:
     """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number.
 
-    With scales f32 [tokens], y is u8: E4M3, as `linear_fp8.quantize_activations` gives of the float32 result.
+    With scales f32 [tokens], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
     """
     tokens, width = y.shape
     assert isinstance(width, int)
@@ -100,12 +106,6 @@ def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = N
 
 
 def _cases() -> Iterator[Case]:
-    functions = {
-        "silu": torch.nn.functional.silu,
-        "gelu": torch.nn.functional.gelu,
-        "gelu_pytorch_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
-        "relu": torch.relu,
-    }
     for activation, tokens, width, dtype in (
         ("silu", 3, 1500, "bf16"),
         ("gelu", 1, 96, "f16"),
@@ -118,7 +118,7 @@ def _cases() -> Iterator[Case]:
         call = gated(
             Operand("x", dtype, ("tokens", 2 * width)), Operand("y", dtype, ("tokens", width)), activation=activation
         )
-        expected = functions[activation](gate) * up
+        expected = REFERENCE[activation](gate) * up
         yield Case(
             f"{activation}-{dtype}-{tokens}x{width}",
             call,

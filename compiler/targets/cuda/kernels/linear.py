@@ -221,11 +221,18 @@ def scale_sum(acc, scale, tensor_scale, row, FORMAT: tl.constexpr, FACTOR: tl.co
 
 
 @triton.jit
+def add_bias(acc, row, bias, N: tl.constexpr):
+    """The sum [rows, tokens] plus bias [N], if there is one."""
+    if bias is not None:
+        acc += tl.load(bias + row, row < N, 0.0).to(tl.float32)[:, None]
+    return acc
+
+
+@triton.jit
 def finish(acc, row, token, inside, bias, residual, y, N: tl.constexpr):
     """Add bias [N] and residual [tokens, N] to the sum [rows, tokens], and store into y [tokens, N] where `inside`."""
     address = token[None, :].to(tl.int64) * N + row[:, None]
-    if bias is not None:
-        acc += tl.load(bias + row, row < N, 0.0).to(tl.float32)[:, None]
+    acc = add_bias(acc, row, bias, N)
     if residual is not None:
         acc += tl.load(residual + address, inside, 0.0).to(tl.float32)
     tl.store(y + address, acc.to(y.dtype.element_ty), inside)
@@ -263,13 +270,32 @@ def gather_parts(
     return acc, last
 
 
-def operands(
-    x: Operand, weights: tuple[Operand, ...], y: Operand, format: str, bias: Operand | None, residual: Operand | None
-) -> tuple[dict[str, Argument], dict[str, Constant]]:
-    """Arguments and constants that `linear_small` and `linear_large` share."""
-    tokens, k = x.shape
+def rows_of(y: Operand, activation: str | None) -> int:
+    """How many rows the weight behind y has: with an activation those of gate and of up."""
     n = y.shape[-1]
-    assert isinstance(n, int) and isinstance(k, int)
+    assert isinstance(n, int)
+    return 2 * n if activation else n
+
+
+def operands(
+    x: Operand,
+    weights: tuple[Operand, ...],
+    y: Operand,
+    format: str,
+    bias: Operand | None,
+    residual: Operand | None,
+    activation: str | None = None,
+) -> tuple[dict[str, Argument], dict[str, Constant]]:
+    """Arguments and constants that the linears of decoded weights share.
+
+    Raises:
+        ValueError: a residual is added to the product of gate and up.
+    """
+    if activation and residual:
+        raise ValueError("a residual is added to what an activation was applied to")
+    tokens, k = x.shape
+    n = rows_of(y, activation)
+    assert isinstance(k, int)
     arguments: dict[str, Argument] = {"x": x, "w": weights[0], "y": y, "tokens": str(tokens)}
     constants: dict[str, Constant] = {
         "N": n,
@@ -278,6 +304,7 @@ def operands(
         "PER_WORD": PER_WORD.get(format, 0),
         "GROUP": GROUP.get(format, 0),
         "FACTOR": epilogue_factor(format, x.dtype),
+        "ACTIVATION": activation,
     }
     scale = weights[1] if len(weights) > 1 else None
     tensor_scale = weights[2] if len(weights) > 2 else None

@@ -11,18 +11,23 @@ import torch
 
 from .....quantize import FORMATS as QUANTIZED
 from ..kernel import ROUNDING, Call, Case, Operand
+from .gated import REFERENCE
 from .tiles import Tile, default_tile
 
 FORMATS = ("dense", *QUANTIZED)
 LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 """Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
+GATE_UP = LLAMA_LAYERS[2]
 STORED = {"F8_E4M3": "u8", "U8": "u8", "F8_E8M0": "u8", "BF16": "bf16", "F32": "f32"}
 TORCH = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One case: the weight's format and shape, tokens, and what else the linear gets."""
+    """One case: the weight's format and shape, tokens, and what else the linear gets.
+
+    With an activation the n rows are those of gate and up.
+    """
 
     format: str
     tokens: int
@@ -33,6 +38,7 @@ class Spec:
     weight: str = "bf16"
     bias: bool = False
     residual: bool = False
+    activation: str | None = None
     max_tokens: int = 16
     tile: Tile | None = None
 
@@ -54,6 +60,15 @@ SMALL = (
     Spec("nvfp4", 33, 40, 144, act="f16", max_tokens=64, bias=True),
     Spec("mxfp4", 1, 40, 160, act="f16", residual=True),
     Spec("mxfp4", 3, 130, 256, tile=Tile(128, 256, 16, 1, 4, 2)),
+    Spec("dense", 3, 134, 100, activation="silu", bias=True),
+    Spec("dense", 33, 70, 384, activation="gelu_pytorch_tanh", max_tokens=64, tile=Tile(32, 128, 32, 3, 4, 3)),
+    Spec("fp8", 33, 134, 160, activation="silu", bias=True, max_tokens=64),
+    Spec("int8", 3, 266, 320, act="f16", activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 3, 4, 3), bias=True),
+    Spec("int8-g128", 1, 70, 256, activation="relu", tile=Tile(32, 64, 16, 1, 4, 1)),
+    Spec("int4", 1, 128, 320, activation="silu", tile=Tile(64, 128, 16, 3, 4, 1)),
+    Spec("int4-g128", 33, 70, 384, act="f16", activation="silu", max_tokens=64, tile=Tile(64, 128, 64, 3, 4, 1)),
+    Spec("nvfp4", 3, 134, 432, activation="gelu_pytorch_tanh", tile=Tile(64, 128, 16, 2, 4, 1)),
+    Spec("mxfp4", 1, 70, 160, act="f16", activation="silu", bias=True),
 )
 _LARGE_TILE = Tile(64, 128, 32, 1, 4, 1)
 LARGE = (
@@ -66,6 +81,9 @@ LARGE = (
     Spec("int8-g128", 1, 40, 128, bias=True, tile=Tile(64, 64, 32, 1, 4, 1)),
     Spec("nvfp4", 33, 70, 144, bias=True, tile=_LARGE_TILE),
     Spec("mxfp4", 33, 40, 160, act="f16"),
+    Spec("dense", 33, 134, 100, activation="silu", bias=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    Spec("fp8", 3, 134, 96, activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 1, 4, 1)),
+    Spec("nvfp4", 65, 266, 144, activation="silu", tile=Tile(128, 128, 32, 1, 8, 1)),
 )
 
 
@@ -104,6 +122,10 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
         inputs["residual"] = torch.randn(spec.tokens, spec.n, generator=source).to(TORCH[spec.act])
         extra["residual"] = Operand("residual", spec.act, ("tokens", spec.n))
         expected += inputs["residual"].double()
+    if spec.activation:
+        extra["activation"] = spec.activation
+        gate, up = expected.chunk(2, dim=1)
+        expected = REFERENCE[spec.activation](gate) * up
     outcome = {"y": expected}
     if spec.tile is not None and spec.tile.splits > 1:
         count = -(-spec.n // spec.tile.block_n) * -(-spec.max_tokens // spec.tile.block_m)
@@ -115,14 +137,14 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     call = build(
         Operand("x", spec.act, ("tokens", spec.k)),
         operands,
-        Operand("y", dtype, ("tokens", spec.n)),
+        Operand("y", dtype, ("tokens", expected.shape[1])),
         format=spec.format,
         max_tokens=spec.max_tokens,
         sm=90,
         tile=spec.tile,
         **extra,
     )
-    name = f"{spec.format}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}"
+    name = f"{spec.format}-{spec.activation or spec.act}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}"
     # Weights are rounded once more, to the act dtype, where a scale of a group is multiplied in.
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
@@ -130,8 +152,9 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
 def real(
     build: Callable[..., Call], n: int, k: int, format: str, act: str, max_tokens: int, sm: int, kind: str = "small"
 ) -> Call:
-    """A call as the compiler makes it, with residual and where it wants them workspace and counters."""
-    extra: dict[str, Any] = {}
+    """A call as the compiler makes it, gated if it is gate|up, else with a residual, and with what split-K wants."""
+    gated = (n, k) == GATE_UP
+    extra: dict[str, Any] = {"activation": "silu"} if gated else {"residual": Operand("residual", act, ("tokens", n))}
     tile = default_tile(kind, n, k, format, max_tokens, sm)
     if tile.splits > 1:
         extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
@@ -139,10 +162,9 @@ def real(
     return build(
         Operand("x", act, ("tokens", k)),
         weight_operands(format, n, k, act),
-        Operand("y", act, ("tokens", n)),
+        Operand("y", act, ("tokens", n // 2 if gated else n)),
         format=format,
         max_tokens=max_tokens,
         sm=sm,
-        residual=Operand("residual", act, ("tokens", n)),
         **extra,
     )

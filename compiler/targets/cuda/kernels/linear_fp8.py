@@ -1,8 +1,8 @@
 """Linears in FP8 on both sides (W8A8): FP8 tensor cores, twice the arithmetic of bf16, and no decoding.
 
-Activations are quantized while the step runs, one scale a token ("fp8": weights with one a row) or one a token and 128
-columns (weights with one for 128 x 128). Sums of 128 columns are added up in float32, since FP8 tensor cores keep few
-bits of longer ones.
+Activations are quantized while the step runs (`quantize_activations.py`), one scale a token or one calibrated for all
+("fp8": weights with one a row), or one a token and 128 columns (weights with one for 128 x 128). Sums of 128 columns
+are added up in float32, since FP8 tensor cores keep few bits of longer ones.
 """
 
 # Triton's types know neither plain numbers as constexprs nor its loops.
@@ -17,15 +17,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ..kernel import ROUNDING, Call, Case, Constant, Kernel, Operand, Suite, next_power, product, total
-from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
+from ..kernel import ROUNDING, Call, Case, Constant, Kernel, Operand, Suite, product, total
+from .fp8 import BLOCK, LARGEST, MINIMUM_SM
 from .linear import dot, finish, gather_parts, tile_constants
 from .linear_large import GROUP_TILES, grouped
+from .quantize_activations import quantized, scale_shape
 from .tiles import Tile, default_tile
 from .weights import e4m3
-
-BLOCK = 128
-"""Columns, and rows of weights, that share a scale."""
 
 
 @triton.jit
@@ -54,6 +52,7 @@ def linear_fp8_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCKS: tl.constexpr,
+    STATIC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -65,8 +64,9 @@ def linear_fp8_kernel(
 ):
     """x u8 [tokens, K] times w u8 [N, K], E4M3 bits, and their scales -> y [tokens, N], plus bias and residual.
 
-    x_scale f32 [tokens], w_scale f32 [N]; or with BLOCKS (BLOCK_K and BLOCK_N at most 128) [tokens, cdiv(K, 128)] and
-    [cdiv(N, 128), cdiv(K, 128)]. Grid: a program per block of rows and of tokens, then parts of K (SPAN columns each).
+    x_scale f32 [tokens], or with STATIC [1], and w_scale f32 [N]; or with BLOCKS (BLOCK_K and BLOCK_N at most 128)
+    [tokens, cdiv(K, 128)] and [cdiv(N, 128), cdiv(K, 128)]. Grid: a program per block of rows and of tokens, then parts
+    of K (SPAN columns each).
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     SCALES: tl.constexpr = (K + 127) // 128
@@ -91,7 +91,8 @@ def linear_fp8_kernel(
         else:
             acc += part_sum
     if not BLOCKS:
-        acc *= tl.load(w_scale + read_row)[:, None] * tl.load(x_scale + read_token)[None, :]
+        token_scale = tl.load(x_scale) if STATIC else tl.load(x_scale + read_token)[None, :]
+        acc *= tl.load(w_scale + read_row)[:, None] * token_scale
     inside = (token[None, :] < tokens) & (row[:, None] < N)
     if SPLITS == 1:
         finish(acc, row, token, inside, bias, residual, y, N)
@@ -102,60 +103,7 @@ def linear_fp8_kernel(
             finish(acc, row, token, inside, bias, residual, y, N)
 
 
-@triton.jit
-def quantize_rows_kernel(x, codes, scales, K: tl.constexpr, COLUMNS: tl.constexpr):
-    """x [tokens, K] -> codes u8 [tokens, K], E4M3 bits, and scales f32 [tokens]. Grid: tokens."""
-    token = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros([COLUMNS], tl.float32)
-    for k in range(0, K, COLUMNS):
-        column = k + tl.arange(0, COLUMNS)
-        largest = tl.maximum(largest, tl.abs(tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)))
-    scale = scale_of(tl.max(largest, 0))
-    tl.store(scales + token, scale)
-    for k in range(0, K, COLUMNS):
-        column = k + tl.arange(0, COLUMNS)
-        values = tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)
-        tl.store(codes + token * K + column, to_e4m3(values, scale), column < K)
-
-
-@triton.jit
-def quantize_blocks_kernel(x, codes, scales, K: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr):
-    """x [tokens, K] -> codes u8 [tokens, K] and scales f32 [tokens, cdiv(K, BLOCK)]. Grid: tokens, COUNT blocks."""
-    token = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
-    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    values = tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)
-    scale = scale_of(tl.max(tl.abs(values), 1))
-    BLOCKS: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    tl.store(scales + token * BLOCKS + block, scale, block < BLOCKS)
-    tl.store(codes + token * K + column, to_e4m3(values, scale[:, None]), column < K)
-
-
 LINEAR = Kernel("linear_fp8", linear_fp8_kernel, MINIMUM_SM)
-ROWS = Kernel("quantize_rows", quantize_rows_kernel, MINIMUM_SM)
-BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, MINIMUM_SM)
-
-
-def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: int | None) -> Call:
-    """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, block)] of blocks."""
-    tokens, k = x.shape
-    assert isinstance(k, int)
-    arguments = {"x": x, "codes": codes, "scales": scales}
-    kernel, constants, grid, warps = ROWS, {"K": k, "COLUMNS": min(next_power(k), 4096)}, (tokens,), 8
-    if block:
-        count = min(8, next_power(-(-k // block)))
-        grid = (tokens, -(-k // (block * count)))
-        kernel, constants, warps = BLOCKWISE, {"K": k, "BLOCK": block, "COUNT": count}, 4
-    return Call(
-        kernel,
-        arguments,
-        constants,
-        grid,
-        writes=("codes", "scales"),
-        bytes=total(x.bytes, codes.bytes, scales.bytes),
-        operations=product(tokens, 4 * k),
-        warps=warps,
-    )
 
 
 def linear_fp8(
@@ -175,12 +123,14 @@ def linear_fp8(
 ) -> Call:
     """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
 
-    block None: weight scales [N], x_scales [tokens]; 128: [cdiv(N, 128), cdiv(K, 128)] and [tokens, cdiv(K, 128)].
-    workspace and counters as `linear_small` wants them, where the tile has more than one part of K.
+    block None: weight scales [N], x_scales [tokens], or [1] where they are calibrated; 128: [cdiv(N, 128),
+    cdiv(K, 128)] and [tokens, cdiv(K, 128)]. workspace and counters as `linear_small` wants them, where the tile has
+    more than one part of K.
     """
     tokens, k = x_codes.shape
     n = y.shape[-1]
-    assert isinstance(n, int) and isinstance(k, int) and block in (None, BLOCK)
+    static = x_scales.shape == (1,)
+    assert isinstance(n, int) and isinstance(k, int) and block in (None, BLOCK) and not (static and block)
     tile = tile or default_tile("fp8", n, k, "fp8", max_tokens, sm)
     split = tile.splits > 1
     if split and (workspace is None or counters is None):
@@ -194,7 +144,7 @@ def linear_fp8(
     }
     given = {name: operand for name, operand in optional.items() if operand is not None}
     constants: dict[str, Constant] = {name: None for name in optional if name not in given}
-    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "GROUP_ROWS": GROUP_TILES}
+    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "STATIC": static, "GROUP_ROWS": GROUP_TILES}
     constants |= {"SPLITS": tile.splits, "SPAN": tile.span(k)} | tile_constants(tile)
     del constants["WARPS"]
     moved = [o.bytes for o in (x_codes, x_scales, w, w_scale, y, bias, residual) if o is not None]
@@ -211,58 +161,32 @@ def linear_fp8(
     )
 
 
-def _quantized(x: torch.Tensor, block: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (u8) and scales of x [tokens, K]."""
-    tokens, k = x.shape
-    width = block or k
-    padded = torch.nn.functional.pad(x.float(), (0, -k % width)).view(tokens, -1, width)
-    scales = padded.abs().amax(2).clamp(min=LEAST) / LARGEST
-    codes = (padded / scales[:, :, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return codes.view(torch.uint8).view(tokens, -1)[:, :k].contiguous(), scales if block else scales[:, 0]
-
-
 def _cases() -> Iterator[Case]:
     source = torch.Generator().manual_seed(7)
-    for tokens, k, block, dtype, kind in (
-        (3, 300, None, "bf16", torch.bfloat16),
-        (2, 4200, None, "f16", torch.float16),
-        (3, 1300, 128, "bf16", torch.bfloat16),
-        (1, 128, 128, "f16", torch.float16),
+    for tokens, n, k, form, dtype, extra, tile in (
+        (3, 40, 208, "rows", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+        (1, 130, 384, "rows", "f16", "residual", Tile(64, 128, 16, 3, 4, 3)),
+        (33, 70, 128, "rows", "bf16", "", Tile(128, 128, 16, 1, 4, 3)),
+        (3, 200, 320, "blocks", "f16", "bias", Tile(64, 128, 16, 2, 4, 3)),
+        (33, 130, 256, "blocks", "bf16", "residual", Tile(128, 128, 32, 1, 4, 3)),
+        (3, 70, 208, "static", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+        (33, 130, 384, "static", "f16", "residual", Tile(64, 128, 32, 3, 4, 3)),
     ):
-        x = (torch.randn(tokens, k, generator=source) * 5).to(kind)
-        x[0, :128] = 0
-        codes, scales = _quantized(x, block)
-        shape = ("tokens", -(-k // block)) if block else ("tokens",)
-        call = quantize_activations(
-            Operand("x", dtype, ("tokens", k)),
-            Operand("codes", "u8", ("tokens", k)),
-            Operand("scales", "f32", shape),
-            block=block,
-        )
-        expected = {"codes": codes, "scales": scales}
-        yield Case(f"quantize-{block}-{tokens}x{k}", call, {"x": x}, {"tokens": tokens}, expected, 1e-6)
-    for tokens, n, k, block, dtype, extra, tile in (
-        (3, 40, 208, None, "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
-        (1, 130, 384, None, "f16", "residual", Tile(64, 128, 16, 3, 4, 3)),
-        (33, 70, 128, None, "bf16", "", Tile(128, 128, 16, 1, 4, 3)),
-        (3, 200, 320, 128, "f16", "bias", Tile(64, 128, 16, 2, 4, 3)),
-        (33, 130, 256, 128, "bf16", "residual", Tile(128, 128, 32, 1, 4, 3)),
-    ):
-        yield _linear_case(source, tokens, n, k, block, dtype, extra, tile)
+        yield _linear_case(source, tokens, n, k, form, dtype, extra, tile)
 
 
 def _linear_case(
-    source: torch.Generator, tokens: int, n: int, k: int, block: int | None, dtype: str, extra: str, tile: Tile
+    source: torch.Generator, tokens: int, n: int, k: int, form: str, dtype: str, extra: str, tile: Tile
 ) -> Case:
     kind = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
-    x, x_scale = _quantized(torch.randn(tokens, k, generator=source), block)
+    x, x_scale = quantized(torch.randn(tokens, k, generator=source), form)
     w = (torch.randn(n, k, generator=source) * 90).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
     inputs: dict[str, Any] = {"x": x, "x_scale": x_scale, "w": w}
     exact_x, exact_w = (t.view(torch.float8_e4m3fn).double() for t in (x, w))
-    if block:
-        w_scale = torch.rand(-(-n // block), -(-k // block), generator=source) * 1e-3
-        exact_x *= x_scale.double().repeat_interleave(block, 1)[:, :k]
-        exact_w *= w_scale.double().repeat_interleave(block, 0)[:n].repeat_interleave(block, 1)[:, :k]
+    if form == "blocks":
+        w_scale = torch.rand(-(-n // BLOCK), -(-k // BLOCK), generator=source) * 1e-3
+        exact_x *= x_scale.double().repeat_interleave(BLOCK, 1)[:, :k]
+        exact_w *= w_scale.double().repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
     else:
         w_scale = torch.rand(n, generator=source) * 1e-3
         exact_x *= x_scale.double()[:, None]
@@ -280,19 +204,19 @@ def _linear_case(
         optional["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
         optional["counters"] = Operand("counters", "i32", (count,))
         inputs["counters"] = torch.zeros(count, dtype=torch.int32)
-    call = _operands(n, k, block, dtype, tokens, 90, tile, optional)
-    name = f"{block}-{dtype}-{tokens}x{n}x{k}"
+    call = _operands(n, k, form, dtype, tokens, 90, tile, optional)
+    name = f"{form}-{dtype}-{tokens}x{n}x{k}"
     return Case(name, call, inputs, {"tokens": tokens}, {"y": expected}, ROUNDING[dtype])
 
 
 def _operands(
-    n: int, k: int, block: int | None, dtype: str, max_tokens: int, sm: int, tile: Tile, extra: dict[str, Operand]
+    n: int, k: int, form: str, dtype: str, max_tokens: int, sm: int, tile: Tile, extra: dict[str, Operand]
 ) -> Call:
-    blocks = -(-k // BLOCK)
+    block = BLOCK if form == "blocks" else None
     return linear_fp8(
         Operand("x", "u8", ("tokens", k)),
-        Operand("x_scale", "f32", ("tokens", blocks) if block else ("tokens",)),
-        (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), blocks) if block else (n,))),
+        Operand("x_scale", "f32", scale_shape(form, "tokens", k)),
+        (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), -(-k // BLOCK)) if block else (n,))),
         Operand("y", dtype, ("tokens", n)),
         block=block,
         max_tokens=max_tokens,
@@ -303,17 +227,14 @@ def _operands(
 
 
 def _calls(sm: int) -> Iterator[Call]:
-    codes, x = Operand("codes", "u8", ("tokens", 4096)), Operand("x", "bf16", ("tokens", 4096))
-    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens",)), block=None)
-    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens", 32)), block=BLOCK)
-    for block in (None, BLOCK):
+    for form in ("rows", "blocks"):
         for max_tokens in (16, 64, 8192):
             tile = default_tile("fp8", 4096, 14336, "fp8", max_tokens, sm)
             extra = {"residual": Operand("residual", "bf16", ("tokens", 4096))}
             if tile.splits > 1:
                 extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", 4096))
                 extra["counters"] = Operand("counters", "i32", (-(-4096 // tile.block_n),))
-            yield _operands(4096, 14336, block, "bf16", max_tokens, sm, tile, extra)
+            yield _operands(4096, 14336, form, "bf16", max_tokens, sm, tile, extra)
 
 
-SUITE = Suite((LINEAR, ROWS, BLOCKWISE), _cases, _calls)
+SUITE = Suite((LINEAR,), _cases, _calls)

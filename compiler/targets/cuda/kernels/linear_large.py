@@ -13,7 +13,8 @@ import triton.language as tl
 
 from ..kernel import Call, Case, Kernel, Operand, Suite, product, total
 from . import linear_cases
-from .linear import dense_sum, finish, operands, quantized_sum, scale_sum, tile_constants
+from .linear import dense_sum, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .linear_gated import finish_tile, run_of, tile_rows
 from .tiles import Tile, default_tile
 
 GROUP_TILES = 8
@@ -46,6 +47,7 @@ def linear_large_kernel(
     PER_WORD: tl.constexpr,
     GROUP: tl.constexpr,
     FACTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -56,11 +58,14 @@ def linear_large_kernel(
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
+    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
+
     Grid: one dimension, a program per block of rows and of tokens. scale and tensor_scale: those of the format.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
+    RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
     block_m, block_n = grouped(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
-    row = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tile_rows(block_n, N, BLOCK_N, RUN)
     token = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
     read_token = tl.minimum(token, tokens - 1).to(tl.int64)
@@ -88,8 +93,8 @@ def linear_large_kernel(
             EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
-    inside = (token[None, :] < tokens) & (row[:, None] < N)
-    finish(acc, row, token, inside, bias, residual, y, N)
+    real = token < tokens
+    finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
 
 
 KERNEL = Kernel("linear_large", linear_large_kernel)
@@ -105,17 +110,18 @@ def linear_large(
     sm: int,
     bias: Operand | None = None,
     residual: Operand | None = None,
+    activation: str | None = None,
     tile: Tile | None = None,
 ) -> Call:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32; see `linear_small`."""
     tokens, k = x.shape
-    n = y.shape[-1]
-    assert isinstance(n, int) and isinstance(k, int)
+    n = rows_of(y, activation)
+    assert isinstance(k, int)
     if tile is None:
         tile = default_tile("large", n, k, format, max_tokens, sm)
         if weights[0].dtype == "f32":
             tile = replace(tile, block_k=tile.block_k // 2, block_m=128)
-    arguments, constants = operands(x, weights, y, format, bias, residual)
+    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
     read = [o.bytes for o in (x, *weights, y, bias, residual) if o is not None]
     return Call(
         KERNEL,

@@ -14,7 +14,8 @@ import triton.language as tl
 
 from ..kernel import Call, Case, Constant, Kernel, Operand, Suite, product, total
 from . import linear_cases
-from .linear import dense_sum, finish, gather_parts, operands, quantized_sum, scale_sum, tile_constants
+from .linear import dense_sum, gather_parts, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .linear_gated import finish_tile, run_of, tile_rows
 from .tiles import Tile, default_tile
 
 
@@ -36,6 +37,7 @@ def linear_small_kernel(
     PER_WORD: tl.constexpr,
     GROUP: tl.constexpr,
     FACTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -47,11 +49,14 @@ def linear_small_kernel(
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
+    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
+
     Grid: blocks of rows, of tokens, parts of K (SPAN columns each). scale and tensor_scale: those of the format.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
-    part = tl.program_id(2)
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
+    block_n, part = tl.program_id(0), tl.program_id(2)
+    row = tile_rows(block_n, N, BLOCK_N, RUN)
     token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
     read_token = tl.minimum(token, tokens - 1).to(tl.int64)
@@ -81,14 +86,15 @@ def linear_small_kernel(
             EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
-    inside = (token[None, :] < tokens) & (row[:, None] < N)
+    real = token < tokens
     if SPLITS == 1:
-        finish(acc, row, token, inside, bias, residual, y, N)
+        finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
     else:
-        block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        inside = real[None, :] & (row[:, None] < N)
+        block = tl.program_id(1) * tl.num_programs(0) + block_n
         acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
         if last:
-            finish(acc, row, token, inside, bias, residual, y, N)
+            finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
 
 
 KERNEL = Kernel("linear_small", linear_small_kernel)
@@ -111,21 +117,23 @@ def linear_small(
     residual: Operand | None = None,
     workspace: Operand | None = None,
     counters: Operand | None = None,
+    activation: str | None = None,
     tile: Tile | None = None,
 ) -> Call:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
 
     Weights are the format's tensors in its order; format "dense" is one tensor, bf16, f16 or f32. With more than one
-    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, of `counters_for` at least.
+    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, of `counters_for` at least. With an activation
+    the weights are gate, then up, and y [tokens, N / 2] is what `gated` makes of their product.
     """
     tokens, k = x.shape
-    n = y.shape[-1]
-    assert isinstance(n, int) and isinstance(k, int)
+    n = rows_of(y, activation)
+    assert isinstance(k, int)
     if tile is None:
         tile = default_tile("small", n, k, format, max_tokens, sm)
         if weights[0].dtype == "f32":
             tile = replace(tile, block_k=tile.block_k // 2)
-    arguments, constants = operands(x, weights, y, format, bias, residual)
+    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
     split = tile.splits > 1
     if split and (workspace is None or counters is None):
         raise ValueError(f"linear_small: {tile.splits} parts of K need a workspace and counters")

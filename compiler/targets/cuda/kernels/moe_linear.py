@@ -136,7 +136,7 @@ def moe_linear(
         raise ValueError(f"moe_linear: {tile.splits} parts of K need a workspace and counters")
     arguments, constants = operands(x, weights, y, format, bias, None)
     # How many rows there are, the grid knows; what a row is added to, `moe_combine`.
-    del arguments["tokens"], constants["residual"]
+    del arguments["tokens"], constants["residual"], constants["ACTIVATION"]
     arguments |= {"token_of_row": token_of_row, "expert_of_block": expert_of_block}
     for name, operand in (("workspace", workspace), ("counters", counters)):
         if split and operand is not None:

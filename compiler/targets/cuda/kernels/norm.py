@@ -60,7 +60,7 @@ GATHER = Kernel("gather_rows", gather_kernel)
 def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> Call:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
-    With scales f32 [tokens or rows], y is u8: E4M3, as `linear_fp8.quantize_activations` gives of the float32 result.
+    With scales f32 [tokens or rows], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
     """
     return _norm({"x": x, "weight": weight, "y": y}, scales, epsilon)
 

@@ -1,0 +1,139 @@
+"""Activations as E4M3 for `linear_fp8`, with scales of their own (of tokens, or blocks of them) or a calibrated one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from ..kernel import Argument, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from .fp8 import BLOCK, LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
+
+
+@triton.jit
+def quantize_rows_kernel(x, codes, scales, K: tl.constexpr, COLUMNS: tl.constexpr):
+    """x [tokens, K] -> codes u8 [tokens, K], E4M3 bits, and scales f32 [tokens]. Grid: tokens."""
+    token = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([COLUMNS], tl.float32)
+    for k in range(0, K, COLUMNS):
+        column = k + tl.arange(0, COLUMNS)
+        largest = tl.maximum(largest, tl.abs(tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)))
+    scale = scale_of(tl.max(largest, 0))
+    tl.store(scales + token, scale)
+    for k in range(0, K, COLUMNS):
+        column = k + tl.arange(0, COLUMNS)
+        values = tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)
+        tl.store(codes + token * K + column, to_e4m3(values, scale), column < K)
+
+
+@triton.jit
+def quantize_blocks_kernel(x, codes, scales, K: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+    """x [tokens, K] -> codes u8 [tokens, K] and scales f32 [tokens, cdiv(K, BLOCK)]. Grid: tokens, COUNT blocks."""
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
+    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    values = tl.load(x + token * K + column, column < K, 0.0).to(tl.float32)
+    scale = scale_of(tl.max(tl.abs(values), 1))
+    BLOCKS: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    tl.store(scales + token * BLOCKS + block, scale, block < BLOCKS)
+    tl.store(codes + token * K + column, to_e4m3(values, scale[:, None]), column < K)
+
+
+@triton.jit
+def quantize_static_kernel(x, codes, scales, tokens, K: tl.constexpr, COUNT: tl.constexpr):
+    """x [tokens, K] / scales f32 [1], at most 448 in magnitude -> codes u8 [tokens, K]. Grid: COUNT numbers each."""
+    place = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+    inside = place < tokens.to(tl.int64) * K
+    tl.store(codes + place, to_e4m3(tl.load(x + place, inside, 0.0).to(tl.float32), tl.load(scales)), inside)
+
+
+ROWS = Kernel("quantize_rows", quantize_rows_kernel, MINIMUM_SM)
+BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, MINIMUM_SM)
+STATIC = Kernel("quantize_static", quantize_static_kernel, MINIMUM_SM)
+
+
+def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: int | None) -> Call:
+    """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, block)] of blocks.
+
+    scales [1] is read instead: one number for the whole tensor, a weight of the engine. Calibration makes it of the
+    largest magnitude that samples reach, divided by 448; what is larger in a run is saturated.
+    """
+    tokens, k = x.shape
+    static = scales.shape == (1,)
+    assert isinstance(k, int) and not (static and block)
+    arguments: dict[str, Argument] = {"x": x, "codes": codes, "scales": scales}
+    grid: tuple[int | str, ...] = (tokens,)
+    kernel, constants, warps = ROWS, {"K": k, "COLUMNS": min(next_power(k), 4096)}, 8
+    if static:
+        count = 2048
+        grid = (f"cdiv({product(tokens, k)}, {count})",)
+        kernel, constants, warps = STATIC, {"K": k, "COUNT": count}, 4
+        arguments["tokens"] = str(tokens)
+    elif block:
+        count = min(8, next_power(-(-k // block)))
+        grid = (tokens, -(-k // (block * count)))
+        kernel, constants, warps = BLOCKWISE, {"K": k, "BLOCK": block, "COUNT": count}, 4
+    return Call(
+        kernel,
+        arguments,
+        constants,
+        grid,
+        writes=("codes",) if static else ("codes", "scales"),
+        bytes=total(x.bytes, codes.bytes, scales.bytes),
+        operations=product(tokens, 4 * k),
+        warps=warps,
+    )
+
+
+def scale_shape(form: str, tokens: int | str, k: int) -> tuple[int | str, ...]:
+    """Of the scales of activations [tokens, K]."""
+    return {"rows": (tokens,), "blocks": (tokens, -(-k // BLOCK)), "static": (1,)}[form]
+
+
+def quantized(x: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (u8) and scales of x [tokens, K]: of "rows", of "blocks", or a "static" one that saturates a few."""
+    tokens, k = x.shape
+    width = BLOCK if form == "blocks" else k
+    padded = torch.nn.functional.pad(x.float(), (0, -k % width)).view(tokens, -1, width)
+    scales = padded.abs().amax(2).clamp(min=LEAST) / LARGEST
+    if form == "static":
+        scales = (scales.amax() / 2).repeat(tokens, 1)
+    codes = (padded / scales[:, :, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    codes = codes.view(torch.uint8).view(tokens, -1)[:, :k].contiguous()
+    return codes, {"rows": scales[:, 0], "blocks": scales, "static": scales[0]}[form]
+
+
+def _cases() -> Iterator[Case]:
+    source = torch.Generator().manual_seed(7)
+    for tokens, k, form, dtype, kind in (
+        (3, 300, "rows", "bf16", torch.bfloat16),
+        (2, 4200, "rows", "f16", torch.float16),
+        (3, 1300, "blocks", "bf16", torch.bfloat16),
+        (1, 128, "blocks", "f16", torch.float16),
+        (3, 1367, "static", "bf16", torch.bfloat16),
+        (1, 67, "static", "f16", torch.float16),
+    ):
+        x = (torch.randn(tokens, k, generator=source) * 5).to(kind)
+        x[0, :128] = 0
+        codes, scales = quantized(x, form)
+        call = quantize_activations(
+            Operand("x", dtype, ("tokens", k)),
+            Operand("codes", "u8", ("tokens", k)),
+            Operand("scales", "f32", scale_shape(form, "tokens", k)),
+            block=BLOCK if form == "blocks" else None,
+        )
+        inputs = {"x": x, "scales": scales} if form == "static" else {"x": x}
+        expected = {"codes": codes, "scales": scales}
+        yield Case(f"{form}-{dtype}-{tokens}x{k}", call, inputs, {"tokens": tokens}, expected, 1e-6)
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    codes, x = Operand("codes", "u8", ("tokens", 4096)), Operand("x", "bf16", ("tokens", 4096))
+    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens",)), block=None)
+    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens", 32)), block=BLOCK)
+    yield quantize_activations(x, codes, Operand("scales", "f32", (1,)), block=None)
+
+
+SUITE = Suite((ROWS, BLOCKWISE, STATIC), _cases, _calls)

@@ -35,6 +35,7 @@ from .recipe import Recipe
 from .reference import reference
 from .store import EngineWriter
 from .targets import Emitted, Limits, Precision, Target, target_named
+from .targets.cuda.cache import KernelCache
 from .targets.cuda.tactics import Table, tables_for
 from .tokenizer_check import Check, start_check
 
@@ -349,8 +350,8 @@ def _lineage(tensor: Canonical) -> Lineage:
 
 def _tools(recipe: Recipe) -> dict[str, str]:
     """Versions that decide bytes."""
-    compiled = ("triton",) if any(target_named(name).compiles for name in recipe.targets) else ()
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python} | {
-        name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch", *compiled)
-    }
+    found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
+    if any(target_named(name).compiles for name in recipe.targets):
+        found["triton"] = KernelCache.default().triton
+    return found

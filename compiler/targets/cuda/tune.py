@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import combinations
 
 import numpy as np
@@ -25,7 +24,7 @@ from ....runtime.formula import value
 from ....runtime.numbers import f32_to_bf16
 from ....runtime.plan import Launch, Plan, Program
 from ....runtime.progress import NO_PROGRESS, Progress
-from .cache import source_digest
+from .cache import KernelCache, source_digest
 from .compile import Cubin, attempt, variant_of
 from .kernel import EMULATE, Call, Operand
 from .kernels import linear_fp8, linear_large, linear_small
@@ -128,7 +127,9 @@ class Tuner:
             if row is not None:
                 rows.append(row)
                 self.found(row)
-        table = Table(plan.sm, gpu, self.driver.version, date, source_digest(), version("triton"), tuple(rows))
+        table = Table(
+            plan.sm, gpu, self.driver.version, date, source_digest(), KernelCache.default().triton, tuple(rows)
+        )
         return Tuned(table, len(linears), tuple(wrong))
 
     def _row(

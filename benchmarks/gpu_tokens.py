@@ -68,23 +68,37 @@ def noise(executor: Executor, expected: Sequence[Trace]) -> Noise:
 def _rows(
     executor: Executor, prompts: Sequence[Sequence[int]], count: int, forced: Sequence[Sequence[int]] | None
 ) -> list[list[np.ndarray]]:
-    """By prompt, the logits that each of its next tokens is chosen by."""
-    per_sequence = -(-(max(map(len, prompts)) + count) // BLOCK_TOKENS)
-    blocks = [tuple(range(i * per_sequence, (i + 1) * per_sequence)) for i in range(len(prompts))]
-    rows: list[list[np.ndarray]] = [[] for _ in prompts]
-    fed, starts = [tuple(prompt) for prompt in prompts], [0] * len(prompts)
-    for step in range(count):
-        works = tuple(
-            Work(i, fed[i], starts[i], blocks[i], None, len(prompt), rows="last") for i, prompt in enumerate(prompts)
-        )
-        for work, output in zip(works, executor.collect(executor.submit(Step(works))), strict=True):
-            if output.error is not None or output.logits is None:
-                raise output.error or RuntimeError("a step without logits")
-            i, row = work.sequence, output.logits[-1]
-            rows[i].append(row)
-            fed[i], starts[i] = ((int(row.argmax()) if forced is None else forced[i][step]),), work.end
+    """By prompt, the logits that each of its next tokens is chosen by; prompts come one after the other."""
+    each = -(-(max(map(len, prompts)) + count) // BLOCK_TOKENS)
+    blocks = [tuple(range(i * each, (i + 1) * each)) for i in range(len(prompts))]
+    rows: list[list[np.ndarray]] = []
+    for i, prompt in enumerate(prompts):
+        row = None
+        for start in range(0, len(prompt), executor.max_prefill):
+            part = tuple(prompt[start : start + executor.max_prefill])
+            (row,) = _step(executor, [Work(i, part, start, blocks[i], None, len(prompt), rows="last")])
+        assert row is not None, "a prompt has a token"
+        rows.append([row])
+    for step in range(count - 1):
+        fed = [int(row[-1].argmax()) for row in rows] if forced is None else [tokens[step] for tokens in forced]
+        works = [
+            Work(i, (fed[i],), len(prompt) + step, blocks[i], None, len(prompt), rows="last")
+            for i, prompt in enumerate(prompts)
+        ]
+        for known, row in zip(rows, _step(executor, works), strict=True):
+            known.append(row)
     for i in range(len(prompts)):
         executor.release(i)
+    return rows
+
+
+def _step(executor: Executor, works: Sequence[Work]) -> list[np.ndarray]:
+    """The last row of logits of every work."""
+    rows = []
+    for output in executor.collect(executor.submit(Step(tuple(works)))):
+        if output.error is not None or output.logits is None:
+            raise output.error or RuntimeError("a step without logits")
+        rows.append(output.logits[-1])
     return rows
 
 

@@ -50,26 +50,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=common.OUT / "gpu_agree.json")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    pack = carried()
-    files = sorted((pack / "simulated").glob("*.json")) if pack is not None else []
     if options.dry_run:
-        print(json.dumps({"simulated": [path.stem for path in files]}))
+        print(json.dumps({"simulated": [path.stem for path in simulated("*")]}))
         return
-    if pack is None or not files:
-        raise SystemExit("nothing to compare with: make a pack with gpu_pack.py, and name it in LLMC_CACHE")
     gpu = common.gpu()
+    files = simulated(gpu.sm)
+    if not files:
+        raise SystemExit("nothing to compare with: make a pack with gpu_pack.py, and name it in LLMC_CACHE")
     rows = {path.stem: compare(path, options.work, gpu.sm) for path in files}
     common.write(options.out, {"machine": common.machine(gpu), "ok": all(r["ok"] for r in rows.values()), **rows})
     sys.exit(not all(row["ok"] for row in rows.values()))
 
 
-def compare(simulated: Path, work: Path, sm: int) -> dict[str, Any]:
+def simulated(sm: int | str) -> list[Path]:
+    """What the pack's interpreter said for a chip."""
+    pack = carried()
+    return sorted((pack / "simulated").glob(f"*-sm{sm}.json")) if pack is not None else []
+
+
+def compare(file: Path, work: Path, sm: int) -> dict[str, Any]:
     """One engine on the GPU against what the interpreter said of it.
 
     SystemExit: they are of different plans.
     """
-    spec = next(one for one in SMALL_ENGINES if one.path(work, sm).stem == simulated.stem)
-    known, engine = Simulated.read(simulated), small_engine(spec, work, sm)
+    spec = next(one for one in SMALL_ENGINES if one.path(work, sm).stem == file.stem)
+    known, engine = Simulated.read(file), small_engine(spec, work, sm)
     if plan_digest(engine, sm) != known.plan:
         raise SystemExit(f"{engine}: not the plan that was simulated; make the pack again")
     loaded = common.load(engine, sm)

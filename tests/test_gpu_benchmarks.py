@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import gpu_agree  # pyright: ignore[reportMissingImports]
 import gpu_common as common  # pyright: ignore[reportMissingImports]
 import gpu_decode  # pyright: ignore[reportMissingImports]
+import gpu_load  # pyright: ignore[reportMissingImports]
 import gpu_prefill  # pyright: ignore[reportMissingImports]
 import gpu_soak  # pyright: ignore[reportMissingImports]
 import gpu_throughput  # pyright: ignore[reportMissingImports]
@@ -210,6 +212,23 @@ def test_prompts_are_timed_whole(toy: Any):
     assert found["tokens_per_s"] == pytest.approx(200 / found["prompt_s"]) and len(found["prompt_s_all"]) == 3
     assert not api.calls["cuGraphLaunch"]
     assert gpu_prefill.chunks(200, 64) == [64, 64, 64, 8] and gpu_prefill.chunks(64, 64) == [64]
+
+
+def test_a_cold_start_is_told_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    api = FakeApi(KERNELS)
+    monkeypatch.setattr("llmc.runtime.cuda.driver.import_module", lambda name: api)
+    monkeypatch.setattr("llmc.runtime.cuda.probe.look", lambda: probe.Found("13.0", (GPU,)))
+    spawned = time.perf_counter()
+    monkeypatch.setattr(sys, "argv", ["-c", str(toy_engine(tmp_path / "toy.llmc")), "sm_90", str(spawned)])
+    exec(compile(gpu_load.CHILD, "the child process", "exec"), {})
+    parts = json.loads(capsys.readouterr().out)
+    whole = ("interpreter", "imports", "open", "load", "first token")
+    assert sum(parts[name] for name in whole) <= parts["to first token"] <= time.perf_counter() - spawned
+    assert sum(parts[f"load: {name}"] for name in ("context", "kernels", "memory", "weights")) <= parts["load"]
+    assert 0 < parts["capture"] < parts["first token"] < parts["four tokens"]
+    assert parts["weights bytes"] > 0 and api.calls["cuGraphLaunch"] == 3
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The bundled checkpoint under compute-sanitizer: no access outside of memory, no race in shared memory.
 
-python benchmarks/gpu_sanitize.py [--quantize none nvfp4] [--tokens 4] [--seconds 90]
+python benchmarks/gpu_sanitize.py [--quantize none nvfp4] [--tokens 4] [--seconds 45]
 
 Exit code 0 also where the tool is missing or refuses the machine: the result says which, and no count is claimed.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     formats = [spec.quantize for spec in SMALL_ENGINES]
     parser.add_argument("--quantize", nargs="+", default=["none", "nvfp4"], choices=formats)
     parser.add_argument("--tokens", type=common.positive, default=4)
-    parser.add_argument("--seconds", type=common.positive, default=90, help="at most, of each check")
+    parser.add_argument("--seconds", type=common.positive, default=45, help="at most, of each check")
     parser.add_argument("--work", type=Path, default=Path("build/gpu"))
     parser.add_argument("--out", type=Path, default=common.OUT / "gpu_sanitize.json")
     parser.add_argument("--dry-run", action="store_true")

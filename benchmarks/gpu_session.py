@@ -113,8 +113,7 @@ class Session:
             for part in parts:
                 self.outcomes[part.name] = outcome = self._part(part, stop, log)
                 self._write()
-                words = outcome.get("left out") or f"exit {outcome['exit']} after {outcome['seconds']:.0f} s"
-                print(f"== {part.name}: {words} of at most {part.limit}", flush=True)
+                print(f"== {part.name}: {told(part, outcome)}", flush=True)
         return all(outcome.get("exit") == 0 for outcome in self.outcomes.values())
 
     def _part(self, part: Part, stop: float, log: TextIO) -> dict[str, Any]:
@@ -163,6 +162,14 @@ class Session:
     def _write(self) -> None:
         found = {"parts": self.outcomes, "ratios": ratios(self.outcomes)}
         (self.out / f"gpu-{self.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def told(part: Part, outcome: Mapping[str, Any]) -> str:
+    """An outcome in words."""
+    if "left out" in outcome:
+        return f"left out, {outcome['left out']}"
+    built = f", engine built in {outcome['build seconds']:.0f} s" if "build seconds" in outcome else ""
+    return f"exit {outcome['exit']} after {outcome['seconds']:.0f} s of at most {part.limit}{built}"
 
 
 def ratios(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -144,7 +144,7 @@ def _run(loaded: common.Loaded, count: int, length: int, output: int) -> tuple[f
     began, steps = time.perf_counter(), []
     while not scheduler.idle:
         events = scheduler.step()
-        steps.append((time.perf_counter(), len(events)))
+        steps.append((time.perf_counter(), sum(event.output.token is not None for event in events)))
         for event in events:
             if event.output.error is not None:
                 raise event.output.error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,7 +15,7 @@ ROUNDS = 10
 
 
 def products(tokens: int, n: int, k: int, narrow: bool) -> dict[str, float]:
-    """Seconds of x [tokens, k] times w [n, k] by name; empty where torch has no GPU.
+    """Seconds of x [tokens, k] times w [n, k] by name; empty where torch has no GPU, without those that it refuses.
 
     narrow: in FP8 on both sides, with a scale for all and one a row; otherwise in bf16.
     """
@@ -25,7 +25,7 @@ def products(tokens: int, n: int, k: int, narrow: bool) -> dict[str, float]:
     x = torch.randn(tokens, k, device="cuda", generator=made).bfloat16()
     weights = [torch.randn(n, k, device="cuda", generator=made).bfloat16() for _ in range(copies(n * k * 2))]
     if not narrow:
-        return {"matmul bf16": _seconds([lambda w=w: torch.matmul(x, w.T) for w in weights])}
+        return measured({"matmul bf16": [lambda w=w: torch.matmul(x, w.T) for w in weights]}, _seconds)
     kind, one = torch.float8_e4m3fn, torch.ones((), device="cuda")
     narrow_x, narrow_w = x.to(kind), [w.to(kind) for w in weights]
     scales = {
@@ -34,12 +34,27 @@ def products(tokens: int, n: int, k: int, narrow: bool) -> dict[str, float]:
     }
 
     def product(w: torch.Tensor, of_x: torch.Tensor, of_w: torch.Tensor) -> torch.Tensor:
-        return torch._scaled_mm(narrow_x, w.T, of_x, of_w, out_dtype=torch.bfloat16, use_fast_accum=True)  # pyright: ignore[reportPrivateImportUsage]
+        scaled: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+        return scaled(narrow_x, w.T, of_x, of_w, out_dtype=torch.bfloat16, use_fast_accum=True)
 
-    return {
-        f"_scaled_mm fp8, scales of {name}": _seconds([lambda w=w, s=pair: product(w, *s) for w in narrow_w])
+    calls = {
+        f"_scaled_mm fp8, scales of {name}": [lambda w=w, s=pair: product(w, *s) for w in narrow_w]
         for name, pair in scales.items()
     }
+    return measured(calls, _seconds)
+
+
+def measured(
+    calls: Mapping[str, Sequence[Callable[[], Any]]], seconds: Callable[[Sequence[Callable[[], Any]]], float]
+) -> dict[str, float]:
+    """The time of each product; what torch refuses is said, and ends nothing."""
+    found = {}
+    for name, each in calls.items():
+        try:
+            found[name] = seconds(each)
+        except RuntimeError as error:
+            print(f"{name}: not available: {str(error)[:200]}", flush=True)
+    return found
 
 
 def copies(nbytes: int) -> int:

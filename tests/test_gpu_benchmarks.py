@@ -84,18 +84,31 @@ def test_dry_runs_say_what_they_would_do(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("name", "arguments", "text"),
     [
-        (("--batch", 9), "--batch [9]: from 1 to --max-batch 8"),
-        (("--prompt", 4000), "--prompt and --tokens together: at most --max-context 4096"),
-        (("--max-batch", 0), "0: a number above 0"),
-        (("--engine", "gone.llmc"), "gone.llmc: no such engine"),
-        (("--tokens", 16), "more than 16 --tokens"),
+        ("gpu_decode", ("--batch", 9), "--batch [9]: from 1 to --max-batch 8"),
+        ("gpu_decode", ("--prompt", 4000), "--prompt and --tokens together: at most --max-context 4096"),
+        ("gpu_decode", ("--max-batch", 0), "0: a number above 0"),
+        ("gpu_decode", ("--engine", "gone.llmc"), "gone.llmc: no such engine"),
+        ("gpu_decode", ("--tokens", 16), "more than 16 --tokens"),
+        ("gpu_prefill", ("--prompt", 4096), "--prompt 4096: below --max-context 4096"),
+        ("gpu_throughput", ("--output", 2000), "--input and --output together: at most --max-context 2304"),
+        ("gpu_session", ("speed",), "no part or group 'speed'"),
     ],
 )
-def test_arguments_are_judged_before_a_gpu_is_needed(arguments: tuple[Any, ...], text: str):
-    done = run(FOLDER / "gpu_decode.py", "--dry-run", *arguments)
+def test_arguments_are_judged_before_a_gpu_is_needed(name: str, arguments: tuple[Any, ...], text: str):
+    done = run(FOLDER / f"{name}.py", "--dry-run", *arguments)
     assert done.returncode and text in done.stderr
+
+
+@pytest.mark.slow
+def test_a_peer_that_cannot_be_measured_says_why(tmp_path: Path):
+    script, out = FOLDER / "peers" / "run_transformers.py", tmp_path / "peer.json"
+    done = run(script, "--layers", 1, "--prompt", 4, "--tokens", 9, "--format", "bf16", "int4", "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["formats"]
+    if not torch.cuda.is_available():
+        assert found["bf16"] == found["int4"] == {"not available": "RuntimeError: torch sees no GPU"}
 
 
 @pytest.mark.slow
@@ -262,6 +275,17 @@ def test_a_linear_is_held_against_the_fastest_product(narrow_engine: Path, monke
     assert sizes == [100] and row["tflops"] == pytest.approx(2 * 100 * 64 * 96 / 1e-6 / 1e12)
     assert row["percent_of_torch"] == pytest.approx(50)
     assert gpu_prefill.row(linear, 100, 1e-6, {})["percent_of_torch"] is None
+
+
+def test_a_product_that_torch_refuses_ends_nothing(capsys: pytest.CaptureFixture[str]):
+    def seconds(calls: Any) -> float:
+        return calls[0]()
+
+    def refused() -> float:
+        raise RuntimeError("no such kernel")
+
+    found = gpu_prefill.gpu_torch.measured({"rows": [refused], "tensor": [lambda: 2.0]}, seconds)
+    assert found == {"tensor": 2.0} and "rows: not available: no such kernel" in capsys.readouterr().out
 
 
 def test_torchs_weights_are_more_than_a_cache_holds():

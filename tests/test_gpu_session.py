@@ -63,6 +63,9 @@ def test_what_no_longer_fits_is_left_out_by_name(tmp_path: Path):
     made = session(tmp_path, clock=lambda: next(times))
     assert not made.run([part("writes", WRITES), part("late", WRITES)])
     assert results(tmp_path)["late"] == {"left out": "10 s left"}
+    assert gpu_session.told(part("late", ""), {"left out": "10 s left"}) == "left out, 10 s left"
+    done = {"exit": 0, "seconds": 3.2, "build seconds": 40.0}
+    assert gpu_session.told(part("one", ""), done) == "exit 0 after 3 s of at most 30, engine built in 40 s"
 
 
 def test_results_of_an_earlier_session_are_not_this_ones(tmp_path: Path):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from build8b import CONFIG
+from gpu_engines import SHAPES, EngineSpec
 
 from llmc.runtime.cuda import probe
 from llmc.runtime.cuda.device import CudaDevice, Options
@@ -25,9 +25,6 @@ from llmc.runtime.plan import Plan
 from llmc.runtime.profiles import has_bindings
 
 OUT = Path(os.environ.get("OUT", "benchmarks/results"))
-SMALL = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
-SHAPES: dict[str, dict[str, Any]] = {"8b": {}, "1b": {**SMALL, "head_dim": 64}}
-"""Llama-3.1-8B, and Llama-3.2-1B by what it has otherwise."""
 COPY_BYTES = 2 << 30
 
 
@@ -36,8 +33,10 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     made.add_argument("--shape", choices=SHAPES, default="8b")
     made.add_argument("--quantize", default="fp8")
-    made.add_argument("--max-batch", type=_positive, default=8)
-    made.add_argument("--max-context", type=_positive, default=4096)
+    made.add_argument("--activations", choices=("none", "fp8"), default="none")
+    made.add_argument("--kv", choices=("none", "fp8"), default="none")
+    made.add_argument("--max-batch", type=positive, default=8)
+    made.add_argument("--max-context", type=positive, default=4096)
     made.add_argument("--engine", type=Path, help="an engine to measure, instead of one with random weights")
     made.add_argument("--work", type=Path, default=Path("build/gpu"), help="where engines are built, and kept")
     made.add_argument("--out", type=Path, default=OUT / f"{name}.json")
@@ -45,45 +44,27 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     return made
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: a number above 0")
     return number
 
 
-def build_command(options: argparse.Namespace, sm: int) -> tuple[Path, list[str]]:
-    """The engine to measure and the command that builds it, empty if it is given."""
-    if options.engine is not None:
-        return options.engine, []
-    name = f"{options.shape}-{options.quantize}-b{options.max_batch}-c{options.max_context}-sm{sm}"
-    checkpoint = options.work / options.shape
-    path = options.work / f"{name}.llmc"
-    command = [sys.executable, "-m", "llmc", "build", str(checkpoint), "-o", str(path), "--random-weights", "1"]
-    command += ["--target", f"sm_{sm}", "--quantize", options.quantize, "--json"]
-    return path, [*command, "--max-batch", str(options.max_batch), "--max-context", str(options.max_context)]
-
-
 def engine_for(options: argparse.Namespace, sm: int) -> Path:
-    """The engine, built unless it is there."""
-    path, command = build_command(options, sm)
-    if command and not path.exists():
-        folder = options.work / options.shape
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({**CONFIG, **SHAPES[options.shape]}, indent=1) + "\n")
-        subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return path
+    """The engine to measure, built unless it is given or there."""
+    return options.engine or EngineSpec.of(options).built(options.work, sm)
 
 
 def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
     """What a run would do; refuses what a run would refuse before it needs the GPU."""
-    path, command = build_command(options, sm)
-    if not command and not path.exists():
+    spec, path = EngineSpec.of(options), options.engine
+    if path is not None and not path.exists():
         raise SystemExit(f"{path}: no such engine")
     found = probe.look()
     said = {
-        "engine": str(path),
-        "build": command,
+        "engine": str(path or spec.path(options.work, sm)),
+        "build": [] if path is not None else spec.build_command(options.work, sm),
         "out": str(options.out),
         "bindings": has_bindings(),
         "gpus": [gpu.name for gpu in found.gpus],
@@ -111,13 +92,19 @@ class Loaded:
 
 
 def load(
-    path: Path, sm: int, *, max_batch: int | None = None, options: Options | None = None, early: bool = False
+    path: Path,
+    sm: int,
+    *,
+    max_batch: int | None = None,
+    options: Options | None = None,
+    early: bool = False,
+    kind: type[Driver] = Driver,
 ) -> Loaded:
-    """An engine on the first GPU. early: with programmatic dependent launch."""
+    """An engine on the first GPU. early: with programmatic dependent launch. kind: of the driver."""
     made: list[tuple[CudaDevice, Driver, Plan]] = []
 
     def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        driver, plan = Driver.load(), replace(plan, pdl=early)
+        driver, plan = kind.load(), replace(plan, pdl=early)
         device = CudaDevice(engine, profile, plan, lanes, driver=driver, options=options)
         made.append((device, driver, plan))
         return device
@@ -128,24 +115,48 @@ def load(
 
 def copy_bandwidth(driver: Driver, *, nbytes: int = COPY_BYTES, rounds: int = 20) -> float:
     """Bytes/s of a device-to-device copy, read and written counted: the median of rounds, timed by the GPU."""
+    with ExitStack() as cleanup:
+        stream = _stream(driver, cleanup)
+        source, target = (_allocated(driver, nbytes, cleanup) for _ in range(2))
+        driver.fill(source, 0x5B, nbytes, stream)
+        return 2 * nbytes / _median(driver, stream, lambda: driver.copy(target, source, nbytes, stream), rounds)
+
+
+def upload_bandwidth(driver: Driver, *, nbytes: int = 256 << 20, rounds: int = 10) -> float:
+    """Bytes/s of a copy from pinned host memory to the GPU, likewise."""
+    with ExitStack() as cleanup:
+        stream = _stream(driver, cleanup)
+        target, host = _allocated(driver, nbytes, cleanup), driver.allocate_host(nbytes, "a copy")
+        cleanup.callback(driver.free_host, host)
+        return nbytes / _median(driver, stream, lambda: driver.copy_in(target, host, nbytes, stream), rounds)
+
+
+def _stream(driver: Driver, cleanup: ExitStack) -> Any:
     stream = driver.stream()
-    source, target = driver.allocate(nbytes, "a copy"), driver.allocate(nbytes, "a copy")
-    driver.fill(source, 0x5B, nbytes, stream)
+    cleanup.callback(driver.drop_stream, stream)
+    return stream
+
+
+def _allocated(driver: Driver, nbytes: int, cleanup: ExitStack) -> int:
+    address = driver.allocate(nbytes, "a copy")
+    cleanup.callback(driver.free, address)
+    return address
+
+
+def _median(driver: Driver, stream: Any, work: Callable[[], None], rounds: int) -> float:
+    """Seconds of a piece of work on the GPU, by its clock, after three that warm up."""
     events = [driver.event(timing=True) for _ in range(rounds + 1)]
     for _ in range(3):
-        driver.copy(target, source, nbytes, stream)
+        work()
     for event in events[:-1]:
         driver.record(event, stream)
-        driver.copy(target, source, nbytes, stream)
+        work()
     driver.record(events[-1], stream)
     driver.wait(stream)
     seconds = median(driver.elapsed(a, b) for a, b in pairwise(events))
     for event in events:
         driver.drop_event(event)
-    driver.free(source)
-    driver.free(target)
-    driver.drop_stream(stream)
-    return 2 * nbytes / seconds
+    return seconds
 
 
 def machine(found: probe.Gpu) -> str:

@@ -1,10 +1,10 @@
 """Decode speed at batch 1 (and others): tokens/s, bytes/s, and that in percent of a copy measured in the same run.
 
-python benchmarks/gpu_decode.py [--shape 8b] [--quantize fp8] [--batch 1 8] [--prompt 128] [--tokens 256] [--rounds 3]
+python benchmarks/gpu_decode.py [--shape 8b] [--quantize fp8] [--batch 1 8] [--prompt 1024] [--tokens 256] [--rounds 3]
 
 `step_s` is the whole path of a token: scheduler, executor, device, one step ahead. `gpu_step_s` is the decode program
 alone, replayed without anybody reading its tokens. Bytes are those the plan's launches must move (weights, activations)
-and the cache's keys and values at the middle of the answer.
+and the cache's keys and values at the middle of the answer, for the program alone at the end of the prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM = 8
 def main() -> None:
     parser = common.parser(__doc__ or "", "gpu_decode")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--early", action="store_true", help="programmatic dependent launch")
@@ -54,8 +54,13 @@ def main() -> None:
         "machine": common.machine(gpu),
         "shape": options.shape,
         "quantize": options.quantize,
+        "activations": options.activations,
+        "kv": options.kv,
         "early": options.early,
     }
+    for row in rows:
+        speed, share = row["bytes_per_s"] / 1e12, row["percent_of_copy"]
+        print(f"batch {row['batch']}: {row['tokens_per_s']:.1f} tokens/s, {speed:.2f} TB/s, {share:.0f} % of a copy")
     common.write(options.out, {**facts, "copy_bytes_per_s": round(copy), "decode": rows})
 
 
@@ -64,10 +69,12 @@ def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dic
     steps = sorted(generate(loaded, batch, options) for _ in range(options.rounds))
     context = options.prompt + options.tokens // 2
     moved = sum(value(launch.bytes, program.limits) for launch in program.launches)
-    cache = batch * context * sum(tensors_of(loaded.plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    position = batch * sum(tensors_of(loaded.plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    cache = position * context
     step, replay = median(steps), replayed(loaded, program, options.prompt)
     return {
         "batch": batch,
+        "context": context,
         "step_s": step,
         "step_s_all": steps,
         "tokens_per_s": batch / step,
@@ -77,7 +84,7 @@ def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dic
         "bytes_per_s": (moved + cache) / step,
         "percent_of_copy": 100 * (moved + cache) / step / copy,
         "gpu_step_s": replay,
-        "gpu_percent_of_copy": 100 * moved / replay / copy,
+        "gpu_percent_of_copy": 100 * (moved + position * options.prompt) / replay / copy,
     }
 
 

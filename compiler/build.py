@@ -35,6 +35,7 @@ from .recipe import Recipe
 from .reference import reference
 from .store import EngineWriter
 from .targets import Emitted, Limits, Precision, Target, target_named
+from .targets.cuda.cache import KernelCache
 from .targets.cuda.tactics import Table, tables_for
 from .tokenizer_check import Check, start_check
 
@@ -100,7 +101,7 @@ def build(
     began, output, clock = time.perf_counter(), Path(output), _Clock(progress)
     tables = tables_for(recipe.targets, tactics)
     with clock.stage("read headers"):
-        source = _open(checkpoint, accept_config, random_weights)
+        source = open_source(checkpoint, accept_config, random_weights)
         source = source if source.hashing is not None else source.start_digest()
         context = _context(recipe, source)
         tokenizer = _check_tokenizer(source)
@@ -168,7 +169,7 @@ def explain(
     dump: Path | None = None,
 ) -> tuple[PassReport, ...]:
     """What every pass would do to a checkpoint; no weight is read."""
-    source = _open(checkpoint, accept_config, random_weights)
+    source = open_source(checkpoint, accept_config, random_weights)
     return lower(source, recipe, _context(recipe, source), dump)[3]
 
 
@@ -176,7 +177,7 @@ def checkpoint_logits(
     checkpoint: str | Path, token_ids: list[int], *, accept_config: Collection[str] = ()
 ) -> np.ndarray:
     """Logits float32 `[T, V]` of the checkpoint itself (`compiler/reference.py`)."""
-    return reference(_open(checkpoint, accept_config, None))(token_ids)
+    return reference(open_source(checkpoint, accept_config, None))(token_ids)
 
 
 def lower(
@@ -211,7 +212,10 @@ def _legalize(graph: Graph, target: Target, recipe: Recipe, dump: Path | None, f
     return merged + run_phase(target.legalize(precision), graph, dump, first + len(merged))
 
 
-def _open(where: str | Path | Checkpoint, accept_config: Collection[str], random_weights: int | None) -> Checkpoint:
+def open_source(
+    where: str | Path | Checkpoint, accept_config: Collection[str] = (), random_weights: int | None = None
+) -> Checkpoint:
+    """An open checkpoint, with tensors made on the way if it is to have random weights."""
     source = where
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, accept_config=accept_config, random_weights=random_weights)
@@ -349,8 +353,8 @@ def _lineage(tensor: Canonical) -> Lineage:
 
 def _tools(recipe: Recipe) -> dict[str, str]:
     """Versions that decide bytes."""
-    compiled = ("triton",) if any(target_named(name).compiles for name in recipe.targets) else ()
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python} | {
-        name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch", *compiled)
-    }
+    found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
+    if any(target_named(name).compiles for name in recipe.targets):
+        found["triton"] = KernelCache.default().triton
+    return found

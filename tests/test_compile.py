@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from llmc.compiler.targets.cuda import cache, compile, worker
-from llmc.compiler.targets.cuda.cache import KernelCache
+from llmc.compiler.targets.cuda.cache import KernelCache, Tools
 from llmc.compiler.targets.cuda.chips import chip
 from llmc.compiler.targets.cuda.compile import Cubin, Variant, attempt, compile_variants, variant_of
 from llmc.compiler.targets.cuda.kernel import Call, Kernel, Operand
 from llmc.compiler.targets.cuda.kernels import gated
-from llmc.runtime.errors import LlmcError, ResourceError, Unsupported
+from llmc.runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from llmc.runtime.progress import NO_PROGRESS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,7 +209,7 @@ def test_an_interrupt_ends_all_workers(cubins: dict[int, Cubin], kept: KernelCac
 
 def _entry(kept: KernelCache, sm: int) -> Path:
     assert kept.folder is not None
-    return kept.folder / cache.key_of(RELU.request(sm), cache.sources_of("gated"))
+    return kept.folder / cache.key_of(RELU.request(sm), cache.sources_of("gated"), Tools.installed([sm]))
 
 
 def _kept_answer(kept: KernelCache) -> str:
@@ -256,17 +256,24 @@ def test_a_damaged_entry_is_compiled_again(
     assert [path.name for path in tmp_path.iterdir()] == [_entry(copy, 90).name]
 
 
-def test_what_decides_the_bytes_decides_the_key(monkeypatch: pytest.MonkeyPatch):
+def test_what_decides_the_bytes_decides_the_key():
     request = RELU.request(90)
     changes = [{"sm": 89}, {"warps": 8}, {"stages": 3}, {"types": ["*fp16", "*fp16"]}]
     changes += [{"constants": {**request["constants"], "WIDTH": value}} for value in (97, 96.0, None)]
-    keys = {cache.key_of({**request, **change}, "sources") for change in [{}, *changes]}
-    keys.add(cache.key_of(request, "other sources"))
-    monkeypatch.setattr(cache, "ptxas_version", lambda sm: "99")
-    keys.add(cache.key_of(request, "sources"))
-    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "4.0")
-    keys.add(cache.key_of(request, "sources"))
+    tools = Tools("3.9.0", {"89": "12", "90": "12"})
+    keys = {cache.key_of({**request, **change}, "sources", tools) for change in [{}, *changes]}
+    keys.add(cache.key_of(request, "other sources", tools))
+    keys.add(cache.key_of(request, "sources", replace(tools, triton="4.0")))
+    keys.add(cache.key_of(request, "sources", replace(tools, ptxas={"90": "13"})))
     assert len(keys) == len(changes) + 4
+
+
+def test_the_key_has_the_installed_tools(monkeypatch: pytest.MonkeyPatch):
+    before = KernelCache(None).tools(90)
+    assert before == Tools.installed([90]) and before.triton == KernelCache(None).triton
+    monkeypatch.setattr(cache, "ptxas_version", lambda sm: "99")
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "4.0")
+    assert KernelCache(None).tools(90) == Tools("4.0", {"90": "99"})
 
 
 def test_sources_are_followed_through_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -315,6 +322,48 @@ def test_the_environment_chooses_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("LLMC_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert KernelCache.default().folder == tmp_path / ".cache" / "llmc" / "kernels"
+
+
+def packed(kept: KernelCache, folder: Path) -> KernelCache:
+    """A pack of RELU for sm_90, as another Triton has compiled it."""
+    tools = Tools("1.2.3", {"90": "another assembler"})
+    key = cache.key_of(RELU.request(90), cache.sources_of("gated"), tools)
+    KernelCache(folder).save(key, kept.load(_entry(kept, 90).name))
+    (folder / cache.TOOLS).write_text(json.dumps({"triton": tools.triton, "ptxas": tools.ptxas}))
+    return KernelCache(folder)
+
+
+def test_a_pack_serves_whatever_triton_is_installed(
+    cubins: dict[int, Cubin], kept: KernelCache, counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pack = packed(kept, tmp_path)
+    monkeypatch.setattr(compile, "find_spec", lambda name: None)
+    assert compile_variants([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU] == cubins[90]
+    assert pack.triton == "1.2.3" and counted == []
+
+
+def test_a_pack_is_never_added_to(kept: KernelCache, counted: list[Variant], tmp_path: Path):
+    pack = packed(kept, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for variant, sm in ((SILU, 90), (RELU, 80)):
+        outcome = attempt([variant], sm, progress=NO_PROGRESS, cache=pack)[variant]
+        assert isinstance(outcome, ResourceError) and "in the pack" in str(outcome)
+    pack.save("key", {})
+    assert counted == [] and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_pack_of_other_sources_is_refused(
+    kept: KernelCache, counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pack = packed(kept, tmp_path)
+    monkeypatch.setattr(compile, "sources_of", lambda file: "edited")
+    assert isinstance(attempt([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU], ResourceError)
+
+
+def test_a_damaged_pack_says_so(tmp_path: Path):
+    (tmp_path / cache.TOOLS).write_text('{"triton": 3}')
+    with pytest.raises(EngineError, match=r"tools\.json"):
+        _ = KernelCache(tmp_path).packed
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(counted: list[Variant], cubins: dict[int, Cubin], tmp_path: Path):

@@ -40,7 +40,7 @@ class Options:
 
 
 class CudaDevice:
-    """A plan on a GPU. `timings` holds the seconds of each part of loading."""
+    """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph."""
 
     def __init__(
         self,
@@ -190,15 +190,19 @@ class CudaDevice:
     def _graph(self, program: int, bound: Bound) -> Any:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
-            self._driver.begin_capture(self._stream)
-            try:
-                self._launch(bound)
-            except BaseException:
-                with suppress(LlmcError):
-                    self._driver.drop_graph(self._driver.end_capture(self._stream))
-                raise
-            self._graphs[program] = self._driver.end_capture(self._stream)
+            with self._timed("capture"):
+                self._graphs[program] = self._captured(bound)
         return self._graphs[program]
+
+    def _captured(self, bound: Bound) -> Any:
+        self._driver.begin_capture(self._stream)
+        try:
+            self._launch(bound)
+        except BaseException:
+            with suppress(LlmcError):
+                self._driver.drop_graph(self._driver.end_capture(self._stream))
+            raise
+        return self._driver.end_capture(self._stream)
 
     def _drop_graphs(self) -> None:
         while self._graphs:

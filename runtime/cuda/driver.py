@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from ..errors import EngineError, LlmcError, ResourceError
 from . import probe
@@ -58,8 +58,8 @@ class Driver:
         self._context = self._call(f"making a context on GPU {ordinal}", "cuDevicePrimaryCtxRetain", self._device)
         self.use()
 
-    @staticmethod
-    def load(ordinal: int = 0) -> Driver:
+    @classmethod
+    def load(cls, ordinal: int = 0) -> Self:
         """This machine's driver.
 
         Raises:
@@ -72,7 +72,7 @@ class Driver:
             api = import_module(_BINDINGS)
         except ImportError as error:
             raise ResourceError("running on a GPU needs the extra 'cuda'", found=str(error), fix=EXTRA) from error
-        return Driver(api, ordinal)
+        return cls(api, ordinal)
 
     def use(self) -> None:
         """Make the context that of the calling thread."""

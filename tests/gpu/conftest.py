@@ -1,15 +1,19 @@
-"""What needs a real GPU is skipped where there is none, and says why."""
+"""What needs a real GPU is skipped where there is none, and says why. The benchmarks' engines are these tests' too."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from llmc.runtime.cuda import probe
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.profiles import SM, has_bindings
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

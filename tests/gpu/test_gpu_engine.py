@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import PICO, quantized_logits, relative, some_ids
+from engines import quantized_logits, relative, some_ids
+from gpu_engines import SMALL_ENGINES, small_engine  # pyright: ignore[reportMissingImports]
 
-import llmc
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file import EngineFile
@@ -38,11 +38,9 @@ def on_gpu(path: Path, sm: int, *, graphs: bool = True, batch: int = 4) -> Itera
         executor.close()
 
 
-@pytest.fixture(scope="module", params=["none", "fp8", "int8", "int4", "nvfp4", "mxfp4"])
+@pytest.fixture(scope="module", params=[spec for spec in SMALL_ENGINES if spec.formats == spec.quantize], ids=str)
 def engine(request: pytest.FixtureRequest, gpu: Driver, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    path = tmp_path_factory.mktemp("gpu") / f"{request.param}.llmc"
-    llmc.build(PICO, path, targets=["cpu", f"sm_{gpu.sm}"], max_batch=4, quantize=request.param)
-    return path, request.param
+    return small_engine(request.param, tmp_path_factory.mktemp("gpu"), gpu.sm), request.param.quantize
 
 
 def generate(executor: PagedExecutor, *, together: int, params: SamplingParams | None = None) -> list[list[int]]:

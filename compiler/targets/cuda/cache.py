@@ -1,6 +1,7 @@
 """Compiled kernels on disk, by a digest of everything that decides their bytes: a second build compiles nothing.
 
-Entries are never changed or removed; `llmc` builds that run at the same time share them.
+Entries are never changed or removed; `llmc` builds that run at the same time share them. A cache that says which tools
+made it is a pack: it serves machines with other tools or none, and nothing is added to it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,36 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ....runtime.errors import ResourceError
-from ....runtime.strict_json import canonical
+from ....runtime.errors import EngineError, ResourceError
+from ....runtime.records import read
+from ....runtime.strict_json import canonical, loads
 
 VARIABLE = "LLMC_CACHE"
 """The folder of llmc's caches; set to nothing, there is no cache."""
+TOOLS = "tools.json"
+"""The file that makes a cache a pack."""
 _PACKAGE = Path(__file__).resolve().parents[3]
 _KERNELS = Path(__file__).resolve().parent / "kernels"
 _WORKER = Path(__file__).resolve().with_name("worker.py")
 _DIGEST = 64
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What compiles kernels; ptxas: what the assembler of each chip says of itself."""
+
+    triton: str
+    ptxas: Mapping[str, str]
+
+    @staticmethod
+    def installed(sms: Iterable[int]) -> Tools:
+        """Those of this process, for chips."""
+        return Tools(importlib.metadata.version("triton"), {str(sm): ptxas_version(sm) for sm in sms})
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,28 @@ class KernelCache:
     """
 
     folder: Path | None
+
+    @cached_property
+    def packed(self) -> Tools | None:
+        """The tools that made the entries, if this is a pack.
+
+        Raises:
+            EngineError: the file that says so is damaged.
+        """
+        try:
+            text = (self.folder / TOOLS).read_bytes() if self.folder is not None else None
+        except OSError:
+            return None
+        return None if text is None else read(Tools, loads(text, what=TOOLS, error=EngineError), TOOLS)
+
+    def tools(self, sm: int) -> Tools:
+        """What has compiled, or compiles, the kernels that this cache gives."""
+        return self.packed or Tools.installed([sm])
+
+    @property
+    def triton(self) -> str:
+        """The Triton behind those kernels."""
+        return self.packed.triton if self.packed is not None else importlib.metadata.version("triton")
 
     @staticmethod
     def default() -> KernelCache:
@@ -65,7 +104,7 @@ class KernelCache:
 
     def save(self, key: str, answer: Mapping[str, Any]) -> None:
         """Keep an answer. A folder that cannot be written costs the next build time, and this one nothing."""
-        if self.folder is None:
+        if self.folder is None or self.packed is not None:
             return
         body = canonical({"key": key, "answer": answer})
         temporary = None
@@ -80,13 +119,13 @@ class KernelCache:
                 Path(temporary).unlink(missing_ok=True)
 
 
-def key_of(request: Mapping[str, Any], sources: str) -> str:
+def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
     """The key of a request to the compiler: its own words, all sources it reads, and the tools' versions."""
     facts = {
         "request": request,
         "sources": sources,
-        "triton": importlib.metadata.version("triton"),
-        "ptxas": ptxas_version(request["sm"]),
+        "triton": tools.triton,
+        "ptxas": tools.ptxas.get(str(request["sm"])),
     }
     return hashlib.sha256(canonical(facts)).hexdigest()
 

@@ -23,7 +23,7 @@ from typing import Any
 from ....runtime.errors import LlmcError, ResourceError, Unsupported
 from ....runtime.machine import cpu_count, memory
 from ....runtime.progress import Progress
-from .cache import KernelCache, key_of, sources_of
+from .cache import VARIABLE, KernelCache, key_of, sources_of
 from .chips import chip
 from .kernel import Argument, Call, Constant, Operand
 from .worker import SETTINGS
@@ -151,7 +151,7 @@ def compile_variants(
 
     Raises:
         Unsupported: a kernel cannot be compiled for the chip.
-        ResourceError: Triton is not installed, or a worker was killed.
+        ResourceError: Triton is not installed, a worker was killed, or a kernel is not in the pack that stands in.
         LlmcError: Triton refuses a kernel; of several the first in order.
     """
     outcomes = attempt(variants, sm, progress=progress, jobs=jobs, cache=cache)
@@ -173,8 +173,11 @@ def attempt(
     target = chip(sm)
     cache = cache or KernelCache.default()
     outcomes: dict[Variant, Cubin | LlmcError | None] = dict.fromkeys(variants)
-    if outcomes:
+    if not outcomes:
+        return {}
+    if cache.packed is None:
         need_compiler()
+    tools = cache.tools(sm)
     sources = {file: sources_of(file) for file in {variant.file for variant in outcomes}}
     keys: dict[Variant, str] = {}
     for variant in outcomes:
@@ -183,9 +186,11 @@ def attempt(
                 f"kernel {variant} for sm_{sm}", found=f"it needs sm_{variant.minimum_sm} or newer", fix="a newer GPU"
             )
             continue
-        keys[variant] = key_of(variant.request(sm), sources[variant.file])
+        keys[variant] = key_of(variant.request(sm), sources[variant.file], tools)
         if answer := cache.load(keys[variant]):
             outcomes[variant] = Cubin.from_json(answer)
+        elif cache.packed is not None:
+            outcomes[variant] = _not_packed(variant, sm, cache)
     missing = [variant for variant, outcome in outcomes.items() if outcome is None]
     with progress.stage(f"sm_{sm} kernels") as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
         for variant, answer in answers:
@@ -197,6 +202,15 @@ def attempt(
             outcomes[variant] = cubin = Cubin.from_json(answer)
             advance(len(cubin.data))
     return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
+
+
+def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:
+    """Another Triton's machine code among the pack's would be measured under the pack's name."""
+    return ResourceError(
+        f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
+        found="none of these sources",
+        fix=f"make the pack again from this llmc, or unset {VARIABLE} to compile",
+    )
 
 
 def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:

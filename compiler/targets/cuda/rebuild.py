@@ -27,8 +27,7 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
     what = f"{engine.path}: {facts.graph}"
     plan = Plan.from_json(engine.section(facts.graph), what=what)
     _same_tools(engine, plan)
-    kernels = {kernel.name: (file, kernel) for file, suite in suites().items() for kernel in suite.kernels}
-    variants = [_variant(module, kernels, what) for module in plan.modules]
+    variants = variants_of(plan, what)
     cubins = compile_variants(variants, plan.sm, progress=progress, cache=KernelCache(None))
     code = engine.section(f"{facts.graph.rpartition('/')[0]}/kernels.cubins")
     wrong = []
@@ -43,6 +42,16 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
             fix="do not run it: build the engine again",
         )
     return len(variants)
+
+
+def variants_of(plan: Plan, what: str) -> list[Variant]:
+    """What each module of a plan is compiled from.
+
+    Raises:
+        EngineError: a kernel is none of this llmc.
+    """
+    kernels = {kernel.name: (file, kernel) for file, suite in suites().items() for kernel in suite.kernels}
+    return [_variant(module, kernels, what) for module in plan.modules]
 
 
 def _same_tools(engine: EngineFile, plan: Plan) -> None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import combinations
 
 import numpy as np
@@ -25,7 +24,7 @@ from ....runtime.formula import value
 from ....runtime.numbers import f32_to_bf16
 from ....runtime.plan import Launch, Plan, Program
 from ....runtime.progress import NO_PROGRESS, Progress
-from .cache import source_digest
+from .cache import KernelCache, source_digest
 from .compile import Cubin, attempt, variant_of
 from .kernel import EMULATE, Call, Operand
 from .kernels import linear_fp8, linear_large, linear_small
@@ -36,7 +35,7 @@ from .tactics import Key, Row, Table, key
 KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
 _KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
 _WEIGHTS = ("w", "scale", "tensor_scale", "w_scale")
-"""Parameters that another copy of the weights has elsewhere."""
+"""Parameters that hold weights."""
 _PARTS = ("workspace", "counters")
 """Parameters that a call has or has not by its tile."""
 _WORTH = 0.99
@@ -70,12 +69,17 @@ class Linear:
     def key(self) -> Key:
         return key(self.kind, self.n, self.k, self.format, self.tokens)
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The operands that another copy of the weights has elsewhere."""
+        return tuple(name for name in _WEIGHTS if name in self.operands)
+
     def call(self, tile: Tile, sm: int) -> Call:
         """The linear with a tile."""
         found, (size, _) = self.operands, self.operands["x"].shape
         optional = {name: found.get(name) for name in ("bias", "residual")}
         common = {**optional, "max_tokens": self.tokens, "sm": sm, "tile": tile}
-        weights = tuple(found[name] for name in _WEIGHTS if name in found)
+        weights = tuple(found[name] for name in self.weights)
         if self.kind == "fp8":
             return linear_fp8.linear_fp8(found["x"], found["x_scale"], weights, found["y"], block=self.block, **common)
         decoded = {**common, "format": self.format, "activation": self.activation}
@@ -131,7 +135,9 @@ class Tuner:
             if row is not None:
                 rows.append(row)
                 self.found(row)
-        table = Table(plan.sm, gpu, self.driver.version, date, source_digest(), version("triton"), tuple(rows))
+        table = Table(
+            plan.sm, gpu, self.driver.version, date, source_digest(), KernelCache.default().triton, tuple(rows)
+        )
         return Tuned(table, len(linears), tuple(wrong))
 
     def _row(
@@ -150,7 +156,7 @@ class Tuner:
             self.driver,
             list(forms.values()),
             contents,
-            [name for name in _WEIGHTS if name in linear.operands],
+            linear.weights,
             linear.sizes,
             effort=self.effort,
             within_limit=lambda: self.clock() < stop,

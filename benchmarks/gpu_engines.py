@@ -1,0 +1,118 @@
+"""The engines that the GPU benchmarks measure, as values: what is built, and what a pack must hold to build it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from build8b import CONFIG
+
+from llmc.compiler.targets.cuda.cache import KernelCache
+from llmc.runtime.engine_file import EngineFile
+
+SMALL = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
+SHAPES: dict[str, dict[str, Any]] = {"8b": {}, "1b": {**SMALL, "head_dim": 64}}
+"""Llama-3.1-8B, and Llama-3.2-1B by what it has otherwise."""
+PICO = Path(__file__).resolve().parent.parent / "examples" / "checkpoints" / "pico-python"
+PICO_BATCH = 16
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine of a shape with random weights, or of the bundled checkpoint ("pico"), as `llmc build` is asked for."""
+
+    shape: str = "8b"
+    quantize: str = "fp8"
+    max_batch: int = 8
+    max_context: int = 4096
+    activations: str = "none"
+    kv: str = "none"
+
+    @staticmethod
+    def of(options: argparse.Namespace) -> EngineSpec:
+        """What a benchmark's options ask for."""
+        named = EngineSpec.__dataclass_fields__
+        return EngineSpec(**{name: getattr(options, name) for name in named})
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.formats}"
+
+    @property
+    def flags(self) -> list[str]:
+        """The options of a benchmark, and but for the shape of `llmc build`."""
+        limits = ["--max-batch", str(self.max_batch), "--max-context", str(self.max_context)]
+        return ["--quantize", self.quantize, *limits, "--activations", self.activations, "--kv", self.kv]
+
+    @property
+    def formats(self) -> str:
+        """The formats as one word, such as fp8 or fp8-afp8-kvfp8."""
+        narrow = {"-a": self.activations, "-kv": self.kv}
+        return self.quantize + "".join(f"{mark}{name}" for mark, name in narrow.items() if name != "none")
+
+    def path(self, work: Path, sm: int) -> Path:
+        """Where it lies in a folder."""
+        return work / f"{self.shape}-{self.formats}-b{self.max_batch}-c{self.max_context}-sm{sm}.llmc"
+
+    def build_command(self, work: Path, sm: int, targets: str = "sm_{}") -> list[str]:
+        """The command that builds it there."""
+        weights = [] if self.shape == "pico" else ["--random-weights", "1"]
+        command = [sys.executable, "-m", "llmc", "build", str(self.checkpoint(work)), "-o", str(self.path(work, sm))]
+        return [*command, *weights, "--target", targets.format(sm), *self.flags, "--json"]
+
+    def checkpoint(self, work: Path) -> Path:
+        """The folder it is built from."""
+        return PICO if self.shape == "pico" else work / self.shape
+
+    def prepare(self, work: Path) -> Path:
+        """That folder, with a configuration in it."""
+        folder = self.checkpoint(work)
+        if self.shape != "pico":
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(json.dumps({**CONFIG, **SHAPES[self.shape]}, indent=1) + "\n")
+        return folder
+
+    def built(self, work: Path, sm: int, targets: str = "sm_{}") -> Path:
+        """The engine, built unless it is there."""
+        path = self.path(work, sm)
+        if not path.exists():
+            self.prepare(work)
+            subprocess.run(self.build_command(work, sm, targets), check=True, stdout=subprocess.PIPE)
+        return path
+
+
+_PICO = EngineSpec("pico", "none", PICO_BATCH, 512)
+PICO_FORMATS = ("none", "fp8", "int8", "int4", "nvfp4", "mxfp4")
+SMALL_ENGINES = (
+    *(replace(_PICO, quantize=name) for name in PICO_FORMATS),
+    replace(_PICO, quantize="fp8", activations="fp8", kv="fp8"),
+)
+"""Engines of the bundled checkpoint."""
+CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.quantize in ("fp8", "int4", "nvfp4"))
+"""Those that a pack holds whole; the others would not fit beside the sources, and are built where they run."""
+SIMULATED = ("fp8", "nvfp4", "int4", "none")
+"""Formats of which a pack holds what the interpreter says."""
+
+
+def carried() -> Path | None:
+    """The folder of the pack that stands in for the kernel cache, if one does."""
+    cache = KernelCache.default()
+    return cache.folder.parent if cache.folder is not None and cache.packed is not None else None
+
+
+def plan_digest(engine: Path, sm: int) -> str:
+    """A digest of an engine's plan, which names its kernels' sources."""
+    with EngineFile.open(engine) as opened:
+        return hashlib.sha256(opened.section(opened.manifest.profiles[f"sm_{sm}"].graph)).hexdigest()
+
+
+def small_engine(spec: EngineSpec, work: Path, sm: int) -> Path:
+    """An engine of the bundled checkpoint: the pack's if it is there, otherwise built here."""
+    pack = carried()
+    packed = spec.path(pack / "engines", sm) if pack is not None else None
+    return packed if packed is not None and packed.exists() else spec.built(work, sm, "cpu,sm_{}")

@@ -355,7 +355,10 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
     if not at.shape.decode:
         starts = at.input("starts", "i32", "sequences + 1")
-        at.add(node, attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, **common))
+        at.add(
+            node,
+            attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, sm=at.model.sm, **common),
+        )
         return
     splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
 

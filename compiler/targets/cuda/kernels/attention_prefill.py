@@ -17,7 +17,8 @@ from .weights import e4m3
 
 ROWS = 64
 """Queries times heads of a program."""
-LOG2_E = 1.4426950408889634
+WARPGROUP_SM = (90, 100)
+"""Chips whose tensor cores read operands from shared memory; others keep them in registers, and need more threads."""
 
 
 @triton.jit
@@ -149,6 +150,7 @@ def attention_prefill(
     kv_heads: int,
     head_dim: int,
     scale: float,
+    sm: int,
     window: int = 0,
     softcap: float = 0.0,
     sinks: Operand | None = None,
@@ -184,7 +186,7 @@ def attention_prefill(
         writes=("out",),
         bytes=total(q.bytes, out.bytes),
         operations=product("tokens", 2 * heads * head_dim, PAGE),
-        warps=4 if head_dim <= 128 else 8,
+        warps=4 if head_dim <= 128 and sm in WARPGROUP_SM else 8,
     )
 
 
@@ -207,6 +209,7 @@ def _cases() -> Iterator[Case]:
             kv_heads=options.kv_heads,
             head_dim=options.head_dim,
             scale=options.scale,
+            sm=90,
             window=options.window,
             softcap=options.softcap,
             sinks=made.operands("sinks")[0] if options.sinks else None,
@@ -232,6 +235,7 @@ def _calls(sm: int) -> Iterator[Call]:
             kv_heads=8,
             head_dim=128,
             scale=128**-0.5,
+            sm=sm,
         )
 
 

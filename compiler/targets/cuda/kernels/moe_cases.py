@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .....runtime.formula import value
 from ..kernel import ROUNDING, Call, Case, Operand, product
 from .linear_cases import TORCH, weight_operands
 from .moe_sort import blocks_formula, sorted_rows
-from .tiles import Tile, default_tile
+from .tiles import SHARED_BYTES, Tile, default_tile
 
 
 @dataclass(frozen=True)
@@ -169,4 +169,6 @@ def experts_tile(spec: Spec, sm: int) -> Tile:
     each = -(-spec.tokens * spec.chosen // spec.experts)
     busy = min(spec.experts, spec.tokens * spec.chosen)
     kind = "small" if each <= 64 else "large"
-    return default_tile(kind, spec.n * busy, spec.k, spec.format, each, sm)
+    tile = default_tile(kind, spec.n * busy, spec.k, spec.format, each, sm)
+    # A third stage, with rows gathered, makes some formats spill on chips of little shared memory.
+    return replace(tile, stages=min(tile.stages, 2)) if SHARED_BYTES[sm] <= 100 << 10 else tile

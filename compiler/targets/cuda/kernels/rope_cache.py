@@ -151,7 +151,7 @@ def rope_cache(
         writes=("q", "key", "value"),
         bytes=total(qkv.bytes, q.bytes, product("tokens", cached + 4 * head_dim)),
         operations=product("tokens", 3 * (heads + kv_heads) * head_dim),
-        warps=2,
+        warps=4,
     )
 
 

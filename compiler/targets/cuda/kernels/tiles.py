@@ -62,8 +62,8 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
     roomy = SHARED_BYTES[sm] > 100 << 10
     if format == "dense":
         return _split(Tile(64, 64, block_m, 1, 4, 4 if roomy else 3), n, k, format, max_tokens, sm)
-    if not roomy and block_m > 16:
-        return _split(Tile(64, chunk(format), block_m, 1, 4, 1), n, k, format, max_tokens, sm)
+    if not roomy and block_m > 16:  # without the second stage some formats spill
+        return _split(Tile(64, chunk(format), block_m, 1, 4, 2), n, k, format, max_tokens, sm)
     wide = PER_WORD[format] == 8 and roomy and block_m == 16 and k % 256 == 0
     return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
 

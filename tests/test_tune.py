@@ -278,6 +278,7 @@ def test_interrupted_it_leaves_no_file(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sm_90.yaml").write_text("what was there")
+    monkeypatch.setattr(tune, "Tuner", partial(Tuner, effort=QUICK))
 
     def seconds(facts: dict[str, Any]) -> float:
         if facts["N"] == 64:

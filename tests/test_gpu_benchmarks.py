@@ -31,6 +31,7 @@ import gpu_prefill  # pyright: ignore[reportMissingImports]
 import gpu_soak  # pyright: ignore[reportMissingImports]
 import gpu_throughput  # pyright: ignore[reportMissingImports]
 import gpu_tokens  # pyright: ignore[reportMissingImports]
+import host_step  # pyright: ignore[reportMissingImports]
 from gpu_session import PARTS  # pyright: ignore[reportMissingImports]
 from gpu_tokens import Trace  # pyright: ignore[reportMissingImports]
 
@@ -217,6 +218,16 @@ def test_steps_with_prompts_end_a_phase(toy: Any):
         for _ in range(2):
             gpu_tokens.generate(loaded.executor, [Request((1, 2), 5), Request((3,), 5)])
         assert [len(phase) for phase in loaded.driver.spans()] in ([4, 4], [5, 5])
+
+
+def test_the_hosts_part_is_every_step_of_every_request(tmp_path: Path):
+    options = Namespace(context=100, steps=100)
+    found = [host_step.measure(toy_engine(tmp_path / "toy.llmc"), batch, options) for batch in (1, 4)]
+    assert [one["batch"] for one in found] == [1, 4]
+    for one in found:
+        assert one["host_s"] > 0 and one["host_over_gpu"] == one["host_s"] / one["gpu_s"]
+    cached = 4 * 100 * 4  # float32, of each sequence
+    assert found[1]["gpu_s"] == pytest.approx(cached / host_step.CHIP.reachable_bandwidth)
 
 
 def test_prompts_are_timed_whole(toy: Any):

@@ -4,6 +4,7 @@ The rules both sides keep:
 * A sequence's first work starts after its `cached` tokens; each next one starts where the last ended. `blocks` is the
   same in all works of a sequence and covers all positions it will ever have. It belongs to the sequence alone until
   `release`, but for the blocks of its cached tokens: those are read by several, and written by none.
+* `sample` is the same in all works of a sequence that have one.
 * A step holds a sequence at most once. Prompt tokens of one step number at most `max_prefill`. With `mixed` False a
   step is either one work with prompt tokens, or any number of works with one generated token each.
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps

@@ -166,7 +166,7 @@ class PagedExecutor:
         new = sequence is None
         if sequence is None:
             sequence = self._admit(work)
-        if work.sample is not None and work.sample is not sequence.params:
+        if work.sample is not None and sequence.params is None:
             self._choose_by(sequence, work.sample)
         ids = work.tokens or (-1 - sequence.lane,)
         if not work.tokens and sequence.waiting is not None:

@@ -66,6 +66,7 @@ class FakeExecutor:
         self._samplers = Samplers()
         self._users: dict[int, set[int]] = {}
         self._blocks: dict[int, tuple[int, ...]] = {}
+        self._params: dict[int, SamplingParams] = {}
         self._length: dict[int, int] = {}
         self._released: set[int] = set()
         self._open: deque[tuple[Step, tuple[Output, ...]]] = deque()
@@ -133,6 +134,8 @@ class FakeExecutor:
             assert work.tokens in ((), (self._samplers.token(name),)), "not the token that was sampled"
             assert work.sample is not None
         assert self._blocks.setdefault(name, work.blocks) == work.blocks, "blocks changed"
+        if work.sample is not None:
+            assert self._params.setdefault(name, work.sample) == work.sample, "sampled in another way than before"
         for block in work.blocks:
             assert 0 <= block < self.blocks
             self._users.setdefault(block, set()).add(name)

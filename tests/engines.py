@@ -78,9 +78,9 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 def quantized_logits(path: Path, quantize: str, ids: list[int], source: Path = PICO) -> np.ndarray:
     """Logits [T,V] of the oracle of the quantized graph, over the weights that the engine of `source` holds."""
     checkpoint = open_checkpoint(source)
-    context = min(CONTEXT, checkpoint.config.max_position_embeddings)
-    graph = lower(checkpoint, with_flags(None, quantize=quantize), context, None)[1]
     with EngineFile.open(path) as engine:
+        (context,) = {profile.max_context for profile in engine.manifest.profiles.values()}
+        graph = lower(checkpoint, with_flags(None, quantize=quantize), context, None)[1]
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
             rows = engine.tensor(name)

@@ -15,7 +15,11 @@ from .plan import BLOCK_TOKENS, Plan, Tensor
 from .sampling import SamplingParams
 from .strict_json import nearest
 
-NUMPY = {"f32": np.float32, "i32": np.int32, "i64": np.int64}
+NUMPY: Mapping[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {"f32": "<f4", "i32": "<i4", "i64": "<i8", "u8": "u1", "f16": "<f2", "bf16": "<u2"}.items()
+}
+"""What holds numbers of a plan on the host."""
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,22 @@ from typing import Any
 
 from engines import forge
 
-from llmc.runtime import step_inputs
 from llmc.runtime.manifest import Manifest, Profile
 from llmc.runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from llmc.runtime.step_inputs import INPUTS
 
 LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
 BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048, registers=96, spills=0)
 
-_WIDE = {"tables": 8, "bias_ids": 2, "biases": 2}
-INPUTS = {
-    name: Tensor("input", made.dtype, (made.size, str(_WIDE[name])) if made.wide else (made.size,))
-    for name, made in step_inputs.INPUTS.items()
-}
-"""What `PagedExecutor` fills in."""
+
+def input_tensors(max_blocks: int) -> dict[str, Tensor]:
+    """What `PagedExecutor` fills in, with room for two biases."""
+    wide = {"tables": max_blocks, "bias_ids": 2, "biases": 2}
+    return {
+        name: Tensor("input", made.dtype, (made.size, *([str(wide[name])] if made.wide else [])))
+        for name, made in INPUTS.items()
+    }
 
 
 def _launch(label: str, module: int, bytes: str, operations: str, grid: str = "cdiv(tokens, 2)") -> Launch:
@@ -51,7 +53,7 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         tactics="none",
         tensors={
             "w": Tensor("weight", "u8", (str(WEIGHT_BYTES),)),
-            **INPUTS,
+            **input_tensors(8),
             "last": Tensor("state", "i32", ("lanes",)),
             **{f"{part}.{layer}": cache for layer in range(LAYERS) for part in ("key", "value")},
         },

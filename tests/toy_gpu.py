@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from fake_driver import FakeKernel, Memory
+from plans import input_tensors
 
 from llmc.compiler.store import EngineWriter, TensorSpec
 from llmc.runtime.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.numbers import f32_to_bf16
 from llmc.runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
-from llmc.runtime.step_inputs import INPUTS
 
 VOCAB, BIAS, HEIGHT = 97, 5, 3.0
 MAX_BLOCKS, MAX_BATCH, MIXED_TOKENS = 4, 4, 68
@@ -50,13 +50,9 @@ WEIGHTS: Mapping[str, Expr] = {
     "columns": Slice(_STORED["left.weight"], 1, 1, 3),
 }
 _DTYPES = {"F32": "f32", "U8": "u8"}
-_WIDE = {"tables": MAX_BLOCKS, "bias_ids": 2, "biases": 2}
 TENSORS: Mapping[str, Tensor] = {
     **{name: Tensor("weight", _DTYPES[e.dtype], tuple(map(str, e.shape))) for name, e in WEIGHTS.items()},
-    **{
-        name: Tensor("input", made.dtype, (made.size, str(_WIDE[name])) if made.wide else (made.size,))
-        for name, made in INPUTS.items()
-    },
+    **input_tensors(MAX_BLOCKS),
     "past": Tensor("cache", "f32", ("blocks", "1", "64", "1")),
     "last": Tensor("state", "i32", ("lanes",)),
 }

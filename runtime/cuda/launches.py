@@ -18,13 +18,10 @@ import numpy as np
 from ..errors import EngineError
 from ..formula import value
 from ..plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ..step_inputs import NUMPY
 from .budget import inputs_of, packed, scratch_of
 from .driver import Driver
 
-NUMPY: Mapping[str, np.dtype] = {
-    name: np.dtype(kind)
-    for name, kind in {"f32": "<f4", "i32": "<i4", "i64": "<i8", "u8": "u1", "f16": "<f2", "bf16": "<u2"}.items()
-}
 _POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
 """What Triton calls a pointer to a dtype."""
 _CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}

@@ -172,9 +172,8 @@ class Lowering:
         self.shared[name] = Tensor(kind, operand.dtype, tuple(map(str, operand.shape)))
         return operand
 
-    def _remember_prompts(self, vocab: int) -> None:
+    def _remember_prompts(self, counts_of: Operand) -> None:
         """Which tokens the sequences of a step begin with; steps that only decode have no prompts."""
-        counts_of = self.state("counts", "i32", "lanes", vocab)
         ids, marks = self.input("token_ids", "i32", "tokens"), self.input("marks", "i32", "tokens")
         self._call("penalties", counts.forget_counts(self.input("forget", "i32", "sequences"), counts_of))
         self._call("penalties", counts.mark_prompt(ids, marks, counts_of))
@@ -183,9 +182,9 @@ class Lowering:
         """A token per row, kept on the device for the next step and written out for the host."""
         vocab = logits.shape[-1]
         assert isinstance(vocab, int)
-        if not self.shape.decode:
-            self._remember_prompts(vocab)
         counts_of = self.state("counts", "i32", "lanes", vocab)
+        if not self.shape.decode:
+            self._remember_prompts(counts_of)
         rows, edits = sampling.Rows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
         edited = self.buffer("edited", "f32", "rows", vocab)
         tiles, chosen = tile_stats.TileMaxima.of(self.buffer, vocab), sampling.Chosen.of(self.buffer)

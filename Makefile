@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 CHECKPOINT := examples/checkpoints/pico-python
 ENGINE := build/demo/pico-python.llmc
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo test golden lint format clean
 
 venv: $(VENV)/.dev
 
@@ -29,6 +29,9 @@ demo: $(VENV)/.build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+golden: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

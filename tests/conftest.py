@@ -19,6 +19,11 @@ settings.register_profile("ci", settings.get_profile("developer"), derandomize=T
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden dumps (`make golden`)")
+
+
 PicoEngine = Callable[[str], Path]
 
 

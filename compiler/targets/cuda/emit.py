@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ....runtime.executor import MAX_ROWS
 from ....runtime.formula import value
@@ -27,14 +28,26 @@ TOLERANCE = 3e-2
 def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     """Plan every program, compile every kernel once."""
     table = limits.tactics
+    drafted, variants = draft(graph, limits, sm)
+    modules, binary = _with_binaries(drafted.modules, variants, compile_variants(variants, sm, progress=progress))
+    plan = replace(drafted, modules=modules)
+    weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
+    notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
+    if table is not None and table.kernels != plan.kernels:
+        notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
+    sections = {"plan.json": plan.to_json(), "kernels.cubins": binary}
+    return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
+
+
+def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
+    """The plan whose modules have no machine code yet, and what each module is compiled from, in the same order."""
+    table = limits.tactics
     tiles = table.tiles if table is not None else {}
     model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, limits.kv, tiles)
     shared: dict[str, Tensor] = {}
     lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch, limits.max_context)]
     variants: dict[Variant, int] = {}
     programs = tuple(_program(lowering, variants) for lowering in lowered)
-    cubins = compile_variants(list(variants), sm, progress=progress)
-    modules, binary = _modules(list(variants), cubins)
     plan = Plan(
         sm=sm,
         activation=model.activation,
@@ -42,15 +55,10 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
         kernels=source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
-        modules=modules,
+        modules=tuple(map(_module, variants)),
         programs=programs,
     )
-    weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
-    notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
-    if table is not None and table.kernels != plan.kernels:
-        notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
-    sections = {"plan.json": plan.to_json(), "kernels.cubins": binary}
-    return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
+    return plan, list(variants)
 
 
 def shapes(max_batch: int, max_context: int) -> tuple[Shape, ...]:
@@ -127,36 +135,37 @@ def _argument(argument: object) -> Argument:
     return Argument(real=argument)
 
 
-def _modules(variants: list[Variant], cubins: Mapping[Variant, Cubin]) -> tuple[tuple[Module, ...], bytes]:
-    """Modules in order of first use, and their cubins end to end; equal cubins are one."""
+def _module(variant: Variant) -> Module:
+    return Module(variant.kernel, dict(variant.constants), variant.types, variant.warps, variant.stages)
+
+
+def _with_binaries(
+    modules: Sequence[Module], variants: Sequence[Variant], cubins: Mapping[Variant, Cubin]
+) -> tuple[tuple[Module, ...], bytes]:
+    """The modules with their machine code, and their cubins end to end in order of first use; equal cubins are one."""
     binary = bytearray()
     at: dict[bytes, int] = {}
-    modules = []
-    for variant in variants:
+    made = []
+    for module, variant in zip(modules, variants, strict=True):
         cubin = cubins[variant]
         if cubin.data not in at:
             at[cubin.data] = len(binary)
             binary += cubin.data
-        modules.append(
-            Module(
-                kernel=variant.kernel,
-                constants=dict(variant.constants),
-                types=variant.types,
-                warps=variant.warps,
-                stages=variant.stages,
-                binary=Binary(
-                    offset=at[cubin.data],
-                    size=len(cubin.data),
-                    entry=cubin.entry,
-                    warps=cubin.warps,
-                    shared=cubin.shared,
-                    registers=cubin.registers,
-                    spills=cubin.spills,
-                    pdl=cubin.pdl,
-                    global_scratch=cubin.global_scratch,
-                    global_scratch_align=cubin.global_scratch_align,
-                    profile_scratch=cubin.profile_scratch,
-                ),
-            )
-        )
-    return tuple(modules), bytes(binary)
+        made.append(replace(module, binary=_binary(cubin, at[cubin.data])))
+    return tuple(made), bytes(binary)
+
+
+def _binary(cubin: Cubin, offset: int) -> Binary:
+    return Binary(
+        offset=offset,
+        size=len(cubin.data),
+        entry=cubin.entry,
+        warps=cubin.warps,
+        shared=cubin.shared,
+        registers=cubin.registers,
+        spills=cubin.spills,
+        pdl=cubin.pdl,
+        global_scratch=cubin.global_scratch,
+        global_scratch_align=cubin.global_scratch_align,
+        profile_scratch=cubin.profile_scratch,
+    )

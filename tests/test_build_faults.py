@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import PicoEngine
 from engines import PICO, small_checkpoint
+from warm import warm
 
 import llmc
 from llmc.cli.app import run as run_command
@@ -114,22 +115,40 @@ def test_no_space_at_any_stage_is_exit_4_and_the_old_engine_stays(
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["e.llmc"])
 
 
+COMPILER = """
+import llmc.compiler.build, llmc.compiler.oracle  # all that a build imports, before the children are forked
+from llmc.cli.app import run
+"""
+BUILD = 'return run(["build", *sys.argv[1:2], "-o", sys.argv[2], "--quantize", "none"])'
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pico_engine: PicoEngine, tmp_path: Path):
     """Kills fall between the temporary file's birth and the end of the build."""
     old, new = engine.read_bytes(), pico_engine("none").read_bytes()
     moments, killed, deadline = random.Random(0), 0, time.monotonic() + 18
-    while time.monotonic() < deadline and killed < 6:
-        command = [sys.executable, "-m", "llmc", "build", str(PICO), "-o", str(engine), "--quantize", "none"]
-        before = set(names(tmp_path))
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and set(names(tmp_path)) <= before:
+    with warm(COMPILER, BUILD, PICO, engine) as child:
+
+        def born() -> float:
+            """Start a build; when it has its temporary file."""
+            before = set(names(tmp_path))
+            child.start()
+            while not child.ended() and set(names(tmp_path)) <= before:
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0, 1))
-            process.send_signal(signal.SIGKILL)
-        killed += process.returncode == -signal.SIGKILL
-        verify_engine(engine).close()
-        assert engine.read_bytes() in (old, new)
+            return time.monotonic()
+
+        began = born()
+        while not child.ended():
+            time.sleep(0.005)
+        whole = time.monotonic() - began
+        assert child.kill() == 0 and engine.read_bytes() == new, "nobody has killed the first one"
+        while time.monotonic() < deadline and killed < 6:
+            engine.write_bytes(old)
+            born()
+            time.sleep(moments.uniform(0, whole))
+            killed += child.kill() == -signal.SIGKILL
+            verify_engine(engine).close()
+            assert engine.read_bytes() in (old, new)
     assert killed > 0
     engine.write_bytes(old)
     build(PICO, engine, with_flags(None, quantize="none"))

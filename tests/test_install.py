@@ -1,7 +1,7 @@
 """The wheel in a bare virtual environment: runs engines without torch, and with the build extra makes them.
 
-pip resolves what the wheel asks for, and would fetch it. To unpack and compile a gigabyte twice costs a minute though, so
-what is installed here already is put in its place as links first; pip then finds that it is what was asked for.
+pip resolves what the wheel asks for, and would fetch it. To unpack and compile a gigabyte costs a minute though, so
+links to what is installed here already are put in its place first; pip then finds that it is what was asked for.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class Stored:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _demand(self.dtype in RAW_DTYPE, f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
+        if self.dtype not in RAW_DTYPE:  # asked first: a graph makes thousands of these, and hints are slow
+            raise ValueError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
 
     def evaluate(self, fetch: Fetch) -> np.ndarray:
         return fetch(self.name)

@@ -1,23 +1,29 @@
-"""Engines of the bundled checkpoint, built once per session and format, so that many files can test real ones."""
+"""Engines of the bundled checkpoint, built once per session and format, so that many files can test real ones.
+
+What imports torch stays out of the top of this file: also the process that only hands tests to others reads it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from commands import Outcome
-from engines import PICO
 from hypothesis import HealthCheck, settings
 
 import llmc
 from llmc.cli.app import run
 
+if TYPE_CHECKING:
+    from commands import Outcome
+
 settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else burn their core after every small product
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +39,8 @@ def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
     folder = tmp_path_factory.mktemp("pico")
 
     def build(quantize: str = "none") -> Path:
+        from engines import PICO
+
         path = folder / f"{quantize}.llmc"
         return path if path.exists() else llmc.build(PICO, path, quantize=quantize)
 
@@ -41,6 +49,8 @@ def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    from commands import Outcome
+
     def one(*arguments: object) -> Outcome:
         capsys.readouterr()
         code = run([str(argument) for argument in arguments])

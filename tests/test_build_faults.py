@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PicoEngine
 from engines import PICO, small_checkpoint
+from warm import warm
 
 import llmc
 from llmc.cli.app import run as run_command
@@ -88,30 +91,41 @@ def test_a_changed_file_is_exit_3_and_the_old_engine_stays(
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["c", "e.llmc"])
 
 
-LIMITED = """
-import resource, sys
-from llmc.cli.app import run
-checkpoint, path, *limits = sys.argv[1:]
-for limit in map(int, limits):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    print(run(["build", checkpoint, "-o", path, "--quantize", "int8"]))
-"""
+@contextmanager
+def limited(nbytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond a size; Python has the signal ignored that says so."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_no_space_at_any_stage_is_exit_4_and_the_old_engine_stays(
-    engine: Path, pico_engine: PicoEngine, tmp_path: Path
+    engine: Path, pico_engine: PicoEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """The limit is met when space is reserved, by the first section, by the last one."""
     with EngineFile.open(pico_engine("int8")) as whole:
         end = max(info.offset + info.nbytes for info in whole.tensors.values())
         limits = (1 << 20, end + 100, whole.file_bytes - 1, whole.file_bytes)
     before = engine.read_bytes()
-    command = [sys.executable, "-c", LIMITED, PICO, engine, *limits[:3]]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.stdout.split() == ["4", "4", "4"], done.stderr
-    assert done.stderr.count("a higher limit on file sizes (ulimit -f)") == 3
-    assert done.stderr.count("bytes free in") == 3
+    codes = []
+    for limit in limits[:3]:
+        with limited(limit):
+            codes.append(run_command(["build", str(PICO), "-o", str(engine), "--quantize", "int8"]))
+    said = capsys.readouterr().err
+    assert codes == [4, 4, 4], said
+    assert said.count("a higher limit on file sizes (ulimit -f)") == 3
+    assert said.count("bytes free in") == 3
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["e.llmc"])
+
+
+COMPILER = """
+import llmc.compiler.build, llmc.compiler.oracle  # all that a build imports, before the children are forked
+from llmc.cli.app import run
+"""
+BUILD = 'return run(["build", *sys.argv[1:2], "-o", sys.argv[2], "--quantize", "none"])'
 
 
 @pytest.mark.slow
@@ -119,17 +133,28 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pic
     """Kills fall between the temporary file's birth and the end of the build."""
     old, new = engine.read_bytes(), pico_engine("none").read_bytes()
     moments, killed, deadline = random.Random(0), 0, time.monotonic() + 18
-    while time.monotonic() < deadline and killed < 6:
-        command = [sys.executable, "-m", "llmc", "build", str(PICO), "-o", str(engine), "--quantize", "none"]
-        before = set(names(tmp_path))
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and set(names(tmp_path)) <= before:
+    with warm(COMPILER, BUILD, PICO, engine) as child:
+
+        def born() -> float:
+            """Start a build; when it has its temporary file."""
+            before = set(names(tmp_path))
+            child.start()
+            while not child.ended() and set(names(tmp_path)) <= before:
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0, 1))
-            process.send_signal(signal.SIGKILL)
-        killed += process.returncode == -signal.SIGKILL
-        verify_engine(engine).close()
-        assert engine.read_bytes() in (old, new)
+            return time.monotonic()
+
+        began = born()
+        while not child.ended():
+            time.sleep(0.005)
+        whole = time.monotonic() - began
+        assert child.kill() == 0 and engine.read_bytes() == new, "nobody has killed the first one"
+        while time.monotonic() < deadline and killed < 6:
+            engine.write_bytes(old)
+            born()
+            time.sleep(moments.uniform(0, whole))
+            killed += child.kill() == -signal.SIGKILL
+            verify_engine(engine).close()
+            assert engine.read_bytes() in (old, new)
     assert killed > 0
     engine.write_bytes(old)
     build(PICO, engine, with_flags(None, quantize="none"))

@@ -1,4 +1,7 @@
-"""The Llama family against transformers: every variant's logits from the oracle and from a built engine in chunks."""
+"""The Llama family against transformers: every variant's logits from the oracle and from a built engine in chunks.
+
+transformers is imported where it is used: it takes seconds, and every process that tests collects this file.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import llmc
 from llmc.compiler.build import build as build_engine
@@ -21,6 +23,9 @@ from llmc.compiler.recipe import Recipe
 from llmc.runtime import cpu
 from llmc.runtime.engine_file import EngineFile
 from llmc.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 LENGTH, ORIGINAL, NEW = 40, 16, 4
 """Prompt tokens; the trained length of rope types that depend on it; tokens generated at the end of the context."""
@@ -115,6 +120,8 @@ class Written:
 
 def _write(folder: Path, case: Case, seed: int = 0) -> None:
     """A checkpoint with random numbers everywhere, norms and biases too, large enough that attention is not uniform."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(LlamaConfig(**{**CONFIG, **case.config}))
     with torch.no_grad():
@@ -149,6 +156,8 @@ def _forward(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=CASES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    from transformers import LlamaForCausalLM
+
     case, path = CASES[request.param], tmp_path_factory.mktemp("checkpoint")
     _write(path, case)
     assert len(list(path.glob("*.safetensors"))) > 1 or not case.sharded
@@ -187,6 +196,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_generation_is_transformers_own(plain: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
     prompt = np.random.default_rng(2).integers(0, CONFIG["vocab_size"], 9).tolist()
     model: Any = LlamaForCausalLM.from_pretrained(plain, dtype=torch.float32)
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import gpu_agree  # pyright: ignore[reportMissingImports]
 import gpu_common as common  # pyright: ignore[reportMissingImports]
 import gpu_decode  # pyright: ignore[reportMissingImports]
+import gpu_linears  # pyright: ignore[reportMissingImports]
 import gpu_load  # pyright: ignore[reportMissingImports]
 import gpu_prefill  # pyright: ignore[reportMissingImports]
 import gpu_soak  # pyright: ignore[reportMissingImports]
@@ -103,10 +105,13 @@ def test_arguments_are_judged_before_a_gpu_is_needed(name: str, arguments: tuple
 
 
 @pytest.mark.slow
-def test_a_peer_that_cannot_be_measured_says_why(tmp_path: Path):
-    script, out = FOLDER / "peers" / "run_transformers.py", tmp_path / "peer.json"
-    done = run(script, "--layers", 1, "--prompt", 4, "--tokens", 9, "--format", "bf16", "int4", "--out", out)
-    assert done.returncode == 0, done.stderr
+def test_a_peer_that_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Within this process, which has torch already; that the script starts as one, the dry run of all tells."""
+    script, out = str(FOLDER / "peers" / "run_transformers.py"), tmp_path / "peer.json"
+    options = ("--layers", 1, "--prompt", 4, "--tokens", 9, "--format", "bf16", "int4", "--out", out)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+    monkeypatch.setattr(sys, "path", [str(Path(script).parent), *sys.path])
+    runpy.run_path(script, run_name="__main__")  # raises SystemExit where a process would end with another code than 0
     found = json.loads(out.read_text())["formats"]
     if not torch.cuda.is_available():
         assert found["bf16"] == found["int4"] == {"not available": "RuntimeError: torch sees no GPU"}
@@ -268,9 +273,9 @@ def narrow_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_linears_alone_are_the_engines_own_kernels(narrow_engine: Path):
     with EngineFile.open(narrow_engine) as engine:
         plan = Plan.from_json(engine.section("profiles/sm_90/plan.json"), what="plan")
-    found = gpu_prefill.large_linears(plan)
+    found = gpu_linears.large_linears(plan)
     assert {(one.kind, one.n, one.k) for one in found} >= {("fp8", 128, 64), ("fp8", 64, 96)}
-    calls = [one.call(gpu_prefill.tile_of(one, plan), 90) for one in found]
+    calls = [one.call(gpu_linears.tile_of(one, plan), 90) for one in found]
     assert {variant_of(call) for call in calls} <= {*variants_of(plan, "plan")}
     assert gpu_prefill.operations_of(plan, 100) >= 2 * 100 * sum(one.n * one.k for one in found)
 
@@ -278,14 +283,14 @@ def test_the_linears_alone_are_the_engines_own_kernels(narrow_engine: Path):
 def test_a_linear_is_held_against_the_fastest_product(narrow_engine: Path, monkeypatch: pytest.MonkeyPatch):
     with EngineFile.open(narrow_engine) as engine:
         plan = Plan.from_json(engine.section("profiles/sm_90/plan.json"), what="plan")
-        (linear,) = (one for one in gpu_prefill.large_linears(plan) if (one.n, one.k) == (64, 96))
-        monkeypatch.setattr(gpu_prefill, "measure", lambda *given, **_: sizes.append(given[4]["tokens"]) or [1e-6])
-        monkeypatch.setattr(gpu_prefill.gpu_torch, "products", lambda *_: {"slow": 4e-6, "fast": 0.5e-6})
+        (linear,) = (one for one in gpu_linears.large_linears(plan) if (one.n, one.k) == (64, 96))
+        monkeypatch.setattr(gpu_linears, "measure", lambda *given, **_: sizes.append(given[4]["tokens"]) or [1e-6])
+        monkeypatch.setattr(gpu_linears.gpu_torch, "products", lambda *_: {"slow": 4e-6, "fast": 0.5e-6})
         sizes: list[int] = []
-        row = gpu_prefill.linear_row(Driver(FakeApi()), linear, engine, plan, 100)
+        row = gpu_linears.linear_row(Driver(FakeApi()), linear, engine, plan, 100)
     assert sizes == [100] and row["tflops"] == pytest.approx(2 * 100 * 64 * 96 / 1e-6 / 1e12)
     assert row["percent_of_torch"] == pytest.approx(50)
-    assert gpu_prefill.row(linear, 100, 1e-6, {})["percent_of_torch"] is None
+    assert gpu_linears.row(linear, 100, 1e-6, {})["percent_of_torch"] is None
 
 
 def test_a_product_that_torch_refuses_ends_nothing(capsys: pytest.CaptureFixture[str]):
@@ -295,13 +300,13 @@ def test_a_product_that_torch_refuses_ends_nothing(capsys: pytest.CaptureFixture
     def refused() -> float:
         raise RuntimeError("no such kernel")
 
-    found = gpu_prefill.gpu_torch.measured({"rows": [refused], "tensor": [lambda: 2.0]}, seconds)
+    found = gpu_linears.gpu_torch.measured({"rows": [refused], "tensor": [lambda: 2.0]}, seconds)
     assert found == {"tensor": 2.0} and "rows: not available: no such kernel" in capsys.readouterr().out
 
 
 def test_torchs_weights_are_more_than_a_cache_holds():
-    assert [gpu_prefill.gpu_torch.copies(nbytes) for nbytes in (1 << 20, 64 << 20, 1 << 30)] == [8, 4, 1]
-    assert gpu_prefill.gpu_torch.products(8, 16, 16, False) == {} or torch.cuda.is_available()
+    assert [gpu_linears.gpu_torch.copies(nbytes) for nbytes in (1 << 20, 64 << 20, 1 << 30)] == [8, 4, 1]
+    assert gpu_linears.gpu_torch.products(8, 16, 16, False) == {} or torch.cuda.is_available()
 
 
 def _taken(memory: Memory, grid: Any, asked: int, last: int, taken: int, tokens: int, *_scratch: int) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_cases import CASES
 
 from llmc.compiler.targets.cuda.kernel import Case, Operand
-from llmc.compiler.targets.cuda.kernels import suites
 from llmc.compiler.targets.simulate.launch import blank, launch
-
-CASES = {f"{file}:{case.name}": case for file, suite in suites().items() for case in suite.cases()}
 
 
 def differences(case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -11,9 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from llmc.compiler.config_rope import RopeConfig, parse_rope
 from llmc.compiler.families.rope import rope_tables
@@ -29,6 +26,11 @@ def _parse(parameters: dict[str, Any], head_dim: int, positions: int) -> RopeCon
 
 def _theirs(parameters: dict[str, Any], head_dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
     """transformers' frequencies [head_dim / 2] and attention factor for a call of `context` tokens."""
+    # here, as the import takes seconds, and every process that tests collects this file
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     config = LlamaConfig(head_dim=head_dim, max_position_embeddings=positions, rope_parameters=dict(parameters))
     kind = parameters["rope_type"]
     if kind == "default":
@@ -181,6 +183,9 @@ def test_tables_are_fixed_by_the_context(kind: str) -> None:
 
 def test_positions_far_out_keep_their_float32_angles() -> None:
     """At position 100000 a float32 angle is off by 0.004: the tables hold what the published models computed with."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     config = LlamaConfig(
         head_dim=64, max_position_embeddings=131072, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from warm import warm
 
 from llmc.compiler import store
 from llmc.compiler.store import EngineWriter, TensorSpec, default_reserve, sweep
@@ -283,6 +284,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 PRELUDE = f"""
 import importlib.util, resource, sys
 from pathlib import Path
+sys.path.append({str(Path(__file__).parent)!r})
 spec = importlib.util.spec_from_file_location("this_test", {__file__!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -300,21 +302,19 @@ def run_child(code: str, path: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_kill_at_any_moment(tmp_path: Path) -> None:
     path = build(tmp_path / "m.llmc", 1)
-    loop = "print(flush=True)\nfor turn in range(10**9):\n    build(path, turn % 250)"
+    loop = "for turn in range(10**9):\n    build(path, turn % 250)"
     delays, leftovers = random.Random(0), 0
     deadline = time.monotonic() + 12
     kills = 0
-    while time.monotonic() < deadline and kills < 40:
-        command = [sys.executable, "-c", PRELUDE + loop, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
+    with warm(PRELUDE, loop, path) as child:
+        while time.monotonic() < deadline and kills < 40:
+            child.start()
             time.sleep(delays.uniform(0, 0.05))
             child.kill()
-        kills += 1
-        value_of(path)
-        leftovers += len(names(tmp_path)) - 1
-        assert len(names(tmp_path)) <= 2  # each child sweeps what the one before left
+            kills += 1
+            value_of(path)
+            leftovers += len(names(tmp_path)) - 1
+            assert len(names(tmp_path)) <= 2  # each child sweeps what the one before left
     assert leftovers > 0
     build(path, 251)
     assert names(tmp_path) == ["m.llmc"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from gpu.on_device import run_case
+from kernel_cases import CASES
 
 from llmc.compiler.targets.cuda.compile import Cubin, Variant, attempt, variant_of
-from llmc.compiler.targets.cuda.kernel import Case, Operand
-from llmc.compiler.targets.cuda.kernels import suites
+from llmc.compiler.targets.cuda.kernel import Operand
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.progress import NO_PROGRESS
 
-CASES: dict[str, Case] = {f"{file}:{case.name}": case for file, suite in suites().items() for case in suite.cases()}
 Compiled = dict[Variant, Cubin | LlmcError]
 
 

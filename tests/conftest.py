@@ -17,6 +17,8 @@ from llmc.cli.app import run
 settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
+os.environ.setdefault("LLMC_CACHE", str(PICO.parents[2] / "build" / "tests"))  # kernels: not the user's, and kept
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for the workers of xdist: small products in many processes
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
 
 PicoEngine = Callable[[str], Path]

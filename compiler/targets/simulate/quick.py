@@ -16,6 +16,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 core: Any = tl.core
+semantics: Any = TritonSemantic
 _their_unwrap = core._unwrap_if_constexpr
 _their_dtype_eq = core.dtype.__eq__
 _their_tuple_eq = core.tuple.__eq__
@@ -50,10 +51,10 @@ def install() -> None:
     core.block_type.to_ir = _block_to_ir
     core.block_type.with_element_ty = _with_element
     core.tensor.__init__ = _tensor_init
-    TritonSemantic.broadcast_impl_value = _broadcast
-    TritonSemantic.cast = _cast
-    TritonSemantic.binary_op_type_checking_impl = _checked
-    TritonSemantic.computation_type_impl = _computation_type
+    semantics.broadcast_impl_value = _broadcast
+    semantics.cast = _cast
+    semantics.binary_op_type_checking_impl = _checked
+    semantics.computation_type_impl = _computation_type
     interpreter.TensorHandle.__init__ = _handle_init
     builder: Any = interpreter.InterpreterBuilder
     builder.create_splat, builder.create_broadcast = _splat, _broadcast_to

@@ -6,6 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Before anything imports numpy or onnxruntime.
+os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parent.parent / "build" / "tests"))  # kernels: not the user's
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products, and xdist uses the cores
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
+
 import pytest
 from commands import Outcome
 from engines import PICO
@@ -17,9 +22,6 @@ from llmc.cli.app import run
 settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
-os.environ.setdefault("LLMC_CACHE", str(PICO.parents[2] / "build" / "tests"))  # kernels: not the user's, and kept
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for the workers of xdist: small products in many processes
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
 
 PicoEngine = Callable[[str], Path]
 

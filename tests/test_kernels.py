@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 
 from llmc.compiler.targets.cuda.kernel import Case, Operand
 from llmc.compiler.targets.cuda.kernels import suites
-from llmc.compiler.targets.simulate.interpreter import convert
+from llmc.compiler.targets.simulate import interpreter
 from llmc.compiler.targets.simulate.launch import blank, launch
 
+tl: Any = interpreter.tl  # Triton asks once, when it is first imported, whether it interprets
 CASES = {f"{file}:{case.name}": case for file, suite in suites().items() for case in suite.cases()}
 
 
@@ -49,7 +51,7 @@ def test_case(name: str):
 def test_all_bfloat16_numbers_become_the_float32_that_torch_makes_of_them():
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256).T
     expected = torch.from_numpy(bits.copy().view(np.int16)).view(torch.bfloat16).float().numpy().view(np.uint32)
-    assert np.array_equal(convert(bits, tl.bfloat16, tl.float32, None), expected)
+    assert np.array_equal(interpreter.convert(bits, tl.bfloat16, tl.float32, None), expected)
 
 
 def test_a_block_type_is_made_once_and_only_of_shapes_that_a_block_can_have():

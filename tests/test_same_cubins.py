@@ -15,8 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import hashlib, json, sys
 import llmc
-from llmc.compiler.kernel_imports import prepare
-prepare()
 from llmc.compiler.targets.cuda.kernels import gated
 from llmc.compiler.targets.cuda.kernel import Operand
 from llmc.compiler.targets.cuda.compile import compile_variants, variant_of

@@ -80,7 +80,8 @@ def _block_type(cls: Any, element_ty: Any = None, shape: Any = None) -> Any:
     """The one block type of these elements and sizes; `__init__` follows, and finds it made."""
     if shape is None or isinstance(shape, core.constexpr):
         return object.__new__(cls)
-    key = (*_identity(element_ty), *map(_unwrap, shape))
+    sizes = [*map(_unwrap, shape)]
+    key = (*_identity(element_ty), *sizes, *map(type, sizes))  # 4.0 equals 4, and is refused
     found = _block_types.get(key)
     if found is None:
         found = object.__new__(cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Format:
         The bytes of a row depend on that row and `amax` only. Raises Unsupported (shape, dtype) and CheckpointError
         (NaN or infinity).
         """
-        if w.ndim != 2 or w.dtype not in BITS:
+        if w.ndim != 2 or w.dtype not in bit_types():
             found = f"{w.dtype} {list(w.shape)}"
             raise Unsupported(f"quantize to {self.name}", found=found, fix="a bf16, fp16 or fp32 weight [N, K]")
         if reason := self.check(*w.shape):
@@ -133,7 +134,12 @@ class Format:
         return cut
 
 
-BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+@cache
+def bit_types() -> dict[torch.dtype, torch.dtype]:
+    """The integers that hold the bits of each kind of weight; made late, as compiling kernels loads no torch."""
+    return {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
 """The integer type of the bits of each type a weight may come in."""
 
 
@@ -150,7 +156,7 @@ def require_finite(w: torch.Tensor, name: str) -> float:
     found = [0.0]
 
     def worker(slices: Iterator[slice], most: int) -> None:
-        bits = torch.empty(1, most, dtype=BITS[flat.dtype])
+        bits = torch.empty(1, most, dtype=bit_types()[flat.dtype])
         for part in slices:
             x = flat[part].view(1, -1)
             found.append(float(largest(x, bits[:, : x.numel()], name)))
@@ -160,7 +166,7 @@ def require_finite(w: torch.Tensor, name: str) -> float:
 
 
 def largest(x: torch.Tensor, bits: torch.Tensor, name: str = "weight") -> torch.Tensor:
-    """The largest magnitude of each row of x [m, width], float32 [m]; `bits` (BITS[x.dtype], [m, width]) becomes |x|.
+    """The largest magnitude of each row of x [m, width], float32 [m]; `bits` (of `bit_types`, [m, width]) becomes |x|.
 
     Works on the bits as integers: magnitudes are ordered as their bits are, with infinity and NaN on top, and the
     integer maximum is several times faster than that of bf16. Raises CheckpointError naming `name` for NaN or infinity.
@@ -179,20 +185,19 @@ def pack_pairs(codes: torch.Tensor, scratch: torch.Tensor, out: torch.Tensor) ->
     out.copy_(scratch)
 
 
-def nibble_pairs(values: np.ndarray) -> torch.Tensor:
+def nibble_pairs(values: np.ndarray) -> np.ndarray:
     """Table of a byte's two values: float64 [256], each entry really two float32 (low nibble first), of 16 values."""
     byte = np.arange(256)
-    return torch.from_numpy(
-        np.stack([values[byte & 15], values[byte >> 4]], 1).astype(np.float32).view(np.float64)[:, 0]
-    )
+    return np.stack([values[byte & 15], values[byte >> 4]], 1).astype(np.float32).view(np.float64)[:, 0]
 
 
-def decode_blocks(codes: np.ndarray, scales: np.ndarray, table: torch.Tensor) -> np.ndarray:
+def decode_blocks(codes: np.ndarray, scales: np.ndarray, table: np.ndarray) -> np.ndarray:
     """table[codes] * scales: codes uint8 [rows, K/step], scales float32 [rows, K/block] -> float32 [rows, K].
 
     `table` has 256 entries: float32 (a code a byte) or float64 (two codes a byte, see `nibble_pairs`).
     """
-    per_byte = table.element_size() // 4
+    per_byte = table.itemsize // 4
+    entries = torch.from_numpy(table)
     array, dense = result((codes.shape[0], codes.shape[1] * per_byte), np.float32)
     flat_codes = np.ascontiguousarray(codes).reshape(-1)
     flat_scales = torch.tensor(scales.reshape(-1))  # a copy, for torch warns about arrays it may not write
@@ -205,7 +210,7 @@ def decode_blocks(codes: np.ndarray, scales: np.ndarray, table: torch.Tensor) ->
             out = blocks[part]
             used = index[: out.numel() // per_byte]
             np.copyto(used.numpy(), flat_codes[part.start * block // per_byte : part.stop * block // per_byte])
-            torch.index_select(table, 0, used, out=out.view(-1).view(table.dtype))
+            torch.index_select(entries, 0, used, out=out.view(-1).view(entries.dtype))
             out.mul_(flat_scales[part].view(-1, 1))
 
     each_chunk(len(blocks), block, worker)

@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Before anything imports numpy or onnxruntime.
+os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parent.parent / "build" / "tests"))  # kernels: not the user's
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products, and xdist uses the cores
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -22,7 +27,6 @@ if TYPE_CHECKING:
 settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else burn their core after every small product
 
 

@@ -46,6 +46,10 @@ SMALL = {
     "torch_dtype": "bfloat16",
 }
 
+NARROW = {"vocab_size": 512, "max_position_embeddings": 256}
+"""What tests of GPU profiles change of SMALL. Engines of equal shapes have equal kernels, and each is compiled once."""
+NARROW_BATCH = 4
+
 
 def small_checkpoint(folder: Path, *, tokenizer: bool = True, **config: Any) -> Path:
     """A checkpoint with random weights, in one file; the tokenizer is that of PICO."""

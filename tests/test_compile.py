@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +21,7 @@ from llmc.compiler.targets.cuda.cache import KernelCache, Tools
 from llmc.compiler.targets.cuda.chips import chip
 from llmc.compiler.targets.cuda.compile import Cubin, Variant, attempt, compile_variants, variant_of
 from llmc.compiler.targets.cuda.kernel import Call, Kernel, Operand
-from llmc.compiler.targets.cuda.kernels import gated
+from llmc.compiler.targets.cuda.kernels import gated, suites
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from llmc.runtime.progress import NO_PROGRESS
 
@@ -101,6 +102,21 @@ def test_cubins_hold_no_paths_and_only_older_chips_have_ptx(cubins: dict[int, Cu
 def test_this_process_goes_on_interpreting(cubins: dict[int, Cubin]):
     assert os.environ["TRITON_INTERPRET"] == "1"
     assert type(gated.gated_kernel).__name__ == "InterpretedFunction"
+
+
+def test_a_worker_loads_kernels_and_no_torch():
+    script = (
+        "import sys; from importlib import import_module; from llmc.compiler.kernel_imports import prepare; prepare()\n"
+        "from llmc.compiler.targets.cuda.kernels import FILES, __name__ as package\n"
+        "print(*(import_module(f'{package}.{file}').SUITE.kernels[0].name for file in FILES))\n"
+        "assert 'torch._C' not in sys.modules and 'onnx_ir' not in sys.modules\n"
+        "import torch; print(torch.bfloat16, sys.modules['torch'].bfloat16)\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    kernels, numbers = said.stdout.splitlines()
+    assert kernels.split() == [suite.kernels[0].name for suite in suites().values()]
+    assert numbers == "torch.bfloat16 torch.bfloat16"
 
 
 def test_resources_come_from_the_assembler():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Call
-from engines import quantized_logits, relative, small_checkpoint, some_ids
+from engines import NARROW, NARROW_BATCH, quantized_logits, relative, small_checkpoint, some_ids
 
 import llmc
 from llmc.compiler.build import lower
@@ -23,7 +23,7 @@ from llmc.runtime.plan import Plan
 
 BOUND = 3e-2
 """Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
-VOCAB = 512
+VOCAB = NARROW["vocab_size"]
 
 
 @pytest.fixture
@@ -35,14 +35,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Checkpoint, engine and weight format."""
     folder = tmp_path_factory.mktemp("fp8")
-    checkpoint = small_checkpoint(
-        folder / "c", tokenizer=False, max_position_embeddings=256, vocab_size=VOCAB, num_hidden_layers=1
-    )
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **NARROW)
     path = llmc.build(
         checkpoint,
         folder / "e.llmc",
         targets=["cpu", "sm_90"],
-        max_batch=2,
+        max_batch=NARROW_BATCH,
         quantize=request.param,
         activations="fp8",
     )

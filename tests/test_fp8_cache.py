@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Call
-from engines import quantized_logits, relative, small_checkpoint, some_ids
+from engines import NARROW, NARROW_BATCH, quantized_logits, relative, small_checkpoint, some_ids
 
 import llmc
 from llmc.compiler.targets.simulate.device import SimulatedDevice
@@ -16,7 +16,7 @@ from llmc.runtime.executor import Step, Work
 from llmc.runtime.paged import PagedExecutor
 from llmc.runtime.plan import Plan
 
-VOCAB = 512
+VOCAB = NARROW["vocab_size"]
 
 
 @pytest.fixture
@@ -27,13 +27,15 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kv") / "c"
-    return small_checkpoint(folder, tokenizer=False, max_position_embeddings=128, vocab_size=VOCAB, num_hidden_layers=1)
+    return small_checkpoint(folder, tokenizer=False, num_hidden_layers=1, **NARROW)
 
 
 @pytest.fixture(scope="module")
 def engines(checkpoint: Path) -> dict[str, Path]:
     return {
-        kv: llmc.build(checkpoint, checkpoint.parent / f"{kv}.llmc", targets=["cpu", "sm_90"], max_batch=2, kv=kv)
+        kv: llmc.build(
+            checkpoint, checkpoint.parent / f"{kv}.llmc", targets=["cpu", "sm_90"], max_batch=NARROW_BATCH, kv=kv
+        )
         for kv in ("none", "fp8")
     }
 

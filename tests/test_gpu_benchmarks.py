@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines import small_checkpoint
+from engines import NARROW, NARROW_BATCH, small_checkpoint
 from fake_driver import FakeApi, FakeKernel, Memory
 from gpu.on_device import run_case
 from toy_gpu import HEIGHT, KERNELS, answer, toy_engine, toy_plan
@@ -264,10 +264,10 @@ def test_a_cold_start_is_told_in_parts(
 def narrow_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layers in FP8 on both sides; the last one's MLP is of the wanted rows alone."""
     folder = tmp_path_factory.mktemp("narrow")
-    checkpoint = small_checkpoint(
-        folder / "c", tokenizer=False, max_position_embeddings=256, vocab_size=512, num_hidden_layers=2
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=2, **NARROW)
+    return llmc.build(
+        checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=NARROW_BATCH, quantize="fp8", activations="fp8"
     )
-    return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=2, quantize="fp8", activations="fp8")
 
 
 def test_the_linears_alone_are_the_engines_own_kernels(narrow_engine: Path):

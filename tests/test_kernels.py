@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from kernel_cases import CASES
 
 from llmc.compiler.targets.cuda.kernel import Case, Operand
+from llmc.compiler.targets.simulate import interpreter
 from llmc.compiler.targets.simulate.launch import blank, launch
+
+tl: Any = interpreter.tl  # Triton asks once, when it is first imported, whether it interprets
 
 
 def differences(case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -39,3 +45,21 @@ def test_case(name: str):
                 t.contiguous().view(-1).view(torch.uint8) for t in (case.inputs[operand.name], tensors[operand.name])
             )
             assert torch.equal(before, after), f"{operand.name} was written"
+
+
+def test_all_bfloat16_numbers_become_the_float32_that_torch_makes_of_them():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256).T
+    expected = torch.from_numpy(bits.copy().view(np.int16)).view(torch.bfloat16).float().numpy().view(np.uint32)
+    assert np.array_equal(interpreter.convert(bits, tl.bfloat16, tl.float32, None), expected)
+
+
+def test_a_block_type_is_made_once_and_only_of_shapes_that_a_block_can_have():
+    one = tl.block_type(tl.float32, [4, 8])
+    assert one is tl.block_type(tl.float32, tl.core.tuple([tl.constexpr(4), 8])) is one.with_element_ty(tl.float32)
+    assert one != tl.block_type(tl.float32, [8, 4]) != tl.block_type(tl.int32, [8, 4])
+    pointers = [tl.block_type(tl.pointer_type(tl.int8, space), [4]) for space in ("global", "shared")]
+    assert pointers[0] is not pointers[1]
+    for wrong in ([3], [], [4.0]):
+        for _ in range(2):
+            with pytest.raises((TypeError, ValueError)):
+                tl.block_type(tl.float32, wrong)

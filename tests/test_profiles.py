@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import Outcome
 from conftest import PicoEngine
-from engines import small_checkpoint
+from engines import NARROW, NARROW_BATCH, small_checkpoint
 from plans import with_plans
 
 from llmc.runtime import profiles
@@ -257,9 +257,9 @@ def test_doctor_shows_the_gpus_memory(call: Call, path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_path: Path):
-    checkpoint = small_checkpoint(tmp_path / "small")
+    checkpoint = small_checkpoint(tmp_path / "small", max_position_embeddings=NARROW["max_position_embeddings"])
     engine = tmp_path / "e.llmc"
-    assert call("build", checkpoint, "-o", engine, "--target", "cpu,sm_90", "--max-batch", 2).code == 0
+    assert call("build", checkpoint, "-o", engine, "--target", "cpu,sm_90", "--max-batch", NARROW_BATCH).code == 0
     verified = call("verify", engine, "--simulate", "--json")
     assert verified.code == 0, verified.err
     found = verified.json

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from commands import Call
-from engines import forge, small_checkpoint
+from engines import NARROW, NARROW_BATCH, forge, small_checkpoint
 
 import llmc
+from llmc.compiler.targets.cuda import rebuild
+from llmc.compiler.targets.cuda.cache import KernelCache
+from llmc.compiler.targets.cuda.compile import Cubin, Variant
 from llmc.runtime.engine_file import EngineFile
 from llmc.runtime.manifest import Manifest
+from llmc.runtime.progress import Progress
 
 CUBINS, PLAN = "profiles/sm_90/kernels.cubins", "profiles/sm_90/plan.json"
 
@@ -25,8 +29,28 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rebuild")
-    checkpoint = small_checkpoint(folder / "c", tokenizer=False, vocab_size=512, num_hidden_layers=1)
-    return llmc.build(checkpoint, folder / "e.llmc", targets=["cpu", "sm_90"], max_batch=1)
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **NARROW)
+    return llmc.build(checkpoint, folder / "e.llmc", targets=["cpu", "sm_90"], max_batch=NARROW_BATCH)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[Variant, Cubin]:
+    """What the compiler has made of each kernel, without any cache, since this file began."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once(made: dict[Variant, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler takes its time, and asked twice for the same it answers the same: the first test is about that."""
+    real = rebuild.compile_variants
+
+    def once(variants: list[Variant], sm: int, *, progress: Progress, cache: KernelCache) -> dict[Variant, Cubin]:
+        assert cache.folder is None, "a cache would answer instead of the compiler"
+        if missing := [variant for variant in variants if variant not in made]:
+            made.update(real(missing, sm, progress=progress, cache=cache))
+        return {variant: made[variant] for variant in variants}
+
+    monkeypatch.setattr(rebuild, "compile_variants", once)
 
 
 def section(path: Path, name: str) -> bytes:
@@ -34,11 +58,13 @@ def section(path: Path, name: str) -> bytes:
         return opened.section(name)
 
 
-def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call):
+def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, made: dict[Variant, Cubin]):
+    made.clear()
     count = len(json.loads(section(engine, PLAN))["modules"])
     code, said = call("verify", engine, "--profile", "cpu", "--rebuild-kernels")
     assert code == 0
     assert f"profile sm_90: {count} kernels compile to the same bytes" in said
+    assert len(made) == count
 
 
 def test_machine_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path):

@@ -259,12 +259,12 @@ def test_build_says_that_a_table_is_stale_and_inspect_names_it(
     table = measured(kernels="0" * 64)
     table.write(tmp_path / "t.yaml")
     command = ["build", str(built(None).parent / "checkpoint"), "-o", str(tmp_path / "e.llmc"), "--target", "sm_90"]
-    command += ["--quantize", "int8", "--max-batch", "1", "--tactics", str(tmp_path / "t.yaml")]
+    command += ["--quantize", "int8", "--max-batch", "2", "--tactics", str(tmp_path / "t.yaml")]
     assert run(command) == 0
     said = f"tiles {table.name} of sm_90 were measured with other kernels: llmc tune measures these"
     assert f"warning: {said}\n" in capsys.readouterr().err
     assert run(["inspect", str(tmp_path / "e.llmc")]) == 0
-    assert f"profile sm_90: target sm_90, context 128, batch 1, tiles {table.name}\n" in capsys.readouterr().out
+    assert f"profile sm_90: target sm_90, context 128, batch 2, tiles {table.name}\n" in capsys.readouterr().out
     assert run(["inspect", str(built(None)), "--json"]) == 0
     profiles = json.loads(capsys.readouterr().out)["profiles"]
     assert profiles["sm_90"]["tactics"] == "heuristic" and "tactics" not in profiles["cpu"]

@@ -9,7 +9,7 @@ import torch
 
 from ...runtime.numbers import E2M1
 from ..chunks import each_chunk, result
-from ..format import BITS, UNPACK_PAIRS, largest, nibble_pairs, pack_pairs
+from ..format import UNPACK_PAIRS, bit_types, largest, nibble_pairs, pack_pairs
 
 PAIRS = nibble_pairs(E2M1)
 
@@ -42,7 +42,7 @@ def encode_blocks(w: torch.Tensor, block: int, scale_of: Callable[[torch.Tensor,
 
     def worker(slices: Iterator[slice], most: int) -> None:
         values, doubled = torch.empty(most, block), torch.empty(most, block)
-        words = torch.empty(most, block, dtype=BITS[w.dtype])
+        words = torch.empty(most, block, dtype=bit_types()[w.dtype])
         small = torch.empty(most, block, dtype=torch.int8)
         other = torch.empty(most, block, dtype=torch.int8)
         pairs = torch.empty(most * block // 2, dtype=torch.int16)

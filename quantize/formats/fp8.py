@@ -13,9 +13,9 @@ import torch
 
 from ...runtime.numbers import E4M3
 from ..chunks import each_chunk, result
-from ..format import BITS, SMALLEST_SCALE, Format, Parts, Stored, decode_blocks, largest
+from ..format import SMALLEST_SCALE, Format, Parts, Stored, bit_types, decode_blocks, largest
 
-_TABLE = torch.from_numpy(E4M3.copy())
+_TABLE = E4M3.copy()  # E4M3 cannot be written, which torch warns about
 
 E4M3_TEXT = f"""
 e4m3_values = Constant <value = float[256] {{{", ".join(f"{v:.9g}" for v in E4M3)}}}> ()
@@ -33,7 +33,7 @@ def _encode(w: torch.Tensor, amax: float) -> dict[str, np.ndarray]:
 
     def worker(slices: Iterator[slice], most: int) -> None:
         values = torch.empty(most, k)
-        words = torch.empty(most, k, dtype=BITS[w.dtype])
+        words = torch.empty(most, k, dtype=bit_types()[w.dtype])
         for part in slices:
             m = part.stop - part.start
             x, v = w[part], values[:m]

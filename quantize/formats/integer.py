@@ -55,7 +55,7 @@ def integer_format(name: str, bits: int, block: int) -> Format:
     half = 1 << (bits - 1)
     per_byte = 8 // bits
     numbers = np.arange(1 << bits, dtype=np.float32) - half
-    table = nibble_pairs(numbers) if bits == 4 else torch.from_numpy(numbers)
+    table = nibble_pairs(numbers) if bits == 4 else numbers
 
     def encode(w: torch.Tensor, amax: float) -> dict[str, np.ndarray]:
         rows, k = w.shape

@@ -35,7 +35,11 @@ _NEEDED = ("torch", "triton")
 _WORKER_BYTES = 1 << 30
 """What a worker with torch and a large kernel takes at most."""
 _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
-_START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__package__}.worker import main; main()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    f"from {__name__.partition('.targets')[0]}.kernel_imports import prepare; prepare(); "
+    f"from {__package__}.worker import main; main()"
+)
 _LONGEST_REASON = 1500
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
@@ -52,7 +53,7 @@ class Kernel:
     function: Any
     minimum_sm: int = 80
 
-    @property
+    @cached_property  # asked for with every call
     def parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.function.fn).parameters)
 

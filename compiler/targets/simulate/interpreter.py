@@ -17,6 +17,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from . import quick
+
 _TORCH = {
     tl.float16: torch.float16,
     tl.bfloat16: torch.bfloat16,
@@ -35,6 +37,7 @@ _np_dtypes: dict[str, np.dtype] = {}
 
 def install() -> None:
     """Mend the interpreter of this process, which then only interprets; calling it again changes nothing."""
+    quick.install()
     interpreter._convert_float = convert  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._patch_lang = _patched_once  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._get_np_dtype = _np_dtype  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,6 +79,8 @@ def convert(values: np.ndarray, source: Any, target: Any, rounding: Any) -> np.n
     """Bits of `values` (an array of `source` numbers or of their bits) as `target` numbers, as unsigned integers."""
     if source not in _TORCH or target not in _TORCH or target.primitive_bitwidth not in _BITS:
         return _their_conversion(values, source, target, rounding)
+    if source is tl.bfloat16 and target is tl.float32:
+        return values.view(np.uint16).astype(np.uint32) << 16
     raw = torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).reshape(-1).copy())
     converted = raw.view(_TORCH[source]).to(_TORCH[target])
     unsigned, signed = _BITS[target.primitive_bitwidth]

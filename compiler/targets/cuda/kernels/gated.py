@@ -12,12 +12,12 @@ from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, tota
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
+    "silu": lambda x: torch.nn.functional.silu(x),
+    "gelu": lambda x: torch.nn.functional.gelu(x),
     "gelu_pytorch_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "relu": torch.relu,
+    "relu": lambda x: torch.relu(x),
 }
-"""What `activate` is to compute."""
+"""What `activate` is to compute. A process that only compiles loads no torch, so nothing here may ask for it early."""
 
 
 @triton.jit

@@ -19,7 +19,12 @@ LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 """Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
 GATE_UP = LLAMA_LAYERS[2]
 STORED = {"F8_E4M3": "u8", "U8": "u8", "F8_E8M0": "u8", "BF16": "bf16", "F32": "f32"}
-TORCH = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Looked up when a case is made: a process that only compiles loads no torch."""
+    return getattr(torch, _TORCH[name])
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     inputs: dict[str, Any] = {}
     operands = weight_operands(spec.format, spec.n, spec.k, spec.weight)
     if spec.format == "dense":
-        inputs["weight"] = weight.to(TORCH[spec.weight])
+        inputs["weight"] = weight.to(torch_dtype(spec.weight))
         exact = inputs["weight"].double()
     else:
         format = QUANTIZED[spec.format]
@@ -110,16 +115,16 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
         for operand in operands:
             array = torch.from_numpy(np.array(parts[operand.name]))
             inputs[operand.name] = array.view(torch.bfloat16) if operand.dtype == "bf16" else array
-    x = torch.randn(spec.tokens, spec.k, generator=source).to(TORCH[spec.act])
+    x = torch.randn(spec.tokens, spec.k, generator=source).to(torch_dtype(spec.act))
     inputs["x"] = x
     expected = x.double() @ exact.T
     extra: dict[str, Any] = {}
     if spec.bias:
-        inputs["bias"] = torch.randn(spec.n, generator=source).to(TORCH[spec.act])
+        inputs["bias"] = torch.randn(spec.n, generator=source).to(torch_dtype(spec.act))
         extra["bias"] = Operand("bias", spec.act, (spec.n,))
         expected += inputs["bias"].double()
     if spec.residual:
-        inputs["residual"] = torch.randn(spec.tokens, spec.n, generator=source).to(TORCH[spec.act])
+        inputs["residual"] = torch.randn(spec.tokens, spec.n, generator=source).to(torch_dtype(spec.act))
         extra["residual"] = Operand("residual", spec.act, ("tokens", spec.n))
         expected += inputs["residual"].double()
     if spec.activation:

@@ -12,7 +12,7 @@ import torch
 from .....quantize import FORMATS as QUANTIZED
 from .....runtime.formula import value
 from ..kernel import ROUNDING, Call, Case, Operand, product
-from .linear_cases import TORCH, weight_operands
+from .linear_cases import torch_dtype, weight_operands
 from .moe_sort import blocks_formula, sorted_rows
 from .tiles import SHARED_BYTES, Tile, default_tile
 
@@ -85,7 +85,7 @@ def stacked_weights(
     # Experts differ in size, so that one computed with another's scales is wrong.
     weight = torch.randn(experts, n, k, generator=random) * 0.05 * torch.arange(1, experts + 1)[:, None, None]
     if format == "dense":
-        stored = weight.to(TORCH[dense])
+        stored = weight.to(torch_dtype(dense))
         return {"weight": stored}, stored.double()
     parts = [QUANTIZED[format].quantize(one) for one in weight]
     stored = {}
@@ -104,7 +104,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     source = tables["token_of_row"]
     rows = len(source)
     stored, exact = stacked_weights(spec.format, spec.experts, spec.n, spec.k, spec.weight, random)
-    x = torch.randn(spec.tokens if spec.gather else rows, spec.k, generator=random).to(TORCH[spec.act])
+    x = torch.randn(spec.tokens if spec.gather else rows, spec.k, generator=random).to(torch_dtype(spec.act))
     real = source >= 0
     if not spec.gather:
         x[~real] = float("nan")
@@ -116,7 +116,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     expected[real] = torch.einsum("rk,rnk->rn", read[real].double(), exact[expert[real]])
     bias = None
     if spec.bias:
-        inputs["bias"] = torch.randn(spec.experts, spec.n, generator=random).to(TORCH[spec.act])
+        inputs["bias"] = torch.randn(spec.experts, spec.n, generator=random).to(torch_dtype(spec.act))
         bias = Operand("bias", spec.act, (spec.experts, spec.n))
         expected[real] += inputs["bias"].double()[expert[real]]
     dtype = spec.y or spec.act

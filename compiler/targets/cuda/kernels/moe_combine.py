@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
-from .linear_cases import TORCH
+from .linear_cases import torch_dtype
 from .moe_sort import blocks_formula, sorted_rows
 
 BLOCK = 1024
@@ -83,13 +83,13 @@ def _cases() -> Iterator[Case]:
         choices = torch.rand(tokens, experts, generator=random).argsort(dim=1)[:, :chosen]
         tables = sorted_rows(choices, experts, 16)
         real = tables["token_of_row"] >= 0
-        rows = torch.randn(len(real), width, generator=random).to(TORCH[dtype])
+        rows = torch.randn(len(real), width, generator=random).to(torch_dtype(dtype))
         rows[~real] = float("nan")
         place = tables["row_of_assignment"]
         inputs = {"rows": rows, "row_of_assignment": place, "weights": torch.rand(tokens, chosen, generator=random)}
         expected = (rows[place].double() * inputs["weights"].double()[:, :, None]).sum(dim=1)
         if residual:
-            inputs["residual"] = torch.randn(tokens, width, generator=random).to(TORCH[act])
+            inputs["residual"] = torch.randn(tokens, width, generator=random).to(torch_dtype(act))
             expected += inputs["residual"].double()
         call = _call(experts, chosen, width, 16, dtype, act, residual)
         name = f"{dtype}-{tokens}x{width}-{chosen}of{experts}"

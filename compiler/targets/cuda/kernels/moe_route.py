@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..kernel import Call, Case, Kernel, Operand, Suite, next_power, product, total
-from .linear_cases import TORCH
+from .linear_cases import torch_dtype
 from .sample import ordered
 
 MAX_EXPERTS, MAX_CHOSEN = 256, 8
@@ -168,11 +168,11 @@ def _cases() -> Iterator[Case]:
         (17, 256, 8, "f32", "sigmoid", True, 2.5, "f32"),
         (300, 4, 4, "bf16", "sigmoid", False, 0.5, None),
     ):
-        logits = (torch.randn(tokens, count, generator=random) * 2).to(TORCH[dtype])
+        logits = (torch.randn(tokens, count, generator=random) * 2).to(torch_dtype(dtype))
         logits[0] = 1.0
         inputs = {"logits": logits}
         if bias is not None:
-            inputs["bias"] = torch.randn(count, generator=random).to(TORCH[bias])
+            inputs["bias"] = torch.randn(count, generator=random).to(torch_dtype(bias))
         call = _call(count, chosen, dtype, score, renormalize, factor, bias)
         experts, weights = chosen_experts(logits, chosen, score, renormalize, factor, inputs.get("bias"))
         name = f"route-{score}-{dtype}-{tokens}x{count}-{chosen}"

@@ -307,7 +307,9 @@ def _cases() -> Iterator[Case]:
         stats = maxima(source)
         stats["broken"][-1, -1] = 1
         given = {
-            name: torch.tensor([getattr(p, name) for p in params], dtype=DTYPES[ROW_DTYPES[name]])
+            name: torch.tensor(
+                [getattr(p, name) for p in params], dtype={"f32": torch.float32, "i32": torch.int32}[ROW_DTYPES[name]]
+            )
             for name in ("temperature", "top_k", "top_p", "min_p", "logprobs")
         }
         seeds = np.array([p.seed or 0 for p in params], np.uint64).astype(np.int64)
@@ -320,9 +322,6 @@ def _cases() -> Iterator[Case]:
         outcome |= {name: torch.tensor(np.array(found)) for name, found in top.items()}
         call = _calls_of(vocab)
         yield Case(f"choose-{vocab}", call, given, {"rows": len(params)}, outcome, 1e-6)
-
-
-DTYPES = {"f32": torch.float32, "i32": torch.int32}
 
 
 def _best(logits: np.ndarray, token: int, count: int) -> dict[str, np.ndarray]:

@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CHECKPOINT := examples/checkpoints/pico-python
 ENGINE := build/demo/pico-python.llmc
+# Plugins are named, because pytest else rewrites the assertions of every module of each installed one, such as hypothesis.
+PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypothesispytest
 
-.PHONY: venv demo test golden lint format clean
+.PHONY: venv demo quick test golden sizes lint format clean
 
 venv: $(VENV)/.dev
 
@@ -28,10 +30,16 @@ demo: $(VENV)/.build
 	$(BIN)/llmc run $(ENGINE) 'def parse_args(' --max-tokens 96 --temperature 0.4 --seed 1
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST) -n auto --dist loadfile
+
+quick: $(VENV)/.dev
+	$(PYTEST) -n auto --dist loadfile tests/test_tiny.py tests/unit
 
 golden: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+	$(PYTEST) tests/golden/test_golden.py --update-golden
+
+sizes:
+	@PYTHONPATH=tests $(PYTHON) -m repo.sizes
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,17 +9,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Literal
 
-    from .compiler.recipe import Recipe
-    from .runtime.errors import CheckpointError as CheckpointError
-    from .runtime.errors import EngineError as EngineError
-    from .runtime.errors import LlmcError as LlmcError
-    from .runtime.errors import RecipeError as RecipeError
-    from .runtime.errors import ResourceError as ResourceError
-    from .runtime.errors import Unsupported as Unsupported
-    from .runtime.errors import VerifyError as VerifyError
-    from .runtime.generate import Engine as Engine
-    from .runtime.generation import Piece as Piece
-    from .runtime.generation import Result as Result
+    from .recipes.recipe import Recipe
+    from .runtime.engine import Engine
+    from .runtime.errors import (
+        CheckpointError,
+        EngineError,
+        LlmcError,
+        RecipeError,
+        ResourceError,
+        Unsupported,
+        VerifyError,
+    )
+    from .runtime.scheduling.request import Piece, Result
 
     __version__: str
 
@@ -38,7 +39,7 @@ __all__ = [
     "build",
     "load",
 ]
-_HOMES = {"Engine": "runtime.generate", "Piece": "runtime.generation", "Result": "runtime.generation"}
+_HOMES = {"Engine": "runtime.engine", "Piece": "runtime.scheduling.request", "Result": "runtime.scheduling.request"}
 
 
 def build(
@@ -69,8 +70,8 @@ def build(
     from pathlib import Path
 
     from .compiler.build import build as build_engine
-    from .compiler.recipe import load_recipe, with_flags
-    from .compiler.targets.cuda.tactics import load as load_tactics
+    from .compiler.targets.cuda.tuning.tactics import load as load_tactics
+    from .recipes.recipe import load_recipe, with_flags
 
     if isinstance(recipe, str | Path):
         recipe = load_recipe(str(recipe))
@@ -103,8 +104,8 @@ def load(
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
 ) -> Engine:
-    """Opens an engine file and makes it ready to run; see runtime/generate.py."""
-    from .runtime.generate import load as load_engine
+    """Opens an engine file and makes it ready to run; see runtime/load.py."""
+    from .runtime.load import load as load_engine
 
     return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
 

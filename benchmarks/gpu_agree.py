@@ -22,8 +22,8 @@ import gpu_common as common
 from gpu_engines import SMALL_ENGINES, carried, plan_digest, small_engine
 from gpu_tokens import Trace, first_difference, generate, noise, tie
 
-from llmc.runtime.executor import Executor
-from llmc.runtime.scheduler import Request
+from llmc.runtime.scheduling.executor import Executor
+from llmc.runtime.scheduling.scheduler import Request
 
 BOUND = 3e-2
 """Most noise, of the largest logit: what verify allows a GPU's profile."""

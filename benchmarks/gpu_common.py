@@ -15,13 +15,13 @@ from typing import Any
 
 from gpu_engines import SHAPES, EngineSpec
 
-from llmc.runtime.cuda import probe
+from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
-from llmc.runtime.paged import PagedExecutor
-from llmc.runtime.plan import Plan
+from llmc.runtime.plan.executor import PagedExecutor
+from llmc.runtime.plan.plan import Plan
 from llmc.runtime.profiles import has_bindings
 
 OUT = Path(os.environ.get("OUT", "benchmarks/results"))
@@ -61,7 +61,7 @@ def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
     spec, path = EngineSpec.of(options), options.engine
     if path is not None and not path.exists():
         raise SystemExit(f"{path}: no such engine")
-    found = probe.look()
+    found = gpus.look()
     said = {
         "engine": str(path or spec.path(options.work, sm)),
         "build": [] if path is not None else spec.build_command(options.work, sm),
@@ -73,9 +73,9 @@ def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
     print(json.dumps(said))
 
 
-def gpu() -> probe.Gpu:
+def gpu() -> gpus.Gpu:
     """The GPU to measure, or the end of this program."""
-    found = probe.look()
+    found = gpus.look()
     if not found.gpus:
         raise SystemExit(f"no GPU to measure: {found.problem}")
     return found.gpus[0]
@@ -159,8 +159,8 @@ def _median(driver: Driver, stream: Any, work: Callable[[], None], rounds: int) 
     return seconds
 
 
-def machine(found: probe.Gpu) -> str:
-    return f"{found.name}, CUDA {probe.look().driver}; {cpu_name()}, {cpu_count()} threads"
+def machine(found: gpus.Gpu) -> str:
+    return f"{found.name}, CUDA {gpus.look().driver}; {cpu_name()}, {cpu_count()} threads"
 
 
 def write(path: Path, result: Any) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import gpu_common as common
 import numpy as np
 
-from llmc.runtime.cuda.budget import tensors_of
-from llmc.runtime.formula import value
-from llmc.runtime.plan import BLOCK_TOKENS, Program
-from llmc.runtime.scheduler import Request, Scheduler
-from llmc.runtime.step_inputs import idle_inputs
+from llmc.runtime.plan.budget import tensors_of
+from llmc.runtime.plan.formula import value
+from llmc.runtime.plan.inputs import idle_inputs
+from llmc.runtime.plan.plan import BLOCK_TOKENS, Program
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 REPLAYS = 100
 WARM = 8

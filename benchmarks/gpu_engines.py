@@ -13,7 +13,7 @@ from typing import Any
 
 from build8b import CONFIG
 
-from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.engine_file.file import EngineFile
 
 SMALL = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
 SHAPES: dict[str, dict[str, Any]] = {"8b": {}, "1b": {**SMALL, "head_dim": 64}}
@@ -100,7 +100,9 @@ SIMULATED = ("fp8", "nvfp4", "int4", "none")
 
 def carried() -> Path | None:
     """The folder of the pack that stands in for the kernel cache, if one does."""
-    from llmc.compiler.targets.cuda.cache import KernelCache  # brings torch in, which judging arguments does without
+    from llmc.compiler.targets.cuda.cubins.cache import (
+        KernelCache,  # brings torch in, which judging arguments does without
+    )
 
     cache = KernelCache.default()
     return cache.folder.parent if cache.folder is not None and cache.packed is not None else None

@@ -8,13 +8,13 @@ from typing import Any
 
 import gpu_torch
 
-from llmc.compiler.targets.cuda.compile import compile_variants, variant_of
-from llmc.compiler.targets.cuda.kernels.tiles import Tile
-from llmc.compiler.targets.cuda.measure import Effort, Form, measure
-from llmc.compiler.targets.cuda.tune import KINDS, Linear, contents_of, linears_of
+from llmc.compiler.targets.cuda.cubins.compile import compile_variants, variant_of
+from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile
+from llmc.compiler.targets.cuda.tuning.measure import Effort, Form, measure
+from llmc.compiler.targets.cuda.tuning.tune import KINDS, Linear, contents_of, linears_of
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.engine_file import EngineFile
-from llmc.runtime.plan import Module, Plan
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.plan import Module, Plan
 from llmc.runtime.progress import NO_PROGRESS
 
 LARGE = ("large", "fp8")

@@ -27,9 +27,9 @@ CHILD = """
 import json, sys, time
 started, spawned = time.perf_counter(), float(sys.argv[3])
 from llmc.runtime.cuda.device import CudaDevice
-from llmc.runtime.engine_file import EngineFile
-from llmc.runtime.paged import PagedExecutor
-from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.executor import PagedExecutor
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 parts = {"interpreter": started - spawned, "imports": time.perf_counter() - started}
 devices = []
 def make(engine, profile, plan, lanes):

@@ -23,16 +23,16 @@ from gpu_session import PARTS
 from gpu_tokens import traces
 
 from llmc.compiler.build import lower, open_source
-from llmc.compiler.recipe import Recipe
 from llmc.compiler.targets import Limits, target_named
-from llmc.compiler.targets.cuda.compile import Variant, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import Variant, variant_of
+from llmc.compiler.targets.cuda.cubins.pack import write_pack
+from llmc.compiler.targets.cuda.cubins.rebuild import variants_of
 from llmc.compiler.targets.cuda.kernels import suites
-from llmc.compiler.targets.cuda.pack import write_pack
-from llmc.compiler.targets.cuda.rebuild import variants_of
 from llmc.compiler.targets.simulate.device import SimulatedDevice
-from llmc.runtime.engine_file import EngineFile
-from llmc.runtime.paged import PagedExecutor
-from llmc.runtime.plan import Plan
+from llmc.recipes.recipe import Recipe
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.executor import PagedExecutor
+from llmc.runtime.plan.plan import Plan
 from llmc.runtime.progress import NO_PROGRESS
 
 MOST_BYTES = 45 << 20

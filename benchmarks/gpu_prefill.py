@@ -4,8 +4,8 @@ python benchmarks/gpu_prefill.py [--shape 8b] [--quantize fp8] [--activations fp
 
 `prompt_s` is from the request to its first token, through scheduler, executor and device, of another prompt every
 round. Operations are those of the plan's price. Linears are the plan's own of its largest program, with its tiles,
-every launch over other copies of the weights (`compiler/targets/cuda/measure.py`). Peer: torch's products of the same
-shapes, and the largest of them as the limit of the whole.
+every launch over other copies of the weights (`compiler/targets/cuda/tuning/measure.py`). Peer: torch's products of
+the same shapes, and the largest of them as the limit of the whole.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import gpu_common as common
 import numpy as np
 
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.engine_file import EngineFile
-from llmc.runtime.formula import value
-from llmc.runtime.plan import Plan
-from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.formula import value
+from llmc.runtime.plan.plan import Plan
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 
 def main() -> None:

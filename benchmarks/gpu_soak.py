@@ -22,9 +22,9 @@ import numpy as np
 from gpu_engines import PICO_BATCH, SMALL_ENGINES, small_engine
 from gpu_tokens import Trace, first_difference, generate, noise, tie, traces
 
-from llmc.runtime.executor import Executor
-from llmc.runtime.sampling import SamplingParams
-from llmc.runtime.scheduler import Request
+from llmc.runtime.sampling.params import SamplingParams
+from llmc.runtime.scheduling.executor import Executor
+from llmc.runtime.scheduling.scheduler import Request
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 PROBES, PROBE_STEPS = 8, 16

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.runtime.executor import Executor, Step, Work
-from llmc.runtime.plan import BLOCK_TOKENS
-from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.plan.plan import BLOCK_TOKENS
+from llmc.runtime.scheduling.executor import Executor, Step, Work
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 KEPT = 8
 """Best logits that are kept of a step: enough for their differences to tell the noise."""

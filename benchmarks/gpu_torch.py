@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 COLD_BYTES = 256 << 20
-"""Of weights that are read before the first are read again, as in `compiler/targets/cuda/measure.py`."""
+"""Of weights that are read before the first are read again, as in `compiler/targets/cuda/tuning/measure.py`."""
 MOST_COPIES = 8
 ROUNDS = 10
 

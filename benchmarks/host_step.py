@@ -17,13 +17,13 @@ from typing import Any
 import gpu_common as common
 import numpy as np
 
-from llmc.compiler.targets.cuda.chips import CHIPS
-from llmc.runtime.engine_file import EngineFile
+from llmc.runtime.chips import CHIPS
+from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
-from llmc.runtime.paged import PagedExecutor
-from llmc.runtime.plan import Plan
-from llmc.runtime.price import Roofline, price
-from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.plan.executor import PagedExecutor
+from llmc.runtime.plan.plan import Plan
+from llmc.runtime.plan.price import Roofline, price
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 CHIP = CHIPS["h200"]
 PROMPT, WARM = 64, 20

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-INTERRUPTED = 130
+from .common.exits import INTERRUPTED
 
 
 def main() -> None:
     """Entry point of the `llmc` script."""
     try:
         from .app import run
-        from .huge_pages import allow_restart
+        from .common.huge_pages import allow_restart
 
         allow_restart()
         code = run(sys.argv[1:])

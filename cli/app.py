@@ -14,13 +14,10 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import LlmcError
-from . import INTERRUPTED, bench, build, console, doctor, evaluate, inspect, kernels, passes, tune, verify
-from . import run as run_command
-
-INTERNAL = 70
-ENVIRONMENT = 4
-USAGE = 2
-TERMINATED = 143
+from .commands import bench, build, doctor, evaluate, inspect, kernels, passes, tune, verify
+from .commands import run as run_command
+from .common import console
+from .common.exits import ENVIRONMENT, INTERNAL, INTERRUPTED, TERMINATED, USAGE
 
 app = typer.Typer(
     name="llmc",

@@ -1,1 +1,1 @@
-"""Package marker."""
+"""From a checkpoint to an engine file."""

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from ..passes import PassReport, back, front, run_phase
-from ..runtime.bind import to_json
-from ..runtime.chat import chat_template_source
-from ..runtime.engine_file import EngineFile
-from ..runtime.errors import CheckpointError, RecipeError, ResourceError
-from ..runtime.generate import TOKENIZER_SECTIONS
+from ..passes.graph.graph import MODULE, Graph
+from ..recipes.recipe import Recipe
+from ..runtime.engine_file.file import EngineFile
+from ..runtime.engine_file.manifest import (
+    MEASURED,
+    TOKENIZER_SECTIONS,
+)
+from ..runtime.errors import CheckpointError, RecipeError, ResourceError, nearest
+from ..runtime.files.strict_json import canonical, loads
 from ..runtime.machine import memory, peak_memory
-from ..runtime.manifest import MEASURED, CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
 from ..runtime.progress import NO_PROGRESS, Progress
-from ..runtime.strict_json import canonical, loads, nearest
-from . import probe, weights
-from .checkpoint import Checkpoint, open_checkpoint
+from ..runtime.text.chat import chat_template_source
+from .checkpoint.checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.tokenizer_check import Check, start_check
+from .engine import weights
+from .engine.manifest import manifest_of
+from .engine.writer import EngineWriter
 from .families import family_of
 from .families.decoder import Decoder
 from .families.decoder import build as build_decoder
 from .families.family import parameters
-from .graph import MODULE, Canonical, Copied, Graph, Quantized
-from .recipe import Recipe
-from .reference import reference
-from .store import EngineWriter
-from .targets import Emitted, Limits, Precision, Target, target_named
-from .targets.cuda.cache import KernelCache
-from .targets.cuda.tactics import Table, tables_for
-from .tokenizer_check import Check, start_check
+from .oracle import probe
+from .oracle.reference import reference
+from .targets import Limits, Precision, Table, Target, tables_for, target_named
 
 DEFAULT_CONTEXT = 4096
 _BASE_BYTES = 600 << 20
@@ -138,7 +136,7 @@ def build(
             for name, data in sorted(source.tokenizer.items()):
                 writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
             writer.section(MEASURED, canonical({"probe": golden}))
-            manifest = _manifest(source, recipe, tables, context, decoder, graph, profiles, digests)
+            manifest = manifest_of(source, recipe, tables, context, decoder, graph, profiles, digests)
             source.unchanged()
             path = writer.commit(manifest)
     return BuildReport(
@@ -176,7 +174,7 @@ def explain(
 def checkpoint_logits(
     checkpoint: str | Path, token_ids: list[int], *, accept_config: Collection[str] = ()
 ) -> np.ndarray:
-    """Logits float32 `[T, V]` of the checkpoint itself (`compiler/reference.py`)."""
+    """Logits float32 `[T, V]` of the checkpoint itself (`compiler/oracle/reference.py`)."""
     return reference(open_source(checkpoint, accept_config, None))(token_ids)
 
 
@@ -284,77 +282,3 @@ def _probe(graph: Graph, source: Checkpoint, writer: EngineWriter, context: int)
         return rows if shape else rows.reshape(())
 
     return probe.measure(graph, source.config, read, context=context).to_json()
-
-
-def _manifest(
-    source: Checkpoint,
-    recipe: Recipe,
-    tables: Mapping[str, Table],
-    context: int,
-    decoder: Decoder,
-    graph: Graph,
-    profiles: Mapping[str, Emitted],
-    digests: Mapping[str, str],
-) -> Manifest:
-    c = source.config
-    recipe_json = recipe.canonical()
-    if tables:
-        facts = loads(recipe_json, what="recipe", error=CheckpointError)
-        recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
-    return Manifest(
-        model=ModelFacts(
-            architecture=c.architecture,
-            family=family_of(c.architecture).name,
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            layers=c.num_hidden_layers,
-            heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
-            max_context=context,
-            parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
-            dtype=c.dtype or "",
-            tied=c.tie_word_embeddings,
-            bos=source.bos_id,
-            eos_ids=source.eos_ids,
-            generation=source.generation,
-        ),
-        formats={o.tensor: o.format for t in graph.canonical.values() if isinstance(o := t.origin, Quantized)},
-        profiles={
-            name: Profile(
-                target=name,
-                graph=f"profiles/{name}/{emitted.main}",
-                needs=dict(emitted.needs),
-                weights={weight: to_json(expr) for weight, expr in emitted.weights.items()},
-                max_context=context,
-                max_batch=recipe.max_batch,
-                tolerance=emitted.tolerance,
-            )
-            for name, emitted in profiles.items()
-        },
-        lineage={name: _lineage(tensor) for name, tensor in graph.canonical.items()},
-        unused=decoder.unused,
-        recipe=loads(recipe_json, what="recipe", error=CheckpointError),
-        recipe_digest=hashlib.sha256(recipe_json).hexdigest(),
-        checkpoint=CheckpointFacts(digests, source.revision, c.accepted, source.random_seed),
-        tools=_tools(recipe),
-    )
-
-
-def _lineage(tensor: Canonical) -> Lineage:
-    origin = tensor.origin
-    if isinstance(origin, Copied):
-        return Lineage((origin.tensor,), "copied")
-    if isinstance(origin, Quantized):
-        others = tuple(name for name in origin.shares if name != origin.tensor)
-        return Lineage((origin.tensor, *others), f"{origin.format} {origin.suffix}, rounded to nearest")
-    return Lineage((), origin.how)
-
-
-def _tools(recipe: Recipe) -> dict[str, str]:
-    """Versions that decide bytes."""
-    python = ".".join(platform.python_version_tuple()[:2])
-    found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
-    if any(target_named(name).compiles for name in recipe.targets):
-        found["triton"] = KernelCache.default().triton
-    return found

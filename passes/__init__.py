@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..compiler.verify import LOGICAL
 from .fuse_add_norm import FuseAddNorm
 from .fuse_gated import FuseGated, FuseMergedGated
-from .manager import PassReport, Phase, run_phase
+from .graph.verify import LOGICAL
 from .merge_linears import MergeLinears
 from .quantize_weights import QuantizeWeights
-from .rule import Pass
+from .rewrite.manager import PassReport, Phase, run_phase
+from .rewrite.rule import Pass
 from .select_rows import SelectRowsEarly
 from .simplify import Simplify
 

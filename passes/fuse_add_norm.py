@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..compiler.graph import Builder, Graph, attribute, dims
-from .rule import Match, Op, Patterns, Rule, require
+from .graph.graph import Builder, Graph, attribute, dims
+from .rewrite.pattern import Match, Op, Patterns, require
+from .rewrite.rule import Rule
 
 
 class FuseAddNorm(Rule):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..compiler.graph import Builder, Graph
-from ..compiler.ops import ACTIVATIONS
-from .rule import Match, Op, Patterns, Rule, require
+from .graph.graph import Builder, Graph
+from .graph.ops import ACTIVATIONS
+from .rewrite.pattern import Match, Op, Patterns, require
+from .rewrite.rule import Rule
 
 _TYPES = tuple(dict.fromkeys(op for op, _ in ACTIVATIONS.values()))
 

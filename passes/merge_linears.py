@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..compiler import ops
-from ..compiler.graph import Graph, Quantized, block_of, width
-from ..runtime.bind import Concat, stored
-from .rule import Miss, Outcome, Pass, take_over
+from ..runtime.engine_file.bind import Concat, stored
+from .graph import ops
+from .graph.graph import Graph, Quantized, block_of, width
+from .rewrite.pattern import Miss
+from .rewrite.rule import Outcome, Pass, take_over
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..compiler import ops
-from ..compiler.graph import MODULE, Canonical, Graph, Quantized
 from ..quantize import FORMATS
-from ..runtime.bind import Expr, Stored, ToF32, stored
+from ..runtime.engine_file.bind import Expr, Stored, ToF32, stored
 from ..runtime.errors import Unsupported
-from .rule import Miss, Outcome, Pass, take_over
+from .graph import ops
+from .graph.graph import MODULE, Canonical, Graph, Quantized
+from .rewrite.pattern import Miss
+from .rewrite.rule import Outcome, Pass, take_over
 
 
 @dataclass(frozen=True)

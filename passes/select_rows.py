@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..compiler import ops
-from ..compiler.graph import BLOCK, Graph, block_of
-from .rule import Miss, Outcome, Pass, take_over
+from .graph import ops
+from .graph.graph import BLOCK, Graph, block_of
+from .rewrite.pattern import Miss
+from .rewrite.rule import Outcome, Pass, take_over
 
 _ROWWISE = {
     (ops.DOMAIN, "Linear"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..compiler.graph import Graph
-from .rule import Outcome, Pass, take_over
+from .graph.graph import Graph
+from .rewrite.rule import Outcome, Pass, take_over
 
 
 class Simplify(Pass):

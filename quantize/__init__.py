@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..runtime.errors import RecipeError
-from ..runtime.strict_json import nearest
+from ..runtime.errors import RecipeError, nearest
 from .format import Component, Format, require_finite
 from .formats.fp8 import FP8
 from .formats.int4 import INT4, INT4_G128

@@ -136,11 +136,8 @@ class Format:
 
 @cache
 def bit_types() -> dict[torch.dtype, torch.dtype]:
-    """The integers that hold the bits of each kind of weight; made late, as compiling kernels loads no torch."""
+    """The integer type of the bits of each type of weight; made late, because compiling kernels loads no torch."""
     return {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-
-
-"""The integer type of the bits of each type a weight may come in."""
 
 
 def non_finite(name: str) -> CheckpointError:

@@ -1,1 +1,1 @@
-"""Package marker."""
+"""Opens an engine and runs it; imports no torch, onnx or triton."""

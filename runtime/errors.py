@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+
+_MAX_HINT_NAME, _MAX_HINTS = 96, 400
+
 
 class LlmcError(Exception):
     """Base of every error a user can cause.
@@ -51,3 +57,14 @@ class ResourceError(LlmcError):
     """The environment is too small: memory, disk, device, network, a missing extra."""
 
     exit_code = 4
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" for the closest known name, or "" when none is close.
+
+    Comparing is quadratic in the length and both sides may be a stranger's: only names of about the same length are
+    candidates, and only so many.
+    """
+    alike = (one for one in known if abs(len(one) - len(name)) <= 4 + len(name) // 3 and len(one) <= _MAX_HINT_NAME)
+    close = difflib.get_close_matches(name, list(islice(alike, _MAX_HINTS)), n=1) if len(name) <= _MAX_HINT_NAME else ()
+    return f" (did you mean {close[0]!r}?)" if close else ""

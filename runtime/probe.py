@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine_file import EngineFile
+from .engine_file.file import EngineFile
+from .engine_file.manifest import MEASURED
 from .errors import EngineError
-from .manifest import MEASURED
-from .strict_json import loads
+from .files.strict_json import loads
 
 if TYPE_CHECKING:
-    from .paged import MakeDevice
+    from .plan.executor import MakeDevice
 
 IDS = 32
 POSITIONS = 8
@@ -123,8 +123,9 @@ def replay(
     make_device: MakeDevice | None = None,
 ) -> ProbeReport:
     """Run an engine's probe through one of its profiles on this machine, or on what stands in for a GPU."""
-    from .executor import Step, Work
-    from .profiles import choose, open_executor
+    from .load import open_executor
+    from .profiles import choose
+    from .scheduling.executor import Step, Work
 
     with EngineFile.open(path) as engine:
         name, _ = choose(engine, profile, simulated=make_device is not None)

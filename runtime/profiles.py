@@ -7,20 +7,14 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
-from .engine_file import EngineFile
-from .errors import EngineError, RecipeError, ResourceError
-from .executor import Executor
-from .strict_json import nearest
+from .chips import SM, capability, runs_on
+from .engine_file.file import EngineFile
+from .errors import EngineError, RecipeError, ResourceError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .paged import MakeDevice
 
-SM = {f"sm_{sm}": sm for sm in (120, 100, 90, 89, 80)}
-"""Targets that are NVIDIA GPUs, and their compute capability times ten; best first."""
-_WITHIN_MAJOR = (80, 89)
-"""Their cubins also run on later chips of the same major; those of newer ones are specific to their chip."""
 _NO_BINDINGS = "cuda-bindings is not installed: pip install 'llmc[cuda]'"
 
 
@@ -42,7 +36,7 @@ Gpus = Sequence[Gpu] | None
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs of this machine that a process may use, none if it has no driver."""
-    from .cuda.probe import devices
+    from .cuda.gpus import devices
 
     return tuple(devices())
 
@@ -53,17 +47,6 @@ def has_bindings() -> bool:
         return find_spec("cuda.bindings") is not None
     except ModuleNotFoundError:  # of "cuda", their namespace
         return False
-
-
-def runs_on(sm: int, chip: int) -> bool:
-    """Whether code compiled for compute capability `sm` runs on a chip of `chip`."""
-    later = sm in _WITHIN_MAJOR and sm // 10 == chip // 10 and sm % 10 <= chip % 10
-    return sm == chip or later
-
-
-def capability(sm: int) -> str:
-    """Compute capability as NVIDIA writes it: 90 is 9.0."""
-    return f"{sm // 10}.{sm % 10}"
 
 
 def _cpu(_gpus: Gpus) -> str:
@@ -159,30 +142,3 @@ def planned(engine: EngineFile, name: str | None = None) -> str:
     found = f"profiles {', '.join(profiles)}" if name is None else f"target {profiles[name].target}"
     fix = f"--profile {best(engine, with_plan)}" if with_plan else "llmc build --target sm_90"
     raise RecipeError(f"{engine.path}: {asked}", found=found, fix=fix)
-
-
-def open_executor(
-    engine: EngineFile,
-    name: str,
-    *,
-    threads: int | None = None,
-    max_batch: int | None = None,
-    make_device: MakeDevice | None = None,
-) -> Executor:
-    """Load a profile; the executor owns `engine` from then on.
-
-    `max_batch` bounds the sequences at once (default: the profile's own). `make_device` makes what stands in for a GPU.
-    """
-    if engine.manifest.profiles[name].target in SM:
-        from .paged import PagedExecutor
-
-        return PagedExecutor(engine, name, make_device or _real_device(), max_batch=max_batch)
-    from .cpu import CpuExecutor
-
-    return CpuExecutor(engine, name, threads=threads, max_batch=max_batch)
-
-
-def _real_device() -> MakeDevice:
-    from .cuda.device import CudaDevice
-
-    return CudaDevice

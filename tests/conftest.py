@@ -8,33 +8,32 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports numpy or onnxruntime.
 os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parent.parent / "build" / "tests"))  # kernels: not the user's
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products, and xdist uses the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else burn their core after every small product
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.paths import PICO
 
 import llmc
 from llmc.cli.app import run
 
 if TYPE_CHECKING:
-    from commands import Outcome
+    from support.commands import Outcome
+    from support.engines import PicoEngine
 
 settings.register_profile("developer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else burn their core after every small product
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden dumps (`make golden`)")
-
-
-PicoEngine = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -42,18 +41,16 @@ def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
     """The engine of the bundled checkpoint in a weight format ("none", "int4" ...); do not write to it."""
     folder = tmp_path_factory.mktemp("pico")
 
-    def build(quantize: str = "none") -> Path:
-        from engines import PICO
-
-        path = folder / f"{quantize}.llmc"
-        return path if path.exists() else llmc.build(PICO, path, quantize=quantize)
+    def build(quantize: str = "none", **limits: Any) -> Path:
+        path = folder / f"{'-'.join([quantize, *map(str, limits.values())])}.llmc"
+        return path if path.exists() else llmc.build(PICO, path, quantize=quantize, **limits)
 
     return build
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    from commands import Outcome
+    from support.commands import Outcome
 
     def one(*arguments: object) -> Outcome:
         capsys.readouterr()

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import PICO
 
 import llmc
-from llmc.runtime.engine_file import EngineFile, verify_engine
+from llmc.runtime.engine_file.file import EngineFile, verify_engine
 from llmc.runtime.probe import replay
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "examples" / "checkpoints" / "pico-python"
 PROMPT = "def fibonacci(n):\n    "
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build: config and headers become a graph, passes change it, weights stream through `int4` into one file."""
-    return llmc.build(CHECKPOINT, tmp_path_factory.mktemp("tiny") / "pico.llmc", quantize="int4")
+    return llmc.build(PICO, tmp_path_factory.mktemp("tiny") / "pico.llmc", quantize="int4")
 
 
 def test_one_file_holds_everything(path: Path):
@@ -32,7 +32,7 @@ def test_one_file_holds_everything(path: Path):
         # two 4-bit numbers per byte; the head, which is the embedding too, keeps 8 bits
         assert engine.tensors["model.layers.0.self_attn.q_proj.weight"].shape == (256, 128)
         assert engine.tensors["model.embed_tokens.weight"].shape == (4096, 256)
-    assert path.stat().st_size < 0.4 * sum(file.stat().st_size for file in CHECKPOINT.glob("*.safetensors"))
+    assert path.stat().st_size < 0.4 * sum(file.stat().st_size for file in PICO.glob("*.safetensors"))
 
 
 def test_text_in_text_out(path: Path):

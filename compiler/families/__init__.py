@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ...runtime.errors import Unsupported
-from ...runtime.strict_json import nearest
-from ..checkpoint import Checkpoint
+from ...runtime.errors import Unsupported, nearest
+from ..checkpoint.checkpoint import Checkpoint
 from .family import Family, check_tensors
 from .llama import LLAMA
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...runtime.bind import Expr, ToF32
-from ...runtime.errors import Unsupported
-from ...runtime.strict_json import nearest
-from ..checkpoint import Checkpoint
-from ..graph import Builder, Canonical, Computed, Copied, Graph
-from ..ops import ACTIVATIONS, DENSE, overload_of
+from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
+from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
+from ...runtime.engine_file.bind import Expr, ToF32
+from ...runtime.errors import Unsupported, nearest
+from ..checkpoint.checkpoint import Checkpoint
 from .family import Family, Names, account, parameters
 from .rope import rope_tables
 

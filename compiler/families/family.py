@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ...runtime.errors import CheckpointError
-from ...runtime.strict_json import nearest
-from ..checkpoint import Checkpoint
-from ..config import Config
+from ...runtime.errors import CheckpointError, nearest
+from ..checkpoint.checkpoint import Checkpoint
+from ..config.config import Config
 
 _SHOWN = 20
 

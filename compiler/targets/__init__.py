@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...runtime.errors import RecipeError
-from ...runtime.strict_json import nearest
+from ...runtime.errors import RecipeError, nearest
 from . import cpu, cuda, null
+from .cuda.tuning.tactics import Table, tables_for
 from .target import Emitted, Limits, Precision, Target
 
-__all__ = ["TARGETS", "Emitted", "Limits", "Precision", "Target", "target_named"]
+__all__ = ["TARGETS", "Emitted", "Limits", "Precision", "Table", "Target", "tables_for", "target_named"]
 
 TARGETS: dict[str, Target] = {
     "cpu": Target(

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ...passes.manager import Phase
-from ...runtime.bind import Expr
+from ...passes.graph.graph import Graph
+from ...passes.rewrite.manager import Phase
+from ...runtime.engine_file.bind import Expr
 from ...runtime.progress import Progress
-from ..graph import Graph
 
-if TYPE_CHECKING:
-    from .cuda.tactics import Table
+
+class Tactics(Protocol):
+    """Measured choices of a target's kernels, such as tile sizes: part of an engine's input, so they have a digest."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def kernels(self) -> str:
+        """Digest of the kernels' sources they were measured with."""
+        ...
+
+    @property
+    def tiles(self) -> Mapping[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Limits:
     max_batch: int
     dtype: str
     kv: str = "none"
-    tactics: Table | None = None
+    tactics: Tactics | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,6 @@ class Precision:
     kv: str = "none"
 
 
-AS_IT_IS = Precision()
 Emit = Callable[[Graph, Limits, Progress], Emitted]
 
 
@@ -64,7 +76,7 @@ class Target:
     legalize: Callable[[Precision], Phase]
     """Targets that compute more exactly than asked may do so."""
     emit: Emit
-    compiles: bool = False
-    """Whether Triton's version decides what is emitted."""
+    tools: Callable[[], Mapping[str, str]] = dict
+    """Versions, by name, of what else decides the bytes that `emit` gives."""
     merge_gated: bool = True
     """Whether gate and up become one linear (`passes/merge_linears.py`)."""

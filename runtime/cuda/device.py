@@ -1,4 +1,4 @@
-"""A GPU that runs a plan (`paged.Device`): loaded once, then steps of copies, launches and graphs on one stream.
+"""A GPU that runs a plan (`plan.executor.Device`): loaded once, then steps of copies, launches, graphs on one stream.
 
 A step is one copy of all its inputs, its launches (decode programs: one graph), and one copy per wanted buffer, in
 stream order; so steps may be started before earlier ones are read, and one arena serves all programs.
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine_file import EngineFile
+from ..chips import capability, runs_on
+from ..engine_file.file import EngineFile
 from ..errors import EngineError, LlmcError, ResourceError
-from ..plan import Plan
-from ..profiles import capability, runs_on
+from ..plan.budget import Budget, aligned, budget, packed, tensors_of
+from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
-from . import probe
-from .budget import Budget, aligned, budget, packed, tensors_of
+from . import gpus
 from .driver import Driver
 from .launches import Area, Bound, Kernel, bind
 from .ring import Ring, Slot, Ticket
@@ -243,7 +243,7 @@ class CudaDevice:
 
 def _ordinal(sm: int, what: str) -> int:
     """The first GPU that machine code of `sm` runs on."""
-    found = probe.look()
+    found = gpus.look()
     if not found.gpus:
         raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
     for gpu in found.gpus:

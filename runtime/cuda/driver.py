@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, Self
 
 from ..errors import EngineError, LlmcError, ResourceError
-from . import probe
+from . import gpus
 
 EXTRA = "pip install 'llmc[cuda]'"
 _BINDINGS = "cuda.bindings.driver"
@@ -65,7 +65,7 @@ class Driver:
         Raises:
             ResourceError: no driver, no such GPU, or the bindings are not installed.
         """
-        found = probe.look()
+        found = gpus.look()
         if not found.gpus:
             raise ResourceError("an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
         try:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from ..formula import value
-from ..plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
-from ..step_inputs import NUMPY
-from .budget import inputs_of, packed, scratch_of
+from ..plan.budget import inputs_of, packed, scratch_of
+from ..plan.formula import value
+from ..plan.inputs import NUMPY
+from ..plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
 from .driver import Driver
 
 _POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}

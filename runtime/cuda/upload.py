@@ -19,15 +19,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bind import Concat, Expr, Reshape, Slice, Stored, evaluate, from_json, stored
-from ..engine_file import EngineFile
+from ..engine_file.bind import Concat, Expr, Reshape, Slice, Stored, evaluate, from_json, stored
+from ..engine_file.file import EngineFile
 from ..errors import EngineError, ResourceError
-from ..hashing import CHUNK, Range, chunks
+from ..files.hashing import CHUNK, Range, chunks
 from ..machine import cpu_count
 from ..numbers import RAW_DTYPE
-from ..plan import Plan
+from ..plan.budget import aligned
+from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
-from .budget import aligned
 from .driver import Driver
 
 _PIECE = 1 << 20  # small enough to stay in a core's cache between the read and the hash

@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-from llmc.runtime.cuda import probe
+from llmc.runtime.chips import SM
+from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.profiles import SM, has_bindings
+from llmc.runtime.profiles import has_bindings
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="session")
 def gpu() -> Iterator[Driver]:
     """The first GPU, of a kind that kernels are compiled for."""
-    found = probe.look()
+    found = gpus.look()
     if not found.gpus:
         pytest.skip(found.problem)
     if not has_bindings():

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 
 import torch
 
-from llmc.compiler.targets.cuda.compile import Cubin
-from llmc.compiler.targets.cuda.kernel import Case, Operand
-from llmc.compiler.targets.simulate.launch import TORCH_DTYPE, blank
+from llmc.compiler.targets.cuda.call import Case, Operand
+from llmc.compiler.targets.cuda.cubins.compile import Cubin
+from llmc.compiler.targets.simulate.call import TORCH_DTYPE, blank
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
-from llmc.runtime.formula import value
+from llmc.runtime.plan.formula import value
 
 GUARD = 4096
 """Bytes on both sides of a tensor that no kernel may change."""

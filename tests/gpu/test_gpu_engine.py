@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import quantized_logits, relative, some_ids
 from gpu_engines import SMALL_ENGINES, small_engine  # pyright: ignore[reportMissingImports]
+from support.engines import quantized_logits, relative, some_ids
 
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.engine_file import EngineFile
-from llmc.runtime.executor import Step, Work
-from llmc.runtime.paged import PagedExecutor
-from llmc.runtime.plan import Plan
-from llmc.runtime.sampling import SamplingParams
-from llmc.runtime.scheduler import Request, Scheduler
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.executor import PagedExecutor
+from llmc.runtime.plan.plan import Plan
+from llmc.runtime.sampling.params import SamplingParams
+from llmc.runtime.scheduling.executor import Step, Work
+from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 BOUND = 3e-2
 """Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""

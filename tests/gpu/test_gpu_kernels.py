@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from gpu.on_device import run_case
-from kernel_cases import CASES
+from support.kernel_cases import CASES
 
-from llmc.compiler.targets.cuda.compile import Cubin, Variant, attempt, variant_of
-from llmc.compiler.targets.cuda.kernel import Operand
+from llmc.compiler.targets.cuda.call import Operand
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt, variant_of
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.progress import NO_PROGRESS

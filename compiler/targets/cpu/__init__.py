@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ....passes.manager import Phase
+from ....passes.graph.verify import LOGICAL
+from ....passes.rewrite.manager import Phase
 from ....passes.simplify import Simplify
-from ....runtime.onnx_scan import CPU_OPERATORS
-from ...verify import LOGICAL
+from ....runtime.cpu.onnx_scan import CPU_OPERATORS
 from ..target import Precision
 from .emit import emit
 from .legalize import RULES

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.rule import Match, Op, Patterns, Rule, require
-from ...graph import Builder, Graph, attribute
+from ....passes.graph.graph import Builder, Graph, attribute
+from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.rewrite.rule import Rule
 
 _ATTENTION = (
     "(int64[1,3] ids, int32[1] past, float[1,3,32] q, float[1,3,16] k, float[1,3,16] v, float[1,1,4,16] pk, "

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ....passes.rule import Match, Op, Patterns, Rule, require
-from ....runtime.bind import E2M1ToNbits8, Expr, Reshape, Stored, Times, ToF32
-from ... import ops
-from ...graph import Builder, Graph, attribute
+from ....passes.graph import ops
+from ....passes.graph.graph import Builder, Graph, attribute
+from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.rewrite.rule import Rule
+from ....runtime.engine_file.bind import E2M1ToNbits8, Expr, Reshape, Stored, Times, ToF32
 from .attention import ATTENTION_RULES
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from ....passes.manager import Phase
+from ....passes.graph.graph import Graph
+from ....passes.rewrite.manager import Phase
+from ....runtime.chips import CAPABILITIES
 from ....runtime.errors import Unsupported
 from ....runtime.progress import Progress
-from ...graph import Graph
 from ..target import Emitted, Limits, Precision, Target
+from .cubins.cache import KernelCache
 from .legalize import LEGAL, PASSES, QuantizeActivations
 
 __all__ = ["TARGETS"]
-
-_SM = (80, 89, 90, 100, 120)
-
 
 _FP8_SM = 89
 """The first compute capability with FP8 tensor cores."""
@@ -38,9 +37,13 @@ def _legalize(sm: int, precision: Precision) -> Phase:
     return Phase("cuda", (*PASSES, QuantizeActivations()), LEGAL)
 
 
+def _tools() -> dict[str, str]:
+    return {"triton": KernelCache.default().triton}
+
+
 def _target(sm: int) -> Target:
     def emit(graph: Graph, limits: Limits, progress: Progress) -> Emitted:
-        from .compile import need_compiler
+        from .cubins.compile import need_compiler
 
         need_compiler()
         from .emit import emit  # brings Triton in, which other targets do without
@@ -48,7 +51,7 @@ def _target(sm: int) -> Target:
         return emit(graph, limits, sm, progress)
 
     summary = f"NVIDIA GPUs of compute capability {sm / 10:g}"
-    return Target(f"sm_{sm}", summary, partial(_legalize, sm), emit, compiles=True)
+    return Target(f"sm_{sm}", summary, partial(_legalize, sm), emit, tools=_tools)
 
 
-TARGETS = tuple(map(_target, _SM))
+TARGETS = tuple(map(_target, CAPABILITIES))

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ....runtime.executor import MAX_ROWS
-from ....runtime.formula import value
-from ....runtime.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ....passes.graph.graph import Graph
+from ....runtime.plan.formula import value
+from ....runtime.plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
-from ...graph import Graph
-from ...memory import Life, place
+from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import Emitted, Limits
-from .cache import source_digest
-from .compile import Cubin, Variant, compile_variants, variant_of
-from .kernel import Call, Operand
+from .arena import Life, place
+from .call import Call, Operand
+from .cubins.cache import source_digest
+from .cubins.compile import Cubin, Variant, compile_variants, variant_of
 from .lowering import Lowering, Model, Shape, raw
-from .tactics import HEURISTIC
+from .operators import lower
+from .tuning.tactics import HEURISTIC
 
 MAX_PREFILL = 2048
 """Prompt tokens per step: enough for arithmetic to hide the weights, few enough for decoding requests to wait for."""
@@ -45,7 +46,7 @@ def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
     tiles = table.tiles if table is not None else {}
     model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, limits.kv, tiles)
     shared: dict[str, Tensor] = {}
-    lowered = [Lowering(model, shape, shared).run() for shape in shapes(limits.max_batch, limits.max_context)]
+    lowered = [lower(model, shape, shared) for shape in shapes(limits.max_batch, limits.max_context)]
     variants: dict[Variant, int] = {}
     programs = tuple(_program(lowering, variants) for lowering in lowered)
     plan = Plan(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.rule import Match, Op, Outcome, Pass, Patterns, Rule, require
+from ....passes.graph import ops
+from ....passes.graph.graph import MODULE, Builder, Graph, attribute
+from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
 from ....runtime.errors import Unsupported
-from ... import ops
-from ...graph import MODULE, Builder, Graph, attribute
 
 LEGAL = frozenset(
     [("", "RMSNormalization")]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ....passes.manager import Phase
-from ....runtime.bind import Expr
-from ...graph import Graph
-from ...verify import LOGICAL
+from ....passes.graph.graph import Graph
+from ....passes.graph.verify import LOGICAL
+from ....passes.rewrite.manager import Phase
+from ....runtime.engine_file.bind import Expr
 from ..target import Precision
 
 SUMMARY = "nothing: the checked logical graph as text"

@@ -7,22 +7,22 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import torch
 
-from ....runtime.bind import evaluate, from_json
-from ....runtime.engine_file import EngineFile
+from ....runtime.engine_file.bind import evaluate, from_json
+from ....runtime.engine_file.file import EngineFile
 from ....runtime.errors import EngineError
-from ....runtime.formula import value
-from ....runtime.plan import Launch, Plan, Tensor
-from ..cuda.cache import source_digest
-from ..cuda.kernel import Kernel
+from ....runtime.plan.formula import value
+from ....runtime.plan.plan import Launch, Plan, Tensor
+from ..cuda.call import Kernel
+from ..cuda.cubins.cache import source_digest
 from ..cuda.kernels import suites
-from .launch import TORCH_DTYPE, execute
+from .call import TORCH_DTYPE, execute
 
 _NAN_BYTE = 0xFF
 """Fills what was not written: NaN in every float dtype, -1 in every integer one."""
 
 
 class SimulatedDevice:
-    """A loaded plan (`runtime.paged.Device`): every launch is interpreted, synchronously."""
+    """A loaded plan (`runtime.plan.executor.Device`): every launch is interpreted, synchronously."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, lanes: int) -> None:
         """Bind weights; caches hold every sequence at full length, and garbage.

@@ -1,4 +1,4 @@
-"""The kernels by file. A process that imports them interprets them; `compile.py` compiles in processes of its own.
+"""The kernels by file. A process that imports them interprets them; `cubins/` compiles in processes of its own.
 
 Triton decides at the decorator, so the choice must be made before any kernel file is imported.
 """
@@ -8,31 +8,32 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
-from ..kernel import Suite
+from ..call import Suite
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 FILES = (
-    "attention_decode",
-    "attention_prefill",
-    "counts",
+    "attention.flash_decode",
+    "attention.flash_prefill",
+    "attention.rope_cache",
     "embed",
-    "expand_fp8",
     "gated",
-    "linear_fp8",
-    "linear_large",
-    "linear_small",
-    "moe_combine",
-    "moe_linear",
-    "moe_route",
-    "moe_sort",
+    "linear.expand_fp8",
+    "linear.fp8",
+    "linear.large",
+    "linear.small",
+    "moe.combine",
+    "moe.linear",
+    "moe.route",
+    "moe.sort",
     "norm",
     "quantize_activations",
-    "rope_cache",
-    "sample",
-    "tile_stats",
-    "tokens",
+    "sampling.counts",
+    "sampling.sample",
+    "sampling.tile_stats",
+    "sampling.tokens",
 )
+"""Kernel files by their dotted name inside this room."""
 
 
 def suites() -> dict[str, Suite]:

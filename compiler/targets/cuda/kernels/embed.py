@@ -10,8 +10,8 @@ import triton.language as tl
 
 from .....quantize import FORMATS
 from .....runtime.numbers import RAW_DTYPE
-from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
-from .weights import GROUP, e4m3, e8m0
+from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from .linear.dequantize import GROUP, e4m3, e8m0
 
 BLOCK = 1024
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..kernel import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..kernel import Argument, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..call import Argument, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from .fp8 import BLOCK, LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 

@@ -1,0 +1,1 @@
+"""Each file declares its flags and prints its results; `launches.py` is `llmc inspect --plan`."""

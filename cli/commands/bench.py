@@ -1,0 +1,119 @@
+"""`llmc bench`: how fast an engine reads and writes here, and how near that is to the memory's limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ...runtime.errors import RecipeError
+from ..common import console, huge_pages, options
+from ..common.options import flag
+
+if TYPE_CHECKING:
+    from ...runtime.engine import Engine
+
+PromptTokens = Annotated[int, flag("--prompt-tokens", "Tokens of each prompt.", min=1)]
+NewTokens = Annotated[int, flag("--new-tokens", "Tokens to generate for each prompt.", min=2)]
+Batch = Annotated[int, flag("--batch", "Prompts at the same time.", min=1)]
+Repeat = Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
+
+    ttft_s: float
+    decode_tokens_per_s: float
+
+
+def bench(
+    engine: options.EngineFile,
+    prompt_tokens: PromptTokens = 128,
+    new_tokens: NewTokens = 64,
+    batch: Batch = 1,
+    repeat: Repeat = 3,
+    profile: options.Profile = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Measure prefill and decode speed."""
+    from ...runtime.engine_file.file import EngineFile
+    from ...runtime.load import load
+    from ...runtime.machine import cpu_count, read_bandwidth
+
+    huge_pages.ensure(Path(engine))
+    with EngineFile.open(engine) as opened:
+        manifest = opened.manifest
+    used = threads or cpu_count()
+    bandwidth = read_bandwidth(used)
+    with load(engine, profile, threads=threads, max_batch=batch) as loaded:
+        if prompt_tokens + new_tokens > loaded.max_context:
+            raise RecipeError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones", found=f"a context of {loaded.max_context}"
+            )
+        prompts = _prompts(manifest.model.vocab_size, prompt_tokens, batch)
+        runs = [_measure(loaded, prompts, new_tokens) for _ in range(repeat + 1)][1:]
+        name, load_s = loaded.profile, loaded.load_s
+    decode = median(run.decode_tokens_per_s for run in runs)
+    ttft = median(run.ttft_s for run in runs)
+    weights = manifest.profiles[name].needs["step_bytes"]
+    facts = {
+        "profile": name,
+        "threads": used,
+        "batch": batch,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repeat": repeat,
+        "load_s": round(load_s, 4),
+        "ttft_s": round(ttft, 4),
+        "prefill_tokens_per_s": round(batch * prompt_tokens / ttft, 2),
+        "decode_tokens_per_s": round(decode, 2),
+        "weight_bytes_per_step": weights,
+        "weight_bytes_per_s": round(weights * decode / batch),
+        "memory_bytes_per_s": round(bandwidth),
+        "memory_share": round(weights * decode / batch / bandwidth, 4),
+    }
+    if json:
+        console.out_json(facts)
+    else:
+        console.out(_text(engine, facts))
+
+
+def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
+    """Fixed ids spread over the vocabulary, another order for each prompt."""
+    return [[(7919 * (index + 1) + 104729 * row) % vocabulary for index in range(length)] for row in range(count)]
+
+
+def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> Run:
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        arrivals = list(pool.map(lambda ids: _arrivals(engine, ids, new_tokens), prompts))
+    first = max(times[0] for times in arrivals)
+    last = max(times[-1] for times in arrivals)
+    after = sum(moment > first for times in arrivals for moment in times)
+    return Run(first - start, after / (last - first))
+
+
+def _arrivals(engine: Engine, ids: list[int], new_tokens: int) -> list[float]:
+    with engine.stream(ids, max_tokens=new_tokens, temperature=0.0, ignore_eos=True) as stream:
+        return [time.perf_counter() for piece in stream if piece.token is not None]
+
+
+def _text(engine: str, facts: dict[str, Any]) -> str:
+    return (
+        f"{engine}: profile {facts['profile']}, {facts['threads']} threads, batch {facts['batch']}, loaded in "
+        f"{facts['load_s']:.2f} s\n"
+        f"  prefill {facts['prefill_tokens_per_s']:.1f} tokens/s ({facts['prompt_tokens']} tokens a prompt, "
+        f"first token after {facts['ttft_s']:.3f} s)\n"
+        f"  decode  {facts['decode_tokens_per_s']:.1f} tokens/s (median of {facts['repeat']} runs of "
+        f"{facts['new_tokens']} tokens)\n"
+        f"  weights {console.size(facts['weight_bytes_per_step'])} a step, "
+        f"{facts['weight_bytes_per_s'] / 1e9:.2f} GB/s: "
+        f"{100 * facts['memory_share']:.0f} % of the {facts['memory_bytes_per_s'] / 1e9:.1f} GB/s that "
+        f"{facts['threads']} threads read here"
+    )

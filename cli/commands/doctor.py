@@ -1,0 +1,174 @@
+"""`llmc doctor`: what this machine and installation can do, and which profiles of an engine fit it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...runtime.errors import RecipeError
+from ..common import console, extras, options
+
+if TYPE_CHECKING:
+    from ...runtime.engine_file.file import EngineFile
+    from ...runtime.profiles import Gpu
+
+CPU = "cpu"
+"""After --for: a machine without a GPU."""
+For = Annotated[
+    str | None, options.flag("--for", "A GPU that need not be here, such as h100, l4 or rtx4090; or cpu for none.")
+]
+PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja", "torch", "onnx", "onnx-ir")
+Engine = Annotated[str | None, typer.Argument(metavar="[ENGINE]", help="An engine, to see which of its profiles fit.")]
+
+
+def doctor(engine: Engine = None, target: For = None, json: options.Json = False) -> None:
+    """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""
+    if target is not None and engine is None:
+        raise RecipeError(f"--for {target} without ENGINE", fix=f"llmc doctor ENGINE --for {target}")
+    facts = _facts()
+    if engine is not None:
+        facts["engine"] = _engine_facts(engine, target)
+    if json:
+        console.out_json(facts)
+    elif target is not None:  # the question is about another machine
+        console.out("\n".join(_engine_lines(facts["engine"])))
+    else:
+        console.out(_text(facts))
+
+
+def _facts() -> dict[str, Any]:
+    from ...runtime import machine
+    from ...runtime.cpu.ort import onnxruntime
+
+    memory = machine.memory()
+    return {
+        "llmc": importlib.metadata.version("llmc"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "missing": {extra: list(absent) for extra in extras.EXTRAS if (absent := extras.missing(extra))},
+        "cpu": machine.cpu_name(),
+        "threads": machine.cpu_count(),
+        "memory_bytes": memory.total,
+        "memory_available_bytes": memory.available,
+        "providers": onnxruntime.get_available_providers(),
+    }
+
+
+def _known_size(count: int) -> str:
+    from ...runtime.machine import UNKNOWN
+
+    return "unknown" if count == UNKNOWN else console.size(count)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
+    """Which profiles run here, or on the machine of `--for`, and which GPU memory they take there."""
+    from ...runtime.chips import SM, chip, runs_on
+    from ...runtime.engine_file.file import EngineFile
+    from ...runtime.profiles import best, fits, gpus
+
+    gpu = None if where in (None, CPU) else chip(where)
+    there = None if where is None else () if gpu is None else (gpu,)
+    with EngineFile.open(path) as engine:
+        reasons = fits(engine, there)
+        able = [name for name, reason in reasons.items() if not reason]
+        first = best(engine, able) if able else None  # what `llmc run` takes; it does not weigh memory
+        memory = {}
+        for name, profile in engine.manifest.profiles.items():
+            sm = SM.get(profile.target)
+            if sm is not None and not reasons[name]:
+                one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
+                memory[name] = _memory(engine, name, one)
+                reasons[name] = "" if memory[name]["largest_batch"] else _too_large(memory[name])
+    fitting = [name for name, reason in reasons.items() if not reason]
+    return {
+        "path": path,
+        **({} if where is None else {"for": where}),
+        "profile": first if first in fitting else None,
+        "fit": fitting,
+        "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
+        **({"memory": memory} if memory else {}),
+    }
+
+
+def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
+    """Bytes of a profile on a GPU with the caches of its largest batch, and the batch that would just fit."""
+    from ...runtime.plan.plan import Plan
+    from ...runtime.plan.price import memory, usable
+
+    facts = engine.manifest.profiles[profile]
+    plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
+    need = memory(plan, max_batch=facts.max_batch)
+    largest = need.sequences(usable(gpu.memory))
+    return {
+        "gpu": gpu.name,
+        "gpu_bytes": gpu.memory,
+        "usable_bytes": usable(gpu.memory),
+        "weights": need.weights,
+        "buffers": need.buffers,
+        "cache_per_sequence": need.sequence,
+        "max_context": facts.max_context,
+        "max_batch": facts.max_batch,
+        "bytes": need.total(facts.max_batch),
+        "fits": largest >= facts.max_batch,
+        "largest_batch": largest,
+    }
+
+
+def _too_large(memory: dict[str, Any]) -> str:
+    needed = memory["weights"] + memory["buffers"] + memory["cache_per_sequence"]
+    return (
+        f"one sequence of {memory['max_context']} tokens needs {console.size(needed)}, {memory['gpu']} has "
+        f"{console.size(memory['usable_bytes'])} free of {console.size(memory['gpu_bytes'])}"
+    )
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[str]:
+    where = f" on {engine['for']}" if "for" in engine else ""
+    if engine["profile"]:
+        lines = [f"{engine['path']}{where}: runs as {engine['profile']}"]
+    elif engine["fit"]:
+        lines = [f"{engine['path']}{where}: runs with --profile {engine['fit'][0]} only"]
+    else:
+        lines = [f"{engine['path']}: does not run{where or ' here'}"]
+    for name in engine["fit"]:
+        lines.append(f"  {name}: fits")
+        if name in engine.get("memory", {}):
+            lines += _memory_lines(engine["memory"][name])
+    return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    batch, most = memory["max_batch"], memory["largest_batch"]
+    lines = [
+        f"    memory of {memory['gpu']}: {console.size(memory['gpu_bytes'])}, "
+        f"{console.size(memory['usable_bytes'])} of it for: weights {console.size(memory['weights'])}, "
+        f"{batch} x {memory['max_context']} tokens {console.size(batch * memory['cache_per_sequence'])}, "
+        f"buffers {console.size(memory['buffers'])}",
+    ]
+    if memory["fits"]:
+        return [*lines, f"    enough; the largest batch that fits is {most}"]
+    return [*lines, f"    too little for a batch of {batch}: llmc run --max-batch {most}"]
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [
+        f"llmc {facts['llmc']}, Python {facts['python']}, {facts['system']}",
+        "  " + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        f"  {facts['cpu']}: {facts['threads']} threads",
+        f"  memory {_known_size(facts['memory_bytes'])}, available {_known_size(facts['memory_available_bytes'])}",
+        f"  ONNX Runtime providers: {', '.join(facts['providers'])}",
+    ]
+    for extra, absent in facts["missing"].items():
+        lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): pip install 'llmc[{extra}]'")
+    return "\n".join(lines + (_engine_lines(facts["engine"]) if "engine" in facts else []))

@@ -1,0 +1,195 @@
+"""`llmc inspect`: what a checkpoint or an engine says of itself, without reading its weights."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...runtime.errors import EngineError, RecipeError
+from ..common import console, options
+from ..common.options import flag
+
+Subject = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT|ENGINE", help="A checkpoint folder or hub id, or an engine file.")
+]
+ShowPlan = Annotated[
+    bool, flag("--plan", "What each launch of a GPU's profile costs at the limits of a GPU, and tokens/s there.")
+]
+ProgramIndex = Annotated[int | None, flag("--program", "With --plan: the program of this number.", min=0)]
+Tokens = Annotated[int | None, flag("--tokens", "With --plan: a step with this many tokens of a prompt.", min=1)]
+Context = Annotated[
+    int | None, flag("--context", "With --plan: positions in the cache before the step; by default half.", min=0)
+]
+
+
+def is_engine(where: str) -> bool:
+    """Whether a path means an engine: a file that is not one of a checkpoint's weight files."""
+    path = Path(where)
+    return path.exists() and not path.is_dir() and path.suffix != ".safetensors"
+
+
+def inspect(
+    subject: Subject,
+    accept_config: options.AcceptConfig = None,
+    plan: ShowPlan = False,
+    profile: options.Profile = None,
+    target: options.For = None,
+    program: ProgramIndex = None,
+    tokens: Tokens = None,
+    context: Context = None,
+    verbose: options.Verbose = False,
+    json: options.Json = False,
+) -> None:
+    """Show the facts of a checkpoint or an engine, or what an engine's launch plan costs."""
+    if plan:
+        from . import launches
+
+        if not is_engine(subject):
+            raise RecipeError(f"--plan of {subject}", found="no engine file", fix="an engine that llmc build has made")
+        step = launches.Step(program, tokens, context)
+        launches.show(subject, profile=profile, gpu=target, step=step, json=json)
+        return
+    for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
+        if value is not None:
+            raise RecipeError(f"{name} without --plan")
+    if not is_engine(subject):
+        facts = _checkpoint_facts(subject, accept_config or [])
+        _print(facts, _checkpoint_text(facts), json)
+        return
+    from ...runtime.engine_file.file import EngineFile, peek
+
+    try:
+        with EngineFile.open(subject) as engine:
+            facts = _engine_facts(engine)
+    except EngineError as error:
+        # newer or damaged: print what can be read, then fail as any command would
+        partial = {**peek(Path(subject)), **console.error_json(error)}
+        _print(partial, _partial_text(partial), json)
+        console.note(f"llmc: {error}")
+        raise typer.Exit(error.exit_code) from error
+    _print(facts, _engine_text(facts, verbose), json)
+
+
+def _print(facts: dict[str, Any], text: str, json: bool) -> None:
+    if json:
+        console.out_json(facts)
+    else:
+        console.out(text)
+
+
+def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
+    from ...compiler.checkpoint.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(where, accept_config=accept_config)
+    config, source = checkpoint.config, checkpoint.source
+    infos = [source.info(name) for name in source.names]
+    return {
+        "path": str(checkpoint.path),
+        "revision": checkpoint.revision,
+        "architecture": config.architecture,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope": config.rope.type,
+        "tied": config.tie_word_embeddings,
+        "bos": checkpoint.bos_id,
+        "eos_ids": list(checkpoint.eos_ids),
+        "generation": dict(checkpoint.generation),
+        "tensors": len(infos),
+        "bytes": sum(info.nbytes for info in infos),
+        "dtypes": dict(sorted(Counter(info.dtype for info in infos).items())),
+        "files": {facts.name: facts.bytes for facts in checkpoint.files},
+        "ignored_config": dict(config.ignored),
+        "accepted_config": list(config.accepted),
+        "warnings": list(checkpoint.warnings),
+    }
+
+
+def _checkpoint_text(facts: dict[str, Any]) -> str:
+    lines = [
+        f"checkpoint {facts['path']}" + (f" at {facts['revision']}" if facts["revision"] else ""),
+        f"  {facts['architecture']}: {facts['layers']} layers, hidden {facts['hidden_size']}, "
+        f"intermediate {facts['intermediate_size']}, {facts['heads']} heads and {facts['kv_heads']} kv heads of "
+        f"{facts['head_dim']}",
+        f"  vocabulary {facts['vocab_size']}, {'tied' if facts['tied'] else 'untied'} head, "
+        f"context {facts['max_position_embeddings']}, rope {facts['rope']}",
+        f"  {facts['tensors']} tensors, {console.size(facts['bytes'])}: "
+        + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
+        f"  bos {facts['bos']}, eos {facts['eos_ids']}",
+    ]
+    lines += [f"  {name}: {console.size(size)}" for name, size in facts["files"].items()]
+    if facts["ignored_config"]:
+        lines.append(f"  config keys without effect: {', '.join(facts['ignored_config'])}")
+    lines += [f"  warning: {warning}" for warning in facts["warnings"]]
+    return "\n".join(lines)
+
+
+def _engine_facts(engine: Any) -> dict[str, Any]:
+    manifest = json_module.loads(engine.manifest.to_json())
+    kept = ("format", "required_features", "model", "formats", "recipe", "checkpoint", "tools", "unused")
+    return {
+        "path": str(engine.path),
+        "bytes": engine.file_bytes,
+        "tensors": len(engine.tensors),
+        "tensor_bytes": sum(info.nbytes for info in engine.tensors.values()),
+        "sections": {name: len(engine.section(name)) for name in engine.sections},
+        "profiles": {name: _profile_facts(engine, profile) for name, profile in manifest["profiles"].items()},
+        "content_digest": manifest["content_digest"],
+        **{key: manifest[key] for key in kept},
+    }
+
+
+def _profile_facts(engine: Any, profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile without its weights; of a launch plan also which table of tiles it was made with."""
+    from ...runtime.chips import SM
+    from ...runtime.files.strict_json import loads
+
+    facts = {**{key: value for key, value in profile.items() if key != "weights"}, "weights": len(profile["weights"])}
+    if profile["target"] in SM:
+        plan = loads(engine.section(profile["graph"]), what=profile["graph"], error=EngineError)
+        facts["tactics"] = plan.get("tactics") if isinstance(plan, dict) else None
+    return facts
+
+
+def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
+    model = facts["model"]
+    counts = Counter(facts["formats"].values())
+    lines = [
+        f"engine {facts['path']}: {console.size(facts['bytes'])}, format {facts['format']}",
+        f"  {model['architecture']}: {model['parameters']:,} parameters, {model['layers']} layers, "
+        f"hidden {model['hidden_size']}, {model['heads']} heads and {model['kv_heads']} kv heads of "
+        f"{model['head_dim']}, vocabulary {model['vocab_size']}",
+        f"  weights: {facts['tensors']} tensors, {console.size(facts['tensor_bytes'])}; modules: "
+        + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none quantized"),
+    ]
+    lines += [
+        f"  profile {name}: target {profile['target']}, context {profile['max_context']}, batch {profile['max_batch']}"
+        + (f", tiles {profile['tactics']}" if "tactics" in profile else "")
+        for name, profile in facts["profiles"].items()
+    ]
+    lines += [f"  section {name}: {console.size(size)}" for name, size in facts["sections"].items()]
+    lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
+    if verbose:
+        lines += [f"  {module}: {name}" for module, name in facts["formats"].items()]
+    lines.append(f"  content digest {facts['content_digest']}")
+    return "\n".join(lines)
+
+
+def _partial_text(facts: dict[str, Any]) -> str:
+    manifest = facts["manifest"] if isinstance(facts["manifest"], dict) else {}
+    lines = [f"{console.size(facts['bytes'])}, {len(facts['tensors'])} tensors"]
+    lines += [
+        f"  {key}: {json_module.dumps(manifest[key])}"
+        for key in ("format", "required_features", "model", "tools", "content_digest")
+        if key in manifest
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""`llmc kernels`: compiles every GPU kernel with no GPU, and shows what each costs on each chip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...runtime.errors import ResourceError, VerifyError
+from ..common import console, extras, options, progress
+
+if TYPE_CHECKING:
+    from ...compiler.targets.cuda.cubins.report import Entry
+
+Sm = Annotated[
+    list[str] | None,
+    options.flag("--sm", "A chip: 90, sm_90 or h200; may be repeated. By default all kernels are compiled for."),
+]
+Files = Annotated[list[str] | None, options.flag("--file", "Only the kernels of this file; may be repeated.")]
+Jobs = Annotated[
+    int | None, options.flag("--jobs", "Compilers at the same time; by default what CPUs and memory allow.", min=1)
+]
+_LONGEST_LISTING = 5
+
+
+def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.Json = False) -> None:
+    """Compile every GPU kernel and show its registers, spills, shared memory and size on each chip."""
+    _need_compiler()
+    from ...compiler.targets.cuda.cubins.report import report
+    from ...runtime import chips
+
+    wanted = tuple(dict.fromkeys(chips.chip(name).sm for name in sm)) if sm else chips.CAPABILITIES
+    entries = report(wanted, tuple(dict.fromkeys(file or ())), progress=progress.for_terminal(quiet=json), jobs=jobs)
+    error = _error([entry for entry in entries if entry.bad])
+    if json:
+        found = {"ok": error is None, "chips": list(wanted), "kernels": [entry.as_json() for entry in entries]}
+        console.out_json({**found, **(console.error_json(error) if error else {})})
+    else:
+        console.out("\n".join(_text(one, [entry for entry in entries if entry.sm == one]) for one in wanted))
+    if error:
+        console.note(f"llmc: {error}")
+        raise typer.Exit(error.exit_code)
+
+
+def _need_compiler() -> None:
+    if absent := [*extras.missing("build"), *(["triton"] if find_spec("triton") is None else [])]:
+        raise ResourceError(
+            "llmc kernels needs the extra 'cuda-build'",
+            found=f"not installed: {', '.join(absent)}",
+            fix="pip install 'llmc[cuda-build]'",
+        )
+
+
+def _error(bad: Sequence[Entry]) -> VerifyError | None:
+    if not bad:
+        return None
+    first = [f"{entry.variant} on sm_{entry.sm}" for entry in bad[:_LONGEST_LISTING]]
+    more = f"; {len(bad) - len(first)} more" if len(bad) > len(first) else ""
+    return VerifyError(
+        "every kernel compiles, and none of a real model's shapes spills",
+        found="; ".join(first) + more,
+        fix="smaller tiles, more warps or fewer stages",
+    )
+
+
+def _text(sm: int, entries: Sequence[Entry]) -> str:
+    from ...compiler.targets.cuda.cubins.compile import Cubin
+
+    rows: list[tuple[str, ...]] = [("file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants")]
+    refused = []
+    sizes = []
+    for entry in entries:
+        variant, outcome = entry.variant, entry.outcome
+        given = {name: value for name, value in variant.constants if value is not None}
+        given |= {"warps": variant.warps, "stages": variant.stages}
+        constants = " ".join(f"{name}={value}" for name, value in given.items())
+        if not isinstance(outcome, Cubin):
+            refused.append(f"  refused: {variant.file}: {variant}\n    {outcome.found}")
+            continue
+        sizes.append(len(outcome.data))
+        numbers = (outcome.registers, outcome.spills, outcome.shared + outcome.static_shared, sizes[-1])
+        use = "model" if entry.decode else "case"
+        rows.append((variant.file, variant.kernel, use, *map(str, numbers), constants))
+    spilling = sum(entry.spills > 0 for entry in entries)
+    counts = f"{len(sizes)} cubins of {console.size(sum(sizes))}, {spilling} spill, {len(refused)} refused"
+    return "\n".join([f"sm_{sm}: {counts}", *([console.table(rows)] if sizes else []), *refused])

@@ -1,0 +1,126 @@
+"""`llmc tune`: measures tiles for an engine's linears on the GPU of this machine, and writes the table for a build."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ...runtime.errors import RecipeError, ResourceError
+from ..common import console, extras, options, progress
+from ..common.options import flag
+
+if TYPE_CHECKING:
+    from ...compiler.targets.cuda.tuning.tactics import Row
+    from ...compiler.targets.cuda.tuning.tune import Tuned
+    from ...runtime.cuda.gpus import Gpu
+    from ...runtime.engine_file.file import EngineFile
+
+Output = Annotated[
+    Path | None, flag("--output", "The table to write; by default sm_90.yaml, as the profile's target.", short=("-o",))
+]
+TimeLimit = Annotated[
+    float, flag("--time-limit", "Seconds after which no further linear is measured; the table has those before.")
+]
+
+
+def tune(
+    engine: options.EngineFile,
+    output: Output = None,
+    profile: options.Profile = None,
+    time_limit: TimeLimit = 900.0,
+    json: options.Json = False,
+) -> None:
+    """Measure the tiles of an engine's linears on this GPU, and write the table that llmc build takes."""
+    if not 0 < time_limit < math.inf:
+        raise RecipeError(f"--time-limit {time_limit:g}", fix="seconds, a number above 0")
+    extras.need("cuda-build", "llmc tune")
+    from ...runtime.engine_file.file import EngineFile
+
+    start = time.perf_counter()
+    with EngineFile.open(engine) as opened:
+        name, gpu = _here(opened, profile)
+        path = output or Path(f"{opened.manifest.profiles[name].target}.yaml")
+        if not path.parent.is_dir() or path.is_dir():
+            raise RecipeError(f"--output {path}", found="no file can be there", fix="a file in a folder that exists")
+        from ...compiler.targets.cuda.tuning.tune import Tuner
+        from ...runtime.cuda.driver import Driver
+
+        def found(row: Row) -> None:
+            if not json:
+                console.note(f"{row}: {_microseconds(row)}")
+
+        driver = Driver.load(gpu.ordinal)
+        try:
+            tuner = Tuner(driver, time_limit, progress=progress.for_terminal(quiet=json), found=found)
+            tuned = tuner.tune(opened, name, gpu=gpu.name, date=date.today().isoformat())
+        finally:
+            driver.close()
+    if not tuned.table.rows:
+        raise ResourceError(
+            f"--time-limit {time_limit:g}", found=f"none of {tuned.linears} linears measured", fix="a longer one"
+        )
+    tuned.table.write(path)
+    for wrong in tuned.wrong:
+        console.note(f"warning: wrong result, so not used: {wrong}")
+    if json:
+        console.out_json(
+            {
+                "path": str(path),
+                "profile": name,
+                "gpu": gpu.name,
+                "name": tuned.table.name,
+                "seconds": round(time.perf_counter() - start, 3),
+                "linears": tuned.linears,
+                "wrong": list(tuned.wrong),
+                "rows": [row.numbers for row in tuned.table.rows],
+            }
+        )
+    else:
+        console.out(_text(path, tuned))
+
+
+def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
+    """The profile to measure and the GPU that runs it: the one asked for, else the best that some GPU here runs.
+
+    Raises:
+        ResourceError: no GPU, or none that runs it.
+    """
+    from ...runtime.chips import SM, capability, runs_on
+    from ...runtime.cuda import gpus
+    from ...runtime.profiles import best, planned
+
+    found, profiles = gpus.look(), engine.manifest.profiles
+    name = planned(engine, asked)
+    if asked is None:
+        able = [
+            one
+            for one, facts in profiles.items()
+            if facts.target in SM and any(runs_on(SM[facts.target], gpu.sm) for gpu in found.gpus)
+        ]
+        name = best(engine, able) if able else name
+    for gpu in found.gpus:
+        if runs_on(SM[profiles[name].target], gpu.sm):
+            return name, gpu
+    have = ", ".join(f"{gpu.name} has {capability(gpu.sm)}" for gpu in found.gpus)
+    raise ResourceError(
+        f"llmc tune measures on a GPU of compute capability {capability(SM[profiles[name].target])}",
+        found=have or found.problem,
+        fix="the machine that the engine is to run on; without a table its tiles are chosen by a heuristic",
+    )
+
+
+def _microseconds(row: Row) -> str:
+    return f"{row.ns / 1e3:.2f} µs, {row.heuristic_ns / row.ns:.2f} times as fast as the heuristic's tile"
+
+
+def _text(path: Path, tuned: Tuned) -> str:
+    rows = [("linear", "tile", "µs", "heuristic µs")]
+    for row in tuned.table.rows:
+        t = row.tile
+        tile = f"{t.block_n}x{t.block_k}x{t.block_m} splits {t.splits} warps {t.warps} stages {t.stages}"
+        rows.append((str(row), tile, f"{row.ns / 1e3:.2f}", f"{row.heuristic_ns / 1e3:.2f}"))
+    count = f"{len(tuned.table.rows)} of {tuned.linears} linears"
+    return f"{console.table(rows)}\n{path}: {tuned.table.name}, {count}\n  next: llmc build ... --tactics {path}"

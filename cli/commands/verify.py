@@ -1,0 +1,79 @@
+"""`llmc verify`: is this engine whole, and does it still compute what it computed when it was built?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ...runtime.errors import VerifyError
+from ..common import console, extras, options, progress, simulate
+from ..common.options import flag
+
+Rebuild = Annotated[
+    bool, flag("--rebuild-kernels", "Compile the kernels of all GPU profiles again, and compare every byte.")
+]
+
+
+def verify(
+    engine: options.EngineFile,
+    profile: options.Profile = None,
+    simulated: options.Simulate = False,
+    rebuild_kernels: Rebuild = False,
+    json: options.Json = False,
+) -> None:
+    """Check every byte of an engine and replay its golden probe."""
+    from ...runtime.engine_file.file import verify_engine
+    from ...runtime.probe import replay
+    from ...runtime.profiles import choose
+
+    path = Path(engine)
+    with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
+        tensors, sections, size = len(opened.tensors), len(opened.sections), opened.file_bytes
+        chosen, reasons = choose(opened, profile, simulated=simulated)
+    rebuilt = _rebuild(path, quiet=json) if rebuild_kernels else None
+    report = replay(path, chosen, make_device=simulate.stand_in(simulated))
+    if not report.ok:
+        raise VerifyError(
+            f"{engine}: profile {chosen!r} computes what it computed when it was built",
+            found=f"largest error {report.max_error:.3g}, tolerance {report.tolerance:.3g}; "
+            f"best token equal at {report.top1_agree} of {report.positions} positions",
+            fix="the same versions as in `llmc inspect`, or build the engine again",
+        )
+    facts = {
+        "ok": True,
+        "bytes": size,
+        "tensors": tensors,
+        "sections": sections,
+        "profile": chosen,
+        "simulated": simulated,
+        "max_error": report.max_error,
+        "tolerance": report.tolerance,
+        "top1_agree": report.top1_agree,
+        "positions": report.positions,
+        "rebuilt_kernels": rebuilt,
+        "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
+    }
+    if json:
+        console.out_json(facts)
+        return
+    if rebuilt is not None:
+        for name, count in rebuilt.items():
+            console.out(f"{engine}: profile {name}: {count} kernels compile to the same bytes")
+    device = f"{chosen}, simulated" if simulated else chosen
+    console.out(
+        f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match\n"
+        f"  probe on {device}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
+        f"best token equal at {report.top1_agree} of {report.positions} positions"
+    )
+
+
+def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:
+    """How many kernels of each GPU profile were compiled again, to the same bytes."""
+    extras.need("cuda-build", "--rebuild-kernels")
+    from ...compiler.targets.cuda.cubins.rebuild import rebuild
+    from ...runtime.chips import SM
+    from ...runtime.engine_file.file import EngineFile
+
+    with EngineFile.open(path) as engine:
+        names = [name for name, profile in engine.manifest.profiles.items() if profile.target in SM]
+        return {name: rebuild(engine, name, progress.for_terminal(quiet=quiet)) for name in names}

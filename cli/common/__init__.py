@@ -1,0 +1,1 @@
+"""Streams, flags, progress bars, missing extras, exit codes, huge pages."""

@@ -1,0 +1,74 @@
+"""The two streams: results on stdout, everything else on stderr, so that output can be piped and parsed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...runtime.errors import LlmcError, ResourceError
+
+PIPE_CLOSED = 141
+"""Exit code when the reader of our output has gone: 128 + SIGPIPE, as for any program a closed pipe ends."""
+
+
+def out(text: str, end: str = "\n") -> None:
+    """Write a result and flush it, so that a reader sees it now. Ends the program silently if the reader has gone."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more at exit: let that succeed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
+    except OSError as error:
+        raise ResourceError("cannot write to stdout", found=str(error)) from error
+
+
+def out_json(value: Mapping[str, Any]) -> None:
+    """Write one object on one line; with --json this is the last line of stdout."""
+    utf8 = sys.stdout is None or (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    out(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
+
+
+def error_json(error: LlmcError) -> dict[str, Any]:
+    """How an error looks in JSON, wherever it is shown."""
+    return {"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
+
+
+def note(text: str, end: str = "\n") -> None:
+    """Write a remark to stderr. A stderr that is gone has no reader to tell."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def prepare_streams() -> None:
+    """A character that the terminal's encoding lacks is written as an escape instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
+    """Rows as text with aligned columns; columns of numbers are written to the right."""
+    cells = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(cell[:1].isdigit() or not cell for cell in column[1:]) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        fitted = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        lines.append((indent + "  ".join(fitted)).rstrip())
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in binary units."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.2f} {unit}"

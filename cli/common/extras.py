@@ -1,0 +1,28 @@
+"""Says which optional packages a command lacks before it starts, with the line that installs them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ...runtime.errors import ResourceError
+
+EXTRAS = {
+    "build": ("torch", "onnx", "onnx_ir"),
+    "cuda-build": ("torch", "onnx", "onnx_ir", "triton"),
+    "hub": ("huggingface_hub",),
+}
+
+
+def missing(extra: str) -> tuple[str, ...]:
+    """The modules of an extra that cannot be imported here."""
+    return tuple(module for module in EXTRAS[extra] if find_spec(module) is None)
+
+
+def need(extra: str, what: str) -> None:
+    """Raise ResourceError if the extra is not installed."""
+    if absent := missing(extra):
+        raise ResourceError(
+            f"{what} needs the extra {extra!r}",
+            found=f"not installed: {', '.join(absent)}",
+            fix=f"pip install 'llmc[{extra}]'",
+        )

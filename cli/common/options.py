@@ -1,0 +1,46 @@
+"""The flags that several commands share, each with its environment twin: --max-tokens is also LLMC_MAX_TOKENS."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def flag(name: str, help: str, **more: Any) -> Any:
+    """A typer option called `--name`, with the environment variable LLMC_NAME."""
+    twin = "LLMC_" + name.removeprefix("--").replace("-", "_").upper()
+    short = more.pop("short", ())
+    return typer.Option(name, *short, help=help, envvar=twin, **more)
+
+
+Json = Annotated[bool, flag("--json", "Print one JSON object on one line, the last of stdout.")]
+Verbose = Annotated[bool, flag("--verbose", "Show more.", short=("-v",))]
+EngineFile = Annotated[str, typer.Argument(metavar="ENGINE", help="An engine file (.llmc).", show_default=False)]
+CheckpointPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A Hugging Face folder, or org/name[@revision] on the hub.", show_default=False
+    ),
+]
+Profile = Annotated[str | None, flag("--profile", "The profile to run; by default the best that fits this machine.")]
+Simulate = Annotated[
+    bool, flag("--simulate", "Run a GPU's profile without one, through Triton's interpreter: exact, and very slow.")
+]
+For = Annotated[
+    str | None, flag("--for", "A GPU that need not be here: a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090.")
+]
+Threads = Annotated[int | None, flag("--threads", "CPU threads; by default the CPUs this process may use.", min=1)]
+RecipeName = Annotated[str | None, flag("--recipe", "A bundled recipe by name, or a YAML file by its path.")]
+Quantize = Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")]
+Activations = Annotated[str | None, flag("--activations", "fp8: large steps on a GPU's FP8 tensor cores; or none.")]
+KvFormat = Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes; or none.")]
+Targets = Annotated[str | None, flag("--target", "Kinds of machine to build for, with commas between them.")]
+AcceptConfig = Annotated[
+    list[str] | None, flag("--accept-config", "Accept a config key that llmc does not know; may be repeated.")
+]
+RandomWeights = Annotated[
+    int | None, flag("--random-weights", "Make weights from this seed instead of reading them: for benchmarks.", min=0)
+]
+MaxContext = Annotated[int | None, flag("--max-context", "Longest sequence in tokens, prompt and answer together.")]
+MaxBatch = Annotated[int | None, flag("--max-batch", "Most sequences that run at the same time.")]

@@ -1,0 +1,67 @@
+"""From a prompt to tokens, from a stream to the screen: shared by single prompts, files of them and conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..common import console
+
+if TYPE_CHECKING:
+    from ...runtime.engine import Engine
+    from ...runtime.scheduling.request import Result, Stream
+
+
+def prompt_ids(engine: Engine, text: str, chat: bool, system: str | None, special: bool) -> Sequence[int]:
+    """The tokens of a plain prompt, or of a conversation of one message."""
+    if not chat:
+        return engine.tokenizer.encode(text, special=special)
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return engine.encode_chat(messages)
+
+
+def write(stream: Stream, json: bool, profile: str) -> Result:
+    """Write a text as it comes and its speed at the end, or with --json everything at the end."""
+    with stream:
+        if json:
+            result = stream.result()
+            console.out_json(as_json(result))
+            return result
+        try:
+            for piece in stream:
+                if piece.text:
+                    console.out(piece.text, end="")
+        finally:
+            console.out("")  # also after Ctrl-C: what was printed stays, on a line of its own
+        result = stream.result()
+    timings = result.timings
+    count = result.completion_tokens
+    speed = f"{count} tokens at {timings.decode_tokens_per_s:.1f} tokens/s" if count > 1 else f"{count} token"
+    console.note(
+        f"{speed} ({result.finish_reason}), "
+        f"{result.prompt_tokens} of prompt, first token after {timings.ttft_s:.3f} s; "
+        f"profile {profile} loaded in {timings.load_s:.2f} s"
+    )
+    return result
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result as `--json` shows it."""
+    timings = result.timings
+    value: dict[str, Any] = {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": result.completion_tokens,
+        "finish_reason": result.finish_reason,
+        "timings": {
+            "load_s": round(timings.load_s, 4),
+            "ttft_s": round(timings.ttft_s, 4),
+            "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
+        },
+    }
+    if result.logprobs:
+        value["logprobs"] = [{"token": one.token, "logprob": one.logprob, "top": one.top} for one in result.logprobs]
+    return value

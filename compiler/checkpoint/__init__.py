@@ -1,0 +1,1 @@
+"""Opens a folder or hub id, checks headers, index and tokenizer."""

@@ -1,0 +1,261 @@
+"""A Hugging Face checkpoint: checked whole by its headers, its weights read row by row when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ...runtime.errors import CheckpointError, Unsupported, nearest
+from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
+from ..config.config import Config, parse_config
+from ..config.generation import Generation, parse_generation
+from .digest import Hashing
+from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, is_unchanged, refuse_hard_link
+from .random_source import RandomSource
+from .source import FileSource, Source
+
+WEIGHT_DTYPES = ("BF16", "F16", "F32")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_MAX_SMALL_BYTES = 16 << 20
+_MAX_TOKENIZER_BYTES = 128 << 20
+_MAX_TENSORS = 200_000
+_BYTES_OF = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers and small files have been read; no weight has.
+
+    `generation` holds sampling defaults (see Generation.defaults); `eos_ids` is the union of both configs; `tokenizer`
+    maps file names to contents (chat_template.jinja only if it is a file of its own). `revision` is the commit, if
+    known. `random_seed` is set if weights are random numbers: then bind a RandomSource with `with_source`.
+    """
+
+    path: Path
+    config: Config
+    generation: Mapping[str, float | int | bool]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    source: Source
+    tokenizer: Mapping[str, bytes] = field(repr=False)
+    revision: str | None
+    files: tuple[FileFacts, ...]
+    random_seed: int | None
+    warnings: tuple[str, ...]
+    small_digests: Mapping[str, str] = field(repr=False)
+    weight_files: tuple[OpenFile, ...] = field(repr=False)
+    hashing: Hashing | None = field(default=None, repr=False, compare=False)
+
+    def with_source(self, source: Source) -> Checkpoint:
+        """The same checkpoint with its weights from elsewhere."""
+        return replace(self, source=source)
+
+    def random_source(self, shapes: Mapping[str, tuple[int, ...]]) -> RandomSource:
+        """Random weights of these shapes, of the dtype and spread that the config declares, from `random_seed`."""
+        return RandomSource(
+            shapes,
+            dtype=_BYTES_OF[self.config.dtype or "bfloat16"],
+            seed=self.random_seed or 0,
+            initializer_range=self.config.initializer_range,
+        )
+
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of every file by name: of the bytes that were parsed, of shards by streaming them on all cores."""
+        shards = (self.hashing or Hashing(self.weight_files)).result()
+        return dict(sorted({**self.small_digests, **shards}.items()))
+
+    def start_digest(self) -> Checkpoint:
+        """The same checkpoint, whose `digest` is under way: hashing frees the interpreter, and hides behind imports."""
+        return replace(self, hashing=Hashing(self.weight_files))
+
+    def unchanged(self) -> None:
+        """CheckpointError naming a file that was replaced, written to or removed since it was opened."""
+        for facts in self.files:
+            if not is_unchanged(facts):
+                raise CheckpointError(
+                    f"{facts.shown}: a file that stays as it is while the engine is built",
+                    found="it was changed, replaced or removed",
+                    fix="wait until the download has finished, then build again",
+                )
+
+
+def open_checkpoint(
+    where: str | Path, *, accept_config: Collection[str] = (), random_weights: int | None = None
+) -> Checkpoint:
+    """Open a checkpoint: a folder, a .safetensors file in it, or a hub id `org/name[@revision]` (strings only).
+
+    `random_weights` is a seed: then config.json is enough and weights on disk are not looked at. Raises
+    CheckpointError, Unsupported, RecipeError (accept_config), ResourceError (hub id: no network, access or extra).
+    """
+    path, warnings = _locate(where, random_weights is None)
+    folder = Folder(path if os.path.isdir(path) else path.parent)
+    small = _SmallFiles(folder)
+    config = parse_config(small.need("config.json"), accept=accept_config, what=str(folder.path / "config.json"))
+    generation = Generation()
+    settings = small.get("generation_config.json")
+    if settings is not None:
+        what = str(folder.path / "generation_config.json")
+        generation = parse_generation(settings, vocab_size=config.vocab_size, what=what)
+    tokenizer = {name: data for name in TOKENIZER_FILES if (data := small.get(name, _MAX_TOKENIZER_BYTES)) is not None}
+    if "tokenizer.json" not in tokenizer:
+        warnings.append(_no_tokenizer(folder))
+    source: Source = RandomSource({})
+    shards: list[OpenFile] = []
+    if random_weights is None:
+        source, shards, notes = _open_weights(folder, small)
+        warnings += notes
+        if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in shards}:
+            raise CheckpointError(
+                f"{path}: a weight file of the checkpoint",
+                found=f"{folder.path} is made of others",
+                fix="pass the folder",
+            )
+        warnings += _check_dtypes(source, config)
+    explicit = config.eos_ids if config.eos_given else ()
+    return Checkpoint(
+        path=folder.path,
+        config=config,
+        generation=generation.defaults,
+        bos_id=config.bos_id if generation.bos_id is None else generation.bos_id,
+        eos_ids=tuple(sorted({*explicit, *generation.eos_ids})) or config.eos_ids,
+        source=source,
+        tokenizer=tokenizer,
+        revision=folder.commit,
+        files=(*small.facts, *(shard.facts for shard in shards)),
+        random_seed=random_weights,
+        warnings=(
+            *warnings,
+            *config.notes,
+            *(f"generation_config.json: {key} is ignored" for key in generation.ignored),
+        ),
+        small_digests=small.digests,
+        weight_files=tuple(shards),
+    )
+
+
+def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
+    """The folder (or weight file) that `where` means, downloaded if it is a hub id."""
+    path = Path(where).expanduser()
+    if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.isfile(path)):
+        return path, []
+    if os.path.lexists(path):
+        fix = "pass the folder that holds config.json"
+        raise CheckpointError(f"{where}: a checkpoint folder", found=f"a file named {path.name}", fix=fix)
+    # Needed for hub ids only: a plain folder must open without the extra.
+    from .hub import download, parse_hub_id
+
+    hub_id = parse_hub_id(where) if isinstance(where, str) else None
+    if hub_id is None:
+        raise CheckpointError(
+            f"{where}: a checkpoint folder, or a Hugging Face id org/name[@revision]", found="no such folder"
+        )
+    return download(hub_id, weights=weights)
+
+
+class _SmallFiles:
+    """Reads the small files of a folder once each and remembers what was read."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self.facts: list[FileFacts] = []
+        self.digests: dict[str, str] = {}
+
+    def add(self, data: bytes, facts: FileFacts) -> None:
+        self.facts.append(facts)
+        self.digests[facts.name] = hashlib.sha256(data).hexdigest()
+
+    def need(self, name: str) -> bytes:
+        data, facts = self._folder.read(name, _MAX_SMALL_BYTES)
+        self.add(data, facts)
+        return data
+
+    def get(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes | None:
+        if not self._folder.has(name):
+            return None
+        data, facts = self._folder.read(name, max_bytes)
+        self.add(data, facts)
+        return data
+
+
+def _open_weights(folder: Folder, small: _SmallFiles) -> tuple[FileSource, list[OpenFile], list[str]]:
+    """All shards open, each tensor found where the index says, nothing else in them."""
+    weights = find_weights(folder)
+    if weights.index is not None:
+        small.add(*weights.index)
+    missing = [name for name in weights.shards if not folder.has(name)]
+    if missing:
+        raise CheckpointError(
+            f"{folder.path}: the {len(weights.shards)} shards that {INDEX} lists",
+            found=f"{len(missing)} missing: {', '.join(missing[:4])}",
+            fix="download the missing files",
+        )
+    tensors: dict[str, tuple[OpenFile, TensorInfo]] = {}
+    shards = []
+    for name in weights.shards:
+        opened = folder.open(name)
+        refuse_hard_link(folder, opened)
+        header = _read_header(opened)
+        if weights.listed is not None:
+            _check_against_index(opened.facts, header, weights.listed)
+        shards.append(opened)
+        for info in header.tensors.values():
+            tensors[info.name] = (opened, info)
+    warnings = [
+        f"{name} is not read: {INDEX} does not list it" if weights.listed else f"{name} is not read"
+        for name in folder.names()
+        if name.endswith(".safetensors") and name not in weights.shards
+    ]
+    found = sum(info.nbytes for _, info in tensors.values())
+    if weights.total_size not in (None, found):
+        warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
+    return FileSource(tensors), shards, warnings
+
+
+def _read_header(opened: OpenFile) -> Header:
+    what, size = opened.facts.shown, opened.facts.bytes
+    raw = read_header_bytes(opened.fd, size, what=what, error=CheckpointError, max_bytes=MAX_HEADER_BYTES)
+    return parse_header(raw, size, what=what, error=CheckpointError, max_tensors=_MAX_TENSORS)
+
+
+def _check_against_index(shard: FileFacts, header: Header, listed: Mapping[str, frozenset[str]]) -> None:
+    """The tensors of a shard's header are exactly those that the index lists for it."""
+    expected = listed[shard.name]
+    for tensor in header.tensors:
+        if tensor not in expected:
+            elsewhere = [name for name, tensors in listed.items() if tensor in tensors]
+            found = f"listed for {elsewhere[0]}" if elsewhere else "not listed"
+            raise CheckpointError(f"{INDEX}: tensor {tensor!r} listed for {shard.name}, which holds it", found=found)
+    for tensor in sorted(expected - header.tensors.keys()):
+        raise CheckpointError(
+            f"{shard.shown}: tensor {tensor!r}, which {INDEX} lists for it",
+            found=f"no such tensor{nearest(tensor, header.tensors)}",
+            fix="download the checkpoint again: index and shard are of different versions",
+        )
+
+
+def _check_dtypes(source: Source, config: Config) -> list[str]:
+    """Refuse tensors that are not plain floating point; say so if a quantization setting is a leftover."""
+    for name in source.names:
+        dtype = source.info(name).dtype
+        if dtype not in WEIGHT_DTYPES:
+            method = f", quant_method {config.quantization!r}" if config.quantization else ""
+            raise Unsupported(
+                f"tensor {name!r} as one of {', '.join(WEIGHT_DTYPES)}",
+                found=f"{dtype}{method}",
+                fix="start from the bf16, fp16 or fp32 checkpoint: model.to(torch.bfloat16).save_pretrained writes one",
+            )
+    if config.quantization:
+        return [f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"]
+    return []
+
+
+def _no_tokenizer(folder: Folder) -> str:
+    if folder.has("tokenizer.model"):
+        return (
+            "no tokenizer.json, only tokenizer.model: the engine will take token ids only "
+            "(AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes tokenizer.json)"
+        )
+    return "no tokenizer.json: the engine will take token ids only"

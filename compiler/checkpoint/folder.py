@@ -1,0 +1,247 @@
+"""The files of a checkpoint folder, opened so that no name, link or swap leads out of it and nothing blocks."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.errors import CheckpointError, Unsupported
+from ...runtime.files.safetensors import read_at
+from ...runtime.files.strict_json import loads
+from ..config.fields import shown
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_INDEX_BYTES = 64 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file as it was when it was opened.
+
+    `path` is its place after all links, `shown` the path that messages name; `identity` is device, inode, size and time
+    of the last change (ns).
+    """
+
+    name: str
+    bytes: int
+    shown: str
+    path: Path
+    identity: tuple[int, int, int, int]
+
+
+class OpenFile:
+    """A file held open for reading at offsets, by any number of threads; closed with the last reference to it."""
+
+    def __init__(self, fd: int, facts: FileFacts) -> None:
+        self.fd, self.facts = fd, facts
+        weakref.finalize(self, os.close, fd)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer from `offset`; CheckpointError if the file ends before or cannot be read."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.fd, [buffer[done : done + (1 << 30)]], offset + done)
+            except OSError as problem:
+                raise CheckpointError(f"{self.facts.shown}: a readable file", found=str(problem.strerror)) from None
+            if count == 0:
+                found = f"its end at byte {offset + done}"
+                raise CheckpointError(
+                    f"{self.facts.shown}: a file of {self.facts.bytes} bytes, as when it was opened", found=found
+                )
+            done += count
+
+
+class Folder:
+    """A checkpoint folder. Its files may be links, but only to files in the folder itself or, in a snapshot of the
+    Hugging Face cache, in the cache folder of the same repository."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        snapshot = self.path.parent.name == "snapshots" and _COMMIT.fullmatch(self.path.name)
+        self.commit: str | None = self.path.name if snapshot else None
+        self.root = self.path.parent.parent if snapshot else self.path
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path))
+        except OSError as problem:
+            raise CheckpointError(f"{self.path}: a readable folder", found=str(problem.strerror)) from None
+
+    def has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
+    def open(self, name: str) -> OpenFile:
+        """Open a file of the folder; CheckpointError if it is missing, no regular file, or leads out of the folder."""
+        path = self._resolve(name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as problem:
+            found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
+            raise CheckpointError(f"{self.path / name}: a readable regular file", found=found) from None
+        now = os.fstat(fd)
+        opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
+        if not stat.S_ISREG(now.st_mode):
+            raise CheckpointError(f"{self.path / name}: a regular file", found=_kind(now.st_mode))
+        # A folder above the file may have been swapped between the two calls; then the path now leads elsewhere.
+        if self._resolve(name) != path or not is_unchanged(opened.facts):
+            raise CheckpointError(f"{self.path / name}: a file that stays in place", found="it was replaced meanwhile")
+        return opened
+
+    def read(self, name: str, max_bytes: int) -> tuple[bytes, FileFacts]:
+        """A small file's content, refused unread if it is larger than `max_bytes`."""
+        opened = self.open(name)
+        if opened.facts.bytes > max_bytes:
+            raise CheckpointError(
+                f"{opened.facts.shown}: a file of at most {max_bytes} bytes", found=f"{opened.facts.bytes} bytes"
+            )
+        data = read_at(opened.fd, 0, opened.facts.bytes, what=opened.facts.shown, error=CheckpointError)
+        return data, opened.facts
+
+    def _resolve(self, name: str) -> Path:
+        try:
+            path = (self.path / name).resolve(strict=True)
+        except FileNotFoundError:
+            found = "a link to nothing" if self.has(name) else "no such file"
+            raise CheckpointError(
+                f"{self.path / name}: a file of the checkpoint", found=found, fix="download the checkpoint again"
+            ) from None
+        except (OSError, RuntimeError) as problem:  # RuntimeError: links in a circle
+            found = str(getattr(problem, "strerror", None) or problem)
+            raise CheckpointError(f"{self.path / name}: a file of the checkpoint", found=found) from None
+        if not path.is_relative_to(self.root):
+            raise CheckpointError(
+                f"{self.path / name}: a file inside the checkpoint folder",
+                found=f"a link to {path}",
+                fix="copy the file into the folder",
+            )
+        return path
+
+
+def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:
+    """A weight file with a second name elsewhere can be changed, or be meant for others, unseen: refused.
+
+    The Hugging Face cache is exempt, since its blobs may be shared on purpose.
+    """
+    links = os.fstat(opened.fd).st_nlink
+    if links > 1 and folder.commit is None:
+        raise CheckpointError(
+            f"{opened.facts.shown}: a weight file with one name",
+            found=f"a hard link, {links} names",
+            fix="copy the checkpoint folder (cp -r, not cp -l)",
+        )
+
+
+def is_unchanged(facts: FileFacts) -> bool:
+    """Whether the path still names the same file, of the same size, not written since."""
+    try:
+        now = os.stat(facts.path, follow_symlinks=False)
+    except OSError:
+        return False
+    return _identity(now) == facts.identity
+
+
+def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for test, kind in kinds if test(mode)), "a device")
+
+
+def check_shard_name(name: object, what: str) -> str:
+    """A file name that means one file of this folder on every system, or CheckpointError."""
+    reason = "not a string"
+    if isinstance(name, str):
+        reason = _name_fault(name)
+    if reason or not isinstance(name, str):
+        raise CheckpointError(f"{what}: shard names that are plain file names", found=f"{shown(name)}: {reason}")
+    return name
+
+
+def _name_fault(name: str) -> str:
+    if not name or len(name.encode()) > 255:
+        return "of 1 to 255 bytes wanted"
+    if name in (".", "..") or "/" in name or "\\" in name:
+        return "leads to another folder"
+    if not name.isprintable() or any(mark in name for mark in ':*?"<>|'):
+        return "a character that file names cannot have everywhere"
+    if _DEVICES.match(name) or name[-1] in ". ":
+        return "a device or a name that Windows changes"
+    if not name.endswith(".safetensors"):
+        return "not a .safetensors file"
+    return ""
+
+
+def read_index(data: bytes, what: str) -> tuple[dict[str, str], int | None]:
+    """{tensor: shard} of a model.safetensors.index.json, and metadata.total_size if it is there."""
+    index = loads(data, what=what, error=CheckpointError, max_bytes=_MAX_INDEX_BYTES)
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f'{what}: "weight_map" from tensors to shards', found=shown(table))
+    for shard in {str(shard): shard for shard in table.values()}.values():
+        check_shard_name(shard, what)
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return table, total if isinstance(total, int) and not isinstance(total, bool) else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Names of the weight files and, if there is an index, its tensors by shard, its total_size and its content."""
+
+    shards: tuple[str, ...]
+    listed: Mapping[str, frozenset[str]] | None = None
+    total_size: int | None = None
+    index: tuple[bytes, FileFacts] | None = None
+
+
+def find_weights(folder: Folder) -> Weights:
+    """Which files hold the weights: by the index, else model.safetensors.
+
+    model.safetensors beside an index of other shards wins, as in transformers. Raises CheckpointError or Unsupported
+    that says what lies there instead of weights.
+    """
+    if folder.has(INDEX):
+        data, facts = folder.read(INDEX, _MAX_INDEX_BYTES)
+        table, total = read_index(data, facts.shown)
+        listed: dict[str, set[str]] = {}
+        for tensor, shard in table.items():
+            listed.setdefault(shard, set()).add(tensor)
+        if SINGLE in listed or not folder.has(SINGLE):
+            tensors = {shard: frozenset(names) for shard, names in listed.items()}
+            return Weights(tuple(sorted(tensors)), tensors, total, (data, facts))
+    if folder.has(SINGLE):
+        return Weights((SINGLE,))
+    raise _no_weights(folder)
+
+
+def _no_weights(folder: Folder) -> CheckpointError | Unsupported:
+    asked = f"{folder.path}: weights in {SINGLE}, or in shards listed by {INDEX}"
+    names = folder.names()
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    if "adapter_config.json" in names:
+        return Unsupported(asked, found="an adapter (LoRA)", fix="merge it into its base model and save that")
+    if tensors:
+        found = f"{', '.join(tensors[:4])} without an index"
+        return CheckpointError(asked, found=found, fix=f"download {INDEX} too, or the Hugging Face form of the model")
+    if pickles:
+        return Unsupported(
+            asked,
+            found=f"only {', '.join(pickles[:4])}: pickle files run code when read, llmc never opens them",
+            fix="take the safetensors form of the model, or convert it in a sandbox with save_pretrained",
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return Unsupported(asked, found="GGUF files", fix="take the safetensors form of the model")
+    return CheckpointError(asked, found=f"{len(names)} other files", fix="download the checkpoint again")

@@ -1,0 +1,99 @@
+"""Hugging Face ids: resolved to one commit in the usual cache, so that a build names exactly what it was made from."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.errors import CheckpointError, ResourceError, Unsupported
+from .folder import INDEX, SINGLE, Folder, find_weights
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB_ID = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
+_SMALL = ["config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository on the hub and the branch, tag or commit wanted; None is its main branch."""
+
+    name: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def parse_hub_id(text: str) -> HubId | None:
+    """`org/name`, `org/name@revision`, either with `hf://` before it; None for anything else."""
+    match = _HUB_ID.fullmatch(text)
+    return HubId(match[1], match[2]) if match and ".." not in text else None
+
+
+def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
+    """The snapshot folder of the id in the Hugging Face cache and warnings; fetches only files llmc reads.
+
+    Raises ResourceError (extra missing, no network and not cached, no access), CheckpointError (no such repository or
+    revision).
+    """
+    folder = _snapshot(hub_id, _SMALL)
+    commit = Folder(folder).commit
+    if commit is None:
+        raise CheckpointError(f"{hub_id}: a snapshot of one commit", found=str(folder))
+    if weights:
+        _snapshot(HubId(hub_id.name, commit), _weight_names(folder))
+        if not (Folder(folder).has(INDEX) or Folder(folder).has(SINGLE)):
+            found = f"neither {SINGLE} nor {INDEX} (pickle files are never read)"
+            raise Unsupported(f"{hub_id}: weights in safetensors files", found=found)
+    if hub_id.revision is None:
+        return folder, [f"{hub_id}: no revision given, main is commit {commit} now (pin it: {hub_id}@{commit})"]
+    return folder, []
+
+
+def _weight_names(folder: Path) -> list[str]:
+    """The shards that the downloaded index lists (its names are checked), else the one file of small models."""
+    opened = Folder(folder)
+    return list(find_weights(opened).shards) if opened.has(INDEX) else [SINGLE]
+
+
+def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
+    asked = f"{hub_id}: no folder of that name, so a Hugging Face model"
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError:
+        raise ResourceError(
+            asked, found="huggingface_hub is not installed", fix="pip install 'llmc[hub]', or pass a local folder"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(hub_id.name, revision=hub_id.revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
+    except GatedRepoError:
+        fix = f"ask for access at https://huggingface.co/{hub_id.name}, then set HF_TOKEN"
+        raise ResourceError(asked, found="access to it is restricted", fix=fix) from None
+    except RepositoryNotFoundError:
+        fix = "check the name; a private model needs HF_TOKEN"
+        raise CheckpointError(asked, found="the hub has none of that name", fix=fix) from None
+    except (RevisionNotFoundError, HFValidationError) as problem:
+        raise CheckpointError(asked, found=_first_line(problem)) from None
+    except LocalEntryNotFoundError as problem:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        state = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_first_line(problem)})"
+        fix = f"download it where there is a network (hf download {hub_id.name}), or pass a local folder"
+        raise ResourceError(asked, found=f"it is not in the cache, and {state}", fix=fix) from None
+    except Exception as problem:  # the client raises its transport library's own errors, which differ by version
+        fix = "check the network, HF_ENDPOINT and proxy settings, or pass a local folder"
+        raise ResourceError(asked, found=f"{type(problem).__name__}: {_first_line(problem)}", fix=fix) from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return next(iter(str(problem).splitlines()), "")

@@ -1,0 +1,58 @@
+"""Where weights come from: files of a checkpoint, or whatever else has names, shapes and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from ...runtime.errors import CheckpointError, nearest
+from ...runtime.files.safetensors import TensorInfo
+from ...runtime.numbers import RAW_DTYPE
+from .folder import OpenFile
+
+
+class Source(Protocol):
+    """Where weights come from: the files of a checkpoint, or random numbers."""
+
+    names: tuple[str, ...]
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype and shape; CheckpointError naming the nearest tensor if there is none of that name."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of the first axis in raw representation, a fresh array; safe in any thread."""
+        ...
+
+
+class FileSource:
+    """Tensors of safetensors files, read with pread: mapped pages would count as this process's memory."""
+
+    def __init__(self, tensors: Mapping[str, tuple[OpenFile, TensorInfo]]) -> None:
+        self._tensors = dict(tensors)
+        self.names: tuple[str, ...] = tuple(self._tensors)
+
+    def _find(self, name: str) -> tuple[OpenFile, TensorInfo]:
+        found = self._tensors.get(name)
+        if found is None:
+            raise CheckpointError(
+                f"tensor {name!r} of the checkpoint", found=f"no tensor of that name{nearest(name, self.names)}"
+            )
+        return found
+
+    def info(self, name: str) -> TensorInfo:
+        return self._find(name)[1]
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop); a tensor without axes counts as one row [1]."""
+        opened, info = self._find(name)
+        count, *rest = info.shape or (1,)
+        if not 0 <= start <= stop <= count:
+            raise IndexError(f"rows {start} to {stop} of {name}, which has {count}")
+        out = np.empty((stop - start, *rest), RAW_DTYPE[info.dtype])
+        if out.nbytes:
+            row = info.nbytes // count
+            opened.read_into(out.reshape(-1).view(np.uint8).data, info.offset + start * row)
+        return out

@@ -1,0 +1,267 @@
+"""A tokenizer and a template are programs of strangers: this runs them first in a process that can be killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import string
+import subprocess
+import sys
+import threading
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import CheckpointError, EngineError, LlmcError
+from ...runtime.files.strict_json import loads
+from ...runtime.text.chat import ChatTemplate
+from ...runtime.text.tokenizer import Tokenizer, contained, token_text
+
+MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
+# The largest public tokenizers (33 MB) take 3 s on a quiet machine; a loaded one must not refuse them.
+DEADLINE_S = 30
+MEMORY_BYTES = 4 * 1024**3
+# A template costs milliseconds and little memory: what it may have beyond what the tokenizer already holds. The thread
+# that compiles it has a stack of 128 MiB.
+TEMPLATE_CPU_S = 2
+TEMPLATE_MEMORY_BYTES = 384 * 1024**2
+SHOWN = 8
+ASKED = "check tokenizer.json"
+ASKED_TEMPLATE = "check the chat template"
+# Runs that make a backtracking regular expression explode, and texts that a sound vocabulary gives back unchanged.
+STRESS = tuple(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日"))
+TEXTS = ("Hello, world!", "def f(x):\n    return x ** 2\n", "  two  spaces  ", "Grüße, 日本語 🙂", "1234567.89")
+DIALOGUE = ({"role": "user", "content": "Hello!"},)
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the build records: `round_trips`: usual texts come back unchanged; `template_problem`: why the chat template
+    failed on one user message, "" if it did not or there is none."""
+
+    vocab_size: int
+    special_tokens: Mapping[str, int]
+    bos_token: str
+    eos_token: str
+    round_trips: bool
+    template_problem: str
+
+
+class Check:
+    """A check under way in a worker process."""
+
+    def __init__(self, future: Future[TokenizerFacts]) -> None:
+        self._future = future
+
+    def refuse_early(self) -> None:
+        """Raise what `result` would if the tokenizer is already known to be refused; never waits."""
+        if self._future.done():
+            self._future.result()
+
+    def result(self) -> TokenizerFacts:
+        """Wait for the verdict; CheckpointError if the tokenizer is refused."""
+        return self._future.result()
+
+
+def start_check(
+    tokenizer_json: bytes,
+    config: Mapping[str, Any],
+    vocab_rows: int,
+    eos_ids: Collection[int],
+    *,
+    chat_template: str | None = None,
+    deadline_s: float = DEADLINE_S,
+) -> Check:
+    """Begin `check_tokenizer` and return at once; also renders `chat_template` with one message."""
+    future: Future[TokenizerFacts] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(_ask_worker(tokenizer_json, config, vocab_rows, eos_ids, chat_template, deadline_s))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="llmc-tokenizer-check", daemon=True).start()
+    return Check(future)
+
+
+def check_tokenizer(
+    tokenizer_json: bytes,
+    config: Mapping[str, Any],
+    vocab_rows: int,
+    eos_ids: Collection[int],
+    *,
+    deadline_s: float = DEADLINE_S,
+) -> TokenizerFacts:
+    """Load a tokenizer in a worker process and judge it against an embedding of `vocab_rows` rows.
+
+    CheckpointError: too large, not JSON, ids twice, ids past the embedding, ids the library would change, an end token
+    that is not in the vocabulary, a panic, too slow or too greedy; the ids are listed.
+    """
+    return start_check(tokenizer_json, config, vocab_rows, eos_ids, deadline_s=deadline_s).result()
+
+
+def _ask_worker(
+    tokenizer_json: bytes,
+    config: Mapping[str, Any],
+    vocab_rows: int,
+    eos_ids: Collection[int],
+    chat_template: str | None,
+    deadline_s: float,
+) -> TokenizerFacts:
+    if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
+        raise CheckpointError(ASKED, found=f"{len(tokenizer_json)} bytes", fix=f"at most {MAX_TOKENIZER_BYTES} bytes")
+    tokens = {name: token_text(config, name) for name in ("bos_token", "eos_token")}
+    question = {"config": tokens, "rows": vocab_rows, "eos": sorted(set(eos_ids)), "template": chat_template}
+    # -P: the working folder may be the checkpoint's, and a file of its must not pass for a module.
+    command = [sys.executable, "-P", "-m", __name__]
+    sent = json.dumps(question).encode() + b"\n" + tokenizer_json
+    try:
+        answer = subprocess.run(command, input=sent, capture_output=True, timeout=deadline_s)
+    except subprocess.TimeoutExpired as late:
+        asked = ASKED_TEMPLATE if late.stdout else ASKED
+        found = f"it did not finish in {deadline_s:g} s"
+        raise CheckpointError(asked, found=found, fix="one without runaway patterns or loops") from None
+    lines = answer.stdout.splitlines()
+    if answer.returncode or not lines:
+        asked = ASKED_TEMPLATE if lines else ASKED
+        raise CheckpointError(asked, found=_ending(answer.returncode, answer.stderr.decode(errors="replace").strip()))
+    reply = json.loads(lines[-1])
+    if "refused" in reply:
+        raise CheckpointError(ASKED_TEMPLATE if len(lines) > 1 else ASKED, found=reply["refused"], fix=reply["fix"])
+    return TokenizerFacts(**reply)
+
+
+def _ending(code: int, said: str) -> str:
+    """How a worker died: of a signal (Rust libraries say the cause first) or an exception (Python says it last)."""
+    if code == -signal.SIGXCPU:
+        return "it used up its processor time"
+    if code < 0:
+        return f"the worker ended with {signal.Signals(-code).name}: {said.splitlines()[0][:300] if said else ''}"
+    return f"the worker ended with {code}: {said[-300:]}"
+
+
+def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
+    """The worker's part: the reply as JSON."""
+    try:
+        declared = _declared_ids(
+            loads(tokenizer_json, what="tokenizer.json", error=CheckpointError, max_bytes=MAX_TOKENIZER_BYTES)
+        )
+        _check_ids(declared, question["rows"])
+        with contained("load it", CheckpointError):
+            tokenizer = Tokenizer.from_bytes(tokenizer_json, question["config"])
+        _check_library(tokenizer, declared, question["eos"])
+        with contained("encode probe texts", CheckpointError):
+            for text in STRESS:
+                tokenizer.encode(text)
+            round_trips = all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
+        if question["template"] is not None:
+            print("the tokenizer is sound", flush=True)
+            _limit_template()
+        template_problem = _template_problem(tokenizer, question["template"])
+    except LlmcError as error:
+        return {"refused": "; ".join(filter(None, (error.asked, error.found))), "fix": error.fix}
+    facts = TokenizerFacts(
+        vocab_size=tokenizer.vocab_size,
+        special_tokens=tokenizer.special_tokens,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        round_trips=round_trips,
+        template_problem=template_problem,
+    )
+    return asdict(facts)
+
+
+def _declared_ids(document: Any) -> list[tuple[str, int]]:
+    """(token, id) of model and added tokens as the file says them; a token of both counts once if the ids agree."""
+    try:
+        vocab = document["model"]["vocab"]
+        pairs = list(vocab.items()) if isinstance(vocab, dict) else [(piece[0], i) for i, piece in enumerate(vocab)]
+        added = [(entry["content"], entry["id"]) for entry in document.get("added_tokens") or ()]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise CheckpointError("read its vocabulary", found=f"{type(error).__name__}: {error}") from None
+    for token, number in (*pairs, *added):
+        if not isinstance(token, str) or not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise CheckpointError("read its vocabulary", found=f"token {token!r} with id {number!r}")
+    return list(dict.fromkeys((*pairs, *added)))
+
+
+def _check_ids(declared: list[tuple[str, int]], rows: int) -> None:
+    first: dict[int, str] = {}
+    twice = [(number, first[number], token) for token, number in declared if first.setdefault(number, token) != token]
+    if twice:
+        shown = _list(f"id {number} is {one!r} and {two!r}" for number, one, two in twice)
+        raise CheckpointError("one token for each id", found=shown)
+    beyond = sorted((number, token) for token, number in declared if number >= rows)
+    if beyond:
+        shown = _list(f"{number} ({token!r})" for number, token in beyond)
+        fix = "the tokenizer.json this checkpoint was trained with"
+        raise CheckpointError(f"ids below the {rows} rows of the embedding", found=shown, fix=fix)
+
+
+def _check_library(tokenizer: Tokenizer, declared: list[tuple[str, int]], eos_ids: list[int]) -> None:
+    """The tokenizers library renumbers added tokens without a word; what it made must be what the file says."""
+    changed = [(token, number, tokenizer.token_to_id(token)) for token, number in declared]
+    if wrong := [entry for entry in changed if entry[1] != entry[2]]:
+        shown = _list(f"{token!r} has id {number} in the file and {now} when loaded" for token, number, now in wrong)
+        raise CheckpointError("ids without gaps", found=shown, fix="consecutive ids for added tokens")
+    known = {number for _, number in declared}
+    if unknown := [number for number in eos_ids if number not in known]:
+        raise CheckpointError(
+            "end-of-sequence ids of the vocabulary", found=f"no token has id {_list(map(str, unknown))}"
+        )
+    if tokenizer.eos_token and not tokenizer.eos_ids:
+        found = f"eos_token {tokenizer.eos_token!r} of tokenizer_config.json is not in the vocabulary"
+        raise CheckpointError("an end token of the vocabulary", found=found)
+
+
+def _template_problem(tokenizer: Tokenizer, template: str | None) -> str:
+    """Why it cannot render, which is a warning; EngineError if it wants more than its budget, which is none."""
+    if template is None:
+        return ""
+    try:
+        compiled = ChatTemplate(template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+        compiled.encode(tokenizer, DIALOGUE)
+    except EngineError:
+        raise
+    except LlmcError as error:
+        return "; ".join(filter(None, (error.asked, error.found)))
+    return ""
+
+
+def _list(entries: Any) -> str:
+    entries = list(entries)
+    more = f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
+    return ", ".join(entries[:SHOWN]) + more
+
+
+def _limit_template() -> None:
+    with suppress(ImportError, FileNotFoundError):  # not on Linux: the limits that the worker has stay
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = min(pages * resource.getpagesize() + TEMPLATE_MEMORY_BYTES, MEMORY_BYTES)
+        resource.setrlimit(resource.RLIMIT_AS, (most, MEMORY_BYTES))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = math.ceil(used.ru_utime + used.ru_stime) + TEMPLATE_CPU_S
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, 2 * DEADLINE_S))
+
+
+def _main() -> None:
+    with suppress(ImportError):  # Windows has no such limits; there the deadline alone protects.
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Nobody waits any more if the build has died; then this ends the worker.
+        resource.setrlimit(resource.RLIMIT_CPU, (2 * DEADLINE_S, 2 * DEADLINE_S))
+    question, _, tokenizer_json = sys.stdin.buffer.read().partition(b"\n")
+    print(json.dumps(_work(json.loads(question), tokenizer_json)))
+
+
+if __name__ == "__main__":
+    _main()

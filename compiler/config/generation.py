@@ -1,0 +1,76 @@
+"""generation_config.json: how a model's authors want it sampled, checked before the engine makes it the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...runtime.errors import CheckpointError
+from ...runtime.files.strict_json import loads
+from .fields import Fields, shown
+from .keys import is_empty
+
+_TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+_SILENT = """
+    transformers_version _from_model_config use_cache cache_implementation cache_config return_dict_in_generate
+    return_legacy_cache output_attentions output_hidden_states output_scores output_logits disable_compile
+    compile_config max_cache_len prefill_chunk_size num_assistant_tokens num_assistant_tokens_schedule
+    assistant_confidence_threshold assistant_lookbehind target_lookbehind is_assistant low_memory
+"""
+_ABOUT_THE_CALL = frozenset(_SILENT.split())
+_OFF = {  # the value with which a setting that llmc does not have changes nothing
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1,
+    "length_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`defaults` holds what the file sets of do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
+    max_length and max_new_tokens; `ignored` the keys that would change the text and that llmc does not act on."""
+
+    defaults: Mapping[str, float | int | bool] = field(default_factory=dict)
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generation_config.json") -> Generation:
+    """Read generation_config.json; CheckpointError names the key that is malformed or out of range.
+
+    top_k of -1 is an old way to say off and becomes 0. Keys that are null count as absent.
+    """
+    raw = loads(data, what=what, error=CheckpointError)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{what}: a JSON object", found=shown(raw))
+    fields = Fields(raw, what)
+    top_k = fields.integer("top_k", -1, 2**31 - 1)
+    found: dict[str, float | int | bool | None] = {
+        "do_sample": fields.flag("do_sample", False) if fields.has("do_sample") else None,
+        "temperature": fields.number("temperature", 0.0, 1e4),
+        "top_k": None if top_k is None else max(top_k, 0),
+        "top_p": fields.number("top_p", 0.0, 1.0, open_low=True),
+        "min_p": fields.number("min_p", 0.0, 1.0),
+        "repetition_penalty": fields.number("repetition_penalty", 0.0, 1e4, open_low=True),
+        "max_length": fields.integer("max_length", 0, 2**31 - 1),
+        "max_new_tokens": fields.integer("max_new_tokens", 0, 2**31 - 1),
+    }
+    bos = fields.ids("bos_token_id", vocab_size)
+    if len(bos) > 1:
+        raise fields.refuse("bos_token_id", "at most one token id")
+    return Generation(
+        defaults={key: value for key, value in found.items() if value is not None},
+        bos_id=bos[0] if bos else None,
+        eos_ids=fields.ids("eos_token_id", vocab_size),
+        ignored=tuple(sorted(key for key in raw.keys() - found.keys() - _TOKENS if _matters(key, raw[key]))),
+    )
+
+
+def _matters(key: str, value: Any) -> bool:
+    return key not in _ABOUT_THE_CALL and not is_empty(value) and value != _OFF.get(key, 0)

@@ -1,0 +1,201 @@
+"""The rotary embedding's settings in one spelling: five are in use, and most readers skip what they do not know.
+
+Meaning, defaults and precedence are those of transformers 5 (`modeling_rope_utils.py`). Where its versions would read
+the same file differently, the file is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...runtime.errors import CheckpointError, Unsupported, nearest
+from .fields import Fields, is_number, shown
+
+_OPTIONAL_YARN = ("attention_factor", "mscale", "mscale_all_dim")
+_BY_TYPE: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "yarn": frozenset({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"})
+    | frozenset(_OPTIONAL_YARN),
+    "longrope": frozenset(
+        {"factor", "original_max_position_embeddings", "short_factor", "long_factor", "attention_factor"}
+    ),
+}
+ROPE_TYPES = tuple(_BY_TYPE)
+_ALIASES = {"su": "longrope"}  # the name longrope had before transformers 4.41
+_COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_HARMLESS = {"finetuned": "it says that the weights were trained with these frequencies"}
+_KNOWN = frozenset().union(_COMMON, _HARMLESS, *_BY_TYPE.values())
+_MAX_POSITIONS = 2**31 - 1
+_MAX_FACTOR = 1e6
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: `type` is one of ROPE_TYPES, `theta` the base wavelength, `parameters` complete for the type.
+
+    linear, dynamic: factor. llama3: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
+    yarn: factor, original_max_position_embeddings, beta_fast, beta_slow, truncate and, only if the config gives them,
+    attention_factor, mscale, mscale_all_dim. longrope: factor, original_max_position_embeddings, short_factor and
+    long_factor (lists of head_dim / 2) and, only if given, attention_factor.
+    """
+
+    type: str
+    theta: float
+    parameters: Mapping[str, float | int | bool | list[float]]
+
+
+def parse_rope(
+    config: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int, what: str
+) -> tuple[RopeConfig, dict[str, str], list[str]]:
+    """The rotary settings of a config, with {ignored key: reason} and notes on what was resolved.
+
+    Raises CheckpointError (missing, contradictory, out of range, unknown key) or Unsupported (type, partial rotation).
+    """
+    name, given = _find(config, what)
+    fields = Fields(given, f'{what}: "{name}"')
+    kind = _kind(fields)
+    _refuse_partial(config, given, what)
+    ignored = _judge(given, kind, name, fields.what)
+    theta = _one_value("rope_theta", config, given, what)
+    theta_fields = Fields({"rope_theta": theta}, what)
+    rope_theta = theta_fields.number("rope_theta", 1.0, 1e15, 10_000.0, open_low=True)
+    notes: list[str] = []
+    parameters: dict[str, float | int | bool | list[float]] = {}
+    if "original_max_position_embeddings" in _BY_TYPE[kind]:
+        original = _one_value("original_max_position_embeddings", config, given, what)
+        read = Fields({"original_max_position_embeddings": original}, fields.what)
+        known = read.integer("original_max_position_embeddings", 1, _MAX_POSITIONS)
+        if known is None:
+            notes.append(f"{name}: original_max_position_embeddings taken from max_position_embeddings")
+        parameters["original_max_position_embeddings"] = max_position_embeddings if known is None else known
+        if not fields.has("factor") and kind in ("yarn", "longrope"):
+            if known is None:
+                raise fields.refuse("factor", "a number, or original_max_position_embeddings to derive it from")
+            parameters["factor"] = max(max_position_embeddings / known, 1.0)
+            notes.append(f"{name}: factor = max_position_embeddings / original_max_position_embeddings")
+    if "factor" in _BY_TYPE[kind] and "factor" not in parameters:
+        parameters["factor"] = _need(fields, "factor", 1.0, _MAX_FACTOR)
+    _READERS[kind](fields, head_dim, parameters)
+    return RopeConfig(kind, rope_theta, parameters), ignored, notes
+
+
+def _find(config: Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any]]:
+    """The object that holds the settings, and its key; transformers 5 may nest it under the layer type."""
+    fields = Fields(config, what)
+    new, old = fields.table("rope_parameters"), fields.table("rope_scaling")
+    if new is not None and set(new) == {"full_attention"}:
+        new = Fields(new, f'{what}: "rope_parameters"').table("full_attention") or {}
+    if new is not None and old is not None and new != old:
+        raise CheckpointError(
+            f'{what}: "rope_parameters" and "rope_scaling" that agree',
+            found=f"{shown(new)} and {shown(old)}",
+            fix="remove the one that is wrong: versions of transformers differ in which they read",
+        )
+    return ("rope_parameters", new) if new is not None else ("rope_scaling", old or {})
+
+
+def _kind(fields: Fields) -> str:
+    names = {fields.text(key, "") for key in ("rope_type", "type")} - {""}
+    if len(names) > 1:
+        raise fields.refuse("rope_type", f'the same as "type", {fields.values["type"]!r}')
+    name = names.pop() if names else "default"
+    kind = _ALIASES.get(name, name)
+    if kind not in _BY_TYPE:
+        raise Unsupported(
+            f"{fields.what}: a rope type of {', '.join(ROPE_TYPES)}", found=f"{name!r}{nearest(name, ROPE_TYPES)}"
+        )
+    return kind
+
+
+def _refuse_partial(config: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+    for values in (config, given):
+        share = Fields(values, what).number("partial_rotary_factor", 0.0, 1.0, 1.0)
+        if share != 1.0:
+            raise Unsupported(f'{what}: "partial_rotary_factor" of 1, all of the head rotated', found=f"{share:g}")
+
+
+def _judge(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[str, str]:
+    ignored = {}
+    for key, value in given.items():
+        if key not in _KNOWN and value is not None:
+            raise CheckpointError(
+                f"{what}: only keys of rotary embeddings that llmc knows",
+                found=f'"{key}": {shown(value)}{nearest(key, _KNOWN)}',
+            )
+        if key in _HARMLESS:
+            ignored[f"{name}.{key}"] = _HARMLESS[key]
+        elif key not in _BY_TYPE[kind] and key not in _COMMON:
+            ignored[f"{name}.{key}"] = f"rope type {kind} has no such parameter"
+    return ignored
+
+
+def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], what: str) -> Any:
+    """A value that may stand at the top or among the rope settings; both only if equal."""
+    outer, inner = config.get(key), given.get(key)
+    if outer is not None and inner is not None and outer != inner:
+        raise CheckpointError(
+            f'{what}: one value of "{key}"',
+            found=f"{shown(outer)} at the top, {shown(inner)} among the rope settings",
+            fix="remove the one that is wrong: versions of transformers differ in which they read",
+        )
+    return inner if outer is None else outer
+
+
+def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool = False) -> float:
+    value = fields.number(key, low, high, None, open_low=open_low)
+    if value is None:
+        raise fields.refuse(key, "a number: this rope type needs it")
+    return value
+
+
+def _read_nothing(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
+    """default, linear and dynamic have no parameters but those read for all types."""
+
+
+def _read_llama3(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
+    low = _need(fields, "low_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
+    high = _need(fields, "high_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
+    if high <= low:
+        raise fields.refuse("high_freq_factor", f"a number over low_freq_factor, {low:g}")
+    parameters.update(low_freq_factor=low, high_freq_factor=high)
+
+
+def _read_yarn(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
+    fast = fields.number("beta_fast", 0.0, _MAX_FACTOR, 32.0, open_low=True)
+    slow = fields.number("beta_slow", 0.0, _MAX_FACTOR, 1.0, open_low=True)
+    if fast < slow:
+        raise CheckpointError(f'{fields.what}: "beta_fast" of at least "beta_slow"', found=f"{fast:g} and {slow:g}")
+    parameters.update(beta_fast=fast, beta_slow=slow, truncate=fields.flag("truncate", True))
+    for key in _OPTIONAL_YARN:
+        value = fields.number(key, 0.0, _MAX_FACTOR, None)
+        if value is not None:
+            parameters[key] = value
+
+
+def _read_longrope(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
+    for key in ("short_factor", "long_factor"):
+        factors = fields.values.get(key)
+        entries = factors if isinstance(factors, list) else []
+        if len(entries) != head_dim // 2 or not all(
+            is_number(factor, 0.0, _MAX_FACTOR, open_low=True) for factor in entries
+        ):
+            raise fields.refuse(key, f"a list of {head_dim // 2} positive numbers, half the head size")
+        parameters[key] = [float(factor) for factor in entries]
+    scale = fields.number("attention_factor", 0.0, _MAX_FACTOR, None)
+    if scale is not None:
+        parameters["attention_factor"] = scale
+
+
+_READERS = {
+    "default": _read_nothing,
+    "linear": _read_nothing,
+    "dynamic": _read_nothing,
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+    "longrope": _read_longrope,
+}

@@ -1,0 +1,100 @@
+"""What a built engine says of itself: model, formats, profiles, lineage, recipe, tools."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import numpy as np
+
+from ...passes.graph.graph import Canonical, Copied, Graph, Quantized
+from ...recipes.recipe import Recipe
+from ...runtime.engine_file.bind import to_json
+from ...runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from ...runtime.errors import CheckpointError
+from ...runtime.files.strict_json import canonical, loads
+from ..checkpoint.checkpoint import Checkpoint
+from ..families import family_of
+from ..families.decoder import Decoder
+from ..families.family import parameters
+from ..targets import Emitted, Table, target_named
+
+
+def manifest_of(
+    source: Checkpoint,
+    recipe: Recipe,
+    tables: Mapping[str, Table],
+    context: int,
+    decoder: Decoder,
+    graph: Graph,
+    profiles: Mapping[str, Emitted],
+    digests: Mapping[str, str],
+) -> Manifest:
+    """The manifest of an engine whose weights are written; digests are those of the checkpoint's files by name.
+
+    tables: tactics by target, whose digests become part of the recipe. graph: after the front passes.
+    """
+    c = source.config
+    recipe_json = recipe.canonical()
+    if tables:
+        facts = loads(recipe_json, what="recipe", error=CheckpointError)
+        recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
+    return Manifest(
+        model=ModelFacts(
+            architecture=c.architecture,
+            family=family_of(c.architecture).name,
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            layers=c.num_hidden_layers,
+            heads=c.num_attention_heads,
+            kv_heads=c.num_key_value_heads,
+            head_dim=c.head_dim,
+            max_context=context,
+            parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
+            dtype=c.dtype or "",
+            tied=c.tie_word_embeddings,
+            bos=source.bos_id,
+            eos_ids=source.eos_ids,
+            generation=source.generation,
+        ),
+        formats={o.tensor: o.format for t in graph.canonical.values() if isinstance(o := t.origin, Quantized)},
+        profiles={
+            name: Profile(
+                target=name,
+                graph=f"profiles/{name}/{emitted.main}",
+                needs=dict(emitted.needs),
+                weights={weight: to_json(expr) for weight, expr in emitted.weights.items()},
+                max_context=context,
+                max_batch=recipe.max_batch,
+                tolerance=emitted.tolerance,
+            )
+            for name, emitted in profiles.items()
+        },
+        lineage={name: _lineage(tensor) for name, tensor in graph.canonical.items()},
+        unused=decoder.unused,
+        recipe=loads(recipe_json, what="recipe", error=CheckpointError),
+        recipe_digest=hashlib.sha256(recipe_json).hexdigest(),
+        checkpoint=CheckpointFacts(digests, source.revision, c.accepted, source.random_seed),
+        tools=_tools(recipe),
+    )
+
+
+def _lineage(tensor: Canonical) -> Lineage:
+    origin = tensor.origin
+    if isinstance(origin, Copied):
+        return Lineage((origin.tensor,), "copied")
+    if isinstance(origin, Quantized):
+        others = tuple(name for name in origin.shares if name != origin.tensor)
+        return Lineage((origin.tensor, *others), f"{origin.format} {origin.suffix}, rounded to nearest")
+    return Lineage((), origin.how)
+
+
+def _tools(recipe: Recipe) -> dict[str, str]:
+    """Versions that decide bytes."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
+    for name in recipe.targets:
+        found.update(target_named(name).tools())
+    return found

@@ -1,0 +1,167 @@
+"""Canonical weights, streamed: read rows, quantize them, write them; never more than some chunks in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ...passes.graph.graph import Canonical, Computed, Copied, Quantized
+from ...quantize import FORMATS
+from ...quantize.format import non_finite, require_finite
+from ...runtime.errors import CheckpointError
+from ..checkpoint.source import Source
+from .writer import EngineWriter, TensorSpec
+
+CHUNK_BYTES = 16 << 20
+"""Source bytes read at once; with reading ahead, two chunks and their codes are in memory."""
+
+_TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+Advance = Callable[[int], None]
+
+
+def specs(canonical: Mapping[str, Canonical]) -> tuple[TensorSpec, ...]:
+    """The engine's tensors, those of a group next to each other, groups in order of first use."""
+    groups: dict[str, list[TensorSpec]] = {}
+    for tensor in canonical.values():
+        groups.setdefault(tensor.group, []).append(TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.group))
+    return tuple(spec for group in groups.values() for spec in group)
+
+
+def source_bytes(canonical: Mapping[str, Canonical], source: Source) -> int:
+    """Bytes of checkpoint tensors that `write` will read, for progress."""
+    return sum(source.info(name).nbytes for name in {t for t in map(_source_of, canonical.values()) if t})
+
+
+def write(
+    canonical: Mapping[str, Canonical],
+    source: Source,
+    writer: EngineWriter,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    advance: Advance = lambda _: None,
+) -> tuple[str, ...]:
+    """Write every canonical tensor; returns warnings (constant tensors).
+
+    Raises:
+        CheckpointError: a tensor holds NaN or Inf; names it.
+        ResourceError: the disk is full.
+    """
+    warnings: list[str] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        stream = _Stream(source, writer, reader, chunk_bytes, advance)
+        for tensor in canonical.values():
+            if isinstance(tensor.origin, Computed):
+                writer.write(tensor.name, 0, np.ascontiguousarray(tensor.origin.data))
+            elif isinstance(tensor.origin, Copied):
+                warnings += stream.copy(tensor, tensor.origin)
+        for name, parts in _quantized(canonical).items():
+            warnings += stream.quantize(name, parts)
+    return tuple(warnings)
+
+
+def _source_of(tensor: Canonical) -> str:
+    return tensor.origin.tensor if isinstance(tensor.origin, Copied | Quantized) else ""
+
+
+def _quantized(canonical: Mapping[str, Canonical]) -> dict[str, list[tuple[Canonical, Quantized]]]:
+    """Checkpoint tensor to the components made of it, in one pass over its rows."""
+    result: dict[str, list[tuple[Canonical, Quantized]]] = {}
+    for tensor in canonical.values():
+        if isinstance(tensor.origin, Quantized):
+            result.setdefault(tensor.origin.tensor, []).append((tensor, tensor.origin))
+    return result
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Rows from a source to a writer, a chunk at a time, the next one being read meanwhile."""
+
+    source: Source
+    writer: EngineWriter
+    reader: ThreadPoolExecutor
+    chunk_bytes: int
+    advance: Advance
+    amax: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    def copy(self, tensor: Canonical, origin: Copied) -> list[str]:
+        done, constant = 0, _Constant(origin.tensor)
+        for rows in self._chunks(origin.tensor):
+            require_finite(as_torch(rows, tensor.dtype), origin.tensor)
+            constant.see(rows)
+            self.writer.write(tensor.name, done, rows)
+            done += rows.nbytes
+            self.advance(rows.nbytes)
+        return constant.warnings() if len(tensor.shape) > 1 else []
+
+    def quantize(self, name: str, parts: Sequence[tuple[Canonical, Quantized]]) -> list[str]:
+        origin = parts[0][1]
+        fmt = FORMATS[origin.format]
+        amax = self._group_amax(origin.shares) if fmt.shares_scale else None
+        by_suffix = {part.suffix: tensor for tensor, part in parts}
+        done = dict.fromkeys(by_suffix, 0)
+        dtype, constant = self.source.info(name).dtype, _Constant(name)
+        for rows in self._chunks(name):
+            constant.see(rows)
+            try:
+                stored = fmt.quantize(as_torch(rows, dtype), amax)
+            except CheckpointError as error:
+                raise non_finite(name) from error
+            for suffix, data in stored.items():
+                tensor = by_suffix[suffix]
+                if not tensor.shape and done[suffix]:
+                    continue
+                self.writer.write(tensor.name, done[suffix], data)
+                done[suffix] += data.nbytes
+            self.advance(rows.nbytes)
+        return constant.warnings()
+
+    def _group_amax(self, tensors: tuple[str, ...]) -> float:
+        """Largest magnitude over the tensors that share a global scale, found once for all of them."""
+        if tensors not in self.amax:
+            self.amax[tensors] = max(
+                require_finite(as_torch(rows, self.source.info(name).dtype), name)
+                for name in tensors
+                for rows in self._chunks(name)
+            )
+        return self.amax[tensors]
+
+    def _chunks(self, name: str) -> Iterator[np.ndarray]:
+        info = self.source.info(name)
+        total = info.shape[0] if info.shape else 1
+        step = max(1, self.chunk_bytes // max(1, info.nbytes // max(total, 1)))
+        spans = [(start, min(start + step, total)) for start in range(0, total, step)]
+        ahead = self.reader.submit(self.source.rows, name, *spans[0])
+        for following in [*spans[1:], None]:
+            rows = ahead.result()
+            if following is not None:
+                ahead = self.reader.submit(self.source.rows, name, *following)
+            yield rows
+
+
+def as_torch(rows: np.ndarray, dtype: str) -> torch.Tensor:
+    """Raw rows (bf16 as uint16) as a tensor over the same memory."""
+    if dtype not in _TORCH:
+        raise CheckpointError(f"weights of dtype {dtype}", fix="BF16, F16 or F32")
+    return torch.from_numpy(rows).view(_TORCH[dtype]) if dtype == "BF16" else torch.from_numpy(rows)
+
+
+class _Constant:
+    """Notices a tensor whose elements are all one value: sound bytes, but seldom what anybody trained."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._first: object = None
+        self._same = True
+
+    def see(self, rows: np.ndarray) -> None:
+        flat = rows.reshape(-1)
+        if self._first is None:
+            self._first = flat[0]
+        self._same = self._same and flat[0] == self._first and flat[-1] == self._first and bool((flat == flat[0]).all())
+
+    def warnings(self) -> list[str]:
+        return [f"tensor {self._name} is constant"] if self._same else []

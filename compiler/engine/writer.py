@@ -1,0 +1,328 @@
+"""Writes engine files: whatever fails, dies or fills up on the way, the old engine or a complete new one is there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ...runtime.engine_file.file import (
+    ALIGNMENT,
+    MAGIC,
+    MAX_HEADER_BYTES,
+    PADDING,
+    RESERVED,
+    content_digest,
+    header_digest,
+    is_tensor_name,
+)
+from ...runtime.engine_file.manifest import Manifest, is_section_name
+from ...runtime.errors import LlmcError, ResourceError
+from ...runtime.files.hashing import CHUNK, chunks, sha256_range
+from ...runtime.files.safetensors import TensorInfo
+from ...runtime.machine import cpu_count
+from ...runtime.numbers import RAW_DTYPE
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to come. Those of one `group` follow each other in the list and in the file, with nothing between."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    group: str
+
+
+def default_reserve(tensors: Sequence[TensorSpec]) -> int:
+    """Bytes kept for the header: lineage, bindings of some profiles, and a digest of 64 digits per 16 MiB."""
+    digests = sum(len(chunks(0, _nbytes(spec))) for spec in tensors)
+    return (128 << 10) + (2 << 10) * len(tensors) + 72 * digests
+
+
+class EngineWriter:
+    """Writes one engine: tensors in any order, each from its start to its end, then sections, then `commit`.
+
+    A context manager: leaving it without a commit removes everything it wrote. Each tensor belongs to one thread at a
+    time. Weights are hashed by other threads from the page cache, so memory does not grow with the engine. A full
+    disk, a quota, a limit or a failing device is a ResourceError.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[TensorSpec], *, reserve_header: int | None = None) -> None:
+        """Sweeps leftovers of killed builds of `path`, and reserves the space of the header and all tensors at once."""
+        reserve = default_reserve(tensors) if reserve_header is None else reserve_header
+        self._path = Path(path)
+        self._data_start = -(-(8 + reserve) // ALIGNMENT) * ALIGNMENT
+        self._infos = _layout(tensors, self._data_start)
+        self._weights = {spec.name: self._infos[spec.name] for spec in tensors}
+        self._end = max((info.offset + info.nbytes for info in self._infos.values()), default=self._data_start)
+        self._written = dict.fromkeys(self._weights, 0)
+        self._digests: dict[str, list[Future[str]]] = {name: [] for name in self._weights}
+        self._sections: dict[str, str] = {}
+        self._fd = -1
+        with self._disk():
+            _refuse_odd_target(self._path)
+            sweep(self._path)
+            self._temp, self._fd = _create(self._path)
+        self._pool = ThreadPoolExecutor(cpu_count())
+        try:
+            with self._disk():
+                _reserve(self._fd, self._end)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, offset: int, data: np.ndarray | bytes | memoryview) -> None:
+        """Appends to tensor `name`; `offset` is the number of its bytes written so far.
+
+        An array must have the tensor's raw dtype, or be bytes (uint8). ValueError if order, type or size do not fit.
+        """
+        info = self._weights[name]
+        if isinstance(data, np.ndarray):
+            if data.dtype not in (RAW_DTYPE[info.dtype], np.uint8):
+                raise ValueError(f"{name}: expected {RAW_DTYPE[info.dtype]} for {info.dtype}, found {data.dtype}")
+            data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        done = self._written[name]
+        if offset != done or done + len(data) > info.nbytes:
+            raise ValueError(
+                f"{name}: {len(data)} bytes at {offset} do not follow the {done} of {info.nbytes} written so far"
+            )
+        self._pwrite(data, info.offset + done)
+        self._written[name] = done = done + len(data)
+        ready = done // CHUNK if done < info.nbytes else -(-done // CHUNK)
+        for part in chunks(info.offset, info.nbytes)[len(self._digests[name]) : ready]:
+            self._digests[name].append(self._pool.submit(sha256_range, self._fd, part))
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` (first axis) of what was written of a tensor, as a fresh array in its raw dtype."""
+        info = self._weights[name]
+        first, *rest = info.shape or (1,)
+        row = info.nbytes // max(first, 1)
+        if not 0 <= start <= stop <= first or stop * row > self._written[name]:
+            raise ValueError(f"{name}: rows {start} to {stop} are not written yet")
+        rows = np.empty((stop - start, *rest), RAW_DTYPE[info.dtype])
+        target, done = rows.reshape(-1).view(np.uint8), 0
+        with self._disk():
+            while done < len(target):
+                got = os.preadv(self._fd, [target[done:].data], info.offset + start * row + done)
+                if not got:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                done += got
+        return rows
+
+    def section(self, name: str, data: bytes) -> None:
+        """Appends a section. ValueError if the name is not plain or taken."""
+        if not is_section_name(name) or name in self._sections:
+            raise ValueError(f"section {name!r}: a plain name that is still free")
+        self._pwrite(data, self._end)
+        self._infos[RESERVED + name] = TensorInfo(RESERVED + name, "U8", (len(data),), self._end, len(data))
+        self._sections[name] = hashlib.sha256(data).hexdigest()
+        self._end += len(data)
+
+    def commit(self, manifest: Manifest) -> Path:
+        """Fills in the manifest's digests, makes the file durable, and gives it the name, which the old engine loses.
+
+        If only the last step fails, the folder's own fsync, the new engine is in place but may not outlive a power cut.
+        """
+        missing = [name for name, info in self._weights.items() if self._written[name] != info.nbytes]
+        if missing:
+            raise ValueError(f"tensors not written to the end: {missing[:8]}")
+        with self._disk():
+            digests = {name: tuple(done.result() for done in parts) for name, parts in self._digests.items()}
+        empty = (hashlib.sha256().hexdigest(),)
+        manifest = replace(
+            manifest,
+            sections=dict(self._sections),
+            tensors={name: parts or empty for name, parts in digests.items()},
+        )
+        manifest = replace(manifest, content_digest=content_digest(manifest, self._weights))
+        Manifest.from_json(manifest.to_json(), what=str(self._path))  # no engine that its reader would refuse
+        self._pwrite(self._header(manifest), 0)
+        with self._disk():
+            os.fsync(self._fd)
+            os.rename(self._temp, self._path)
+            self._release()
+            _fsync_folder(self._path.parent)
+        return self._path
+
+    def abort(self) -> None:
+        """Removes what was written; does nothing after a commit."""
+        if self._fd < 0:
+            return
+        with suppress(OSError):  # what cannot be removed now, the next build sweeps
+            self._temp.unlink()
+        self._release()
+
+    def __enter__(self) -> EngineWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def _release(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        os.close(self._fd)
+        self._fd = -1
+
+    def _pwrite(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        with self._disk():
+            while view:
+                done = os.pwrite(self._fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    def _header(self, manifest: Manifest) -> bytes:
+        """The first bytes of the file: length, then the header with its digest in place, padded with spaces."""
+        document: dict[str, object] = {"__metadata__": {"llmc.sha256": "0" * 64, "llmc": manifest.to_json().decode()}}
+        for name, info in self._infos.items():
+            begin = info.offset - self._data_start
+            document[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [begin, begin + info.nbytes]}
+        size = self._data_start - 8
+        raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(raw) > min(size, MAX_HEADER_BYTES):
+            raise LlmcError(f"a header of {len(raw)} bytes", found=f"{size} bytes reserved, at most {MAX_HEADER_BYTES}")
+        place = len(MAGIC)
+        return size.to_bytes(8, "little") + MAGIC + header_digest(raw).encode() + raw[place + 64 :]
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Turns failures of the file system into ResourceError, with bytes needed and free."""
+        try:
+            yield
+        except OSError as problem:
+            folder = self._path.parent
+            found = f"{problem.strerror}{_free(folder)}"
+            fix = _FIXES.get(problem.errno or 0, "another folder for the engine")
+            raise ResourceError(f"{self._path}: an engine of {self._end} bytes", found=found, fix=fix) from problem
+
+
+_FIXES = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some of your quota, or choose a folder on another disk",
+    errno.EFBIG: "a higher limit on file sizes (ulimit -f), or a file system without it",
+    errno.ENOENT: "mkdir -p for the folder of the engine",
+}
+
+
+def sweep(path: Path) -> tuple[Path, ...]:
+    """Deletes what killed builds of `path` left, and returns it; the file of a build that still lives is locked."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.[0-9a-f]{16}")
+    gone: list[Path] = []
+    for name in sorted(os.listdir(path.parent)):
+        if pattern.fullmatch(name) and _delete_if_stale(path.parent / name):
+            gone.append(path.parent / name)
+    return tuple(gone)
+
+
+def _delete_if_stale(temp: Path) -> bool:
+    try:
+        fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # gone already, or another user's: not ours to judge
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temp.unlink()
+    except OSError:  # locked by a living build, renamed meanwhile, or on a file system without locks
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _create(path: Path) -> tuple[Path, int]:
+    """A new locked file next to `path`; a sweeper that came between creation and lock has deleted it: then another."""
+    while True:
+        temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
+        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as problem:
+            if problem.errno not in _NO_LOCKS:
+                os.close(fd)
+                temp.unlink()
+                raise
+        if os.fstat(fd).st_nlink:
+            return temp, fd
+        os.close(fd)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Takes the space now, so that a full disk is found before the work and not after it."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as problem:
+            if problem.errno not in _NO_RESERVING:
+                raise
+    os.ftruncate(fd, size)
+
+
+def _refuse_odd_target(path: Path) -> None:
+    """A name that rename could not replace is refused before the work, too."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "there is something that is no file")
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _free(folder: Path) -> str:
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return ""
+    return f", {facts.f_bavail * facts.f_frsize} bytes free in {folder}"
+
+
+def _layout(tensors: Sequence[TensorSpec], data_start: int) -> dict[str, TensorInfo]:
+    """Fixes every offset before any weight is read; a padding tensor goes before each group that needs one."""
+    infos: dict[str, TensorInfo] = {}
+    at, group, groups = data_start, None, set[str]()
+    for spec in tensors:
+        if spec.group != group:
+            if spec.group in groups:
+                raise ValueError(f"{spec.name}: group {spec.group!r} is torn apart")
+            group = spec.group
+            groups.add(group)
+            if gap := -at % ALIGNMENT:
+                name = f"{PADDING}{len(groups)}"
+                infos[name] = TensorInfo(name, "U8", (gap,), at, gap)
+                at += gap
+        if not is_tensor_name(spec.name) or spec.name in infos:
+            raise ValueError(f"{spec.name!r}: a plain tensor name that is still free")
+        nbytes = _nbytes(spec)
+        if at % RAW_DTYPE[spec.dtype].itemsize:
+            raise ValueError(f"{spec.name}: {spec.dtype} cannot lie at byte {at}: give it another group")
+        infos[spec.name] = TensorInfo(spec.name, spec.dtype, spec.shape, at, nbytes)
+        at += nbytes
+    return infos
+
+
+def _nbytes(spec: TensorSpec) -> int:
+    if spec.dtype not in RAW_DTYPE:
+        raise ValueError(f"{spec.name}: a dtype of engines, not {spec.dtype}")
+    return math.prod(spec.shape) * RAW_DTYPE[spec.dtype].itemsize

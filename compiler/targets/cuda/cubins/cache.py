@@ -1,0 +1,192 @@
+"""Compiled kernels on disk, by a digest of everything that decides their bytes: a second build compiles nothing.
+
+Entries are never changed or removed; `llmc` builds that run at the same time share them. A cache that says which tools
+made it is a pack: it serves machines with other tools or none, and nothing is added to it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .....runtime.errors import EngineError, ResourceError
+from .....runtime.files.records import read
+from .....runtime.files.strict_json import canonical, loads
+
+VARIABLE = "LLMC_CACHE"
+"""The folder of llmc's caches; set to nothing, there is no cache."""
+TOOLS = "tools.json"
+"""The file that makes a cache a pack."""
+_PACKAGE = Path(__file__).resolve().parents[4]
+_KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_WORKER = Path(__file__).resolve().with_name("worker.py")
+_DIGEST = 64
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What compiles kernels; ptxas: what the assembler of each chip says of itself."""
+
+    triton: str
+    ptxas: Mapping[str, str]
+
+    @staticmethod
+    def installed(sms: Iterable[int]) -> Tools:
+        """Those of this process, for chips."""
+        return Tools(importlib.metadata.version("triton"), {str(sm): ptxas_version(sm) for sm in sms})
+
+
+@dataclass(frozen=True)
+class KernelCache:
+    """Answers of the compiler by key in `folder`; None keeps nothing.
+
+    An entry is the SHA-256 of the rest in hexadecimal, a line end, and JSON that repeats the key.
+    """
+
+    folder: Path | None
+
+    @cached_property
+    def packed(self) -> Tools | None:
+        """The tools that made the entries, if this is a pack.
+
+        Raises:
+            EngineError: the file that says so is damaged.
+        """
+        try:
+            text = (self.folder / TOOLS).read_bytes() if self.folder is not None else None
+        except OSError:
+            return None
+        return None if text is None else read(Tools, loads(text, what=TOOLS, error=EngineError), TOOLS)
+
+    def tools(self, sm: int) -> Tools:
+        """What has compiled, or compiles, the kernels that this cache gives."""
+        return self.packed or Tools.installed([sm])
+
+    @property
+    def triton(self) -> str:
+        """The Triton behind those kernels."""
+        return self.packed.triton if self.packed is not None else importlib.metadata.version("triton")
+
+    @staticmethod
+    def default() -> KernelCache:
+        """The cache that the environment asks for."""
+        asked = os.environ.get(VARIABLE)
+        if asked is not None:
+            return KernelCache(Path(asked) / "kernels" if asked else None)
+        try:
+            return KernelCache(Path.home() / ".cache" / "llmc" / "kernels")
+        except RuntimeError:  # nobody's home
+            return KernelCache(None)
+
+    def load(self, key: str) -> Any:
+        """The answer kept under a key, or None: absent, unreadable or damaged are all the same to a build."""
+        if self.folder is None:
+            return None
+        try:
+            digest, _, body = (self.folder / key).read_bytes().partition(b"\n")
+            if hashlib.sha256(body).hexdigest().encode() != digest:
+                return None
+            entry = json.loads(body)
+        except (OSError, ValueError):
+            return None
+        return entry["answer"] if isinstance(entry, dict) and entry.get("key") == key else None
+
+    def save(self, key: str, answer: Mapping[str, Any]) -> None:
+        """Keep an answer. A folder that cannot be written costs the next build time, and this one nothing."""
+        if self.folder is None or self.packed is not None:
+            return
+        body = canonical({"key": key, "answer": answer})
+        temporary = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            os.replace(temporary, self.folder / key)
+        except OSError:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+
+def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
+    """The key of a request to the compiler: its own words, all sources it reads, and the tools' versions."""
+    facts = {
+        "request": request,
+        "sources": sources,
+        "triton": tools.triton,
+        "ptxas": tools.ptxas.get(str(request["sm"])),
+    }
+    return hashlib.sha256(canonical(facts)).hexdigest()
+
+
+def sources_of(file: str) -> str:
+    """A digest of everything that decides what a kernel file's kernels compile to, except the tools."""
+    return _digest(_closure((_KERNELS.joinpath(*file.split(".")).with_suffix(".py"), _WORKER)))
+
+
+def source_digest() -> str:
+    """A digest of every kernel's source: an interpreter with the same computes what the engine's cubins do."""
+    return _digest(_closure(sorted(_KERNELS.rglob("*.py"))))
+
+
+@cache
+def ptxas_version(sm: int) -> str:
+    """What the assembler that comes with Triton says of itself; Triton has a newer one for newer chips."""
+    triton = find_spec("triton")
+    assert triton is not None and triton.origin is not None, "asked for before compiling"
+    path = Path(triton.origin).parent / "backends/nvidia/bin" / ("ptxas" if sm < 90 else "ptxas-blackwell")
+    try:
+        return subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ResourceError(
+            "the assembler that comes with Triton", found=str(error), fix="pip install --force-reinstall triton"
+        ) from error
+
+
+def _digest(sources: Mapping[str, bytes]) -> str:
+    listing = "".join(f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in sorted(sources.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _closure(files: Iterable[Path]) -> dict[str, bytes]:
+    """The files and all of this package that they import at their top, transitively, by path inside the package.
+
+    A kernel sees constants of its own module only; what functions import cannot reach it.
+    """
+    found: dict[str, bytes] = {}
+    waiting = list(files)
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(_PACKAGE).as_posix()
+        if name not in found:
+            found[name] = path.read_bytes()
+            waiting += _imported(path, found[name])
+    return found
+
+
+def _imported(path: Path, text: bytes) -> Iterator[Path]:
+    for node in _top_level(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for candidate in (base, *(base / alias.name for alias in node.names)):
+                for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
+                    if file.is_file() and file != _KERNELS / "__init__.py":  # it changes with every new file
+                        yield file
+
+
+def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from _top_level(node)

@@ -1,0 +1,347 @@
+"""Kernels to cubins, ahead of time and with no GPU; equal inputs give equal bytes, wherever and by however many."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from .....runtime.chips import chip
+from .....runtime.errors import LlmcError, ResourceError, Unsupported
+from .....runtime.machine import cpu_count, memory
+from .....runtime.progress import Progress
+from ..call import Argument, Call, Constant, Operand
+from .cache import VARIABLE, KernelCache, key_of, sources_of
+from .worker import KERNELS, SETTINGS
+
+TYPES = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
+"""Triton's name of a pointer to a stored dtype. Sizes and whole numbers are i32, other numbers fp32."""
+EXTRA = "cuda-build"
+_NEEDED = ("torch", "triton")
+_WORKER_BYTES = 1 << 30
+"""What a worker with torch and a large kernel takes at most."""
+_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    f"from {__name__.partition('.targets')[0]}.kernel_imports import prepare; prepare(); "
+    f"from {__package__}.worker import main; main()"
+)
+_LONGEST_REASON = 1500
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """What one cubin is compiled from: a kernel with its constants and types; all calls with an equal one share it.
+
+    types: of the arguments that are not constants, in order; every pointer is divisible by 16, no size is specialized.
+    Constants compare with their types: True is not 1, and 1.0 is neither.
+    """
+
+    kernel: str
+    file: str
+    function: str
+    constants: tuple[tuple[str, Constant], ...]
+    types: tuple[str, ...]
+    warps: int
+    stages: int
+    minimum_sm: int = 80
+
+    @cached_property
+    def _identity(self) -> str:
+        return json.dumps([getattr(self, field.name) for field in fields(self)])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Variant) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __str__(self) -> str:
+        constants = "".join(f" {name}={value}" for name, value in self.constants)
+        return f"{self.kernel}{constants} warps={self.warps} stages={self.stages}"
+
+    def request(self, sm: int) -> dict[str, Any]:
+        """What the compiler is asked: all that decides the cubin except sources and tools."""
+        return {
+            "file": self.file,
+            "function": self.function,
+            "constants": dict(self.constants),
+            "types": list(self.types),
+            "warps": self.warps,
+            "stages": self.stages,
+            "sm": sm,
+        }
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel and what cuLaunchKernelEx needs of it.
+
+    A block has 32 * warps threads, a cluster ctas blocks. shared: dynamic shared memory of a block; static_shared comes
+    on top. Scratch is per block and cluster member. The function takes `types` and then always two pointers more:
+    global scratch and profile scratch. spills: bytes a thread stores and loads; local: its stack. ptx: where it would
+    help a later chip.
+    """
+
+    sm: int
+    data: bytes
+    entry: str
+    types: tuple[str, ...]
+    warps: int
+    ctas: int
+    shared: int
+    static_shared: int
+    global_scratch: int
+    global_scratch_align: int
+    profile_scratch: int
+    profile_scratch_align: int
+    pdl: bool
+    cooperative: bool
+    registers: int
+    spills: int
+    local: int
+    ptx: str | None
+
+    @staticmethod
+    def from_json(answer: Mapping[str, Any]) -> Cubin:
+        """A worker's answer as a value."""
+        return Cubin(**{**answer, "data": base64.b64decode(answer["data"]), "types": tuple(answer["types"])})
+
+
+def variant_of(call: Call) -> Variant:
+    """What must be compiled for a call."""
+    function = call.kernel.function.fn
+    return Variant(
+        kernel=call.kernel.name,
+        file=function.__module__.removeprefix(f"{KERNELS}."),
+        function=function.__name__,
+        constants=tuple((name, call.constants[name]) for name in call.kernel.parameters if name in call.constants),
+        types=tuple(_type(argument) for _, argument in call.ordered),
+        warps=call.warps,
+        stages=call.stages,
+        minimum_sm=call.kernel.minimum_sm,
+    )
+
+
+def _type(argument: Argument) -> str:
+    if isinstance(argument, Operand):
+        return TYPES[argument.dtype]
+    return "fp32" if isinstance(argument, float) else "i32"
+
+
+def compile_variants(
+    variants: Iterable[Variant],
+    sm: int,
+    *,
+    progress: Progress,
+    jobs: int | None = None,
+    cache: KernelCache | None = None,
+) -> dict[Variant, Cubin]:
+    """The cubin of every variant; `cache` is the user's unless given.
+
+    Raises:
+        Unsupported: a kernel cannot be compiled for the chip.
+        ResourceError: Triton is not installed, a worker was killed, or a kernel is not in the pack that stands in.
+        LlmcError: Triton refuses a kernel; of several the first in order.
+    """
+    outcomes = attempt(variants, sm, progress=progress, jobs=jobs, cache=cache)
+    for outcome in outcomes.values():
+        if isinstance(outcome, LlmcError):
+            raise outcome
+    return {variant: outcome for variant, outcome in outcomes.items() if isinstance(outcome, Cubin)}
+
+
+def attempt(
+    variants: Iterable[Variant],
+    sm: int,
+    *,
+    progress: Progress,
+    jobs: int | None = None,
+    cache: KernelCache | None = None,
+) -> dict[Variant, Cubin | LlmcError]:
+    """As `compile_variants`, but every variant has its own outcome."""
+    target = chip(sm)
+    cache = cache or KernelCache.default()
+    outcomes: dict[Variant, Cubin | LlmcError | None] = dict.fromkeys(variants)
+    if not outcomes:
+        return {}
+    if cache.packed is None:
+        need_compiler()
+    tools = cache.tools(sm)
+    sources = {file: sources_of(file) for file in {variant.file for variant in outcomes}}
+    keys: dict[Variant, str] = {}
+    for variant in outcomes:
+        if sm < variant.minimum_sm:
+            outcomes[variant] = Unsupported(
+                f"kernel {variant} for sm_{sm}", found=f"it needs sm_{variant.minimum_sm} or newer", fix="a newer GPU"
+            )
+            continue
+        keys[variant] = key_of(variant.request(sm), sources[variant.file], tools)
+        if answer := cache.load(keys[variant]):
+            outcomes[variant] = Cubin.from_json(answer)
+        elif cache.packed is not None:
+            outcomes[variant] = _not_packed(variant, sm, cache)
+    missing = [variant for variant, outcome in outcomes.items() if outcome is None]
+    with progress.stage(f"sm_{sm} kernels") as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
+        for variant, answer in answers:
+            if isinstance(answer, LlmcError):
+                outcomes[variant] = answer
+                continue
+            if sources_of(variant.file) == sources[variant.file]:  # nobody edits it at this moment
+                cache.save(keys[variant], answer)
+            outcomes[variant] = cubin = Cubin.from_json(answer)
+            advance(len(cubin.data))
+    return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
+
+
+def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:
+    """Another Triton's machine code among the pack's would be measured under the pack's name."""
+    return ResourceError(
+        f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
+        found="none of these sources",
+        fix=f"make the pack again from this llmc, or unset {VARIABLE} to compile",
+    )
+
+
+def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:
+    if isinstance(outcome, LlmcError) or (asked := outcome.shared + outcome.static_shared) <= most:
+        return outcome
+    return LlmcError(
+        f"kernel {variant} for sm_{outcome.sm}",
+        found=f"{asked} bytes of shared memory per block, of at most {most}",
+        fix="smaller tiles or fewer stages",
+    )
+
+
+def need_compiler() -> None:
+    """Raises ResourceError with the pip line where the packages that compile kernels are not installed."""
+    if absent := [module for module in _NEEDED if find_spec(module) is None]:
+        raise ResourceError(
+            f"compiling kernels needs the extra {EXTRA!r}",
+            found=f"not installed: {', '.join(absent)}",
+            fix=f"pip install 'llmc[{EXTRA}]'",
+        )
+
+
+Answer = Mapping[str, Any] | LlmcError
+
+
+def _compile(variants: Sequence[Variant], sm: int, jobs: int | None) -> Generator[tuple[Variant, Answer], None, None]:
+    """Every variant's answer as it comes, from `jobs` workers."""
+    if not variants:
+        return
+    count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(variants))
+    with tempfile.TemporaryDirectory(prefix="llmc-kernels-") as folder, ThreadPoolExecutor(count) as threads:
+        workers = [_Worker(Path(folder, str(index))) for index in range(count)]
+        idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in workers:
+            idle.put(worker)
+
+        def ask(variant: Variant) -> tuple[Variant, Answer]:
+            worker = idle.get()
+            try:
+                return variant, worker.ask(variant, sm)
+            finally:
+                idle.put(worker)
+
+        try:
+            for done in as_completed([threads.submit(ask, variant) for variant in variants]):
+                yield done.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.close()
+
+
+class _Worker:
+    """A process of `worker.py`, started when it is first needed and again after it has died."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+
+    def ask(self, variant: Variant, sm: int) -> Answer:
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        line = ""
+        with contextlib.suppress(OSError, ValueError):  # it died; how, its exit code says
+            print(json.dumps(variant.request(sm)), file=process.stdin, flush=True)
+            line = process.stdout.readline()
+        if not line.endswith("\n"):
+            return self._buried(variant, sm)
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer
+        with self._lock:
+            self._end(patience=0)  # Triton keeps half a hash of what it refused, and accepts it the second time
+        return LlmcError(f"kernel {variant} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON])
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._end(patience=0)
+
+    def _running(self) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._closed:
+                raise ResourceError("a kernel after the end of the build")
+            if self._process is None:
+                with open(self._folder / "stderr", "wb") as remarks:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path])],
+                        env=self._environment(),
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=remarks,
+                        text=True,
+                        encoding="utf-8",
+                        start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
+                    )
+            return self._process
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        folder = str(self._folder)
+        return {**kept, **SETTINGS, "TRITON_HOME": folder, "TRITON_CACHE_DIR": f"{folder}/cache", "TMPDIR": folder}
+
+    def _buried(self, variant: Variant, sm: int) -> LlmcError:
+        """The error of a worker that gave no answer; the next variant gets a new one."""
+        with self._lock:
+            code = self._end(patience=1)
+        asked = f"kernel {variant} for sm_{sm}"
+        if code == -signal.SIGKILL:
+            return ResourceError(asked, found="its compiler was killed, as systems do without memory", fix="--jobs 1")
+        said = (self._folder / "stderr").read_text(encoding="utf-8", errors="replace").strip()
+        how = "gave no answer" if code is None else f"ended with code {code}"
+        return LlmcError(asked, found=f"its compiler {how}: {said[-_LONGEST_REASON:]}")
+
+    def _end(self, patience: float) -> int | None:
+        """Ends the process and what it started; the exit code if it had ended by itself."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(patience)
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError), process:  # closing its stdin may find nobody
+            process.wait()
+        return code

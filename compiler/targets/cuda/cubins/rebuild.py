@@ -1,0 +1,85 @@
+"""Compiles the kernels of a finished engine again and compares bytes: its machine code is what its sources say."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from .....runtime.engine_file.file import EngineFile
+from .....runtime.errors import EngineError, VerifyError
+from .....runtime.plan.plan import Module, Plan
+from .....runtime.progress import Progress
+from ..call import Kernel
+from ..kernels import suites
+from .cache import KernelCache, source_digest
+from .compile import Variant, compile_variants, need_compiler
+
+
+def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
+    """Compile every kernel of a GPU profile, without any cache; how many there are.
+
+    Raises:
+        EngineError: it was built by another Triton or from other kernels, so that its bytes need not agree.
+        ResourceError: Triton is not installed.
+        VerifyError: machine code differs; names the kernels.
+    """
+    need_compiler()
+    facts = engine.manifest.profiles[profile]
+    what = f"{engine.path}: {facts.graph}"
+    plan = Plan.from_json(engine.section(facts.graph), what=what)
+    _same_tools(engine, plan)
+    variants = variants_of(plan, what)
+    cubins = compile_variants(variants, plan.sm, progress=progress, cache=KernelCache(None))
+    code = engine.section(f"{facts.graph.rpartition('/')[0]}/kernels.cubins")
+    wrong = []
+    for module, variant in zip(plan.modules, variants, strict=True):
+        at = module.binary
+        if at is None or code[at.offset : at.offset + at.size] != cubins[variant].data:
+            wrong.append(str(variant))
+    if wrong:
+        raise VerifyError(
+            f"{engine.path}: profile {profile!r} holds the machine code its sources compile to",
+            found=f"{len(wrong)} of {len(variants)} kernels differ, first {wrong[0]}",
+            fix="do not run it: build the engine again",
+        )
+    return len(variants)
+
+
+def variants_of(plan: Plan, what: str) -> list[Variant]:
+    """What each module of a plan is compiled from.
+
+    Raises:
+        EngineError: a kernel is none of this llmc.
+    """
+    kernels = {kernel.name: (file, kernel) for file, suite in suites().items() for kernel in suite.kernels}
+    return [_variant(module, kernels, what) for module in plan.modules]
+
+
+def _same_tools(engine: EngineFile, plan: Plan) -> None:
+    built, here = engine.manifest.tools.get("triton", "none"), version("triton")
+    if built != here:
+        raise EngineError(
+            f"{engine.path}: kernels to compile again", found=f"built with Triton {built}, here is {here}",
+            fix=f"pip install triton=={built}",
+        )  # fmt: skip
+    if plan.kernels != source_digest():
+        raise EngineError(
+            f"{engine.path}: kernels to compile again",
+            found="built from other sources than those of this llmc",
+            fix=f"llmc {engine.manifest.tools.get('llmc', 'of the build')}, or build the engine again",
+        )
+
+
+def _variant(module: Module, kernels: dict[str, tuple[str, Kernel]], what: str) -> Variant:
+    if module.kernel not in kernels:
+        raise EngineError(f"{what}: a kernel of this llmc", found=module.kernel[:80], fix="build the engine again")
+    file, kernel = kernels[module.kernel]
+    return Variant(
+        kernel=kernel.name,
+        file=file,
+        function=kernel.function.fn.__name__,
+        constants=tuple((name, module.constants[name]) for name in kernel.parameters if name in module.constants),
+        types=module.types,
+        warps=module.warps,
+        stages=module.stages,
+        minimum_sm=kernel.minimum_sm,
+    )

@@ -1,0 +1,97 @@
+"""What every kernel costs on every chip, before any GPU has run it: registers, spills, shared memory, size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from .....runtime.errors import LlmcError, RecipeError, Unsupported, nearest
+from .....runtime.progress import Progress
+from .. import kernels
+from ..call import Suite
+from .cache import KernelCache
+from .compile import Cubin, Variant, attempt, need_compiler, variant_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does."""
+
+    sm: int
+    variant: Variant
+    decode: bool
+    outcome: Cubin | LlmcError
+
+    @property
+    def spills(self) -> int:
+        return self.outcome.spills if isinstance(self.outcome, Cubin) else 0
+
+    @property
+    def bad(self) -> bool:
+        """Whether this must not be shipped: a kernel of real shapes that spills, or any that does not compile."""
+        if isinstance(self.outcome, Cubin):
+            return self.decode and self.outcome.spills > 0
+        return not isinstance(self.outcome, Unsupported)
+
+    def as_json(self) -> dict[str, Any]:
+        variant, outcome = self.variant, self.outcome
+        facts: dict[str, Any] = {
+            "sm": self.sm,
+            "file": variant.file,
+            "kernel": variant.kernel,
+            "constants": dict(variant.constants),
+            "types": list(variant.types),
+            "warps": variant.warps,
+            "stages": variant.stages,
+            "decode": self.decode,
+        }
+        if isinstance(outcome, LlmcError):
+            return {**facts, "refused": outcome.found}
+        return facts | {
+            "registers": outcome.registers,
+            "spills": outcome.spills,
+            "local": outcome.local,
+            "shared": outcome.shared + outcome.static_shared,
+            "global_scratch": outcome.global_scratch,
+            "bytes": len(outcome.data),
+        }
+
+
+def report(
+    sms: Sequence[int],
+    files: Sequence[str] = (),
+    *,
+    progress: Progress,
+    jobs: int | None = None,
+    cache: KernelCache | None = None,
+) -> tuple[Entry, ...]:
+    """Compile every call of the kernel files (all by default) for the chips; in the order of chips and files."""
+    need_compiler()
+    chosen = suites(files)
+    cases = {name: [case.call for case in suite.cases()] for name, suite in chosen.items()}
+    entries = []
+    for sm in sms:
+        decode: dict[Variant, bool] = {}
+        for name, suite in chosen.items():
+            for call in suite.calls(sm):
+                decode[variant_of(call)] = True
+            for call in cases[name]:
+                decode.setdefault(variant_of(call), False)
+        outcomes = attempt(decode, sm, progress=progress, jobs=jobs, cache=cache)
+        entries += [Entry(sm, variant, decode[variant], outcome) for variant, outcome in outcomes.items()]
+    return tuple(entries)
+
+
+def suites(files: Sequence[str] = ()) -> Mapping[str, Suite]:
+    """The suites of these kernel files, of all without any.
+
+    Raises:
+        RecipeError: there is no such file; names the nearest.
+    """
+    for name in files:
+        if name not in kernels.FILES:
+            known = ", ".join(kernels.FILES)
+            raise RecipeError(f"no kernel file {name!r}{nearest(name, kernels.FILES)}", fix=f"one of {known}")
+    return {name: import_module(f"{kernels.__name__}.{name}").SUITE for name in files or kernels.FILES}

@@ -1,0 +1,143 @@
+"""The compiler process: Triton without its interpreter, one request per line on stdin, one answer per line on stdout.
+
+Triton decides at import whether kernels are interpreted, and the process that plans interprets them. So compiling has
+processes of its own, with an environment of their own: nothing a user has set changes the bytes of a cubin. The key of
+the kernel cache covers this file's text.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from ..call import EMULATE
+
+KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
+"""The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
+SETTINGS = {
+    "TRITON_INTERPRET": "0",
+    "TRITON_DISABLE_LINE_INFO": "1",  # with it cubins hold paths, and are twice as large
+    "TRITON_DEFAULT_FP_FUSION": "1",  # said aloud, as Triton is about to change its default
+    "TRITON_DUMP_PTXAS_LOG": "1",  # the only place that tells spills
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+"""Environment of a worker, next to folders of its own (`compile.py`)."""
+PTX_UP_TO = 89
+"""Newer PTX is specific to one chip ("sm_90a"), so it would help no other."""
+WAITS_FROM = 90
+"""Newer chips launch kernels early: theirs first say that the next may come, then wait for what came before."""
+_BODY = "\n// %bb.0:"
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_STATIC_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what Triton and its tools print is no answer
+    for line in sys.stdin:
+        try:
+            answer = compile_one(json.loads(line))
+        except Exception as error:
+            answer = {"error": "\n".join(f"{type(one).__name__}: {one}" for one in causes(error))}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The innermost cause first: Triton wraps an error once for every function it was called through."""
+    if error is not None:
+        yield from causes(error.__cause__)
+        yield error
+
+
+def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A cubin and what its launch needs, as `Cubin.from_json` reads it."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(import_module(f"{KERNELS}.{request['file']}"), request["function"])
+    constants = dict(request["constants"])
+    if EMULATE in function.arg_names:
+        constants[EMULATE] = False
+    types = iter(request["types"])
+    signature = {name: "constexpr" if name in constants else next(types) for name in function.arg_names}
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={(i,): constants[name] for i, name in enumerate(signature) if name in constants},
+        attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")},
+    )
+    options = {"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True}
+    hook: Any = waiting if request["sm"] >= WAITS_FROM else None  # its declared type lacks the call for the key
+    knobs.runtime.add_stages_inspection_hook = hook
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
+    facts: Any = compiled.metadata
+    if facts.tensordesc_meta:
+        raise NotImplementedError("tensor descriptors as arguments")
+    return {
+        "sm": request["sm"],
+        "data": base64.b64encode(compiled.asm["cubin"]).decode(),
+        "entry": facts.name,
+        "types": request["types"],
+        "warps": facts.num_warps,
+        "ctas": facts.num_ctas,
+        "shared": facts.shared,
+        "global_scratch": facts.global_scratch_size,
+        "global_scratch_align": facts.global_scratch_align,
+        "profile_scratch": facts.profile_scratch_size,
+        "profile_scratch_align": facts.profile_scratch_align,
+        "pdl": request["sm"] >= WAITS_FROM,
+        "cooperative": facts.launch_cooperative_grid,
+        "ptx": compiled.asm["ptx"] if request["sm"] <= PTX_UP_TO else None,
+        **resources(log.getvalue()),
+    }
+
+
+def waiting(*arguments: Any) -> tuple[str, str] | None:
+    """Triton's hook for its stages: the PTX waits at its very beginning. Without arguments it is asked for its key.
+
+    Every thread waits before its first access to memory, so a launch that is allowed to start early (PTX ISA,
+    griddepcontrol) reads only what its predecessor has finished, and so does any other launch.
+    """
+    if not arguments:
+        return "waits", "waits"
+    stages: dict[str, Any] = arguments[1]
+    generate = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: with_wait(generate(source, metadata))
+    return None
+
+
+def with_wait(ptx: str) -> str:
+    """The PTX of one kernel, with the two instructions of programmatic dependent launch before its own."""
+    head, body, rest = ptx.partition(_BODY)
+    line, end, rest = rest.partition("\n")
+    if not end or _BODY in rest:
+        raise RuntimeError("PTX of another form than one kernel's")
+    return f"{head}{body}{line}\n\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n{rest}"
+
+
+def resources(log: str) -> dict[str, int]:
+    """Registers per thread, bytes of spills, of a thread's stack and of static shared memory, from `ptxas -v`."""
+    registers, spills = _REGISTERS.findall(log), _SPILLS.findall(log)
+    if not registers or not spills:
+        raise RuntimeError(f"ptxas told no resources: {log[-300:]!r}")
+    return {
+        "registers": max(map(int, registers)),
+        "local": max(int(stack) for stack, _, _ in spills),
+        "spills": sum(int(stores) + int(loads) for _, stores, loads in spills),
+        "static_shared": max(map(int, _STATIC_SHARED.findall(log)), default=0),
+    }

@@ -1,0 +1,300 @@
+"""Attention of one new token per sequence: the cache is read once, by as many programs as fill the chip.
+
+Split-KV after Dao et al., "Flash-Decoding" (2023): parts of a sequence leave their output and log-sum-exp, and the
+program that comes last of a sequence and kv head, told by an integer counter, weighs them.
+"""
+# Triton's library is typed as if reductions might be tuples and its loops were none.
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+import triton
+import triton.language as tl
+
+from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..linear.common import comes_last, dot
+from ..linear.tiles import COUNTERS, MULTIPROCESSORS
+from .flash_prefill import capped, load_cached
+from .reference import PAGE, Options, paged
+
+ROWS = 16
+"""Least rows of a tensor-core product: a smaller group of heads is padded to them."""
+MOST_SPLITS = 32
+LEAST_PAGES = 2
+"""Pages that a split should have, or its start and end cost more than it saves."""
+
+
+@triton.jit
+def attention_decode_kernel(
+    q,
+    key,
+    value,
+    tables,
+    lengths,
+    sinks,
+    out,
+    partial,
+    lse,
+    counters,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """q [sequences, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS],
+    lengths i32 [sequences] -> out as q.
+
+    Program (sequence, kv head, split). With more than one split, partial f32 [sequences, HEADS, SPLITS, HEAD_DIM], lse
+    f32 [sequences, HEADS, SPLITS] (log 2) and counters i32 [sequences, KV_HEADS], zeros.
+    """
+    sequence = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    group: tl.constexpr = HEADS // KV_HEADS
+    length = tl.load(lengths + sequence)
+    member = tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM)
+    head = kv_head * group + member
+    mask = (member[:, None] < group) & (dim[None, :] < HEAD_DIM)
+    queries = tl.load(q + (sequence * HEADS + head[:, None]) * HEAD_DIM + dim[None, :], mask, 0.0)
+    highest = tl.full([ROWS], -1e30, tl.float32)
+    norm = tl.zeros([ROWS], tl.float32)
+    if SPLITS == 1 and sinks is not None:
+        highest = tl.load(sinks + head, member < group, 0.0) * 1.4426950408889634
+        norm = tl.full([ROWS], 1.0, tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    oldest = 0
+    if WINDOW > 0:
+        oldest = tl.maximum(length - WINDOW, 0)
+    begin = oldest // PAGE
+    pages = (length + PAGE - 1) // PAGE - begin
+    share = (pages + SPLITS - 1) // SPLITS
+    first = begin + split * share
+    for index in range(first, tl.minimum(first + share, begin + pages)):
+        other = index * PAGE + tl.arange(0, PAGE)
+        seen = (other < length) & (other >= oldest)
+        slab = tl.load(tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
+        offset = slab * (PAGE * HEAD_DIM) + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
+        inside = seen[:, None] & (dim[None, :] < HEAD_DIM)
+        keys = load_cached(key, offset, inside, q.dtype.element_ty)
+        values = load_cached(value, offset, inside, q.dtype.element_ty)
+        scores = capped(dot(queries, tl.trans(keys), tl.zeros([ROWS, PAGE], tl.float32), EMULATE), SCALE, SOFTCAP)
+        scores = tl.where(seen[None, :], scores, -1e30)
+        above = tl.maximum(highest, tl.max(scores, axis=1))
+        weights = tl.where(seen[None, :], tl.exp2(scores - above[:, None]), 0.0)
+        fade = tl.exp2(highest - above)
+        norm = norm * fade + tl.sum(weights, axis=1)
+        acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
+        highest = above
+    acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
+    row = sequence * HEADS + head
+    if SPLITS == 1:
+        tl.store(out + row[:, None].to(tl.int64) * HEAD_DIM + dim[None, :], acc.to(out.dtype.element_ty), mask)
+    else:
+        place = (row * SPLITS + split).to(tl.int64)
+        tl.store(partial + place[:, None] * HEAD_DIM + dim[None, :], acc, mask)
+        sums = tl.where(norm > 0.0, highest + tl.log2(tl.where(norm > 0.0, norm, 1.0)), -1e30)
+        tl.store(lse + place, sums, member < group)
+        if comes_last(counters + sequence * KV_HEADS + kv_head, SPLITS):
+            for one in tl.static_range(group):
+                weigh_parts(
+                    partial, lse, sinks, out, sequence, kv_head * group + one, HEADS, HEAD_DIM, SPLITS, COUNT, DIM
+                )
+
+
+@triton.jit
+def weigh_parts(
+    partial,
+    lse,
+    sinks,
+    out,
+    sequence,
+    head,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    COUNT: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """A head's parts as one, weighed by their sums in fixed order; a sequence without positions gives zeros."""
+    row = (sequence * HEADS + head).to(tl.int64)
+    split = tl.arange(0, COUNT)
+    sums = tl.load(lse + row * SPLITS + split, split < SPLITS, -1e30, cache_modifier=".cg")
+    sink = -1e30
+    if sinks is not None:
+        sink = tl.load(sinks + head) * 1.4426950408889634
+    highest = tl.maximum(tl.max(sums, axis=0), sink)
+    weights = tl.where(sums > -1e29, tl.exp2(sums - highest), 0.0)
+    norm = tl.sum(weights, axis=0)
+    if sinks is not None:
+        norm += tl.exp2(sink - highest)
+    dim = tl.arange(0, DIM)
+    inside = (split[:, None] < SPLITS) & (dim[None, :] < HEAD_DIM)
+    at = (row * SPLITS + split[:, None]) * HEAD_DIM + dim[None, :]
+    parts = tl.load(partial + at, inside, 0.0, cache_modifier=".cg")
+    mean = tl.sum(parts * weights[:, None], axis=0) / tl.where(norm > 0.0, norm, 1.0)
+    tl.store(out + row * HEAD_DIM + dim, mean.to(out.dtype.element_ty), dim < HEAD_DIM)
+
+
+KERNEL = Kernel("attention_decode", attention_decode_kernel)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the splits of `attention_decode` leave what they found.
+
+    partial f32 [sequences, heads, splits, head_dim], lse f32 [sequences, heads, splits], and counters i32, zeros, of
+    sequences * kv_heads at least: fewer than a chip's processors, or nothing is split.
+    """
+
+    partial: Operand
+    lse: Operand
+    counters: Operand
+
+
+def splits_for(sequences: int, kv_heads: int, max_blocks: int, sm: int) -> int:
+    """Parts of a sequence: a power of two, so many that all processors have a program, if there are pages enough."""
+    wanted = MULTIPROCESSORS[sm] // (sequences * kv_heads)
+    most = min(MOST_SPLITS, max(max_blocks // LEAST_PAGES, 1))
+    return max(min(1 << max(wanted, 1).bit_length() - 1, 1 << most.bit_length() - 1), 1)
+
+
+def attention_decode(
+    q: Operand,
+    key: Operand,
+    value: Operand,
+    tables: Operand,
+    lengths: Operand,
+    out: Operand,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    splits: int,
+    parts: Parts | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Operand | None = None,
+) -> Call:
+    """Attention of one token per sequence, its own key and value being in the cache; a length of 0 gives zeros.
+
+    parts: for more than one split. window, softcap, sinks: see `attention_prefill`.
+    """
+    width = tables.shape[1]
+    assert isinstance(width, int) and (splits == 1) == (parts is None)
+    room = {field.name: getattr(parts, field.name) if parts else None for field in fields(Parts)}
+    given = {name: operand for name, operand in {"sinks": sinks, **room}.items() if operand is not None}
+    written = ("out", *(room if parts else ()))
+    moved = [q.bytes, out.bytes] + ([parts.partial.bytes, parts.lse.bytes] * 2 if parts else [])
+    return Call(
+        KERNEL,
+        {"q": q, "key": key, "value": value, "tables": tables, "lengths": lengths, "out": out, **given},
+        {
+            **{name: None for name in ("sinks", *room) if name not in given},
+            "HEADS": heads,
+            "KV_HEADS": kv_heads,
+            "HEAD_DIM": head_dim,
+            "SCALE": scale,
+            "WINDOW": window,
+            "SOFTCAP": softcap,
+            "MAX_BLOCKS": width,
+            "SPLITS": splits,
+            "COUNT": next_power(splits),
+            "ROWS": max(next_power(heads // kv_heads), ROWS),
+            "DIM": max(next_power(head_dim), 16),
+            "PAGE": PAGE,
+        },
+        ("sequences", kv_heads, splits),
+        writes=written,
+        bytes=total(*moved),
+        operations=product("sequences", 2 * heads * head_dim * splits) if parts else 0,
+        warps=4,
+        stages=3,
+    )
+
+
+def parts_of(make: Callable[..., Operand], counters: Operand, heads: int, head_dim: int, splits: int) -> Parts | None:
+    """Room for `splits`, from what makes an operand of a name, dtype and shape; none is needed for one."""
+    if splits == 1:
+        return None
+    shape = ("sequences", heads, splits)
+    return Parts(make("partial", "f32", *shape, head_dim), make("lse", "f32", *shape), counters)
+
+
+def _operand(name: str, dtype: str, *shape: int | str) -> Operand:
+    return Operand(name, dtype, shape)
+
+
+def _cases() -> Iterator[Case]:
+    for options, lengths, splits in (
+        (Options(4, 2, 64), (1, 65, 0, 130), 1),
+        (Options(4, 2, 64), (1, 65, 0, 130), 4),
+        (Options(4, 4, 80), (63, 64), 2),
+        (Options(8, 1, 96), (200,), 4),
+        (Options(2, 1, 128, window=20), (100, 5), 1),
+        (Options(2, 1, 128, window=70), (300, 5, 64), 3),
+        (Options(3, 1, 256, softcap=30.0), (66,), 2),
+        (Options(2, 2, 16, sinks=True), (40, 129), 1),
+        (Options(2, 1, 16, sinks=True), (40, 0, 129), 2),
+        (Options(8, 1, 128, cache="u8"), (70, 1), 1),
+        (Options(3, 3, 96, cache="u8"), (130,), 2),
+    ):
+        made = paged(options, lengths, (1,) * len(lengths), seed=6)
+        q, key, value, tables, lens, out = made.operands("q", "key", "value", "tables", "lengths", "out")
+        counters = Operand("counters", "i32", ("sequences", options.kv_heads))
+        call = attention_decode(
+            *(q, key, value, tables, lens, out),
+            heads=options.heads,
+            kv_heads=options.kv_heads,
+            head_dim=options.head_dim,
+            scale=options.scale,
+            splits=splits,
+            parts=parts_of(_operand, counters, options.heads, options.head_dim, splits),
+            window=options.window,
+            softcap=options.softcap,
+            sinks=made.operands("sinks")[0] if options.sinks else None,
+        )
+        names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
+        inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
+        expected = {"out": made.expected}
+        if splits > 1:
+            expected["counters"] = inputs["counters"] = torch.zeros(len(lengths), options.kv_heads, dtype=torch.int32)
+        sizes = {"tokens": len(lengths), "sequences": len(lengths)}
+        yield Case(f"{options.name}-{splits}", call, inputs, sizes, expected, 2 * ROUNDING["bf16"])
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    cache = ("blocks", 8, PAGE, 128)
+    for sequences, stored in ((1, "bf16"), (32, "bf16"), (1, "u8"), (32, "u8")):
+        splits = splits_for(sequences, 8, 128, sm)
+        yield attention_decode(
+            Operand("q", "bf16", ("tokens", 4096)),
+            Operand("key", stored, cache),
+            Operand("value", stored, cache),
+            Operand("tables", "i32", ("sequences", 128)),
+            Operand("lengths", "i32", ("sequences",)),
+            Operand("out", "bf16", ("tokens", 4096)),
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            scale=128**-0.5,
+            splits=splits,
+            parts=parts_of(_operand, Operand("counters", "i32", (COUNTERS,)), 32, 128, splits),
+        )
+
+
+SUITE = Suite((KERNEL,), _cases, _calls)

@@ -1,0 +1,244 @@
+"""Attention of many new tokens over the paged cache: prompts and decoding sequences mixed, scores never stored.
+
+Dao, "FlashAttention-2" (2023), over blocks of queries of one sequence and all heads that share a kv head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+
+from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..linear.common import dot
+from ..linear.dequantize import e4m3
+from ..linear.tiles import SHARED_BYTES
+from .reference import PAGE, Options, paged
+
+ROWS = 64
+"""Queries times heads of a program."""
+WARPGROUP_SM = (90, 100)
+"""Chips whose tensor cores read operands from shared memory; others keep them in registers, and need more threads."""
+
+
+@triton.jit
+def load_cached(cache, offset, inside, ACT: tl.constexpr):
+    """Keys or values in ACT: stored so, or as E4M3 bits (u8), which every 16-bit float holds exactly; 0 outside."""
+    if cache.dtype.element_ty == tl.uint8:
+        numbers = e4m3(tl.load(cache + offset, inside, 0)).to(ACT)
+    else:
+        numbers = tl.load(cache + offset, inside, 0.0)
+    return numbers
+
+
+@triton.jit
+def capped(scores, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Scores in units of log 2; with SOFTCAP, SOFTCAP * tanh(score / SOFTCAP) (Gemma 2)."""
+    if SOFTCAP > 0.0:
+        x = scores * (2.0 * SCALE / SOFTCAP)
+        scores = SOFTCAP * (1.0 - 2.0 / (1.0 + tl.exp(x))) * 1.4426950408889634
+    else:
+        scores = scores * (SCALE * 1.4426950408889634)
+    return scores
+
+
+@triton.jit
+def attention_prefill_kernel(
+    q,
+    key,
+    value,
+    tables,
+    starts,
+    lengths,
+    sinks,
+    out,
+    sequences,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS],
+    starts i32 [sequences + 1], lengths i32 [sequences] -> out as q.
+
+    Program (block, kv head): QUERIES tokens of the sequence whose blocks include `block`; sequence i's blocks start at
+    starts[i] // QUERIES + i, so that their number needs no table.
+    """
+    block = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    group: tl.constexpr = HEADS // KV_HEADS
+    low = 0
+    high = sequences
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) // QUERIES + middle <= block:
+            low = middle + 1
+        else:
+            high = middle
+    sequence = low - 1
+    begin = tl.load(starts + sequence)
+    count = tl.load(starts + sequence + 1) - begin
+    first = (block - (begin // QUERIES + sequence)) * QUERIES
+    if first < count:
+        length = tl.load(lengths + sequence)
+        row = tl.arange(0, QUERIES * MEMBERS)
+        token = first + row // MEMBERS
+        member = row % MEMBERS
+        position = length - count + token
+        wanted = (token < count) & (member < group)
+        dim = tl.arange(0, DIM)
+        at = (begin + token).to(tl.int64) * (HEADS * HEAD_DIM) + (kv_head * group + member) * HEAD_DIM
+        mask = wanted[:, None] & (dim[None, :] < HEAD_DIM)
+        queries = tl.load(q + at[:, None] + dim[None, :], mask, 0.0)
+        if sinks is not None:
+            highest = tl.load(sinks + kv_head * group + member, wanted, 0.0) * 1.4426950408889634
+            norm = tl.full([QUERIES * MEMBERS], 1.0, tl.float32)
+        else:
+            highest = tl.full([QUERIES * MEMBERS], -1e30, tl.float32)
+            norm = tl.zeros([QUERIES * MEMBERS], tl.float32)
+        acc = tl.zeros([QUERIES * MEMBERS, DIM], tl.float32)
+        last = tl.minimum(length, length - count + first + QUERIES)
+        page = 0
+        if WINDOW > 0:
+            page = tl.maximum(length - count + first - WINDOW + 1, 0) // PAGE
+        for index in range(page, (last + PAGE - 1) // PAGE):
+            other = index * PAGE + tl.arange(0, PAGE)
+            stored = other < last
+            slab = tl.load(tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
+            base = slab * (PAGE * HEAD_DIM)
+            inside = stored[:, None] & (dim[None, :] < HEAD_DIM)
+            offset = base + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
+            keys = load_cached(key, offset, inside, q.dtype.element_ty)
+            scores = dot(queries, tl.trans(keys), tl.zeros([QUERIES * MEMBERS, PAGE], tl.float32), EMULATE)
+            scores = capped(scores, SCALE, SOFTCAP)
+            seen = (other[None, :] <= position[:, None]) & stored[None, :]
+            if WINDOW > 0:
+                seen = seen & (position[:, None] - other[None, :] < WINDOW)
+            scores = tl.where(seen, scores, -1e30)
+            above = tl.maximum(highest, tl.max(scores, axis=1))
+            weights = tl.where(seen, tl.exp2(scores - above[:, None]), 0.0)
+            fade = tl.exp2(highest - above)
+            norm = norm * fade + tl.sum(weights, axis=1)
+            values = load_cached(value, offset, inside, q.dtype.element_ty)
+            acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
+            highest = above
+        acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
+        tl.store(out + at[:, None] + dim[None, :], acc.to(out.dtype.element_ty), mask)
+
+
+KERNEL = Kernel("attention_prefill", attention_prefill_kernel)
+
+
+def attention_prefill(
+    q: Operand,
+    key: Operand,
+    value: Operand,
+    tables: Operand,
+    starts: Operand,
+    lengths: Operand,
+    out: Operand,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    sm: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Operand | None = None,
+) -> Call:
+    """Causal attention of the step's tokens, which are the last of each sequence's `lengths` positions.
+
+    window: positions a token sees, itself included (0: all). softcap: 0 for none. sinks f32 [heads]: logits that only
+    the denominator has. Tokens beyond starts[sequences] keep their output.
+    """
+    members = next_power(heads // kv_heads)
+    queries = max(ROWS // members, 1)
+    tables_width = tables.shape[1]
+    assert isinstance(tables_width, int)
+    arguments = {"q": q, "key": key, "value": value, "tables": tables, "starts": starts, "lengths": lengths, "out": out}
+    return Call(
+        KERNEL,
+        {**arguments, "sequences": "sequences", **({"sinks": sinks} if sinks is not None else {})},
+        {
+            **({"sinks": None} if sinks is None else {}),
+            "HEADS": heads,
+            "KV_HEADS": kv_heads,
+            "HEAD_DIM": head_dim,
+            "SCALE": scale,
+            "WINDOW": window,
+            "SOFTCAP": softcap,
+            "MAX_BLOCKS": tables_width,
+            "QUERIES": queries,
+            "MEMBERS": members,
+            "DIM": max(next_power(head_dim), 16),
+            "PAGE": PAGE,
+        },
+        (f"tokens // {queries} + sequences", kv_heads),
+        writes=("out",),
+        bytes=total(q.bytes, out.bytes),
+        operations=product("tokens", 2 * heads * head_dim, PAGE),
+        warps=4 if head_dim <= 128 and sm in WARPGROUP_SM else 8,
+        stages=2 if head_dim <= 128 or SHARED_BYTES[sm] > 100 << 10 else 1,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    for options, lengths, news in (
+        (Options(4, 2, 64), (1, 65, 130), (1, 33, 130)),
+        (Options(4, 4, 80), (63, 64), (2, 1)),
+        (Options(8, 1, 96), (70,), (9,)),
+        (Options(2, 1, 128, window=20), (100, 5), (70, 5)),
+        (Options(3, 1, 256, softcap=30.0), (66,), (17,)),
+        (Options(2, 2, 16, sinks=True), (40, 129), (40, 3)),
+        (Options(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
+        (Options(2, 2, 80, cache="u8"), (65,), (65,)),
+    ):
+        made = paged(options, lengths, news, seed=5)
+        operands = made.operands("q", "key", "value", "tables", "starts", "lengths", "out")
+        call = attention_prefill(
+            *operands,  # type: ignore[arg-type]
+            heads=options.heads,
+            kv_heads=options.kv_heads,
+            head_dim=options.head_dim,
+            scale=options.scale,
+            sm=90 if options.head_dim <= 128 else 89,  # what fits the chip with the least shared memory
+            window=options.window,
+            softcap=options.softcap,
+            sinks=made.operands("sinks")[0] if options.sinks else None,
+        )
+        names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
+        inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
+        sizes = {"tokens": sum(news), "sequences": len(lengths)}
+        yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    cache = ("blocks", 8, PAGE, 128)
+    for stored in ("bf16", "u8"):
+        yield attention_prefill(
+            Operand("q", "bf16", ("tokens", 4096)),
+            Operand("key", stored, cache),
+            Operand("value", stored, cache),
+            Operand("tables", "i32", ("sequences", 128)),
+            Operand("starts", "i32", ("sequences + 1",)),
+            Operand("lengths", "i32", ("sequences",)),
+            Operand("out", "bf16", ("tokens", 4096)),
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            scale=128**-0.5,
+            sm=sm,
+        )
+
+
+SUITE = Suite((KERNEL,), _cases, _calls)

@@ -1,0 +1,126 @@
+"""Paged attention by definition, in float32 torch, and random caches for it: what the attention kernels are held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ...call import Operand
+
+PAGE = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes a score: see `attention_decode.attention_decode`."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    cache: str = "bf16"
+    """Or "u8": E4M3."""
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    @property
+    def name(self) -> str:
+        extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks, "fp8": self.cache == "u8"}
+        return "-".join([f"{self.heads}-{self.kv_heads}x{self.head_dim}", *(name for name, on in extra.items() if on)])
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Sequences of `lengths` positions in a cache of scattered blocks; `news` of each are queries of the step."""
+
+    options: Options
+    lengths: tuple[int, ...]
+    news: tuple[int, ...]
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    expected: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def max_blocks(self) -> int:
+        return self.tensors["tables"].shape[1]
+
+    def operands(self, *names: str) -> tuple[Operand, ...]:
+        o, blocks = self.options, self.tensors["key"].shape[0]
+        shapes: dict[str, tuple[str, tuple[int | str, ...]]] = {
+            "q": ("bf16", ("tokens", o.heads * o.head_dim)),
+            "key": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
+            "value": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
+            "tables": ("i32", ("sequences", self.max_blocks)),
+            "starts": ("i32", ("sequences + 1",)),
+            "lengths": ("i32", ("sequences",)),
+            "out": ("bf16", ("tokens", o.heads * o.head_dim)),
+            "sinks": ("f32", (o.heads,)),
+        }
+        return tuple(Operand(name, *shapes[name]) for name in names)
+
+
+def paged(options: Options, lengths: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
+    """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
+    random = torch.Generator().manual_seed(seed)
+    counts = [-(-length // PAGE) for length in lengths]
+    order = torch.randperm(sum(counts) + 2, generator=random).tolist()
+    shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
+    stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
+    key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
+    q = torch.randn(sum(news), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
+    sinks = torch.randn(options.heads, generator=random)
+    tables = torch.full((len(lengths), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
+    used = torch.zeros(shape[0], PAGE, dtype=torch.bool)
+    rows, at = [], 0
+    for index, (length, count, new) in enumerate(zip(lengths, counts, news, strict=True)):
+        blocks = [order.pop() for _ in range(count)]
+        tables[index, :count] = torch.tensor(blocks, dtype=torch.int32)
+        for position in range(length):
+            used[blocks[position // PAGE], position % PAGE] = True
+        keys, values = (
+            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].float() if count else cache.new_zeros(0)
+            for cache in (key, value)
+        )
+        queries = q[at : at + new].float().reshape(new, options.heads, options.head_dim)
+        rows.append(_attend(queries, keys, values, options, sinks) if length else torch.zeros(new, q.shape[1]))
+        at += new
+    for cache in (key, value):  # what no sequence has written must not matter, whatever it is
+        cache.masked_fill_(~used[:, None, :, None], float("nan"))
+    starts = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
+    tensors = {
+        "q": q,
+        "key": key if options.cache == "bf16" else key.to(stored).view(torch.uint8),
+        "value": value if options.cache == "bf16" else value.to(stored).view(torch.uint8),
+        "tables": tables,
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+        "starts": starts,
+        "sinks": sinks,
+    }
+    return Paged(options, lengths, news, tensors, torch.cat(rows))
+
+
+def _attend(
+    q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, sinks: torch.Tensor
+) -> torch.Tensor:
+    """q [T, A, D], key and value [K, L, D], the queries being the last T positions -> [T, A * D]."""
+    tokens, heads, _ = q.shape
+    length = key.shape[1]
+    group = heads // key.shape[0]
+    key, value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
+    scores = torch.einsum("tad,ald->atl", q, key) * options.scale
+    if options.softcap:
+        scores = options.softcap * (scores / options.softcap).tanh()
+    position = torch.arange(length - tokens, length)[:, None]
+    other = torch.arange(length)[None]
+    seen = other <= position
+    if options.window:
+        seen &= position - other < options.window
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if options.sinks:
+        scores = torch.cat([scores, sinks[:, None, None].expand(heads, tokens, 1)], dim=-1)
+    weights = scores.softmax(-1)[..., :length]
+    return torch.einsum("atl,ald->tad", weights, value).reshape(tokens, -1)

@@ -1,0 +1,175 @@
+"""Cases and real calls of the linears: small shapes with masked edges in every format, and those of Llama-3.1-8B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ......quantize import FORMATS as QUANTIZED
+from ...call import ROUNDING, Call, Case, Operand
+from ..gated import REFERENCE
+from .tiles import Tile, default_tile
+
+FORMATS = ("dense", *QUANTIZED)
+LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+"""Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
+GATE_UP = LLAMA_LAYERS[2]
+STORED = {"F8_E4M3": "u8", "U8": "u8", "F8_E8M0": "u8", "BF16": "bf16", "F32": "f32"}
+_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Looked up when a case is made: a process that only compiles loads no torch."""
+    return getattr(torch, _TORCH[name])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One case: the weight's format and shape, tokens, and what else the linear gets.
+
+    With an activation the n rows are those of gate and up.
+    """
+
+    format: str
+    tokens: int
+    n: int
+    k: int
+    act: str = "bf16"
+    y: str = ""
+    weight: str = "bf16"
+    bias: bool = False
+    residual: bool = False
+    activation: str | None = None
+    max_tokens: int = 16
+    tile: Tile | None = None
+
+
+SMALL = (
+    Spec("dense", 3, 40, 100, act="f16", weight="f16", bias=True, residual=True),
+    Spec("dense", 33, 70, 256, y="f32", weight="f32", max_tokens=64),
+    Spec("dense", 1, 130, 384, tile=Tile(64, 128, 16, 3, 4, 3)),
+    Spec("fp8", 1, 40, 160, bias=True, tile=Tile(64, 128, 16, 1, 4, 3)),
+    Spec("fp8", 3, 40, 67, act="f16", residual=True, tile=Tile(64, 64, 16, 1, 4, 1)),
+    Spec("int4", 33, 70, 160, max_tokens=64, residual=True),
+    Spec("int4", 3, 40, 320, act="f16", tile=Tile(64, 128, 16, 3, 4, 1)),
+    Spec("int4-g128", 3, 40, 384, tile=Tile(64, 128, 16, 3, 4, 1), bias=True),
+    Spec("int8", 3, 40, 160, act="f16", bias=True, residual=True),
+    Spec("int8", 1, 70, 96),
+    Spec("int8-g128", 2, 40, 256, tile=Tile(64, 128, 16, 1, 4, 3)),
+    Spec("int8-g128", 17, 130, 128, act="f16"),
+    Spec("nvfp4", 3, 70, 432, tile=Tile(64, 128, 16, 2, 4, 1), y="f32"),
+    Spec("nvfp4", 33, 40, 144, act="f16", max_tokens=64, bias=True),
+    Spec("mxfp4", 1, 40, 160, act="f16", residual=True),
+    Spec("mxfp4", 3, 130, 256, tile=Tile(128, 256, 16, 1, 4, 2)),
+    Spec("dense", 3, 134, 100, activation="silu", bias=True),
+    Spec("dense", 33, 70, 384, activation="gelu_pytorch_tanh", max_tokens=64, tile=Tile(32, 128, 32, 3, 4, 3)),
+    Spec("fp8", 33, 134, 160, activation="silu", bias=True, max_tokens=64),
+    Spec("int8", 3, 266, 320, act="f16", activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 3, 4, 3), bias=True),
+    Spec("int8-g128", 1, 70, 256, activation="relu", tile=Tile(32, 64, 16, 1, 4, 1)),
+    Spec("int4", 1, 128, 320, activation="silu", tile=Tile(64, 128, 16, 3, 4, 1)),
+    Spec("int4-g128", 33, 70, 384, act="f16", activation="silu", max_tokens=64, tile=Tile(64, 128, 64, 3, 4, 1)),
+    Spec("nvfp4", 3, 134, 432, activation="gelu_pytorch_tanh", tile=Tile(64, 128, 16, 2, 4, 1)),
+    Spec("mxfp4", 1, 70, 160, act="f16", activation="silu", bias=True),
+)
+_LARGE_TILE = Tile(64, 128, 32, 1, 4, 1)
+LARGE = (
+    Spec("dense", 33, 70, 100, act="f16", weight="f16", bias=True, residual=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    Spec("dense", 3, 40, 64, weight="f32"),
+    Spec("fp8", 33, 70, 96, tile=Tile(64, 64, 16, 1, 4, 1), residual=True),
+    Spec("int4", 65, 200, 160, act="f16", tile=_LARGE_TILE),
+    Spec("int4-g128", 33, 70, 256, y="f32", tile=_LARGE_TILE),
+    Spec("int8", 33, 40, 96, tile=Tile(64, 64, 32, 1, 4, 1)),
+    Spec("int8-g128", 1, 40, 128, bias=True, tile=Tile(64, 64, 32, 1, 4, 1)),
+    Spec("nvfp4", 33, 70, 144, bias=True, tile=_LARGE_TILE),
+    Spec("mxfp4", 33, 40, 160, act="f16"),
+    Spec("dense", 33, 134, 100, activation="silu", bias=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    Spec("fp8", 3, 134, 96, activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 1, 4, 1)),
+    Spec("nvfp4", 65, 266, 144, activation="silu", tile=Tile(128, 128, 32, 1, 8, 1)),
+)
+
+
+def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, ...]:
+    """The tensors of a weight [n, k]: of its format, or one of dtype `dense`."""
+    if format == "dense":
+        return (Operand("weight", dense, (n, k)),)
+    return tuple(Operand(c.suffix, STORED[c.dtype], c.shape) for c in QUANTIZED[format].components(n, k))
+
+
+def case(build: Callable[..., Call], spec: Spec) -> Case:
+    """The case with numbers; expected: the float64 product with the weights the stored bytes stand for."""
+    source = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
+    weight = torch.randn(spec.n, spec.k, generator=source) * 0.05
+    inputs: dict[str, Any] = {}
+    operands = weight_operands(spec.format, spec.n, spec.k, spec.weight)
+    if spec.format == "dense":
+        inputs["weight"] = weight.to(torch_dtype(spec.weight))
+        exact = inputs["weight"].double()
+    else:
+        format = QUANTIZED[spec.format]
+        parts = format.quantize(weight)
+        exact = torch.from_numpy(format.dequantize(parts)).double()
+        for operand in operands:
+            array = torch.from_numpy(np.array(parts[operand.name]))
+            inputs[operand.name] = array.view(torch.bfloat16) if operand.dtype == "bf16" else array
+    x = torch.randn(spec.tokens, spec.k, generator=source).to(torch_dtype(spec.act))
+    inputs["x"] = x
+    expected = x.double() @ exact.T
+    extra: dict[str, Any] = {}
+    if spec.bias:
+        inputs["bias"] = torch.randn(spec.n, generator=source).to(torch_dtype(spec.act))
+        extra["bias"] = Operand("bias", spec.act, (spec.n,))
+        expected += inputs["bias"].double()
+    if spec.residual:
+        inputs["residual"] = torch.randn(spec.tokens, spec.n, generator=source).to(torch_dtype(spec.act))
+        extra["residual"] = Operand("residual", spec.act, ("tokens", spec.n))
+        expected += inputs["residual"].double()
+    if spec.activation:
+        extra["activation"] = spec.activation
+        gate, up = expected.chunk(2, dim=1)
+        expected = REFERENCE[spec.activation](gate) * up
+    outcome = {"y": expected}
+    if spec.tile is not None and spec.tile.splits > 1:
+        count = -(-spec.n // spec.tile.block_n) * -(-spec.max_tokens // spec.tile.block_m)
+        extra["workspace"] = Operand("workspace", "f32", (spec.tile.splits, "tokens", spec.n))
+        extra["counters"] = Operand("counters", "i32", (count,))
+        inputs["counters"] = torch.zeros(count, dtype=torch.int32)
+        outcome["counters"] = inputs["counters"]
+    dtype = spec.y or spec.act
+    call = build(
+        Operand("x", spec.act, ("tokens", spec.k)),
+        operands,
+        Operand("y", dtype, ("tokens", expected.shape[1])),
+        format=spec.format,
+        max_tokens=spec.max_tokens,
+        sm=90,
+        tile=spec.tile,
+        **extra,
+    )
+    name = f"{spec.format}-{spec.activation or spec.act}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}"
+    # Weights are rounded once more, to the act dtype, where a scale of a group is multiplied in.
+    return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
+
+
+def real(
+    build: Callable[..., Call], n: int, k: int, format: str, act: str, max_tokens: int, sm: int, kind: str = "small"
+) -> Call:
+    """A call as the compiler makes it, gated if it is gate|up, else with a residual, and with what split-K wants."""
+    gated = (n, k) == GATE_UP
+    extra: dict[str, Any] = {"activation": "silu"} if gated else {"residual": Operand("residual", act, ("tokens", n))}
+    tile = default_tile(kind, n, k, format, max_tokens, sm)
+    if tile.splits > 1:
+        extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
+        extra["counters"] = Operand("counters", "i32", (-(-n // tile.block_n),))
+    return build(
+        Operand("x", act, ("tokens", k)),
+        weight_operands(format, n, k, act),
+        Operand("y", act, ("tokens", n // 2 if gated else n)),
+        format=format,
+        max_tokens=max_tokens,
+        sm=sm,
+        **extra,
+    )

@@ -1,0 +1,212 @@
+"""Decoding quantized weights in registers, at one to two instructions a weight, straight into tensor-core fragments.
+
+A thread of an `mma` fragment of a 16-bit A operand [rows, 16] holds columns 2t, 2t+1, 2t+8 and 2t+9 (t = lane % 4),
+not neighbours. A product does not depend on the order of K, so the kernels permute K: a thread reads 16 consecutive
+bytes of a weight row, and what it decodes from them is called columns it owns. The activations go through registers
+into shared memory anyway and take the same order there (`permute_activations`), so no weight ever changes threads.
+Rows are relabelled for the same reason (`fragment_rows`, undone by `natural_rows`).
+
+A 32-bit word holds P = 4 or 8 weights, and the pair of one register is weights r and r + P/2 of it (`../assembly.py`).
+Scales of fewer weights than a chunk are multiplied in as pairs.
+"""
+
+# Triton's types know neither plain numbers as constexprs nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..assembly import FACTOR, PTX
+
+PER_WORD = {"fp8": 4, "int8": 4, "int8-g128": 4, "int4": 8, "int4-g128": 8, "nvfp4": 8, "mxfp4": 8}
+"""Weights in 32 bits, by format."""
+GROUP = {"fp8": 0, "int8": 32, "int8-g128": 128, "int4": 32, "int4-g128": 128, "nvfp4": 16, "mxfp4": 32}
+"""Weights along K that share a scale; 0: the scale is of the row."""
+
+
+def chunk(format: str) -> int:
+    """Columns of K that four threads read as 16 bytes each: what the activations are permuted in."""
+    return 16 * PER_WORD[format]
+
+
+def epilogue_factor(format: str, act: str) -> float:
+    """What the sum over K is still to be multiplied by, apart from scales of rows and tensors."""
+    return FACTOR.get((format, act), 1.0)
+
+
+@triton.constexpr_function
+def _assembly(format, act, scaled):
+    return PTX[format, "bf16" if act == tl.bfloat16 else "f16", scaled][0]
+
+
+@triton.constexpr_function
+def _constraints(format, scaled):
+    return PTX[format, "f16", scaled][1]
+
+
+@triton.constexpr_function
+def _is_bf16(act):
+    return act == tl.bfloat16
+
+
+@triton.jit
+def e4m3(bits):
+    """E4M3 bits (u8 or wider, finite) as float32."""
+    wide = bits.to(tl.int32)
+    half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
+    return half.to(tl.float32) * 256.0
+
+
+@triton.jit
+def e8m0(bits):
+    """E8M0 bits (u8, not 255) as float32."""
+    wide = bits.to(tl.int32)
+    return tl.where(wide == 0, 0x00400000, wide << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale_pairs(raw, FORMAT: tl.constexpr, ACT: tl.constexpr):
+    """Stored scales of groups as the number `decode` multiplies with, twice in an i32."""
+    if FORMAT == "mxfp4":
+        e = raw.to(tl.int32)
+        if _is_bf16(ACT):
+            e = tl.minimum(e, 144)
+            one = (e + 110) << 7
+        else:
+            one = tl.where(e < 103, 0, tl.minimum(e - 102, 30)) << 10
+    elif FORMAT == "nvfp4":
+        half = ((raw.to(tl.int32) & 0x7F) << 7).to(tl.int16).to(tl.float16, bitcast=True)
+        if _is_bf16(ACT):
+            # Exact in bf16, so its bits are there without a conversion, of which a chip does few at a time.
+            one = (half.to(tl.float32) * 2.0**124).to(tl.int32, bitcast=True) >> 16
+        else:
+            one = (half * 16384.0).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+    else:
+        one = raw.to(tl.float32).to(ACT).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return one | (one << 16)
+
+
+@triton.jit
+def _pair_value(pairs, ACT: tl.constexpr):
+    return pairs.to(tl.int16).to(ACT, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _one(words, pairs, Q: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, ACT: tl.constexpr):
+    """Weight Q of every word without inline PTX: the same bits as the assembly gives."""
+    if FORMAT == "fp8":
+        number = e4m3((words >> (8 * Q)) & 255)
+        if not _is_bf16(ACT):
+            number *= 2.0**-8
+    elif FORMAT == "int8" or FORMAT == "int8-g128":
+        number = (((words >> (8 * Q)) & 255) - 128).to(tl.float32)
+    elif FORMAT == "int4" or FORMAT == "int4-g128":
+        number = (((words >> (4 * Q)) & 15) - 8).to(tl.float32)
+    else:
+        code = (words >> (4 * Q)) & 15
+        bits = ((code & 8) << 12) | ((code & 7) << 9)
+        number = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        if _is_bf16(ACT):
+            number *= 2.0**-112
+    if SCALED:
+        number *= _pair_value(pairs, ACT)
+    return number.to(ACT).to(tl.int16, bitcast=True)
+
+
+@triton.jit
+def decode(
+    words,
+    pairs,
+    FORMAT: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """words i32 [ROWS, 16], pairs i32 [ROWS, 16] (of `scale_pairs`; read where SCALED) -> ACT [ROWS, chunk], permuted.
+
+    Rows are those of `fragment_rows`, columns those of `permute_activations`.
+    """
+    TEXT: tl.constexpr = _assembly(FORMAT, ACT, SCALED)
+    OPERANDS: tl.constexpr = _constraints(FORMAT, SCALED)
+    words = fragment_rows(words, ROWS, WARPS, 16)
+    if SCALED:
+        pairs = fragment_rows(pairs, ROWS, WARPS, 16)
+    if FORMAT == "fp8" or FORMAT == "int8" or FORMAT == "int8-g128":
+        if EMULATE:
+            a = _one(words, pairs, 0, FORMAT, SCALED, ACT)
+            b = _one(words, pairs, 1, FORMAT, SCALED, ACT)
+            c = _one(words, pairs, 2, FORMAT, SCALED, ACT)
+            d = _one(words, pairs, 3, FORMAT, SCALED, ACT)
+        elif SCALED:
+            a, c, b, d = tl.inline_asm_elementwise(
+                TEXT, OPERANDS, [words, pairs], (tl.int16, tl.int16, tl.int16, tl.int16), True, 1
+            )
+        else:
+            a, c, b, d = tl.inline_asm_elementwise(
+                TEXT, OPERANDS, [words], (tl.int16, tl.int16, tl.int16, tl.int16), True, 1
+            )
+        both = tl.join(tl.join(a, c), tl.join(b, d))
+        both = tl.permute(tl.reshape(both, [ROWS, 4, 4, 2, 2]), [0, 2, 4, 1, 3])
+        result = tl.reshape(both, [ROWS, 64])
+    else:
+        if EMULATE:
+            a = _one(words, pairs, 0, FORMAT, SCALED, ACT)
+            b = _one(words, pairs, 1, FORMAT, SCALED, ACT)
+            c = _one(words, pairs, 2, FORMAT, SCALED, ACT)
+            d = _one(words, pairs, 3, FORMAT, SCALED, ACT)
+            e = _one(words, pairs, 4, FORMAT, SCALED, ACT)
+            f = _one(words, pairs, 5, FORMAT, SCALED, ACT)
+            g = _one(words, pairs, 6, FORMAT, SCALED, ACT)
+            h = _one(words, pairs, 7, FORMAT, SCALED, ACT)
+        elif SCALED:
+            a, e, b, f, c, g, d, h = tl.inline_asm_elementwise(
+                TEXT,
+                OPERANDS,
+                [words, pairs],
+                (tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+                True,
+                1,
+            )
+        else:
+            a, e, b, f, c, g, d, h = tl.inline_asm_elementwise(
+                TEXT,
+                OPERANDS,
+                [words],
+                (tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16, tl.int16),
+                True,
+                1,
+            )
+        even = tl.join(tl.join(a, e), tl.join(c, g))
+        odd = tl.join(tl.join(b, f), tl.join(d, h))
+        both = tl.permute(tl.reshape(tl.join(even, odd), [ROWS, 4, 4, 2, 4]), [0, 2, 4, 1, 3])
+        result = tl.reshape(both, [ROWS, 128])
+    return result.to(ACT, bitcast=True)
+
+
+@triton.jit
+def fragment_rows(tile, ROWS: tl.constexpr, WARPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Relabel rows so that those a warp loads are those of its fragment: [2, WARPS, 8] to [WARPS, 2, 8]."""
+    if ROWS >= 16 * WARPS:
+        tile = tl.reshape(tile, [ROWS // (16 * WARPS), 2, WARPS, 8, COLUMNS])
+        tile = tl.reshape(tl.permute(tile, [0, 2, 1, 3, 4]), [ROWS, COLUMNS])
+    return tile
+
+
+@triton.jit
+def natural_rows(tile, ROWS: tl.constexpr, WARPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Undo `fragment_rows`."""
+    if ROWS >= 16 * WARPS:
+        tile = tl.reshape(tile, [ROWS // (16 * WARPS), WARPS, 2, 8, COLUMNS])
+        tile = tl.reshape(tl.permute(tile, [0, 2, 1, 3, 4]), [ROWS, COLUMNS])
+    return tile
+
+
+@triton.jit
+def permute_activations(tile, ROWS: tl.constexpr, PER_WORD: tl.constexpr):
+    """[ROWS, chunk] of consecutive columns in the order of `decode`'s columns: (t, word, i, r) to (word, r, t, i)."""
+    tile = tl.reshape(tile, [ROWS, 4, 4, 2, PER_WORD // 2])
+    return tl.reshape(tl.permute(tile, [0, 2, 4, 1, 3]), [ROWS, 16 * PER_WORD])

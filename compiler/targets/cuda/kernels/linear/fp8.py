@@ -1,0 +1,240 @@
+"""Linears in FP8 on both sides (W8A8): FP8 tensor cores, twice the arithmetic of bf16, and no decoding.
+
+Activations are quantized while the step runs (`../quantize_activations.py`), one scale a token or one calibrated for
+all ("fp8": weights with one a row), or one a token and 128 columns (weights with one for 128 x 128). Sums of 128
+columns are added up in float32, since FP8 tensor cores keep few bits of longer ones.
+"""
+
+# Triton's types know neither plain numbers as constexprs nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...call import ROUNDING, Call, Case, Constant, Kernel, Operand, Suite, product, total
+from ..fp8 import BLOCK, LARGEST, MINIMUM_SM
+from ..quantize_activations import quantized, scale_shape
+from .common import dot, finish, gather_parts, tile_constants
+from .dequantize import e4m3
+from .large import GROUP_TILES, grouped
+from .tiles import Tile, default_tile
+
+
+@triton.jit
+def load_e4m3(pointer, offset, inside, EVEN: tl.constexpr, EMULATE: tl.constexpr):
+    """E4M3 bits as FP8, or where nothing computes in it as float32; 0 outside."""
+    if EMULATE:
+        values = e4m3(tl.load(pointer + offset, inside, 0))
+    else:
+        address = pointer.to(tl.pointer_type(tl.float8e4nv)) + offset
+        values = tl.load(address) if EVEN else tl.load(address, inside, 0.0)
+    return values
+
+
+@triton.jit
+def linear_fp8_kernel(
+    x,
+    x_scale,
+    w,
+    w_scale,
+    bias,
+    residual,
+    y,
+    workspace,
+    counters,
+    tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    STATIC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPAN: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """x u8 [tokens, K] times w u8 [N, K], E4M3 bits, and their scales -> y [tokens, N], plus bias and residual.
+
+    x_scale f32 [tokens], or with STATIC [1], and w_scale f32 [N]; or with BLOCKS (BLOCK_K and BLOCK_N at most 128)
+    [tokens, cdiv(K, 128)] and [cdiv(N, 128), cdiv(K, 128)]. Grid: a program per block of rows and of tokens, then parts
+    of K (SPAN columns each).
+    """
+    EVEN: tl.constexpr = K % BLOCK_K == 0
+    SCALES: tl.constexpr = (K + 127) // 128
+    part = tl.program_id(1)
+    block_m, block_n = grouped(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    row = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
+    read_token = tl.minimum(token, tokens - 1).to(tl.int64)
+    start = part * SPAN
+    stop = tl.minimum(start + SPAN, K)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for k in tl.range(start, stop, BLOCK_K, num_stages=STAGES):
+        column = k + tl.arange(0, BLOCK_K)
+        weights = load_e4m3(w, read_row[:, None] * K + column[None, :], column[None, :] < K, EVEN, EMULATE)
+        tile = load_e4m3(x, read_token[None, :] * K + column[:, None], column[:, None] < K, EVEN, EMULATE)
+        part_sum = dot(weights, tile, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), EMULATE)
+        if BLOCKS:
+            row_scale = tl.load(w_scale + (block_n * BLOCK_N // 128) * SCALES + k // 128)
+            token_scale = tl.load(x_scale + read_token * SCALES + k // 128)
+            acc += part_sum * (token_scale * row_scale)[None, :]
+        else:
+            acc += part_sum
+    if not BLOCKS:
+        token_scale = tl.load(x_scale) if STATIC else tl.load(x_scale + read_token)[None, :]
+        acc *= tl.load(w_scale + read_row)[:, None] * token_scale
+    inside = (token[None, :] < tokens) & (row[:, None] < N)
+    if SPLITS == 1:
+        finish(acc, row, token, inside, bias, residual, y, N)
+    else:
+        block = block_m * tl.cdiv(N, BLOCK_N) + block_n
+        acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
+        if last:
+            finish(acc, row, token, inside, bias, residual, y, N)
+
+
+LINEAR = Kernel("linear_fp8", linear_fp8_kernel, MINIMUM_SM)
+
+
+def linear_fp8(
+    x_codes: Operand,
+    x_scales: Operand,
+    weights: tuple[Operand, ...],
+    y: Operand,
+    *,
+    block: int | None,
+    max_tokens: int,
+    sm: int,
+    bias: Operand | None = None,
+    residual: Operand | None = None,
+    workspace: Operand | None = None,
+    counters: Operand | None = None,
+    tile: Tile | None = None,
+) -> Call:
+    """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
+
+    block None: weight scales [N], x_scales [tokens], or [1] where they are calibrated; 128: [cdiv(N, 128),
+    cdiv(K, 128)] and [tokens, cdiv(K, 128)]. workspace and counters as `linear_small` wants them, where the tile has
+    more than one part of K.
+    """
+    tokens, k = x_codes.shape
+    n = y.shape[-1]
+    static = x_scales.shape == (1,)
+    assert isinstance(n, int) and isinstance(k, int) and block in (None, BLOCK) and not (static and block)
+    tile = tile or default_tile("fp8", n, k, "fp8", max_tokens, sm)
+    split = tile.splits > 1
+    if split and (workspace is None or counters is None):
+        raise ValueError(f"linear_fp8: {tile.splits} parts of K need a workspace and counters")
+    w, w_scale = weights
+    optional = {
+        "bias": bias,
+        "residual": residual,
+        "workspace": workspace if split else None,
+        "counters": counters if split else None,
+    }
+    given = {name: operand for name, operand in optional.items() if operand is not None}
+    constants: dict[str, Constant] = {name: None for name in optional if name not in given}
+    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "STATIC": static, "GROUP_ROWS": GROUP_TILES}
+    constants |= {"SPLITS": tile.splits, "SPAN": tile.span(k)} | tile_constants(tile)
+    del constants["WARPS"]
+    moved = [o.bytes for o in (x_codes, x_scales, w, w_scale, y, bias, residual) if o is not None]
+    return Call(
+        LINEAR,
+        {"x": x_codes, "x_scale": x_scales, "w": w, "w_scale": w_scale, "y": y, "tokens": str(tokens), **given},
+        constants,
+        (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)), tile.splits),
+        writes=("y", "workspace", "counters") if split else ("y",),
+        bytes=total(*moved),
+        operations=product(tokens, 2 * n * k),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    source = torch.Generator().manual_seed(7)
+    for tokens, n, k, form, dtype, extra, tile in (
+        (3, 40, 208, "rows", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+        (1, 130, 384, "rows", "f16", "residual", Tile(64, 128, 16, 3, 4, 3)),
+        (33, 70, 128, "rows", "bf16", "", Tile(128, 128, 16, 1, 4, 3)),
+        (3, 200, 320, "blocks", "f16", "bias", Tile(64, 128, 16, 2, 4, 3)),
+        (33, 130, 256, "blocks", "bf16", "residual", Tile(128, 128, 32, 1, 4, 3)),
+        (3, 70, 208, "static", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+        (33, 130, 384, "static", "f16", "residual", Tile(64, 128, 32, 3, 4, 3)),
+    ):
+        yield _linear_case(source, tokens, n, k, form, dtype, extra, tile)
+
+
+def _linear_case(
+    source: torch.Generator, tokens: int, n: int, k: int, form: str, dtype: str, extra: str, tile: Tile
+) -> Case:
+    kind = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
+    x, x_scale = quantized(torch.randn(tokens, k, generator=source), form)
+    w = (torch.randn(n, k, generator=source) * 90).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
+    inputs: dict[str, Any] = {"x": x, "x_scale": x_scale, "w": w}
+    exact_x, exact_w = (t.view(torch.float8_e4m3fn).double() for t in (x, w))
+    if form == "blocks":
+        w_scale = torch.rand(-(-n // BLOCK), -(-k // BLOCK), generator=source) * 1e-3
+        exact_x *= x_scale.double().repeat_interleave(BLOCK, 1)[:, :k]
+        exact_w *= w_scale.double().repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
+    else:
+        w_scale = torch.rand(n, generator=source) * 1e-3
+        exact_x *= x_scale.double()[:, None]
+        exact_w *= w_scale.double()[:, None]
+    inputs["w_scale"] = w_scale
+    expected = exact_x @ exact_w.T
+    optional: dict[str, Operand] = {}
+    if extra:
+        shape = (n,) if extra == "bias" else ("tokens", n)
+        inputs[extra] = torch.randn(n if extra == "bias" else (tokens, n), generator=source).to(kind)
+        optional[extra] = Operand(extra, dtype, shape)
+        expected = expected + inputs[extra].double()
+    if tile.splits > 1:
+        count = -(-n // tile.block_n) * -(-tokens // tile.block_m)
+        optional["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
+        optional["counters"] = Operand("counters", "i32", (count,))
+        inputs["counters"] = torch.zeros(count, dtype=torch.int32)
+    call = _operands(n, k, form, dtype, tokens, 90, tile, optional)
+    name = f"{form}-{dtype}-{tokens}x{n}x{k}"
+    return Case(name, call, inputs, {"tokens": tokens}, {"y": expected}, ROUNDING[dtype])
+
+
+def _operands(
+    n: int, k: int, form: str, dtype: str, max_tokens: int, sm: int, tile: Tile, extra: dict[str, Operand]
+) -> Call:
+    block = BLOCK if form == "blocks" else None
+    return linear_fp8(
+        Operand("x", "u8", ("tokens", k)),
+        Operand("x_scale", "f32", scale_shape(form, "tokens", k)),
+        (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), -(-k // BLOCK)) if block else (n,))),
+        Operand("y", dtype, ("tokens", n)),
+        block=block,
+        max_tokens=max_tokens,
+        sm=sm,
+        tile=tile,
+        **extra,
+    )
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    for form in ("rows", "blocks"):
+        for max_tokens in (16, 64, 8192):
+            tile = default_tile("fp8", 4096, 14336, "fp8", max_tokens, sm)
+            extra = {"residual": Operand("residual", "bf16", ("tokens", 4096))}
+            if tile.splits > 1:
+                extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", 4096))
+                extra["counters"] = Operand("counters", "i32", (-(-4096 // tile.block_n),))
+            yield _operands(4096, 14336, form, "bf16", max_tokens, sm, tile, extra)
+
+
+SUITE = Suite((LINEAR,), _cases, _calls)

@@ -1,0 +1,151 @@
+"""Linears of many tokens (prefill, large batches): tiles for tensor cores, weights decoded on their way into them.
+
+Weight rows are the dot's first operand here too, for only that may come from registers, where decoded weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import triton
+import triton.language as tl
+
+from ...call import Call, Case, Kernel, Operand, Suite, product, total
+from . import cases as linear_cases
+from .common import dense_sum, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .gated import finish_tile, run_of, tile_rows
+from .tiles import Tile, default_tile
+
+GROUP_TILES = 8
+"""Blocks of tokens that share a block of weight rows before the next one: what stays in L2."""
+
+
+@triton.jit
+def grouped(program, rows, columns, GROUP_ROWS: tl.constexpr):
+    """Row and column of a program in a grid of rows x columns walked in bands of GROUP_ROWS rows, column by column."""
+    band = program // (GROUP_ROWS * columns)
+    first = band * GROUP_ROWS
+    height = tl.minimum(rows - first, GROUP_ROWS)
+    within = program % (GROUP_ROWS * columns)
+    return first + within % height, within // height
+
+
+@triton.jit
+def linear_large_kernel(
+    x,
+    w,
+    scale,
+    tensor_scale,
+    bias,
+    residual,
+    y,
+    tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    GROUP: tl.constexpr,
+    FACTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
+
+    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
+
+    Grid: one dimension, a program per block of rows and of tokens. scale and tensor_scale: those of the format.
+    """
+    EVEN: tl.constexpr = K % BLOCK_K == 0
+    RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
+    block_m, block_n = grouped(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    row = tile_rows(block_n, N, BLOCK_N, RUN)
+    token = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
+    read_token = tl.minimum(token, tokens - 1).to(tl.int64)
+    if FORMAT == "dense":
+        acc = dense_sum(x, w, read_row, read_token, 0, K, K, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, STAGES, EMULATE)
+    else:
+        acc = quantized_sum(
+            x,
+            w,
+            scale,
+            read_row,
+            read_token,
+            0,
+            K,
+            K,
+            FORMAT,
+            PER_WORD,
+            GROUP,
+            BLOCK_N,
+            BLOCK_M,
+            BLOCK_K,
+            EVEN,
+            WARPS,
+            STAGES,
+            EMULATE,
+        )
+        acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
+    real = token < tokens
+    finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
+
+
+KERNEL = Kernel("linear_large", linear_large_kernel)
+
+
+def linear_large(
+    x: Operand,
+    weights: tuple[Operand, ...],
+    y: Operand,
+    *,
+    format: str,
+    max_tokens: int,
+    sm: int,
+    bias: Operand | None = None,
+    residual: Operand | None = None,
+    activation: str | None = None,
+    tile: Tile | None = None,
+) -> Call:
+    """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32; see `linear_small`."""
+    tokens, k = x.shape
+    n = rows_of(y, activation)
+    assert isinstance(k, int)
+    if tile is None:
+        tile = default_tile("large", n, k, format, max_tokens, sm)
+        if weights[0].dtype == "f32":
+            tile = replace(tile, block_k=tile.block_k // 2, block_m=128)
+    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
+    read = [o.bytes for o in (x, *weights, y, bias, residual) if o is not None]
+    return Call(
+        KERNEL,
+        arguments,
+        {**constants, **tile_constants(tile), "GROUP_ROWS": GROUP_TILES},
+        (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)),),
+        writes=("y",),
+        bytes=total(*read),
+        operations=product(tokens, 2 * n * k),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    for spec in linear_cases.LARGE:
+        yield linear_cases.case(linear_large, spec)
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    for format in linear_cases.FORMATS:
+        yield linear_cases.real(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
+    yield linear_cases.real(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")
+    yield linear_cases.real(linear_large, 28672, 4096, "nvfp4", "f16", 8192, sm, "large")
+
+
+SUITE = Suite((KERNEL,), _cases, _calls)

@@ -1,0 +1,176 @@
+"""Linears of 1 to 64 tokens: weights stream once through the chip, so rows of weights are the dot's long side.
+
+Where row blocks do not fill the chip, K is split: parts leave float32 sums in a workspace, and the program that comes
+last of a block, told by an integer counter, adds them in the order of the parts and sets the counter to 0 again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import triton
+import triton.language as tl
+
+from ...call import Call, Case, Constant, Kernel, Operand, Suite, product, total
+from . import cases as linear_cases
+from .common import dense_sum, gather_parts, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .gated import finish_tile, run_of, tile_rows
+from .tiles import Tile, default_tile
+
+
+@triton.jit
+def linear_small_kernel(
+    x,
+    w,
+    scale,
+    tensor_scale,
+    bias,
+    residual,
+    y,
+    workspace,
+    counters,
+    tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    GROUP: tl.constexpr,
+    FACTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPAN: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
+
+    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
+
+    Grid: blocks of rows, of tokens, parts of K (SPAN columns each). scale and tensor_scale: those of the format.
+    """
+    EVEN: tl.constexpr = K % BLOCK_K == 0
+    RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
+    block_n, part = tl.program_id(0), tl.program_id(2)
+    row = tile_rows(block_n, N, BLOCK_N, RUN)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
+    read_token = tl.minimum(token, tokens - 1).to(tl.int64)
+    start = part * SPAN
+    stop = tl.minimum(start + SPAN, K)
+    if FORMAT == "dense":
+        acc = dense_sum(x, w, read_row, read_token, start, stop, K, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, STAGES, EMULATE)
+    else:
+        acc = quantized_sum(
+            x,
+            w,
+            scale,
+            read_row,
+            read_token,
+            start,
+            stop,
+            K,
+            FORMAT,
+            PER_WORD,
+            GROUP,
+            BLOCK_N,
+            BLOCK_M,
+            BLOCK_K,
+            EVEN,
+            WARPS,
+            STAGES,
+            EMULATE,
+        )
+        acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
+    real = token < tokens
+    if SPLITS == 1:
+        finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
+    else:
+        inside = real[None, :] & (row[:, None] < N)
+        block = tl.program_id(1) * tl.num_programs(0) + block_n
+        acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
+        if last:
+            finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
+
+
+KERNEL = Kernel("linear_small", linear_small_kernel)
+
+
+def counters_for(n: int, max_tokens: int, tile: Tile) -> int:
+    """How many counters a call with that tile needs."""
+    return -(-n // tile.block_n) * -(-max_tokens // tile.block_m)
+
+
+def linear_small(
+    x: Operand,
+    weights: tuple[Operand, ...],
+    y: Operand,
+    *,
+    format: str,
+    max_tokens: int,
+    sm: int,
+    bias: Operand | None = None,
+    residual: Operand | None = None,
+    workspace: Operand | None = None,
+    counters: Operand | None = None,
+    activation: str | None = None,
+    tile: Tile | None = None,
+) -> Call:
+    """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
+
+    Weights are the format's tensors in its order; format "dense" is one tensor, bf16, f16 or f32. With more than one
+    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, of `counters_for` at least. With an activation
+    the weights are gate, then up, and y [tokens, N / 2] is what `gated` makes of their product.
+    """
+    tokens, k = x.shape
+    n = rows_of(y, activation)
+    assert isinstance(k, int)
+    if tile is None:
+        tile = default_tile("small", n, k, format, max_tokens, sm)
+        if weights[0].dtype == "f32":
+            tile = replace(tile, block_k=tile.block_k // 2)
+    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
+    split = tile.splits > 1
+    if split and (workspace is None or counters is None):
+        raise ValueError(f"linear_small: {tile.splits} parts of K need a workspace and counters")
+    for name, operand in (("workspace", workspace), ("counters", counters)):
+        if split and operand is not None:
+            arguments[name] = operand
+        else:
+            constants[name] = None
+    sizes: dict[str, Constant] = {"SPLITS": tile.splits, "SPAN": tile.span(k)}
+    written = [o for o in (workspace, counters) if split and o is not None]
+    read = [o.bytes for o in (x, *weights, y, bias, residual) if o is not None]
+    return Call(
+        KERNEL,
+        arguments,
+        {**constants, **tile_constants(tile), **sizes},
+        (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
+        writes=("y", "workspace", "counters") if written else ("y",),
+        bytes=total(*read),
+        operations=product(tokens, 2 * n * k),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    for spec in linear_cases.SMALL:
+        yield linear_cases.case(linear_small, spec)
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    for format in linear_cases.FORMATS:
+        for n, k in linear_cases.LLAMA_LAYERS:
+            yield linear_cases.real(linear_small, n, k, format, "bf16", 16, sm)
+        for n, k in linear_cases.LLAMA_LAYERS[2:]:
+            yield linear_cases.real(linear_small, n, k, format, "bf16", 64, sm)
+    yield linear_cases.real(linear_small, 4096, 4096, "nvfp4", "f16", 16, sm)
+    yield linear_cases.real(linear_small, 128256, 4096, "dense", "bf16", 16, sm)
+
+
+SUITE = Suite((KERNEL,), _cases, _calls)

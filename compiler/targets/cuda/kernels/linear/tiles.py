@@ -1,0 +1,125 @@
+"""Tile sizes of the linears: a heuristic for every shape, and the value a measured table overrides it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...call import next_power
+from .dequantize import GROUP, PER_WORD, chunk
+
+MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
+"""Of the chip that the tiles of a compute capability are chosen for."""
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory a program may have."""
+COUNTERS = 16384
+"""Tickets for split-K: one per tile of outputs, zero between launches."""
+_PROGRAMS_WANTED = 4
+"""Programs on each multiprocessor that it takes to keep enough bytes on their way from memory."""
+_LEAST_SPAN = 512
+KINDS = ("small", "large", "fp8")
+"""Kernels of linears: few tokens, many tokens, and many in FP8 on both sides."""
+_RANGES = {"block_n": (32, 256), "block_k": (16, 512), "block_m": (16, 256), "warps": (2, 16)}
+"""Smallest and largest power of two of a tile's fields."""
+_MOST_SPLITS = 64
+_MOST_STAGES = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A linear's block sizes (weight rows, columns, tokens), parts of K, warps and pipeline stages of one program."""
+
+    block_n: int
+    block_k: int
+    block_m: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 1
+
+    def span(self, k: int) -> int:
+        """Columns that each part of K has; the last may have fewer, and none is empty."""
+        blocks = -(-k // self.block_k)
+        span = -(-blocks // self.splits)
+        if -(-blocks // span) != self.splits:
+            raise ValueError(f"K = {k} in blocks of {self.block_k} does not divide into {self.splits} parts")
+        return span * self.block_k
+
+
+def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
+    """The tile of a linear [n, k] where nothing was measured; kind is "small", "large" or "fp8"."""
+    if kind == "fp8":
+        small = max_tokens <= 64
+        block_m = max(16, next_power(max_tokens)) if small else 128
+        stages = 4 if SHARED_BYTES[sm] > 100 << 10 else 3 if small else 2
+        tile = Tile(64 if small else 128, 128, block_m, 1, 4 if small else 8, stages)
+        return _split(tile, n, k, format, max_tokens, sm) if small else tile
+    if kind == "large":
+        roomy = SHARED_BYTES[sm] > 200 << 10
+        if format == "dense":
+            return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
+        # Scales of 128 columns are applied to a sum of their own: twice the registers, which mma.sync cannot spare.
+        return Tile(128, chunk(format), 128 if roomy or GROUP[format] < 128 else 64, 1, 8, 1)
+    block_m = min(64, max(16, next_power(max_tokens)))
+    roomy = SHARED_BYTES[sm] > 100 << 10
+    if format == "dense":
+        return _split(Tile(64, 64, block_m, 1, 4, 4 if roomy else 3), n, k, format, max_tokens, sm)
+    if not roomy and block_m > 16:  # without the second stage some formats spill
+        return _split(Tile(64, chunk(format), block_m, 1, 4, 2), n, k, format, max_tokens, sm)
+    wide = PER_WORD[format] == 8 and roomy and block_m == 16 and k % 256 == 0
+    return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
+
+
+def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int) -> str:
+    """Why a linear [n, k] cannot have this tile on the chip in steps of at most max_tokens, or "".
+
+    Shared memory counts what must be there: of each operand that comes through it, one buffer less than stages. What a
+    kernel really takes only its compiler knows.
+    """
+    for name, (least, most) in _RANGES.items():
+        size = getattr(tile, name)
+        if next_power(size) != size or not least <= size <= most:
+            return f"{name} {size} is no power of two from {least} to {most}"
+    if not 1 <= tile.stages <= _MOST_STAGES:
+        return f"stages {tile.stages} is not from 1 to {_MOST_STAGES}"
+    if not 1 <= tile.splits <= (_MOST_SPLITS if kind == "small" else 1):
+        return f"splits {tile.splits} is not from 1 to {_MOST_SPLITS}, and 1 unless kind is small"
+    if kind == "fp8" and not (tile.block_n <= 128 and 32 <= tile.block_k <= 128):
+        return "a block of FP8 has at most 128 rows, and 32 to 128 columns"
+    if kind != "fp8" and format != "dense" and tile.block_k % chunk(format):
+        return f"block_k {tile.block_k} is no multiple of {chunk(format)}, what {format} is decoded in"
+    try:
+        tile.span(k)
+    except ValueError as error:
+        return str(error)
+    if tile.splits > 1 and -(-n // tile.block_n) * -(-max_tokens // tile.block_m) > COUNTERS:
+        return f"more than {COUNTERS} blocks of outputs, which parts of K cannot have"
+    act, weight = (1.0, 1.0) if kind == "fp8" else (2.0, 4 / PER_WORD[format] if format != "dense" else 2.0)
+    staged = tile.block_k * (tile.block_n * weight + tile.block_m * act)
+    if format != "dense" and kind != "fp8" and tile.stages == 1:
+        staged = chunk(format) * tile.block_m * act  # decoded weights stay in registers
+    shared = int(max(1, tile.stages - 1) * staged)
+    if shared > SHARED_BYTES[sm]:
+        return f"{shared} bytes of shared memory, of at most {SHARED_BYTES[sm]}"
+    return ""
+
+
+def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
+    """The tile with the parts of K, of at least `_LEAST_SPAN` columns, that take the least time by a rough model.
+
+    Time in that of reading the weights with a full chip: longer where it is not full or its last round is not, plus
+    the sums written and read once more. Those stay in L2, so that a byte is half of one of weights.
+    """
+    tiles, chip = -(-n // tile.block_n), MULTIPROCESSORS[sm]
+    blocks = -(-k // tile.block_k)
+    weight_bytes = k * 4 / PER_WORD[format] if format in PER_WORD else k * 2
+    best, best_time = 1, float("inf")
+    for splits in range(1, 17):
+        span = -(-blocks // splits)
+        if -(-blocks // span) != splits or (splits > 1 and span * tile.block_k < _LEAST_SPAN):
+            continue
+        programs = tiles * splits
+        even = programs / (-(-programs // chip) * chip)
+        sums = 4 * splits * max_tokens / weight_bytes if splits > 1 else 0.0
+        time = 1 / (even * min(1.0, programs / (_PROGRAMS_WANTED * chip))) + sums
+        if time < 0.95 * best_time:
+            best, best_time = splits, time
+    return replace(tile, splits=best)

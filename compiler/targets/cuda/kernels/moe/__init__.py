@@ -1,0 +1,1 @@
+"""Routing, sorting by expert, grouped linears, combining."""

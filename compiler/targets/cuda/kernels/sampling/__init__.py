@@ -1,0 +1,1 @@
+"""From logits to the next token without the host: penalties, biases, log-probabilities, draws."""

@@ -1,0 +1,103 @@
+"""What penalties must know of a sequence, kept on the device: tokens of its prompt, and how often each was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from ...call import Call, Case, Kernel, Operand, Suite, product
+
+PROMPT = 1 << 30
+"""Set in the count of a token that the prompt holds."""
+COUNT_MASK = PROMPT - 1
+BLOCK = 128
+TILE = 4096
+
+
+@triton.jit
+def forget_kernel(forget, counts, VOCAB: tl.constexpr, TILE: tl.constexpr):
+    """counts i32 [lanes, VOCAB] become 0 in the lanes of forget i32 [sequences]; -1: none. Grid: sequences, tiles."""
+    lane = tl.load(forget + tl.program_id(0))
+    index = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    if lane >= 0:
+        tl.store(counts + lane.to(tl.int64) * VOCAB + index, tl.zeros([TILE], tl.int32), index < VOCAB)
+
+
+@triton.jit
+def mark_kernel(tokens_of, marks, counts, tokens, VOCAB: tl.constexpr, MARK: tl.constexpr, BLOCK: tl.constexpr):
+    """Set MARK in counts i32 [lanes, VOCAB] of tokens_of i32 [tokens] in the lanes marks i32 [tokens]; -1: not."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.load(marks + at, at < tokens, -1)
+    token = tl.load(tokens_of + at, at < tokens, 0)
+    known = (lane >= 0) & (token >= 0) & (token < VOCAB)
+    tl.atomic_or(counts + lane.to(tl.int64) * VOCAB + token, tl.full([BLOCK], MARK, tl.int32), known, sem="relaxed")
+
+
+FORGET = Kernel("forget_counts", forget_kernel)
+MARK = Kernel("mark_prompt", mark_kernel)
+
+
+def _vocab(counts: Operand) -> int:
+    vocab = counts.shape[-1]
+    assert isinstance(vocab, int)
+    return vocab
+
+
+def forget_counts(forget: Operand, counts: Operand) -> Call:
+    """What a lane's sequence before held is gone. Priced as if no sequence were new."""
+    tiles = -(-_vocab(counts) // TILE)
+    return Call(
+        FORGET,
+        {"forget": forget, "counts": counts},
+        {"VOCAB": _vocab(counts), "TILE": TILE},
+        ("sequences", tiles),
+        writes=("counts",),
+        bytes=product("sequences", 4),
+        operations=0,
+    )
+
+
+def mark_prompt(tokens_of: Operand, marks: Operand, counts: Operand) -> Call:
+    """Tokens of prompts are remembered as such; negative ids, which stand for sampled tokens, are not."""
+    return Call(
+        MARK,
+        {"tokens_of": tokens_of, "marks": marks, "counts": counts, "tokens": "tokens"},
+        {"VOCAB": _vocab(counts), "MARK": PROMPT, "BLOCK": BLOCK},
+        (f"cdiv(tokens, {BLOCK})",),
+        writes=("counts",),
+        bytes=product("tokens", 16),
+        operations="tokens",
+        warps=1,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    i32 = torch.int32
+    counts = Operand("counts", "i32", (3, 5000))
+    before = torch.arange(15000, dtype=i32).reshape(3, 5000)
+    forget = torch.tensor([2, -1, 0], dtype=i32)
+    after = before.clone()
+    after[[2, 0]] = 0
+    call = forget_counts(Operand("forget", "i32", ("sequences",)), counts)
+    yield Case("forget", call, {"forget": forget, "counts": before}, {"sequences": 3}, {"counts": after}, 0.0)
+    ids = torch.tensor([5, -1, 4999, 5, 7] + [0] * 128 + [9], dtype=i32)
+    marks = torch.tensor([1, 2, 0, 1, -1] + [-1] * 128 + [2], dtype=i32)
+    after = before.clone()
+    after[1, 5] |= PROMPT
+    after[0, 4999] |= PROMPT
+    after[2, 9] |= PROMPT
+    call = mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("marks", "i32", ("tokens",)), counts)
+    given = {"ids": ids, "marks": marks, "counts": before}
+    yield Case("mark", call, given, {"tokens": len(ids)}, {"counts": after}, 0.0)
+
+
+def _calls(sm: int) -> Iterator[Call]:
+    counts = Operand("counts", "i32", (64, 128256))
+    yield forget_counts(Operand("forget", "i32", ("sequences",)), counts)
+    yield mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("marks", "i32", ("tokens",)), counts)
+
+
+SUITE = Suite((FORGET, MARK), _cases, _calls)

@@ -1,0 +1,118 @@
+"""Tokens that never leave the device: a step reads those the step before it sampled, whether or not the host has.
+
+They are counted there too, for penalties (`counts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from ...call import Call, Case, Kernel, Operand, Suite, product
+
+BLOCK = 128
+
+
+@triton.jit
+def take_kernel(asked, last, taken, tokens, LANES: tl.constexpr, BLOCK: tl.constexpr):
+    """asked i32 [tokens]: an id, or -1 - lane for the token last[lane] i32 [LANES] -> taken i32 [tokens]."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < tokens
+    token = tl.load(asked + index, inside, 0)
+    lane = tl.where(token < 0, -1 - token, 0)
+    kept = tl.load(last + lane, inside & (token < 0) & (lane < LANES), 0)
+    tl.store(taken + index, tl.where(token < 0, kept, token), inside)
+
+
+@triton.jit
+def keep_kernel(
+    sampled, lanes, edits, last, counts, rows, LANES: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
+    """sampled i32 [rows] into last i32 [LANES] at lanes i32 [rows]; lane -1 keeps nothing.
+
+    They count one more in counts i32 [LANES, VOCAB] at edits i32 [rows]; -1: not.
+    """
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < rows
+    token = tl.load(sampled + index, inside, 0)
+    lane = tl.load(lanes + index, inside, -1)
+    tl.store(last + lane, token, (lane >= 0) & (lane < LANES))
+    lane = tl.load(edits + index, inside, -1)
+    one = tl.full([BLOCK], 1, tl.int32)
+    tl.atomic_add(counts + lane.to(tl.int64) * VOCAB + token, one, (lane >= 0) & (lane < LANES), sem="relaxed")
+
+
+TAKE = Kernel("take_tokens", take_kernel)
+KEEP = Kernel("keep_tokens", keep_kernel)
+
+
+def take_tokens(asked: Operand, last: Operand, taken: Operand, *, lanes: int) -> Call:
+    """Ids for the embedding; every id below zero is replaced by a token that was sampled."""
+    return Call(
+        TAKE,
+        {"asked": asked, "last": last, "taken": taken, "tokens": "tokens"},
+        {"LANES": lanes, "BLOCK": BLOCK},
+        (f"cdiv(tokens, {BLOCK})",),
+        writes=("taken",),
+        bytes=product("tokens", 12),
+        operations="tokens",
+        warps=1,
+    )
+
+
+def keep_tokens(
+    sampled: Operand, lanes_of: Operand, edits: Operand, last: Operand, counts: Operand, *, lanes: int
+) -> Call:
+    """The sampled tokens where the next step's `take_tokens` finds them; those of rows that edit logits are counted."""
+    vocab = counts.shape[-1]
+    assert isinstance(vocab, int)
+    return Call(
+        KEEP,
+        {"sampled": sampled, "lanes": lanes_of, "edits": edits, "last": last, "counts": counts, "rows": "rows"},
+        {"LANES": lanes, "VOCAB": vocab, "BLOCK": BLOCK},
+        (f"cdiv(rows, {BLOCK})",),
+        writes=("last", "counts"),
+        bytes=product("rows", 24),
+        operations="rows",
+        warps=1,
+    )
+
+
+def _cases() -> Iterator[Case]:
+    i32 = torch.int32
+    last = torch.arange(100, 107, dtype=i32)
+    asked = torch.tensor([5, -1, -7, 0, -8] + [3] * 128, dtype=i32)
+    taken = torch.tensor([5, 100, 106, 0, 0] + [3] * 128, dtype=i32)
+    take = take_tokens(
+        Operand("asked", "i32", ("tokens",)),
+        Operand("last", "i32", (7,)),
+        Operand("taken", "i32", ("tokens",)),
+        lanes=7,
+    )
+    yield Case("take", take, {"asked": asked, "last": last}, {"tokens": len(asked)}, {"taken": taken}, 0.0)
+    keep = keep_tokens(
+        Operand("sampled", "i32", ("rows",)),
+        Operand("lanes", "i32", ("rows",)),
+        Operand("edits", "i32", ("rows",)),
+        Operand("last", "i32", (7,)),
+        Operand("counts", "i32", (7, 10)),
+        lanes=7,
+    )
+    counts = torch.arange(70, dtype=i32).reshape(7, 10)
+    inputs = {
+        "sampled": torch.tensor([9, 8, 7, 5], dtype=i32),
+        "lanes": torch.tensor([2, -1, 7, 0], dtype=i32),
+        "edits": torch.tensor([2, -1, 7, -1], dtype=i32),
+        "last": last,
+        "counts": counts,
+    }
+    counted = counts.clone()
+    counted[2, 9] += 1
+    after = {"last": torch.tensor([5, 101, 9, 103, 104, 105, 106], dtype=i32), "counts": counted}
+    yield Case("keep", keep, inputs, {"rows": 4}, after, 0.0)
+
+
+SUITE = Suite((TAKE, KEEP), _cases)

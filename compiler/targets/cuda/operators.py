@@ -1,0 +1,218 @@
+"""Each operator of a legal graph as kernel calls: one function per operator, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+
+from ....passes.graph import ops
+from ....passes.graph.graph import attribute, width
+from ....runtime.plan.plan import Tensor
+from .call import Operand
+from .kernels import embed, gated, norm, quantize_activations
+from .kernels.attention import flash_decode as attention_decode
+from .kernels.attention import flash_prefill as attention_prefill
+from .kernels.attention import rope_cache
+from .kernels.linear import expand_fp8
+from .kernels.linear import fp8 as linear_fp8
+from .kernels.linear import large as linear_large
+from .kernels.linear import small as linear_small
+from .kernels.linear.tiles import COUNTERS, default_tile
+from .lowering import SMALL_M, Lowering, Model, Shape
+from .tuning.tactics import key
+
+
+def _embedding(at: Lowering, node: ir.Node) -> None:
+    weights = tuple(map(at.operand, node.inputs[1:]))
+    ids = at.buffers["tokens"]
+    at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node)))
+
+
+def _quantize_activations(at: Lowering, node: ir.Node) -> None:
+    """Steps of few tokens are bound by their weights: those keep their activations, and are the more exact for it."""
+    narrow = node.outputs[0]
+    if narrow in at.quantized:  # by what computed them
+        return
+    x = at.operand(node.inputs[0])
+    at.alias(narrow, x)
+    if at.narrow(narrow):
+        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow), block=None))
+
+
+def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
+    """Where a result goes, and its scales if it is only ever read as E4M3, and so written as that."""
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.narrow(value):
+        codes, scales = at.narrow_result(users[0].outputs[0])
+        at.alias(users[0].outputs[0], codes)
+        return codes, scales
+    return at.result(value), None
+
+
+def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias: Operand | None) -> None:
+    """On FP8 tensor cores; weights of another format become E4M3 first."""
+    assert node.inputs[0] is not None
+    codes, scales = at.quantized[node.inputs[0]]
+    y, sm, most = at.result(node.outputs[0]), at.model.sm, at.shape.limit(str(codes.shape[0]))
+    tile = at.model.tiles.get(key("fp8", width(node.outputs[0]), width(node.inputs[0]), "fp8", most))
+    if _format(node) != "fp8":
+        shape = width(node.outputs[0]), width(node.inputs[0])
+        wide = at.buffer(f"{y.name}.weight", "u8", *shape), at.buffer(f"{y.name}.weight_scale", "f32", shape[0])
+        at.add(node, expand_fp8.expand_fp8(weights, *wide, format=_format(node)))
+        weights = wide
+    at.add(
+        node,
+        linear_fp8.linear_fp8(codes, scales, weights, y, block=None, max_tokens=most, sm=sm, bias=bias, tile=tile),
+    )
+
+
+def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
+    """What a linear is to write: its result, or that of the activation which alone reads it, and which one this is."""
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == "GatedActivation" and not value.is_graph_output():
+        return users[0].outputs[0], _activation(users[0])
+    return value, None
+
+
+def _activation(node: ir.Node) -> str:
+    return node.overload.removeprefix("merged_")
+
+
+def _linear(at: Lowering, node: ir.Node) -> None:
+    fmt, x = _format(node), at.operand(node.inputs[0])
+    operands = tuple(map(at.operand, node.inputs[1:]))
+    weights, bias = (operands[:-1], operands[-1]) if ops.has_bias(node) else (operands, None)
+    if node.inputs[0] in at.quantized:
+        _linear_fp8(at, node, weights, bias)
+        return
+    result, activation = _through_activation(node.outputs[0])
+    y = at.result(result, "f32" if result.is_graph_output() else None)
+    most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
+    n, k = width(node.outputs[0]), width(node.inputs[0])
+    kind = "large" if most > SMALL_M else "small"
+    tile = at.model.tiles.get(key(kind, n, k, fmt, most)) if weights[0].dtype != "f32" else None
+    if kind == "large":
+        at.add(
+            node,
+            linear_large.linear_large(
+                *(x, weights, y), format=fmt, max_tokens=most, sm=sm, bias=bias, activation=activation, tile=tile
+            ),
+        )
+        return
+    sized = tile or default_tile("small", n, k, fmt, most, sm)
+    splits = sized.splits
+    workspace = counters = None
+    if splits > 1:
+        workspace = at.buffer(f"{y.name}.partial", "f32", splits, x.shape[0], n)
+        needed = linear_small.counters_for(n, most, sized)
+        assert needed <= COUNTERS, f"{node.name} needs {needed} counters"
+        counters = at.state("counters", "i32", COUNTERS)
+    at.add(
+        node,
+        linear_small.linear_small(
+            *(x, weights, y),
+            format=fmt,
+            max_tokens=most,
+            sm=sm,
+            bias=bias,
+            workspace=workspace,
+            counters=counters,
+            activation=activation,
+            tile=tile,
+        ),
+    )
+
+
+def _rms_norm(at: Lowering, node: ir.Node) -> None:
+    x, weight = map(at.operand, node.inputs)
+    y, scales = _result_or_narrow(at, node.outputs[0])
+    at.add(node, norm.rms_norm(x, weight, y, epsilon=attribute(node, "epsilon", 1e-5), scales=scales))
+
+
+def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
+    x, residual, weight = map(at.operand, node.inputs)
+    (y, scales), total = _result_or_narrow(at, node.outputs[0]), at.result(node.outputs[1])
+    epsilon = attribute(node, "epsilon", 1e-5)
+    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales))
+
+
+def _gated(at: Lowering, node: ir.Node) -> None:
+    if at.computed(node.outputs[0]):  # in the epilogue of the linear
+        return
+    y, scales = _result_or_narrow(at, node.outputs[0])
+    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation(node), scales=scales))
+
+
+def _select_rows(at: Lowering, node: ir.Node) -> None:
+    x = at.operand(node.inputs[0])
+    if at.shape.decode:
+        at.alias(node.outputs[0], x)  # every token is wanted, in order
+        return
+    at.add(node, norm.gather_rows(x, at.input("rows", "i32", "rows"), at.result(node.outputs[0])))
+
+
+def _rope_attention(at: Lowering, node: ir.Node) -> None:
+    heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
+    qkv, cos, sin = map(at.operand, node.inputs[:3])
+    key, value = at.cache(node.inputs[4]), at.cache(node.inputs[5])
+    y = at.result(node.outputs[0])
+    q = at.buffer(f"{y.name}.q", at.model.activation, "tokens", heads * size)
+    at.add(
+        node,
+        rope_cache.rope_cache(
+            *(qkv, at.input("positions", "i32", "tokens"), at.input("slots", "i32", "tokens"), cos, sin, q, key, value),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=size,
+            interleaved=bool(attribute(node, "interleaved", 0)),
+        ),
+    )
+    tables = at.input("tables", "i32", "sequences", at.model.max_blocks)
+    lengths = at.input("lengths", "i32", "sequences")
+    common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
+    if not at.shape.decode:
+        starts = at.input("starts", "i32", "sequences + 1")
+        at.add(
+            node,
+            attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, sm=at.model.sm, **common),
+        )
+        return
+    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
+
+    def room(name: str, dtype: str, *shape: int | str) -> Operand:
+        return at.buffer(f"{y.name}.{name}", dtype, *shape)
+
+    parts = attention_decode.parts_of(room, at.state("counters", "i32", COUNTERS), heads, size, splits)
+    at.add(
+        node,
+        attention_decode.attention_decode(q, key, value, tables, lengths, y, splits=splits, parts=parts, **common),
+    )
+
+
+def _format(node: ir.Node) -> str:
+    name = ops.format_of(node)
+    return "dense" if name == ops.DENSE else name
+
+
+LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
+    "Embedding": _embedding,
+    "Linear": _linear,
+    "QuantizeActivations": _quantize_activations,
+    "RMSNormalization": _rms_norm,
+    "AddRMSNorm": _add_rms_norm,
+    "GatedActivation": _gated,
+    "SelectRows": _select_rows,
+    "RopeAttention": _rope_attention,
+    "Positions": lambda at, node: None,  # an input of the step
+}
+
+
+def lower(model: Model, shape: Shape, shared: dict[str, Tensor]) -> Lowering:
+    """The calls of a whole graph for one kind of step, and of what follows it: a token per row."""
+    at = Lowering(model, shape, shared)
+    at.take_tokens()
+    for node in model.graph.nodes:
+        LOWER[node.op_type](at, node)
+    at.sample(model.graph.ir.outputs[0])
+    return at

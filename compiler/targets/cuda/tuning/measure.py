@@ -1,0 +1,245 @@
+"""One linear on a GPU in many forms: all forms must agree with the first, and are timed with weights in no cache.
+
+A form's launches are one CUDA graph, so that the host's own time is not in the measured one. Every launch of it reads
+another copy of the weights; the copies together are larger than any L2, as the weights of a model are while it decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from .....runtime.cuda.driver import Driver
+from .....runtime.cuda.launches import NUMPY, Parameters, pack
+from .....runtime.cuda.ring import Pinned
+from .....runtime.errors import LlmcError
+from .....runtime.numbers import bf16_to_f32
+from .....runtime.plan.formula import value
+from ..call import ROUNDING, Call, Operand
+from ..cubins.compile import Cubin
+
+_PIECE = 16 << 20
+_GARBAGE = 0xFF
+"""As bytes of a floating-point result NaN: what a form does not write is never right."""
+_RESULT, _COUNTERS = "y", "counters"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a linear is measured. rounds: of which the median counts.
+
+    cold: bytes of weights that are read before the first are read again; twice the largest L2 (B200). copies: of the
+    weights, at most; with less than cold / copies bytes they come from a cache.
+    """
+
+    rounds: int = 25
+    cold: int = 256 << 20
+    copies: int = 512
+
+
+@dataclass(frozen=True)
+class Form:
+    """A call of the linear and its machine code."""
+
+    call: Call
+    cubin: Cubin
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A form on the GPU: its launch for every copy of the weights."""
+
+    function: Any
+    config: Any
+    parameters: tuple[Parameters, ...]
+    what: str
+
+
+def measure(
+    driver: Driver,
+    forms: Sequence[Form],
+    contents: Mapping[str, np.ndarray],
+    weights: Collection[str],
+    sizes: Mapping[str, int],
+    *,
+    effort: Effort,
+    within_limit: Callable[[], bool],
+) -> list[float | None] | None:
+    """Seconds of a launch of each form, None where its result differs from the first's; None if time ran out.
+
+    contents: the bytes of every operand that is read, by name, those of `weights` among them. Forms write `y`, and may
+    have a workspace, and counters that start as zeros and must be zeros afterwards.
+
+    Raises:
+        ResourceError: not enough memory, or the driver refuses.
+        EngineError: a kernel failed.
+    """
+    with ExitStack() as cleanup:
+        bench = _Bench(driver, forms, contents, weights, sizes, effort, cleanup)
+        ready = [bench.prepare(form) for form in forms]
+        reference = bench.result(ready[0])
+        right = [index == 0 or bench.agrees(bench.result(one), reference) for index, one in enumerate(ready)]
+        graphs = {index: bench.graph(ready[index]) for index, ok in enumerate(right) if ok}
+        times = bench.times(graphs, effort.rounds, within_limit)
+        return None if times is None else [times.get(index) for index in range(len(forms))]
+
+
+class _Bench:
+    """The memory of one linear, on one stream; all of it is given back by `cleanup`."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        forms: Sequence[Form],
+        contents: Mapping[str, np.ndarray],
+        weights: Collection[str],
+        sizes: Mapping[str, int],
+        effort: Effort,
+        cleanup: ExitStack,
+    ) -> None:
+        self._driver, self._sizes, self._cleanup = driver, sizes, cleanup
+        self._stream = driver.stream()
+        cleanup.callback(driver.drop_stream, self._stream)
+        self._pinned = Pinned(driver, "measuring")
+        cleanup.callback(self._pinned.close)
+        room: dict[str, int] = {}
+        for form in forms:
+            for argument in form.call.arguments.values():
+                if isinstance(argument, Operand):
+                    nbytes = value(argument.bytes, sizes)
+                    room[argument.name] = max(room.get(argument.name, 0), nbytes)
+        shared = {name: self._allocate(nbytes) for name, nbytes in room.items() if name not in weights}
+        for name, address in shared.items():
+            if name in contents:
+                self._send(contents[name], address)
+        read = sum(room[name] for name in weights)
+        count = min(effort.copies, max(1, -(-effort.cold // read)))
+        self._copies: list[dict[str, int]] = []
+        for _ in range(count):
+            mine = {name: self._allocate(room[name]) for name in weights}
+            for name, address in mine.items():
+                if self._copies:
+                    driver.copy(address, self._copies[0][name], room[name], self._stream)
+                else:
+                    self._send(contents[name], address)
+            self._copies.append({**shared, **mine})
+        self._counters = shared.get(_COUNTERS, 0), room.get(_COUNTERS, 0)
+        scratch = zip(*(self._scratch_of(form) for form in forms), strict=True)
+        self._scratch = [self._allocate(max(each)) if max(each) else 0 for each in scratch]
+        y = next(a for a in forms[0].call.arguments.values() if isinstance(a, Operand) and a.name == _RESULT)
+        self._y, self._y_bytes = y, room[_RESULT]
+        act = forms[0].call.arguments["x"]
+        assert isinstance(act, Operand)
+        self._tolerance = ROUNDING[y.dtype] + ROUNDING.get(act.dtype, ROUNDING["bf16"])
+
+    def prepare(self, form: Form) -> _Ready:
+        """Load a form's code, and bind it to every copy of the weights."""
+        what = f"{form.call.kernel.name} with {dict(form.call.constants)}"
+        module = self._driver.module(form.cubin.data, what)
+        self._cleanup.callback(self._driver.unload, module)
+        function = self._driver.function(module, form.cubin.entry, form.cubin.shared, what)
+        config = self._driver.config(self._grid(form), form.cubin.warps, form.cubin.shared, self._stream)
+        parameters = []
+        for addresses in self._copies:
+            values: list[int | float] = []
+            for _, argument in form.call.ordered:
+                if isinstance(argument, Operand):
+                    values.append(addresses[argument.name])
+                else:
+                    values.append(self._sizes[argument] if isinstance(argument, str) else argument)
+            parameters.append(pack([*form.cubin.types, "*i8", "*i8"], [*values, *self._scratch], what=what))
+        return _Ready(function, config, tuple(parameters), what)
+
+    def result(self, ready: _Ready) -> np.ndarray | None:
+        """What a form computes, float32; None if it left a counter behind."""
+        driver, stream = self._driver, self._stream
+        address = self._copies[0][_RESULT]
+        driver.fill(address, _GARBAGE, self._y_bytes, stream)
+        counters, nbytes = self._counters
+        if nbytes:
+            driver.fill(counters, 0, nbytes, stream)
+        self._launch(ready, 0)
+        if nbytes and self._receive(counters, nbytes).any():
+            return None
+        raw = self._receive(address, self._y_bytes).view(NUMPY[self._y.dtype])
+        return bf16_to_f32(raw) if self._y.dtype == "bf16" else raw.astype(np.float32)
+
+    def agrees(self, found: np.ndarray | None, expected: np.ndarray | None) -> bool:
+        """Whether two results differ by no more than roundings: max|a-b| <= tolerance * max|b|; NaN never does."""
+        if found is None or expected is None:
+            return False
+        return bool(np.abs(found - expected).max() <= self._tolerance * np.abs(expected).max())
+
+    def graph(self, ready: _Ready) -> tuple[Any, int]:
+        """Launches over all copies of the weights as a graph, and how many they are."""
+        count = max(len(self._copies), 4)
+        self._driver.begin_capture(self._stream)
+        try:
+            for index in range(count):
+                self._launch(ready, index % len(self._copies))
+        except BaseException:
+            with suppress(LlmcError):
+                self._driver.drop_graph(self._driver.end_capture(self._stream))
+            raise
+        graph = self._driver.end_capture(self._stream)
+        self._cleanup.callback(self._driver.drop_graph, graph)
+        return graph, count
+
+    def times(
+        self, graphs: Mapping[int, tuple[Any, int]], rounds: int, within_limit: Callable[[], bool]
+    ) -> dict[int, float] | None:
+        """The median time of a launch by form. Every round has all forms, in turns forwards and backwards."""
+        driver, stream = self._driver, self._stream
+        events = {index: (self._event(), self._event()) for index in graphs}
+        taken: dict[int, list[float]] = {index: [] for index in graphs}
+        for turn in range(rounds + 1):
+            for index in sorted(graphs, reverse=bool(turn % 2)):
+                driver.record(events[index][0], stream)
+                driver.launch_graph(graphs[index][0], stream)
+                driver.record(events[index][1], stream)
+            driver.wait(stream)
+            if not within_limit():
+                return None
+            for index, (_, count) in graphs.items():
+                taken[index].append(driver.elapsed(*events[index]) / count)
+        return {index: median(each[1:]) for index, each in taken.items()}  # the first round warms up
+
+    def _launch(self, ready: _Ready, copy: int) -> None:
+        self._driver.launch(ready.config, ready.function, ready.parameters[copy].address, ready.what)
+
+    def _grid(self, form: Form) -> tuple[int, ...]:
+        return tuple(value(size, self._sizes) for size in (*form.call.grid, 1, 1)[:3])
+
+    def _scratch_of(self, form: Form) -> tuple[int, int]:
+        programs = math.prod(self._grid(form))
+        return form.cubin.global_scratch * programs, form.cubin.profile_scratch * programs
+
+    def _event(self) -> Any:
+        event = self._driver.event(timing=True)
+        self._cleanup.callback(self._driver.drop_event, event)
+        return event
+
+    def _allocate(self, nbytes: int) -> int:
+        address = self._driver.allocate(nbytes, "measuring")
+        self._cleanup.callback(self._driver.free, address)
+        return address
+
+    def _send(self, array: np.ndarray, target: int) -> None:
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _PIECE):
+            part = flat[start : start + _PIECE]
+            self._pinned.view(_PIECE)[: part.size] = part
+            self._driver.copy_in(target + start, self._pinned.address, part.size, self._stream)
+            self._driver.wait(self._stream)
+
+    def _receive(self, source: int, nbytes: int) -> np.ndarray:
+        host = self._pinned.view(max(nbytes, _PIECE))
+        self._driver.copy_out(self._pinned.address, source, nbytes, self._stream)
+        self._driver.wait(self._stream)
+        return host[:nbytes].copy()

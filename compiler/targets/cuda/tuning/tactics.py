@@ -1,0 +1,240 @@
+"""Tables of measured tiles, one per chip: read strictly, written in one spelling, so that they are inputs of a build.
+
+A table overrides `default_tile` for the linears it has; tiles change a kernel's speed and not what it computes, so a
+table measured with other kernels is still of use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .....recipes.strict_yaml import Document
+from .....recipes.strict_yaml import Mapping as YamlMapping
+from .....runtime.chips import CAPABILITIES
+from .....runtime.errors import RecipeError, nearest
+from .....runtime.files.safetensors import open_regular, read_at
+from ..cubins.compile import need_compiler
+
+if TYPE_CHECKING:
+    from ..kernels.linear.tiles import Tile
+
+VERSION = 1
+HEURISTIC = "heuristic"
+"""What a plan records where no table was used."""
+_FOLDER = Path(__file__).resolve().parents[4] / "recipes" / "tactics"
+_MAX_BYTES = 1 << 20
+_SCHEMA = "a table of tiles (docs/gpu.md)"
+_SHOWN = 12
+"""Hexadecimal digits of a table's digest in an engine's plan."""
+_LINEAR = ("kind", "n", "k", "format", "tokens")
+_TILE = ("block_n", "block_k", "block_m", "splits", "warps", "stages")
+_TIMES = ("ns", "heuristic_ns")
+_FACTS = ("gpu", "driver", "date", "kernels", "triton")
+_LARGEST = 10**12
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Key = tuple[str, int, int, str, int]
+
+
+def key(kind: str, n: int, k: int, format: str, tokens: int) -> Key:
+    """What a row is found by. Steps of as many tokens, rounded up to a power of two, share a row."""
+    return kind, n, k, format, 1 << max(tokens - 1, 0).bit_length()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A linear [n, k] whose weight has a format, in steps of at most `tokens`, and the tile that was fastest.
+
+    kind: see `kernels/linear/tiles.py`. ns, heuristic_ns: nanoseconds of a launch with this tile and the heuristic's,
+    weights not in any cache.
+    """
+
+    kind: str
+    n: int
+    k: int
+    format: str
+    tokens: int
+    tile: Tile
+    ns: int
+    heuristic_ns: int
+
+    @property
+    def key(self) -> Key:
+        return key(self.kind, self.n, self.k, self.format, self.tokens)
+
+    @property
+    def numbers(self) -> dict[str, int | str]:
+        """The row as one flat mapping, in the order of the file."""
+        linear = {name: getattr(self, name) for name in _LINEAR}
+        return linear | asdict(self.tile) | {name: getattr(self, name) for name in _TIMES}
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.n} x {self.k} {self.format}, {self.tokens} token{'s' * (self.tokens > 1)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one chip, and what they were measured with; driver: the CUDA version it supports.
+
+    kernels: digest of the kernels' sources (`cache.source_digest`).
+    """
+
+    sm: int
+    gpu: str
+    driver: str
+    date: str
+    kernels: str
+    triton: str
+    rows: tuple[Row, ...]
+
+    @property
+    def target(self) -> str:
+        return f"sm_{self.sm}"
+
+    @property
+    def name(self) -> str:
+        """What an engine's plan calls it: the GPU and the beginning of the digest."""
+        return f"{self.gpu} {self.digest[:_SHOWN]}"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the table as `to_yaml` spells it: comments and the order of rows do not count."""
+        return hashlib.sha256(self.to_yaml()).hexdigest()
+
+    @cached_property
+    def tiles(self) -> Mapping[Key, Tile]:
+        return {row.key: row.tile for row in self.rows}
+
+    def to_yaml(self) -> bytes:
+        lines = ["# Measured by llmc tune.", f"version: {VERSION}", f"sm: {self.sm}"]
+        lines += [f"{name}: {json.dumps(getattr(self, name))}" for name in _FACTS]
+        lines.append("rows:" if self.rows else "rows: []")
+        for row in sorted(self.rows, key=lambda row: row.key):
+            lines.append(f"  - {{{', '.join(f'{name}: {number}' for name, number in row.numbers.items())}}}")
+        return "\n".join([*lines, ""]).encode()
+
+    def write(self, path: Path) -> None:
+        """Put the table at `path`, all of it or nothing."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(self.to_yaml())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def load(path: Path) -> Table:
+    """A table's file.
+
+    Raises:
+        RecipeError: it is no table, or a row has a tile that its linear cannot have; names the line.
+        ResourceError: what judges tiles, the extra that compiles kernels, is not installed.
+    """
+    with open_regular(path, error=RecipeError) as (fd, size):
+        if size > _MAX_BYTES:
+            raise RecipeError(f"the table {path} is too large", found=f"{size} bytes, at most {_MAX_BYTES}")
+        return parse(str(path), read_at(fd, 0, size, what=str(path), error=RecipeError))
+
+
+def parse(shown: str, text: bytes) -> Table:
+    """`load` of a text; `shown` is how messages name it."""
+    need_compiler()
+    top = Document(shown, text, schema=_SCHEMA).mapping()
+    _need(top, ("version", "sm", *_FACTS, "rows"))
+    top["version"].integer(lambda found: "" if found == VERSION else f"version {found}: this llmc reads {VERSION}")
+    sm = top["sm"].integer(
+        lambda found: "" if found in CAPABILITIES else f"no chip sm_{found}, known: {', '.join(map(str, CAPABILITIES))}"
+    )
+    facts = {name: top[name].text(_wrong_digest if name == "kernels" else _wrong_text) for name in _FACTS}
+    rows: dict[Key, Row] = {}
+    for item in top["rows"].items():
+        row = _row(item.mapping(), sm)
+        if row.key in rows:
+            raise item.error(f"{row}: measured twice, also as {rows[row.key]}")
+        rows[row.key] = row
+    return Table(sm=sm, **facts, rows=tuple(rows.values()))
+
+
+def bundled(sm: int) -> Table | None:
+    """The table that comes with llmc for a chip, if there is one."""
+    path = _FOLDER / f"sm_{sm}.yaml"
+    return load(path) if path.exists() else None
+
+
+def tables_for(targets: Iterable[str], given: Iterable[Table]) -> dict[str, Table]:
+    """The table of each target that has one: the given, else what comes with llmc.
+
+    Raises:
+        RecipeError: a given table is for no target, or two are for one.
+    """
+    targets = tuple(targets)
+    chosen: dict[str, Table] = {}
+    for table in given:
+        if table.target not in targets:
+            raise RecipeError(
+                f"a table of tiles for {table.target} ({table.gpu})",
+                found=f"targets {', '.join(targets)}",
+                fix=f"--target {table.target}, or no such table",
+            )
+        if table.target in chosen:
+            raise RecipeError(f"two tables of tiles for {table.target}", fix="one of them")
+        chosen[table.target] = table
+    for sm in CAPABILITIES:
+        target = f"sm_{sm}"
+        if target in targets and target not in chosen and (table := bundled(sm)) is not None:
+            chosen[target] = table
+    return chosen
+
+
+def _row(given: YamlMapping, sm: int) -> Row:
+    from ..kernels.linear.dequantize import PER_WORD
+    from ..kernels.linear.tiles import KINDS, Tile, wrong_tile
+
+    assert {field.name for field in fields(Tile)} == {*_TILE}
+    _need(given, (*_LINEAR, *_TILE, *_TIMES))
+    formats = ("dense", *PER_WORD)
+    kind = given["kind"].text(lambda name: _wrong_name(name, KINDS))
+    format = given["format"].text(lambda name: _wrong_name(name, ("fp8",) if kind == "fp8" else formats))
+    number = {
+        name: given[name].integer(lambda found: "" if 1 <= found <= _LARGEST else f"{found}: a number above 0")
+        for name in (*_LINEAR, *_TILE, *_TIMES)
+        if name not in ("kind", "format")
+    }
+    n, k, tokens, ns, heuristic_ns = (number[name] for name in ("n", "k", "tokens", *_TIMES))
+    tile = Tile(**{name: number[name] for name in _TILE})
+    row = Row(kind, n, k, format, tokens, tile, ns, heuristic_ns)
+    if wrong := wrong_tile(kind, n, k, format, row.key[-1], tile, sm):
+        raise given.error(f"{row}: {wrong}")
+    return row
+
+
+def _need(given: YamlMapping, keys: tuple[str, ...]) -> None:
+    given.only(keys)
+    for name in keys:
+        if name not in given:
+            raise given.error(f"'{name}' is missing")
+
+
+def _wrong_name(name: str, known: tuple[str, ...]) -> str:
+    return "" if name in known else f"no {name!r}{nearest(name, known)}, known: {', '.join(known)}"
+
+
+def _wrong_text(text: str) -> str:
+    return "" if 0 < len(text) <= 100 and text.isprintable() else "a text of 1 to 100 characters"
+
+
+def _wrong_digest(text: str) -> str:
+    return "" if _DIGEST.fullmatch(text) else "a digest, 64 lower-case hexadecimal digits"

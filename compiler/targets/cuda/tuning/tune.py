@@ -1,0 +1,261 @@
+"""Measures tiles for the linears of an engine on the GPU of this machine: what `llmc tune` writes a table of.
+
+The tiles tried for a linear are those that differ from the heuristic's in at most two fields, each by one step: blocks
+and warps by a factor of two, stages and parts of K by one, parts of K also by a factor of two. What the chip cannot
+hold, and what spills registers, is not measured.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import numpy as np
+
+from .....runtime.cuda.driver import Driver
+from .....runtime.cuda.launches import NUMPY
+from .....runtime.engine_file.bind import evaluate, from_json
+from .....runtime.engine_file.file import EngineFile
+from .....runtime.errors import LlmcError
+from .....runtime.numbers import f32_to_bf16
+from .....runtime.plan.formula import value
+from .....runtime.plan.plan import Launch, Plan, Program
+from .....runtime.progress import NO_PROGRESS, Progress
+from ..call import EMULATE, Call, Operand
+from ..cubins.cache import KernelCache, source_digest
+from ..cubins.compile import Cubin, attempt, variant_of
+from ..kernels.linear import fp8 as linear_fp8
+from ..kernels.linear import large as linear_large
+from ..kernels.linear import small as linear_small
+from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
+from .measure import Effort, Form, measure
+from .tactics import Key, Row, Table, key
+
+KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
+_KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
+_WEIGHTS = ("w", "scale", "tensor_scale", "w_scale")
+"""Parameters that hold weights."""
+_PARTS = ("workspace", "counters")
+"""Parameters that a call has or has not by its tile."""
+_WORTH = 0.99
+"""Of the heuristic's time: what is less faster than that is noise, and the heuristic's tile stays."""
+_E4M3_BELOW_2 = 0xBF
+"""A mask after which a byte is an E4M3 number, and no NaN."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear of a plan in steps of at most `tokens`. operands: by parameter, and named so; sources: their tensors.
+
+    bytes: of its weights, in all launches of the program. block: of FP8 scales, None where they are of rows.
+    activation: of gate, where the weight is gate|up and the epilogue makes act(gate) * up of it.
+    """
+
+    kind: str
+    n: int
+    k: int
+    format: str
+    tokens: int
+    decode: bool
+    operands: Mapping[str, Operand]
+    sources: Mapping[str, str]
+    sizes: Mapping[str, int]
+    block: int | None
+    activation: str | None
+    bytes: int
+
+    @property
+    def key(self) -> Key:
+        return key(self.kind, self.n, self.k, self.format, self.tokens)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The operands that another copy of the weights has elsewhere."""
+        return tuple(name for name in _WEIGHTS if name in self.operands)
+
+    def call(self, tile: Tile, sm: int) -> Call:
+        """The linear with a tile."""
+        found, (size, _) = self.operands, self.operands["x"].shape
+        optional = {name: found.get(name) for name in ("bias", "residual")}
+        common = {**optional, "max_tokens": self.tokens, "sm": sm, "tile": tile}
+        weights = tuple(found[name] for name in self.weights)
+        if self.kind == "fp8":
+            return linear_fp8.linear_fp8(found["x"], found["x_scale"], weights, found["y"], block=self.block, **common)
+        decoded = {**common, "format": self.format, "activation": self.activation}
+        if self.kind == "large":
+            return linear_large.linear_large(found["x"], weights, found["y"], **decoded)
+        workspace = counters = None
+        if tile.splits > 1:
+            workspace = Operand("workspace", "f32", (tile.splits, size, self.n))
+            counters = Operand("counters", "i32", (linear_small.counters_for(self.n, self.tokens, tile),))
+        both = {"workspace": workspace, "counters": counters}
+        return linear_small.linear_small(found["x"], weights, found["y"], **both, **decoded)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came out: rows, and how many linears there are. wrong: tiles whose result was not that of the heuristic."""
+
+    table: Table
+    linears: int
+    wrong: tuple[str, ...]
+
+
+@dataclass
+class Tuner:
+    """Measures on a GPU. limit: seconds after which no further linear is measured, and an unfinished one is dropped.
+
+    found is told of every row.
+    """
+
+    driver: Driver
+    limit: float
+    effort: Effort = field(default_factory=Effort)
+    clock: Callable[[], float] = time.monotonic
+    progress: Progress = NO_PROGRESS
+    found: Callable[[Row], None] = lambda row: None
+
+    def tune(self, engine: EngineFile, profile: str, *, gpu: str, date: str) -> Tuned:
+        """Measure every linear of a profile, those of small decode steps and large weights first.
+
+        Raises:
+            LlmcError: a heuristic tile does not compile, the driver refuses, or a kernel fails; see `measure`.
+        """
+        facts = engine.manifest.profiles[profile]
+        plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
+        linears, stop = linears_of(plan), self.clock() + self.limit
+        rows: list[Row] = []
+        wrong: list[str] = []
+        for linear in linears:
+            if self.clock() >= stop:
+                break
+            contents = contents_of(linear, engine, plan, facts.weights)
+            row = self._row(linear, plan.sm, contents, stop, wrong)
+            if row is not None:
+                rows.append(row)
+                self.found(row)
+        table = Table(
+            plan.sm, gpu, self.driver.version, date, source_digest(), KernelCache.default().triton, tuple(rows)
+        )
+        return Tuned(table, len(linears), tuple(wrong))
+
+    def _row(
+        self, linear: Linear, sm: int, contents: Mapping[str, np.ndarray], stop: float, wrong: list[str]
+    ) -> Row | None:
+        calls = {tile: linear.call(tile, sm) for tile in candidates(linear, sm)}
+        outcomes = attempt([variant_of(call) for call in calls.values()], sm, progress=self.progress)
+        forms: dict[Tile, Form] = {}
+        for tile, call in calls.items():
+            outcome = outcomes[variant_of(call)]
+            if isinstance(outcome, LlmcError) and not forms:
+                raise outcome
+            if isinstance(outcome, Cubin) and (not forms or not outcome.spills):
+                forms[tile] = Form(call, outcome)
+        times = measure(
+            self.driver,
+            list(forms.values()),
+            contents,
+            linear.weights,
+            linear.sizes,
+            effort=self.effort,
+            within_limit=lambda: self.clock() < stop,
+        )
+        if times is None:
+            return None
+        wrong += [f"{linear.key}: {tile}" for tile, seconds in zip(forms, times, strict=True) if seconds is None]
+        measured = {tile: seconds for tile, seconds in zip(forms, times, strict=True) if seconds is not None}
+        heuristic = next(iter(forms))
+        best = min(measured, key=lambda tile: measured[tile])
+        if measured[best] > _WORTH * measured[heuristic]:
+            best = heuristic
+        ns, heuristic_ns = (max(1, round(1e9 * measured[tile])) for tile in (best, heuristic))
+        return Row(linear.kind, linear.n, linear.k, linear.format, linear.tokens, best, ns, heuristic_ns)
+
+
+def candidates(linear: Linear, sm: int) -> list[Tile]:
+    """The tiles to try: the heuristic's first, then its neighbours."""
+    base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
+    steps: dict[str, set[int]] = {
+        name: {getattr(base, name) // 2, getattr(base, name) * 2} for name in ("block_n", "block_k", "block_m", "warps")
+    }
+    steps["stages"] = {base.stages - 1, base.stages + 1}
+    steps["splits"] = {base.splits - 1, base.splits + 1, base.splits // 2, base.splits * 2}
+    ones = [(name, number) for name, numbers in steps.items() for number in sorted(numbers)]
+    tiles = [replace(base, **{name: number}) for name, number in ones]
+    tiles += [replace(base, **dict(both)) for both in combinations(ones, 2) if both[0][0] != both[1][0]]
+    return [base, *(tile for tile in dict.fromkeys(tiles) if tile != base and _possible(linear, tile, sm))]
+
+
+def _possible(linear: Linear, tile: Tile, sm: int) -> bool:
+    return not wrong_tile(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], tile, sm)
+
+
+def linears_of(plan: Plan) -> tuple[Linear, ...]:
+    """The distinct linears of a plan that a table can have, in the order in which they are worth measuring."""
+    found: dict[Key, Linear] = {}
+    for program in plan.programs:
+        for launch in program.launches:
+            if (linear := _linear(plan, program, launch)) is None:
+                continue
+            known = found.get(linear.key)
+            found[linear.key] = linear if known is None else replace(known, bytes=known.bytes + linear.bytes)
+    return tuple(sorted(found.values(), key=lambda one: (not one.decode, one.tokens, -one.bytes)))
+
+
+def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
+    module = plan.modules[launch.module]
+    if module.kernel not in KINDS:
+        return None
+    kind, constants = KINDS[module.kernel], module.constants
+    names = [name for name in _KERNELS[kind].parameters if name not in constants and name != EMULATE]
+    operands, sources = {}, {}
+    for name, argument in zip(names, launch.arguments, strict=True):
+        if argument.tensor is not None and name not in _PARTS:
+            tensor = plan.tensor(program, argument.tensor)
+            shape = tuple(int(size) if size.isdecimal() else size for size in tensor.shape)
+            operands[name], sources[name] = Operand(name, tensor.dtype, shape), argument.tensor
+    if operands["w"].dtype == "f32":
+        return None
+    return Linear(
+        kind=kind,
+        n=constants["N"],
+        k=constants["K"],
+        format=constants.get("FORMAT", "fp8"),
+        tokens=program.limits[str(operands["x"].shape[0])],
+        decode=program.decode,
+        operands=operands,
+        sources=sources,
+        sizes=program.limits,
+        block=linear_fp8.BLOCK if constants.get("BLOCKS") else None,
+        activation=constants.get("ACTIVATION"),
+        bytes=sum(value(operands[name].bytes, program.limits) for name in _WEIGHTS if name in operands),
+    )
+
+
+def contents_of(
+    linear: Linear, engine: EngineFile, plan: Plan, bindings: Mapping[str, object]
+) -> dict[str, np.ndarray]:
+    """What the operands hold: weights those of the engine, the rest random numbers, the same ones every time."""
+    source = np.random.default_rng(0)
+    contents = {}
+    for name, operand in linear.operands.items():
+        tensor = plan.tensors.get(linear.sources[name])
+        if name == "y":
+            continue
+        if tensor is not None and tensor.kind == "weight":
+            binding = from_json(bindings[linear.sources[name]])
+            contents[name] = evaluate(binding, engine.tensor, initializer=linear.sources[name])
+        else:
+            shape = [value(str(size), linear.sizes) for size in operand.shape]
+            contents[name] = _random(source, operand.dtype, shape)
+    return contents
+
+
+def _random(source: np.random.Generator, dtype: str, shape: list[int]) -> np.ndarray:
+    if dtype == "u8":
+        return source.integers(0, 256, math.prod(shape), np.uint8).reshape(shape) & _E4M3_BELOW_2
+    numbers = source.standard_normal(shape, np.float32)
+    return f32_to_bf16(numbers) if dtype == "bf16" else numbers.astype(NUMPY[dtype])

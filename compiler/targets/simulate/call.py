@@ -1,0 +1,49 @@
+"""One launch through Triton's interpreter: torch tensors on the CPU in, the kernel's own source executed, slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ....runtime.plan.formula import value
+from ..cuda.call import EMULATE, Call, Kernel, Operand
+from . import interpreter
+
+interpreter.install()
+
+TORCH_DTYPE = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "u8": torch.uint8,
+}
+
+
+def launch(call: Call, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
+    """Execute a call over `tensors` by operand name; written ones change in place."""
+    arguments: dict[str, Any] = {}
+    for name, argument in call.ordered:
+        if isinstance(argument, Operand):
+            arguments[name] = tensors[argument.name]
+        else:
+            arguments[name] = sizes[argument] if isinstance(argument, str) else argument
+    execute(call.kernel, arguments, call.constants, tuple(value(g, sizes) for g in call.grid))
+
+
+def execute(kernel: Kernel, arguments: Mapping[str, Any], constants: Mapping[str, Any], grid: tuple[int, ...]) -> None:
+    """Run the function for every program of the grid; a grid with a zero runs nothing."""
+    emulate = {EMULATE: True} if EMULATE in kernel.parameters else {}
+    if all(grid):
+        kernel.function[(*grid, 1, 1)[:3]](**arguments, **constants, **emulate)
+
+
+def blank(operand: Operand, sizes: Mapping[str, int]) -> torch.Tensor:
+    """A tensor that holds nothing sensible: NaN, or all bits set."""
+    shape = [value(dim, sizes) for dim in operand.shape]
+    dtype = TORCH_DTYPE[operand.dtype]
+    filler = float("nan") if dtype.is_floating_point else 255 if dtype == torch.uint8 else -1
+    return torch.full(shape, filler, dtype=dtype)

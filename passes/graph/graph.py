@@ -1,0 +1,248 @@
+"""The graph: ONNX in memory, whose weights are promises. What every pass reads and rewrites.
+
+Weights are graph inputs that a binding expression (`runtime/engine_file/bind.py`) promises to fill; their bytes come
+from canonical tensors, each with an origin (copied from the checkpoint, quantized, computed). So a graph is a valid
+ONNX model at every stage, and no weight is read until somebody runs it or writes the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ...runtime.engine_file.bind import Expr, Stored, stored
+from . import ops
+from .types import infer
+
+OPSET = 24
+IR_VERSION = 11
+BLOCK = "block"
+MODULE = "module"
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The bytes of a checkpoint tensor, as they are."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One stored component of a checkpoint tensor in a format; `shares` are the tensors that have one global scale."""
+
+    format: str
+    tensor: str
+    suffix: str
+    shares: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Numbers made by the compiler, such as rope tables."""
+
+    data: np.ndarray
+    how: str
+
+
+Origin = Copied | Quantized | Computed
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A tensor the engine stores: raw dtype name, shape, where its bytes come from, and its neighbours in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    origin: Origin
+    group: str
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.name, self.dtype, self.shape)
+
+
+_ONNX_TYPES = {
+    "F32": ir.DataType.FLOAT,
+    "U8": ir.DataType.UINT8,
+    "I64": ir.DataType.INT64,
+    "I32": ir.DataType.INT32,
+    "BF16": ir.DataType.BFLOAT16,
+    "F16": ir.DataType.FLOAT16,
+    "F8_E4M3": ir.DataType.UINT8,
+    "F8_E8M0": ir.DataType.UINT8,
+}
+
+
+@dataclass
+class Graph:
+    """An ONNX graph, its weights' promises and the canonical tensors behind them."""
+
+    model: ir.Model
+    weights: dict[str, Expr] = field(default_factory=dict)
+    canonical: dict[str, Canonical] = field(default_factory=dict)
+    _names: int = 0
+
+    @classmethod
+    def new(cls, name: str) -> Graph:
+        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, ops.DOMAIN: 1, "com.microsoft": 1})
+        return cls(ir.Model(graph, ir_version=IR_VERSION, producer_name="llmc"))
+
+    @property
+    def ir(self) -> ir.Graph:
+        return self.model.graph
+
+    @property
+    def nodes(self) -> Iterator[ir.Node]:
+        return iter(self.ir)
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+        """Declare a run-time input."""
+        value = ir.Value(name=name, type=ir.TensorType(_ONNX_TYPES[dtype]), shape=ir.Shape(shape))
+        self.ir.inputs.append(value)
+        return value
+
+    def weight(self, name: str, expr: Expr) -> ir.Value:
+        """A weight filled by `expr`; the same name with the same expression is one value."""
+        if name in self.weights:
+            if self.weights[name] != expr:
+                raise ValueError(f"weight {name!r} is promised twice, differently")
+            return next(value for value in self.ir.inputs if value.name == name)
+        self.weights[name] = expr
+        return self.input(name, expr.dtype, expr.shape)
+
+    def expr(self, value: ir.Value | None) -> Expr | None:
+        """The promise behind a value, or None if it is not a weight."""
+        return None if value is None else self.weights.get(value.name or "")
+
+    def store(self, tensor: Canonical) -> Stored:
+        """Register a canonical tensor; equal registrations are one."""
+        known = self.canonical.setdefault(tensor.name, tensor)
+        if known.dtype != tensor.dtype or known.shape != tensor.shape:
+            raise ValueError(f"canonical tensor {tensor.name!r} is made twice, differently")
+        return known.stored
+
+    def copy(self) -> Graph:
+        """An independent graph: profiles are rewritten apart from each other."""
+        clone = self.ir.clone()
+        model = ir.Model(clone, ir_version=IR_VERSION, producer_name="llmc")
+        return Graph(model, dict(self.weights), dict(self.canonical), self._names)
+
+    def fresh(self, stem: str) -> str:
+        self._names += 1
+        return f"{stem}_{self._names}"
+
+    def build(self, block: str, before: ir.Node | None = None) -> Builder:
+        return Builder(self, block, before)
+
+    def remove_dead(self) -> int:
+        """Drop nodes and weights nobody reads; returns how many nodes went."""
+        removed = 0
+        outputs = set(self.ir.outputs)
+        for node in reversed(list(self.ir)):
+            if all(value not in outputs and not value.uses() for value in node.outputs):
+                self.ir.remove(node, safe=True)
+                removed += 1
+        for value in [v for v in self.ir.inputs if v.name in self.weights and not v.uses() and v not in outputs]:
+            self.ir.inputs.remove(value)
+            del self.weights[value.name or ""]
+        used = {leaf.name for expr in self.weights.values() for leaf in stored(expr)}
+        self.canonical = {name: tensor for name, tensor in self.canonical.items() if name in used}
+        return removed
+
+    def to_proto(self) -> onnx.ModelProto:
+        """A valid ONNX model with the functions it uses; weights are inputs."""
+        proto = ir.to_proto(self.model)
+        proto.functions.extend(ops.functions(self.nodes))
+        return proto
+
+    def text(self) -> str:
+        """The graph as ONNX text, without function bodies."""
+        return onnx.printer.to_text(ir.to_proto(self.model).graph) + "\n"
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Appends nodes (or inserts them before one), labels their block and types their results."""
+
+    graph: Graph
+    block: str
+    before: ir.Node | None = None
+
+    def __call__(
+        self,
+        op: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        overload: str = "",
+        outputs: int = 1,
+        name: str = "",
+        **attributes: Any,
+    ) -> Any:
+        """One node; its value, or a tuple of them when `outputs` > 1. `name`: the checkpoint's module, if any."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        node = ir.Node(
+            domain,
+            op,
+            inputs,
+            ir.convenience.convert_attributes(attributes),
+            overload=overload,
+            num_outputs=outputs,
+            name=self.graph.fresh(name or op),
+            metadata_props={BLOCK: self.block, MODULE: name} if name else {BLOCK: self.block},
+        )
+        for index, value in enumerate(node.outputs):
+            value.name = f"{node.name}.{index}" if outputs > 1 else node.name
+        infer(node)
+        if self.before is None:
+            self.graph.ir.append(node)
+        else:
+            self.graph.ir.insert_before(self.before, node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def llmc(self, op: str, *inputs: ir.Value | None, **options: Any) -> Any:
+        return self(op, *inputs, domain=ops.DOMAIN, **options)
+
+    def ms(self, op: str, *inputs: ir.Value | None, **options: Any) -> Any:
+        return self(op, *inputs, domain="com.microsoft", **options)
+
+    def ints(self, *values: int) -> ir.Value:
+        """A small int64 vector."""
+        return self("Constant", value_ints=list(values))
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """An attribute's Python value."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def dims(value: ir.Value | None) -> tuple[int | str, ...]:
+    """A typed value's dimensions: numbers, or letters where they vary at run time."""
+    assert value is not None and value.shape is not None, f"no shape for {value}"
+    return tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+
+
+def width(value: ir.Value | None) -> int:
+    """The last dimension of a value, which is fixed for activations and weights."""
+    last = dims(value)[-1]
+    assert isinstance(last, int), f"{value} varies in its last dimension"
+    return last
+
+
+def block_of(nodes: Iterable[ir.Node]) -> str:
+    """The latest block among nodes, in graph order: a fused node belongs where its results are first complete."""
+    labels = [node.metadata_props.get(BLOCK, "") for node in nodes]
+    return max(labels, key=_block_order)
+
+
+def _block_order(label: str) -> tuple[int, int]:
+    kind, _, index = label.partition(".")
+    return {"embed": 0, "layer": 1, "head": 2}.get(kind, 0), int(index or 0)

@@ -1,0 +1,239 @@
+"""The operators of domain `llmc`: each is its definition, an ONNX function body that ONNX Runtime executes.
+
+Dimension letters: B batch, S new tokens, T = B*S, R rows wanted, C cache capacity, H hidden, A heads, K kv heads, D
+head size, I intermediate, V vocabulary; N and K are also a linear's output and input size. Shapes are written [B,S,H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from ...quantize import FORMATS
+from ...quantize.format import Format
+
+DOMAIN = "llmc"
+DENSE = "f32"
+
+# x [B,S,H], rows [R] indices into the T tokens -> [R,H]
+_SELECT_ROWS = """
+SelectRows (x, rows) => (y) {
+  last = Shape <start = -1> (x)
+  minus = Constant <value_ints = [-1]> ()
+  flat = Concat <axis = 0> (minus, last)
+  tokens = Reshape (x, flat)
+  y = Gather <axis = 0> (tokens, rows)
+}"""
+
+# input_ids [B,S], past_lengths [B] int32 -> positions [B,S] int64
+_POSITIONS = """
+Positions (input_ids, past_lengths) => (y) {
+  size = Shape <start = 1, end = 2> (input_ids)
+  none = Constant <value_ints = [0]> ()
+  axis = Constant <value_ints = [1]> ()
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  stop = Squeeze (size, none)
+  steps = Range (zero, stop, one)
+  past = Cast <to = 7> (past_lengths)
+  column = Unsqueeze (past, axis)
+  y = Add (column, steps)
+}"""
+
+# q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past
+_CACHED_ATTENTION = """
+CachedAttention <heads, kv_heads, head_dim, scale>
+  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {
+  zeros = Constant <value_ints = [0, 0]> ()
+  minus = Constant <value_ints = [-1]> ()
+  size = Constant <value_int: int = @head_dim> ()
+  none = Constant <value_ints = [0]> ()
+  size1 = Unsqueeze (size, none)
+  split = Concat <axis = 0> (zeros, minus, size1)
+  q4 = Reshape (q, split)
+  k4 = Reshape (k, split)
+  v4 = Reshape (v, split)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  past = Cast <to = 7> (past_lengths)
+  present_key = TensorScatter <axis = -2> (past_key, kt, past)
+  present_value = TensorScatter <axis = -2> (past_value, vt, past)
+  new = Shape <start = 1, end = 2> (q)
+  total = Add (past, new)
+  a = Attention <is_causal = 1, scale: float = @scale> (qt, present_key, present_value, , , , total)
+  at = Transpose <perm = [0, 2, 1, 3]> (a)
+  joined = Concat <axis = 0> (zeros, minus)
+  y = Reshape (at, joined)
+}"""
+
+# qkv [B,S,(A+2K)*D] queries, keys, values side by side, cos sin [C,D/2], positions [B,S], the rest as CachedAttention
+_ROPE_ATTENTION = """
+RopeAttention <heads, kv_heads, head_dim, scale, interleaved>
+  (qkv, cos, sin, positions, past_key, past_value, past_lengths) => (y, present_key, present_value) {
+  a_count = Constant <value_int: int = @heads> ()
+  k_count = Constant <value_int: int = @kv_heads> ()
+  width = Constant <value_int: int = @head_dim> ()
+  first = Constant <value_ints = [0]> ()
+  a_width = Mul (a_count, width)
+  k_width = Mul (k_count, width)
+  a_widths = Unsqueeze (a_width, first)
+  k_widths = Unsqueeze (k_width, first)
+  widths = Concat <axis = 0> (a_widths, k_widths, k_widths)
+  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths)
+  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> (unrotated_q, cos, sin, positions)
+  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> (unrotated_k, cos, sin, positions)
+""" + _CACHED_ATTENTION.partition("{")[2]
+
+# x r [...,H], weight [H] -> RMSNorm(x + r) * weight, x + r
+_ADD_RMS_NORM = """
+AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
+  sum = Add (x, r)
+  y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (sum, weight)
+}"""
+
+# x [...,K] -> x rounded to E4M3 with a scale per token, max|x| / 448: what W8A8 linears multiply
+_QUANTIZE_ACTIVATIONS = """
+QuantizeActivations (x) => (y) {
+  last = Constant <value_ints = [-1]> ()
+  least = Constant <value_float = 7.888609052210118e-31> ()
+  largest = Constant <value_float = 448.0> ()
+  size = Abs (x)
+  row = ReduceMax <keepdims = 1> (size, last)
+  bounded = Max (row, least)
+  scale = Div (bounded, largest)
+  ratio = Div (x, scale)
+  codes = Cast <to = 17> (ratio)
+  wide = Cast <to = 1> (codes)
+  y = Mul (wide, scale)
+}"""
+
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "silu": ("Swish", {}),
+    "gelu": ("Gelu", {}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
+
+
+def overload_of(format_name: str, *, bias: bool = False) -> str:
+    """The overload (function variant) of `Linear` and `Embedding` for a weight format."""
+    return format_name.replace("-", "_") + ("_bias" if bias else "")
+
+
+FORMAT_OF = {overload_of(name): name for name in FORMATS}
+
+
+def format_of(node: ir.Node) -> str:
+    """The weight format of a `Linear` or `Embedding`: a name of FORMATS, or `DENSE`."""
+    overload = node.overload.removesuffix("_bias")
+    return FORMAT_OF.get(overload, overload)
+
+
+def has_bias(node: ir.Node) -> bool:
+    return node.overload.endswith("_bias")
+
+
+def weight_suffixes(format_name: str) -> tuple[str, ...]:
+    """The stored components a weight of this format has, in the operators' input order."""
+    if format_name == DENSE:
+        return ("weight",)
+    return tuple(component.suffix for component in FORMATS[format_name].components(128, 128))
+
+
+def functions(nodes: Iterable[ir.Node]) -> list[onnx.FunctionProto]:
+    """The definitions of all `llmc` operators among `nodes`, each once, in order of first use."""
+    keys = dict.fromkeys((node.op_type, node.overload) for node in nodes if node.domain == DOMAIN)
+    return [function(op, overload) for op, overload in keys]
+
+
+@cache
+def function(op: str, overload: str) -> onnx.FunctionProto:
+    """The definition of one operator variant."""
+    text = _BODIES[op](overload)
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : 24], overload: "{overload}">'
+    return onnx.parser.parse_function(head + text)
+
+
+def _linear_body(overload: str) -> str:
+    """x [...,K], weight in its format's components [N,K], optional bias [N] -> x Wᵀ + bias, [...,N]."""
+    biased = overload.endswith("_bias")
+    name = overload.removesuffix("_bias")
+    inputs = ["x", *_component_names(name), *(["bias"] if biased else [])]
+    tail = "product = MatMul (x, turned)\n y = Add (product, bias)" if biased else "y = MatMul (x, turned)"
+    return f"""
+Linear ({", ".join(inputs)}) => (y) {{
+  {_dense(name)}
+  turned = Transpose <perm = [1, 0]> (dense)
+  {tail}
+}}"""
+
+
+def _embedding_body(overload: str) -> str:
+    """input_ids [B,S], table in its format's components [V,H] -> [B,S,H]: rows are gathered, then decoded."""
+    names = _component_names(overload)
+    rowwise = _rowwise(overload)
+    gather = "\n  ".join(
+        f"{name} = Gather <axis = 0> (table_{name}, flat)" if name in rowwise else f"{name} = Identity (table_{name})"
+        for name in names
+    )
+    return f"""
+Embedding (input_ids, {", ".join(f"table_{name}" for name in names)}) => (y) {{
+  minus = Constant <value_ints = [-1]> ()
+  flat = Reshape (input_ids, minus)
+  {gather}
+  {_dense(overload)}
+  size = Shape (input_ids)
+  width = Constant <value_ints = [-1]> ()
+  full = Concat <axis = 0> (size, width)
+  y = Reshape (dense, full)
+}}"""
+
+
+def _gated_body(overload: str) -> str:
+    """act(gate) * up; in the merged form the last axis is gate then up, [...,2I] -> [...,I]."""
+    merged, _, activation = overload.partition("_")
+    op, attributes = ACTIVATIONS[activation]
+    options = ", ".join(f'{key} = "{value}"' for key, value in attributes.items())
+    apply = f"a = {op} {f'<{options}>' if options else ''} (gate)"
+    if merged == "merged":
+        return f"""
+GatedActivation (x) => (y) {{
+  gate, up = Split <axis = -1, num_outputs = 2> (x)
+  {apply}
+  y = Mul (a, up)
+}}"""
+    return f"GatedActivation (gate, up) => (y) {{\n {apply}\n y = Mul (a, up)\n}}"
+
+
+def _component_names(overload: str) -> tuple[str, ...]:
+    return weight_suffixes(FORMAT_OF.get(overload, overload))
+
+
+def _rowwise(overload: str) -> set[str]:
+    if overload == DENSE:
+        return {"weight"}
+    fmt: Format = FORMATS[FORMAT_OF[overload]]
+    return {c.suffix for c in fmt.components(384, 128) if c.shape and c.shape[0] == 384}
+
+
+def _dense(overload: str) -> str:
+    return "dense = Identity (weight)" if overload == DENSE else FORMATS[FORMAT_OF[overload]].body
+
+
+_BODIES: dict[str, Callable[[str], str]] = {
+    "Linear": _linear_body,
+    "Embedding": _embedding_body,
+    "GatedActivation": _gated_body,
+    "SelectRows": lambda _: _SELECT_ROWS,
+    "Positions": lambda _: _POSITIONS,
+    "CachedAttention": lambda _: _CACHED_ATTENTION,
+    "RopeAttention": lambda _: _ROPE_ATTENTION,
+    "AddRMSNorm": lambda _: _ADD_RMS_NORM,
+    "QuantizeActivations": lambda _: _QUANTIZE_ACTIVATIONS,
+}
+OPERATORS = frozenset(_BODIES)

@@ -1,0 +1,80 @@
+"""Types and shapes of results, so that every value of a logical graph can be checked and cut at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from ...quantize import FORMATS
+from .ops import ACTIVATIONS, DENSE, DOMAIN, FORMAT_OF
+
+
+def infer(node: ir.Node) -> None:
+    """Type the results of a node, where llmc knows the operator; other nodes take the types of what they replace."""
+    rule = _INFER.get((node.domain, node.op_type))
+    if rule is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        return
+    for value, (dtype, shape) in zip(node.outputs, rule(node), strict=True):
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+
+
+Typed = list[tuple[ir.DataType, list]]
+
+
+def _dims(value: ir.Value | None) -> list:
+    assert value is not None and value.shape is not None, f"no shape for {value}"
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def _float(*shapes: list) -> Typed:
+    return [(ir.DataType.FLOAT, shape) for shape in shapes]
+
+
+def _like_first(node: ir.Node) -> Typed:
+    assert node.inputs[0] is not None and node.inputs[0].dtype is not None
+    return [(node.inputs[0].dtype, _dims(node.inputs[0]))]
+
+
+def _linear_type(node: ir.Node) -> Typed:
+    return _float([*_dims(node.inputs[0])[:-1], _dims(node.inputs[1])[0]])
+
+
+def _embedding_type(node: ir.Node) -> Typed:
+    stored = _dims(node.inputs[1])[1]
+    if node.overload != DENSE:
+        stored = stored * 128 // FORMATS[FORMAT_OF[node.overload]].components(128, 128)[0].shape[1]
+    return _float([*_dims(node.inputs[0]), stored])
+
+
+def _attention_type(node: ir.Node) -> Typed:
+    return _float(_dims(node.inputs[0]), _dims(node.inputs[3]), _dims(node.inputs[4]))
+
+
+def _rope_attention_type(node: ir.Node) -> Typed:
+    joined = [*_dims(node.inputs[0])[:-1], node.attributes["heads"].value * node.attributes["head_dim"].value]
+    return _float(joined, _dims(node.inputs[4]), _dims(node.inputs[5]))
+
+
+def _gated_type(node: ir.Node) -> Typed:
+    shape = _dims(node.inputs[0])
+    return _float([*shape[:-1], shape[-1] // 2] if len(node.inputs) == 1 else shape)
+
+
+_INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
+    (DOMAIN, "Linear"): _linear_type,
+    (DOMAIN, "Embedding"): _embedding_type,
+    (DOMAIN, "Positions"): lambda n: [(ir.DataType.INT64, _dims(n.inputs[0]))],
+    (DOMAIN, "CachedAttention"): _attention_type,
+    (DOMAIN, "RopeAttention"): _rope_attention_type,
+    (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
+    (DOMAIN, "GatedActivation"): _gated_type,
+    (DOMAIN, "QuantizeActivations"): _like_first,
+    (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
+    ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
+    ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),
+    ("", "Add"): _like_first,
+    ("", "Mul"): _like_first,
+    **{("", op): _like_first for op, _ in ACTIVATIONS.values()},
+}

@@ -1,0 +1,88 @@
+"""The specification of a graph as rules per phase, run after every pass: a broken graph stops where it broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from ...runtime.engine_file.bind import stored
+from . import ops
+from .graph import BLOCK, Graph
+
+LOGICAL: frozenset[tuple[str, str]] = frozenset(
+    [("", op) for op in ("Add", "Mul", "Split", "Constant", "RMSNormalization", "RotaryEmbedding")]
+    + [("", op) for op, _ in ops.ACTIVATIONS.values()]
+    + [(ops.DOMAIN, op) for op in ops.OPERATORS]
+)
+
+
+class BrokenGraph(Exception):
+    """A pass left a graph that breaks a rule: our bug, so it is no LlmcError."""
+
+
+def verify(graph: Graph, operators: Collection[tuple[str, str]]) -> None:
+    """Check every rule.
+
+    Raises:
+        BrokenGraph: names the rule and the first offenders.
+    """
+    for rule in _RULES:
+        offenders = rule(graph)
+        if offenders:
+            raise BrokenGraph(f"{(rule.__doc__ or '').strip()}: {', '.join(offenders[:5])}")
+    foreign = sorted(
+        {f"{n.domain}.{n.op_type}".lstrip(".") for n in graph.nodes if (n.domain, n.op_type) not in operators}
+    )
+    if foreign:
+        raise BrokenGraph(f"operators that do not belong to this phase: {', '.join(foreign)}")
+
+
+def _known_overloads(graph: Graph) -> list[str]:
+    """every llmc operator has a definition"""
+    missing = []
+    for node in graph.nodes:
+        if node.domain != ops.DOMAIN:
+            continue
+        try:
+            function = ops.function(node.op_type, node.overload)
+        except KeyError:
+            missing.append(f"{node.op_type}:{node.overload}")
+            continue
+        if len(node.inputs) != len(function.input) or len(node.outputs) != len(function.output):
+            missing.append(f"{node.name} has {len(node.inputs)} inputs, its definition {len(function.input)}")
+    return missing
+
+
+def _ordered(graph: Graph) -> list[str]:
+    """nodes come after what they read"""
+    ready = set(graph.ir.inputs)
+    late = []
+    for node in graph.nodes:
+        late += [str(value.name) for value in node.inputs if value is not None and value not in ready]
+        ready.update(node.outputs)
+    return late + [str(value.name) for value in graph.ir.outputs if value not in ready]
+
+
+def _unique(graph: Graph) -> list[str]:
+    """names are unique"""
+    names = [value.name for value in graph.ir.inputs] + [v.name for node in graph.nodes for v in node.outputs if v.name]
+    return sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+
+
+def _promised(graph: Graph) -> list[str]:
+    """every weight's promise reads canonical tensors of its own shape"""
+    wrong = []
+    for name, expr in graph.weights.items():
+        for leaf in stored(expr):
+            canonical = graph.canonical.get(leaf.name)
+            if canonical is None or canonical.stored != leaf:
+                wrong.append(f"{name} reads {leaf.name}")
+    inputs = {value.name for value in graph.ir.inputs}
+    return wrong + [name for name in graph.weights if name not in inputs]
+
+
+def _labelled(graph: Graph) -> list[str]:
+    """every node has a block"""
+    return [str(node.name) for node in graph.nodes if not node.metadata_props.get(BLOCK)]
+
+
+_RULES: tuple[Callable[[Graph], list[str]], ...] = (_known_overloads, _ordered, _unique, _promised, _labelled)

@@ -1,0 +1,334 @@
+"""The cpu executor: an engine's ONNX graph on ONNX Runtime, weights mapped from the file, caches written in place.
+
+A call is one sequence with many new tokens or many sequences with one, so nothing is ever padded. Sequences live in
+slots of the cache; those that decode together are the slots [0, n), bound as one view.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate, from_json, is_view
+from ..engine_file.file import EngineFile
+from ..errors import EngineError, RecipeError, ResourceError
+from ..machine import cpu_count, memory
+from ..numbers import RAW_DTYPE
+from ..scheduling.executor import MAX_ROWS, Output, Samplers, Step, Work
+from .onnx_scan import scan
+
+MAX_PREFILL = 512
+"""Tokens per prefill call: its activations stay small, and decoding requests wait no longer than one such call."""
+
+_PARTS = ("key", "value")
+_AGAIN = "build the engine again"
+_ONNX_TYPE = {"F32": 1, "U8": 2, "I64": 7, "I32": 6, "F16": 10, "BF16": 16}
+
+
+class CpuExecutor:
+    """A loaded cpu profile (`executor.Executor`): one block is a slot of max_context positions, depth 0, not mixed.
+
+    It owns the engine file it was given.
+    """
+
+    shares = False
+    mixed = False
+    depth = 0
+
+    def __init__(self, engine: EngineFile, profile: str, *, threads: int | None, max_batch: int | None) -> None:
+        """Bind the weights, create the session, lay out the caches.
+
+        Raises:
+            EngineError: the graph, a binding or a number of the profile is not one of ours.
+            RecipeError: `threads` or `max_batch` is no count.
+            ResourceError: the machine has too little memory for weights and caches.
+        """
+        self._engine = engine
+        facts, model = engine.manifest.profiles[profile], engine.manifest.model
+        self.max_context = self.block_tokens = facts.max_context
+        self.blocks = self.sequences = _slot_count(max_batch, facts.max_batch)
+        self.vocab = model.vocab_size
+        self.max_prefill = min(MAX_PREFILL, facts.max_context)
+        self.max_rows = MAX_ROWS
+        shape = (self.blocks, model.kv_heads, facts.max_context, model.head_dim)
+        weights = _bindings(engine.path, facts.weights)
+        _plan(engine, weights, facts.needs, cache_bytes=2 * model.layers * 4 * math.prod(shape[1:]))
+        fed = _fed(engine.path, weights, facts.needs)
+        self._weights = _values(engine, weights)
+        constants = {name: value for name, value in self._weights.items() if name not in fed}
+        self._fed = {name: self._weights[name] for name in fed}
+        self._session = _session(engine, facts.graph, constants, thread_count(threads))
+        _check_inputs(self._session, str(engine.path), model.layers, shape[1:], model.vocab_size)
+        engine.drop_pages()  # packed weights are copies: what was mapped to make them is no longer read
+        self._cache = _caches(model.layers, shape)
+        self._samplers = Samplers()
+        self._slots: list[int] = []
+        self._length: dict[int, int] = {}
+        self._decoding: dict[int, _Call] = {}
+
+    def submit(self, step: Step) -> tuple[Output, ...]:
+        """Runs the step at once: the ticket is its result."""
+        if len(step.work) == 1 and (step.work[0].is_prompt or len(step.work[0].tokens) != 1):
+            return (self._prefill(step.work[0]),)
+        return self._decode(step.work)
+
+    def collect(self, ticket: tuple[Output, ...]) -> tuple[Output, ...]:
+        return ticket
+
+    def release(self, sequence: int) -> None:
+        """Free the slot; the last slot's sequence moves into it, so that the used slots stay a prefix."""
+        self._samplers.release(sequence)
+        if sequence not in self._length:
+            return
+        slot = self._slots.index(sequence)
+        last = len(self._slots) - 1
+        if slot != last:
+            self._move(last, slot)
+        self._slots.pop()
+        del self._length[sequence]
+
+    def close(self) -> None:
+        self._decoding.clear()
+        self._cache.clear()
+        self._session = None
+        self._weights, self._fed = {}, {}
+        self._engine.close()
+
+    def _prefill(self, work: Work) -> Output:
+        slot = self._slot(work.sequence)
+        tokens = np.array(work.tokens, np.int64)
+        count = len(tokens) if work.rows == "all" else int(work.sample is not None or work.rows == "last")
+        rows = np.arange(len(tokens) - max(count, 1), len(tokens), dtype=np.int64)
+        call = _Call(self._session, self._fed, self._cache, slice(slot, slot + 1), len(tokens), len(rows), self.vocab)
+        call.ids[0], call.past[0], call.rows[:] = tokens, work.start, rows
+        call.run()
+        self._length[work.sequence] = work.end
+        return self._samplers.output(work, call.logits if count else None)
+
+    def _decode(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
+        self._gather({work.sequence for work in works})
+        count = len(works)
+        call = self._decoding.get(count)
+        if call is None:
+            call = self._decoding[count] = _Call(
+                self._session, self._fed, self._cache, slice(0, count), 1, count, self.vocab
+            )
+            call.rows[:] = np.arange(count)
+        for work in works:
+            slot = self._slots.index(work.sequence)
+            call.ids[slot, 0], call.past[slot] = work.tokens[0], work.start
+            self._length[work.sequence] = work.end
+        call.run()
+        return tuple(self._output(work, call.logits) for work in works)
+
+    def _output(self, work: Work, logits: np.ndarray) -> Output:
+        slot = self._slots.index(work.sequence)
+        row = logits[slot : slot + 1]
+        return self._samplers.output(work, row if work.rows == "none" else row.copy())
+
+    def _slot(self, sequence: int) -> int:
+        if sequence not in self._length:
+            if len(self._slots) == self.blocks:
+                raise RecipeError(f"{self.blocks + 1} sequences at once", found=f"room for {self.blocks}")
+            self._slots.append(sequence)
+            self._length[sequence] = 0
+        return self._slots.index(sequence)
+
+    def _gather(self, sequences: set[int]) -> None:
+        """Let these sequences be the slots [0, n): others among them change places with these above."""
+        count = len(sequences)
+        strangers = [slot for slot in range(count) if self._slots[slot] not in sequences]
+        above = [slot for slot in range(count, len(self._slots)) if self._slots[slot] in sequences]
+        for low, high in zip(strangers, above, strict=True):
+            self._swap(low, high)
+
+    def _move(self, source: int, target: int) -> None:
+        length = self._length[self._slots[source]]
+        for cache in self._cache.values():
+            cache[target, :, :length] = cache[source, :, :length]
+        self._slots[target] = self._slots[source]
+
+    def _swap(self, low: int, high: int) -> None:
+        length = max(self._length[self._slots[low]], self._length[self._slots[high]])
+        for cache in self._cache.values():
+            kept = cache[low, :, :length].copy()
+            cache[low, :, :length] = cache[high, :, :length]
+            cache[high, :, :length] = kept
+        self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
+
+
+class _Call:
+    """Inputs, outputs and caches of one call shape, bound once: a decode step then only fills in numbers."""
+
+    def __init__(
+        self,
+        session: Any,
+        fed: Mapping[str, Any],
+        cache: Mapping[str, np.ndarray],
+        slots: slice,
+        tokens: int,
+        rows: int,
+        vocab: int,
+    ) -> None:
+        batch = slots.stop - slots.start
+        self.ids = np.zeros((batch, tokens), np.int64)
+        self.past = np.zeros(batch, np.int32)
+        self.rows = np.zeros(rows, np.int64)
+        self.logits = np.empty((rows, vocab), np.float32)
+        self._session = session
+        self._binding = session.io_binding()
+        for name, array in (("input_ids", self.ids), ("past_lengths", self.past), ("rows", self.rows)):
+            self._bind(self._binding.bind_input, name, array)
+        self._bind(self._binding.bind_output, "logits", self.logits)
+        for name, array in cache.items():
+            self._bind(self._binding.bind_input, f"past.{name}", array[slots])
+            self._bind(self._binding.bind_output, f"present.{name}", array[slots])
+        for name, value in fed.items():
+            _checked(name, self._binding.bind_ortvalue_input, name, value)
+
+    @staticmethod
+    def _bind(bind: Any, name: str, array: np.ndarray) -> None:
+        _checked(name, bind, name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        """Compute; EngineError if ONNX Runtime gives up, as it does over a graph that was forged."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except MemoryError:
+            raise
+        except Exception as error:  # its own classes have no narrower base
+            raise EngineError("a graph that runs", found=_reason(error), fix=_AGAIN) from error
+
+
+def _checked(name: str, bind: Any, *arguments: Any) -> None:
+    try:
+        bind(*arguments)
+    except RuntimeError as error:
+        raise EngineError(f"a graph with the input or output {name!r}", found=_reason(error), fix=_AGAIN) from error
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says first of a failure; it may add a stack."""
+    return str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+
+
+def thread_count(asked: int | None) -> int:
+    """Threads to compute with: asked, else LLMC_THREADS, else the CPUs this process may use."""
+    name, text = ("LLMC_THREADS", os.environ.get("LLMC_THREADS", "")) if asked is None else ("threads", str(asked))
+    if not text:
+        return cpu_count()
+    if not text.isdecimal() or not 0 < int(text) <= 4096:
+        raise RecipeError(name, found=repr(text), fix="a number from 1 to 4096")
+    return int(text)
+
+
+def _slot_count(asked: int | None, most: int) -> int:
+    """Sequences at once: as many as asked for, at most those of the profile."""
+    if most < 1:
+        raise EngineError("a profile for at least one sequence", found=f"max_batch {most}", fix=_AGAIN)
+    if asked is not None and asked < 1:
+        raise RecipeError(f"max_batch = {asked}", found="out of range", fix=f"a number from 1 to {most}")
+    return most if asked is None else min(asked, most)
+
+
+def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
+    """The profile's expressions, all of dtypes that ONNX Runtime can be given."""
+    exprs = {name: from_json(data) for name, data in weights.items()}
+    for name, expr in exprs.items():
+        if expr.dtype not in _ONNX_TYPE:
+            raise EngineError(f"{path}: weight {name!r}", found=expr.dtype, fix=_AGAIN)
+    return exprs
+
+
+def _check_inputs(session: Any, path: str, layers: int, cache: tuple[int, int, int], vocab: int) -> None:
+    """What will be bound is what the graph declares: the manifest's numbers decide how large the buffers are."""
+    heads, _, size = cache
+    declared = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    caches = {name: (shape[1], shape[3]) for name, shape in declared.items() if len(shape) == 4}
+    numbers = range(min(layers, len(caches) + 1))
+    expected = {f"{way}.{i}.{part}": (heads, size) for way in ("past", "present") for i in numbers for part in _PARTS}
+    logits = declared.get("logits", [])
+    if caches != expected or logits[-1:] != [vocab]:
+        asked = f"{path}: a graph of {layers} layers, {heads} cached heads of {size}, {vocab} logits"
+        kinds = sorted(set(caches.values()), key=str)
+        raise EngineError(asked, found=f"{len(caches) // 4} layers, caches {kinds}, logits {logits}", fix=_AGAIN)
+
+
+def _caches(layers: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Zeroed caches by name; their memory is taken page by page as sequences fill them."""
+    try:
+        return {f"{layer}.{part}": _lazy_zeros(shape) for layer in range(layers) for part in _PARTS}
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
+        raise ResourceError(
+            f"caches for {shape[0]} sequences of {shape[2]} tokens", found=str(error), fix="a smaller max_batch"
+        ) from None
+
+
+def _lazy_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 zeros in small pages, also where malloc would take huge ones and with them memory nobody fills."""
+    pages = mmap.mmap(-1, 4 * math.prod(shape))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.float32).reshape(shape)
+
+
+def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int) -> None:
+    """Refuse before anything is allocated: private copies of weights, packed weights and one sequence's cache.
+
+    Caches of further sequences take memory only as these fill them.
+    """
+    tensors = engine.tensors
+    private = [expr for expr in weights.values() if not is_view(expr, tensors)]
+    converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
+    packed = needs.get("packed_bytes", 0)
+    if type(packed) is not int:
+        raise EngineError(f"{engine.path}: packed_bytes of the profile", found=repr(packed)[:80], fix=_AGAIN)
+    needed, free = converted + packed + cache_bytes, memory().available
+    if needed > free:
+        raise ResourceError(
+            f"{engine.path} on this CPU needs {needed / 1e9:.1f} GB of memory",
+            found=f"{free / 1e9:.1f} GB free",
+            fix="an engine built with --quantize int8 or int4, or a smaller --max-context",
+        )
+
+
+def _fed(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The weights that are inputs of the graph: read where they lie, where an initializer would be copied."""
+    names = needs.get("fed", [])
+    if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
+        raise EngineError(f"{path}: weights fed to the graph", found=repr(names)[:80], fix=_AGAIN)
+    return tuple(dict.fromkeys(str(name) for name in names))
+
+
+def _values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
+    """Every weight as ONNX Runtime takes it; the buffers are ours, or the mapped file's, and live as long as these."""
+    from .ort import onnxruntime as ort
+
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(evaluate(expr, engine.tensor, initializer=name)), _ONNX_TYPE[expr.dtype]
+        )
+        for name, expr in weights.items()
+    }
+
+
+def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], threads: int) -> Any:
+    """The session; packed weights are its own from here on, others it may read in our buffers."""
+    from .ort import onnxruntime as ort
+
+    graph = engine.section(section)
+    scan(graph, what=f"{engine.path}: {section}", external=WEIGHTS_LOCATION)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_external_initializers(list(constants), list(constants.values()))
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{engine.path}: graph {section!r}", found=_reason(error), fix=_AGAIN) from error

@@ -1,0 +1,270 @@
+"""The loaded engine: prompts in, text out, for any number of threads at once."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+import numpy as np
+
+from .errors import RecipeError, Unsupported, nearest
+from .sampling.params import SamplingParams, defaults_of
+from .scheduling.executor import Executor
+from .scheduling.loop import Listener, Loop
+from .scheduling.request import Generation, LogitsRequest, NoText, Result, Stream
+from .scheduling.scheduler import Request
+from .text.chat import ChatTemplate
+from .text.stream import TextStream
+from .text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    pass
+
+DEFAULT_MAX_TOKENS = 512
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """How to generate. What is absent or None is the checkpoint's generation_config, else greedy; see SamplingParams.
+
+    max_tokens: most tokens to generate (default 512), cut to what the context holds. stop: up to 16 strings that end
+    the text and are not in it. logit_bias: token id -> number added to its logit. special: special tokens spelled in
+    a text prompt count as such. ignore_eos: end-of-sequence tokens do not end the text (for measurements).
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    special: bool | None
+    ignore_eos: bool | None
+
+
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "logprobs",
+)
+_SWITCHES = ("special", "ignore_eos")
+
+
+class Engine:
+    """A model ready to run; a context manager. All methods may be called from any thread.
+
+    Requests of all threads run together, up to what the KV cache holds; the rest wait in order. Errors: RecipeError for
+    a request that cannot be, EngineError if the model computed numbers that are not finite (that request ends) or after
+    an exception of the device (all requests end with it, later ones are refused).
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        *,
+        eos_ids: Collection[int] = (),
+        generation: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        profile: str = "",
+        load_s: float = 0.0,
+    ) -> None:
+        self.profile = profile
+        self.load_s = load_s
+        self.vocab_size = executor.vocab
+        self._tokenizer = tokenizer
+        self._chat_source = chat_template
+        self._defaults = defaults_of(generation or {})
+        self._loop = Loop(executor, eos_ids)
+        self._close = weakref.finalize(self, self._loop.close)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; Unsupported if it had none."""
+        if self._tokenizer is None:
+            raise Unsupported("text with this engine", found="no tokenizer in the checkpoint", fix="token ids")
+        return self._tokenizer
+
+    @property
+    def max_context(self) -> int:
+        """Tokens, prompt and output together, that one request can have."""
+        return self._loop.capacity
+
+    @overload
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[Options]) -> list[Result]: ...
+    def generate(
+        self, prompt: Prompt | list[str] | list[list[int]], **options: Unpack[Options]
+    ) -> Result | list[Result]:
+        """The result for one prompt (text or token ids), or those of a list of prompts, which run together.
+
+        Ctrl-C and the first error cancel what is still running. A batch's results do not depend on its other members.
+        """
+        batch = _is_batch(prompt)
+        prompts: Any = prompt if batch else [prompt]
+        streams: list[Stream] = []
+        try:
+            for one in prompts:
+                streams.append(self.stream(one, **options))
+            results = [stream.result() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+        return results if batch else results[0]
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """Starts a request and gives an iterator over its pieces; closing or dropping it cancels the request."""
+        _check_options(options)
+        ids = self._prompt_ids(prompt, bool(options.get("special")))
+        stops = _stops(options.get("stop") or ())
+        params = self._params(options)
+        if self._tokenizer is None and stops:
+            raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
+        text = NoText() if self._tokenizer is None else TextStream(self._tokenizer, stops)
+        generation = Generation(text, len(ids), self.load_s, params.logprobs > 0)
+        request = Request(ids, _max_tokens(options), params, ignore_eos=bool(options.get("ignore_eos")))
+        self._loop.submit(request, generation)
+        return Stream(generation, partial(self._cancel, generation))
+
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
+        """The token ids of a conversation, ready for an answer; nothing in it can become a special token.
+
+        Unsupported if the checkpoint had no chat template; RecipeError if the template refuses the messages.
+        """
+        return self.chat_template.encode(self.tokenizer, messages, tools=tools)
+
+    def chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[Options]
+    ) -> Result:
+        """The answer to a conversation of {role, content} messages."""
+        return self.generate(self.encode_chat(messages, tools=tools), **options)
+
+    def stream_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[Options]
+    ) -> Stream:
+        """The answer to a conversation, piece by piece."""
+        return self.stream(self.encode_chat(messages, tools=tools), **options)
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Logits f32 [T,V]: row t predicts token t + 1. Computed in chunks; the result is 4 * T * V bytes."""
+        ids = _token_ids(token_ids)
+        request = LogitsRequest(len(ids))
+        self._loop.submit(Request(ids, 0, all_logits=True), request)
+        try:
+            rows = request.result()
+        except BaseException:
+            self._cancel(request)
+            raise
+        if rows is None:
+            raise RecipeError(f"logits of {len(ids)} tokens", found="the request was cancelled")
+        return rows
+
+    def cancel(self, stream: Stream | None = None) -> None:
+        """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
+        if stream is None:
+            self._loop.cancel(None)
+        else:
+            stream.cancel()
+
+    def close(self) -> None:
+        """Cancels what runs, waits for it and frees the model; a second call does nothing."""
+        self._close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _cancel(self, listener: Listener) -> None:
+        # a bound method, so that a running stream keeps its engine alive
+        self._loop.cancel(listener)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template; Unsupported if it had none, or one that cannot be compiled."""
+        if self._chat_source is None:
+            raise Unsupported("chat with this engine", found="no chat template in the checkpoint", fix="a plain prompt")
+        tokenizer = self.tokenizer
+        return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+    def _prompt_ids(self, prompt: Prompt, special: bool) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt, special=special))
+        return _token_ids(prompt)
+
+    def _params(self, options: Options) -> SamplingParams:
+        given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}
+        bias = options.get("logit_bias")
+        if bias is not None:
+            if not isinstance(bias, Mapping):
+                raise RecipeError("logit_bias", found=type(bias).__name__, fix="a mapping of token id to number")
+            given["logit_bias"] = tuple(bias.items())
+        return replace(self._defaults, **given)
+
+
+def _is_batch(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0 and _is_prompt(prompt[0])
+
+
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, str | Sequence | np.ndarray)
+
+
+def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(ids, bytes | bytearray):
+        raise RecipeError("a prompt", found=type(ids).__name__, fix="a string, or a list of whole numbers")
+    try:
+        return tuple(map(operator.index, ids))
+    except TypeError as error:
+        raise RecipeError("a prompt", found=str(error), fix="a string, or a list of whole numbers") from None
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options.keys() - Options.__annotations__.keys():
+        raise RecipeError(f"unknown option {name!r}{nearest(name, Options.__annotations__)}")
+    for name in _SWITCHES:
+        if not isinstance(options.get(name), bool | None):
+            raise RecipeError(f"{name} = {options.get(name)!r}", fix="true or false")
+
+
+def _max_tokens(options: Options) -> int:
+    value = options.get("max_tokens")
+    if value is None:
+        return DEFAULT_MAX_TOKENS
+    if type(value) is not int or value < 1:
+        raise RecipeError(f"max_tokens = {value!r}", found="out of range", fix="a whole number from 1")
+    return value
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(stop, Sequence) or isinstance(stop, bytes):
+        raise RecipeError("stop", found=type(stop).__name__, fix="a string, or a list of them")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise RecipeError("stop", found=f"{len(stops)} strings", fix=f"at most {MAX_STOPS}")
+    for index, text in enumerate(stops):
+        if isinstance(text, str) and len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
+            raise RecipeError(f"stop[{index}]", found=f"{len(text)} characters", fix=f"at most {MAX_STOP_BYTES} bytes")
+    return stops

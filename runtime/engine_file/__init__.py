@@ -1,0 +1,1 @@
+"""Opens and checks a `.llmc` file before anything is mapped; evaluates weight bindings."""

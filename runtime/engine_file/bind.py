@@ -1,0 +1,347 @@
+"""How a profile's initializers come out of the stored tensors: a closed set of expressions, evaluated with numpy.
+
+The compiler writes an expression per initializer (slice, concat, convert ...); the runtime evaluates it over the mapped
+engine. Expressions are values, typed by safetensors dtype names, and travel as JSON in the manifest.
+Arrays are in the raw representation of `numbers.RAW_DTYPE` (bf16 as uint16, fp8 as uint8).
+
+An expression that makes no sense cannot be made (ValueError), and no step of one is larger than its result: what a
+hostile manifest can ask for is what planning counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError, ResourceError, nearest
+from ..files.safetensors import TensorInfo
+from ..numbers import RAW_DTYPE, to_f32
+
+Fetch = Callable[[str], np.ndarray]
+MAX_DEPTH = 8
+WEIGHTS_LOCATION = "engine"
+"""What a graph calls the file its weights lie in; the runtime binds them by name, whatever the engine is called."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A canonical tensor of the engine, by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in RAW_DTYPE:  # asked first: a graph makes thousands of these, and hints are slow
+            raise ValueError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        return fetch(self.name)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements `start` to `stop` of one axis of a stored tensor."""
+
+    of: Stored
+    axis: int
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        _demand(isinstance(self.of, Stored), f"a slice of {_NAMES[type(self.of)]}: only stored tensors are cut")
+        _demand(0 <= self.axis < len(self.of.shape), f"axis {self.axis} of shape {list(self.of.shape)}")
+        size = self.of.shape[self.axis]
+        _demand(0 <= self.start <= self.stop <= size, f"elements {self.start} to {self.stop} of {size}")
+
+    @property
+    def dtype(self) -> str:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.of.shape)
+        shape[self.axis] = self.stop - self.start
+        return tuple(shape)
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        index = (slice(None),) * self.axis + (slice(self.start, self.stop),)
+        return self.of.evaluate(fetch)[index]
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Parts laid end to end along one axis; parts that already lie so in the file stay a view."""
+
+    parts: tuple[Expr, ...]
+    axis: int
+
+    def __post_init__(self) -> None:
+        _demand(bool(self.parts), "nothing to join")
+        shape = self.parts[0].shape
+        _demand(0 <= self.axis < len(shape), f"axis {self.axis} of shape {list(shape)}")
+        for part in self.parts:
+            _demand(part.dtype == self.dtype, f"{self.dtype} joined with {part.dtype}")
+            rest = part.shape[: self.axis] + part.shape[self.axis + 1 :]
+            same = len(part.shape) == len(shape) and rest == shape[: self.axis] + shape[self.axis + 1 :]
+            _demand(same, f"{list(shape)} joined with {list(part.shape)} along axis {self.axis}")
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(shape)
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        arrays = [part.evaluate(fetch) for part in self.parts]
+        joined = _adjacent(arrays) if self.axis == 0 else None
+        return np.concatenate(arrays, axis=self.axis) if joined is None else joined
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same elements in another shape."""
+
+    of: Expr
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        same = math.prod(self.shape) == math.prod(self.of.shape)
+        _demand(same, f"shape {list(self.of.shape)} as {list(self.shape)}")
+
+    @property
+    def dtype(self) -> str:
+        return self.of.dtype
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        return np.ascontiguousarray(self.of.evaluate(fetch)).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class ToF32:
+    """bf16, fp16, fp8 or e8m0 numbers as float32, times a constant factor."""
+
+    of: Expr
+    factor: float = 1.0
+    dtype = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        wide = np.asarray(to_f32(self.of.evaluate(fetch), self.of.dtype))
+        return wide if self.factor == 1.0 else np.asarray(wide * np.float32(self.factor))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Elementwise float32 product; `by` broadcasts over the trailing axes of `of` (a scale per row, or one scalar)."""
+
+    of: Expr
+    by: Expr
+    dtype = "F32"
+
+    def __post_init__(self) -> None:
+        left, right = self.of.shape, self.by.shape
+        _demand(self.of.dtype == self.by.dtype == "F32", f"{self.of.dtype} times {self.by.dtype}")
+        broadcast = len(right) <= len(left) and all(b in (1, a) for a, b in zip(left, right, strict=False))
+        _demand(broadcast, f"{list(left)} times {list(right)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        left, right = self.of.evaluate(fetch), self.by.evaluate(fetch)
+        right = right.reshape(right.shape + (1,) * (left.ndim - right.ndim))
+        converted = isinstance(self.of, ToF32) and (self.of.of.dtype != "F32" or self.of.factor != 1.0)
+        return np.multiply(left, right, out=left if converted else None)
+
+
+@dataclass(frozen=True)
+class E2M1ToNbits8:
+    """Packed E2M1 pairs as 8-bit MatMulNBits codes 128 + 2v: exact, as twice an E2M1 value is a small integer."""
+
+    of: Expr
+    dtype = "U8"
+
+    def __post_init__(self) -> None:
+        _demand(self.of.dtype == "U8" and bool(self.of.shape), f"codes {self.of.dtype} {list(self.of.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.of.shape[:-1], self.of.shape[-1] * 2)
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        return _PAIRS[self.of.evaluate(fetch)].view(np.uint8).reshape(self.shape)
+
+
+Expr = Stored | Slice | Concat | Reshape | ToF32 | Times | E2M1ToNbits8
+
+
+def _demand(condition: bool, found: str) -> None:
+    if not condition:
+        raise ValueError(found)
+
+
+def _pair_table() -> np.ndarray:
+    doubled = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int16)
+    codes = np.concatenate([128 + doubled, 128 - doubled]).astype(np.uint8)
+    byte = np.arange(256)
+    return np.stack([codes[byte & 15], codes[byte >> 4]], axis=1).reshape(-1).view(np.uint16)
+
+
+_PAIRS = _pair_table()
+
+
+def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """One view over arrays that follow each other in memory, or None."""
+    first = arrays[0]
+    address = first.__array_interface__["data"][0]
+    rows = 0
+    for array in arrays:
+        if not array.flags.c_contiguous or array.__array_interface__["data"][0] != address:
+            return None
+        address += array.nbytes
+        rows += array.shape[0]
+    base = first
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    start = first.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    total = sum(array.nbytes for array in arrays)
+    if not base.flags.c_contiguous or start < 0 or start + total > base.nbytes:
+        return None
+    flat = base.reshape(-1).view(np.uint8)[start : start + total]
+    return flat.view(first.dtype).reshape(rows, *first.shape[1:])
+
+
+def stored(expr: Expr) -> Iterator[Stored]:
+    """The canonical tensors an expression reads, left to right."""
+    if isinstance(expr, Stored):
+        yield expr
+    elif isinstance(expr, Concat):
+        for part in expr.parts:
+            yield from stored(part)
+    else:
+        yield from stored(expr.of)
+        if isinstance(expr, Times):
+            yield from stored(expr.by)
+
+
+def is_view(expr: Expr, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether evaluation stays a view of the mapped file, whose `tensors` these are: planning counts the others."""
+    if isinstance(expr, Stored):
+        return True
+    if isinstance(expr, Concat):
+        infos = [tensors.get(part.name) if isinstance(part, Stored) else None for part in expr.parts]
+        follow = (a is not None and b is not None and a.offset + a.nbytes == b.offset for a, b in pairwise(infos))
+        return expr.axis == 0 and None not in infos and all(follow)
+    return isinstance(expr, Reshape) and is_view(expr.of, tensors)
+
+
+_OPS: dict[str, type] = {
+    "stored": Stored,
+    "slice": Slice,
+    "concat": Concat,
+    "reshape": Reshape,
+    "to_f32": ToF32,
+    "times": Times,
+    "e2m1_to_nbits8": E2M1ToNbits8,
+}
+_NAMES = {cls: name for name, cls in _OPS.items()}
+
+
+def to_json(expr: Expr) -> dict[str, Any]:
+    """The expression as JSON: `{"op": name, field: value ...}`."""
+    result: dict[str, Any] = {"op": _NAMES[type(expr)]}
+    for field in expr.__dataclass_fields__:
+        value = getattr(expr, field)
+        if isinstance(value, tuple) and value and not isinstance(value[0], int):
+            result[field] = [to_json(part) for part in value]
+        elif isinstance(value, tuple):
+            result[field] = list(value)
+        else:
+            result[field] = to_json(value) if type(value) in _NAMES else value
+    return result
+
+
+def from_json(data: Any, *, depth: int = 0) -> Expr:
+    """Strict inverse of `to_json`.
+
+    Raises:
+        EngineError: an unknown operation or field, a wrong type, shapes that do not fit, or nesting beyond `MAX_DEPTH`.
+    """
+    if depth > MAX_DEPTH or not isinstance(data, Mapping):
+        raise EngineError("weight binding", found=f"{type(data).__name__} at depth {depth}", fix="rebuild the engine")
+    name = data.get("op")
+    cls = _OPS.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise EngineError("weight binding", found=f"operation {name!r}{nearest(str(name), _OPS)}", fix="update llmc")
+    known = {field.name: field for field in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "op":
+            continue
+        if key not in known:
+            found = f"unknown field {key!r}{nearest(key, known)}"
+            raise EngineError(f"weight binding {name!r}", found=found, fix="update llmc")
+        values[key] = _field(key, value, depth)
+    missing = [key for key, field in known.items() if field.default is MISSING and key not in values]
+    if missing:
+        raise EngineError(f"weight binding {name!r}", found=f"no field {missing[0]!r}", fix="rebuild the engine")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise EngineError(f"weight binding {name!r}", found=str(error), fix="rebuild the engine") from None
+
+
+def _field(key: str, value: Any, depth: int) -> Any:
+    if key in ("of", "by"):
+        return from_json(value, depth=depth + 1)
+    if key == "parts" and isinstance(value, list) and value:
+        return tuple(from_json(part, depth=depth + 1) for part in value)
+    if key == "shape" and isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value):
+        return tuple(value)
+    if key in ("axis", "start", "stop") and type(value) is int and 0 <= value < 2**48:
+        return value
+    if key in ("name", "dtype") and isinstance(value, str):
+        return value
+    if key == "factor" and isinstance(value, float) and math.isfinite(value):
+        return value
+    raise EngineError("weight binding", found=f"field {key!r} = {str(value)[:80]!r}", fix="rebuild the engine")
+
+
+def evaluate(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
+    """The initializer's array, in the raw representation of `expr.dtype` and of `expr.shape`.
+
+    Raises:
+        EngineError: the stored tensors are not of the dtype and shape the expression expects, or numpy has no array of
+            such a shape (more axes than it knows); names the initializer.
+        ResourceError: there is not enough memory.
+    """
+    fetched = {leaf.name: fetch(leaf.name) for leaf in stored(expr)}
+    for leaf in stored(expr):
+        found = fetched[leaf.name]
+        if tuple(found.shape) != leaf.shape or found.dtype != RAW_DTYPE[leaf.dtype]:
+            raise EngineError(
+                f"weight {initializer!r} expects tensor {leaf.name!r} as {leaf.dtype} of shape {list(leaf.shape)}",
+                found=f"{found.dtype} of shape {list(found.shape)}",
+                fix="rebuild the engine",
+            )
+    try:
+        return expr.evaluate(fetched.__getitem__)
+    except MemoryError:
+        size = math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize
+        raise ResourceError(f"weight {initializer!r}, {size} bytes", found="not enough memory") from None
+    except ValueError as error:
+        raise EngineError(f"weight {initializer!r}", found=str(error), fix="rebuild the engine") from error

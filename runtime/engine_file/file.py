@@ -1,0 +1,276 @@
+"""Opens engine files: nothing is mapped before sizes, digest, schema and layout of the header have been checked."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
+from ..files.hashing import Range, chunks, sha256_ranges
+from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header_bytes
+from ..files.strict_json import loads
+from ..numbers import RAW_DTYPE
+from ..progress import NO_PROGRESS, Progress
+from .manifest import Manifest
+
+ALIGNMENT = 256
+RESERVED = "__llmc__/"
+PADDING = f"{RESERVED}pad/"
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 200_000
+MAGIC = b'{"__metadata__":{"llmc.sha256":"'
+"""How every engine's header begins, so that its digest lies at a fixed place, read before any JSON."""
+_DIGEST_SIZE = 64
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+
+
+def header_digest(raw: bytes) -> str:
+    """SHA-256 of a header that starts with MAGIC, its own digest's characters read as zeros."""
+    end = len(MAGIC) + _DIGEST_SIZE
+    return hashlib.sha256(MAGIC + b"0" * _DIGEST_SIZE + raw[end:]).hexdigest()
+
+
+def is_tensor_name(name: str) -> bool:
+    """Whether a weight may be called so in an engine."""
+    return bool(_NAME.fullmatch(name)) and ".." not in name
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """What a file says of itself, damaged or newer than this reader or not: for `inspect` when `open` refuses.
+
+    Keys: `bytes`, `metadata` (strings), `manifest` (unchecked JSON, or None), `tensors` (name -> dtype and shape).
+    EngineError if the file is no safetensors file at all.
+    """
+    with open_regular(path, error=EngineError) as (fd, size):
+        raw = read_header_bytes(fd, size, what=str(path), error=EngineError, max_bytes=MAX_HEADER_BYTES)
+    header = parse_header(raw, size, what=str(path), error=EngineError, max_tensors=MAX_TENSORS)
+    text = header.metadata.get("llmc")
+    return {
+        "bytes": size,
+        "metadata": {key: value for key, value in header.metadata.items() if key != "llmc"},
+        "manifest": None if text is None else loads(text, what=f"{path}: manifest", error=EngineError),
+        "tensors": {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in header.tensors.items()},
+    }
+
+
+def verify_engine(path: Path, progress: Progress = NO_PROGRESS) -> EngineFile:
+    """Opens an engine and checks every byte of it; damage anywhere is a VerifyError (exit 1) that says where.
+
+    EngineError if the file is sound but not for this reader, or cannot be opened.
+    """
+    engine = EngineFile._open(path, damage=VerifyError)
+    try:
+        engine.check_all(progress)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A part of the file, the digest it must have, and what to call it."""
+
+    label: str
+    part: Range
+    digest: str
+
+
+class EngineFile:
+    """An open engine: its manifest, and read-only views of its tensors straight from the mapped file."""
+
+    def __init__(self, path: Path, fd: int, header: Header, manifest: Manifest) -> None:
+        """For `open`, which has checked all of these; takes a copy of the descriptor."""
+        self.path = path
+        self.manifest = manifest
+        self.file_bytes = header.file_bytes
+        self._infos = header.tensors
+        try:
+            self._map = mmap.mmap(fd, header.file_bytes, prot=mmap.PROT_READ)
+        except OSError as problem:
+            found = str(problem.strerror)
+            raise ResourceError(f"{path}: {header.file_bytes} bytes of address space", found=found) from problem
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._fd = os.dup(fd)
+        self._release = weakref.finalize(self, os.close, self._fd)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, verify: Literal["header", "full"] = "header", progress: Progress = NO_PROGRESS
+    ) -> EngineFile:
+        """Opens and checks an engine: EngineError says what is wrong with which tensor, section or key.
+
+        "header" checks the header now and each section when it is read; "full" checks every byte now.
+        """
+        engine = cls._open(Path(path), damage=EngineError)
+        if verify == "full":
+            try:
+                engine._refuse_damage(progress, EngineError)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
+
+    @classmethod
+    def _open(cls, path: Path, *, damage: type[LlmcError]) -> EngineFile:
+        with open_regular(path, error=EngineError) as (fd, size):
+            raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
+            if not raw.startswith(MAGIC):
+                fix = "llmc build CHECKPOINT -o OUT.llmc, if this is a checkpoint"
+                raise damage(f"{path}: an engine made by llmc", found="a header that begins otherwise", fix=fix)
+            stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE]
+            if stated.decode("latin-1") != header_digest(raw):
+                found = f"another digest over its {len(raw)} bytes: the file is damaged or cut off"
+                raise damage(f"{path}: a header that matches its digest", found=found, fix="copy or build it again")
+            header = parse_header(raw, size, what=str(path), error=damage, max_tensors=MAX_TENSORS, in_order=True)
+            for key in header.metadata:
+                if key not in ("llmc", "llmc.sha256"):
+                    raise EngineError(f"{path}: only llmc and llmc.sha256 in __metadata__", found=repr(key))
+            manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
+            _check_layout(header, manifest, str(path))
+            return cls(path, fd, header, manifest)
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Names of the sections, without their prefix."""
+        return tuple(self.manifest.sections)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The weights, in the order of the file."""
+        return {name: info for name, info in self._infos.items() if not name.startswith(RESERVED)}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A weight as a read-only view of the file in its canonical shape, in the raw dtype of `RAW_DTYPE`.
+
+        Tensors of one group are views of adjacent bytes. EngineError for an unknown name.
+        """
+        if name not in self.manifest.tensors:
+            known = self.manifest.tensors
+            raise EngineError(f"{self.path}: tensor {name!r}", found=f"no such tensor{nearest(name, known)}")
+        info = self._infos[name]
+        return self._view(info).view(RAW_DTYPE[info.dtype]).reshape(info.shape)
+
+    def section(self, name: str) -> bytes:
+        """A section's bytes, checked against its digest. EngineError if it is unknown or damaged."""
+        if name not in self.manifest.sections:
+            known = self.manifest.sections
+            raise EngineError(f"{self.path}: section {name!r}", found=f"no such section{nearest(name, known)}")
+        data = self._view(self._infos[RESERVED + name]).tobytes()
+        if hashlib.sha256(data).hexdigest() != self.manifest.sections[name]:
+            fix = "copy or build the engine again"
+            raise EngineError(f"{self.path}: section {name!r} that matches its digest", found="damaged bytes", fix=fix)
+        return data
+
+    def check_all(self, progress: Progress = NO_PROGRESS) -> None:
+        """Reads the whole file on all cores; VerifyError names every damaged tensor and chunk, section and padding."""
+        self._refuse_damage(progress, VerifyError)
+
+    def drop_pages(self) -> None:
+        """Gives the mapped pages back to the system; whoever reads a view later gets them from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Lets go of the file; views that are still in use keep their bytes mapped."""
+        self._release()
+        self._bytes = np.empty(0, np.uint8)
+
+    def __enter__(self) -> EngineFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _view(self, info: TensorInfo) -> np.ndarray:
+        self._refuse_closed()
+        return self._bytes[info.offset : info.offset + info.nbytes]
+
+    def _refuse_closed(self) -> None:
+        if not self._release.alive:
+            raise EngineError(f"{self.path}: an open engine", found="an engine that was closed")
+
+    def _checks(self) -> Iterator[_Check]:
+        for name, info in self._infos.items():
+            if name.startswith(PADDING):
+                zeros = hashlib.sha256(bytes(info.nbytes)).hexdigest()
+                yield _Check(f"padding {name!r}", Range(info.offset, info.nbytes), zeros)
+            elif name.startswith(RESERVED):
+                section = name.removeprefix(RESERVED)
+                digest = self.manifest.sections[section]
+                yield _Check(f"section {section!r}", Range(info.offset, info.nbytes), digest)
+            else:
+                parts = chunks(info.offset, info.nbytes)
+                for index, (part, digest) in enumerate(zip(parts, self.manifest.tensors[name], strict=True)):
+                    yield _Check(f"tensor {name!r} chunk {index + 1} of {len(parts)}", part, digest)
+
+    def _refuse_damage(self, progress: Progress, error: type[LlmcError]) -> None:
+        self._refuse_closed()
+        if content_digest(self.manifest, self.tensors) != self.manifest.content_digest:
+            raise error(f"{self.path}: a manifest that matches its content digest", found="another digest")
+        checks = list(self._checks())
+        with progress.stage("verify", sum(check.part.nbytes for check in checks)) as advance:
+            try:
+                found = sha256_ranges(self._fd, [check.part for check in checks], advance)
+            except OSError as problem:
+                raise ResourceError(f"{self.path}: a readable file", found=str(problem.strerror)) from problem
+        bad = [check for check, digest in zip(checks, found, strict=True) if check.digest != digest]
+        if bad:
+            named = [
+                f"{check.label} (bytes {check.part.offset} to {check.part.offset + check.part.nbytes})" for check in bad
+            ]
+            rest = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            fix = "copy or build the engine again"
+            raise error(f"{self.path}: bytes that match their digests", found=", ".join(named[:8]) + rest, fix=fix)
+
+
+def content_digest(manifest: Manifest, tensors: Mapping[str, TensorInfo]) -> str:
+    """SHA-256 of all an engine holds except measured values: equal for builds of equal input on any two machines."""
+    layout = {name: (info.dtype, info.shape) for name, info in tensors.items()}
+    return hashlib.sha256(manifest.content(layout)).hexdigest()
+
+
+def _check_layout(header: Header, manifest: Manifest, what: str) -> None:
+    """Every tensor is a weight, a section or padding, as the manifest says, and every view will be aligned."""
+    for name, info in header.tensors.items():
+        plain = info.dtype == "U8" and len(info.shape) == 1
+        if name.startswith(PADDING):
+            if not plain or info.nbytes >= ALIGNMENT:
+                found = f"{info.dtype} {list(info.shape)}"
+                raise EngineError(f"{what}: {name!r}: fewer than {ALIGNMENT} bytes of U8 padding", found=found)
+        elif name.startswith(RESERVED):
+            section = name.removeprefix(RESERVED)
+            if not plain or section not in manifest.sections:
+                found = f"{info.dtype} {list(info.shape)}{nearest(section, manifest.sections)}"
+                raise EngineError(f"{what}: {name!r}: a U8 section that the manifest lists", found=found)
+        else:
+            _check_weight(info, manifest, what)
+    for listed in (*manifest.tensors, *(RESERVED + section for section in manifest.sections)):
+        if listed not in header.tensors or listed.startswith(PADDING):
+            found = f"no such tensor{nearest(listed, header.tensors)}"
+            raise EngineError(f"{what}: {listed!r}, which the manifest lists", found=found)
+
+
+def _check_weight(info: TensorInfo, manifest: Manifest, what: str) -> None:
+    if not is_tensor_name(info.name):
+        raise EngineError(f"{what}: tensor names of A-Z a-z 0-9 _ . -", found=repr(info.name[:256]))
+    if info.dtype not in RAW_DTYPE:
+        found = f"{info.dtype}{nearest(info.dtype, RAW_DTYPE)}"
+        raise EngineError(f"{what}: tensor {info.name!r}: a dtype of engines", found=found)
+    if info.offset % RAW_DTYPE[info.dtype].itemsize:
+        raise EngineError(f"{what}: tensor {info.name!r}: aligned {info.dtype}", found=f"byte {info.offset}")
+    digests, parts = manifest.tensors.get(info.name, ()), chunks(info.offset, info.nbytes)
+    if len(digests) != len(parts):
+        raise EngineError(f"{what}: tensor {info.name!r}: {len(parts)} chunk digests", found=f"{len(digests)}")

@@ -1,0 +1,1 @@
+"""Strict readers: JSON, safetensors headers, records; digests on all cores."""

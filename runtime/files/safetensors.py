@@ -1,0 +1,244 @@
+"""Our own reader of safetensors headers: the library takes duplicate tensors, odd names and any number of entries."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import LlmcError, nearest
+from .strict_json import PLACEHOLDERS, loads
+
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+}  # fmt: skip
+MAX_HEADER_BYTES = 100_000_000  # of the format's own specification
+_BYTES_PER_ENTRY = 128
+_VALUES_PER_ENTRY = 16
+_MAX_RANK = 32
+_LIMIT = 1 << 63
+_NOT_SAFETENSORS = (
+    *((mark, f"{is_a}, not the weights", fix) for mark, is_a, fix in PLACEHOLDERS),
+    (b"pk\x03\x04", "a zip archive (perhaps a PyTorch pickle)", "convert it to safetensors; pickles are never opened"),
+    (b"gguf", "a GGUF file", "the safetensors form of the checkpoint"),
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `offset` counts bytes from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: its tensors, in order of offset, cover the file from `data_start` to `file_bytes` exactly."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    file_bytes: int
+
+
+def read_header(path: Path, *, error: type[LlmcError], max_tensors: int = 200_000) -> Header:
+    """The header of a safetensors file, or `error` naming the file and the tensor at fault.
+
+    Nothing is believed before it is compared with the file's real size, and no weight is read.
+    """
+    with open_regular(path, error=error) as (fd, size):
+        raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=MAX_HEADER_BYTES)
+    return parse_header(raw, size, what=str(path), error=error, max_tensors=max_tensors)
+
+
+@contextmanager
+def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, int]]:
+    """A read-only descriptor of a regular file and its size in bytes; never blocks, whatever the path names."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as problem:
+        raise error(f"{path}: a readable file", found=str(getattr(problem, "strerror", problem))) from None
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise error(f"{path}: a regular file", found=_kind(facts.st_mode))
+        yield fd, facts.st_size
+    finally:
+        os.close(fd)
+
+
+def read_at(fd: int, offset: int, nbytes: int, *, what: str, error: type[LlmcError]) -> bytes:
+    """Exactly `nbytes` from `offset`; `error` if the file ends before (it was longer when it was opened)."""
+    parts: list[bytes] = []
+    missing = nbytes
+    while missing:
+        try:
+            part = os.pread(fd, missing, offset + nbytes - missing)
+        except OSError as problem:
+            raise error(
+                f"{what}: {nbytes} readable bytes at {offset}",
+                found=str(problem.strerror),
+            ) from None
+        if not part:
+            raise error(
+                f"{what}: {nbytes} bytes at {offset}",
+                found=f"the end of the file {missing} bytes too early",
+            )
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], max_bytes: int) -> bytes:
+    """The JSON of the header, its length judged against the file and `max_bytes` before it is read."""
+    start = read_at(fd, 0, min(size, 64), what=what, error=error)
+    for mark, found, fix in _NOT_SAFETENSORS:
+        if start.lstrip().lower().startswith(mark):
+            raise error(f"{what}: a safetensors file", found=found, fix=fix)
+    if size < 8:
+        raise error(f"{what}: a safetensors file of at least 8 bytes", found=f"{size} bytes")
+    length = int.from_bytes(start[:8], "little")
+    if length > size - 8:
+        expected = f"{what}: a header of {length} bytes, as its first 8 bytes say"
+        raise error(
+            expected,
+            found=f"a file of {size} bytes",
+            fix="fetch the file again: it is cut off or damaged",
+        )
+    if length > max_bytes:
+        raise error(f"{what}: a header of at most {max_bytes} bytes", found=f"{length} bytes")
+    if length == 0 or start[8:9] != b"{":
+        raise error(
+            f"{what}: a safetensors header, which begins with '{{'",
+            found=f"{start[8:9]!r}, length {length}",
+        )
+    return read_at(fd, 8, length, what=what, error=error)
+
+
+def parse_header(
+    raw: bytes, file_bytes: int, *, what: str, error: type[LlmcError], max_tensors: int, in_order: bool = False
+) -> Header:
+    """Checks the JSON `raw` of a header that starts at byte 8 of a file of `file_bytes`.
+
+    `in_order`: its entries must follow each other as their tensors do in the file.
+    """
+    data_start = 8 + len(raw)
+    document = loads(
+        raw,
+        what=f"{what}: header",
+        error=error,
+        max_bytes=min(MAX_HEADER_BYTES, (max_tensors + 8192) * _BYTES_PER_ENTRY),
+        max_depth=4,
+        max_values=(max_tensors + 8192) * _VALUES_PER_ENTRY,
+    )
+    metadata = _metadata(document.pop("__metadata__", {}), what, error)
+    if len(document) > max_tensors:
+        raise error(f"{what}: at most {max_tensors} tensors", found=f"{len(document)}")
+    infos = [_entry(name, entry, data_start, what, error) for name, entry in document.items()]
+    if in_order:
+        _check_order(infos, what, error)
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_tiling(infos, data_start, file_bytes, what, error)
+    return Header({info.name: info for info in infos}, metadata, data_start, file_bytes)
+
+
+def _metadata(value: Any, what: str, error: type[LlmcError]) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise error(f"{what}: __metadata__ that maps strings to strings", found="something else")
+    return value
+
+
+def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcError]) -> TensorInfo:
+    def refuse(expected: str, found: object) -> LlmcError:
+        return error(f"{what}: tensor {name[:256]!r}: {expected}", found=f"{found}"[:256])
+
+    if not 0 < len(name) <= 1024 or not name.isprintable():
+        raise refuse("a name of 1 to 1024 printable characters", f"{len(name)} characters")
+    if not isinstance(entry, dict):
+        raise refuse("an entry with dtype, shape and data_offsets", type(entry).__name__)
+    fields = ("dtype", "shape", "data_offsets")
+    if entry.keys() != set(fields):
+        for key in entry:
+            if key not in fields:
+                raise refuse(
+                    "only dtype, shape and data_offsets",
+                    f"the key {key!r}{nearest(key, fields)}",
+                )
+        raise refuse("dtype, shape and data_offsets", f"only {sorted(entry)}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise refuse(
+            "a dtype of the safetensors format",
+            f"{dtype!r}{nearest(str(dtype), DTYPE_BITS)}",
+        )
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(type(dim) is int and dim >= 0 for dim in shape):
+        raise refuse(f"a shape of at most {_MAX_RANK} non-negative integers", shape)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
+        raise refuse("data_offsets of two non-negative integers", offsets)
+    # A zero dimension must not hide huge ones: numpy computes strides from all of them.
+    bits, count = DTYPE_BITS[dtype], 1
+    for dim in shape:
+        count *= max(dim, 1)
+    if count * bits >= _LIMIT or offsets[1] >= _LIMIT:
+        raise refuse("fewer than 2^63 bits and bytes", f"shape {shape}, data_offsets {offsets}")
+    bits = 0 if 0 in shape else count * bits
+    if bits % 8:
+        raise refuse("a whole number of bytes", f"{bits} bits of dtype {dtype} and shape {shape}")
+    if offsets[1] - offsets[0] != bits // 8:
+        raise refuse(f"{bits // 8} bytes, as dtype {dtype} and shape {shape} say", f"data_offsets {offsets}")
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], bits // 8)
+
+
+def _check_order(infos: list[TensorInfo], what: str, error: type[LlmcError]) -> None:
+    for one, after in pairwise(infos):
+        if after.offset < one.offset:
+            found = f"{one.name!r} at byte {one.offset} before {after.name!r} at byte {after.offset}"
+            raise error(f"{what}: tensors listed in the order of the file", found=found)
+
+
+def _check_tiling(
+    infos: list[TensorInfo],
+    data_start: int,
+    file_bytes: int,
+    what: str,
+    error: type[LlmcError],
+) -> None:
+    end, before = data_start, "the header"
+    for info in infos:
+        if info.offset < end:
+            found = f"{info.name!r} begins at byte {info.offset}, {before} ends at byte {end}"
+            raise error(f"{what}: tensors that do not overlap", found=found)
+        if info.offset > end:
+            found = f"bytes {end} to {info.offset} between {before} and {info.name!r} belong to no tensor"
+            raise error(f"{what}: tensors without a hole between them", found=found)
+        end, before = info.offset + info.nbytes, repr(info.name)
+    if end > file_bytes:
+        fix = "fetch the file again: it is cut off"
+        raise error(
+            f"{what}: a file of {end} bytes, where {before} ends",
+            found=f"{file_bytes} bytes",
+            fix=fix,
+        )
+    if end < file_bytes:
+        found = f"{file_bytes} bytes, {file_bytes - end} more than the tensors cover"
+        raise error(f"{what}: a file of {end} bytes, where {before} ends", found=found)
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for test, name in kinds if test(mode)), "a device")

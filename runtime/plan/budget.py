@@ -1,0 +1,153 @@
+"""What a plan takes of a GPU's memory, summed before anything is allocated: too little is said at once, with a way out.
+
+Weights, the largest arena, inputs, state and scratch are fixed; the cache gets blocks from what is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..errors import EngineError, ResourceError
+from .formula import value
+from .plan import BLOCK_TOKENS, Plan, Program, Tensor
+
+ALIGNMENT = 256
+"""Bytes between tensors that share an allocation: kernels rely on 16, and the driver gives 256."""
+CACHE_SHARE = 0.95
+"""Of what is left after everything else; modules, graphs and the driver itself take a little more later."""
+_GIB = 2**30
+
+
+def aligned(nbytes: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Aligned offsets of parts that lie one after the other, in order, and the bytes of all."""
+    offsets, end = {}, 0
+    for name, nbytes in sizes.items():
+        offsets[name] = end
+        end += aligned(nbytes)
+    return offsets, end
+
+
+def tensors_of(plan: Plan, kind: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the plan's tensors of a kind, by name."""
+    return {name: tensor.bytes(sizes) for name, tensor in plan.tensors.items() if tensor.kind == kind}
+
+
+def inputs_of(plan: Plan, program: Program) -> dict[str, Tensor]:
+    """The inputs that a program's launches read, by name."""
+    read = {argument.tensor for launch in program.launches for argument in launch.arguments}
+    return {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input" and name in read}
+
+
+def reachable(plan: Plan, lanes: int) -> tuple[Program, ...]:
+    """The programs that steps of at most `lanes` sequences can choose."""
+    decode = sorted(program.sequences for program in plan.programs if program.decode)
+    enough = next((sequences for sequences in decode if sequences >= lanes), decode[-1] if decode else 0)
+    return tuple(program for program in plan.programs if not program.decode or program.sequences <= enough)
+
+
+def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of global and of profile scratch that the hungriest launch needs; launches take turns with it."""
+    most = [0, 0]
+    for launch in program.launches:
+        binary = plan.modules[launch.module].binary
+        if binary is not None and (binary.global_scratch or binary.profile_scratch):
+            blocks = math.prod(value(formula, sizes) for formula in launch.grid)
+            most = [max(most[0], blocks * binary.global_scratch), max(most[1], blocks * binary.profile_scratch)]
+    return most[0], most[1]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of each part; `block` is a block of the cache over all layers, of which there are `blocks`."""
+
+    weights: int
+    arena: int
+    inputs: int
+    state: int
+    scratch: tuple[int, int]
+    block: int
+    blocks: int
+
+    @property
+    def fixed(self) -> int:
+        """Bytes of all but the cache."""
+        return sum(map(aligned, (self.weights, self.arena, self.inputs, self.state, *self.scratch)))
+
+    def text(self) -> str:
+        """The parts by size, largest first."""
+        parts = {
+            "weights": self.weights,
+            "activations": self.arena,
+            "scratch": sum(self.scratch),
+            "inputs and state": self.inputs + self.state,
+            f"cache of {self.blocks * BLOCK_TOKENS} positions": self.block * self.blocks,
+        }
+        return ", ".join(
+            f"{name} {gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size
+        )
+
+
+def budget(plan: Plan, *, weights: int, lanes: int, state_lanes: int, free: int, what: str) -> Budget:
+    """What to allocate of `free` bytes for at most `lanes` sequences at once; `weights` bytes are theirs.
+
+    Raises:
+        ResourceError: not even one sequence at full context fits; names the smallest change that would do.
+        EngineError: the plan has no cache.
+    """
+    parts = _without_cache(plan, weights, lanes, state_lanes)
+    if not parts.block:
+        raise EngineError(f"{what}: a plan with a KV cache", found="none", fix="build the engine again")
+    blocks = _affordable(parts, free)
+    if blocks >= plan.max_blocks:
+        return replace(parts, blocks=min(blocks, lanes * plan.max_blocks))
+    needed = replace(parts, blocks=plan.max_blocks)
+    raise ResourceError(
+        f"{what}: {gib(needed.fixed + needed.block * needed.blocks)} of GPU memory ({needed.text()})",
+        found=f"{gib(free)} free",
+        fix=_way_out(plan, weights, lanes, state_lanes, free),
+    )
+
+
+def gib(nbytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB // 100 else f"{nbytes / 2**20:.2f} MiB"
+
+
+def _without_cache(plan: Plan, weights: int, lanes: int, state_lanes: int) -> Budget:
+    programs = reachable(plan, lanes)
+    scratch = [scratch_of(plan, program, program.limits) for program in programs]
+    return Budget(
+        weights=weights,
+        arena=max((program.arena for program in programs), default=0),
+        inputs=max((_input_bytes(plan, program) for program in programs), default=0),
+        state=packed(tensors_of(plan, "state", {"lanes": state_lanes}))[1],
+        scratch=(max((one for one, _ in scratch), default=0), max((other for _, other in scratch), default=0)),
+        block=sum(tensors_of(plan, "cache", {"blocks": 1}).values()),
+        blocks=0,
+    )
+
+
+def _input_bytes(plan: Plan, program: Program) -> int:
+    return packed({name: tensor.bytes(program.limits) for name, tensor in inputs_of(plan, program).items()})[1]
+
+
+def _affordable(parts: Budget, free: int) -> int:
+    """Blocks of the cache that the rest of the memory holds; below 0 if the rest alone is too much."""
+    return math.floor(CACHE_SHARE * (free - parts.fixed) / parts.block)
+
+
+def _way_out(plan: Plan, weights: int, lanes: int, state_lanes: int, free: int) -> str:
+    for fewer in range(lanes - 1, 0, -1):
+        if _affordable(_without_cache(plan, weights, fewer, state_lanes), free) >= plan.max_blocks:
+            return f"--max-batch {fewer}"
+    blocks = _affordable(_without_cache(plan, weights, lanes, state_lanes), free)
+    if blocks > 0:
+        return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
+    return "a GPU with more memory, or an engine with smaller weights (--quantize int4)"

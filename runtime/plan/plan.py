@@ -1,0 +1,210 @@
+"""How a GPU runs a profile: buffers with offsets, launches with grids and prices; printable, and free of any device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ..errors import EngineError, nearest
+from ..files.records import plain, read
+from ..files.strict_json import canonical, loads
+from .formula import SIZES, value
+
+BLOCK_TOKENS = 64
+"""Positions per block of the paged KV cache."""
+VERSION = 2
+Kind = Literal["weight", "cache", "input", "state", "buffer"]
+"""Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
+ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
+_CACHE_SIZES = ("blocks",)
+_STATE_SIZES = ("lanes",)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache `blocks`, of a state `lanes`.
+
+    offset: byte in the arena of its program (buffers only); state starts as zeros.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[str, ...]
+    offset: int = 0
+
+    def dims(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(value(dim, sizes) for dim in self.shape)
+
+    def bytes(self, sizes: Mapping[str, int]) -> int:
+        size = ITEM_BYTES[self.dtype]
+        for dim in self.dims(sizes):
+            size *= dim
+        return size
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel and what its launch needs (CUDA driver API, cuLaunchKernelEx): bytes [offset, offset + size)
+    of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes. pdl: it waits for its
+    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch)."""
+
+    offset: int
+    size: int
+    entry: str
+    warps: int
+    shared: int
+    registers: int
+    spills: int
+    pdl: bool = False
+    global_scratch: int = 0
+    global_scratch_align: int = 1
+    profile_scratch: int = 0
+
+
+@dataclass(frozen=True)
+class Module:
+    """A kernel with its constants: one cubin, launched many times. types: of the arguments, in order."""
+
+    kernel: str
+    constants: Mapping[str, Any]
+    types: tuple[str, ...]
+    warps: int
+    stages: int
+    binary: Binary | None = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a parameter gets: a tensor by name, a size of the step, or a number; exactly one."""
+
+    tensor: str | None = None
+    size: str | None = None
+    integer: int | None = None
+    real: float | None = None
+
+    @property
+    def number(self) -> int | float:
+        """The fixed number this is."""
+        found = self.real if self.integer is None else self.integer
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch. grid: three formulas. writes: names of tensors. bytes, operations: its price, formulas.
+
+    label: the operator of the graph it computes.
+    """
+
+    module: int
+    arguments: tuple[Argument, ...]
+    grid: tuple[str, ...]
+    writes: tuple[str, ...]
+    bytes: str
+    operations: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """All launches of one kind of step, for at most `tokens`, `sequences` and `rows`.
+
+    decode: every sequence has one token and one row, padded to `sequences` (so that it is one CUDA graph); otherwise
+    sizes are those of the step. arena: bytes of all its buffers.
+    """
+
+    decode: bool
+    tokens: int
+    sequences: int
+    rows: int
+    arena: int
+    buffers: Mapping[str, Tensor]
+    launches: tuple[Launch, ...]
+
+    @property
+    def limits(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "sequences": self.sequences, "rows": self.rows}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A profile's whole plan; programs from small to large, decode before mixed.
+
+    kernels: digest of the kernels' source, so that an interpreter runs the same. tactics: which table of tile sizes.
+    max_blocks: block ids per sequence in `tables`. sm: compute capability, 90 for 9.0. pdl: kernels that can are
+    launched before their predecessor in the step has ended.
+    """
+
+    sm: int
+    activation: str
+    max_blocks: int
+    kernels: str
+    tactics: str
+    tensors: Mapping[str, Tensor]
+    modules: tuple[Module, ...]
+    programs: tuple[Program, ...]
+    pdl: bool = False
+    block_tokens: int = BLOCK_TOKENS
+    version: int = field(default=VERSION)
+
+    def to_json(self) -> bytes:
+        return canonical(plain(self))
+
+    @staticmethod
+    def from_json(text: bytes, *, what: str) -> Plan:
+        """Reads and checks a plan; EngineError names what is wrong."""
+        plan: Plan = read(Plan, loads(text, what=what, error=EngineError), what)
+        if plan.version != VERSION:
+            raise EngineError(f"{what}: plan version {VERSION}", found=str(plan.version), fix="build the engine again")
+        _check(plan, what)
+        return plan
+
+    def tensor(self, program: Program, name: str) -> Tensor:
+        return program.buffers[name] if name in program.buffers else self.tensors[name]
+
+    def program_for(self, *, decode: bool, tokens: int, sequences: int, rows: int) -> Program:
+        """The smallest program that holds a step."""
+        for program in self.programs:
+            fits = program.tokens >= tokens and program.sequences >= sequences and program.rows >= rows
+            if fits and program.decode == decode:
+                return program
+        raise EngineError(
+            f"a program for {tokens} tokens of {sequences} sequences", found="none", fix="a smaller max_batch"
+        )
+
+
+def _check(plan: Plan, what: str) -> None:
+    """Every name is known, every module exists, every buffer lies in its arena: before anything is allocated."""
+    for index, program in enumerate(plan.programs):
+        where = f"{what}: program {index}"
+        known = {**plan.tensors, **program.buffers}
+        for name, tensor in known.items():
+            _check_tensor(tensor, f"{where}, tensor {name!r}")
+        for name, tensor in program.buffers.items():
+            if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
+                raise EngineError(f"{where}: buffer {name!r} inside its arena", found=f"offset {tensor.offset}")
+        for formula in {f for one in program.launches for f in (*one.grid, one.bytes, one.operations)}:
+            value(formula, program.limits)
+        for launch in program.launches:
+            if launch.module >= len(plan.modules) or len(launch.grid) != 3:
+                raise EngineError(f"{where}: launch {launch.label!r}", found=f"module {launch.module}")
+            for argument in launch.arguments:
+                _check_argument(argument, known, f"{where}, launch {launch.label!r}")
+
+
+def _check_tensor(tensor: Tensor, where: str) -> None:
+    if tensor.kind not in get_args(Kind) or tensor.dtype not in ITEM_BYTES:
+        raise EngineError(f"{where}: kind and dtype", found=f"{tensor.kind}, {tensor.dtype}")
+    tensor.dims(dict.fromkeys((*SIZES, *_CACHE_SIZES, *_STATE_SIZES), 1))
+
+
+def _check_argument(argument: Argument, known: Mapping[str, Tensor], where: str) -> None:
+    given = [item for item in (argument.tensor, argument.size, argument.integer, argument.real) if item is not None]
+    if len(given) != 1:
+        raise EngineError(f"{where}: an argument is one thing", found=f"{given}"[:80])
+    if argument.tensor is not None and argument.tensor not in known:
+        raise EngineError(f"{where}: tensor", found=f"{argument.tensor[:80]!r}{nearest(argument.tensor, known)}")
+    if argument.size is not None and argument.size not in SIZES:
+        raise EngineError(f"{where}: size", found=f"{argument.size[:80]!r}{nearest(argument.size, SIZES)}")

@@ -1,0 +1,1 @@
+"""Continuous batching, written once for every executor: blocks, requests, the loop's thread."""

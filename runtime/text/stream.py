@@ -1,0 +1,64 @@
+"""Text while it is generated: only what is certain is shown, whatever tokens the next steps bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import RecipeError
+from .tokenizer import Tokenizer
+
+
+class TextStream:
+    """Turns tokens into text piece by piece and stops at the first stop string that is complete.
+
+    The pieces joined are `tokenizer.decode` of all tokens, cut before that stop string. Of stop strings that end at
+    the same character the longest counts. Incomplete UTF-8 and possible beginnings of a stop string are held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        for index, text in enumerate(self._stops):
+            if not isinstance(text, str) or not text:
+                raise RecipeError(f"stop[{index}]", found=repr(text), fix="a string that is not empty")
+        self._detokenizer = tokenizer.detokenizer()
+        self._pieces: list[str] = []
+        self._held = ""
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """What was shown so far."""
+        return "".join(self._pieces)
+
+    def push(self, token: int) -> str:
+        """Take one token; returns the text that is now certain, which may be empty."""
+        return "" if self.stopped else self._show(self._detokenizer.push(token), final=False)
+
+    def finish(self) -> str:
+        """No more tokens: the rest of the text."""
+        return "" if self.stopped else self._show(self._detokenizer.finish(), final=True)
+
+    def _show(self, text: str, final: bool) -> str:
+        pending = self._held + text
+        if found := self._first_stop(pending):
+            self.stopped = True
+            piece, self._held = pending[: found[1]], ""
+        else:
+            certain = len(pending) if final else self._certain(pending)
+            piece, self._held = pending[:certain], pending[certain:]
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def _first_stop(self, pending: str) -> tuple[int, int] | None:
+        """(end, start) of the stop string that is complete first."""
+        starts = ((stop, pending.find(stop)) for stop in self._stops)
+        return min(((start + len(stop), start) for stop, start in starts if start >= 0), default=None)
+
+    def _certain(self, pending: str) -> int:
+        """How many characters of `pending` no stop string can still claim."""
+        longest = max(map(len, self._stops), default=1)
+        for start in range(max(0, len(pending) - longest + 1), len(pending)):
+            if any(stop.startswith(pending[start:]) for stop in self._stops):
+                return start
+        return len(pending)

@@ -1,0 +1,163 @@
+"""Tokenizers and templates that a build must refuse, each in a process of its own, with the ids at fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.samples.templates import LLAMA2, LLAMA31
+from support.samples.tokenizers import byte_level_chat, pico, sentencepiece
+
+from llmc.compiler.checkpoint.tokenizer_check import (
+    MAX_TOKENIZER_BYTES,
+    Check,
+    TokenizerFacts,
+    check_tokenizer,
+    start_check,
+)
+from llmc.runtime.errors import CheckpointError
+
+DATA, CONFIG = pico()
+ROWS = 4096
+RUNAWAY = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    document = json.loads(DATA)
+    change(document)
+    return json.dumps(document).encode()
+
+
+def added(**fields: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda d: d["added_tokens"].append({**d["added_tokens"][0], **fields})
+
+
+def test_a_sound_tokenizer_gives_its_facts():
+    facts = check_tokenizer(DATA, CONFIG, ROWS, [1])
+    special = {entry["content"]: entry["id"] for entry in json.loads(DATA)["added_tokens"]}
+    assert facts == TokenizerFacts(ROWS, special, "<|begin_of_text|>", "<|end_of_text|>", True, "")
+
+
+def test_more_rows_than_tokens_are_padding():
+    assert check_tokenizer(DATA, CONFIG, ROWS + 64, [1]).vocab_size == ROWS
+
+
+def test_a_sentencepiece_tokenizer_passes():
+    facts = check_tokenizer(*sentencepiece(), 400, [2])
+    assert (facts.bos_token, facts.eos_token, facts.round_trips) == ("<s>", "</s>", True)
+
+
+def test_a_tokenizer_that_drops_text_does_not_round_trip():
+    data = changed(lambda d: d.update(normalizer={"type": "Lowercase"}))
+    assert not check_tokenizer(data, CONFIG, ROWS, [1]).round_trips
+
+
+def test_a_check_runs_beside_other_work():
+    checks = [start_check(DATA, CONFIG, ROWS, [1]) for _ in range(2)]
+    assert all(isinstance(check, Check) for check in checks)
+    assert checks[0].result() == checks[1].result() == checks[1].result()
+
+
+REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
+    "ids beyond the rows": (
+        *(DATA, CONFIG, 4090, [1]),
+        r"ids below the 4090 rows of the embedding; 4090 \('.*'\), 4091 .* 4095 ",
+    ),
+    "two tokens with one id": (
+        *(changed(lambda d: d["model"]["vocab"].update({"new": 300})), CONFIG, ROWS, [1]),
+        r"one token for each id; id 300 is '.*' and 'new'",
+    ),
+    "an added token over another": (
+        *(changed(added(content="<x>", id=301)), CONFIG, ROWS, [1]),
+        r"one token for each id; id 301 is '.*' and '<x>'",
+    ),
+    "a gap that renumbers": (
+        *(changed(added(content="<x>", id=5000)), CONFIG, 6000, [1]),
+        r"'<x>' has id 5000 in the file and 4096 when loaded",
+    ),
+    "one token with two ids": (
+        *(changed(added(content="<|pad|>", id=4096)), CONFIG, 6000, [1]),
+        r"'<\|pad\|>' has id \d+ in the file and \d+ when loaded",
+    ),
+    "an end id without a token": (DATA, CONFIG, 6000, [1, 5000], "no token has id 5000"),
+    "an end token without an id": (
+        *(DATA, {"eos_token": {"content": "<|nowhere|>"}}, ROWS, [1]),
+        r"eos_token '<\|nowhere\|>' of tokenizer_config.json is not in the vocabulary",
+    ),
+    "an id that is no number": (
+        *(changed(lambda d: d["model"]["vocab"].update({"new": "7"})), CONFIG, ROWS, [1]),
+        "token 'new' with id '7'",
+    ),
+    "a negative id": (
+        *(changed(lambda d: d["model"]["vocab"].update({"new": -7})), CONFIG, ROWS, [1]),
+        "token 'new' with id -7",
+    ),
+    "no vocabulary": (changed(lambda d: d.pop("model")), CONFIG, ROWS, [1], "read its vocabulary; KeyError: 'model'"),
+    "an unknown model": (changed(lambda d: d["model"].update(type="?")), CONFIG, ROWS, [1], "read the tokenizer; "),
+    "truncated": (DATA[:-100], CONFIG, ROWS, [1], r"tokenizer.json: well-formed JSON; .* at line \d+"),
+    "empty": (b"", CONFIG, ROWS, [1], "tokenizer.json: well-formed JSON"),
+    "a key twice": (
+        *(DATA.replace(b'"version": "1.0",', b'"version": "1.0", "version": "1.0",', 1), CONFIG, ROWS, [1]),
+        "version",
+    ),
+    "nested without end": (b'{"model": ' + b"[" * 100_000, CONFIG, ROWS, [1], "nested"),
+    "too large": (b" " * (MAX_TOKENIZER_BYTES + 1), CONFIG, ROWS, [1], f"found: {MAX_TOKENIZER_BYTES + 1} bytes"),
+    "a runaway regular expression": (
+        *(changed(lambda d: d.update(pre_tokenizer=RUNAWAY)), CONFIG, ROWS, [1]),
+        "PanicException|did not finish",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused_with_the_reason(case: tuple[bytes, dict[str, Any], int, list[int], str]):
+    data, config, rows, eos, message = case
+    with pytest.raises(CheckpointError, match=message) as caught:
+        check_tokenizer(data, config, rows, eos)
+    assert str(caught.value).startswith("check tokenizer.json\n  found: ")
+
+
+def test_a_worker_that_is_late_is_killed():
+    with pytest.raises(CheckpointError, match=r"check tokenizer.json\n  found: it did not finish in 0.001 s"):
+        check_tokenizer(DATA, CONFIG, ROWS, [1], deadline_s=0.001)
+
+
+@pytest.mark.parametrize("template", (LLAMA2, LLAMA31))
+def test_a_template_that_renders_is_no_problem(template: str):
+    data, config = byte_level_chat()
+    assert start_check(data, config, 5000, [1], chat_template=template).result().template_problem == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    (
+        ("\n{{ 1 + }}", "compile the chat template; syntax error: unexpected end of variable block (line 2)"),
+        ("{{ raise_exception('tools only') }}", "render the chat template; tools only"),
+    ),
+)
+def test_a_template_that_fails_is_a_warning(template: str, problem: str):
+    assert start_check(DATA, CONFIG, ROWS, [1], chat_template=template).result().template_problem == problem
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    (
+        ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", "ran out of fuel"),
+        ("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", None),
+        ("{{ '{:20000000000d}'.format(1) }}", None),
+        ("{{ a" + "+1" * 32_000 + " }}", None),
+    ),
+)
+def test_a_template_bomb_is_refused(template: str, message: str | None):
+    # Without a message: memory or the deadline ends it, whichever comes first on this machine.
+    expected = message or "did not finish|the worker ended with"
+    with pytest.raises(CheckpointError, match=rf"check the chat template\n  found: .*({expected})"):
+        start_check(DATA, CONFIG, ROWS, [1], chat_template=template, deadline_s=3.0).result()
+
+
+def test_modules_of_the_working_folder_are_not_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tokenizers.py").write_text("raise SystemExit('run by mistake')")
+    monkeypatch.chdir(tmp_path)
+    assert check_tokenizer(DATA, CONFIG, ROWS, [1]).vocab_size == ROWS

@@ -1,0 +1,103 @@
+"""The real Python bindings take what `runtime/cuda/driver.py` gives them: called for real, with a libcuda made here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+from llmc.runtime import profiles
+
+SOURCE = ROOT / "tests/support/fakes/libcuda.c"
+SCRIPT = """
+import ctypes
+import numpy as np
+from llmc.runtime.cuda import gpus
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.cuda.launches import pack
+from llmc.runtime.errors import LlmcError
+
+assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake GPU", 90, 1 << 30),)), gpus.look()
+driver = Driver.load()
+assert (driver.version, driver.sm, driver.shared, driver.processors) == ("13.0", 90, 232448, 132)
+driver.use()
+assert driver.memory() == (1 << 29, 1 << 30)
+stream = driver.stream()
+device, other, host = driver.allocate(4096, "x"), driver.allocate(4096, "x"), driver.allocate_host(4096, "x")
+view = np.ctypeslib.as_array((ctypes.c_ubyte * 4096).from_address(host))
+view[:] = np.arange(4096) % 251
+sent = view.copy()
+driver.copy_in(device, host, 4096, stream)
+driver.copy(other, device, 4096, stream)
+driver.fill(device, 7, 4096, stream)
+view[:] = 0
+driver.copy_out(host, other, 4096, stream)
+driver.wait(stream)
+assert (view == sent).all()
+driver.copy_out(host, device, 4096, stream)
+assert (view == 7).all()
+
+module = driver.module(b"a cubin", "a cubin")
+function = driver.function(module, "kernel", 50000, "a kernel")
+facts = view.view(np.int32)[:10]
+for pdl in (False, True):
+    config = driver.config((3, 2, 1), 4, 50000, stream, pdl=pdl)
+    parameters = pack(["*i32", "i32", "*i8", "*i8"], [device, -9, 0, 0], what="x")
+    driver.launch(config, function, parameters.address, "a launch")
+    driver.copy_out(host, device, 40, stream)
+    # attribute 6 is programmatic stream serialization
+    assert facts.tolist() == [-9, 3, 2, 1, 128, 50000, 50000, int(pdl), 6 * pdl, int(pdl)], facts
+driver.begin_capture(stream)
+parameters = pack(["*i32", "i32", "*i8", "*i8"], [device, 77, 0, 0], what="x")
+driver.launch(config, function, parameters.address, "a launch")
+graph = driver.end_capture(stream)
+driver.copy_out(host, device, 40, stream)
+assert facts[0] == -9
+driver.launch_graph(graph, stream)
+driver.copy_out(host, device, 40, stream)
+assert facts[0] == 77
+driver.drop_graph(graph)
+
+start, stop = driver.event(timing=True), driver.event()
+driver.record(start, stream)
+driver.record(stop, stream)
+driver.wait_event(stop)
+assert driver.elapsed(start, stop) == 2.5e-3
+for failing, text in (
+    (lambda: driver.module(b"another", "kernels"), "CUDA_ERROR_INVALID_IMAGE: the driver (CUDA 13.0) refuses"),
+    (lambda: driver.function(module, "absent", 0, "absent"), "finding absent\\n  found: CUDA_ERROR_NOT_FOUND"),
+    (lambda: driver.allocate(1 << 30, "weights"), "1024.0 MiB of GPU memory for weights\\n  found: CUDA_ERROR_OUT_OF"),
+    (lambda: Driver.load(1), "opening GPU 1\\n  found: CUDA_ERROR_INVALID_DEVICE"),
+):
+    try:
+        failing()
+    except LlmcError as error:
+        assert text in str(error), str(error)
+    else:
+        raise AssertionError(text)
+for event in (start, stop):
+    driver.drop_event(event)
+driver.unload(module)
+driver.free(device)
+driver.free(other)
+driver.free_host(host)
+driver.drop_stream(stream)
+driver.close()
+print("all of it")
+"""
+
+
+@pytest.mark.skipif(not profiles.has_bindings(), reason="the extra 'cuda' is not installed")
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="no C compiler for a libcuda")
+def test_the_bindings_take_every_call_and_launch_what_was_meant(tmp_path: Path):
+    library = tmp_path / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("all of it\n", 0), done.stderr

@@ -1,0 +1,30 @@
+"""Golden dumps: legal graphs and launch plans of a toy are those that are committed; `make golden` rewrites them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.dumps import drafted_plan, graph_text, legal_graph, plan_text
+
+FOLDER = Path(__file__).resolve().parent
+FORMATS = ("int4", "fp8")
+
+
+def check(name: str, text: str, config: pytest.Config) -> None:
+    path = FOLDER / name
+    if config.getoption("--update-golden"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8"), f"{name} has changed: `make golden` rewrites it, `git diff` shows"
+
+
+@pytest.mark.parametrize("quantize", FORMATS)
+def test_the_cpu_graph_is_as_it_was(tmp_path: Path, quantize: str, pytestconfig: pytest.Config):
+    check(f"cpu-{quantize}.graph.txt", graph_text(legal_graph(tmp_path, "cpu", quantize)), pytestconfig)
+
+
+@pytest.mark.parametrize("quantize", FORMATS)
+def test_the_gpu_graph_and_plan_are_as_they_were(tmp_path: Path, quantize: str, pytestconfig: pytest.Config):
+    graph = legal_graph(tmp_path, "sm_90", quantize)
+    check(f"sm_90-{quantize}.graph.txt", graph_text(graph), pytestconfig)
+    check(f"sm_90-{quantize}.plan.txt", plan_text(drafted_plan(graph)), pytestconfig)

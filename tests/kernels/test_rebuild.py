@@ -1,0 +1,97 @@
+"""Machine code of an engine can be made again from its sources, and code that was not made from them is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.commands import Call
+from support.engines import NARROW, NARROW_BATCH, forge, small_checkpoint
+
+import llmc
+from llmc.compiler.targets.cuda.cubins import rebuild
+from llmc.compiler.targets.cuda.cubins.cache import KernelCache
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.progress import Progress
+
+CUBINS, PLAN = "profiles/sm_90/kernels.cubins", "profiles/sm_90/plan.json"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(capsys)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rebuild")
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **NARROW)
+    return llmc.build(checkpoint, folder / "e.llmc", targets=["cpu", "sm_90"], max_batch=NARROW_BATCH)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[Variant, Cubin]:
+    """What the compiler has made of each kernel, without any cache, since this file began."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once(made: dict[Variant, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler takes its time, and asked twice for the same it answers the same: the first test is about that."""
+    real = rebuild.compile_variants
+
+    def once(variants: list[Variant], sm: int, *, progress: Progress, cache: KernelCache) -> dict[Variant, Cubin]:
+        assert cache.folder is None, "a cache would answer instead of the compiler"
+        if missing := [variant for variant in variants if variant not in made]:
+            made.update(real(missing, sm, progress=progress, cache=cache))
+        return {variant: made[variant] for variant in variants}
+
+    monkeypatch.setattr(rebuild, "compile_variants", once)
+
+
+def section(path: Path, name: str) -> bytes:
+    with EngineFile.open(path) as opened:
+        return opened.section(name)
+
+
+def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, made: dict[Variant, Cubin]):
+    made.clear()
+    count = len(json.loads(section(engine, PLAN))["modules"])
+    code, said = call("verify", engine, "--profile", "cpu", "--rebuild-kernels")
+    assert code == 0
+    assert f"profile sm_90: {count} kernels compile to the same bytes" in said
+    assert len(made) == count
+
+
+def test_machine_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path):
+    """Every digest is right: only compiling again can tell."""
+    binary = json.loads(section(engine, PLAN))["modules"][0]["binary"]
+    code = bytearray(section(engine, CUBINS))
+    code[binary["offset"] + binary["size"] // 2] ^= 1
+    forged = forge(engine, tmp_path / "forged.llmc", sections={CUBINS: bytes(code)})
+    assert call("verify", forged, "--profile", "cpu")[0] == 0
+    exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")
+    assert exit_code == 1
+    assert "1 of " in said and " kernels differ, first " in said
+    assert "do not run it" in said
+
+
+@pytest.mark.parametrize("tool", ["triton", "kernels"])
+def test_what_need_not_agree_is_refused(engine: Path, call: Call, tmp_path: Path, tool: str):
+    def older(manifest: Manifest) -> Manifest:
+        return replace(manifest, tools={**manifest.tools, "triton": "3.0.0"})
+
+    if tool == "triton":
+        forged = forge(engine, tmp_path / "forged.llmc", manifest=older)
+        reason = "built with Triton 3.0.0, here is "
+    else:
+        plan = json.loads(section(engine, PLAN))
+        changed = json.dumps({**plan, "kernels": "0" * 64}, sort_keys=True, separators=(",", ":")).encode()
+        forged = forge(engine, tmp_path / "forged.llmc", sections={PLAN: changed})
+        reason = "built from other sources than those of this llmc"
+    exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")
+    assert (exit_code, reason in said) == (3, True), said

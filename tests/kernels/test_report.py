@@ -1,0 +1,203 @@
+"""`llmc kernels`: the chips it knows, what it shows of compiled kernels, what makes it fail, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.commands import Outcome
+
+from llmc.cli.commands import kernels as command
+from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
+from llmc.compiler.targets.cuda.cubins import report
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.kernels import gated
+from llmc.runtime.chips import CAPABILITIES, CHIPS, chip
+from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
+
+CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, None)
+
+
+def wide(width: int) -> Call:
+    x, y = Operand("x", "bf16", ("tokens", 2 * width)), Operand("y", "bf16", ("tokens", width))
+    return gated.gated(x, y, activation="relu")
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[int, Cubin | LlmcError]:
+    """Outcomes by WIDTH of a suite whose model uses 64 and whose only case uses 32; others compile well."""
+    given: dict[int, Cubin | LlmcError] = {}
+
+    class _Case:
+        call = wide(32)
+
+    suite = Suite((gated.KERNEL,), lambda: [_Case()], lambda sm: [wide(64)])  # pyright: ignore[reportArgumentType]
+
+    def attempt(variants: dict[Variant, bool], sm: int, **_: object) -> dict[Variant, Cubin | LlmcError]:
+        return {one: given.get(dict(one.constants)["WIDTH"], replace(CUBIN, sm=sm)) for one in variants}  # type: ignore
+
+    monkeypatch.setattr(report, "suites", lambda files: {"gated": suite})
+    monkeypatch.setattr(report, "attempt", attempt)
+    return given
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real compiling of one small case and no model shape."""
+    monkeypatch.setenv("LLMC_CACHE", str(tmp_path))
+    case = next(iter(gated.SUITE.cases()))
+    monkeypatch.setattr(gated, "SUITE", replace(gated.SUITE, cases=lambda: [case], calls=lambda sm: []))
+
+
+def test_chips_are_consistent():
+    assert CAPABILITIES == (80, 89, 90, 100, 120)
+    for name, one in CHIPS.items():
+        assert one.name == name and one.sm in CAPABILITIES
+        assert one.shared == CHIPS[f"sm_{one.sm}"].shared
+        assert (one.fp8 is None) == (one.sm < 89)
+        assert one.reachable_bandwidth < one.bandwidth
+    assert CHIPS["h200"].reachable_bandwidth == 4.3e12
+    assert chip(90) is chip("90") is chip("SM_90") == replace(chip("h200"), name="sm_90")
+
+
+@pytest.mark.parametrize("name", ["h20", "tpu", 75])
+def test_unknown_chips_are_refused(name: str | int):
+    with pytest.raises(RecipeError, match=f"no chip '{name}'.*\n  try: one of a100, l4"):
+        chip(name)
+
+
+def test_every_chip_gets_a_table(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    found = call("kernels")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        f"sm_{sm}: 2 cubins of 4.69 KiB, 0 spill, 0 refused" for sm in (80, 89, 90, 100, 120)
+    ]
+    assert lines[1].split() == ["file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants"]
+    assert lines[2].split() == [
+        *("gated", "gated", "model", "40", "0", "1040", "2400"),
+        *("WIDTH=64", "ACTIVATION=relu", "BLOCK=1024", "warps=4", "stages=2"),
+    ]
+    assert " case " in lines[3]
+
+
+def test_chips_are_chosen_by_any_name(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    found = call("kernels", "--sm", "h200", "--sm", "90", "--sm", "sm_80", "--json")
+    assert found.code == 0
+    assert found.json["ok"] is True
+    assert found.json["chips"] == [90, 80]
+    assert [(one["sm"], one["decode"]) for one in found.json["kernels"]] == [
+        (90, True),
+        (90, False),
+        (80, True),
+        (80, False),
+    ]
+    assert found.json["kernels"][0] == {
+        "sm": 90,
+        "file": "gated",
+        "kernel": "gated",
+        "constants": {"WIDTH": 64, "ACTIVATION": "relu", "BLOCK": 1024},
+        "types": ["*bf16", "*bf16"],
+        "warps": 4,
+        "stages": 2,
+        "decode": True,
+        "registers": 40,
+        "spills": 0,
+        "local": 0,
+        "shared": 1040,
+        "global_scratch": 0,
+        "bytes": 2400,
+    }
+
+
+def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    outcomes[64] = replace(CUBIN, spills=24)
+    found = call("kernels", "--sm", "90")
+    assert found.code == 1
+    assert "sm_90: 2 cubins of 4.69 KiB, 1 spill, 0 refused" in found.out
+    assert found.err == (
+        "llmc: every kernel compiles, and none of a real model's shapes spills\n"
+        "  found: gated WIDTH=64 ACTIVATION=relu BLOCK=1024 warps=4 stages=2 on sm_90\n"
+        "  try: smaller tiles, more warps or fewer stages\n"
+    )
+    found = call("kernels", "--sm", "90", "--json")
+    assert found.code == 1
+    assert found.json["ok"] is False
+    assert found.json["error"]["exit_code"] == 1
+    assert found.json["kernels"][0]["spills"] == 24
+
+
+def test_a_spill_of_a_case_is_only_shown(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    outcomes[32] = replace(CUBIN, spills=24)
+    found = call("kernels", "--sm", "90")
+    assert (found.code, found.err) == (0, "")
+    assert ", 1 spill, 0 refused" in found.out
+
+
+def test_a_kernel_that_is_not_for_a_chip_is_listed(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    outcomes[64] = Unsupported("kernel", found="it needs sm_89 or newer")
+    found = call("kernels", "--sm", "80")
+    assert found.code == 0
+    assert "1 refused" in found.out
+    assert found.out.endswith(
+        "  refused: gated: gated WIDTH=64 ACTIVATION=relu BLOCK=1024 warps=4 stages=2\n    it needs sm_89 or newer\n"
+    )
+    rows = call("kernels", "--sm", "80", "--json").json["kernels"]
+    assert [row.get("refused") for row in rows] == ["it needs sm_89 or newer", None]
+
+
+def test_a_kernel_that_does_not_compile_fails(outcomes: dict[int, object], call: Callable[..., Outcome]):
+    outcomes[32] = LlmcError("kernel", found="CompilationError: at 3:4")
+    found = call("kernels", "--sm", "90", "--sm", "80")
+    assert found.code == 1
+    assert "CompilationError: at 3:4" in found.out
+    assert "WIDTH=32 ACTIVATION=relu BLOCK=1024 warps=4 stages=2 on sm_90; gated WIDTH=32" in found.err
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_path: Path):
+    found = call("kernels", "--file", "gated", "--sm", "90", "--jobs", "1", "--json")
+    assert found.code == 0, found.err
+    (row,) = found.json["kernels"]
+    assert row["bytes"] > 4000
+    assert row["registers"] > 10
+    assert len(list((tmp_path / "kernels").iterdir())) == 1
+    again = call("kernels", "--file", "gated", "--sm", "90", "--json")
+    assert again.json == found.json
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sm", "h2000"], "no chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, l4, "),
+        (["--file", "gatd"], "no kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
+        (["--jobs", "0"], "Invalid value for '--jobs'"),
+    ],
+)
+def test_wrong_flags_are_refused(arguments: list[str], message: str, call: Callable[..., Outcome]):
+    found = call("kernels", *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert message in found.err
+
+
+def test_without_triton_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    found = call("kernels")
+    assert (found.code, found.err) == (
+        4,
+        "llmc: llmc kernels needs the extra 'cuda-build'\n  found: not installed: triton\n"
+        "  try: pip install 'llmc[cuda-build]'\n",
+    )
+
+
+def test_a_chip_below_the_minimum_is_refused_without_compiling(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+):
+    kernel = Kernel("gated", gated.gated_kernel, minimum_sm=100)
+    needs = replace(wide(64), kernel=kernel)
+    monkeypatch.setattr(report, "suites", lambda files: {"gated": Suite((kernel,), lambda: [], lambda sm: [needs])})
+    found = call("kernels", "--sm", "90")
+    assert found.code == 0
+    assert found.out.startswith("sm_90: 0 cubins of 0 B, 0 spill, 1 refused\n  refused: gated: gated WIDTH=64 ")

@@ -1,0 +1,103 @@
+"""Lines of code per folder, held in one table: what a feature costs is said in the commit that adds it.
+
+`make sizes` prints the table. A folder that grows beyond its number fails the test: raise it in the same commit, with
+the reason beside it; a folder that shrinks by more than SLACK fails too: lower it.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+
+from support.paths import ROOT
+
+PACKAGE = ("cli", "compiler", "passes", "quantize", "recipes", "runtime")
+SLACK = 20
+"""Lines below its number that a folder may have."""
+HELD: dict[str, int] = {
+    ".": 100,
+    "cli": 92,
+    "cli/commands": 1180,
+    "cli/common": 232,
+    "cli/prompts": 167,
+    "compiler": 236,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
+    "compiler/checkpoint": 805,
+    "compiler/config": 591,
+    "compiler/engine": 462,
+    "compiler/families": 343,
+    "compiler/oracle": 255,
+    "compiler/targets": 63,
+    "compiler/targets/cpu": 387,
+    "compiler/targets/cuda": 672,
+    "compiler/targets/cuda/cubins": 664,
+    "compiler/targets/cuda/kernels": 614,
+    "compiler/targets/cuda/kernels/attention": 757,
+    "compiler/targets/cuda/kernels/linear": 1248,
+    "compiler/targets/cuda/kernels/moe": 651,
+    "compiler/targets/cuda/kernels/sampling": 591,
+    "compiler/targets/cuda/tuning": 550,
+    "compiler/targets/null": 11,
+    "compiler/targets/simulate": 309,  # quick.py: simulated steps take half the time
+    "passes": 368,
+    "passes/graph": 455,
+    "passes/rewrite": 250,
+    "quantize": 207,
+    "quantize/formats": 267,
+    "recipes": 315,
+    "runtime": 783,
+    "runtime/cpu": 390,
+    "runtime/cuda": 873,
+    "runtime/engine_file": 564,
+    "runtime/files": 440,
+    "runtime/plan": 703,
+    "runtime/sampling": 231,
+    "runtime/scheduling": 598,
+    "runtime/text": 456,
+}
+_NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: not blank, no comment, and no string that stands alone (docstrings)."""
+    documentation = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - documentation)
+
+
+def sizes() -> dict[str, int]:
+    """Lines of code of every folder of the package that has Python files of its own, by path; "." is the root."""
+    folders = [".", *sorted({str(p.parent.relative_to(ROOT)) for top in PACKAGE for p in (ROOT / top).rglob("*.py")})]
+    return {
+        folder: sum(code_lines(path.read_text(encoding="utf-8")) for path in (ROOT / folder).glob("*.py"))
+        for folder in folders
+    }
+
+
+def main() -> None:
+    """Print each folder's lines, the number held, and the difference."""
+    found = sizes()
+    for folder, lines in found.items():
+        held = HELD.get(folder, 0)
+        print(f"{folder:40} {lines:6} {held:6} {lines - held:+5}")
+    print(f"{'all':40} {sum(found.values()):6} {sum(HELD.values()):6} {sum(found.values()) - sum(HELD.values()):+5}")
+
+
+if __name__ == "__main__":
+    main()

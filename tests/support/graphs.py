@@ -1,0 +1,108 @@
+"""Graphs from ONNX text for tests: inputs with a capital first letter become weights with random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from llmc.passes.graph import ops
+from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, dims
+from llmc.passes.quantize_weights import as_input
+from llmc.quantize import FORMATS
+from llmc.runtime.engine_file.bind import Stored, evaluate
+
+
+@dataclass
+class Example:
+    """A graph, the raw arrays of its canonical tensors, and values for its run-time inputs."""
+
+    graph: Graph
+    tensors: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]
+
+
+def parse(text: str, seed: int = 0) -> Example:
+    """A typed graph with one block, from ONNX text without the leading name."""
+    rng = np.random.default_rng(seed)
+    proto = onnx.parser.parse_graph(f"example {text}")
+    keys = dict.fromkeys((n.op_type, n.overload) for n in proto.node if n.domain == ops.DOMAIN)
+    opsets = [onnx.helper.make_opsetid(*pair) for pair in (("", OPSET), (ops.DOMAIN, 1), ("com.microsoft", 1))]
+    functions = [ops.function(*key) for key in keys]
+    model = onnx.helper.make_model(proto, functions=functions, opset_imports=opsets, ir_version=IR_VERSION)
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    del model.functions[:]
+    graph = Graph(ir.from_proto(model))
+    for node in graph.nodes:
+        node.metadata_props[BLOCK] = "layer.0"
+    tensors: dict[str, np.ndarray] = {}
+    quantized = _quantized_inputs(graph, rng, tensors)
+    inputs = {}
+    for value in graph.ir.inputs:
+        name, shape = str(value.name), tuple(int(d) for d in dims(value))
+        if name in quantized:
+            graph.weights[name] = as_input(_store(graph, quantized[name]))
+        elif name[0].isupper():
+            tensors[name] = rng.normal(size=shape).astype(np.float32)
+            graph.weights[name] = _store(graph, Stored(name, "F32", shape))
+        else:
+            inputs[name] = _numbers(value, name, shape, rng)
+    return Example(graph, tensors, inputs)
+
+
+def _store(graph: Graph, leaf: Stored) -> Stored:
+    return graph.store(Canonical(leaf.name, leaf.dtype, leaf.shape, Copied(leaf.name), group=leaf.name))
+
+
+def _quantized_inputs(graph: Graph, rng: np.random.Generator, tensors: dict[str, np.ndarray]) -> dict[str, Stored]:
+    """Codes and scales of one random weight for each quantized linear or embedding."""
+    found: dict[str, Stored] = {}
+    for node in graph.nodes:
+        if node.domain != ops.DOMAIN or node.op_type not in ("Linear", "Embedding") or ops.format_of(node) == ops.DENSE:
+            continue
+        fmt = FORMATS[ops.format_of(node)]
+        rows, stored = (int(d) for d in dims(node.inputs[1]))
+        columns = stored * 128 // fmt.components(128, 128)[0].shape[1]
+        parts = fmt.quantize(torch.from_numpy(rng.normal(size=(rows, columns)).astype(np.float32)))
+        for component, value in zip(fmt.components(rows, columns), node.inputs[1:], strict=False):
+            assert value is not None
+            name = str(value.name)
+            tensors[name] = np.asarray(parts[component.suffix]).reshape(component.shape)
+            found[name] = Stored(name, component.dtype, component.shape)
+    return found
+
+
+def _numbers(value: ir.Value, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if value.dtype == ir.DataType.INT32:
+        return np.arange(1, shape[0] + 1, dtype=np.int32)
+    if value.dtype == ir.DataType.INT64:
+        return rng.integers(0, 3, shape)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs by stock ONNX Runtime, weights as constants; operators of llmc run as their function bodies."""
+    model = graph.to_proto()
+    for name, expr in graph.weights.items():
+        array = np.ascontiguousarray(evaluate(expr, tensors.__getitem__, initializer=name))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    kept = [value for value in model.graph.input if value.name not in graph.weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [str(value.name) for value in graph.ir.outputs]
+    results = session.run(names, dict(inputs))
+    return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """max|a-b| / max|b|."""
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))

@@ -1,0 +1,9 @@
+"""Where the tests find the tree and the checkpoint that comes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PICO = ROOT / "examples" / "checkpoints" / "pico-python"
+SAMPLES = Path(__file__).resolve().parent / "samples"

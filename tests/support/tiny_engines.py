@@ -1,0 +1,49 @@
+"""Engines of three tensors that know one number: for tests of what writes engine files, and of what kills it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.runtime.engine_file.file import verify_engine
+from llmc.runtime.engine_file.manifest import CheckpointFacts, Manifest, ModelFacts
+
+SPECS = (
+    TensorSpec("a", "BF16", (6, 100), "a"),
+    TensorSpec("b", "U8", (5, 70), "b"),
+    TensorSpec("scale", "F32", (), "scale"),
+)
+MANIFEST = Manifest(
+    model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 1, 2, 1, 2, 64, 40, "bfloat16", True, None, ()),
+    formats={},
+    profiles={},
+    lineage={},
+    unused={},
+    recipe={},
+    recipe_digest="0" * 64,
+    checkpoint=CheckpointFacts({}),
+    tools={"llmc": "0.1.0"},
+)
+
+
+def build(path: Path, value: int = 1) -> Path:
+    with EngineWriter(path, SPECS) as writer:
+        writer.write("b", 0, np.full((2, 70), value, np.uint8))
+        writer.write("a", 0, np.full((6, 100), value, np.uint16))
+        writer.write("b", 140, np.full((3, 70), value, np.uint8))
+        writer.write("scale", 0, np.float32(value).tobytes())
+        writer.section("graph", bytes([value]) * 9)
+        return writer.commit(MANIFEST)
+
+
+def value_of(path: Path) -> int:
+    """What `build` was given, after a check of every byte."""
+    with verify_engine(path) as engine:
+        return int(engine.tensor("scale"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))

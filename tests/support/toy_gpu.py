@@ -1,0 +1,224 @@
+"""A model small enough to know by heart, as an engine with a plan: what a device must compute of it is exact.
+
+The next token of a sequence is (the sum of its tokens so far + BIAS) modulo VOCAB. Its tokens lie in a paged cache of
+float32; the bias and the height of the winning logit are weights. So a wrong block, slot, lane, offset or parameter
+changes the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from support.fakes.driver import FakeKernel, Memory
+from support.plans import input_tensors
+
+from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
+from llmc.runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from llmc.runtime.numbers import f32_to_bf16
+from llmc.runtime.plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+
+VOCAB, BIAS, HEIGHT = 97, 5, 3.0
+MAX_BLOCKS, MAX_BATCH, MIXED_TOKENS = 4, 4, 68
+F32, I32 = np.float32, np.int32
+
+ARRAYS = {
+    "bias.weight": np.array([BIAS, 0, 0, 0], F32),
+    "height.weight": f32_to_bf16(np.array([HEIGHT, 1.0], F32)),
+    "left.weight": np.arange(12, dtype=np.uint8).reshape(3, 4),
+    "right.weight": np.arange(100, 108, dtype=np.uint8).reshape(2, 4),
+    "far.weight": np.arange(50, 58, dtype=np.uint8).reshape(2, 4),
+}
+SPECS = (
+    TensorSpec("bias.weight", "F32", (4,), "bias"),
+    TensorSpec("height.weight", "BF16", (2,), "height"),
+    TensorSpec("left.weight", "U8", (3, 4), "codes"),
+    TensorSpec("right.weight", "U8", (2, 4), "codes"),
+    TensorSpec("far.weight", "U8", (2, 4), "far"),
+)
+_STORED = {spec.name: Stored(spec.name, spec.dtype, spec.shape) for spec in SPECS}
+_CODES = Concat((_STORED["left.weight"], _STORED["right.weight"]), 0)
+WEIGHTS: Mapping[str, Expr] = {
+    "bias": _STORED["bias.weight"],
+    "height": ToF32(_STORED["height.weight"]),
+    "codes": _CODES,
+    "same codes": _CODES,
+    "apart": Concat((_STORED["far.weight"], _STORED["left.weight"]), 0),
+    "middle": Slice(_STORED["left.weight"], 0, 1, 3),
+    "columns": Slice(_STORED["left.weight"], 1, 1, 3),
+}
+_DTYPES = {"F32": "f32", "U8": "u8"}
+TENSORS: Mapping[str, Tensor] = {
+    **{name: Tensor("weight", _DTYPES[e.dtype], tuple(map(str, e.shape))) for name, e in WEIGHTS.items()},
+    **input_tensors(MAX_BLOCKS),
+    "past": Tensor("cache", "f32", ("blocks", "1", "64", "1")),
+    "last": Tensor("state", "i32", ("lanes",)),
+}
+
+
+def take(memory: Memory, grid, asked, last, past, slots, ids, tokens, _scratch, _profile) -> None:
+    """Ids, those below zero from `last`, and into the cache."""
+    given, where = memory.array(asked, I32, tokens), memory.array(slots, I32, tokens)
+    for index in range(tokens):
+        token = given[index] if given[index] >= 0 else memory.array(last, I32, -int(given[index]))[-1]
+        memory.array(ids, I32, tokens)[index] = token
+        if where[index] >= 0:
+            memory.array(past + 4 * int(where[index]), F32, 1)[0] = token
+
+
+def score(memory, grid, past, tables, places, which, starts, bias, height, factor, logits, rows, sequences, *_) -> None:
+    """Logits of a mixed step."""
+    first = memory.array(starts, I32, sequences + 1)
+    for row, token in enumerate(memory.array(which, I32, rows)):
+        sequence = int(np.searchsorted(first, token, side="right")) - 1
+        _score_row(memory, past, tables, sequence, places, int(token), bias, height, factor, logits, row)
+
+
+def score_all(memory, grid, past, tables, places, bias, height, factor, logits, sequences, scratch, _profile) -> None:
+    """Logits of a decode step; it needs 32 bytes of scratch per block."""
+    memory.array(scratch, np.uint8, 32 * grid[0])[:] = 1
+    for row in range(sequences):
+        _score_row(memory, past, tables, row, places, row, bias, height, factor, logits, row)
+
+
+def _score_row(memory, past, tables, sequence, places, token, bias, height, factor, logits, row) -> None:
+    table = memory.array(tables + 4 * MAX_BLOCKS * sequence, I32, MAX_BLOCKS)
+    position = int(memory.array(places + 4 * token, I32, 1)[0])
+    total = sum(
+        float(memory.array(past + 4 * (int(table[p // 64]) * 64 + p % 64), F32, 1)[0]) for p in range(position + 1)
+    )
+    line = memory.array(logits + 4 * VOCAB * row, F32, VOCAB)
+    line[:] = 0
+    line[int(total + memory.array(bias, F32, 1)[0]) % VOCAB] = factor * memory.array(height, F32, 1)[0]
+
+
+def choose(memory: Memory, grid, logits, lanes, sampled, status, last, rows, _scratch, _profile) -> None:
+    """The largest logit, also into `last`."""
+    for row in range(rows):
+        token = int(memory.array(logits + 4 * VOCAB * row, F32, VOCAB).argmax())
+        memory.array(sampled, I32, rows)[row] = token
+        memory.array(status, I32, rows)[row] = 0
+        lane = int(memory.array(lanes, I32, rows)[row])
+        if lane >= 0:
+            memory.array(last + 4 * lane, I32, 1)[0] = token
+
+
+_F, _I = "*fp32", "*i32"
+KERNELS: Mapping[str, FakeKernel] = {
+    "take": FakeKernel((_I, _I, _F, _I, _I, "i32"), take),
+    "score": FakeKernel((_F, _I, _I, _I, _I, _F, _F, "fp32", _F, "i32", "i32"), score),
+    "score_all": FakeKernel((_F, _I, _I, _F, _F, "fp32", _F, "i32"), score_all),
+    "choose": FakeKernel((_F, _I, _I, _I, _I, "i32"), choose),
+}
+_ARGUMENTS = {
+    "take": ("token_ids", "last", "past", "slots", "ids", "tokens"),
+    "score": ("past", "tables", "positions", "rows", "starts", "bias", "height", 2.0, "logits", "#rows", "sequences"),
+    "score_all": ("past", "tables", "positions", "bias", "height", 2.0, "logits", "sequences"),
+    "choose": ("logits", "lanes", "sampled", "status", "last", "#rows"),
+}
+_GRIDS = {
+    "take": ("cdiv(tokens, 8)", "1", "1"),
+    "score": ("rows", "2", "1"),
+    "score_all": ("3 * sequences", "1", "1"),
+    "choose": ("rows", "1", "1"),
+}
+SHARED = {"take": 0, "score": 60000, "score_all": 48 << 10, "choose": 49153}
+IMAGES = {name: f"machine code of {name}".encode() for name in ("take", "score", "choose")}
+IMAGES["score_all"] = IMAGES["score"]  # one cubin with two kernels
+CUBINS = b"".join(IMAGES[name] for name in ("take", "score", "choose"))
+
+
+def _argument(given: object) -> Argument:
+    if isinstance(given, float):
+        return Argument(real=given)
+    if given in ("tokens", "sequences", "#rows"):
+        return Argument(size=str(given).removeprefix("#"))
+    assert isinstance(given, str)
+    return Argument(tensor=given)
+
+
+def _program(decode: bool, tokens: int, sequences: int, rows: int) -> Program:
+    buffers = {
+        "ids": Tensor("buffer", "i32", ("tokens",), 0),
+        "logits": Tensor("buffer", "f32", ("rows", str(VOCAB)), 512),
+    }
+    end = 512 + -(-4 * VOCAB * rows // 256) * 256
+    buffers["sampled"], buffers["status"] = (
+        Tensor("buffer", "i32", ("rows",), end),
+        Tensor("buffer", "i32", ("rows",), end + 512),
+    )
+    names = ("take", "score_all" if decode else "score", "choose")
+    launches = tuple(
+        Launch(
+            list(KERNELS).index(name),
+            tuple(map(_argument, _ARGUMENTS[name])),
+            _GRIDS[name],
+            (),
+            "0",
+            "0",
+            f"the {name}",
+        )
+        for name in names
+    )
+    return Program(decode, tokens, sequences, rows, end + 1024, buffers, launches)
+
+
+def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS) -> Plan:
+    modules = tuple(
+        Module(
+            kernel=name,
+            constants={},
+            types=kernel.types,
+            warps=4,
+            stages=1,
+            binary=Binary(
+                CUBINS.index(IMAGES[name]), len(IMAGES[name]), name, 8 if name == "score" else 4, SHARED[name], 32, 0,
+                global_scratch=32 if name == "score_all" else 0, global_scratch_align=32,
+            ),
+        )
+        for name, kernel in KERNELS.items()
+    )  # fmt: skip
+    decode = tuple(_program(True, n, n, n) for n in (1, 2, 4))
+    mixed = _program(False, MIXED_TOKENS, MAX_BATCH, MIXED_TOKENS)
+    return Plan(sm, "bf16", MAX_BLOCKS, "0" * 64, "none", {**TENSORS, **tensors}, modules, (*decode, mixed))
+
+
+def toy_engine(
+    path: Path,
+    plan: Plan | None = None,
+    *,
+    weights: Mapping[str, Expr] = WEIGHTS,
+    more: Mapping[TensorSpec, np.ndarray] | None = None,
+    cubins: bytes = CUBINS,
+) -> Path:
+    """An engine of the plan; `more` tensors follow those of the model."""
+    arrays = {**ARRAYS, **{spec.name: array for spec, array in (more or {}).items()}}
+    bindings = {name: to_json(expr) for name, expr in weights.items()}
+    profile = Profile("sm_90", "profiles/sm_90/plan.json", {"sm": 90}, bindings, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2)
+    manifest = Manifest(
+        model=ModelFacts("Toy", "toy", VOCAB, 4, 1, 1, 1, 1, 64 * MAX_BLOCKS, 8, "float32", False, None, ()),
+        formats={},
+        profiles={"sm_90": profile},
+        lineage={name: Lineage((name,), "copy") for name in arrays},
+        unused={},
+        recipe={},
+        recipe_digest="0" * 64,
+        checkpoint=CheckpointFacts({}),
+        tools={},
+    )
+    with EngineWriter(path, [*SPECS, *(more or {})]) as writer:
+        for name, array in arrays.items():
+            writer.write(name, 0, array)
+        writer.section("profiles/sm_90/plan.json", (plan or toy_plan()).to_json())
+        writer.section("profiles/sm_90/kernels.cubins", cubins)
+        return writer.commit(manifest)
+
+
+def answer(prompt: tuple[int, ...], count: int) -> list[int]:
+    """The tokens the toy model says after a prompt."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append((sum(tokens) + BIAS) % VOCAB)
+    return tokens[len(prompt) :]

@@ -1,0 +1,50 @@
+"""Random weights: a model of any shape from its config, the same for every chunking and on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.checkpoints import CONFIG
+
+from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.checkpoint.random_source import RandomSource
+from llmc.runtime.errors import CheckpointError
+
+
+def test_random_weights_need_only_a_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"torch_dtype": "float16", "initializer_range": 0.5}))
+    checkpoint = open_checkpoint(tmp_path, random_weights=7)
+    assert (checkpoint.random_seed, checkpoint.source.names) == (7, ())
+    bound = checkpoint.with_source(checkpoint.random_source({"w": (300, 100), "norm": (100,), "q.bias": (3,)}))
+    weights = bound.source.rows("w", 0, 300)
+    assert (weights.dtype, bound.source.info("w").nbytes) == (np.float16, 60_000)
+    assert abs(weights.astype(np.float32).std() - 0.5) < 0.02 and abs(weights.astype(np.float32).mean()) < 0.02
+    assert bound.source.rows("norm", 5, 9).tolist() == [1.0] * 4
+    assert bound.source.rows("q.bias", 0, 3).tolist() == [0.0] * 3
+    bound.unchanged()
+    assert bound.digest().keys() == {"config.json"}
+    with pytest.raises(CheckpointError, match=r"'nrm' of random weights\n  found: no such name \(did you mean 'norm'"):
+        bound.source.info("nrm")
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.data())
+def test_random_weights_do_not_depend_on_the_chunks(rows: int, width: int, data: st.DataObject) -> None:
+    source = RandomSource({"w": (rows, width)}, dtype="F32", seed=1)
+    whole = source.rows("w", 0, rows)
+    start = data.draw(st.integers(0, rows))
+    stop = data.draw(st.integers(start, rows))
+    assert np.array_equal(source.rows("w", start, stop), whole[start:stop])
+    assert len(np.unique(whole)) > min(rows * width, 8) // 2
+    assert not np.array_equal(RandomSource({"w": (rows, width)}, dtype="F32", seed=2).rows("w", 0, rows), whole)
+
+
+def test_random_weights_are_the_same_on_every_machine() -> None:
+    source = RandomSource({"model.embed_tokens.weight": (4, 20)}, seed=3)
+    digest = hashlib.sha256(source.rows("model.embed_tokens.weight", 0, 4).tobytes()).hexdigest()
+    assert digest == "eff874ad187f903392f87027c0c5738e49ab70afd710b4e86115486e2e827a26"

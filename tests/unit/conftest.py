@@ -1,0 +1,55 @@
+"""Unit tests start no process and import no Triton: that is what keeps `make quick` quick, so it is checked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from support.engines import PicoEngine
+from support.paths import PICO
+
+import llmc
+
+HERE = Path(__file__).resolve().parent
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("a unit test started a process: it belongs to tests/e2e or tests/kernels")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A wrapper of the whole test, fixtures of wider scope included."""
+    if HERE not in item.path.parents:  # this hook is called for all tests
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _refuse)
+        for name in ("fork", "posix_spawn", "execv"):
+            patch.setattr(os, name, _refuse)
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def no_triton() -> Iterator[None]:
+    before = "triton" in sys.modules
+    yield
+    assert before or "triton" not in sys.modules, "a unit test imported Triton: it belongs to tests/kernels"
+
+
+@pytest.fixture(scope="session")
+def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
+    """As the fixture of this name for all tests, without the process in which a build tries a tokenizer first."""
+    folder = tmp_path_factory.mktemp("pico-unit")
+
+    def build(quantize: str = "none", **flags: Any) -> Path:
+        path = folder / f"{'-'.join([quantize, *map(str, flags.values())])}.llmc"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("llmc.compiler.build.start_check", lambda *_, **__: None)
+            return path if path.exists() else llmc.build(PICO, path, quantize=quantize, **flags)
+
+    return build

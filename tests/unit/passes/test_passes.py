@@ -1,0 +1,187 @@
+"""Every pass proves itself: its examples fire, keep the numbers, are idempotent, and refuse for the stated reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support import graphs
+
+from llmc.compiler.targets.cpu.legalize import RULES
+from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
+from llmc.passes import back, front
+from llmc.passes.graph.graph import Graph
+from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
+from llmc.passes.rewrite.manager import PassCrash, Phase, run_phase
+from llmc.passes.rewrite.rule import Outcome, Pass
+from llmc.quantize import FORMATS
+from llmc.runtime.cpu.onnx_scan import CPU_OPERATORS
+from llmc.runtime.errors import Unsupported
+
+ALL = {
+    item.name: item
+    for item in (*front(lambda _: "none").passes, *back().passes, *RULES, QuantizeActivations(), *PASSES)
+}
+FIRES = [(item, text) for item in ALL.values() for text in item.fires]
+REFUSES = [(item, reason, text) for item in ALL.values() for reason, text in item.refuses.items()]
+EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
+
+
+def test_every_pass_has_an_example() -> None:
+    without = [name for name, item in ALL.items() if not item.fires]
+    assert without == ["QuantizeWeights", "RefuseOthers"]  # needs a recipe; rewrites nothing: both tested below
+
+
+@pytest.mark.parametrize(("item", "text"), FIRES, ids=lambda value: getattr(value, "name", None))
+def test_fires_and_keeps_numbers(item: Pass, text: str) -> None:
+    example = graphs.parse(text)
+    before = graphs.run(example.graph, example.tensors, example.inputs)
+    assert item.run(example.graph).fired
+    example.graph.ir.sort()
+    verify(example.graph, EVERYTHING)
+    after = graphs.run(example.graph, example.tensors, example.inputs)
+    assert list(after) == list(before)
+    for name, expected in before.items():
+        assert graphs.difference(after[name], expected) <= item.tolerance, name
+    assert item.run(example.graph).fired == 0, "a second run finds nothing left to do"
+
+
+@pytest.mark.parametrize(("item", "reason", "text"), REFUSES, ids=lambda value: getattr(value, "name", None))
+def test_refuses_with_its_reason(item: Pass, reason: str, text: str) -> None:
+    example = graphs.parse(text)
+    before = example.graph.text()
+    outcome = item.run(example.graph)
+    assert outcome.fired == 0
+    assert example.graph.text() == before
+    if reason:
+        assert outcome.miss is not None and outcome.miss.reason == reason
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_quantize_weights_follows_the_format(name: str) -> None:
+    text = (
+        "(int64[2,3] ids, float[384,128] T, float[256,128] W) => (float[2,3,256] y, float[2,3,384] h) "
+        "{ e = llmc.Embedding:f32(ids, T) y = llmc.Linear:f32(e, W) h = llmc.Linear:f32(e, T) }"
+    )
+    example = graphs.parse(text)
+    for node in example.graph.nodes:
+        node.metadata_props["module"] = str(node.outputs[0].name)
+    before = graphs.run(example.graph, example.tensors, example.inputs)
+    reports = run_phase(Phase("front", (front(lambda _: name).passes[-1],), LOGICAL), example.graph)
+    assert reports[0].fired == 2
+    embedding = next(node for node in example.graph.nodes if node.op_type == "Embedding")
+    assert embedding.overload == name.replace("-", "_"), "a tied embedding follows the head"
+    tensors = _quantized(example, name)
+    after = graphs.run(example.graph, tensors, example.inputs)
+    dense = FORMATS[name].dequantize(
+        {s: tensors[f"T.{s}" if s != "weight" else "weight"] for s in ()} or _parts(tensors, name)
+    )
+    rows = example.inputs["ids"]
+    assert graphs.difference(after["h"], dense[rows] @ dense.T) < 1e-5
+    assert graphs.difference(after["y"], before["y"]) < 0.5
+
+
+def _quantized(example: graphs.Example, name: str) -> dict[str, np.ndarray]:
+    import torch
+
+    amax = max(float(np.abs(array).max()) for array in example.tensors.values())
+    made: dict[str, np.ndarray] = {}
+    for canonical in example.graph.canonical.values():
+        origin = canonical.origin
+        weight = torch.from_numpy(example.tensors[origin.tensor])  # type: ignore[union-attr]
+        parts = FORMATS[name].quantize(weight, amax)
+        made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)  # type: ignore[union-attr]
+    return made
+
+
+def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    stem = "T" if "T" in tensors else "Tweight"
+    return {c.suffix: tensors[f"{stem.removesuffix('weight')}{c.suffix}"] for c in FORMATS[name].components(384, 128)}
+
+
+def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
+    example = graphs.parse("(float[2,48] x, float[4,48] W) => (float[2,4] y) { y = llmc.Linear:f32(x, W) }")
+    with pytest.raises(Unsupported, match=re.escape("format int4 for W")) as caught:
+        front(lambda _: "int4").passes[-1].run(example.graph)
+    assert "K = 48 is not a multiple of the block of 32" in str(caught.value)
+    assert "`W: none`" in str(caught.value)
+
+
+def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
+    text = (
+        "(float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y) { y = llmc.GatedActivation:plain_silu(a, b) }",
+        "(float[2,3,8] a) => (float[2,3,8] y) { y = Swish(a) }",
+    )
+    for example in map(graphs.parse, text):
+        with pytest.raises(Unsupported, match=r"(GatedActivation|Swish) \(y\) on a GPU\n  found: .* one linear"):
+            PASSES[-1].run(example.graph)
+
+
+class _Breaks(Pass):
+    """Leaves a node of a later phase behind."""
+
+    def run(self, graph: Graph) -> Outcome:
+        node = next(iter(graph.nodes))
+        node.op_type = "Softmax"
+        return Outcome(fired=1)
+
+
+class _Crashes(Pass):
+    """Fails."""
+
+    def run(self, graph: Graph) -> Outcome:
+        raise KeyError("lost")
+
+
+def test_a_broken_graph_stops_at_the_pass_that_broke_it(tmp_path: Path) -> None:
+    example = graphs.parse("(float[2,3] x) => (float[2,3] y) { y = Swish(x) }")
+    with pytest.raises(PassCrash, match="pass _Breaks of phase test failed: operators that do not belong") as caught:
+        run_phase(Phase("test", (_Breaks(),), LOGICAL), example.graph, tmp_path)
+    assert isinstance(caught.value.__cause__, BrokenGraph)
+    reproducer = tmp_path / "crash-test-_Breaks.txt"
+    assert str(reproducer) in str(caught.value)
+    onnx.parser.parse_graph(reproducer.read_text())
+
+
+def test_a_crash_names_the_passes_before_it() -> None:
+    example = graphs.parse("(float[2,3] x) => (float[2,3] y) { y = Swish(x) }")
+    simplify = front(lambda _: "none").passes[0]
+    with pytest.raises(PassCrash, match="pass _Crashes of phase test failed: 'lost'; passes before it: Simplify; run"):
+        run_phase(Phase("test", (simplify, _Crashes()), LOGICAL), example.graph)
+
+
+def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
+    text = "(float[2,3,4] x, float[4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=-1>(x, W) }"
+    run_phase(back(), graphs.parse(text).graph, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    text = (
+        "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y) "
+        "{ s = Add(x, r) y = RMSNormalization<axis=-1>(s, W) }"
+    )
+    run_phase(back(), graphs.parse(text).graph, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["01-back-FuseAddNorm.txt"]
+    assert "AddRMSNorm" in (tmp_path / "01-back-FuseAddNorm.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "breakage"),
+    [
+        (
+            "every llmc operator has a definition",
+            "{ y = llmc.Linear:f32(x, W) }",
+            lambda n, g: setattr(n, "overload", "fp3"),
+        ),
+        ("every node has a block", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: n.metadata_props.clear()),
+        ("every weight's promise", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
+        ("names are unique", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: setattr(g.ir.inputs[0], "name", "W")),
+    ],
+)
+def test_verify_finds(rule: str, text: str, breakage) -> None:  # type: ignore[no-untyped-def]
+    graph = graphs.parse(f"(float[2,4] x, float[8,4] W) => (float[2,8] y) {text}").graph
+    verify(graph, LOGICAL)
+    breakage(next(iter(graph.nodes)), graph)
+    with pytest.raises(BrokenGraph, match=rule):
+        verify(graph, LOGICAL)

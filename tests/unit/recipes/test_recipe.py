@@ -1,0 +1,236 @@
+"""Recipes: a typing error is refused with its place, and never read as something else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.paths import ROOT
+
+from llmc.compiler.targets import TARGETS
+from llmc.quantize import FORMATS
+from llmc.recipes import recipe as module
+from llmc.recipes.recipe import QuantizeRule, Recipe, bundled_recipes, load_recipe, with_flags
+from llmc.runtime.errors import RecipeError
+
+SCHEMA = json.loads((ROOT / "recipes/recipe.schema.json").read_text())
+
+
+def refusal(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    return str(caught.value).replace(str(path), "r.yaml")
+
+
+def test_a_full_recipe_is_read(tmp_path: Path):
+    path = tmp_path / "mine.yml"
+    path.write_text(
+        "# why\nversion: 1\nextends: cpu-int4\nquantize:\n  rules:\n"
+        "    - {match: 'model.layers.0.*', format: \"none\"}\ntargets:\n  - cpu\nmax_context: 2048\nmax_batch: 3\n"
+    )
+    assert load_recipe(str(path)) == Recipe(
+        default_format="int4",
+        rules=(QuantizeRule("lm_head", "int8"), QuantizeRule("model.layers.0.*", "none")),
+        targets=("cpu",),
+        max_context=2048,
+        max_batch=3,
+    )
+
+
+def test_the_last_matching_rule_decides():
+    rules = (QuantizeRule("model.layers.*", "int8"), QuantizeRule("model.layers.*.mlp.*", "nvfp4"))
+    recipe = Recipe(default_format="fp8", rules=rules)
+    assert recipe.format_of("model.layers.3.mlp.up_proj") == "nvfp4"
+    assert recipe.format_of("model.layers.3.self_attn.q_proj") == "int8"
+    assert recipe.format_of("lm_head") == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("version: 1\nquantise:\n  default: int4\n", "r.yaml:2:1: unknown key 'quantise' (did you mean 'quantize'?)\n"),
+        ("version: 1\nquantize: {defualt: int4}\n", "r.yaml:2:12: unknown key 'defualt' (did you mean 'default'?)\n"),
+        ("version: 1\nversion: 1\n", "r.yaml:2:1: the key 'version' stands here a second time"),
+        ("version: 1\nmax_batch:\t4\n", "r.yaml:2:11: a tab: use spaces"),
+        ("version: 2\n", "r.yaml:1:10: recipe version 2 is not known: this llmc reads version 1"),
+        ("version: no\n", "r.yaml:1:10: expected an integer, found the text 'no'"),
+        ("version: 1\nmax_batch: 12:30\n", "r.yaml:2:12: expected an integer, found the text '12:30'"),
+        ("version: 1\nmax_batch: 010\n", "r.yaml:2:12: a leading zero is octal to some readers: write 10"),
+        ("version: 1\nmax_batch: 1e3\n", "r.yaml:2:12: expected an integer, found the text '1e3'"),
+        ("version: 1\nmax_batch: 1_000\n", "r.yaml:2:12: expected an integer, found the text '1_000'"),
+        ("version: 1\nmax_batch: '8'\n", "r.yaml:2:12: expected an integer, found the text '8'"),
+        ("version: 1\nmax_batch: true\n", "r.yaml:2:12: expected an integer, found the text 'true'"),
+        ("version: 1\nmax_batch: 0\n", "r.yaml:2:12: 0 is not a number from 1 to 4096"),
+        ("version: 1\nmax_context: -5\n", "r.yaml:2:14: -5 is not a number from 1 to 16777216"),
+        ("version: 1\nmax_context:\n", "r.yaml:2:13: expected an integer, found nothing (leave the key out)"),
+        ("version: 1\nquantize: {default: no}\n", "r.yaml:2:21: no weight format 'no' (did you mean 'none'?)"),
+        ("version: 1\nquantize: {default: 8}\n", "r.yaml:2:21: expected text, found the integer '8'"),
+        ("version: 1\nquantize: {default: itn4}\n", "r.yaml:2:21: no weight format 'itn4' (did you mean 'int4'?)"),
+        ("version: 1\nquantize: int4\n", "r.yaml:2:11: expected keys and values, found the text 'int4'"),
+        ("version: 1\nquantize:\n  rules: {lm_head: int8}\n", "r.yaml:3:10: expected a list, found keys and values"),
+        ("version: 1\nquantize:\n  rules:\n    - {match: lm_head}\n", "r.yaml:4:7: a rule needs 'format'"),
+        ("version: 1\nquantize: {rules: [{match: '', format: int8}]}\n", "r.yaml:2:28: an empty match"),
+        ("version: 1\ntargets: [sm_91]\n", "r.yaml:2:11: no target 'sm_91' (did you mean 'sm_90'?), known: cpu"),
+        ("version: 1\ntargets: [cpu, cpu]\n", "r.yaml:2:1: targets must name at least one target, each once"),
+        ("version: 1\ntargets: []\n", "r.yaml:2:1: targets must name at least one target, each once"),
+        ("version: 1\nextends: cpu-int44\n", "'extends' names no bundled recipe (did you mean 'cpu-int4'?)"),
+        ("version: 1\nextends: ../other.yaml\n", "'extends' names no bundled recipe"),
+        ("version: 1\nkv: fp4\n", "r.yaml:2:5: no format 'fp4' (did you mean 'fp8'?)"),
+        ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:1: 'parallel' is not built yet"),
+        ("version: 1\ngates: []\n", "r.yaml:2:1: 'gates' is not built yet"),
+        ("max_batch: 4\n", "r.yaml:1:1: 'version' is missing: write 'version: 1'"),
+        ("version: 1\nquantize: &a {default: int4}\n", "r.yaml:2:11: anchors and aliases are not used here"),
+        ("version: 1\nquantize: *a\n", "r.yaml:2:11: anchors and aliases are not used here"),
+        ("version: 1\nquantize:\n  <<: {default: int4}\n", "r.yaml:3:3: merge keys are not used here"),
+        ("version: !!int 1\n", "r.yaml:1:10: tags are not used here"),
+        ("!!python/object/apply:os.system ['true']\n", "r.yaml:1:1: tags are not used here"),
+        ("%YAML 1.1\n---\nversion: 1\n", "r.yaml:1:1: directives are not used here"),
+        ("version: 1\n---\nversion: 1\n", "r.yaml:2:1: but found another document"),
+        ("version: 1\n? [a, b]\n: 1\n", "r.yaml:2:3: expected text, found a list"),
+        ("[" * 8000, "nested more than 8 levels deep"),
+        ("version: [1\n", "r.yaml:2:1: "),
+        ("- version\n", "r.yaml:1:1: expected keys and values, found a list"),
+        ("", "r.yaml:1:1: the file is empty"),
+        ("version: 1\nmax_batch: 4\x07\n", "r.yaml:2:13: a control character"),
+        (b"version: 1\n# \xff\n", "r.yaml is not UTF-8 text"),
+        ("version: 1\n#" + "x" * 20_000, "the recipe r.yaml is too large\n  found: 20012 bytes, at most 16384"),
+    ],
+)
+def test_refusals_show_the_place(tmp_path: Path, text: str, expected: str):
+    assert expected in refusal(tmp_path, text)
+
+
+def test_a_refusal_shows_a_caret_and_the_schema(tmp_path: Path):
+    assert refusal(tmp_path, "version: 1\nmax_batch: many\n") == (
+        "r.yaml:2:12: expected an integer, found the text 'many'\n    max_batch: many\n               ^\n"
+        "  try: the keys and values of recipes/recipe.schema.json"
+    )
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path):
+    lines = ["version: 1", "a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    assert "anchors and aliases are not used here" in refusal(tmp_path, "\n".join(lines))
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml: a regular file\n  found: "):
+        load_recipe(str(tmp_path / "pipe.yaml"))
+
+
+def test_a_missing_recipe_names_the_nearest(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"no recipe 'cpu-itn4' \(did you mean 'cpu-int4'\?\)\n  found: bundled"):
+        load_recipe("cpu-itn4")
+    with pytest.raises(RecipeError, match=r"absent\.yaml: a readable file\n  found: No such file"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=200) | st.text("version: 1\n-[]{}&*!%|>'\"#,?quantize", max_size=80))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        assert isinstance(load_recipe(str(path)), Recipe)
+    except RecipeError as error:
+        assert str(error)
+
+
+def test_flags_stand_over_the_recipe():
+    base = Recipe(default_format="fp8", rules=(QuantizeRule("lm_head", "none"),), max_context=64)
+    assert with_flags(base) == base
+    assert with_flags(None, quantize="int4") == Recipe(default_format="int4", rules=(QuantizeRule("lm_head", "int8"),))
+    assert with_flags(base, quantize="int8", max_batch=2) == Recipe(default_format="int8", max_context=64, max_batch=2)
+    assert with_flags(base, targets=["cpu"], max_context=32).max_context == 32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"quantize": "in4"}, "no weight format 'in4' (did you mean 'int4'?)"),
+        ({"targets": ["gpu"]}, "no target 'gpu'"),
+        ({"max_context": 0}, "max_context: 0 is not a number from 1 to 16777216"),
+        ({"max_batch": -1}, "max_batch: -1 is not a number from 1 to 4096"),
+    ],
+)
+def test_flags_are_checked(flags: dict, message: str):
+    with pytest.raises(RecipeError) as caught:
+        with_flags(None, **flags)
+    assert message in str(caught.value)
+
+
+def test_canonical_bytes_do_not_depend_on_the_way():
+    assert with_flags(None, quantize="int4").canonical() == load_recipe("cpu-int4").canonical()
+    assert json.loads(Recipe().canonical()) == {
+        "version": 1,
+        "quantize": {"default": "none", "rules": [], "activations": "none"},
+        "kv": "none",
+        "targets": ["cpu"],
+        "max_context": None,
+        "max_batch": 8,
+    }
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_bundled_recipes_are_short_and_follow_the_schema(name: str):
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text()
+    assert len(text.splitlines()) <= 15
+    assert text.startswith("# "), "the first line says why"
+    assert isinstance(load_recipe(name), Recipe)
+    assert_follows(yaml.safe_load(text), SCHEMA)
+
+
+def test_bundled_recipes_do_not_extend_each_other():
+    for name in bundled_recipes():
+        assert "extends" not in yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+
+
+def test_the_schema_agrees_with_the_reader():
+    formats = SCHEMA["$defs"]["format"]["enum"]
+    assert sorted(formats) == sorted(["none", *FORMATS])
+    assert tuple(FORMATS) == module.FORMATS
+    assert set(SCHEMA["properties"]) == set(module._KEYS)
+    assert set(SCHEMA["properties"]["extends"]["enum"]) == set(bundled_recipes())
+    assert SCHEMA["properties"]["targets"]["items"]["enum"] == list(module.TARGETS)
+    assert SCHEMA["properties"]["max_context"]["maximum"] == module.MAX_CONTEXT
+    assert SCHEMA["properties"]["max_batch"]["maximum"] == module.MAX_BATCH
+    rule = SCHEMA["properties"]["quantize"]["properties"]["rules"]["items"]
+    assert set(rule["properties"]) == set(rule["required"]) == set(QuantizeRule.__dataclass_fields__)
+    assert set(json.loads(Recipe().canonical())) | {"extends"} == set(SCHEMA["properties"])
+
+
+def test_targets_are_those_of_the_table():
+    assert set(module.TARGETS) == set(TARGETS) - {"null"}
+
+
+def assert_follows(value: object, schema: dict) -> None:
+    """The few words of JSON schema that recipe.schema.json uses; an unknown word fails the test."""
+    schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    known = {"$schema", "$defs", "title", "description", "type", "enum", "const", "properties", "required", "items"}
+    known |= {"additionalProperties", "minimum", "maximum", "minItems", "minLength", "uniqueItems"}
+    assert set(schema) <= known
+    kinds = {"object": dict, "array": list, "string": str, "integer": int}
+    if "type" in schema:
+        assert type(value) is kinds[schema["type"]]
+    if "enum" in schema:
+        assert value in schema["enum"]
+    if "const" in schema:
+        assert value == schema["const"]
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= set(value) <= set(schema["properties"])
+        for key, item in value.items():
+            assert_follows(item, schema["properties"][key])
+    if isinstance(value, list):
+        assert len(value) >= schema.get("minItems", 0)
+        for item in value:
+            assert_follows(item, schema["items"])
+    if isinstance(value, int):
+        assert schema.get("minimum", value) <= value <= schema.get("maximum", value)

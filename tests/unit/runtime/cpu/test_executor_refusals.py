@@ -1,0 +1,177 @@
+"""What the cpu executor refuses: little memory, bad settings, engines with right digests whose content lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from support.engines import PicoEngine, forge
+
+import llmc
+from llmc.cli.app import run as run_command
+from llmc.runtime.cpu import executor as cpu
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.errors import EngineError, RecipeError, ResourceError
+from llmc.runtime.machine import Memory
+
+GRAPH = "profiles/cpu/graph.onnx"
+
+
+@pytest.fixture(scope="module")
+def path(pico_engine: PicoEngine) -> Path:
+    return pico_engine("none")
+
+
+def test_a_bad_llmc_threads_is_exit_2(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("LLMC_THREADS", "many")
+    assert run_command(["run", str(path), "x", "--max-tokens", "1"]) == 2
+    assert "LLMC_THREADS" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="LLMC_THREADS\n  found: 'many'\n  try: a number from 1 to 4096"):
+        llmc.load(path)
+
+
+def test_too_little_memory_is_exit_4_before_any_is_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(cpu, "memory", lambda: Memory(1 << 30, 20 << 20))
+    monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(ResourceError, match=r"needs 0\.0 GB of memory\n  found: 0\.0 GB free\n"):
+        llmc.load(path)
+    assert run_command(["run", str(path), "x"]) == 4
+    assert "--quantize int8" in capsys.readouterr().err
+
+
+def test_the_plan_counts_what_is_not_mapped(pico_engine: PicoEngine, monkeypatch: pytest.MonkeyPatch):
+    """An fp8 engine runs as float32: 7.1 M weights and one cache of 8 layers x 2 x 2 heads x 512 x 64."""
+    needed = 4 * 7_000_000 + 4 * 8 * 2 * 2 * 512 * 64
+    monkeypatch.setattr(cpu, "memory", lambda: Memory(1 << 30, needed))
+    with pytest.raises(ResourceError):
+        llmc.load(pico_engine("fp8"))
+    monkeypatch.setattr(cpu, "memory", lambda: Memory(1 << 30, needed + 2_000_000))
+    llmc.load(pico_engine("fp8")).close()
+
+
+def graph_of(path: Path) -> onnx.ModelProto:
+    with EngineFile.open(path) as engine:
+        return onnx.load_from_string(engine.section(GRAPH))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(EngineError) as caught:
+        llmc.load(path)
+    return str(caught.value)
+
+
+def test_an_operator_off_the_list_is_refused(path: Path, tmp_path: Path):
+    graph = graph_of(path)
+    node = graph.graph.node[3]
+    node.op_type, node.domain = "RandomNormal", ""
+    target = forge(path, tmp_path / "e.llmc", sections={GRAPH: graph.SerializeToString()})
+    message = refusal(target)
+    assert GRAPH in message
+    assert "RandomNormal" in message
+
+
+def test_a_graph_that_reads_another_file_is_refused(path: Path, tmp_path: Path):
+    graph = graph_of(path)
+    graph.graph.initializer[0].external_data[0].value = "/etc/passwd"
+    target = forge(path, tmp_path / "e.llmc", sections={GRAPH: graph.SerializeToString()})
+    assert "/etc/passwd" in refusal(target)
+
+
+def test_a_graph_that_does_not_fit_together_is_refused(path: Path, tmp_path: Path):
+    graph = graph_of(path)
+    del graph.graph.node[0]
+    target = forge(path, tmp_path / "e.llmc", sections={GRAPH: graph.SerializeToString()})
+    message = refusal(target)
+    assert f"{target}: graph {GRAPH!r}\n  found: " in message
+    assert message.endswith("build the engine again")
+
+
+def test_a_graph_without_an_input_of_the_runtime_is_refused(path: Path, tmp_path: Path):
+    graph = graph_of(path)
+    for value in graph.graph.input:
+        value.name = value.name.replace("rows", "lines")
+    for node in graph.graph.node:
+        node.input[:] = [name.replace("rows", "lines") if name == "rows" else name for name in node.input]
+    target = forge(path, tmp_path / "e.llmc", sections={GRAPH: graph.SerializeToString()})
+    with llmc.load(target) as engine, pytest.raises(EngineError, match="a graph with the input or output 'rows'"):
+        engine.generate([1], max_tokens=1)
+    assert run_command(["run", str(target), "x", "--max-tokens", "1"]) == 3
+
+
+def test_joined_weights_that_must_be_copied_are_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A small manifest must not ask for many copies of the file: each join that is no view counts."""
+    with EngineFile.open(path) as engine:
+        first, *_, last = (
+            {"op": "stored", "name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+            for info in engine.tensors.values()
+            if info.name.endswith("mlp.up_proj.weight")
+        )
+    joins = {f"join.{i}": {"op": "concat", "parts": [last, first], "axis": 0} for i in range(200)}
+    target = forge(path, tmp_path / "e.llmc", manifest=with_profile(lambda p: {"weights": {**p["weights"], **joins}}))
+    monkeypatch.setattr(cpu, "memory", lambda: Memory(1 << 30, 100_000_000))
+    monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(ResourceError, match=r"needs 0\.2 GB of memory\n  found: 0\.1 GB free"):
+        llmc.load(target)
+
+
+def with_profile(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Manifest], Manifest]:
+    """A manifest whose cpu profile has other fields."""
+
+    def changed(manifest: Manifest) -> Manifest:
+        profile = manifest.profiles["cpu"]
+        return replace(manifest, profiles={"cpu": replace(profile, **change(vars(profile)))})
+
+    return changed
+
+
+NORM = {"op": "stored", "name": "model.norm.weight", "dtype": "BF16", "shape": [256]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"weights": {**p["weights"], "x": {"op": "exec"}}}, "operation 'exec'"),
+        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "name": "model.nom.weight"}}}, "no such tensor"),
+        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "shape": [255]}}}, r"of shape \[255\]"),
+        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "dtype": "F32"}}}, "weight 'x' expects .* as F32"),
+        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "dtype": "F8_E4M3"}}}, "weight 'x'\n  found: F8_E4M3"),
+        (
+            lambda p: {"weights": {**p["weights"], "x": {"op": "slice", "of": NORM, "axis": 1, "start": 0, "stop": 1}}},
+            "axis",
+        ),
+        (lambda p: {"weights": {}}, "weights fed to the graph"),
+        (lambda p: {"weights": {}, "needs": {**p["needs"], "fed": []}}, "graph 'profiles/cpu/graph.onnx'"),
+        (lambda p: {"needs": {**p["needs"], "fed": "rope.cos"}}, "weights fed to the graph"),
+        (lambda p: {"graph": "profiles/gpu/graph.onnx"}, "no such section"),
+        (lambda p: {"needs": {"packed_bytes": "lots"}}, "packed_bytes"),
+        (lambda p: {"max_batch": 1 << 40}, "max_batch"),
+        (lambda p: {"max_batch": 0}, "max_batch 0"),
+    ],
+)
+def test_a_profile_that_lies_is_refused(path: Path, tmp_path: Path, change: Any, message: str):
+    target = forge(path, tmp_path / "e.llmc", manifest=with_profile(change))
+    with pytest.raises((EngineError, ResourceError), match=message):
+        llmc.load(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_heads": 1}, r"8 layers, 1 cached heads of 64, 4096 logits\n  found: 8 layers, caches \[\(2, 64\)\]"),
+        ({"layers": 7}, r"a graph of 7 layers, .*\n  found: 8 layers"),
+        ({"layers": 1 << 60, "kv_heads": 0}, f"a graph of {1 << 60} layers, 0 cached heads"),
+        ({"head_dim": 1 << 50}, "cached heads of|GB of memory"),
+        ({"vocab_size": 4095}, r"4095 logits\n  found: .* logits \['R', 4096\]"),
+    ],
+)
+def test_model_facts_that_lie_are_refused(path: Path, tmp_path: Path, change: dict[str, int], message: str):
+    target = forge(path, tmp_path / "e.llmc", manifest=lambda m: replace(m, model=replace(m.model, **change)))
+    with pytest.raises((EngineError, ResourceError), match=message):
+        llmc.load(target)

@@ -1,0 +1,334 @@
+"""Before a GPU's first step: memory is summed, weights are checked on their way, parameters are laid out."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fakes.driver import FakeApi, Result, read_parameters
+from support.toy_gpu import ARRAYS, HEIGHT, KERNELS, MAX_BATCH, MAX_BLOCKS, WEIGHTS, toy_engine, toy_plan
+
+from llmc.compiler.engine.writer import TensorSpec
+from llmc.runtime.cuda import driver as driver_module
+from llmc.runtime.cuda import gpus, upload
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.cuda.launches import pack
+from llmc.runtime.cuda.upload import Segment, laid_out, place
+from llmc.runtime.engine_file.bind import Concat, Expr, Reshape, Slice, Stored
+from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.errors import EngineError, ResourceError
+from llmc.runtime.files.hashing import CHUNK
+from llmc.runtime.plan.budget import CACHE_SHARE, Budget, budget, reachable
+from llmc.runtime.plan.plan import Plan, Tensor
+
+BLOCK = 64 * 4
+ARENA = 512 + 26624 + 1024
+"""Of the mixed program: ids, 68 rows of 97 logits in multiples of 256 bytes, tokens and status."""
+STATE, SCRATCH = 256, 4 * 3 * 32
+
+
+def planned(free: int, *, plan: Plan | None = None, lanes: int = MAX_BATCH, weights: int = 1000) -> Budget:
+    return budget(plan or toy_plan(), weights=weights, lanes=lanes, state_lanes=MAX_BATCH, free=free, what="toy")
+
+
+def test_the_parts_of_the_budget():
+    parts = planned(1 << 30)
+    assert (parts.arena, parts.state, parts.scratch, parts.block) == (ARENA, STATE, (SCRATCH, 0), BLOCK)
+    # token_ids, positions, slots: 272 bytes each, in 512; lanes and rows as well; tables 64, starts 20: 256 each
+    assert parts.inputs == 5 * 512 + 2 * 256
+    assert parts.fixed == 1024 + ARENA + 3072 + 256 + 512
+    assert parts.blocks == MAX_BATCH * MAX_BLOCKS
+
+
+def test_the_cache_gets_a_share_of_what_is_left():
+    fixed = planned(1 << 30).fixed
+    assert planned(fixed + 10 * BLOCK).blocks == int(CACHE_SHARE * 10) == 9
+    assert planned(fixed + 10 * BLOCK, lanes=2).blocks == 2 * MAX_BLOCKS, "no more than the sequences can fill"
+
+
+def test_one_sequence_at_full_context_is_the_least():
+    fixed = planned(1 << 30, lanes=1).fixed
+    enough = fixed + 5 * BLOCK
+    assert planned(enough, lanes=1).blocks == MAX_BLOCKS
+    text = r"toy: 0.03 MiB of GPU memory \(activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*\n  found: 0.03 MiB"
+    with pytest.raises(ResourceError, match=text) as refusal:
+        planned(enough - BLOCK, lanes=1)
+    assert refusal.value.fix == "an engine built with --max-context 192" and refusal.value.exit_code == 4
+    with pytest.raises(ResourceError) as refusal:
+        planned(fixed - 1, lanes=1)
+    assert refusal.value.fix == "a GPU with more memory, or an engine with smaller weights (--quantize int4)"
+
+
+def test_fewer_sequences_are_named_if_they_would_fit():
+    """A plan whose larger decode programs have larger arenas than its prompts' program."""
+    plan = toy_plan()
+    programs = tuple(replace(p, arena=100_000 * p.sequences) if p.decode else p for p in plan.programs)
+    plan = replace(plan, programs=programs)
+    assert [p.sequences for p in reachable(plan, 3) if p.decode] == [1, 2, 4]
+    assert [p.sequences for p in reachable(plan, 2) if p.decode] == [1, 2]
+    with pytest.raises(ResourceError) as refusal:
+        planned(250_000, plan=plan)
+    assert refusal.value.fix == "--max-batch 2"
+    assert planned(250_000, plan=plan, lanes=2).arena == 200_000
+
+
+def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
+    from llmc.runtime.cuda.device import CudaDevice
+
+    api = FakeApi(KERNELS, memory=30_000)
+    with (
+        EngineFile.open(toy_engine(tmp_path / "e.llmc")) as engine,
+        pytest.raises(ResourceError, match=f"{engine.path}: profile 'sm_90': .* of GPU memory"),
+    ):
+        CudaDevice(engine, "sm_90", toy_plan(), 4, driver=Driver(api))
+    assert not api.calls["cuMemAlloc"] and not api.calls["cuMemHostAlloc"] and not any(api.live.values())
+
+
+def test_a_plan_without_a_cache_is_refused():
+    plan = toy_plan()
+    tensors = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind != "cache"}
+    with pytest.raises(EngineError, match="toy: a plan with a KV cache"):
+        planned(1 << 30, plan=replace(plan, tensors=tensors))
+
+
+def uploaded(path: Path, plan: Plan, api: FakeApi) -> dict[str, np.ndarray]:
+    """Every weight's bytes on the fake device."""
+    with EngineFile.open(path) as engine:
+        placement = place(engine, "sm_90", plan)
+        driver = Driver(api)
+        base = driver.allocate(placement.bytes, "weights")
+        upload.upload(engine, placement, base, driver)
+        sizes = {name: tensor.bytes({}) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
+        found = {
+            name: api.device.array(base + placement.offsets[name], np.uint8, size).copy()
+            for name, size in sizes.items()
+        }
+        assert placement.offsets["codes"] == placement.offsets["same codes"]
+        assert all(offset % 256 == 0 for offset in placement.offsets.values())
+    assert (api.live["streams"], api.live["events"], api.host.count) == (0, 0, 0)
+    return found
+
+
+def test_weights_arrive_whatever_their_expressions(tmp_path: Path):
+    found = uploaded(toy_engine(tmp_path / "e.llmc"), toy_plan(), FakeApi())
+    left, right, far = (ARRAYS[f"{name}.weight"] for name in ("left", "right", "far"))
+    assert found["bias"].view(np.float32).tolist() == ARRAYS["bias.weight"].tolist()
+    assert found["height"].view(np.float32).tolist() == [HEIGHT, 1.0]
+    assert found["codes"].tolist() == [*left.flat, *right.flat] == found["same codes"].tolist()
+    assert found["apart"].tolist() == [*far.flat, *left.flat]
+    assert found["middle"].tolist() == [*left[1:].flat]
+    assert found["columns"].tolist() == [*left[:, 1:3].flat]
+
+
+BIG = TensorSpec("big.weight", "U8", (5, CHUNK - 7), "big")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Plan, dict[str, Expr]]:
+    """An engine with a tensor of five chunks, and weights that cut it where no chunk ends."""
+    array = np.random.default_rng(0).integers(0, 256, BIG.shape, np.uint8)
+    stored = Stored(BIG.name, BIG.dtype, BIG.shape)
+    weights: dict[str, Expr] = {**WEIGHTS, "whole": stored, "rows": Slice(stored, 0, 1, 4)}
+    shapes = {"whole": BIG.shape, "rows": (3, BIG.shape[1])}
+    plan = toy_plan(tensors={name: Tensor("weight", "u8", tuple(map(str, shape))) for name, shape in shapes.items()})
+    path = tmp_path_factory.mktemp("big") / "e.llmc"
+    return toy_engine(path, plan, weights=weights, more={BIG: array}), array, plan, weights
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_large_tensors_go_in_chunks_through_reused_slots(big: Any, threads: int, monkeypatch: pytest.MonkeyPatch):
+    """With one or two threads and no spare slot, five chunks share fewer slots: none may be overwritten too early."""
+    monkeypatch.setattr(upload, "cpu_count", lambda: threads)
+    monkeypatch.setattr(upload, "_SPARE", 1)
+    path, array, plan, _ = big
+    api = FakeApi()
+    found = uploaded(path, plan, api)
+    assert np.array_equal(found["whole"], array.reshape(-1))
+    assert np.array_equal(found["rows"], array[1:4].reshape(-1))
+    # six parts of small tensors, two computed weights, and five chunks of which four also hold some of the slice
+    assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 5 + 4
+
+
+def test_a_chunk_that_does_not_match_its_digest_is_named_and_not_copied(big: Any, tmp_path: Path):
+    path, _, plan, _ = big
+    damaged = tmp_path / "damaged.llmc"
+    with EngineFile.open(path) as engine:
+        offset = engine.tensors[BIG.name].offset + 2 * CHUNK + 5
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    damaged.write_bytes(data)
+    api = FakeApi()
+    with pytest.raises(EngineError, match=r"match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes"):
+        uploaded(damaged, plan, api)
+    assert (api.live["streams"], api.live["events"], api.host.count) == (0, 0, 0)
+    assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 2, "what lies before the damage, and nothing of it"
+
+
+def test_damage_in_a_tensor_that_is_only_computed_from_is_found_too(tmp_path: Path):
+    path = toy_engine(tmp_path / "e.llmc")
+    with EngineFile.open(path) as engine:
+        offset = engine.tensors["height.weight"].offset
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EngineError, match=r"tensor 'height.weight' chunk 1 of 1"):
+        uploaded(path, toy_plan(), FakeApi())
+
+
+def test_a_file_that_ends_early_or_is_gone(tmp_path: Path):
+    path = toy_engine(tmp_path / "e.llmc")
+    with EngineFile.open(path) as engine:
+        placement = place(engine, "sm_90", toy_plan())
+        path.unlink()
+        with pytest.raises(ResourceError, match=r"e.llmc: a readable file\n  found: No such file"):
+            upload.upload(engine, placement, 0, Driver(FakeApi()))
+
+
+@pytest.mark.parametrize(
+    ("name", "expr", "text"),
+    [
+        ("bias", None, "weight 'bias'\n  found: no binding"),
+        ("bias", Stored("gone.weight", "F32", (4,)), r"of tensor 'gone.weight', F32 \[4\]\n  found: no such tensor"),
+        ("bias", Stored("bias.weight", "F32", (2, 2)), r"'bias.weight', F32 \[2, 2\]\n  found: F32 \[4\]"),
+        ("bias", Stored("height.weight", "BF16", (2,)), r"weight 'bias': 16 bytes\n  found: 4 bytes, BF16 \[2\]"),
+    ],
+)
+def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path, name: str, expr: Expr | None, text: str):
+    weights = {**WEIGHTS, name: expr}
+    path = toy_engine(tmp_path / "e.llmc", weights={n: e for n, e in weights.items() if e is not None})
+    with EngineFile.open(path) as engine, pytest.raises(EngineError, match=text):
+        place(engine, "sm_90", toy_plan())
+
+
+def test_what_lies_in_the_file_as_it_is_used():
+    a, b = Stored("a", "BF16", (2, 3)), Stored("b", "BF16", (4, 3))
+    assert laid_out(Concat((a, b), 0), 100) == [Segment("a", 0, 12, 100), Segment("b", 0, 24, 112)]
+    assert laid_out(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
+    assert laid_out(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
+    assert laid_out(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
+    assert laid_out(Concat((a, a), 1), 0) is None
+    assert laid_out(Slice(b, 1, 0, 2), 0) is None
+    row = Stored("r", "U8", (1, 8))
+    assert laid_out(Concat((row, Slice(row, 1, 2, 5)), 1), 0) == [Segment("r", 0, 8, 0), Segment("r", 2, 5, 8)]
+
+
+def test_parameters_lie_in_order_each_aligned_to_its_size():
+    types = ("*bf16", "i32", "i64", "fp32", "*u8", "i32")
+    address = 0x7F1234567800
+    packed = pack([*types, "*i8", "*i8"], [address, -3, -(2**40), 0.1, 2**63 + 16, 2**31 - 1, 0, 512], what="x")
+    assert read_parameters(types, packed.address) == (
+        *(address, -3, -(2**40), pytest.approx(0.1, abs=1e-8), 2**63 + 16, 2**31 - 1, 0, 512),
+    )
+    pointers = (ctypes.c_void_p * 8).from_address(packed.address)
+    first = pointers[0] or 0
+    assert [(pointer or 0) - first for pointer in pointers] == [0, 8, 16, 24, 32, 40, 48, 56]
+
+
+@pytest.mark.parametrize(
+    ("types", "values", "text"),
+    [
+        (("i32",), (2**31,), "launch 'x': a parameter of type i32\n  found: 2147483648"),
+        (("*i32",), (-1,), r"a parameter of type \*i32"),
+        (("bf16",), (1.0,), "parameters bf16\n  found: 1 values, and types among i32"),
+        (("i32", "i32"), (1,), "parameters i32, i32\n  found: 1 values"),
+    ],
+)
+def test_parameters_that_do_not_fit(types: tuple[str, ...], values: tuple[int | float, ...], text: str):
+    with pytest.raises(EngineError, match=text):
+        pack(types, values, what="x")
+
+
+class FakeLibrary:
+    """libcuda with two GPUs, called as ctypes would."""
+
+    def __init__(self, init: int = 0, gpus: tuple[tuple[str, int, int], ...] = ()) -> None:
+        self._init, self._gpus = init, gpus
+
+    def cuInit(self, flags: int) -> int:
+        return self._init
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 12080
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = len(self._gpus)
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = self._gpus[device.value][0].encode()[: size - 1]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
+        memory._obj.value = self._gpus[device.value][2]
+        return 0
+
+    def cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> int:
+        sm = self._gpus[device.value][1]
+        number._obj.value = {75: sm // 10, 76: sm % 10}[attribute]
+        return 0
+
+
+def test_gpus_are_described_without_a_context():
+    found = gpus.look(FakeLibrary(gpus=(("NVIDIA H200", 90, 150 << 30), ("NVIDIA B200", 100, 180 << 30))))
+    assert found.driver == "12.8" and not found.problem
+    assert found.gpus == (gpus.Gpu(0, "NVIDIA H200", 90, 150 << 30), gpus.Gpu(1, "NVIDIA B200", 100, 180 << 30))
+
+
+@pytest.mark.parametrize(
+    ("library", "problem"),
+    [
+        (FakeLibrary(100), "the driver sees no GPU"),
+        (FakeLibrary(), "the driver sees no GPU"),
+        (FakeLibrary(803), "the driver's library and its kernel module are of different versions"),
+        (FakeLibrary(77), "cuInit gives CUDA error 77"),
+    ],
+)
+def test_why_there_is_no_gpu(library: FakeLibrary, problem: str):
+    assert gpus.look(library) == gpus.Found("12.8", (), problem)
+
+
+def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpus, "LIBRARY", "libcuda-that-is-not-there.so.1")
+    assert gpus.devices() == []
+    with pytest.raises(ResourceError, match=r"an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that") as refusal:
+        Driver.load()
+    assert refusal.value.exit_code == 4
+
+
+def test_missing_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpus, "look", lambda: gpus.Found("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
+    monkeypatch.setattr(driver_module, "_BINDINGS", "cuda_that_is_not_there.bindings.driver")
+    with pytest.raises(ResourceError, match=r"needs the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'"):
+        Driver.load()
+
+
+def test_a_function_the_driver_does_not_have():
+    api: Any = FakeApi()
+    driver = Driver(api)
+
+    def missing(*_: object) -> None:
+        raise RuntimeError('Function "cuGraphUpload" not found')
+
+    api.cuMemGetInfo = missing
+    with pytest.raises(
+        ResourceError, match=r"free memory\n  found: cuMemGetInfo: Function .*\n  try: a newer NVIDIA driver"
+    ):
+        driver.memory()
+
+
+def test_memory_that_others_took_meanwhile():
+    api = FakeApi()
+    api.fail["cuMemAlloc"] = Result["CUDA_ERROR_OUT_OF_MEMORY"]
+    with pytest.raises(
+        ResourceError, match=r"1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end"
+    ):
+        Driver(api).allocate(3 << 19, "weights")

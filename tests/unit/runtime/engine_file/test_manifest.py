@@ -1,0 +1,171 @@
+"""Proves that a manifest has one spelling, reads back as it was written, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmc.runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile, is_section_name
+from llmc.runtime.errors import EngineError
+
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+NAMES = st.text("abcXYZ019_.-", min_size=1, max_size=12).filter(lambda name: ".." not in name)
+COUNTS = st.integers(0, (1 << 63) - 1)
+JSON = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers()))
+FACTS = st.builds(
+    ModelFacts,
+    vocab_size=COUNTS,
+    hidden_size=COUNTS,
+    layers=COUNTS,
+    heads=COUNTS,
+    kv_heads=COUNTS,
+    head_dim=COUNTS,
+    max_context=COUNTS,
+    parameters=COUNTS,
+    bos=st.none() | COUNTS,
+    eos_ids=st.lists(COUNTS, max_size=2).map(tuple),
+    generation=JSON,
+)
+PROFILES = st.builds(
+    Profile,
+    needs=JSON,
+    weights=JSON,
+    max_context=COUNTS,
+    max_batch=COUNTS,
+    tolerance=st.floats(-1e6, 1e6),
+)
+SOURCES = st.builds(
+    CheckpointFacts,
+    files=st.dictionaries(st.text(), DIGESTS),
+    accepted_config=st.lists(st.text(), max_size=2).map(tuple),
+    random_seed=st.none() | COUNTS,
+)
+MANIFESTS = st.builds(
+    Manifest,
+    model=FACTS,
+    formats=st.dictionaries(st.text(), st.text(), max_size=3),
+    profiles=st.dictionaries(NAMES, PROFILES, max_size=2),
+    lineage=st.dictionaries(NAMES, st.builds(Lineage, st.lists(st.text()).map(tuple), st.text()), max_size=3),
+    unused=st.dictionaries(st.text(), st.text(), max_size=3),
+    recipe=JSON,
+    recipe_digest=DIGESTS,
+    checkpoint=SOURCES,
+    tools=st.dictionaries(st.text(), st.text(), max_size=3),
+    required_features=st.just(()),
+    sections=st.dictionaries(NAMES, DIGESTS, max_size=3),
+    tensors=st.dictionaries(NAMES, st.lists(DIGESTS, max_size=3).map(tuple), max_size=3),
+    content_digest=DIGESTS,
+    format=st.just("1.0"),
+)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Manifest:
+    return Manifest(
+        model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 1, 2, 1, 2, 64, 40, "bfloat16", True, 1, (2,)),
+        formats={"lm_head": "int8"},
+        profiles={"cpu": Profile("cpu", "graph", {}, {}, 64, 8, 1e-3)},
+        lineage={"w": Lineage(("a", "b"), "concat")},
+        unused={},
+        recipe={},
+        recipe_digest="0" * 64,
+        checkpoint=CheckpointFacts({}),
+        tools={"llmc": "0.1.0"},
+        content_digest="1" * 64,
+    )
+
+
+def refusal(value: Any) -> str:
+    with pytest.raises(EngineError) as caught:
+        Manifest.from_json(json.dumps(value), what="m.llmc")
+    assert str(caught.value).startswith("m.llmc: manifest")
+    return str(caught.value)
+
+
+@given(MANIFESTS)
+def test_round_trip_has_one_spelling(manifest: Manifest) -> None:
+    text = manifest.to_json()
+    assert Manifest.from_json(text, what="m") == manifest
+    assert Manifest.from_json(text, what="m").to_json() == text
+    assert json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() == text
+
+
+def test_lineage_is_spelled_from(sample: Manifest) -> None:
+    assert json.loads(sample.to_json())["lineage"] == {"w": {"from": ["a", "b"], "how": "concat"}}
+
+
+@given(st.data())
+def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.DataObject) -> None:
+    value = json.loads(sample.to_json())
+    inside = value
+    while True:
+        key = data.draw(st.sampled_from(sorted(inside)))
+        if isinstance(inside[key], dict) and inside[key] and data.draw(st.booleans()):
+            inside = inside[key]
+            continue
+        break
+    odd = [None, True, -1, 1.5, 10**400, "", "x", [], ["x"], [[]], {}, {"x": None}, {"x": 1}, {"x": "y"}, {"x": ["y"]}]
+    inside[key] = data.draw(st.sampled_from(odd))
+    try:
+        manifest = Manifest.from_json(json.dumps(value), what="m")
+    except EngineError:
+        return
+    assert Manifest.from_json(manifest.to_json(), what="m") == manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(modle=1), "manifest: only known keys\n  found: 'modle' (did you mean 'model'?)"),
+        (
+            lambda m: m["model"].update(head=1),
+            "manifest.model: only known keys\n  found: 'head' (did you mean 'heads'?)",
+        ),
+        (lambda m: m["model"].pop("heads"), "manifest.model: the key 'heads'"),
+        (lambda m: m["model"].update(heads=True), "manifest.model.heads: an integer\n  found: True"),
+        (lambda m: m["model"].update(heads=-1), "manifest.model.heads: a non-negative integer"),
+        (lambda m: m["model"].update(tied=1), "manifest.model.tied: true or false"),
+        (lambda m: m["model"].update(bos="1"), "manifest.model.bos: an integer"),
+        (lambda m: m["model"].update(eos_ids=[1, "2"]), "manifest.model.eos_ids: an integer"),
+        (lambda m: m["profiles"]["cpu"].update(tolerance="x"), "manifest.profiles.cpu.tolerance: a number"),
+        (lambda m: m["profiles"]["cpu"].update(tolerance=10**400), "manifest.profiles.cpu.tolerance: a number of"),
+        (lambda m: m["lineage"]["w"].update({"from": "a"}), "manifest.lineage.w.from: a list"),
+        (lambda m: m.update(recipe_digest="A" * 64), "manifest.recipe_digest: 64 lower-case hex digits"),
+        (lambda m: m.update(tensors={"w": ["0" * 63]}), "manifest.tensors.w: 64 lower-case hex digits"),
+        (lambda m: m.update(sections={"/etc": "0" * 64}), "manifest.sections: plain names\n  found: '/etc'"),
+        (lambda m: m.update(format=1.0), "manifest.format: a version such as '1.0'"),
+        (lambda m: m.update(required_features="x"), "manifest.required_features: a list"),
+        (lambda m: m.update(required_features=["x"]), "needs llmc >= 0.1.0"),
+        (lambda m: m.update(format="2.0", tools=7), "needs a newer llmc"),
+    ],
+)
+def test_refuses(sample: Manifest, change: Any, message: str) -> None:
+    value = json.loads(sample.to_json())
+    change(value)
+    assert message in refusal(value)
+
+
+@pytest.mark.parametrize("value", [None, [], "1.0", 3, {}])
+def test_other_json_is_refused(value: Any) -> None:
+    assert "a version such as '1.0'" in refusal(value)
+
+
+def test_content_leaves_out_what_was_measured(sample: Manifest) -> None:
+    layout = {"w": ("U8", (2, 3))}
+    measured = replace(sample, sections={"measured.json": "2" * 64}, content_digest="3" * 64)
+    assert measured.content(layout) == sample.content(layout)
+    assert replace(sample, sections={"other": "2" * 64}).content(layout) != sample.content(layout)
+    assert sample.content({"w": ("U8", (3, 2))}) != sample.content(layout)
+    assert replace(sample, tensors={"w": ("4" * 64,)}).content(layout) != sample.content(layout)
+
+
+def test_section_names() -> None:
+    assert all(map(is_section_name, ("measured.json", "profiles/cpu/graph.onnx", "a-b_c")))
+    assert not any(
+        map(is_section_name, ("", "/a", "a/", "a//b", "../a", "a/..", "pad/1", "a b", "a\n", "a/" * 9 + "a"))
+    )

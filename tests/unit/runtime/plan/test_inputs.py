@@ -1,0 +1,126 @@
+"""The inputs of a step: filled by array operations, held against loops; plans with other inputs are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.plans import plan
+
+from llmc.runtime.errors import EngineError
+from llmc.runtime.plan.inputs import INPUTS, Lanes, Part, check_inputs, idle_inputs
+from llmc.runtime.plan.plan import BLOCK_TOKENS, Tensor
+from llmc.runtime.sampling.params import SamplingParams
+
+PARAMS = (
+    SamplingParams(),
+    SamplingParams(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, seed=2**63 + 1, logprobs=2),
+    SamplingParams(repetition_penalty=1.5, presence_penalty=0.25, frequency_penalty=0.5, logit_bias=((4, 2.0),)),
+)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> list[Part]:
+    """A step of at most four sequences, each at some place of its eight blocks."""
+    made = []
+    for lane in draw(st.permutations(range(4)))[: draw(st.integers(1, 4))]:
+        start = draw(st.integers(0, 6 * BLOCK_TOKENS))
+        ids = draw(st.lists(st.integers(-4, 500), min_size=1, max_size=70))
+        rows = draw(st.integers(0, len(ids)))
+        sampled = rows > 0 and draw(st.booleans())
+        made.append(Part(lane, tuple(ids), start, rows, sampled, draw(st.booleans()), draw(st.booleans())))
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts(), st.integers(0, 3))
+def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
+    lanes = Lanes(plan(), 4)
+    tables = np.random.default_rng(1).permutation(32).reshape(4, 8).astype(np.int32)
+    for _ in range(4):
+        lanes.take(())
+    for lane in range(4):
+        lanes.give(lane)
+        assert lanes.take(tables[lane].tolist()) == lane
+        lanes.choose_by(lane, PARAMS[1])  # what was there before must not show
+        lanes.choose_by(lane, PARAMS[lane % 3])
+    tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
+    sizes = {"tokens": tokens + padding, "sequences": len(step) + padding, "rows": wanted + padding}
+    arrays, expected = idle_inputs(plan(), sizes), idle_inputs(plan(), sizes)
+    rows_of = lanes.fill(arrays, step)
+    token = row = 0
+    for index, part in enumerate(step):
+        if part.new:
+            expected["forget"][index] = part.lane
+        expected["tables"][index] = tables[part.lane]
+        expected["lengths"][index] = part.start + len(part.ids)
+        for offset, one in enumerate(part.ids):
+            position = part.start + offset
+            expected["token_ids"][token], expected["positions"][token] = one, position
+            slot = tables[part.lane][position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+            expected["slots"][token], expected["marks"][token] = slot, part.lane if part.prompt else -1
+            if offset >= len(part.ids) - part.rows:
+                expected["rows"][row] = token
+                row += 1
+            token += 1
+        expected["starts"][index + 1 :] = token
+        assert rows_of[index] == range(row - part.rows, row)
+        if part.sampled:
+            choose(expected, row - 1, part, PARAMS[part.lane % 3])
+    for name in INPUTS:
+        np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
+        assert arrays[name].dtype == expected[name].dtype
+
+
+def choose(arrays: dict[str, np.ndarray], row: int, part: Part, params: SamplingParams) -> None:
+    arrays["place"][row], arrays["lanes"][row] = part.start + len(part.ids), part.lane
+    for name in ("temperature", "top_k", "top_p", "min_p", "logprobs"):
+        arrays[name][row] = getattr(params, name)
+    arrays["seed"][row] = (params.seed or 0) - (2**64 if (params.seed or 0) >= 2**63 else 0)
+    if params is PARAMS[2]:
+        arrays["edits"][row] = part.lane
+        arrays["repetition"][row], arrays["presence"][row], arrays["frequency"][row] = 1.5, 0.25, 0.5
+        arrays["bias_ids"][row, 0], arrays["biases"][row, 0] = 4, 2.0
+
+
+def test_lanes_are_taken_while_there_are_any_and_forget_their_blocks():
+    lanes = Lanes(plan(), 2)
+    first, second = lanes.take([1, 2, 3]), lanes.take([4])
+    assert {first, second} == {0, 1} and lanes.take([5]) is None
+    assert first is not None
+    lanes.give(first)
+    again = lanes.take([6])
+    assert again == first
+    arrays = idle_inputs(plan(), {"tokens": 1, "sequences": 1, "rows": 1})
+    lanes.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
+    assert arrays["tables"].tolist() == [[6, 0, 0, 0, 0, 0, 0, 0]]
+
+
+def _input(dtype: str, *shape: str) -> Tensor:
+    return Tensor("input", dtype, shape)
+
+
+REFUSALS = [
+    ("slots", None, r"what: an input 'slots'\n  found: none\n  try: build the engine again"),
+    ("slotz", _input("i32", "tokens"), r"input 'slotz'\n  found: no such input \(did you mean 'slots'\?\)"),
+    ("seed", _input("i32", "rows"), r"input 'seed': i64 \[rows\]\n  found: i32 \[rows\]"),
+    ("place", _input("i32", "tokens"), r"input 'place': i32 \[rows\]\n  found: i32 \[tokens\]"),
+    ("top_k", _input("i32", "rows", "4"), r"input 'top_k': i32 \[rows\]\n  found: i32 \[rows, 4\]"),
+    ("biases", _input("f32", "rows", "rows"), r"'biases': f32 \[rows, a number\]\n  found: f32 \[rows, rows\]"),
+    ("biases", _input("f32", "rows", "3"), r"every biased token\n  found: .*bias_ids \[rows, 2\], biases \[rows, 3\]"),
+    ("tables", _input("i32", "sequences", "7"), r"tables of 8 blocks.*\n  found: tables \[sequences, 7\]"),
+]
+
+
+@pytest.mark.parametrize(("name", "tensor", "text"), REFUSALS)
+def test_a_plan_with_other_inputs_is_refused(name: str, tensor: Tensor | None, text: str):
+    made = plan()
+    tensors = {key: one for key, one in made.tensors.items() if key != name}
+    if tensor is not None:
+        tensors[name] = tensor
+    check_inputs(made, "what")
+    with pytest.raises(EngineError, match=text):
+        check_inputs(replace(made, tensors=tensors), "what")

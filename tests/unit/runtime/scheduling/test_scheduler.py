@@ -1,0 +1,280 @@
+"""The scheduler against a fake executor that asserts every rule: any schedule gives the tokens of a request alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fakes.executor import FakeExecutor, fake_logits, one_by_one
+
+from llmc.runtime.errors import EngineError, RecipeError
+from llmc.runtime.sampling.params import SamplingParams
+from llmc.runtime.scheduling.scheduler import Event, Request, Scheduler
+
+SAMPLED = SamplingParams(temperature=1.0, seed=11, repetition_penalty=1.2, frequency_penalty=0.5)
+CPU_LIKE = {"depth": 0, "mixed": False, "block_tokens": 64, "blocks": 3, "max_context": 64}
+
+
+def drain(scheduler: Scheduler, limit: int = 2000) -> list[Event]:
+    events: list[Event] = []
+    while not scheduler.idle:
+        events += scheduler.step()
+        limit -= 1
+        assert limit, "the scheduler does not end"
+    return events
+
+
+def tokens_of(events: list[Event], sequence: int) -> list[int]:
+    return [
+        event.output.token for event in events if event.output.sequence == sequence and event.output.token is not None
+    ]
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
+    """(step of arrival, request, number of tokens after which it is cancelled) each."""
+    requests = []
+    for index in range(draw(st.integers(1, 8))):
+        prompt = tuple(draw(st.lists(st.integers(0, 30), min_size=1, max_size=40)))
+        if requests and draw(st.booleans()):
+            earlier = draw(st.sampled_from(requests))[1].prompt
+            prompt = (earlier[: draw(st.integers(1, 40))] + prompt)[:40]
+        params = draw(
+            st.sampled_from([SamplingParams(), SAMPLED, SamplingParams(temperature=1.5, top_p=0.9, seed=index)])
+        )
+        request = Request(prompt, draw(st.integers(1, 20)), params)
+        requests.append((draw(st.integers(0, 25)), request, draw(st.none() | st.integers(0, 10))))
+    return requests
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    workload=workloads(),
+    depth=st.integers(0, 2),
+    mixed=st.booleans(),
+    layout=st.sampled_from([(16, 12), (4, 30), (64, 2), (64, 1)]),
+    max_prefill=st.sampled_from([1, 8, 64]),
+    eos=st.sampled_from([(), (3, 4, 5, 6)]),
+    shares=st.booleans(),
+    sequences=st.integers(1, 8),
+)
+def test_every_schedule_gives_the_tokens_of_a_request_alone(
+    workload: list[tuple[int, Request, int | None]],
+    depth: int,
+    mixed: bool,
+    layout: tuple[int, int],
+    max_prefill: int,
+    eos: tuple[int, ...],
+    shares: bool,
+    sequences: int,
+) -> None:
+    executor = FakeExecutor(
+        depth=depth,
+        mixed=mixed,
+        block_tokens=layout[0],
+        blocks=layout[1],
+        max_context=64,
+        max_prefill=max_prefill,
+        shares=shares,
+        sequences=sequences,
+    )
+    scheduler = Scheduler(executor, eos)
+    arrivals = sorted(workload, key=lambda item: item[0])
+    running: dict[int, tuple[Request, int | None]] = {}
+    got: dict[int, list[int]] = {}
+    ends: dict[int, str] = {}
+    step = 0
+    while arrivals or not scheduler.idle:
+        while arrivals and arrivals[0][0] <= step:
+            _, request, cancel_after = arrivals.pop(0)
+            sequence = scheduler.add(request)
+            running[sequence], got[sequence] = (request, cancel_after), []
+            if cancel_after == 0:
+                scheduler.finish(sequence)
+                ends[sequence] = "cancelled"
+        for event in scheduler.step():
+            sequence = event.output.sequence
+            assert sequence not in ends, "an event after the end"
+            if event.output.token is not None:
+                got[sequence].append(event.output.token)
+            if event.finish:
+                ends[sequence] = event.finish
+            elif len(got[sequence]) == running[sequence][1]:
+                scheduler.finish(sequence)
+                ends[sequence] = "cancelled"
+        step += 1
+        assert step < 3000
+    assert set(ends) == set(running)
+    for sequence, (request, _) in running.items():
+        alone = one_by_one(request.prompt, request.params, request.max_tokens, executor.vocab, eos)
+        if ends[sequence] == "cancelled":
+            assert got[sequence] == alone[: len(got[sequence])]
+        else:
+            assert got[sequence] == alone
+            assert ends[sequence] == ("stop" if alone[-1] in eos else "length")
+    assert scheduler.free_blocks == executor.blocks and executor.live == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_prompt_chunks_and_decode_steps_take_turns_where_they_cannot_mix(depth: int) -> None:
+    executor = FakeExecutor(depth=depth, mixed=False, block_tokens=64, blocks=3, max_context=64, max_prefill=4)
+    scheduler = Scheduler(executor)
+    scheduler.add(Request((1, 2), 30))
+    for _ in range(4):
+        scheduler.step()
+    before = len(executor.steps)
+    scheduler.add(Request(tuple(range(16)), 20))
+    scheduler.add(Request(tuple(range(9)), 20))
+    drain(scheduler)
+    kinds = ["prompt" if step.work[0].is_prompt else "decode" for step in executor.steps[before : before + 14]]
+    assert kinds == ["prompt", "decode"] * 7
+    assert len(executor.steps[before + 13].work) == 3
+
+
+def test_a_mixed_step_has_all_decodes_and_a_budget_of_prompt_tokens() -> None:
+    executor = FakeExecutor(max_prefill=8, blocks=40)
+    scheduler = Scheduler(executor)
+    for length in (5, 9, 1):
+        scheduler.add(Request(tuple(range(length)), 6))
+    drain(scheduler)
+    sizes = [[len(work.tokens) for work in step.work] for step in executor.steps[:4]]
+    assert sizes == [[5, 3], [0, 6, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_a_pipelined_executor_gets_the_next_step_before_the_token_is_known() -> None:
+    executor = FakeExecutor(depth=1)
+    scheduler = Scheduler(executor)
+    scheduler.add(Request((1, 2, 3), 5))
+    assert scheduler.step() == []
+    assert len(scheduler.step()) == 1
+    assert executor.steps[1].work[0].tokens == ()
+    assert len(tokens_of(drain(scheduler), 0)) == 4
+
+
+def test_surplus_tokens_of_a_pipelined_executor_are_dropped() -> None:
+    alone = one_by_one((1, 2, 3), SamplingParams(), 8, 31)
+    executor = FakeExecutor(depth=2)
+    scheduler = Scheduler(executor, [alone[2]])
+    scheduler.add(Request((1, 2, 3), 8))
+    events = drain(scheduler)
+    assert tokens_of(events, 0) == alone[:3]
+    assert events[-1].finish == "stop"
+    assert len(executor.steps) > 3, "the executor ran ahead"
+    assert scheduler.free_blocks == executor.blocks
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    prompt = tuple(range(13))
+    scheduler.add(Request(prompt, 2))
+    scheduler.step()
+    for other in ((*prompt[:9], 30), prompt, (9, *prompt)):
+        scheduler.add(Request(other, 2))
+    drain(scheduler)
+    starts = {}
+    for work in (work for step in executor.steps for work in step.work if work.is_prompt):
+        starts.setdefault(work.sequence, (work.start, len(work.tokens)))
+    assert starts == {0: (0, 13), 1: (8, 2), 2: (12, 1), 3: (0, 14)}
+    assert scheduler.free_blocks == executor.blocks
+    again = scheduler.add(Request(prompt, 2))
+    assert tokens_of(drain(scheduler), again) == one_by_one(prompt, SamplingParams(), 2, 31), "after its first users"
+
+
+def test_shared_blocks_are_taken_back_when_room_is_needed() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, blocks=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    for prompt in ((1,) * 8, (2,) * 14, (1,) * 8):
+        sequence = scheduler.add(Request(prompt, 2))
+        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SamplingParams(), 2, 31)
+    assert [step.work[0].start for step in executor.steps if step.work[0].is_prompt] == [0, 0, 0]
+
+
+def test_penalties_count_the_tokens_of_a_shared_prefix() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    prompt = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    for _ in range(2):
+        sequence = scheduler.add(Request(prompt, 8, SAMPLED))
+        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SAMPLED, 8, 31)
+
+
+def test_end_of_sequence_can_be_ignored() -> None:
+    alone = one_by_one((1, 2, 3), SamplingParams(), 8, 31)
+    scheduler = Scheduler(FakeExecutor(), [alone[2]])
+    scheduler.add(Request((1, 2, 3), 8, ignore_eos=True))
+    assert tokens_of(drain(scheduler), 0) == alone
+
+
+def test_a_large_request_is_not_overtaken_for_ever() -> None:
+    executor = FakeExecutor(block_tokens=16, blocks=4, max_context=64)
+    scheduler = Scheduler(executor)
+    scheduler.add(Request((1,), 15))
+    scheduler.add(Request((2,) * 40, 20))
+    small = [scheduler.add(Request((3,), 5)) for _ in range(20)]
+    events = drain(scheduler)
+    ends = [event.output.sequence for event in events if event.finish]
+    assert ends.index(1) < min(ends.index(sequence) for sequence in small)
+
+
+@pytest.mark.parametrize("options", [{}, CPU_LIKE], ids=["mixed", "cpu"])
+def test_all_logits_come_in_chunks_in_order(options: dict[str, int]) -> None:
+    executor = FakeExecutor(**options)  # type: ignore[arg-type]
+    scheduler = Scheduler(executor)
+    prompt = tuple(i % 31 for i in range(29))
+    scheduler.add(Request(prompt, 0, all_logits=True))
+    scheduler.add(Request((5, 6), 4))
+    events = drain(scheduler)
+    chunks = [event.output.logits for event in events if event.output.sequence == 0]
+    rows = np.concatenate([chunk for chunk in chunks if chunk is not None])
+    assert (rows == np.stack([fake_logits(prompt[: i + 1], 31) for i in range(29)])).all()
+    assert [event.finish for event in events if event.output.sequence == 0] == [None] * (len(chunks) - 1) + ["length"]
+    assert tokens_of(events, 1) == one_by_one((5, 6), SamplingParams(), 4, 31)
+
+
+def test_bad_logits_end_one_request_and_no_other() -> None:
+    alone = one_by_one((1, 2), SamplingParams(), 6, 31)
+    executor = FakeExecutor(broken_token=29)
+    scheduler = Scheduler(executor)
+    scheduler.add(Request((1, 29), 6))
+    scheduler.add(Request((1, 2), 6))
+    events = drain(scheduler)
+    failed = [event for event in events if event.output.sequence == 0]
+    assert len(failed) == 1 and failed[0].finish == "error" and isinstance(failed[0].output.error, EngineError)
+    assert tokens_of(events, 1) == alone
+    assert scheduler.free_blocks == executor.blocks and executor.live == 0
+
+
+def test_generation_ends_where_the_cache_ends() -> None:
+    executor = FakeExecutor(max_context=32)
+    scheduler = Scheduler(executor)
+    scheduler.add(Request((1,) * 30, 500))
+    events = drain(scheduler)
+    assert len(tokens_of(events, 0)) == 2 and events[-1].finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request((), 1), "an empty prompt"),
+        (Request((1, 31), 1), "token id 31 in the prompt\n  found: a vocabulary of 31\n  try: ids 0..30"),
+        (Request((-1,), 1), "token id -1 in the prompt"),
+        (
+            Request((1,) * 128, 1),
+            "a prompt of 128 tokens\n  found: room for 128 tokens.*\n  try: a prompt of at most 127",
+        ),
+        (Request((1,) * 129, 0, all_logits=True), "a prompt of 129 tokens\n.*\n  try: a prompt of at most 128"),
+        (Request((1,), 1, SamplingParams(logit_bias=((40, 1.0),))), "token id 40"),
+    ],
+)
+def test_what_can_never_run_is_refused_at_once(request_: Request, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Scheduler(FakeExecutor()).add(request_)
+
+
+def test_few_blocks_bound_a_request_too() -> None:
+    scheduler = Scheduler(FakeExecutor(blocks=2, block_tokens=16))
+    assert scheduler.capacity == 32
+    with pytest.raises(RecipeError, match="room for 32 tokens"):
+        scheduler.add(Request((1,) * 40, 1))

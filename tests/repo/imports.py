@@ -20,6 +20,11 @@ def package_files() -> list[Path]:
     return sorted(path for top in TOP for path in (ROOT / top).rglob("*.py"))
 
 
+def root_files() -> list[Path]:
+    """The package's face and its `python -m`, which lie in the root."""
+    return sorted(ROOT.glob("__*__.py"))
+
+
 def parts_of(path: Path) -> Parts:
     return path.relative_to(ROOT).with_suffix("").parts
 
@@ -27,15 +32,27 @@ def parts_of(path: Path) -> Parts:
 def imported(source: str, file: Parts) -> Iterator[Parts]:
     """The modules a file imports anywhere in it, types too; those of the package start with "llmc".
 
-    `from x import y` gives x.y: whether y is a module or a name in x, `resolve` tells.
+    `from x import y` gives x.y: whether y is a module or a name in x, `resolve` tells. Modules that are named in a call
+    count too: `import_module("llmc.cli.app")`.
     """
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__") and node.args:
+            named = node.args[0]
+            if isinstance(named, ast.Constant) and isinstance(named.value, str) and not named.value.startswith("."):
+                yield tuple(named.value.split("."))
+        elif isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ("llmc", *file[:-1])[: len(file) + 1 - node.level] if node.level else ()
             module = (*base, *(node.module.split(".") if node.module else ()))
             yield from ((*module, alias.name) for alias in node.names)
+
+
+def _name(function: ast.expr) -> str:
+    """The last name of what is called."""
+    return (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
 
 
 def resolve(module: Parts, known: Collection[Parts]) -> Parts | None:
@@ -49,7 +66,7 @@ def resolve(module: Parts, known: Collection[Parts]) -> Parts | None:
         for file in (inside, (*inside, "__init__")):
             if file in known:
                 return file
-    return None
+    return ("__init__",) if len(module) <= 2 and ("__init__",) in known else None
 
 
 def edges(sources: Mapping[Parts, str]) -> set[Edge]:
@@ -62,7 +79,7 @@ def edges(sources: Mapping[Parts, str]) -> set[Edge]:
 
 
 def package_sources() -> dict[Parts, str]:
-    return {parts_of(path): path.read_text(encoding="utf-8") for path in package_files()}
+    return {parts_of(path): path.read_text(encoding="utf-8") for path in (*package_files(), *root_files())}
 
 
 def rooms(files: Iterable[Parts]) -> set[Parts]:

@@ -13,7 +13,7 @@ from support.paths import ROOT
 SOURCES = package_sources()
 EDGES = edges(SOURCES)
 ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
-    (): (("runtime",), ("recipes", "quantize"), ("passes",), ("compiler",), ("cli",)),
+    (): (("runtime",), ("recipes", "quantize"), ("passes",), ("compiler",), ("cli",), ("__init__",), ("__main__",)),
     ("passes",): (("graph",), ("rewrite",)),
     ("compiler",): (("config",), ("checkpoint",), ("families",), ("oracle",), ("targets",), ("engine",), ("build",)),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
@@ -73,10 +73,22 @@ def test_the_check_finds_circles_and_upward_imports():
         ("passes", "d", "__init__"): "",
         ("passes", "d", "e"): "from .. import b\nfrom ..d import f",
         ("passes", "d", "f"): "import numpy\nfrom .e import g",
+        ("__init__",): "def build():\n    from .compiler import c",
+        ("compiler", "c"): "from llmc import build",
+        ("cli", "x"): "import llmc\nimport_module('llmc.compiler.c')\n__import__('llmc.passes.b')",
+        ("cli", "y"): "from .. import build",
     }
     found = edges(sources)
     assert (("runtime", "a"), ("passes", "b")) in found and (("passes", "b"), ("runtime", "a")) in found
-    assert sorted(circle(between((), found))) == ["passes", "runtime"]
+    assert {(("compiler", "c"), ("__init__",)), (("cli", "y"), ("__init__",))} <= found
+    assert {file for importer, file in found if importer == ("cli", "x")} == {
+        *(("__init__",), ("compiler", "c"), ("passes", "b")),
+    }
+    assert sorted(circle(between((), {edge for edge in found if edge[0] != ("compiler", "c")}))) == [
+        "passes",
+        "runtime",
+    ]
+    assert sorted(circle({"__init__": ["compiler"], "compiler": ["__init__"]})) == ["__init__", "compiler"]
     assert sorted(circle(between(("passes",), found))) == ["b", "c"]
     assert sorted(circle(between(("passes", "d"), found))) == ["e", "f"]
     assert circle(between(("runtime",), found)) == []

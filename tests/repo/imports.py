@@ -50,9 +50,7 @@ def imported(source: str, file: Parts) -> Iterator[Parts]:
 
 def _name(function: ast.expr) -> str:
     """The last name of what is called."""
-    return (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    return str(getattr(function, "attr", getattr(function, "id", "")))
 
 
 def resolve(module: Parts, known: Collection[Parts]) -> Parts | None:

@@ -42,7 +42,7 @@ def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
     folder = tmp_path_factory.mktemp("pico")
 
     def build(quantize: str = "none", **limits: Any) -> Path:
-        path = folder / f"{'-'.join([quantize, *map(str, limits.values())])}.llmc"
+        path = folder / f"{'-'.join([quantize, *(f'{name}{value}' for name, value in limits.items())])}.llmc"
         return path if path.exists() else llmc.build(PICO, path, quantize=quantize, **limits)
 
     return build

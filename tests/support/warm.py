@@ -51,7 +51,14 @@ class Warm:
         """End the child with SIGKILL, unless it has ended; its exit code, as that of `subprocess`."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        return self._number()
+        self._pid, code = 0, self._number()
+        return code
+
+    def abandon(self) -> None:
+        """End a child that still runs because its test has failed."""
+        if self._pid and not self.ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
     def _number(self) -> int:
         assert self._process.stdout is not None
@@ -65,7 +72,9 @@ def warm(prelude: str, body: str, *arguments: str | Path) -> Iterator[Warm]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     # without buffers, as `select` does not see what lies in one
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        one = Warm(process)
         try:
-            yield Warm(process)
+            yield one
         finally:
+            one.abandon()
             process.kill()

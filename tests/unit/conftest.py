@@ -47,7 +47,7 @@ def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
     folder = tmp_path_factory.mktemp("pico-unit")
 
     def build(quantize: str = "none", **flags: Any) -> Path:
-        path = folder / f"{'-'.join([quantize, *map(str, flags.values())])}.llmc"
+        path = folder / f"{'-'.join([quantize, *(f'{name}{value}' for name, value in flags.items())])}.llmc"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("llmc.compiler.build.start_check", lambda *_, **__: None)
             return path if path.exists() else llmc.build(PICO, path, quantize=quantize, **flags)

@@ -28,3 +28,11 @@ def test_the_gpu_graph_and_plan_are_as_they_were(tmp_path: Path, quantize: str, 
     graph = legal_graph(tmp_path, "sm_90", quantize)
     check(f"sm_90-{quantize}.graph.txt", graph_text(graph), pytestconfig)
     check(f"sm_90-{quantize}.plan.txt", plan_text(drafted_plan(graph)), pytestconfig)
+
+
+@pytest.mark.parametrize(("quantize", "fp8"), [("nvfp4", "fp8"), ("none", "none")])
+def test_plans_with_fp8_activations_and_without_formats(
+    tmp_path: Path, quantize: str, fp8: str, pytestconfig: pytest.Config
+):
+    plan = drafted_plan(legal_graph(tmp_path, "sm_90", quantize, fp8), fp8)
+    check(f"sm_90-{quantize}-{fp8}.plan.txt", plan_text(plan), pytestconfig)

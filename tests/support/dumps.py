@@ -20,19 +20,21 @@ TOY = {**SMALL, "tie_word_embeddings": False, "vocab_size": 512, "max_position_e
 CONTEXT, BATCH = 128, 2
 
 
-def legal_graph(folder: Path, target: str, quantize: str) -> Graph:
-    """The toy's graph after legalization for a target, in a weight format."""
+def legal_graph(folder: Path, target: str, quantize: str, fp8: str = "none") -> Graph:
+    """The toy's graph after legalization for a target, in a weight format; fp8: of activations and cache."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(TOY))
     source = open_source(folder, random_weights=0)
-    return lower(source, with_flags(None, quantize=quantize, targets=[target]), CONTEXT, None)[2][target]
+    return lower(source, with_flags(None, quantize=quantize, activations=fp8, kv=fp8, targets=[target]), CONTEXT, None)[
+        2
+    ][target]
 
 
-def drafted_plan(graph: Graph) -> Plan:
+def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:
     """The launch plan of a graph for sm_90; nothing is compiled."""
     from llmc.compiler.targets.cuda.emit import draft  # brings Triton in
 
-    return draft(graph, Limits(CONTEXT, BATCH, "bfloat16"), 90)[0]
+    return draft(graph, Limits(CONTEXT, BATCH, "bfloat16", fp8), 90)[0]
 
 
 def graph_text(graph: Graph) -> str:

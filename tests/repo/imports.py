@@ -6,10 +6,8 @@ import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from support.paths import ROOT
+from support.paths import PACKAGE, ROOT
 
-TOP = ("cli", "compiler", "passes", "quantize", "recipes", "runtime")
-"""The package's own folders."""
 Parts = tuple[str, ...]
 """A file of the package without its ending, or a module, as a path: ("runtime", "plan", "formula")."""
 Edge = tuple[Parts, Parts]
@@ -17,7 +15,7 @@ Edge = tuple[Parts, Parts]
 
 def package_files() -> list[Path]:
     """Every Python file of the package's folders."""
-    return sorted(path for top in TOP for path in (ROOT / top).rglob("*.py"))
+    return sorted(path for top in PACKAGE for path in (ROOT / top).rglob("*.py"))
 
 
 def root_files() -> list[Path]:

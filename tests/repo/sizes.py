@@ -10,9 +10,8 @@ import ast
 import io
 import tokenize
 
-from support.paths import ROOT
+from support.paths import PACKAGE, ROOT
 
-PACKAGE = ("cli", "compiler", "passes", "quantize", "recipes", "runtime")
 SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {

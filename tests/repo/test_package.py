@@ -9,15 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import PACKAGE, ROOT
 
-FOLDERS = ("cli", "compiler", "passes", "quantize", "recipes", "runtime")
 NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "__main__.py")
 
 
 def package_files() -> set[str]:
     """What the wheel must hold, as paths inside it."""
-    files = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    files = {path for folder in PACKAGE for path in (ROOT / folder).rglob("*.py")}
     files |= set((ROOT / "recipes").rglob("*.yaml")) | {ROOT / "recipes/recipe.schema.json"}
     files |= {ROOT / "__init__.py", ROOT / "__main__.py"}
     return {f"llmc/{path.relative_to(ROOT).as_posix()}" for path in files}
@@ -28,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Built from a copy, so that neither old build folders nor the tree itself change."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
-    for name in FOLDERS:
+    for name in PACKAGE:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name in NEEDED_TO_BUILD:

@@ -8,8 +8,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from repo.imports import TOP, package_files
-from support.paths import ROOT
+from repo.imports import package_files
+from support.paths import PACKAGE, ROOT
 
 FILES = package_files()
 ROOMS = sorted({path.parent for path in FILES})
@@ -97,5 +97,5 @@ def test_what_has_moved_is_where_the_map_says():
 
 def test_the_root_has_these_folders():
     """A folder beside them would be a layer that no test knows."""
-    known = {*TOP, "benchmarks", "docs", "examples", "findings", "tests", "build", "dist"}
+    known = {*PACKAGE, "benchmarks", "docs", "examples", "findings", "tests", "build", "dist"}
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - known == set()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from repo.sizes import HELD, SLACK, code_lines, sizes
-from support.paths import ROOT
+from support.paths import PACKAGE, ROOT
 
-FOLDERS = ("cli", "compiler", "passes", "quantize", "recipes", "runtime", "tests")
+FOLDERS = (*PACKAGE, "tests")
 LARGEST = 400
 
 

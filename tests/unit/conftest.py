@@ -11,9 +11,6 @@ from typing import Any, NoReturn
 
 import pytest
 from support.engines import PicoEngine
-from support.paths import PICO
-
-import llmc
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,14 +39,12 @@ def no_triton() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def pico_engine(tmp_path_factory: pytest.TempPathFactory) -> PicoEngine:
+def pico_engine(pico_engine: PicoEngine) -> PicoEngine:
     """As the fixture of this name for all tests, without the process in which a build tries a tokenizer first."""
-    folder = tmp_path_factory.mktemp("pico-unit")
 
-    def build(quantize: str = "none", **flags: Any) -> Path:
-        path = folder / f"{'-'.join([quantize, *(f'{name}{value}' for name, value in flags.items())])}.llmc"
+    def build(quantize: str = "none", **limits: Any) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("llmc.compiler.build.start_check", lambda *_, **__: None)
-            return path if path.exists() else llmc.build(PICO, path, quantize=quantize, **flags)
+            return pico_engine(quantize, **limits)
 
     return build

@@ -41,8 +41,12 @@ class Ready:
     parameters: tuple[Parameters, ...]
 
 
-def measured(bench: Bench, linear: Swept, *, rounds: int = ROUNDS, cold: int = COLD) -> dict[str, Any]:
+def measured(
+    bench: Bench, linear: Swept, *, rounds: int = ROUNDS, cold: int = COLD, only: int | None = None
+) -> dict[str, Any]:
     """Seconds of every candidate, and how far its result is from the first's; a refused one says why.
+
+    only: of the first so many candidates.
 
     Raises:
         ResourceError: not enough memory, or nothing of the linear can be loaded.
@@ -53,7 +57,7 @@ def measured(bench: Bench, linear: Swept, *, rounds: int = ROUNDS, cold: int = C
         rows: list[dict[str, Any]] = []
         graphs: dict[int, tuple[Callable[[], None], int]] = {}
         reference: np.ndarray | None = None
-        for index, candidate in enumerate(linear.candidates):
+        for index, candidate in enumerate(linear.candidates[:only]):
             code = bench.carry.code[candidate.code]
             row = {"tile": dict(candidate.tile), "registers": code.registers, "spills": code.spills}
             rows.append(row)

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,25 @@ def main() -> None:
     sys.exit(total > MOST_BYTES)
 
 
-def make(out: Path, work: Path, sm: int, wanted: Contents, tables: Mapping[Path, Table], tokens: int) -> None:
-    """Write the folder anew.
+def make(
+    out: Path,
+    work: Path,
+    sm: int,
+    wanted: Contents,
+    tables: Mapping[Path, Table],
+    tokens: int,
+    kind: type[Kernels] = Kernels,
+) -> None:
+    """Write the folder anew. tokens: that the interpreter computes. kind: of what compiles.
 
     Raises:
         LlmcError: a kernel that must be there does not compile.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    writer = CarryWriter(out, sm, told(sm, tables))
-    kernels = Kernels(writer)
+    engine = None if wanted.kernels is None else asdict(wanted.plans[wanted.kernels])
+    writer = CarryWriter(out, sm, {**told(tables), "engine": engine})
+    kernels = kind(writer)
     plans = all_drafted(wanted.plans, work, sm, tables.values())
     cases = cases_of(sm, wanted.files)
     linears = [*swept_linears(wanted, plans)]
@@ -127,11 +136,11 @@ def swept_linears(wanted: Contents, plans: Mapping[str, Drafted]) -> Iterator[sw
         yield from sweep.prompts(plans[name].plan)
 
 
-def told(sm: int, tables: Mapping[Path, Table]) -> dict[str, Any]:
+def told(tables: Mapping[Path, Table]) -> dict[str, Any]:
     """What made the folder, for results to name: no time, so that the same sources give the same bytes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    tools = asdict(Tools.installed([sm]))
+    tools = asdict(Tools.installed())
     return {"commit": commit, "kernels": source_digest(), "tools": tools, "tactics": [t.name for t in tables.values()]}
 
 

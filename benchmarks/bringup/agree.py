@@ -115,7 +115,7 @@ def agrees(bench: Bench, stem: str) -> Mapping[str, Any]:
     if plan_digest(path, bench.carry.sm) != known.plan:
         raise LlmcError(f"{path.name}: the plan that was simulated", found="another", fix="make the carry again")
     with loaded(bench, path) as (executor, device):
-        return {**judge(executor, known.traces), "notes": list(device.notes)}
+        return {**judge(executor, known.traces), "plan": known.plan, "notes": list(device.notes)}
 
 
 def same(bench: Bench, stem: str) -> Mapping[str, Any]:
@@ -131,7 +131,7 @@ def same(bench: Bench, stem: str) -> Mapping[str, Any]:
         for path, found in answers.items()
         if found != first
     }
-    return {"ok": not differ, "tokens": sum(map(len, first)), "first differences from launches": differ}
+    return {"ok": not differ, "plan": plan_digest(_engine(bench, stem), bench.carry.sm), "tokens": sum(map(len, first)), "first differences from launches": differ}
 
 
 def guilty(bench: Bench, stem: str) -> Mapping[str, Any]:
@@ -155,7 +155,7 @@ def _dumped(bench: Bench, stem: str) -> Path:
     return bench.carry.folder / "dump" / f"{stem}.npz"
 
 
-def _items(bench: Bench) -> Iterator[Item]:
+def items(bench: Bench) -> Iterator[Item]:
     stems = sorted(path.stem for path in (bench.carry.folder / "engines").glob("*.llmc"))
     stems = [stem for stem in stems if _said(bench, stem).exists()]
     if not stems:
@@ -174,4 +174,4 @@ def _items(bench: Bench) -> Iterator[Item]:
             yield Item(f"guilty {stem}", partial(guilty, stem=stem), _LIMIT)
 
 
-STEP = Step("agree", 45, _items)
+STEP = Step("agree", 45, items)

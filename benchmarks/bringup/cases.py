@@ -93,6 +93,7 @@ def run(bench: Bench, case: CarriedCase) -> dict[str, Any]:
     told = {"written outside of": outside, "inputs changed": changed, "other bits the second time": differ}
     return {
         "ok": ok,
+        "code": case.code,
         "error": gaps[worst]["error"],
         "tolerance": case.tolerance,
         **({} if within else {"worst": worst, **gaps[worst]}),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from bringup.bench import Bench
-from bringup.carry import Carry
+from bringup.carry import FP8
 from bringup.step import Item, Step
 from bringup.weightless import Weightless
 
@@ -22,14 +22,12 @@ from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import Bound
-from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Launch, Plan, Program
 
-HEADLINE = "8b-fp8-b"
-"""How the headline's plan begins: Llama-3.1-8B in FP8, with bf16 activations and cache."""
+HEADLINE = FP8
 CONTEXT = 1024
 REPLAYS, WARM = 50, 5
 _LIMIT = 20.0
@@ -63,18 +61,6 @@ class BenchDevice(CudaDevice):
         self._send(self._bound(program, sizes), inputs, slot)
         self._driver.record(slot.done, self._stream)
         self._driver.wait(self._stream)
-
-
-def plan_named(carry: Carry, start: str) -> str:
-    """The carried plan whose name begins so.
-
-    Raises:
-        LlmcError: there is none.
-    """
-    found = next((name for name in carry.plans if name.startswith(start)), None)
-    if found is None:
-        raise LlmcError(f"a carried plan {start}...", found=", ".join(carry.plans) or "none")
-    return found
 
 
 def opened(
@@ -158,9 +144,11 @@ def share_of_read(bench: Bench, bytes_per_s: float) -> float | None:
     return 100 * bytes_per_s / ceiling if ceiling else None
 
 
-def measured(bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool) -> dict[str, Any]:
-    """The row of a plan's decode program."""
-    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=batch)
+def measured(
+    bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool, lanes: int | None = None
+) -> dict[str, Any]:
+    """The row of a plan's decode program. lanes: sequences that the plan is loaded for, `batch` unless given."""
+    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=lanes or batch)
     program = decode_program(device.plan, batch)
     seconds = replay(device, program, inputs_at(device, program, context, batch))
     nbytes = moved(device.plan, device.plan.programs[program], context, batch)
@@ -191,7 +179,7 @@ def launched(device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray]
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    name = plan_named(bench.carry, HEADLINE)
+    name = HEADLINE
     for pdl in (False, True):
         for graphs in (True, False):
             label = f"{'pdl' if pdl else 'plain'}, {'graphs' if graphs else 'launches'}"

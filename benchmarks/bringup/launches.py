@@ -21,7 +21,6 @@ from bringup.decode import (
     inputs_at,
     launched,
     opened,
-    plan_named,
     reads_cache,
     share_of_read,
 )
@@ -148,8 +147,7 @@ def table(bench: Bench, step: str, name: str, *, batch: int, context: int, pdl: 
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    name = plan_named(bench.carry, HEADLINE)
-    return table(bench, "launches", name, batch=1, context=CONTEXT, pdl=True, whole="decode/pdl, graphs")
+    return table(bench, "launches", HEADLINE, batch=1, context=CONTEXT, pdl=True, whole="decode/pdl, graphs")
 
 
 STEP = Step("launches", 60, _items)

@@ -9,7 +9,7 @@ from typing import Any
 from bringup import forms
 from bringup.bench import Bench
 from bringup.carry import Swept
-from bringup.step import Item
+from bringup.step import Item, Step
 
 PROMPT = 1024
 """Tokens from which on a linear is one of prompts."""
@@ -38,3 +38,6 @@ def _run(bench: Bench, linear: Swept) -> Mapping[str, Any]:
     key = {name: getattr(linear, name) for name in ("kind", "n", "k", "format", "tokens", "bytes", "operations")}
     wrong = [row["tile"] for row in found["candidates"] if row.get("agrees") is False]
     return {**key, **forms.summary(linear, found["candidates"]), **found, "ok": not wrong}
+
+
+DECODING, PROMPTS = Step("sweep", 80, decode_items), Step("prompts", 20, prompt_items)

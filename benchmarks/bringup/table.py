@@ -49,7 +49,15 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"{item}: {one['bytes_per_s'] / 1e12:.3f} TB/s"
         elif step == "ceilings" and "us" in one:
             yield f"{item}: {one['us']:.2f} us"
-        elif "tokens_per_s" in one and "ms" in one:
+        elif "tflops" in one and "ms" in one:
+            yield f"{item}: {one['ms']:.2f} ms, {one['tflops']:.0f} TFLOP/s"
+        elif "best" in one:
+            best = one["best"]
+            speed = f"{best['us']:.1f} us, {best['bytes_per_s'] / 1e12:.2f} TB/s, {best['tflops']:.0f} TFLOP/s"
+            yield f"{item}: {speed}, heuristic {one['heuristic_us']:.1f} us; {best['tile']}"
+        elif "more_ms" in one:
+            yield f"{item}: sampled {one['ms']:.3f} ms, {one['more_ms']:.3f} more than greedy"
+        elif "bytes_per_s" in one and "tokens_per_s" in one and "ms" in one:
             speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}, {one['tokens_per_s']:.0f} tokens/s"
             yield f"{one.get('plan', '')} batch {one.get('batch', '')}, {item}: {speed}"
     rows = [one for one in found.values() if "us" in one and "count" in one]

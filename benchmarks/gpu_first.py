@@ -93,7 +93,9 @@ def dry_run(carry: Carry, name: str, call: Call) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(carry, Journal.fresh(Path(folder), name))
         found = list(items(call.steps, bench))
-    print(f"{name}: {call.seconds:g} s; bindings {'are' if has_bindings() else 'are not'} here; carried for sm_{carry.sm}:")
+    print(
+        f"{name}: {call.seconds:g} s; bindings {'are' if has_bindings() else 'are not'} here; carried for sm_{carry.sm}:"
+    )
     print(f"  {len(carry.code)} kernels, {len(carry.data) / 2**20:.1f} MiB of code, {len(carry.plans)} plans")
     for step in call.steps:
         names = [item.name for one, _, item in found if one is step]

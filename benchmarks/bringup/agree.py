@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_tokens import Trace, first_difference, generate, noise, tie
+
 from bringup import dump
 from bringup.bench import Bench
 from bringup.decode import BenchDevice
 from bringup.step import Item, Step
-from gpu_tokens import Trace, first_difference, generate, noise, tie
-
 from llmc.runtime.cuda.contents import EngineContents
 from llmc.runtime.cuda.device import Options
 from llmc.runtime.cuda.driver import Driver

@@ -15,7 +15,6 @@ from typing import Any
 from bringup.carry import Carry
 from bringup.code import Loader
 from bringup.journal import Journal
-
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
 

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from bringup.bench import Bench
 from bringup.carry import Carry
 from bringup.step import Item, Step
 from bringup.weightless import Weightless
-
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bringup.decode import BenchDevice
 from bringup.numbers import distance, numbers
-
 from llmc.runtime.cuda.launches import Bound, Prepared
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.formula import value
@@ -70,7 +70,9 @@ def write(path: Path, recorded: Recorded) -> None:
         for index, launch in enumerate(step.launches):
             arrays |= {f"{at}:{index}:{name}": array.astype(np.float32) for name, array in launch.written.items()}
         launches = [{**asdict(launch), "written": list(launch.written)} for launch in step.launches]
-        steps.append({"program": step.program, "sizes": dict(step.sizes), "inputs": list(step.inputs), "launches": launches})
+        steps.append(
+            {"program": step.program, "sizes": dict(step.sizes), "inputs": list(step.inputs), "launches": launches}
+        )
     facts = json.dumps({"plan": recorded.plan, "steps": steps})
     held = io.BytesIO()
     np.savez_compressed(held, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
@@ -97,9 +99,7 @@ def read(path: Path) -> Recorded:
 def blocked(program: Program, sizes: Mapping[str, int]) -> list[int]:
     """The places of the launches that have blocks."""
     return [
-        index
-        for index, launch in enumerate(program.launches)
-        if all(value(formula, sizes) for formula in launch.grid)
+        index for index, launch in enumerate(program.launches) if all(value(formula, sizes) for formula in launch.grid)
     ]
 
 
@@ -115,7 +115,12 @@ def compare(device: BenchDevice, recorded: Recorded) -> dict[str, Any]:
             seen.append(row)
             if not row["ok"]:
                 return {"ok": False, "guilty": row, "before": _errors(seen[:-1][-_SHOWN:]), "launches": len(seen)}
-    return {"ok": True, "guilty": None, "launches": len(seen), "largest": max((one["error"] for one in seen), default=0.0)}
+    return {
+        "ok": True,
+        "guilty": None,
+        "launches": len(seen),
+        "largest": max((one["error"] for one in seen), default=0.0),
+    }
 
 
 def _worst(launch: RecordedLaunch, found: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -146,9 +151,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
     for prepared, recorded in zip(bound.launches, step.launches, strict=True):
         _launch(device, prepared)
         yield {
-            name: None
-            if program.buffers[name].dtype in _NOT_JUDGED
-            else _buffer(device, bound, program, name)
+            name: None if program.buffers[name].dtype in _NOT_JUDGED else _buffer(device, bound, program, name)
             for name in recorded.written
         }
 

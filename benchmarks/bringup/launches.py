@@ -15,6 +15,8 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.decode import (
+    CONTEXT,
+    HEADLINE,
     BenchDevice,
     cache_bytes,
     decode_program,
@@ -25,9 +27,7 @@ from bringup.decode import (
     reads_cache,
     share_of_read,
 )
-from bringup.decode import CONTEXT, HEADLINE
 from bringup.step import Item, Step
-
 from llmc.runtime.cuda.launches import Prepared
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value

@@ -10,7 +10,6 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.step import Item, Step
-
 from llmc.runtime.errors import LlmcError
 
 RESTART = 75

@@ -37,7 +37,9 @@ def _why(outcome: Mapping[str, Any]) -> str:
     if "error" in outcome:
         return " ".join(str(outcome["error"]).split())
     found = outcome["result"]
-    return ", ".join(f"{name} {value}" for name, value in found.items() if name != "ok" and not isinstance(value, dict | list))
+    return ", ".join(
+        f"{name} {value}" for name, value in found.items() if name != "ok" and not isinstance(value, dict | list)
+    )
 
 
 def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bringup import carry
 from build8b import CONFIG
 
 from llmc.runtime.engine_file.file import EngineFile
@@ -85,6 +86,22 @@ class EngineSpec:
         return path
 
 
+FP8 = EngineSpec("8b", "fp8", activations="fp8")
+"""In steps of few tokens, activations are not rounded: it decodes as the engine without them does."""
+BF16 = EngineSpec("8b", "none")
+MANY = replace(FP8, max_batch=256, kv="fp8")
+"""The engine that is built with weights where it is measured."""
+PLANS: dict[str, EngineSpec] = {
+    carry.FP8: FP8,
+    carry.BF16: BF16,
+    carry.NVFP4: EngineSpec("8b", "nvfp4"),
+    carry.INT4: EngineSpec("8b", "int4"),
+    carry.SMALL_BF16: EngineSpec("1b", "none"),
+    carry.MANY: MANY,
+    carry.MANY_BF16_CACHE: replace(MANY, kv="none"),
+    carry.NVFP4_FP8: replace(MANY, quantize="nvfp4"),
+}
+"""Whose plans are carried, without weights."""
 _PICO = EngineSpec("pico", "none", PICO_BATCH, 512)
 PICO_FORMATS = ("none", "fp8", "int8", "int4", "nvfp4", "mxfp4")
 SMALL_ENGINES = (

@@ -23,6 +23,10 @@ import numpy as np
 from llmc.runtime.plan.plan import Plan
 
 CODE, INDEX, CASES, ARRAYS, SWEEP = "code.bin", "code.json", "cases.json", "cases.npz", "sweep.json"
+FP8, BF16, NVFP4, INT4, SMALL_BF16 = "8b-fp8", "8b-bf16", "8b-nvfp4", "8b-int4", "1b-bf16"
+"""Plans without weights of Llama-3.1-8B and 3.2-1B for 8 sequences of 4,096 tokens; "8b-fp8" has FP8 activations."""
+MANY, MANY_BF16_CACHE, NVFP4_FP8 = "8b-fp8-many", "8b-fp8-many-kvbf16", "8b-nvfp4-many"
+"""For 256 sequences, all with FP8 activations: FP8 with a cache in FP8 and in bf16, and NVFP4 with one in FP8."""
 
 
 @dataclass(frozen=True)

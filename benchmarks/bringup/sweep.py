@@ -1,0 +1,40 @@
+"""Call B: the tiles of the linears of decode steps, and of prompts, timed in turns (carried machine code)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from bringup import forms
+from bringup.bench import Bench
+from bringup.carry import Swept
+from bringup.step import Item
+
+PROMPT = 1024
+"""Tokens from which on a linear is one of prompts."""
+
+
+def decode_items(bench: Bench) -> Iterator[Item]:
+    """Linears of decode steps, in the order in which they are carried: the most wanted first."""
+    yield from (_item(linear) for linear in bench.carry.swept if linear.tokens < PROMPT)
+
+
+def prompt_items(bench: Bench) -> Iterator[Item]:
+    """Linears over whole prompts."""
+    yield from (_item(linear) for linear in bench.carry.swept if linear.tokens >= PROMPT)
+
+
+def name_of(linear: Swept) -> str:
+    return f"{linear.kind} {linear.n}x{linear.k} {linear.format} {linear.tokens}"
+
+
+def _item(linear: Swept) -> Item:
+    return Item(name_of(linear), partial(_run, linear=linear), limit=15)
+
+
+def _run(bench: Bench, linear: Swept) -> Mapping[str, Any]:
+    found = forms.measured(bench, linear)
+    key = {name: getattr(linear, name) for name in ("kind", "n", "k", "format", "tokens", "bytes", "operations")}
+    wrong = [row["tile"] for row in found["candidates"] if row.get("agrees") is False]
+    return {**key, **forms.summary(linear, found["candidates"]), **found, "ok": not wrong}

@@ -1,10 +1,10 @@
 """Step A5: whether the GPU says what the interpreter said of the same engine, and the same on every path.
 
 Every prompt is run twice: following the interpreter's tokens, which compares logits at every step and gives the noise
-between the two, and freely, over CUDA graphs and one step ahead. Another token is right only where the interpreter's two
-best logits are closer than twice the noise. Between graphs and single launches, with and without programmatic dependent
-launch, nothing may differ at all. Where an engine disagrees, a step is run launch by launch against the interpreter's
-buffers (`dump.py`), and the first kernel that differs is named.
+between the two, and freely, over CUDA graphs and one step ahead. Another token is right only where the interpreter's
+two best logits are closer than twice the noise. Between graphs and single launches, with and without programmatic
+dependent launch, nothing may differ at all. Where an engine disagrees, a step is run launch by launch against the
+interpreter's buffers (`dump.py`), and the first kernel that differs is named.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def agrees(bench: Bench, stem: str) -> Mapping[str, Any]:
     if plan_digest(path, bench.carry.sm) != known.plan:
         raise LlmcError(f"{path.name}: the plan that was simulated", found="another", fix="make the carry again")
     with loaded(bench, path) as (executor, device):
-        return {**judge(executor, known.traces), "notes": list(device.notes)}
+        return {**judge(executor, known.traces), "plan": known.plan, "notes": list(device.notes)}
 
 
 def same(bench: Bench, stem: str) -> Mapping[str, Any]:
@@ -155,7 +155,8 @@ def _dumped(bench: Bench, stem: str) -> Path:
     return bench.carry.folder / "dump" / f"{stem}.npz"
 
 
-def _items(bench: Bench) -> Iterator[Item]:
+def items(bench: Bench) -> Iterator[Item]:
+    """Of each carried engine, both checks; then the guilty kernels of those that fail one."""
     stems = sorted(path.stem for path in (bench.carry.folder / "engines").glob("*.llmc"))
     stems = [stem for stem in stems if _said(bench, stem).exists()]
     if not stems:
@@ -174,4 +175,4 @@ def _items(bench: Bench) -> Iterator[Item]:
             yield Item(f"guilty {stem}", partial(guilty, stem=stem), _LIMIT)
 
 
-STEP = Step("agree", 45, _items)
+STEP = Step("agree", 45, items)

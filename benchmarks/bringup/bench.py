@@ -1,4 +1,4 @@
-"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, and a clock on the GPU."""
+"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, a clock on the GPU."""
 
 from __future__ import annotations
 

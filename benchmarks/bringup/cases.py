@@ -35,7 +35,7 @@ FIRST = (
     *("attention_decode", "take_tokens", "tile_stats", "choose", "keep_tokens", "gated", "linear_large", "linear_fp8"),
     *("attention_prefill", "rms_norm_fp8"),
 )
-"""Kernels in the order in which they are wanted, with a word of the case's name where only some are; then the others."""
+"""Kernels in the order in which they are wanted, with a word of the case's name where only some are; then others."""
 _LIMIT, _MEMCHECK, _MEMCHECKS = 5.0, 20.0, 2
 _TAIL = 3000
 
@@ -93,6 +93,7 @@ def run(bench: Bench, case: CarriedCase) -> dict[str, Any]:
     told = {"written outside of": outside, "inputs changed": changed, "other bits the second time": differ}
     return {
         "ok": ok,
+        "code": case.code,
         "error": gaps[worst]["error"],
         "tolerance": case.tolerance,
         **({} if within else {"worst": worst, **gaps[worst]}),

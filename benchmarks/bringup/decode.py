@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bringup.bench import Bench
-from bringup.carry import Carry
+from bringup.carry import FP8, Carry
 from bringup.step import Item, Step
 from bringup.weightless import Weightless
 from llmc.runtime.cuda.contents import Contents
@@ -28,8 +28,7 @@ from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Launch, Plan, Program
 
-HEADLINE = "8b-fp8-b"
-"""How the headline's plan begins: Llama-3.1-8B in FP8, with bf16 activations and cache."""
+HEADLINE = FP8
 CONTEXT = 1024
 REPLAYS, WARM = 50, 5
 _LIMIT = 20.0
@@ -65,16 +64,20 @@ class BenchDevice(CudaDevice):
         self._driver.wait(self._stream)
 
 
-def plan_named(carry: Carry, start: str) -> str:
-    """The carried plan whose name begins so.
+def context_of(plan: Plan, context: int = CONTEXT) -> int:
+    """Positions, or as many as the plan has room for."""
+    return min(context, plan.max_blocks * BLOCK_TOKENS)
+
+
+def carried_plan(carry: Carry, name: str) -> Plan:
+    """A plan by its name.
 
     Raises:
-        LlmcError: there is none.
+        LlmcError: it is not carried.
     """
-    found = next((name for name in carry.plans if name.startswith(start)), None)
-    if found is None:
-        raise LlmcError(f"a carried plan {start}...", found=", ".join(carry.plans) or "none")
-    return found
+    if name not in carry.plans:
+        raise LlmcError(f"a carried plan {name!r}", found=", ".join(carry.plans) or "none")
+    return carry.plan(name)
 
 
 def opened(
@@ -191,12 +194,12 @@ def launched(device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray]
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    name = plan_named(bench.carry, HEADLINE)
+    context = context_of(carried_plan(bench.carry, HEADLINE))
     for pdl in (False, True):
         for graphs in (True, False):
             label = f"{'pdl' if pdl else 'plain'}, {'graphs' if graphs else 'launches'}"
             found: Callable[[Bench], Mapping[str, Any]] = partial(
-                measured, name=name, batch=1, context=CONTEXT, pdl=pdl, graphs=graphs
+                measured, name=HEADLINE, batch=1, context=context, pdl=pdl, graphs=graphs
             )
             yield Item(label, found, _LIMIT)
 

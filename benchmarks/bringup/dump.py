@@ -1,10 +1,10 @@
 """A few steps of an engine as the interpreter computed them, launch by launch: which kernel of a GPU differs first.
 
-A file `dump/ENGINE.npz`. `facts` is JSON: the plan's digest, and of each step the program, its sizes, and of each launch
-its label, kernel and the names it writes. `STEP:in:NAME` are a step's inputs. `STEP:LAUNCH:NAME` are what a launch has
-changed, as float32 of the tensor's shape in which NaN means that it did not change this number; caches are left out, as
-attention reads them at once. What a launch writes is the input of the next, so errors grow: the first one that is beyond
-its bound is told, with those before it.
+A file `dump/ENGINE.npz`. `facts` is JSON: the plan's digest, and of each step the program, its sizes, and of each
+launch its label, kernel and the names it writes. `STEP:in:NAME` are a step's inputs. `STEP:LAUNCH:NAME` are what a
+launch has changed, as float32 of the tensor's shape in which NaN means that it did not change this number; caches are
+left out, as attention reads them at once. What a launch writes is the input of the next, so errors grow: the first one
+that is beyond its bound is told, with those before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
 
 BOUND = 5e-2
-"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers; a wrong kernel is far beyond."""
+"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers; wrong kernels are far off."""
 _SHOWN = 12
 _NOT_JUDGED = ("i32", "i64")
 """Tokens and indices may be others where two logits are a tie."""

@@ -15,15 +15,15 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.decode import (
-    CONTEXT,
     HEADLINE,
     BenchDevice,
     cache_bytes,
+    carried_plan,
+    context_of,
     decode_program,
     inputs_at,
     launched,
     opened,
-    plan_named,
     reads_cache,
     share_of_read,
 )
@@ -148,8 +148,8 @@ def table(bench: Bench, step: str, name: str, *, batch: int, context: int, pdl: 
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    name = plan_named(bench.carry, HEADLINE)
-    return table(bench, "launches", name, batch=1, context=CONTEXT, pdl=True, whole="decode/pdl, graphs")
+    context = context_of(carried_plan(bench.carry, HEADLINE))
+    return table(bench, "launches", HEADLINE, batch=1, context=context, pdl=True, whole="decode/pdl, graphs")
 
 
 STEP = Step("launches", 60, _items)

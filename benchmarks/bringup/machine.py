@@ -24,8 +24,9 @@ PACKAGES = (
 TOOLS = ("nvidia-smi", "nvcc", "ptxas", "compute-sanitizer", "ncu", "nsys", "cuda-gdb", "nvdisasm")
 _ASKED = (
     *("name", "driver_version", "pstate", "power.limit", "power.max_limit", "clocks.max.sm", "clocks.max.memory"),
-    *("clocks.sm", "clocks.memory", "temperature.gpu", "memory.total", "memory.used", "mig.mode.current", "ecc.mode.current"),
-)  # fmt: skip
+    *("clocks.sm", "clocks.memory", "temperature.gpu", "memory.total", "memory.used"),
+    *("mig.mode.current", "ecc.mode.current"),
+)
 _LIMIT = 4.0
 
 

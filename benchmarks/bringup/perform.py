@@ -24,7 +24,7 @@ _STICKY = {
 
 
 def items(steps: Sequence[Step], bench: Bench) -> Iterator[tuple[Step, str, Item]]:
-    """Every item with its step and its name "step/item". A step whose items cannot be told is one item that says why."""
+    """Every item with its step and its name "step/item". A step whose items cannot be told is one that says why."""
     for step in steps:
         try:
             for item in step.items(bench):

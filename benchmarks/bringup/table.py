@@ -52,7 +52,8 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         elif step == "ceilings" and "us" in one:
             yield f"{item}: {one['us']:.2f} us"
         elif "tokens_per_s" in one and "ms" in one:
-            speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}, {one['tokens_per_s']:.0f} tokens/s"
+            speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}"
+            speed += f", {one['tokens_per_s']:.0f} tokens/s"
             yield f"{one.get('plan', '')} batch {one.get('batch', '')}, {item}: {speed}"
     rows = [one for one in found.values() if "us" in one and "count" in one]
     for one in sorted(rows, key=lambda one: -one["us"] * one["count"])[:_ROWS]:

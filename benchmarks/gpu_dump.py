@@ -1,4 +1,4 @@
-"""Steps of an engine as the interpreter computes them, launch by launch, for a GPU to be held against (bringup/dump.py).
+"""Steps of an engine as the interpreter computes them, launch by launch: what a GPU is held against (bringup/dump.py).
 
 What a launch changed is what the step's buffers hold after it and did not before, so that rows of padding and parts of
 the arena that another buffer had left do not count.

@@ -3,8 +3,8 @@
 python benchmarks/gpu_first.py CALL [--carry build/gpu-pack] [--out benchmarks/results] [--seconds N] [--only STEP]
 
 Writes CALL.json after every item, and prints a short table last. Exit 0: everything was run and found nothing wrong.
-Exit 1: something is wrong or was left out; what there is, is in the file either way. One process supervises another that
-measures, which is started again at the next item after it crashed, hung or broke its context.
+Exit 1: something is wrong or was left out; what there is, is in the file either way. One process supervises another
+that measures, which is started again at the next item after it crashed, hung or broke its context.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def dry_run(carry: Carry, name: str, call: Call) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(carry, Journal.fresh(Path(folder), name))
         found = list(items(call.steps, bench))
-    print(f"{name}: {call.seconds:g} s; bindings {'are' if has_bindings() else 'are not'} here; carried for sm_{carry.sm}:")
+    print(
+        f"{name}: {call.seconds:g} s, carried for sm_{carry.sm}; bindings {'are' if has_bindings() else 'are not'} here"
+    )
     print(f"  {len(carry.code)} kernels, {len(carry.data) / 2**20:.1f} MiB of code, {len(carry.plans)} plans")
     for step in call.steps:
         names = [item.name for one, _, item in found if one is step]

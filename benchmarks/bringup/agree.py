@@ -1,10 +1,10 @@
 """Step A5: whether the GPU says what the interpreter said of the same engine, and the same on every path.
 
 Every prompt is run twice: following the interpreter's tokens, which compares logits at every step and gives the noise
-between the two, and freely, over CUDA graphs and one step ahead. Another token is right only where the interpreter's two
-best logits are closer than twice the noise. Between graphs and single launches, with and without programmatic dependent
-launch, nothing may differ at all. Where an engine disagrees, a step is run launch by launch against the interpreter's
-buffers (`dump.py`), and the first kernel that differs is named.
+between the two, and freely, over CUDA graphs and one step ahead. Another token is right only where the interpreter's
+two best logits are closer than twice the noise. Between graphs and single launches, with and without programmatic
+dependent launch, nothing may differ at all. Where an engine disagrees, a step is run launch by launch against the
+interpreter's buffers (`dump.py`), and the first kernel that differs is named.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_tokens import Trace, first_difference, generate, noise, tie
+
 from bringup import dump
 from bringup.bench import Bench
 from bringup.decode import BenchDevice
 from bringup.step import Item, Step
-from gpu_tokens import Trace, first_difference, generate, noise, tie
-
 from llmc.runtime.cuda.contents import EngineContents
 from llmc.runtime.cuda.device import Options
 from llmc.runtime.cuda.driver import Driver
@@ -156,6 +156,7 @@ def _dumped(bench: Bench, stem: str) -> Path:
 
 
 def items(bench: Bench) -> Iterator[Item]:
+    """Of each carried engine, both checks; then the guilty kernels of those that fail one."""
     stems = sorted(path.stem for path in (bench.carry.folder / "engines").glob("*.llmc"))
     stems = [stem for stem in stems if _said(bench, stem).exists()]
     if not stems:

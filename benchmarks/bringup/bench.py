@@ -1,4 +1,4 @@
-"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, and a clock on the GPU."""
+"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, a clock on the GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 from bringup.carry import Carry
 from bringup.code import Loader
 from bringup.journal import Journal
-
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bringup.bench import Bench
 from bringup.carry import CarriedCase, CaseTensor
 from bringup.code import tool
 from bringup.numbers import distance, numbers
 from bringup.step import Item, Step
-
 from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import aligned
@@ -35,7 +35,7 @@ FIRST = (
     *("attention_decode", "take_tokens", "tile_stats", "choose", "keep_tokens", "gated", "linear_large", "linear_fp8"),
     *("attention_prefill", "rms_norm_fp8"),
 )
-"""Kernels in the order in which they are wanted, with a word of the case's name where only some are; then the others."""
+"""Kernels in the order in which they are wanted, with a word of the case's name where only some are; then others."""
 _LIMIT, _MEMCHECK, _MEMCHECKS = 5.0, 20.0, 2
 _TAIL = 3000
 
@@ -169,7 +169,12 @@ def memcheck(bench: Bench, name: str) -> Mapping[str, Any]:
     command = [program, "--tool", "memcheck", sys.executable, str(script), bench.journal.call, "--carry", carry]
     try:
         done = subprocess.run(
-            [*command, "--case", name], capture_output=True, text=True, timeout=_MEMCHECK, check=False, env={**os.environ}
+            [*command, "--case", name],
+            capture_output=True,
+            text=True,
+            timeout=_MEMCHECK,
+            check=False,
+            env={**os.environ},
         )
     except subprocess.TimeoutExpired as error:
         return {"skipped": f"compute-sanitizer takes more than {_MEMCHECK:g} s", "said": str(error.stdout)[-_TAIL:]}
@@ -188,8 +193,6 @@ def items(bench: Bench) -> Iterator[Item]:
         if faulty and kernel not in checked and len(checked) < _MEMCHECKS:
             checked.add(kernel)
             yield Item(f"memcheck {case.name}", partial(memcheck, name=case.name), _MEMCHECK + 2)
-
-
 
 
 STEP = Step("cases", 50, items)

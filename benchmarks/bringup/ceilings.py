@@ -13,7 +13,6 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.step import Item, Step
-
 from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
 

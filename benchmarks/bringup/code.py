@@ -21,7 +21,6 @@ from typing import Any
 
 from bringup.carry import Carry, Code
 from bringup.journal import Journal
-
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.driver import Driver, RefusedCode
 from llmc.runtime.cuda.upload import Placement

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from bringup.bench import Bench
-from bringup.carry import FP8
+from bringup.carry import FP8, Carry
 from bringup.step import Item, Step
 from bringup.weightless import Weightless
-
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
@@ -61,6 +61,22 @@ class BenchDevice(CudaDevice):
         self._send(self._bound(program, sizes), inputs, slot)
         self._driver.record(slot.done, self._stream)
         self._driver.wait(self._stream)
+
+
+def context_of(plan: Plan, context: int = CONTEXT) -> int:
+    """Positions, or as many as the plan has room for."""
+    return min(context, plan.max_blocks * BLOCK_TOKENS)
+
+
+def carried_plan(carry: Carry, name: str) -> Plan:
+    """A plan by its name.
+
+    Raises:
+        LlmcError: it is not carried.
+    """
+    if name not in carry.plans:
+        raise LlmcError(f"a carried plan {name!r}", found=", ".join(carry.plans) or "none")
+    return carry.plan(name)
 
 
 def opened(
@@ -179,12 +195,12 @@ def launched(device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray]
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    name = HEADLINE
+    context = context_of(carried_plan(bench.carry, HEADLINE))
     for pdl in (False, True):
         for graphs in (True, False):
             label = f"{'pdl' if pdl else 'plain'}, {'graphs' if graphs else 'launches'}"
             found: Callable[[Bench], Mapping[str, Any]] = partial(
-                measured, name=name, batch=1, context=CONTEXT, pdl=pdl, graphs=graphs
+                measured, name=HEADLINE, batch=1, context=context, pdl=pdl, graphs=graphs
             )
             yield Item(label, found, _LIMIT)
 

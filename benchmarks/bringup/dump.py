@@ -1,10 +1,10 @@
 """A few steps of an engine as the interpreter computed them, launch by launch: which kernel of a GPU differs first.
 
-A file `dump/ENGINE.npz`. `facts` is JSON: the plan's digest, and of each step the program, its sizes, and of each launch
-its label, kernel and the names it writes. `STEP:in:NAME` are a step's inputs. `STEP:LAUNCH:NAME` are what a launch has
-changed, as float32 of the tensor's shape in which NaN means that it did not change this number; caches are left out, as
-attention reads them at once. What a launch writes is the input of the next, so errors grow: the first one that is beyond
-its bound is told, with those before it.
+A file `dump/ENGINE.npz`. `facts` is JSON: the plan's digest, and of each step the program, its sizes, and of each
+launch its label, kernel and the names it writes. `STEP:in:NAME` are a step's inputs. `STEP:LAUNCH:NAME` are what a
+launch has changed, as float32 of the tensor's shape in which NaN means that it did not change this number; caches are
+left out, as attention reads them at once. What a launch writes is the input of the next, so errors grow: the first one
+that is beyond its bound is told, with those before it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bringup.decode import BenchDevice
 from bringup.numbers import distance, numbers
-
 from llmc.runtime.cuda.launches import Bound, Prepared
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
 
 BOUND = 5e-2
-"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers; a wrong kernel is far beyond."""
+"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers; wrong kernels are far off."""
 _SHOWN = 12
 _NOT_JUDGED = ("i32", "i64")
 """Tokens and indices may be others where two logits are a tie."""
@@ -70,7 +70,9 @@ def write(path: Path, recorded: Recorded) -> None:
         for index, launch in enumerate(step.launches):
             arrays |= {f"{at}:{index}:{name}": array.astype(np.float32) for name, array in launch.written.items()}
         launches = [{**asdict(launch), "written": list(launch.written)} for launch in step.launches]
-        steps.append({"program": step.program, "sizes": dict(step.sizes), "inputs": list(step.inputs), "launches": launches})
+        steps.append(
+            {"program": step.program, "sizes": dict(step.sizes), "inputs": list(step.inputs), "launches": launches}
+        )
     facts = json.dumps({"plan": recorded.plan, "steps": steps})
     held = io.BytesIO()
     np.savez_compressed(held, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
@@ -97,9 +99,7 @@ def read(path: Path) -> Recorded:
 def blocked(program: Program, sizes: Mapping[str, int]) -> list[int]:
     """The places of the launches that have blocks."""
     return [
-        index
-        for index, launch in enumerate(program.launches)
-        if all(value(formula, sizes) for formula in launch.grid)
+        index for index, launch in enumerate(program.launches) if all(value(formula, sizes) for formula in launch.grid)
     ]
 
 
@@ -115,7 +115,12 @@ def compare(device: BenchDevice, recorded: Recorded) -> dict[str, Any]:
             seen.append(row)
             if not row["ok"]:
                 return {"ok": False, "guilty": row, "before": _errors(seen[:-1][-_SHOWN:]), "launches": len(seen)}
-    return {"ok": True, "guilty": None, "launches": len(seen), "largest": max((one["error"] for one in seen), default=0.0)}
+    return {
+        "ok": True,
+        "guilty": None,
+        "launches": len(seen),
+        "largest": max((one["error"] for one in seen), default=0.0),
+    }
 
 
 def _worst(launch: RecordedLaunch, found: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -146,9 +151,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
     for prepared, recorded in zip(bound.launches, step.launches, strict=True):
         _launch(device, prepared)
         yield {
-            name: None
-            if program.buffers[name].dtype in _NOT_JUDGED
-            else _buffer(device, bound, program, name)
+            name: None if program.buffers[name].dtype in _NOT_JUDGED else _buffer(device, bound, program, name)
             for name in recorded.written
         }
 

@@ -1,7 +1,7 @@
 """What a call has found so far, on disk after every item: a crash, a hang or a kill costs no result.
 
-`CALL.jsonl` gets a line before and after each item. `CALL.json` is the same as one value, replaced as a whole. A process
-that starts again reads the lines and goes on; the process that supervises reads them while they are written.
+`CALL.jsonl` gets a line before and after each item. `CALL.json` is the same as one value, replaced as a whole. A
+process that starts again reads the lines and goes on; the process that supervises reads them while they are written.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Begun:
 class Journal:
     """Outcomes by "step/item", in order. One process writes at a time.
 
-    An outcome has `seconds` and `rung`, and one of `result`, `error` and `left out` (both say why). head: what holds for
-    all of them, such as the card. began: when the first item of a step began.
+    An outcome has `seconds` and `rung`, and one of `result`, `error` and `left out` (both say why). head: what holds
+    for all of them, such as the card. began: when the first item of a step began.
     """
 
     folder: Path
@@ -137,5 +137,5 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return _plain(value.item())
     if isinstance(value, float):
-        return (float(f"{value:.6g}") if abs(value) < 1e15 else value) if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else str(value)
     return value if isinstance(value, str | int | bool | None) else str(value)

@@ -15,8 +15,11 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.decode import (
+    HEADLINE,
     BenchDevice,
     cache_bytes,
+    carried_plan,
+    context_of,
     decode_program,
     inputs_at,
     launched,
@@ -24,9 +27,7 @@ from bringup.decode import (
     reads_cache,
     share_of_read,
 )
-from bringup.decode import CONTEXT, HEADLINE
 from bringup.step import Item, Step
-
 from llmc.runtime.cuda.launches import Prepared
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
@@ -147,7 +148,8 @@ def table(bench: Bench, step: str, name: str, *, batch: int, context: int, pdl: 
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    return table(bench, "launches", HEADLINE, batch=1, context=CONTEXT, pdl=True, whole="decode/pdl, graphs")
+    context = context_of(carried_plan(bench.carry, HEADLINE))
+    return table(bench, "launches", HEADLINE, batch=1, context=context, pdl=True, whole="decode/pdl, graphs")
 
 
 STEP = Step("launches", 60, _items)

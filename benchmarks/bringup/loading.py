@@ -12,7 +12,6 @@ from bringup.bench import Bench
 from bringup.code import NONE, TRITON, Loaded
 from bringup.perform import described
 from bringup.step import Item, Step
-
 from llmc.runtime.errors import LlmcError
 
 PART = 64
@@ -63,9 +62,7 @@ def facts(loaded: Loaded) -> tuple[Any, ...]:
     """COLUMNS of a kernel."""
     kinds = import_module("cuda.bindings.driver").CUfunction_attribute
     names = ("NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES")
-    asked = [
-        _ask("cuFuncGetAttribute", getattr(kinds, f"CU_FUNC_ATTRIBUTE_{name}"), loaded.function) for name in names
-    ]
+    asked = [_ask("cuFuncGetAttribute", getattr(kinds, f"CU_FUNC_ATTRIBUTE_{name}"), loaded.function) for name in names]
     code = loaded.code
     most = "cuOccupancyMaxActiveBlocksPerMultiprocessor"
     blocks = _ask(most, loaded.function, _WARP * code.warps, code.shared)

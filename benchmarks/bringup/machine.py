@@ -15,7 +15,6 @@ from typing import Any
 from bringup.bench import Bench
 from bringup.code import tool
 from bringup.step import Item, Step
-
 from llmc.runtime.machine import cpu_count, cpu_name, memory
 
 PACKAGES = (
@@ -25,8 +24,9 @@ PACKAGES = (
 TOOLS = ("nvidia-smi", "nvcc", "ptxas", "compute-sanitizer", "ncu", "nsys", "cuda-gdb", "nvdisasm")
 _ASKED = (
     *("name", "driver_version", "pstate", "power.limit", "power.max_limit", "clocks.max.sm", "clocks.max.memory"),
-    *("clocks.sm", "clocks.memory", "temperature.gpu", "memory.total", "memory.used", "mig.mode.current", "ecc.mode.current"),
-)  # fmt: skip
+    *("clocks.sm", "clocks.memory", "temperature.gpu", "memory.total", "memory.used"),
+    *("mig.mode.current", "ecc.mode.current"),
+)
 _LIMIT = 4.0
 
 
@@ -36,7 +36,9 @@ def said(command: list[str], limit: float = _LIMIT) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"[:200]
-    return done.stdout.strip() if not done.returncode else f"exit {done.returncode}: {(done.stdout + done.stderr)[:200]}"
+    return (
+        done.stdout.strip() if not done.returncode else f"exit {done.returncode}: {(done.stdout + done.stderr)[:200]}"
+    )
 
 
 def gpu(bench: Bench) -> Mapping[str, Any]:
@@ -46,7 +48,10 @@ def gpu(bench: Bench) -> Mapping[str, Any]:
     if len(values) != len(_ASKED):
         return {"nvidia-smi": found}
     whole = said(["nvidia-smi", "-q", "-d", "CLOCK,POWER,PERFORMANCE"])
-    return {**dict(zip(_ASKED, values, strict=True)), "slowed by": re.findall(r"^\s*(\w[\w ]+?)\s*: Active$", whole, re.M)}
+    return {
+        **dict(zip(_ASKED, values, strict=True)),
+        "slowed by": re.findall(r"^\s*(\w[\w ]+?)\s*: Active$", whole, re.M),
+    }
 
 
 def host(bench: Bench) -> Mapping[str, Any]:

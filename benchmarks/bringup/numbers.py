@@ -7,21 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from llmc.runtime.numbers import bf16_to_f32
 from llmc.runtime.plan.inputs import NUMPY
 
 
 def numbers(data: np.ndarray, dtype: str, shape: Sequence[int]) -> np.ndarray:
     """u8 bytes as float64 of a shape. Codes and scales of 8 bits are their integers."""
-    if dtype == "bf16":
-        found = (data.view("<u2").astype("<u4") << 16).view("<f4")
-    else:
-        found = data.view(NUMPY[dtype])
+    found = bf16_to_f32(data.view("<u2")) if dtype == "bf16" else data.view(NUMPY[dtype])
     with np.errstate(invalid="ignore"):  # a NaN that signals
         return found.astype(np.float64).reshape(shape)
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    """max|a-b| / max|b| over what is not NaN in `expected`, and where it is largest. finite: whether `found` is there."""
+    """max|a-b| / max|b| over what is not NaN in `expected`, and where it is largest. finite: whether `found` is so."""
     cared = ~np.isnan(expected)
     a, b = found[cared], expected[cared]
     if not a.size:

@@ -10,7 +10,6 @@ from typing import Any
 
 from bringup.bench import Bench
 from bringup.step import Item, Step
-
 from llmc.runtime.errors import LlmcError
 
 RESTART = 75
@@ -25,7 +24,7 @@ _STICKY = {
 
 
 def items(steps: Sequence[Step], bench: Bench) -> Iterator[tuple[Step, str, Item]]:
-    """Every item with its step and its name "step/item". A step whose items cannot be told is one item that says why."""
+    """Every item with its step and its name "step/item". A step whose items cannot be told is one that says why."""
     for step in steps:
         try:
             for item in step.items(bench):

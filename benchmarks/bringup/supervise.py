@@ -1,4 +1,4 @@
-"""The process that supervises a call: starts the one that measures, and another when that crashes, hangs or asks for it.
+"""The process that supervises a call: starts the one that measures, and another when that crashes, hangs or asks.
 
 It never touches the device. Whatever happens, every item has an outcome in the end, and a short table is printed last.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,8 @@ class Supervisor:
 
 def _kill(child: subprocess.Popen[Any]) -> int:
     """End a process and all it started; its exit code, or -9 where it does not end."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     try:
         return child.wait(10)
     except subprocess.TimeoutExpired:

@@ -37,7 +37,9 @@ def _why(outcome: Mapping[str, Any]) -> str:
     if "error" in outcome:
         return " ".join(str(outcome["error"]).split())
     found = outcome["result"]
-    return ", ".join(f"{name} {value}" for name, value in found.items() if name != "ok" and not isinstance(value, dict | list))
+    return ", ".join(
+        f"{name} {value}" for name, value in found.items() if name != "ok" and not isinstance(value, dict | list)
+    )
 
 
 def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -58,7 +60,8 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         elif "more_ms" in one:
             yield f"{item}: sampled {one['ms']:.3f} ms, {one['more_ms']:.3f} more than greedy"
         elif "bytes_per_s" in one and "tokens_per_s" in one and "ms" in one:
-            speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}, {one['tokens_per_s']:.0f} tokens/s"
+            speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}"
+            speed += f", {one['tokens_per_s']:.0f} tokens/s"
             yield f"{one.get('plan', '')} batch {one.get('batch', '')}, {item}: {speed}"
     rows = [one for one in found.values() if "us" in one and "count" in one]
     for one in sorted(rows, key=lambda one: -one["us"] * one["count"])[:_ROWS]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from bringup.carry import Carry
 
+from bringup.carry import Carry
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.upload import Placement
 from llmc.runtime.errors import EngineError

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 from support.paths import ROOT
@@ -72,3 +73,24 @@ def cubin(*entries: str, sm: int = 90) -> bytes:
     flags = 0x06000004 | sm << 8
     header = _HEADER.pack(ident, 2, 190, 1, 0, 0, _HEADER.size, flags, 64, 56, 0, 64, len(names), 1)
     return header + sections + table
+
+
+def bindings(version: str) -> Path:
+    """A folder with cuda-bindings of a version, kept between runs; skips the test where pip cannot get it."""
+    folder = ROOT / "build" / "tests" / f"cuda-bindings-{version}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(mkdtemp(dir=folder.parent))
+    # without constraints: they may come from pip's settings, and name another version
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "-c", os.devnull, "--target", made)
+    command = [sys.executable, "-m", "pip", "install", *map(str, options), f"cuda-bindings=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(made)
+        pytest.skip(f"pip cannot get cuda-bindings {version}: {done.stderr.strip().splitlines()[-1:]}")
+    try:
+        made.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(made)
+    return folder

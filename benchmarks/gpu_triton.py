@@ -13,7 +13,7 @@ from llmc.compiler.targets.cuda.cubins.compile import compile_variants, variant_
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.progress import NO_PROGRESS
 
-SUITE = "embed"
+SUITE = "probe"
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ BYTES = 4 << 30
 NODES = 64
 _EAGER = 512
 _LEAST = 1 << 20
+BLOCK_BYTES = 4 << 17
+"""That a block of READ reads: WORDS of compiler/targets/cuda/kernels/probe.py."""
 
 
 def context(bench: Bench) -> Mapping[str, Any]:
@@ -56,39 +58,45 @@ def copy(bench: Bench) -> Mapping[str, Any]:
 
 
 def read(bench: Bench) -> Mapping[str, Any]:
-    """Bytes/s of the kernel that only reads: `probe_read(source, sums, count of 4-byte words)` with one block per part."""
-    driver, stream, nbytes = bench.driver, bench.stream, room(bench, 1)
-    with ExitStack() as cleanup:
-        source = bench.allocate(nbytes, "reading", cleanup)
-        driver.fill(source, 0x5B, nbytes, stream)
-        launch = reading(bench, source, nbytes, cleanup)
-        if launch is None:
-            return {"skipped": f"no code of {READ} is carried"}
-        seconds = bench.seconds(launch, rounds=10)
-    return {"bytes": nbytes, "ms": 1e3 * seconds, "bytes_per_s": nbytes / seconds}
-
-
-def null_launch(bench: Bench, *, pdl: bool, cleanup: ExitStack) -> Callable[[], None]:
-    """Launches the kernel that does nothing.
+    """Bytes/s of the kernel that reads BLOCK_BYTES per block, and writes one sum of each.
 
     Raises:
         LlmcError: it is not carried.
     """
-    name = bench.loader.named(NULL)
+    driver, stream, nbytes = bench.driver, bench.stream, room(bench, 1)
+    with ExitStack() as cleanup:
+        source = bench.allocate(nbytes, "reading", cleanup)
+        driver.fill(source, 0x5B, nbytes, stream)
+        blocks = nbytes // BLOCK_BYTES
+        sums = bench.allocate(4 * blocks, "sums", cleanup)
+        launch = prepared(bench, READ, (blocks, 1, 1), (source, sums))
+        seconds = bench.seconds(launch, rounds=10)
+    return {"bytes": nbytes, "ms": 1e3 * seconds, "bytes_per_s": nbytes / seconds}
+
+
+def prepared(
+    bench: Bench, kernel: str, grid: tuple[int, int, int], addresses: tuple[int, ...], *, pdl: bool = False
+) -> Callable[[], None]:
+    """What launches a carried kernel that takes only addresses.
+
+    Raises:
+        LlmcError: it is not carried.
+    """
+    name = bench.loader.named(kernel)
     if name is None:
-        raise LlmcError(f"carried code of {NULL}", found="none", fix="make the carry again")
+        raise LlmcError(f"carried code of {kernel}", found="none", fix="make the carry again")
     loaded = bench.loader.kernel(name)
-    target = bench.allocate(256, "a kernel that does nothing", cleanup)
-    parameters = pack([*loaded.code.types, "*i8", "*i8"], [target, 0, 0], what=NULL)
-    config = bench.driver.config((1, 1, 1), loaded.code.warps, loaded.code.shared, bench.stream, pdl=pdl)
-    return lambda: bench.driver.launch(config, loaded.function, parameters.address, NULL)
+    parameters = pack([*loaded.code.types, "*i8", "*i8"], [*addresses, 0, 0], what=kernel)
+    config = bench.driver.config(grid, loaded.code.warps, loaded.code.shared, bench.stream, pdl=pdl)
+    return lambda: bench.driver.launch(config, loaded.function, parameters.address, kernel)
 
 
 def launches(bench: Bench, *, graph: bool, pdl: bool) -> Mapping[str, Any]:
     """Microseconds per launch of many that wait for each other."""
     count = NODES if graph else _EAGER
     with ExitStack() as cleanup:
-        launch = null_launch(bench, pdl=pdl, cleanup=cleanup)
+        target = bench.allocate(256, "a kernel that does nothing", cleanup)
+        launch = prepared(bench, NULL, (1, 1, 1), (target,), pdl=pdl)
 
         def many() -> None:
             for _ in range(count):

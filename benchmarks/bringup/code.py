@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from llmc.runtime.progress import Progress
 
 CUBIN, PTX, ASSEMBLED, TRITON, NONE = RUNGS = ("cubin", "ptx", "assembled", "triton", "none")
 _TOOLKITS = ("/usr/local/cuda/bin",)
-_ASSEMBLING = 60
-_COMPILING = 90
+_ASSEMBLING = 30
+_COMPILING = 60
 _PROBES = ("probe_null",)
 """Kernels that the ladder is tried with, best first; otherwise the smallest."""
 
@@ -160,8 +160,9 @@ def tool(name: str) -> str | None:
     return shutil.which(name) or next((path for folder in _TOOLKITS if (path := shutil.which(name, path=folder))), None)
 
 
+@cache
 def assembled(ptx: str) -> bytes:
-    """Machine code for the chip that the PTX names, by this machine's assembler.
+    """Machine code for the chip that the PTX names, by this machine's assembler; kept in this process.
 
     Raises:
         AssemblerError: there is none, or it refuses.

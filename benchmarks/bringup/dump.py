@@ -28,7 +28,7 @@ from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
 
 BOUND = 5e-2
-"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers; wrong kernels are far off."""
+"""Most difference of a buffer, of its largest number: noise of bf16 grows over the layers, and wrong is far off."""
 _SHOWN = 12
 _NOT_JUDGED = ("i32", "i64")
 """Tokens and indices may be others where two logits are a tie."""

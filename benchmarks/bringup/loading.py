@@ -82,7 +82,7 @@ def _ask(function: str, *arguments: Any) -> Any:
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    yield Item("ladder", ladder, 200.0)
+    yield Item("ladder", ladder, 130.0)
     names = sorted(bench.carry.code)
     for start in range(0, len(names), PART):
         part = tuple(names[start : start + PART])

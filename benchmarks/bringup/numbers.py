@@ -24,12 +24,13 @@ def distance(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     a, b = found[cared], expected[cared]
     if not a.size:
         return {"error": 0.0, "finite": True}
-    finite = np.isfinite(a)
-    gaps = np.where(finite, np.abs(np.where(finite, a, 0) - b), np.inf)
+    finite = np.isfinite(a) | (a == b)
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(a == b, 0.0, np.where(finite, np.abs(a - b), np.inf))
     worst = int(gaps.argmax())
     place = np.unravel_index(int(np.flatnonzero(cared)[worst]), expected.shape)
     return {
-        "error": float(gaps[worst] / max(float(np.abs(b).max()), 1e-30)),
+        "error": float(gaps[worst] / max(float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), 1e-30)),
         "finite": bool(finite.all()),
         "at": [int(one) for one in place],
         "found": float(a[worst]),

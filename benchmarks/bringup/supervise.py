@@ -24,7 +24,7 @@ SPARE = 3.0
 """Seconds kept for the table."""
 GRACE = 0.5
 """Seconds an item may take beyond its limit."""
-STARTUP = 40.0
+STARTUP = 25.0
 """Seconds between two items after which a process hangs."""
 _POLL = 0.05
 _TRIES = 2

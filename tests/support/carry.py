@@ -13,6 +13,7 @@ from support.libcuda import cubin
 from support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+from bringup.agree import plan_digest  # pyright: ignore[reportMissingImports]
 from bringup.carry import CarriedCase, CarryWriter, CaseTensor  # pyright: ignore[reportMissingImports]
 
 from llmc.runtime.cuda.contents import EngineContents
@@ -26,7 +27,7 @@ WORDS = 16
 """Numbers that a case's tensor has."""
 RIGHT, WRONG = ("right", "also right"), ("wrong",)
 """Cases of the one kernel that the fake computes ("facts", it stores the value it gets first), and one it fails."""
-STUB_PTX = ".version 9.0\n.target sm_90a\n.visible .entry {entry}() {{ ret; }}\n"
+STUB_PTX = ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry {entry}()\n{{ ret; }}\n"
 
 
 def code_of(module: Module) -> dict[str, Any]:
@@ -37,30 +38,28 @@ def code_of(module: Module) -> dict[str, Any]:
     return {"kernel": module.kernel, "types": module.types, **{name: getattr(binary, name) for name in same}}
 
 
-def small_carry(folder: Path, engine: Path) -> Path:
-    """The folder, made of an engine: its plan is also the one without weights."""
+def small_carry(folder: Path, engine: Path, *, wrong: bool) -> Path:
+    """The folder, made of an engine of TARGET: its plan is also the one without weights.
+
+    Over the fake all of it is right, as kernels leave zeros and zeros are expected; wrong: a case and the tokens are not.
+    """
     folder.mkdir()
     writer = CarryWriter(folder, SM, {"commit": "a test"})
     plan = _plan(writer, engine)
     writer.plan(PLAN, plan)
-    cases, arrays = _cases(writer)
+    cases, arrays = _cases(writer, (*RIGHT, *WRONG) if wrong else RIGHT)
     writer.cases(cases, arrays)
-    for name, types in (("probe_null", ("*i32",)), ("probe_read", ("*i32", "*i32", "i32"))):
+    for name, types in (("probe_null", ("*i32",)), ("probe_read", ("*i32", "*i32"))):
         entry = {"kernel": name, "entry": name, "types": types, **FACTS}
         writer.add(entry, cubin(name), STUB_PTX.format(entry=name))
     writer.close()
-    for part, name in (("engines", f"{ENGINE}.llmc"), ("simulated", f"{ENGINE}.json"), ("dump", f"{ENGINE}.npz")):
+    for part in ("engines", "simulated"):
         (folder / part).mkdir()
-        if part == "engines":
-            (folder / part / name).write_bytes(engine.read_bytes())
+    (folder / "engines" / f"{ENGINE}.llmc").write_bytes(engine.read_bytes())
+    trace = {"prompt": [5, 6, 7], "ids": [list(range(8))] * 3, "logits": [[float(wrong) * (8 - i) for i in range(8)]] * 3}
+    text = json.dumps({"plan": plan_digest(engine, SM), "traces": [trace] * 2})
+    (folder / "simulated" / f"{ENGINE}.json").write_text(text)
     return folder
-
-
-def said(folder: Path, digest: str, logits: tuple[float, ...]) -> None:
-    """What an interpreter may have said: of three steps the tokens 0 to 7, with these logits."""
-    ids = [list(range(len(logits)))] * 3
-    trace = {"prompt": [5, 6, 7], "ids": ids, "logits": [list(logits)] * 3}
-    (folder / "simulated" / f"{ENGINE}.json").write_text(json.dumps({"plan": digest, "traces": [trace] * 2}))
 
 
 def _plan(writer: CarryWriter, engine: Path) -> Plan:
@@ -77,13 +76,13 @@ def _plan(writer: CarryWriter, engine: Path) -> Plan:
     return replace(plan, modules=tuple(modules))
 
 
-def _cases(writer: CarryWriter) -> tuple[list[CarriedCase], dict[str, np.ndarray]]:
+def _cases(writer: CarryWriter, names: tuple[str, ...]) -> tuple[list[CarriedCase], dict[str, np.ndarray]]:
     """Cases of stubs: kernels of one argument besides the tensor, of which the fake computes only "facts"."""
     arrays = {"zeros": np.zeros(4 * WORDS, np.uint8), "expected": np.full(WORDS, np.nan)}
     arrays["expected"][0] = 77
     tensor = CaseTensor("out", "i32", (WORDS,), True, "zeros", "expected")
     cases = []
-    for name in (*RIGHT, *WRONG):
+    for name in names:
         kernel = "facts" if name in RIGHT else name
         entry = {"kernel": kernel, "entry": kernel, "types": ("*i32", "i32"), **FACTS}
         code = writer.add(entry, cubin(kernel), STUB_PTX.format(entry=kernel))

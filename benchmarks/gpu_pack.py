@@ -23,7 +23,7 @@ from typing import Any
 
 from bringup import carry
 from bringup.carry import CarryWriter
-from gpu_engines import CARRIED, PLANS, SIMULATED, EngineSpec
+from gpu_engines import CARRIED, PLANS, EngineSpec
 from packing import engines, sweep
 from packing.cases import Cases, cases_of
 from packing.kernels import Kernels
@@ -36,7 +36,7 @@ from llmc.compiler.targets.cuda.cubins.pack import write_pack
 from llmc.compiler.targets.cuda.tuning import tactics
 
 MOST_BYTES = 40 << 20
-PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "kernels", "tactics")
+PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "dump", "kernels", "tactics")
 SWEPT = (carry.FP8, carry.NVFP4, carry.BF16)
 """Plans whose linears are swept, the most wanted first."""
 TOKENS = (1, 8)
@@ -113,14 +113,16 @@ def make(
     writer.close()
     if wanted.kernels is not None:
         write_pack(out / "kernels", {sm: plans[wanted.kernels].variants})
+        writer.archive("kernels")
     for path in tables:
         (out / "tactics").mkdir(exist_ok=True)
         shutil.copyfile(path, out / "tactics" / path.name)
     for spec in wanted.engines:
         (out / "engines").mkdir(exist_ok=True)
-        engine = engines.built(spec, work, out / "engines", sm)
-        if spec.formats in SIMULATED:
-            engines.simulate(engine, out / "simulated", sm, tokens, work / "simulated")
+        engine = engines.built(spec, out / "engines", sm)
+        engines.simulate(engine, out, sm, tokens, work / "simulated")
+    if wanted.engines:
+        writer.archive("engines")
 
 
 def swept_linears(wanted: Contents, plans: Mapping[str, Drafted]) -> Iterator[sweep.Wanted]:

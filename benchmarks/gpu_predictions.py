@@ -98,7 +98,9 @@ def predicted(carried: Carry) -> Iterator[Row]:
     for name, shares in MANY.items():
         plan = carried.plan(name)
         for batch, share in zip(throughput.BATCHES, shares, strict=True):
-            yield row(f"throughput/{throughput.row_name(name, batch)}", share, step(plan, name, batch, throughput.CONTEXT))
+            yield row(
+                f"throughput/{throughput.row_name(name, batch)}", share, step(plan, name, batch, throughput.CONTEXT)
+            )
     for name, share in PROMPT.items():
         yield row(f"prefill/{prefill.row_name(name)}", share, whole(carried.plan(name), name))
     floor = step(carried.plan(carry.MANY), carry.MANY, 256, SERVED_CONTEXT)
@@ -108,7 +110,10 @@ def predicted(carried: Carry) -> Iterator[Row]:
 def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
     """Milliseconds of a decode step on a perfect chip, by chip: each launch takes what its bytes or operations do."""
     program = plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
-    made = {chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP) for chip in COPY}
+    made = {
+        chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP)
+        for chip in COPY
+    }
     return {chip: 1e3 * found.seconds for chip, found in made.items()}
 
 

@@ -27,7 +27,7 @@ PLANS = {
     carry.MANY: MANY,
 }
 WANTED = gpu_pack.Contents(PLANS, (carry.FP8, carry.NVFP4), (carry.FP8,), (), ("embed", "norm"), None)
-PTX = '//\n.version 9.0\n.target sm_90a\n.visible .entry {0}()\n{{ ret; }}\n'
+PTX = "//\n.version 9.0\n.target sm_90a\n.visible .entry {0}()\n{{ ret; }}\n"
 
 
 class NamedKernels(Kernels):

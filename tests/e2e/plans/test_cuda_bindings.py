@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.libcuda import BINDINGS, compiled, cubin, needs_libcuda, with_bindings
+from support.fakes.libcuda import BINDINGS, compiled, cubin, needs_libcuda, with_bindings
 
 pytestmark = needs_libcuda
 SCRIPT = """

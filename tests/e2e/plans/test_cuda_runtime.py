@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support import libcuda_session as session
 from support.engines import NARROW, NARROW_BATCH, small_checkpoint
-from support.libcuda import BINDINGS, Line, compiled, needs_libcuda, trace, with_bindings
+from support.fakes.libcuda import BINDINGS, Line, compiled, needs_libcuda, trace, with_bindings
 
 import llmc
 from llmc.runtime.cuda.driver import DEFAULT_SHARED

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.libcuda import compiled, cubin, needs_libcuda, trace
+from support.fakes.libcuda import compiled, cubin, needs_libcuda, trace
 
 pytestmark = needs_libcuda
 PRELUDE = """

@@ -1,4 +1,4 @@
-"""The fake libcuda of `fakes/libcuda.c`: compiled once per folder, and what a process needs to find it."""
+"""The fake libcuda of `libcuda.c`: compiled once per folder, and what a process needs to find it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.paths import ROOT
 
 from llmc.runtime import profiles
 
-SOURCES = ROOT / "tests/support/fakes"
+SOURCES = Path(__file__).parent
 NAME = "libcuda.so.1"
 BINDINGS = ("", "13.0.3")
 """Versions of cuda-bindings that tests run with: the installed one, and that of PyTorch for CUDA 13.0."""

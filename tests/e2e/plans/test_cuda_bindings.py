@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.fakes.libcuda import BINDINGS, compiled, cubin, needs_libcuda, with_bindings
 
-from llmc.runtime import profiles
-
-SOURCE = ROOT / "tests/support/fakes/libcuda.c"
+pytestmark = needs_libcuda
 SCRIPT = """
 import ctypes
+import sys
+import cuda.bindings
 import numpy as np
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
 
-assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake GPU", 90, 1 << 30),)), gpus.look()
+image = bytes.fromhex(sys.argv[1])
+assert sys.argv[2] in ("", cuda.bindings.__version__)
+assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.look()
 driver = Driver.load()
 assert (driver.version, driver.sm, driver.shared, driver.processors) == ("13.0", 90, 232448, 132)
 driver.use()
-assert driver.memory() == (1 << 29, 1 << 30)
+assert driver.memory() == (1 << 29, 1 << 30), "half a GiB is the context's"
 stream = driver.stream()
 device, other, host = driver.allocate(4096, "x"), driver.allocate(4096, "x"), driver.allocate_host(4096, "x")
 view = np.ctypeslib.as_array((ctypes.c_ubyte * 4096).from_address(host))
@@ -42,8 +42,8 @@ assert (view == sent).all()
 driver.copy_out(host, device, 4096, stream)
 assert (view == 7).all()
 
-module = driver.module(b"a cubin", "a cubin")
-function = driver.function(module, "kernel", 50000, "a kernel")
+module = driver.module(image, "a cubin")
+function = driver.function(module, "facts", 50000, "a kernel")
 facts = view.view(np.int32)[:10]
 for pdl in (False, True):
     config = driver.config((3, 2, 1), 4, 50000, stream, pdl=pdl)
@@ -65,9 +65,11 @@ driver.drop_graph(graph)
 
 start, stop = driver.event(timing=True), driver.event()
 driver.record(start, stream)
-driver.record(stop, stream)
-driver.wait_event(stop)
-assert driver.elapsed(start, stop) == 2.5e-3
+driver.launch(config, function, parameters.address, "a launch")
+timed = driver.event(timing=True)
+driver.record(timed, stream)
+driver.wait_event(timed)
+assert abs(driver.elapsed(start, timed) - 2.5e-6) < 1e-9, driver.elapsed(start, timed)
 for failing, text in (
     (lambda: driver.module(b"another", "kernels"), "CUDA_ERROR_INVALID_IMAGE: the driver (CUDA 13.0) refuses"),
     (lambda: driver.function(module, "absent", 0, "absent"), "finding absent\\n  found: CUDA_ERROR_NOT_FOUND"),
@@ -80,7 +82,7 @@ for failing, text in (
         assert text in str(error), str(error)
     else:
         raise AssertionError(text)
-for event in (start, stop):
+for event in (start, stop, timed):
     driver.drop_event(event)
 driver.unload(module)
 driver.free(device)
@@ -92,12 +94,9 @@ print("all of it")
 """
 
 
-@pytest.mark.skipif(not profiles.has_bindings(), reason="the extra 'cuda' is not installed")
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="no C compiler for a libcuda")
-def test_the_bindings_take_every_call_and_launch_what_was_meant(tmp_path: Path):
-    library = tmp_path / "libcuda.so.1"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run(command, check=True, capture_output=True)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("version", BINDINGS, ids=lambda version: version or "installed")
+def test_the_bindings_take_every_call_and_launch_what_was_meant(tmp_path: Path, version: str):
+    environment = {**with_bindings(compiled(tmp_path), version), "LLMC_FAKE_MEMORY": str(1 << 30)}
+    command = [sys.executable, "-c", SCRIPT, cubin("facts").hex(), version]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("all of it\n", 0), done.stderr

@@ -22,6 +22,8 @@ from llmc.runtime.plan.plan import ITEM_BYTES, Tensor
 
 COLD = 192 << 20
 """Bytes of weights that are read before the first are read again: more than three times the L2 of an H100 or H200."""
+MOST = 64
+"""Copies of the weights; those of small linears come from a cache."""
 LEAST = 4
 """Launches in a graph, so that its own start does not count."""
 ROUNDS = 10
@@ -89,7 +91,7 @@ class _Area:
             shared = {
                 name: self._made(name, room[name], source, cleanup) for name in room if name not in linear.weights
             }
-            count = max(1, -(-cold // sum(room[name] for name in linear.weights)))
+            count = min(MOST, max(1, -(-cold // sum(room[name] for name in linear.weights))))
             self.copies = [
                 {**shared, **{name: self._made(name, room[name], source, cleanup) for name in linear.weights}}
                 for _ in range(count)

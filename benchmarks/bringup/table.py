@@ -56,7 +56,7 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         elif "best" in one:
             best = one["best"]
             speed = f"{best['us']:.1f} us, {best['bytes_per_s'] / 1e12:.2f} TB/s, {best['tflops']:.0f} TFLOP/s"
-            yield f"{item}: {speed}, heuristic {one['heuristic_us']:.1f} us; {best['tile']}"
+            yield f"{item}: {speed}, heuristic {one['heuristic_us']:.1f} us; {_tile(best['tile'])}"
         elif "more_ms" in one:
             yield f"{item}: sampled {one['ms']:.3f} ms, {one['more_ms']:.3f} more than greedy"
         elif "bytes_per_s" in one and "tokens_per_s" in one and "ms" in one:
@@ -67,6 +67,10 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for one in sorted(rows, key=lambda one: -one["us"] * one["count"])[:_ROWS]:
         label = f"{one['count']:3} x {one['us']:8.2f} us{_share(one)}"
         yield f"{label}  {one['kernel']} {one['grid']} {one['label']}"[:_WIDE]
+
+
+def _tile(tile: Mapping[str, int]) -> str:
+    return " ".join(f"{name} {number}" for name, number in tile.items())
 
 
 def _share(one: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from support.libcuda import cubin
+from support.fakes.libcuda import cubin
 from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
@@ -26,7 +26,7 @@ PLANS = {
     carry.BF16: replace(SPEC, quantize="none"),
     carry.MANY: MANY,
 }
-WANTED = gpu_pack.Contents(PLANS, (carry.FP8, carry.NVFP4), (carry.FP8,), (), ("embed", "norm"), None)
+WANTED = gpu_pack.Contents(PLANS, (carry.FP8,), (carry.FP8,), (), ("embed", "norm"), None)
 PTX = "//\n.version 9.0\n.target sm_90a\n.visible .entry {0}()\n{{ ret; }}\n"
 
 
@@ -35,7 +35,7 @@ class NamedKernels(Kernels):
 
     def compile(self, variants: Iterable[Variant], *, must: bool = True) -> None:
         for variant in dict.fromkeys(variants):
-            entry = f"{variant.function}_{len(self.cubins)}"
+            entry = f"{variant.function}_{len(self.cubins):04}"
             data = self.cubins[variant].data if variant in self.cubins else cubin(entry)
             facts = {"ctas": 1, "static_shared": 0, "global_scratch_align": 1, "profile_scratch_align": 1, "local": 0}
             self.cubins.setdefault(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bringup.bench import Bench
+from bringup.loading import LADDER
 from bringup.step import Item, Step
 from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
@@ -109,6 +110,7 @@ def launches(bench: Bench, *, graph: bool, pdl: bool) -> Mapping[str, Any]:
 
 def _items(bench: Bench) -> Iterable[Item]:
     yield Item("context", context, 20.0)
+    yield LADDER
     yield Item("copy", copy, 10.0)
     yield Item("read", read, 10.0)
     for graph in (False, True):

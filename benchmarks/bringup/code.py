@@ -132,19 +132,14 @@ class AssemblerError(Exception):
     """The machine has no assembler or compiler, or it refuses."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Assembled:
     """Contents whose machine code is made by this machine's assembler."""
 
     of: Contents
 
-    @property
-    def what(self) -> str:
-        return self.of.what
-
-    @property
-    def max_batch(self) -> int:
-        return self.of.max_batch
+    def __post_init__(self) -> None:
+        self.what, self.max_batch = self.of.what, self.of.max_batch
 
     def placement(self, plan: Plan) -> Placement:
         return self.of.placement(plan)

@@ -141,7 +141,7 @@ def test_what_is_wrong_is_written_down_and_the_rest_goes_on(stage: Stage):
 
 def test_a_program_that_fails_is_said(stage: Stage, program: Callable[[str, str], str]):
     done = stage.rehearse(stage.right, "--only", "machine", path=program("nvidia-smi", "echo no devices; exit 9"))
-    assert done.of("machine")["gpu"]["result"] == {"nvidia-smi": "exit 9: no devices\n"}
+    assert done.of("machine")["gpu"]["result"]["nvidia-smi"] == "exit 9: no devices\n"
 
 
 def test_without_a_context_every_item_says_why(stage: Stage):
@@ -217,6 +217,7 @@ def test_a_case_that_ends_or_stops_its_process_costs_only_itself(stage: Stage, f
 def test_an_engine_whose_kernel_fails_is_still_looked_at_launch_by_launch(stage: Stage):
     done = stage.rehearse(stage.wrong, "--only", "agree", sticky=f"attention_decode:{ILLEGAL}")
     assert {*done.errors("agree")} == {ENGINE, f"paths {ENGINE}"}
+    assert all(one["sticky"] for name, one in done.of("agree").items() if name in done.errors("agree"))
     assert done.of("agree")[f"guilty {ENGINE}"]["result"]["guilty"]["kernel"] == "embed"
 
 

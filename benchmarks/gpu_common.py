@@ -105,7 +105,7 @@ def load(
 
     def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
         driver, plan = kind.load(), replace(plan, pdl=early)
-        device = CudaDevice(engine, profile, plan, lanes, driver=driver, options=options)
+        device = CudaDevice.of_engine(engine, profile, plan, lanes, driver=driver, options=options)
         made.append((device, driver, plan))
         return device
 

@@ -33,7 +33,7 @@ from llmc.runtime.scheduling.scheduler import Request, Scheduler
 parts = {"interpreter": started - spawned, "imports": time.perf_counter() - started}
 devices = []
 def make(engine, profile, plan, lanes):
-    devices.append(CudaDevice(engine, profile, plan, lanes))
+    devices.append(CudaDevice.of_engine(engine, profile, plan, lanes))
     return devices[0]
 at = time.perf_counter()
 engine = EngineFile.open(sys.argv[1])

@@ -1,13 +1,15 @@
 """What the GPUs can do: the figures that choose tile sizes, refuse kernels too large for a chip, and price a plan.
 
-Sources: NVIDIA's data sheets of A100 80 GB SXM, L4, L40S, H100 SXM, H200 and HGX B200; the whitepapers of Ada (RTX
-4090, L2) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; shared memory: the CUDA programming
-guide's table of compute capabilities; processors and L2 of B200: published reports of what its driver says. FLOP/s are
-dense, without sparsity.
+Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300 and DGX Spark (GB10);
+the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090, L2) and RTX Blackwell (RTX 5090), for matrix products
+accumulated in float32; the technical brief of Jetson AGX Orin; shared memory: the CUDA programming guide's table of
+compute capabilities; processors and L2 of B200, B300 and GB10: published reports of what their drivers say. FLOP/s are
+dense, without sparsity; those of GB10 are halves of its 1 PFLOP/s of sparse FP4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .errors import RecipeError, nearest
@@ -15,12 +17,20 @@ from .errors import RecipeError, nearest
 _KIB, _MIB, _GB, _TFLOPS = 1 << 10, 1 << 20, 10**9, 1e12
 
 
+SHARED: Mapping[int, int] = {
+    **dict.fromkeys((86, 89, 120, 121), 99 * _KIB),
+    **dict.fromkeys((80, 87), 163 * _KIB),
+    **dict.fromkeys((90, 100, 103), 227 * _KIB),
+}
+"""Bytes of shared memory a block may opt in to, by compute capability."""
+
+
 @dataclass(frozen=True)
 class Chip:
     """A GPU, or under the name "sm_90" what kernels of a compute capability are chosen for.
 
     sm: compute capability, 90 for 9.0. bandwidth: bytes/s on paper; copy: bytes/s a copy kernel was measured at, None
-    where we measured none. bf16, fp8: FLOP/s, None without such tensor cores. shared: bytes a block may opt in to.
+    where we measured none. bf16, fp8: FLOP/s, None without such tensor cores.
     """
 
     name: str
@@ -31,8 +41,12 @@ class Chip:
     memory: int
     bf16: float
     fp8: float | None
-    shared: int
     copy: float | None = None
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block may opt in to."""
+        return SHARED[self.sm]
 
     @property
     def reachable_bandwidth(self) -> float:
@@ -41,26 +55,36 @@ class Chip:
 
 
 _GPUS = (
-    Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None, 163 * _KIB),
-    Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, 99 * _KIB),
-    Chip("l40s", 89, 142, 864e9, 96 * _MIB, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, 99 * _KIB),
-    Chip("rtx4090", 89, 128, 1.008e12, 72 * _MIB, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, 99 * _KIB),
-    Chip("h100", 90, 132, 3.35e12, 50 * _MIB, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 227 * _KIB),
-    Chip("h200", 90, 132, 4.8e12, 50 * _MIB, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 227 * _KIB, copy=4.3e12),
-    Chip("b200", 100, 148, 7.7e12, 132644864, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 227 * _KIB),
-    Chip("rtx5090", 120, 170, 1.792e12, 96 * _MIB, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, 99 * _KIB),
+    Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None),
+    Chip("a10", 86, 72, 600e9, 6 * _MIB, 24 * _GB, 125 * _TFLOPS, None),
+    Chip("rtx3090", 86, 82, 936e9, 6 * _MIB, 24 * _GB, 71 * _TFLOPS, None),
+    Chip("orin", 87, 16, 204.8e9, 4 * _MIB, 64 * _GB, 42.5 * _TFLOPS, None),
+    Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS),
+    Chip("l40s", 89, 142, 864e9, 96 * _MIB, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS),
+    Chip("rtx4090", 89, 128, 1.008e12, 72 * _MIB, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS),
+    Chip("h100", 90, 132, 3.35e12, 50 * _MIB, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS),
+    Chip("h200", 90, 132, 4.8e12, 50 * _MIB, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, copy=4.3e12),
+    Chip("b200", 100, 148, 7.7e12, 132644864, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS),
+    Chip("b300", 103, 148, 8e12, 132644864, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS),
+    Chip("rtx5090", 120, 170, 1.792e12, 96 * _MIB, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS),
+    Chip("gb10", 121, 48, 273e9, 24 * _MIB, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS),
 )
-_REFERENCE = {80: "a100", 89: "l40s", 90: "h200", 100: "b200", 120: "rtx5090"}
-"""The GPU whose figures a compute capability has when no GPU is named."""
+_REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "l40s", 90: "h200", 100: "b200", 120: "rtx5090"}
+"""The GPU whose figures a compute capability has when no GPU is named, for all that kernels are compiled for."""
+_OTHERS = {103: "b300", 121: "gb10"}
+"""Likewise, for those that run the kernels of another one."""
 
 CAPABILITIES = tuple(_REFERENCE)
 """The compute capabilities kernels are compiled for."""
 SM = {f"sm_{sm}": sm for sm in reversed(CAPABILITIES)}
 """Targets that are NVIDIA GPUs, and their compute capability times ten; best first."""
-_WITHIN_MAJOR = (80, 89)
-"""Their cubins also run on later chips of the same major; those of newer ones are specific to their chip."""
+_LATER = {80: (86, 89), 86: (89,), 87: (), 89: (), 90: (), 100: (103,), 120: (121,)}
+"""Other compute capabilities that machine code of one runs on: later ones of its major, though none of Tegra (8.7), or
+for sm_100 and sm_120, which are compiled for their families, those of the family (CUDA programming guide)."""
 CHIPS = {gpu.name: gpu for gpu in _GPUS}
-CHIPS |= {f"sm_{sm}": replace(CHIPS[name], name=f"sm_{sm}") for sm, name in _REFERENCE.items()}
+CHIPS |= {
+    f"sm_{sm}": replace(CHIPS[name], name=f"sm_{sm}") for sm, name in {**_REFERENCE, 103: "b300", 121: "gb10"}.items()
+}
 
 
 def chip(name: str | int) -> Chip:
@@ -77,9 +101,23 @@ def chip(name: str | int) -> Chip:
 
 
 def runs_on(sm: int, chip: int) -> bool:
-    """Whether code compiled for compute capability `sm` runs on a chip of `chip`."""
-    later = sm in _WITHIN_MAJOR and sm // 10 == chip // 10 and sm % 10 <= chip % 10
-    return sm == chip or later
+    """Whether code compiled for compute capability `sm` runs on a chip of `chip`, if its shared memory suffices."""
+    return sm == chip or chip in _LATER.get(sm, ())
+
+
+def lacks(sm: int, shared: int, chip: int) -> str:
+    """Why code compiled for compute capability `sm` does not run on a chip of `chip`, or "".
+
+    shared: bytes of shared memory that its blocks take.
+    """
+    if not runs_on(sm, chip):
+        return f"needs compute capability {capability(sm)}"
+    return f"needs {shared} bytes of shared memory a block" if shared > SHARED[chip] else ""
+
+
+def target_for(chip: int) -> str | None:
+    """The target whose code is for a chip of compute capability `chip`; None where llmc has none."""
+    return next((target for target, sm in SM.items() if runs_on(sm, chip)), None)
 
 
 def capability(sm: int) -> str:

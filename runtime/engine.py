@@ -92,6 +92,7 @@ class Engine:
         self.profile = profile
         self.load_s = load_s
         self.vocab_size = executor.vocab
+        self.notes = executor.notes
         self._tokenizer = tokenizer
         self._chat_source = chat_template
         self._defaults = defaults_of(generation or {})

@@ -101,4 +101,4 @@ def open_executor(
 def _real_device() -> MakeDevice:
     from .cuda.device import CudaDevice
 
-    return CudaDevice
+    return CudaDevice.of_engine

@@ -7,7 +7,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
-from .chips import SM, capability, runs_on
+from .chips import SHARED, SM, capability, lacks, runs_on
 from .engine_file.file import EngineFile
 from .errors import EngineError, RecipeError, ResourceError, nearest
 
@@ -49,26 +49,32 @@ def has_bindings() -> bool:
         return False
 
 
-def _cpu(_gpus: Gpus) -> str:
+def _cpu(_gpus: Gpus, _shared: int) -> str:
     return ""
 
 
-def _cuda(sm: int, there: Gpus) -> str:
+def _cuda(sm: int, there: Gpus, shared: int) -> str:
     present = gpus() if there is None else there
     if not present:
         return "no NVIDIA GPU here" if there is None else "no NVIDIA GPU"
-    if any(runs_on(sm, gpu.sm) for gpu in present):
+    lacking = [lacks(sm, shared, gpu.sm) for gpu in present]
+    if "" in lacking:
         return _NO_BINDINGS if there is None and not has_bindings() else ""
     names = [f"this GPU ({gpu.name})" if there is None else gpu.name for gpu in present]
-    have = [f"{name} has {capability(gpu.sm)}" for name, gpu in zip(names, present, strict=True)]
-    return f"needs compute capability {capability(sm)}, {', '.join(dict.fromkeys(have))}"
+    reasons = []
+    for gpu, name, reason in zip(present, names, lacking, strict=True):
+        fits = runs_on(sm, gpu.sm)
+        reasons.append((reason, f"{name} has {SHARED[gpu.sm] if fits else capability(gpu.sm)}"))
+    first = max(reasons)[0]  # shared memory, where the capability would do
+    return ", ".join(dict.fromkeys([first, *(have for reason, have in reasons if reason == first)]))
 
 
-FITS: Mapping[str, Callable[[Gpus], str]] = {
+FITS: Mapping[str, Callable[[Gpus, int], str]] = {
     **{target: partial(_cuda, sm) for target, sm in SM.items()},
     "cpu": _cpu,
 }
-"""Target to the reason why a profile cannot run on a machine ("" if it can), best target first."""
+"""Target to the reason why a profile cannot run on a machine whose blocks take so many bytes of shared memory, or "";
+best target first."""
 
 
 def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
@@ -76,7 +82,8 @@ def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
     reasons = {}
     for name, profile in engine.manifest.profiles.items():
         check = FITS.get(profile.target)
-        reasons[name] = f"this llmc runs no target {profile.target!r}" if check is None else check(there)
+        shared = int(profile.needs.get("shared", 0))
+        reasons[name] = f"this llmc runs no target {profile.target!r}" if check is None else check(there, shared)
     return reasons
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bringup.bench import Bench
+    from bringup.bench import Bench  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(frozen=True)

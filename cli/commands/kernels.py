@@ -31,7 +31,7 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
     from ...compiler.targets.cuda.cubins.report import report
     from ...runtime import chips
 
-    wanted = tuple(dict.fromkeys(chips.chip(name).sm for name in sm)) if sm else chips.CAPABILITIES
+    wanted = tuple(dict.fromkeys(map(_compiled_for, sm))) if sm else chips.CAPABILITIES
     entries = report(wanted, tuple(dict.fromkeys(file or ())), progress=progress.for_terminal(quiet=json), jobs=jobs)
     error = _error([entry for entry in entries if entry.bad])
     if json:
@@ -42,6 +42,13 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
     if error:
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code)
+
+
+def _compiled_for(name: str) -> int:
+    """The compute capability that kernels for a chip are compiled for: of B300 that of its family."""
+    from ...runtime.chips import SM, chip, target_for
+
+    return SM[target_for(chip(name).sm) or ""]
 
 
 def _need_compiler() -> None:

@@ -80,13 +80,13 @@ def _profile_for(profiles: Mapping[str, Any], chip: Chip) -> str | None:
 
 
 def _refuse_other_chip(engine: str, profile: str, sm: int, chip: Chip) -> None:
-    from ...runtime.chips import capability, runs_on
+    from ...runtime.chips import capability, runs_on, target_for
 
     if not runs_on(sm, chip.sm):
         raise RecipeError(
             f"{engine}: profile {profile!r} on {chip.name}",
             found=f"needs compute capability {capability(sm)}, {chip.name} has {capability(chip.sm)}",
-            fix=f"a GPU of that capability after --for, or llmc build --target sm_{chip.sm}",
+            fix=f"a GPU of that capability after --for, or llmc build --target {target_for(chip.sm)}",
         )
 
 

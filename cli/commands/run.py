@@ -103,6 +103,8 @@ def run(
 
     device = simulate.stand_in(simulated)
     with load(engine, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
+        for said in loaded.notes:
+            console.note(f"llmc: {said}")
         if profile is None:
             _say_what_idles(engine, loaded.profile)
         if prompts is not None:

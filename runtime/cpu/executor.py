@@ -52,6 +52,7 @@ class CpuExecutor:
         self._engine = engine
         facts, model = engine.manifest.profiles[profile], engine.manifest.model
         self.max_context = self.block_tokens = facts.max_context
+        self.notes: tuple[str, ...] = ()
         self.blocks = self.sequences = _slot_count(max_batch, facts.max_batch)
         self.vocab = model.vocab_size
         self.max_prefill = min(MAX_PREFILL, facts.max_context)

@@ -10,24 +10,24 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 
-from ..chips import capability, runs_on
+from ..chips import capability, runs_on, target_for
 from ..engine_file.file import EngineFile
 from ..errors import EngineError, LlmcError, ResourceError
 from ..plan.budget import Budget, aligned, budget, packed, tensors_of
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from . import gpus
+from .contents import Contents, EngineContents
 from .driver import Driver
-from .launches import Area, Bound, Kernel, bind
+from .launches import Area, Bound, bind
+from .modules import Modules
 from .ring import Ring, Slot, Ticket
-from .upload import Placement, place, upload
+from .upload import Placement
 
-CUBINS = "kernels.cubins"
-"""The section beside the plan's that holds its machine code."""
 _KEPT = 64
 """Sizes of mixed steps whose launches are remembered."""
 
@@ -39,13 +39,26 @@ class Options:
     graphs: bool = True
 
 
+class _Given(TypedDict, total=False):
+    driver: Driver | None
+    options: Options | None
+    progress: Progress
+
+
 class CudaDevice:
-    """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph."""
+    """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph.
+
+    notes: what a user should know of the loading.
+    """
+
+    @classmethod
+    def of_engine(cls, engine: EngineFile, profile: str, plan: Plan, lanes: int, **options: Unpack[_Given]) -> Self:
+        """A profile of an engine, loaded; as `__init__`."""
+        return cls(EngineContents(engine, profile), plan, lanes, **options)
 
     def __init__(
         self,
-        engine: EngineFile,
-        profile: str,
+        contents: Contents,
         plan: Plan,
         lanes: int,
         *,
@@ -64,7 +77,7 @@ class CudaDevice:
         self._options = options or Options()
         self._bounds: dict[tuple[int, tuple[int, ...]], Bound] = {}
         self._graphs: dict[int, Any] = {}
-        what = f"{engine.path}: profile {profile!r}"
+        what = contents.what
         with ExitStack() as cleanup:
             with self._timed("context"):
                 self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
@@ -73,19 +86,21 @@ class CudaDevice:
                 self._stream = self._driver.stream()
                 cleanup.callback(self._driver.drop_stream, self._stream)
             with self._timed("plan"):
-                placement = place(engine, profile, plan)
-                most = max(lanes, engine.manifest.profiles[profile].max_batch)  # what kernels have been compiled for
+                placement = contents.placement(plan)
+                most = max(lanes, contents.max_batch)
                 free, _ = self._driver.memory()
                 self.budget = budget(plan, weights=placement.bytes, lanes=lanes, state_lanes=most, free=free, what=what)
                 self.blocks = self.budget.blocks
             with self._timed("kernels"):
-                self._kernels = self._load_kernels(engine, profile, cleanup)
+                modules = Modules(self._driver, contents, cleanup.callback)
+                self._kernels = modules.kernels(plan)
+                self.notes = modules.notes
             with self._timed("memory"):
                 weights, self._area = self._allocate(self.budget, placement, most, cleanup)
                 self._ring = Ring(self._driver, self.budget.inputs)
                 cleanup.callback(self._ring.close)
             with self._timed("weights"):
-                upload(engine, placement, weights, self._driver, progress)
+                contents.fill(placement, weights, self._driver, progress)
                 self._driver.wait(self._stream)
             cleanup.callback(self._drop_graphs)
             cleanup.callback(self._driver.wait, self._stream)
@@ -121,27 +136,6 @@ class CudaDevice:
             self._driver.use()
         with suppress(LlmcError):
             self._cleanup.close()
-
-    def _load_kernels(self, engine: EngineFile, profile: str, cleanup: ExitStack) -> tuple[Kernel, ...]:
-        """Every module of the plan; equal machine code is loaded once."""
-        section = f"{engine.manifest.profiles[profile].graph.rpartition('/')[0]}/{CUBINS}"
-        data = engine.section(section)
-        loaded: dict[tuple[int, int], Any] = {}
-        kernels = []
-        for module in self._plan.modules:
-            binary = module.binary
-            what = f"kernel {module.kernel} of {engine.path}"
-            if binary is None or binary.offset + binary.size > len(data):
-                found = "none" if binary is None else f"bytes {binary.offset} to {binary.offset + binary.size}"
-                asked = f"{what}: machine code in {section!r} of {len(data)} bytes"
-                raise EngineError(asked, found=found, fix="build the engine again")
-            at = binary.offset, binary.size
-            if at not in loaded:
-                loaded[at] = self._driver.module(data[binary.offset : binary.offset + binary.size], what)
-                cleanup.callback(self._driver.unload, loaded[at])
-            function = self._driver.function(loaded[at], binary.entry, binary.shared, what)
-            kernels.append(Kernel(module, binary, function))
-        return tuple(kernels)
 
     def _allocate(self, parts: Budget, placement: Placement, lanes: int, cleanup: ExitStack) -> tuple[int, Area]:
         """All device memory of this plan; caches and states are zeros."""
@@ -258,5 +252,5 @@ def _refuse_other_chips(sm: int, chip: int, what: str) -> None:
         raise ResourceError(
             f"{what}: a GPU of compute capability {capability(sm)}",
             found=capability(chip),
-            fix=f"an engine built with --target sm_{chip}",
+            fix=f"an engine built with --target {target_for(chip) or 'cpu'}",
         )

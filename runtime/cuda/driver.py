@@ -5,10 +5,12 @@ Streams, events, modules, functions and graphs are the binding's own objects; ad
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Self
 
+from ..chips import target_for
 from ..errors import EngineError, LlmcError, ResourceError
 from . import gpus
 
@@ -19,10 +21,12 @@ DEFAULT_SHARED = 48 << 10
 _WARP = 32
 _REFUSED_IMAGES = {
     "CUDA_ERROR_INVALID_IMAGE",
+    "CUDA_ERROR_INVALID_PTX",
     "CUDA_ERROR_INVALID_SOURCE",
     "CUDA_ERROR_NO_BINARY_FOR_GPU",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     "CUDA_ERROR_JIT_COMPILER_NOT_FOUND",
+    "CUDA_ERROR_JIT_COMPILATION_DISABLED",
 }
 _FAILED_KERNELS = {
     "CUDA_ERROR_ILLEGAL_ADDRESS",
@@ -36,6 +40,14 @@ _FAILED_KERNELS = {
     "CUDA_ERROR_ASSERT",
 }
 _MIB = 1 << 20
+_LOG_BYTES = 8192
+_LOG_SHOWN = 600
+_MOST_SHARED = 100
+"""Percent: the carveout that leaves the first-level cache least."""
+
+
+class RefusedCode(ResourceError):
+    """The driver does not take machine code or PTX that is sound for others."""
 
 
 class Driver:
@@ -146,14 +158,42 @@ class Driver:
         self._call("dropping an event", "cuEventDestroy", event)
 
     def module(self, image: bytes, what: str) -> Any:
-        """A loaded cubin."""
+        """A loaded cubin.
+
+        Raises:
+            RefusedCode: the driver does not take it.
+        """
         return self._call(f"loading {what}", "cuModuleLoadData", image)
+
+    def jit(self, ptx: str, what: str) -> Any:
+        """A module that the driver compiles from PTX.
+
+        Raises:
+            RefusedCode: it does not; says what its compiler said.
+        """
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        kinds = self._api.CUjit_option
+        given = {
+            kinds.CU_JIT_ERROR_LOG_BUFFER: ctypes.addressof(log),
+            kinds.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: _LOG_BYTES,
+        }
+        arguments = ptx.encode() + b"\0", len(given), list(given), list(given.values())
+        try:
+            return self._call(f"compiling the PTX of {what}", "cuModuleLoadDataEx", *arguments)
+        except RefusedCode as error:
+            said = log.value.decode(errors="replace").strip()[:_LOG_SHOWN]
+            found = f"{error.found}; {said}" if said else error.found
+            raise RefusedCode(error.asked, found=found, fix=error.fix) from None
 
     def unload(self, module: Any) -> None:
         self._call("unloading a cubin", "cuModuleUnload", module)
 
     def function(self, module: Any, entry: str, shared: int, what: str) -> Any:
-        """A kernel of a module, allowed its dynamic shared memory.
+        """A kernel of a module, loaded whole, and allowed its dynamic shared memory.
+
+        All kernels ask for the same split of a multiprocessor's memory between shared memory and cache: two that differ
+        cannot be on it at the same time. A driver that loads lazily would load during the first launch, which may be
+        one that is captured.
 
         Raises:
             ResourceError: this GPU has less of it.
@@ -163,12 +203,16 @@ class Driver:
             raise ResourceError(
                 f"{what}: {shared} bytes of shared memory per block",
                 found=f"{self.shared} on this GPU",
-                fix=f"an engine built for its compute capability, --target sm_{self.sm}",
+                fix=f"an engine built with --target {target_for(self.sm) or 'cpu'}",
             )
         function = self._call(f"finding {what}", "cuModuleGetFunction", module, entry.encode())
+        kinds = self._api.CUfunction_attribute
+        carveout = kinds.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        self._call(f"{what}: most shared memory", "cuFuncSetAttribute", function, carveout, _MOST_SHARED)
         if shared > DEFAULT_SHARED:
-            limit = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            limit = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._call(f"{what}: {shared} bytes of shared memory", "cuFuncSetAttribute", function, limit, shared)
+        self._call(f"loading {what}", "cuFuncLoad", function)
         return function
 
     def config(self, grid: Sequence[int], warps: int, shared: int, stream: Any, *, pdl: bool = False) -> Any:
@@ -232,7 +276,7 @@ class Driver:
             return ResourceError(doing, found=name, fix="end what else uses this memory, or a smaller --max-batch")
         if name in _REFUSED_IMAGES:
             found = f"{name}: the driver (CUDA {self.version}) refuses this machine code"
-            return ResourceError(doing, found=found, fix="a newer NVIDIA driver")
+            return RefusedCode(doing, found=found, fix="a newer NVIDIA driver")
         if name == "CUDA_ERROR_NOT_FOUND":
             return EngineError(doing, found=name, fix="build the engine again")
         if name in _FAILED_KERNELS:

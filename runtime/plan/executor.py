@@ -24,9 +24,10 @@ Handle = Any
 
 
 class Device(Protocol):
-    """Runs programs of a plan; weights, caches and state are its own."""
+    """Runs programs of a plan; weights, caches and state are its own. notes: what to tell of its loading."""
 
     blocks: int
+    notes: tuple[str, ...]
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
@@ -109,7 +110,7 @@ class PagedExecutor:
         self.max_rows = mixed[-1].rows - mixed[-1].sequences
         check_inputs(self._plan, f"{engine.path}: {facts.graph}")
         self._device = make_device(engine, profile, self._plan, self.sequences)
-        self.blocks = self._device.blocks
+        self.blocks, self.notes = self._device.blocks, self._device.notes
         self._samplers = Samplers()
         self._lanes = Lanes(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}

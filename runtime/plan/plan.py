@@ -47,7 +47,8 @@ class Tensor:
 class Binary:
     """A compiled kernel and what its launch needs (CUDA driver API, cuLaunchKernelEx): bytes [offset, offset + size)
     of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes. pdl: it waits for its
-    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch)."""
+    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch). ptx_offset,
+    ptx_size: the PTX it was assembled from, likewise, among the profile's PTX; size 0 where there is none."""
 
     offset: int
     size: int
@@ -60,6 +61,8 @@ class Binary:
     global_scratch: int = 0
     global_scratch_align: int = 1
     profile_scratch: int = 0
+    ptx_offset: int = 0
+    ptx_size: int = 0
 
 
 @dataclass(frozen=True)

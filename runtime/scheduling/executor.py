@@ -85,8 +85,12 @@ class Output:
 
 
 class Executor(Protocol):
-    """A loaded model with a KV cache of `blocks` blocks of `block_tokens` positions each, which sequences may share."""
+    """A loaded model with a KV cache of `blocks` blocks of `block_tokens` positions each, which sequences may share.
 
+    notes: what a user should be told of its loading.
+    """
+
+    notes: tuple[str, ...]
     block_tokens: int
     blocks: int
     sequences: int

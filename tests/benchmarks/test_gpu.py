@@ -323,7 +323,7 @@ def _beyond(memory: Memory, grid: Any, asked: int, last: int, taken: int, tokens
 def _take_case() -> tuple[Case, Cubin]:
     case = next(case for case in suites()["sampling.tokens"].cases() if case.name == "take")
     types = variant_of(case.call).types
-    cubin = Cubin(90, b"code", "take_kernel", types, 1, 1, 0, 0, 0, 1, 0, 1, False, False, 32, 0, 0, None)
+    cubin = Cubin(90, b"code", "take_kernel", types, 1, 1, 0, 0, 0, 1, 0, 1, False, False, 32, 0, 0, "")
     return case, cubin
 
 

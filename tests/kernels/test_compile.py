@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llmc.compiler.targets.cuda.call import Call, Kernel, Operand
-from llmc.compiler.targets.cuda.cubins import cache, compile, worker
+from llmc.compiler.targets.cuda.cubins import assembler, cache, compile, worker
 from llmc.compiler.targets.cuda.cubins.cache import KernelCache, Tools
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt, compile_variants, variant_of
 from llmc.compiler.targets.cuda.kernels import gated, suites
@@ -88,13 +88,16 @@ def test_a_cubin_tells_what_its_launch_needs(cubins: dict[int, Cubin]):
         assert (cubin.spills, cubin.local) == (0, 0)
 
 
-def test_cubins_hold_no_paths_and_only_older_chips_have_ptx(cubins: dict[int, Cubin]):
-    assert cubins[90].ptx is None
-    ptx = cubins[80].ptx
-    assert ptx is not None
-    assert ".target sm_80" in ptx
-    for text in (cubins[80].data, cubins[90].data, ptx.encode()):
+def test_cubins_and_ptx_hold_no_paths(cubins: dict[int, Cubin]):
+    for text in (text for cubin in cubins.values() for text in (cubin.data, cubin.ptx.encode())):
         assert not [part for part in (b"gated.py", b"/tmp", b".file", b"/home", b"llmc") if part in text]
+
+
+def test_a_cubin_is_what_the_pinned_assembler_makes_of_the_ptx_beside_it(cubins: dict[int, Cubin]):
+    for sm, cubin in cubins.items():
+        assert ".version 9.0\n" in cubin.ptx and f".target {assembler.ARCH[sm]}\n" in cubin.ptx
+        assert b"Cuda compilation tools, release 13.0, V13.0.88" in cubin.data
+        assert assembler.assemble(cubin.ptx, sm)[0] == cubin.data
 
 
 def test_this_process_goes_on_interpreting(cubins: dict[int, Cubin]):
@@ -221,7 +224,7 @@ def test_an_interrupt_ends_all_workers(cubins: dict[int, Cubin], kept: KernelCac
 
 def _entry(kept: KernelCache, sm: int) -> Path:
     assert kept.folder is not None
-    return kept.folder / cache.key_of(RELU.request(sm), cache.sources_of("gated"), Tools.installed([sm]))
+    return kept.folder / cache.key_of(RELU.request(sm), cache.sources_of("gated"), Tools.installed())
 
 
 def _kept_answer(kept: KernelCache) -> str:
@@ -272,11 +275,11 @@ def test_what_decides_the_bytes_decides_the_key():
     request = RELU.request(90)
     changes = [{"sm": 89}, {"warps": 8}, {"stages": 3}, {"types": ["*fp16", "*fp16"]}]
     changes += [{"constants": {**request["constants"], "WIDTH": value}} for value in (97, 96.0, None)]
-    tools = Tools("3.9.0", {"89": "12", "90": "12"})
+    tools = Tools("3.9.0", "12")
     keys = {cache.key_of({**request, **change}, "sources", tools) for change in [{}, *changes]}
     keys.add(cache.key_of(request, "other sources", tools))
     keys.add(cache.key_of(request, "sources", replace(tools, triton="4.0")))
-    keys.add(cache.key_of(request, "sources", replace(tools, ptxas={"90": "13"})))
+    keys.add(cache.key_of(request, "sources", replace(tools, ptxas="13")))
     assert len(keys) == len(changes) + 4
 
 
@@ -290,7 +293,7 @@ def test_a_file_edited_meanwhile_is_not_kept(counted: list[Variant], tmp_path: P
 
 def packed(kept: KernelCache, folder: Path) -> KernelCache:
     """A pack of RELU for sm_90, as another Triton has compiled it."""
-    tools = Tools("1.2.3", {"90": "another assembler"})
+    tools = Tools("1.2.3", "another assembler")
     key = cache.key_of(RELU.request(90), cache.sources_of("gated"), tools)
     KernelCache(folder).save(key, kept.load(_entry(kept, 90).name))
     (folder / cache.TOOLS).write_text(json.dumps({"triton": tools.triton, "ptxas": tools.ptxas}))
@@ -303,7 +306,7 @@ def test_a_pack_serves_whatever_triton_is_installed(
     pack = packed(kept, tmp_path)
     monkeypatch.setattr(compile, "find_spec", lambda name: None)
     assert compile_variants([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU] == cubins[90]
-    assert pack.triton == "1.2.3" and counted == []
+    assert pack.tools.triton == "1.2.3" and counted == []
 
 
 def test_a_pack_is_never_added_to(kept: KernelCache, counted: list[Variant], tmp_path: Path):

@@ -18,7 +18,7 @@ def test_the_wait_comes_before_the_first_instruction():
     old, new = (compile_variants([variant], sm, progress=NO_PROGRESS)[variant] for sm in (80, 90))
     assert (old.pdl, new.pdl) == (False, True)
     ptx = old.ptx
-    assert ptx is not None and "griddepcontrol" not in ptx
+    assert "griddepcontrol" not in ptx and new.ptx.count("griddepcontrol.wait;") == 1
     lines = worker.with_wait(ptx).splitlines()
     at = lines.index("\tgriddepcontrol.wait;")
     assert lines[at - 2].startswith("// %bb.0:") and lines[at - 1] == "\tgriddepcontrol.launch_dependents;"

@@ -18,7 +18,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.progress import Progress
 
-CUBINS, PLAN = "profiles/sm_90/kernels.cubins", "profiles/sm_90/plan.json"
+CUBINS, PTX, PLAN = (f"profiles/sm_90/{name}" for name in ("kernels.cubins", "kernels.ptx", "plan.json"))
 
 
 @pytest.fixture
@@ -67,12 +67,13 @@ def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, mad
     assert len(made) == count
 
 
-def test_machine_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path):
+@pytest.mark.parametrize(("name", "prefix"), [(CUBINS, ""), (PTX, "ptx_")])
+def test_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path, name: str, prefix: str):
     """Every digest is right: only compiling again can tell."""
     binary = json.loads(section(engine, PLAN))["modules"][0]["binary"]
-    code = bytearray(section(engine, CUBINS))
-    code[binary["offset"] + binary["size"] // 2] ^= 1
-    forged = forge(engine, tmp_path / "forged.llmc", sections={CUBINS: bytes(code)})
+    code = bytearray(section(engine, name))
+    code[binary[f"{prefix}offset"] + binary[f"{prefix}size"] // 2] ^= 1
+    forged = forge(engine, tmp_path / "forged.llmc", sections={name: bytes(code)})
     assert call("verify", forged, "--profile", "cpu")[0] == 0
     exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")
     assert exit_code == 1
@@ -80,14 +81,14 @@ def test_machine_code_that_was_changed_is_named(engine: Path, call: Call, tmp_pa
     assert "do not run it" in said
 
 
-@pytest.mark.parametrize("tool", ["triton", "kernels"])
+@pytest.mark.parametrize("tool", ["triton", "ptxas", "kernels"])
 def test_what_need_not_agree_is_refused(engine: Path, call: Call, tmp_path: Path, tool: str):
     def older(manifest: Manifest) -> Manifest:
-        return replace(manifest, tools={**manifest.tools, "triton": "3.0.0"})
+        return replace(manifest, tools={**manifest.tools, tool: "3.0.0"})
 
-    if tool == "triton":
+    if tool != "kernels":
         forged = forge(engine, tmp_path / "forged.llmc", manifest=older)
-        reason = "built with Triton 3.0.0, here is "
+        reason = f"built with {tool} 3.0.0, here is "
     else:
         plan = json.loads(section(engine, PLAN))
         changed = json.dumps({**plan, "kernels": "0" * 64}, sort_keys=True, separators=(",", ":")).encode()

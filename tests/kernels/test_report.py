@@ -14,10 +14,11 @@ from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
 from llmc.compiler.targets.cuda.cubins import report
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
 from llmc.compiler.targets.cuda.kernels import gated
-from llmc.runtime.chips import CAPABILITIES, CHIPS, chip
+from llmc.compiler.targets.cuda.kernels.linear.tiles import SHARED_BYTES
+from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for
 from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
 
-CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, None)
+CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, ".version 9.0")
 
 
 def wide(width: int) -> Call:
@@ -52,10 +53,10 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chips_are_consistent():
-    assert CAPABILITIES == (80, 89, 90, 100, 120)
+    assert CAPABILITIES == (80, 86, 87, 89, 90, 100, 120)
     for name, one in CHIPS.items():
-        assert one.name == name and one.sm in CAPABILITIES
-        assert one.shared == CHIPS[f"sm_{one.sm}"].shared
+        assert one.name == name and target_for(one.sm) in SM
+        assert SHARED_BYTES.get(one.sm, one.shared) == one.shared
         assert (one.fp8 is None) == (one.sm < 89)
         assert one.reachable_bandwidth < one.bandwidth
     assert CHIPS["h200"].reachable_bandwidth == 4.3e12
@@ -64,7 +65,7 @@ def test_chips_are_consistent():
 
 @pytest.mark.parametrize("name", ["h20", "tpu", 75])
 def test_unknown_chips_are_refused(name: str | int):
-    with pytest.raises(RecipeError, match=f"no chip '{name}'.*\n  try: one of a100, l4"):
+    with pytest.raises(RecipeError, match=f"no chip '{name}'.*\n  try: one of a100, a10"):
         chip(name)
 
 
@@ -73,7 +74,7 @@ def test_every_chip_gets_a_table(outcomes: dict[int, object], call: Callable[...
     assert found.code == 0
     lines = found.out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
-        f"sm_{sm}: 2 cubins of 4.69 KiB, 0 spill, 0 refused" for sm in (80, 89, 90, 100, 120)
+        f"sm_{sm}: 2 cubins of 4.69 KiB, 0 spill, 0 refused" for sm in CAPABILITIES
     ]
     assert lines[1].split() == ["file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants"]
     assert lines[2].split() == [
@@ -171,7 +172,7 @@ def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sm", "h2000"], "no chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, l4, "),
+        (["--sm", "h2000"], "no chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, a10, "),
         (["--file", "gatd"], "no kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
     ],

@@ -92,7 +92,7 @@ class Gpu(FakeApi):
         self.made[entry] = FakeKernel(variant.types, compute)
         spills = self.spills(facts)
         return Cubin(
-            sm, b"code", entry, variant.types, variant.warps, 1, 0, 0, 0, 1, 0, 1, False, False, 32, spills, 0, None
+            sm, b"code", entry, variant.types, variant.warps, 1, 0, 0, 0, 1, 0, 1, False, False, 32, spills, 0, ""
         )
 
 

@@ -17,7 +17,7 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 100,
     "cli": 92,
-    "cli/commands": 1180,
+    "cli/commands": 1185,  # notes of loading are printed
     "cli/common": 232,
     "cli/prompts": 167,
     "compiler": 236,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
@@ -28,11 +28,11 @@ HELD: dict[str, int] = {
     "compiler/oracle": 255,
     "compiler/targets": 63,
     "compiler/targets/cpu": 387,
-    "compiler/targets/cuda": 672,
-    "compiler/targets/cuda/cubins": 664,
-    "compiler/targets/cuda/kernels": 614,
+    "compiler/targets/cuda": 680,  # PTX beside the cubins
+    "compiler/targets/cuda/cubins": 711,  # the pinned assembler of CUDA 13.0, family targets
+    "compiler/targets/cuda/kernels": 660,  # probe.py: what a launch and a read cost
     "compiler/targets/cuda/kernels/attention": 757,
-    "compiler/targets/cuda/kernels/linear": 1248,
+    "compiler/targets/cuda/kernels/linear": 1251,  # sm_86, sm_87
     "compiler/targets/cuda/kernels/moe": 651,
     "compiler/targets/cuda/kernels/sampling": 591,
     "compiler/targets/cuda/tuning": 550,
@@ -44,14 +44,14 @@ HELD: dict[str, int] = {
     "quantize": 207,
     "quantize/formats": 267,
     "recipes": 315,
-    "runtime": 783,
-    "runtime/cpu": 390,
-    "runtime/cuda": 873,
+    "runtime": 811,  # chips of 8.6, 8.7, 10.3 and 12.1; shared memory decides what fits
+    "runtime/cpu": 391,  # notes
+    "runtime/cuda": 984,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,
     "runtime/files": 440,
-    "runtime/plan": 703,
+    "runtime/plan": 706,  # where PTX lies
     "runtime/sampling": 231,
-    "runtime/scheduling": 598,
+    "runtime/scheduling": 599,  # notes
     "runtime/text": 456,
 }
 _NO_CODE = {

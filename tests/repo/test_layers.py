@@ -37,7 +37,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler", "targets", "cuda", "kernels"): (
         *(("assembly", "fp8"), ("gated", "quantize_activations"), ("linear",)),
-        *(("attention", "sampling", "embed", "norm"), ("moe",)),
+        *(("attention", "sampling", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
         *(("errors", "progress", "numbers"), ("machine", "chips"), ("files",), ("text", "sampling")),

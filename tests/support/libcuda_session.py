@@ -47,7 +47,7 @@ class Noted:
 
 def device(engine: EngineFile, profile: str, plan: Plan, lanes: int, *, pdl: bool, graphs: bool) -> CudaDevice:
     """The one place where a device is made."""
-    return CudaDevice(engine, profile, replace(plan, pdl=pdl), lanes, options=Options(graphs=graphs))
+    return CudaDevice.of_engine(engine, profile, replace(plan, pdl=pdl), lanes, options=Options(graphs=graphs))
 
 
 def run(path: Path, *, pdl: bool, graphs: bool) -> dict[str, Any]:

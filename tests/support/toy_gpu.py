@@ -128,6 +128,8 @@ SHARED = {"take": 0, "score": 60000, "score_all": 48 << 10, "choose": 49153}
 IMAGES = {name: f"machine code of {name}".encode() for name in ("take", "score", "choose")}
 IMAGES["score_all"] = IMAGES["score"]  # one cubin with two kernels
 CUBINS = b"".join(IMAGES[name] for name in ("take", "score", "choose"))
+TEXTS = {name: f"PTX of {'score' if name == 'score_all' else name}" for name in IMAGES}
+PTX = "".join(TEXTS[name] for name in ("take", "score", "choose")).encode()
 
 
 def _argument(given: object) -> Argument:
@@ -165,7 +167,7 @@ def _program(decode: bool, tokens: int, sequences: int, rows: int) -> Program:
     return Program(decode, tokens, sequences, rows, end + 1024, buffers, launches)
 
 
-def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS) -> Plan:
+def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS, ptx: bool = False) -> Plan:
     modules = tuple(
         Module(
             kernel=name,
@@ -176,6 +178,7 @@ def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS) -> Plan:
             binary=Binary(
                 CUBINS.index(IMAGES[name]), len(IMAGES[name]), name, 8 if name == "score" else 4, SHARED[name], 32, 0,
                 global_scratch=32 if name == "score_all" else 0, global_scratch_align=32,
+                ptx_offset=PTX.index(TEXTS[name].encode()) if ptx else 0, ptx_size=len(TEXTS[name]) if ptx else 0,
             ),
         )
         for name, kernel in KERNELS.items()
@@ -192,6 +195,7 @@ def toy_engine(
     weights: Mapping[str, Expr] = WEIGHTS,
     more: Mapping[TensorSpec, np.ndarray] | None = None,
     cubins: bytes = CUBINS,
+    ptx: bytes = b"",
 ) -> Path:
     """An engine of the plan; `more` tensors follow those of the model."""
     arrays = {**ARRAYS, **{spec.name: array for spec, array in (more or {}).items()}}
@@ -213,6 +217,7 @@ def toy_engine(
             writer.write(name, 0, array)
         writer.section("profiles/sm_90/plan.json", (plan or toy_plan()).to_json())
         writer.section("profiles/sm_90/kernels.cubins", cubins)
+        writer.section("profiles/sm_90/kernels.ptx", ptx)
         return writer.commit(manifest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 from ....passes.graph.graph import Graph
@@ -38,7 +39,7 @@ def _legalize(sm: int, precision: Precision) -> Phase:
 
 
 def _tools() -> dict[str, str]:
-    return {"triton": KernelCache.default().triton}
+    return asdict(KernelCache.default().tools)
 
 
 def _target(sm: int) -> Target:

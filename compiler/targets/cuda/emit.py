@@ -30,14 +30,16 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     """Plan every program, compile every kernel once."""
     table = limits.tactics
     drafted, variants = draft(graph, limits, sm)
-    modules, binary = _with_binaries(drafted.modules, variants, compile_variants(variants, sm, progress=progress))
+    cubins = compile_variants(variants, sm, progress=progress)
+    modules, code, ptx = with_binaries(drafted.modules, [cubins[variant] for variant in variants])
     plan = replace(drafted, modules=modules)
     weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
-    sections = {"plan.json": plan.to_json(), "kernels.cubins": binary}
-    return Emitted(sections, "plan.json", weights, {"sm": sm}, TOLERANCE, notes)
+    sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
+    needs = {"sm": sm, "shared": max(cubin.shared + cubin.static_shared for cubin in cubins.values())}
+    return Emitted(sections, "plan.json", weights, needs, TOLERANCE, notes)
 
 
 def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
@@ -140,23 +142,31 @@ def _module(variant: Variant) -> Module:
     return Module(variant.kernel, dict(variant.constants), variant.types, variant.warps, variant.stages)
 
 
-def _with_binaries(
-    modules: Sequence[Module], variants: Sequence[Variant], cubins: Mapping[Variant, Cubin]
-) -> tuple[tuple[Module, ...], bytes]:
-    """The modules with their machine code, and their cubins end to end in order of first use; equal cubins are one."""
-    binary = bytearray()
-    at: dict[bytes, int] = {}
-    made = []
-    for module, variant in zip(modules, variants, strict=True):
-        cubin = cubins[variant]
-        if cubin.data not in at:
-            at[cubin.data] = len(binary)
-            binary += cubin.data
-        made.append(replace(module, binary=_binary(cubin, at[cubin.data])))
-    return tuple(made), bytes(binary)
+def with_binaries(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:
+    """The modules with their machine code; then all cubins and all PTX, in order of first use, equal ones once."""
+    code, ptx = _Joined(), _Joined()
+    made = tuple(
+        replace(module, binary=_binary(cubin, code.offset(cubin.data), ptx.offset(cubin.ptx.encode())))
+        for module, cubin in zip(modules, cubins, strict=True)
+    )
+    return made, bytes(code.data), bytes(ptx.data)
 
 
-def _binary(cubin: Cubin, offset: int) -> Binary:
+class _Joined:
+    """Pieces end to end, each once."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._offsets: dict[bytes, int] = {}
+
+    def offset(self, piece: bytes) -> int:
+        if piece not in self._offsets:
+            self._offsets[piece] = len(self.data)
+            self.data += piece
+        return self._offsets[piece]
+
+
+def _binary(cubin: Cubin, offset: int, ptx_offset: int) -> Binary:
     return Binary(
         offset=offset,
         size=len(cubin.data),
@@ -169,4 +179,6 @@ def _binary(cubin: Cubin, offset: int) -> Binary:
         global_scratch=cubin.global_scratch,
         global_scratch_align=cubin.global_scratch_align,
         profile_scratch=cubin.profile_scratch,
+        ptx_offset=ptx_offset,
+        ptx_size=len(cubin.ptx.encode()),
     )

@@ -36,7 +36,7 @@ class SimulatedDevice:
                 found="a plan made with others",
                 fix="build the engine again, or verify it on its GPU",
             )
-        self.blocks = lanes * plan.max_blocks
+        self.blocks, self.notes = lanes * plan.max_blocks, ()
         self._plan = plan
         self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
         self._fixed: dict[str, torch.Tensor] = {}

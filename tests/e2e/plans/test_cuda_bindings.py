@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.libcuda import compiled, cubin, needs_libcuda
+import pytest
+from support.fakes.libcuda import BINDINGS, compiled, cubin, needs_libcuda, with_bindings
 
 pytestmark = needs_libcuda
 SCRIPT = """
 import ctypes
 import sys
+import cuda.bindings
 import numpy as np
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
@@ -19,6 +21,7 @@ from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
 
 image = bytes.fromhex(sys.argv[1])
+assert sys.argv[2] in ("", cuda.bindings.__version__)
 assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.look()
 driver = Driver.load()
 assert (driver.version, driver.sm, driver.shared, driver.processors) == ("13.0", 90, 232448, 132)
@@ -91,8 +94,9 @@ print("all of it")
 """
 
 
-def test_the_bindings_take_every_call_and_launch_what_was_meant(tmp_path: Path):
-    environment = {**compiled(tmp_path), "LLMC_FAKE_MEMORY": str(1 << 30)}
-    command = [sys.executable, "-c", SCRIPT, cubin("facts").hex()]
+@pytest.mark.parametrize("version", BINDINGS, ids=lambda version: version or "installed")
+def test_the_bindings_take_every_call_and_launch_what_was_meant(tmp_path: Path, version: str):
+    environment = {**with_bindings(compiled(tmp_path), version), "LLMC_FAKE_MEMORY": str(1 << 30)}
+    command = [sys.executable, "-c", SCRIPT, cubin("facts").hex(), version]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("all of it\n", 0), done.stderr

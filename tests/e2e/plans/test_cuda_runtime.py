@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support import libcuda_session as session
 from support.engines import NARROW, NARROW_BATCH, small_checkpoint
-from support.libcuda import Line, bindings, compiled, needs_libcuda, trace
+from support.fakes.libcuda import BINDINGS, Line, compiled, needs_libcuda, trace, with_bindings
 
 import llmc
 from llmc.runtime.cuda.driver import DEFAULT_SHARED
@@ -26,8 +26,8 @@ from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Argument, Launch, Plan
 
 pytestmark = needs_libcuda
-CUDA_13_0 = "13.0.3"
-"""The bindings of PyTorch for CUDA 13.0."""
+DYNAMIC_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 RUNS = [(pdl, graphs) for pdl in (False, True) for graphs in (False, True)]
 
 
@@ -48,17 +48,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=NARROW_BATCH, quantize="fp8")
 
 
-@pytest.fixture(scope="module", params=["installed", CUDA_13_0])
+@pytest.fixture(scope="module", params=BINDINGS, ids=lambda version: version or "installed")
 def ran(request: pytest.FixtureRequest, engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("ran")
-    environment = compiled(folder)
-    if request.param == CUDA_13_0:
-        environment["PYTHONPATH"] = str(bindings(CUDA_13_0))
+    environment = with_bindings(compiled(folder), request.param)
     command = [sys.executable, session.__file__, str(engine), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    assert request.param in ("installed", said["bindings"])
+    assert request.param in ("", said["bindings"])
     with EngineFile.open(engine) as file:
         plan = Plan.from_json(file.section(file.manifest.profiles["sm_90"].graph), what="the plan")
     return Ran(plan, said, {name: list(trace(folder / f"{name}.txt")) for name in said["runs"]})
@@ -86,7 +84,8 @@ def test_each_cubin_is_loaded_once_and_its_kernels_are_allowed_their_shared_memo
         size for _, size in {(binary.offset, binary.size) for binary in binaries}
     )
     assert {(line.number("ptx"), line.number("code")) for line in loading} == {(0, 0)}
-    asked = [line.number("value") for line in lines if line.name == "cuFuncSetAttribute" and line.number("attribute") == 8]
+    settings = [line for line in lines if line.name == "cuFuncSetAttribute"]
+    asked = [line.number("value") for line in settings if line.number("attribute") == DYNAMIC_SHARED]
     wide = sorted(binary.shared for binary in binaries if binary.shared > DEFAULT_SHARED)
     assert wide and sorted(asked) == wide
 
@@ -94,7 +93,8 @@ def test_each_cubin_is_loaded_once_and_its_kernels_are_allowed_their_shared_memo
 def test_steps_launch_what_the_plan_says_or_replay_it(ran: Ran, name: str):
     pdl, graphs = name.split("-")
     launched = [line for line in ran.traces[name] if line.name in ("cuLaunchKernelEx", "cuGraphLaunch")]
-    memory = [(int(line.facts["at"], 16), line.number("bytes")) for line in ran.traces[name] if line.name == "allocated"]
+    allocated = [line for line in ran.traces[name] if line.name == "allocated"]
+    memory = [(int(line.facts["at"], 16), line.number("bytes")) for line in allocated]
     lines, captured = iter(launched), set()
     for program, sizes in ran.said["runs"][name]["steps"]:
         chosen = ran.plan.programs[program]
@@ -133,9 +133,7 @@ def _check_launch(plan: Plan, launch: Launch, grid: tuple[int, ...], line: Line)
     assert found == ("cuLaunchKernelEx", binary.entry, ",".join(map(str, grid)), 32 * binary.warps, binary.shared)
 
 
-def _check_values(
-    plan: Plan, launch: Launch, sizes: dict[str, int], line: Line, memory: list[tuple[int, int]]
-) -> None:
+def _check_values(plan: Plan, launch: Launch, sizes: dict[str, int], line: Line, memory: list[tuple[int, int]]) -> None:
     """What the driver reads of each parameter, by the sizes that the cubin says."""
     values = [int(text, 16) for text in line.facts["values"].split(",")]
     types = plan.modules[launch.module].types

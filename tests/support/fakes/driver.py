@@ -23,6 +23,7 @@ Result = IntEnum(
         "CUDA_ERROR_INVALID_VALUE": 1,
         "CUDA_ERROR_OUT_OF_MEMORY": 2,
         "CUDA_ERROR_INVALID_IMAGE": 200,
+        "CUDA_ERROR_INVALID_PTX": 218,
         "CUDA_ERROR_NO_BINARY_FOR_GPU": 209,
         "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": 222,
         "CUDA_ERROR_NOT_FOUND": 500,
@@ -118,7 +119,13 @@ class FakeApi:
     CUevent_flags = SimpleNamespace(
         CU_EVENT_DEFAULT=SimpleNamespace(value=0), CU_EVENT_DISABLE_TIMING=SimpleNamespace(value=2)
     )
-    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic shared")
+    CUfunction_attribute = SimpleNamespace(
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic shared",
+        CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT="carveout",
+    )
+    CUjit_option = SimpleNamespace(
+        CU_JIT_ERROR_LOG_BUFFER="error log", CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES="error log bytes"
+    )
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
@@ -143,6 +150,10 @@ class FakeApi:
         self.launched: list[Launched] = []
         self.images: list[bytes] = []
         self.allowed: dict[str, int] = {}
+        self.carveouts: dict[str, int] = {}
+        self.loaded: set[str] = set()
+        self.jitted: list[str] = []
+        self.jit_log = ""
         self.filled: list[tuple[int, int, int]] = []
         self.live: Counter[str] = Counter()
         self._kernels = kernels or {}
@@ -252,6 +263,17 @@ class FakeApi:
         self.live["modules"] += 1
         return OK, image
 
+    def cuModuleLoadDataEx(self, image: bytes, count: int, options: list[str], values: list[int]):
+        assert count == len(options) == len(values) and image.endswith(b"\0")
+        if self.jit_log:
+            given = dict(zip(options, values, strict=True))
+            said = self.jit_log.encode()[: given["error log bytes"] - 1] + b"\0"
+            ctypes.memmove(given["error log"], said, len(said))
+            return Result["CUDA_ERROR_INVALID_PTX"], None
+        self.jitted.append(image.rstrip(b"\0").decode())
+        self.live["modules"] += 1
+        return OK, image
+
     def cuModuleUnload(self, module: bytes):
         self.live["modules"] -= 1
         return (OK,)
@@ -261,11 +283,15 @@ class FakeApi:
         return (OK, entry.decode()) if known else (Result["CUDA_ERROR_NOT_FOUND"], None)
 
     def cuFuncSetAttribute(self, function: str, attribute: str, number: int):
-        assert attribute == "dynamic shared"
-        self.allowed[function] = number
+        {"dynamic shared": self.allowed, "carveout": self.carveouts}[attribute][function] = number
+        return (OK,)
+
+    def cuFuncLoad(self, function: str):
+        self.loaded.add(function)
         return (OK,)
 
     def cuLaunchKernelEx(self, config: Any, function: str, parameters: int, extra: int):
+        assert function in self.loaded, "a driver that loads lazily would load it now"
         kernel, stream = self._kernels[function], config.hStream
         values = read_parameters(kernel.types, parameters)
         grid = config.gridDimX, config.gridDimY, config.gridDimZ

@@ -59,7 +59,7 @@ class FakeExecutor:
         self.depth, self.block_tokens, self.blocks, self.mixed = depth, block_tokens, blocks, mixed
         self.vocab, self.max_context = vocab, max_context
         self.max_prefill, self.max_rows = max_prefill, max_rows
-        self.shares, self.sequences = shares, sequences
+        self.shares, self.sequences, self.notes = shares, sequences, ()
         self.fail_at, self.broken_token = fail_at, broken_token
         self.steps: list[Step] = []
         self.closed = 0

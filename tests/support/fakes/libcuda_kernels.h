@@ -11,22 +11,23 @@ static size_t elf_bytes(const char *image) {
   const Elf64_Ehdr *head = (const Elf64_Ehdr *)image;
   const Elf64_Shdr *all = (const Elf64_Shdr *)(image + head->e_shoff);
   size_t end = head->e_shoff + head->e_shnum * sizeof *all;
-  for (int i = 0; i < head->e_shnum; i++)
-    if (all[i].sh_type != SHT_NOBITS && all[i].sh_offset + all[i].sh_size > end) end = all[i].sh_offset + all[i].sh_size;
+  for (const Elf64_Shdr *one = all; one < all + head->e_shnum; one++)
+    if (one->sh_type != SHT_NOBITS && one->sh_offset + one->sh_size > end) end = one->sh_offset + one->sh_size;
   size_t programs = head->e_phoff + head->e_phnum * sizeof(Elf64_Phdr);
   return end > programs ? end : programs;
 }
 /* The compute capability is in the flags: their second byte since version 8 of the ABI, the lowest one before. */
 static int runs_here(const char *image) {
-  unsigned flags = ((const Elf64_Ehdr *)image)->e_flags, sm = image[EI_ABIVERSION] >= 8 ? flags >> 8 & 255 : flags & 255;
-  unsigned here = setting("LLMC_FAKE_SM", 90);
+  unsigned flags = ((const Elf64_Ehdr *)image)->e_flags, here = setting("LLMC_FAKE_SM", 90);
+  unsigned sm = image[EI_ABIVERSION] >= 8 ? flags >> 8 & 255 : flags & 255;
   return sm / 10 == here / 10 && sm % 10 <= here % 10;
 }
 static int newer_ptx(const char *text) {
   const char *line = strstr(text, ".version");
   unsigned major = 0, minor = 0, driver = setting("LLMC_FAKE_VERSION", 13000);
   if (!line || sscanf(line, ".version %u.%u", &major, &minor) != 2) return INVALID_PTX;
-  return 10 * major + minor > driver / 1000 * 10 - 40 + driver % 1000 / 10 ? UNSUPPORTED_PTX : OK; /* CUDA 13.x: PTX 9.x */
+  unsigned most = 10 * (driver / 1000 - 4) + driver % 1000 / 10; /* CUDA 13.x takes PTX 9.x */
+  return 10 * major + minor > most ? UNSUPPORTED_PTX : OK;
 }
 static int loaded(Module **module, const char *image, unsigned count, const int *options, void **values) {
   const char *text = image + strspn(image, " \t\r\n");
@@ -37,7 +38,8 @@ static int loaded(Module **module, const char *image, unsigned count, const int 
   trace("loading ptx=%d bytes=%zu code=%d\n", ptx, bytes, code);
   for (unsigned i = 0; i + 1 < count; i++) { /* a log (3, or 5 for errors), whose size (4, 6) follows it */
     if ((options[i] != 3 && options[i] != 5) || options[i + 1] != options[i] + 1) continue;
-    const char *log = options[i] == 3 ? "ptxas info    : fake" : code ? "ptxas fatal   : refused by the fake driver" : "";
+    const char *errors = code ? "ptxas fatal   : refused by the fake driver" : "";
+    const char *log = options[i] == 3 ? "ptxas info    : fake" : errors;
     size_t room = (unsigned)(uintptr_t)values[i + 1];
     if (room) snprintf(values[i], room, "%s", log);
     values[i + 1] = (void *)strlen(log);
@@ -50,13 +52,20 @@ static int loaded(Module **module, const char *image, unsigned count, const int 
   (*module)->ptx = ptx;
   return OK;
 }
-API cuModuleLoadData(Module **module, const void *image) { OUTSIDE("cuModuleLoadData"); return loaded(module, image, 0, 0, 0); }
+API cuModuleLoadData(Module **module, const void *image) {
+  OUTSIDE("cuModuleLoadData");
+  return loaded(module, image, 0, 0, 0);
+}
 API cuModuleLoadDataEx(Module **module, const void *image, unsigned count, int *options, void **values) {
   OUTSIDE("cuModuleLoadDataEx");
   return loaded(module, image, count, options, values);
 }
 API cuModuleUnload(Module *module) { ENTER("cuModuleUnload"); return dropped(module, MODULE); }
-API cuModuleGetLoadingMode(int *mode) { QUERY("cuModuleGetLoadingMode"); *mode = getenv("CUDA_MODULE_LOADING") && !strcmp(getenv("CUDA_MODULE_LOADING"), "EAGER") ? 1 : 2; return OK; }
+API cuModuleGetLoadingMode(int *mode) {
+  QUERY("cuModuleGetLoadingMode");
+  *mode = getenv("CUDA_MODULE_LOADING") && !strcmp(getenv("CUDA_MODULE_LOADING"), "EAGER") ? 1 : 2;
+  return OK;
+}
 
 static int declares(const char *ptx, const char *name) {
   size_t length = strlen(name);
@@ -67,25 +76,48 @@ static int declares(const char *ptx, const char *name) {
   }
   return 0;
 }
-/* Threads and the sizes of parameters from .nv.info.NAME: records of a form, an attribute, and two bytes, which are the
-   size of more for form 4. Attribute 0x17 is a parameter: index, ordinal (2 bytes), offset (2), flags with its size. */
+/* The records of a section .nv.info*: a form, an attribute, and two bytes, which are the size of more for form 4.
+   Gives what follows the head of the next record of form 4 and that attribute, or 0; *at moves on. */
+static const char *record(const Elf64_Shdr *info, const char *image, int attribute, size_t *at) {
+  while (info && *at + 4 <= info->sh_size) {
+    const unsigned char *head = (const unsigned char *)image + info->sh_offset + *at;
+    *at += 4 + (head[0] == 4 ? head[2] | head[3] << 8 : 0);
+    if (head[0] == 4 && head[1] == attribute) return (const char *)head + 4;
+  }
+  return 0;
+}
+/* What the records of all kernels say of one, which they name by its number among the symbols; 0 if nothing. */
+static unsigned said_of(const Function *function, int attribute) {
+  const char *image = function->module->image, *found;
+  const Elf64_Shdr *info = section(image, ".nv.info"), *symbols = section(image, ".symtab");
+  const Elf64_Shdr *names = section(image, ".strtab");
+  unsigned words[2];
+  for (size_t at = 0; symbols && names && (found = record(info, image, attribute, &at));) {
+    memcpy(words, found, sizeof words);
+    const Elf64_Sym *symbol = (const Elf64_Sym *)(image + symbols->sh_offset) + words[0];
+    if (!strcmp(image + names->sh_offset + symbol->st_name, function->name)) return words[1];
+  }
+  return 0;
+}
+/* Registers, bytes of the frame, threads (.reqntid), and the size of each parameter: the record of one holds its index
+   (4 bytes), ordinal (2), offset (2), and flags, whose upper 14 bits are the size. */
 static void described(Function *function) {
+  const char *image = function->module->image, *found;
   char name[300];
   snprintf(name, sizeof name, ".nv.info.%s", function->name);
-  const Elf64_Shdr *info = section(function->module->image, name);
-  const char *at = info ? function->module->image + info->sh_offset : 0, *end = at ? at + info->sh_size : 0;
-  while (at && at + 4 <= end) {
-    unsigned short more, ordinal;
-    unsigned word;
-    memcpy(&more, at + 2, 2);
-    if (at[0] == 4 && at[1] == 0x17) {
-      memcpy(&ordinal, at + 8, 2);
-      memcpy(&word, at + 12, 4);
-      if (ordinal < 512) function->sizes[ordinal] = word >> 18;
-      if (ordinal < 512 && ordinal >= function->count) function->count = ordinal + 1;
-    }
-    if (at[0] == 4 && at[1] == 0x10) memcpy(&function->threads, at + 4, 4); /* .reqntid, x */
-    at += 4 + (at[0] == 4 ? more : 0);
+  const Elf64_Shdr *info = section(image, name);
+  unsigned registers = said_of(function, 0x2f), word;
+  unsigned short ordinal;
+  if (registers) function->registers = registers;
+  function->local = said_of(function, 0x11);
+  size_t at = 0;
+  if ((found = record(info, image, 0x10, &at))) memcpy(&function->threads, found, 4);
+  for (at = 0; (found = record(info, image, 0x17, &at));) {
+    memcpy(&ordinal, found + 4, 2);
+    memcpy(&word, found + 8, 4);
+    if (ordinal >= MOST_PARAMETERS) continue;
+    function->sizes[ordinal] = word >> 18;
+    if (ordinal >= function->count) function->count = ordinal + 1;
   }
 }
 API cuModuleGetFunction(Function **function, Module *module, const char *name) {
@@ -98,6 +130,7 @@ API cuModuleGetFunction(Function **function, Module *module, const char *name) {
   one->module = module;
   one->allowed = DEFAULT_SHARED;
   one->carveout = -1;
+  one->registers = 64;
   snprintf(one->name, sizeof one->name, "%s", name);
   if (!module->ptx) described(one);
   return OK;
@@ -105,7 +138,11 @@ API cuModuleGetFunction(Function **function, Module *module, const char *name) {
 API cuFuncLoad(Function *function) { ENTER("cuFuncLoad"); return is(function, FUNCTION) ? OK : INVALID_HANDLE; }
 API cuFuncIsLoaded(int *state, Function *function) { ENTER("cuFuncIsLoaded"); *state = 1; return OK; }
 API cuFuncGetName(const char **name, Function *function) { ENTER("cuFuncGetName"); *name = function->name; return OK; }
-API cuFuncGetModule(Module **module, Function *function) { ENTER("cuFuncGetModule"); *module = function->module; return OK; }
+API cuFuncGetModule(Module **module, Function *function) {
+  ENTER("cuFuncGetModule");
+  *module = function->module;
+  return OK;
+}
 API cuFuncSetCacheConfig(Function *function, int config) { ENTER("cuFuncSetCacheConfig"); return OK; }
 API cuFuncSetAttribute(Function *function, int attribute, int value) {
   ENTER("cuFuncSetAttribute", "attribute=%d value=%d", attribute, value);
@@ -114,31 +151,26 @@ API cuFuncSetAttribute(Function *function, int attribute, int value) {
   if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, OK;
   return INVALID_VALUE;
 }
-static int registers(const Function *function) {
-  char text[300];
-  snprintf(text, sizeof text, ".text.%s", function->name);
-  const Elf64_Shdr *code = function->module->ptx ? 0 : section(function->module->image, text);
-  return code && code->sh_info >> 24 ? code->sh_info >> 24 : 64;
-}
 API cuFuncGetAttribute(int *value, int attribute, Function *function) {
   ENTER("cuFuncGetAttribute", "attribute=%d", attribute);
   if (!is(function, FUNCTION)) return INVALID_HANDLE;
   int sm = setting("LLMC_FAKE_SM", 90), threads = function->threads ? function->threads : 1024;
-  const int values[] = {threads, 0, 0, 0, registers(function), sm, sm, 0, function->allowed, function->carveout};
+  const int values[] = {threads, 0, 0, function->local, function->registers, sm, sm, 0, function->allowed,
+                        function->carveout};
   *value = attribute >= 0 && attribute < 10 ? values[attribute] : 0;
   return OK;
 }
 API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Function *function, int threads, size_t shared) {
   ENTER("cuOccupancyMaxActiveBlocksPerMultiprocessor");
   if (!is(function, FUNCTION) || threads <= 0 || threads > 1024) return INVALID_VALUE;
-  int limits[] = {32, 2048 / threads, 65536 / (registers(function) * threads), 233472 / (shared + 1024)};
+  int limits[] = {32, 2048 / threads, 65536 / (function->registers * threads), 233472 / (shared + 1024)};
   *blocks = shared > function->allowed ? 0 : 32;
   for (int i = 0; i < 4; i++)
     if (limits[i] < *blocks) *blocks = limits[i];
   return OK;
 }
 
-/* The values of the parameters in hexadecimal, as far as the cubin says their sizes. Reading them finds a bad address. */
+/* The values of the parameters in hexadecimal, if the cubin says their sizes. Reading them finds a bad address. */
 static void shown(const Function *function, void **parameters, char *text, size_t room) {
   for (int i = 0; i < function->count && room > 20; i++) {
     uint64_t value = 0;
@@ -155,23 +187,25 @@ API cuLaunchKernelEx(const Config *config, Function *function, void **parameters
     if (*(int *)(config->attrs + ATTRIBUTE_BYTES * i) == PDL) pdl = *(int *)(config->attrs + ATTRIBUTE_BYTES * i + 8);
   if (extra || (function->count && !parameters)) return INVALID_VALUE;
   shown(function, parameters, values, sizeof values);
-  ENTER("cuLaunchKernelEx", "entry=%s grid=%u,%u,%u threads=%d shared=%u pdl=%d captured=%d values=%s", function->name, config->gx, config->gy,
-        config->gz, threads, config->shared, pdl, capturing, values);
-  if (!config->gx || !config->gy || !config->gz || config->gx > 2147483647u || config->gy > 65535 || config->gz > 65535) return INVALID_VALUE;
-  if (threads <= 0 || threads > 1024 || config->bz > 64 || (function->threads && threads != function->threads)) return INVALID_VALUE;
+  ENTER("cuLaunchKernelEx", "entry=%s grid=%u,%u,%u threads=%d shared=%u pdl=%d captured=%d values=%s", function->name,
+        config->gx, config->gy, config->gz, threads, config->shared, pdl, capturing, values);
+  if (!config->gx || !config->gy || !config->gz) return INVALID_VALUE;
+  if (config->gx > 2147483647u || config->gy > 65535 || config->gz > 65535) return INVALID_VALUE;
+  if (threads <= 0 || threads > 1024 || config->bz > 64) return INVALID_VALUE;
+  if (function->threads && threads != function->threads) return INVALID_VALUE;
   if (config->shared > function->allowed) return INVALID_VALUE;
   Node node = {KERNEL, function};
   if (!strcmp(function->name, "facts")) {
-    int facts[10] = {*(int *)parameters[1], config->gx, config->gy, config->gz, threads, config->shared, function->allowed, config->count,
-                     config->count ? PDL : 0, pdl};
+    int facts[10] = {*(int *)parameters[1], config->gx, config->gy, config->gz, threads, config->shared,
+                     function->allowed, config->count, config->count ? *(int *)config->attrs : 0, pdl};
     if (*(void **)parameters[2] || *(void **)parameters[3]) return INVALID_VALUE;
     node.out = *(int **)parameters[0];
     memcpy(node.facts, facts, sizeof facts);
   }
   return submitted(config->stream, node);
 }
-API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
-                   void **parameters, void **extra) {
+API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *stream, void **parameters, void **extra) {
   Config config = {gx, gy, gz, bx, by, bz, shared, stream, 0, 0};
   return cuLaunchKernelEx(&config, function, parameters, extra);
 }

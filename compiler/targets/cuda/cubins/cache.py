@@ -11,18 +11,17 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .....runtime.errors import EngineError, ResourceError
+from .....runtime.errors import EngineError
 from .....runtime.files.records import read
 from .....runtime.files.strict_json import canonical, loads
+from .assembler import assembler_version
 
 VARIABLE = "LLMC_CACHE"
 """The folder of llmc's caches; set to nothing, there is no cache."""
@@ -36,15 +35,15 @@ _DIGEST = 64
 
 @dataclass(frozen=True)
 class Tools:
-    """What compiles kernels; ptxas: what the assembler of each chip says of itself."""
+    """What compiles kernels: Triton's version and the assembler's."""
 
     triton: str
-    ptxas: Mapping[str, str]
+    ptxas: str
 
     @staticmethod
-    def installed(sms: Iterable[int]) -> Tools:
-        """Those of this process, for chips."""
-        return Tools(importlib.metadata.version("triton"), {str(sm): ptxas_version(sm) for sm in sms})
+    def installed() -> Tools:
+        """Those of this process."""
+        return Tools(importlib.metadata.version("triton"), assembler_version())
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,10 @@ class KernelCache:
             return None
         return None if text is None else read(Tools, loads(text, what=TOOLS, error=EngineError), TOOLS)
 
-    def tools(self, sm: int) -> Tools:
-        """What has compiled, or compiles, the kernels that this cache gives."""
-        return self.packed or Tools.installed([sm])
-
     @property
-    def triton(self) -> str:
-        """The Triton behind those kernels."""
-        return self.packed.triton if self.packed is not None else importlib.metadata.version("triton")
+    def tools(self) -> Tools:
+        """What has compiled, or compiles, the kernels that this cache gives."""
+        return self.packed or Tools.installed()
 
     @staticmethod
     def default() -> KernelCache:
@@ -125,7 +120,7 @@ def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
         "request": request,
         "sources": sources,
         "triton": tools.triton,
-        "ptxas": tools.ptxas.get(str(request["sm"])),
+        "ptxas": tools.ptxas,
     }
     return hashlib.sha256(canonical(facts)).hexdigest()
 
@@ -138,20 +133,6 @@ def sources_of(file: str) -> str:
 def source_digest() -> str:
     """A digest of every kernel's source: an interpreter with the same computes what the engine's cubins do."""
     return _digest(_closure(sorted(_KERNELS.rglob("*.py"))))
-
-
-@cache
-def ptxas_version(sm: int) -> str:
-    """What the assembler that comes with Triton says of itself; Triton has a newer one for newer chips."""
-    triton = find_spec("triton")
-    assert triton is not None and triton.origin is not None, "asked for before compiling"
-    path = Path(triton.origin).parent / "backends/nvidia/bin" / ("ptxas" if sm < 90 else "ptxas-blackwell")
-    try:
-        return subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ResourceError(
-            "the assembler that comes with Triton", found=str(error), fix="pip install --force-reinstall triton"
-        ) from error
 
 
 def _digest(sources: Mapping[str, bytes]) -> str:

@@ -93,8 +93,8 @@ class Cubin:
 
     A block has 32 * warps threads, a cluster ctas blocks. shared: dynamic shared memory of a block; static_shared comes
     on top. Scratch is per block and cluster member. The function takes `types` and then always two pointers more:
-    global scratch and profile scratch. spills: bytes a thread stores and loads; local: its stack. ptx: where it would
-    help a later chip.
+    global scratch and profile scratch. spills: bytes a thread stores and loads; local: its stack. ptx: what the cubin
+    was assembled from, for a driver that refuses it.
     """
 
     sm: int
@@ -114,7 +114,7 @@ class Cubin:
     registers: int
     spills: int
     local: int
-    ptx: str | None
+    ptx: str
 
     @staticmethod
     def from_json(answer: Mapping[str, Any]) -> Cubin:
@@ -181,7 +181,7 @@ def attempt(
         return {}
     if cache.packed is None:
         need_compiler()
-    tools = cache.tools(sm)
+    tools = cache.tools
     sources = {file: sources_of(file) for file in {variant.file for variant in outcomes}}
     keys: dict[Variant, str] = {}
     for variant in outcomes:
@@ -228,7 +228,10 @@ def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin |
 
 
 def need_compiler() -> None:
-    """Raises ResourceError with the pip line where the packages that compile kernels are not installed."""
+    """Raises ResourceError with the pip line where the packages that compile kernels are not installed.
+
+    That the assembler is there is asked when a kernel needs it, and then by its own name.
+    """
     if absent := [module for module in _NEEDED if find_spec(module) is None]:
         raise ResourceError(
             f"compiling kernels needs the extra {EXTRA!r}",

@@ -29,7 +29,7 @@ def write_pack(
     if source.folder is None or source.packed is not None:
         fix = f"{VARIABLE} unset, or a folder that can be written"
         raise RecipeError("a cache of compiled kernels", found=f"{source.folder}", fix=fix)
-    tools = Tools.installed(wanted)
+    tools = Tools.installed()
     for sm, variants in wanted.items():
         compile_variants(variants, sm, progress=progress, cache=source)
         for variant in variants:

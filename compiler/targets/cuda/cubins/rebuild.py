@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from dataclasses import asdict
 
+from .....runtime.cuda.contents import EngineContents
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import EngineError, VerifyError
 from .....runtime.plan.plan import Module, Plan
 from .....runtime.progress import Progress
 from ..call import Kernel
 from ..kernels import suites
-from .cache import KernelCache, source_digest
+from .cache import KernelCache, Tools, source_digest
 from .compile import Variant, compile_variants, need_compiler
+
+PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
+"""How pip is asked for a tool's version."""
 
 
 def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
@@ -29,11 +33,11 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
     _same_tools(engine, plan)
     variants = variants_of(plan, what)
     cubins = compile_variants(variants, plan.sm, progress=progress, cache=KernelCache(None))
-    code = engine.section(f"{facts.graph.rpartition('/')[0]}/kernels.cubins")
+    contents = EngineContents(engine, profile)
     wrong = []
     for module, variant in zip(plan.modules, variants, strict=True):
-        at = module.binary
-        if at is None or code[at.offset : at.offset + at.size] != cubins[variant].data:
+        at, made = module.binary, cubins[variant]
+        if at is None or (contents.cubin(at, str(variant)), contents.ptx(at)) != (made.data, made.ptx):
             wrong.append(str(variant))
     if wrong:
         raise VerifyError(
@@ -55,12 +59,14 @@ def variants_of(plan: Plan, what: str) -> list[Variant]:
 
 
 def _same_tools(engine: EngineFile, plan: Plan) -> None:
-    built, here = engine.manifest.tools.get("triton", "none"), version("triton")
-    if built != here:
-        raise EngineError(
-            f"{engine.path}: kernels to compile again", found=f"built with Triton {built}, here is {here}",
-            fix=f"pip install triton=={built}",
-        )  # fmt: skip
+    for tool, here in asdict(Tools.installed()).items():
+        built = engine.manifest.tools.get(tool, "none")
+        if built != here:
+            raise EngineError(
+                f"{engine.path}: kernels to compile again",
+                found=f"built with {tool} {built}, here is {here}",
+                fix=f"pip install '{PIN[tool]}{built.removeprefix('V')}', or build the engine again",
+            )
     if plan.kernels != source_digest():
         raise EngineError(
             f"{engine.path}: kernels to compile again",

@@ -8,8 +8,6 @@ the kernel cache covers this file's text.
 from __future__ import annotations
 
 import base64
-import contextlib
-import io
 import json
 import os
 import re
@@ -19,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from ..call import EMULATE
+from .assembler import PTX_ISA, assemble, targeted
 
 KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
 """The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
@@ -26,14 +25,11 @@ SETTINGS = {
     "TRITON_INTERPRET": "0",
     "TRITON_DISABLE_LINE_INFO": "1",  # with it cubins hold paths, and are twice as large
     "TRITON_DEFAULT_FP_FUSION": "1",  # said aloud, as Triton is about to change its default
-    "TRITON_DUMP_PTXAS_LOG": "1",  # the only place that tells spills
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
 """Environment of a worker, next to folders of its own (`compile.py`)."""
-PTX_UP_TO = 89
-"""Newer PTX is specific to one chip ("sm_90a"), so it would help no other."""
 WAITS_FROM = 90
 """Newer chips launch kernels early: theirs first say that the next may come, then wait for what came before."""
 _BODY = "\n// %bb.0:"
@@ -81,10 +77,11 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")},
     )
     options = {"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True}
-    hook: Any = waiting if request["sm"] >= WAITS_FROM else None  # its declared type lacks the call for the key
+    options["ptx_version"] = PTX_ISA
+    stages = Stages(request["sm"])
+    hook: Any = stages  # the declared type lacks the call for the key
     knobs.runtime.add_stages_inspection_hook = hook
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
     facts: Any = compiled.metadata
     if facts.tensordesc_meta:
         raise NotImplementedError("tensor descriptors as arguments")
@@ -102,23 +99,39 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         "profile_scratch_align": facts.profile_scratch_align,
         "pdl": request["sm"] >= WAITS_FROM,
         "cooperative": facts.launch_cooperative_grid,
-        "ptx": compiled.asm["ptx"] if request["sm"] <= PTX_UP_TO else None,
-        **resources(log.getvalue()),
+        "ptx": compiled.asm["ptx"],
+        **resources(stages.log),
     }
 
 
-def waiting(*arguments: Any) -> tuple[str, str] | None:
-    """Triton's hook for its stages: the PTX waits at its very beginning. Without arguments it is asked for its key.
+class Stages:
+    """Triton's hook for its stages: kernels of new chips wait at their very beginning, and our assembler makes cubins.
 
     Every thread waits before its first access to memory, so a launch that is allowed to start early (PTX ISA,
-    griddepcontrol) reads only what its predecessor has finished, and so does any other launch.
+    griddepcontrol) reads only what its predecessor has finished, and so does any other launch. log: of the assembler.
     """
-    if not arguments:
-        return "waits", "waits"
-    stages: dict[str, Any] = arguments[1]
-    generate = stages["ptx"]
-    stages["ptx"] = lambda source, metadata: with_wait(generate(source, metadata))
-    return None
+
+    def __init__(self, sm: int) -> None:
+        self._sm = sm
+        self.log = ""
+
+    def __call__(self, *arguments: Any) -> tuple[str, str] | None:
+        """Change the stages. Without arguments Triton asks for the key of the change; every kernel is compiled anew."""
+        if not arguments:
+            return "llmc", "llmc"
+        stages: dict[str, Any] = arguments[1]
+        generate = stages["ptx"]
+        stages["ptx"] = lambda source, metadata: self._ptx(generate(source, metadata))
+        stages["cubin"] = lambda source, _: self._cubin(source)
+        return None
+
+    def _ptx(self, ptx: str) -> str:
+        ptx = targeted(ptx, self._sm)
+        return with_wait(ptx) if self._sm >= WAITS_FROM else ptx
+
+    def _cubin(self, ptx: str) -> bytes:
+        cubin, self.log = assemble(ptx, self._sm)
+        return cubin
 
 
 def with_wait(ptx: str) -> str:

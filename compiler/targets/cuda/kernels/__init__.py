@@ -27,6 +27,7 @@ FILES = (
     "moe.route",
     "moe.sort",
     "norm",
+    "probe",
     "quantize_activations",
     "sampling.counts",
     "sampling.sample",

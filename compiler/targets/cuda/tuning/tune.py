@@ -138,7 +138,7 @@ class Tuner:
                 rows.append(row)
                 self.found(row)
         table = Table(
-            plan.sm, gpu, self.driver.version, date, source_digest(), KernelCache.default().triton, tuple(rows)
+            plan.sm, gpu, self.driver.version, date, source_digest(), KernelCache.default().tools.triton, tuple(rows)
         )
         return Tuned(table, len(linears), tuple(wrong))
 

@@ -13,6 +13,7 @@ import pytest
 from support.fakes.driver import FakeApi, FakeKernel, Result
 from support.toy_gpu import HEIGHT, IMAGES, KERNELS, MAX_BLOCKS, SHARED, VOCAB, answer, toy_engine, toy_plan
 
+from llmc.runtime.chips import target_for
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
@@ -31,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: Any) -> Iterator[PagedExecutor]:
     def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        return CudaDevice(engine, profile, plan, lanes, driver=Driver(api), options=Options(**options))
+        return CudaDevice.of_engine(engine, profile, plan, lanes, driver=Driver(api), options=Options(**options))
 
     made = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=batch)
     try:
@@ -43,7 +44,8 @@ def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: A
 @contextmanager
 def loaded(path: Path, api: FakeApi, lanes: int = 4, plan: Plan | None = None, **options: Any) -> Iterator[CudaDevice]:
     with EngineFile.open(path) as engine:
-        device = CudaDevice(engine, "sm_90", plan or toy_plan(), lanes, driver=Driver(api), options=Options(**options))
+        given = {"driver": Driver(api), "options": Options(**options)}
+        device = CudaDevice.of_engine(engine, "sm_90", plan or toy_plan(), lanes, **given)
         try:
             yield device
         finally:
@@ -256,7 +258,7 @@ REFUSALS = [
         "cuFuncSetAttribute",
         "CUDA_ERROR_INVALID_VALUE",
         ResourceError,
-        "kernel score of .*: 60000 bytes of shared memory",
+        "kernel take of .*: most shared memory",
     ),
     ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "65536 bytes of pinned host memory for a step"),
     (
@@ -325,7 +327,8 @@ def test_a_plan_runs_on_its_own_chip(toy: Path, sm: int, fits: bool):
     if fits:
         with loaded(toy, api):
             return
-    text = f"compute capability 9.0\n  found: {sm // 10}.{sm % 10}\n  try: an engine built with --target sm_{sm}"
+    target = target_for(sm) or "cpu"
+    text = f"compute capability 9.0\n  found: {sm // 10}.{sm % 10}\n  try: an engine built with --target {target}"
     with pytest.raises(ResourceError, match=text), loaded(toy, api):
         pass
     assert nothing_left(api) and not api.calls["cuMemAlloc"]
@@ -355,7 +358,7 @@ def test_a_plan_whose_launch_does_not_fit_its_module_is_refused(tmp_path: Path):
     damaged = replace(plan, modules=(wrong, *plan.modules[1:]))
     api = FakeApi({**KERNELS, "take": FakeKernel(wrong.types, KERNELS["take"].compute)})
     with EngineFile.open(toy_engine(tmp_path / "e.llmc", damaged)) as engine:
-        device = CudaDevice(engine, "sm_90", damaged, 4, driver=Driver(api))
+        device = CudaDevice.of_engine(engine, "sm_90", damaged, 4, driver=Driver(api))
         with pytest.raises(EngineError, match=r"launch 'the take' of take\(\*fp32, .*\n  found: \*i32, \*i32, \*fp32"):
             device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ())
         device.close()

@@ -84,7 +84,7 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
         EngineFile.open(toy_engine(tmp_path / "e.llmc")) as engine,
         pytest.raises(ResourceError, match=f"{engine.path}: profile 'sm_90': .* of GPU memory"),
     ):
-        CudaDevice(engine, "sm_90", toy_plan(), 4, driver=Driver(api))
+        CudaDevice.of_engine(engine, "sm_90", toy_plan(), 4, driver=Driver(api))
     assert not api.calls["cuMemAlloc"] and not api.calls["cuMemHostAlloc"] and not any(api.live.values())
 
 

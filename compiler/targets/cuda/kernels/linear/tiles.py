@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from ...call import next_power
 from .dequantize import GROUP, PER_WORD, chunk
 
-MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
+MULTIPROCESSORS = {80: 108, 86: 72, 87: 16, 89: 128, 90: 132, 100: 148, 120: 170}
 """Of the chip that the tiles of a compute capability are chosen for."""
-SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+SHARED_BYTES = {
+    **{80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10},
+    **{90: 227 << 10, 100: 227 << 10, 120: 99 << 10},
+}
 """Shared memory a program may have."""
 COUNTERS = 16384
 """Tickets for split-K: one per tile of outputs, zero between launches."""

@@ -1,4 +1,4 @@
-"""The fake libcuda of `fakes/libcuda.c`: compiled once per folder, and what a process needs to find it."""
+"""The fake libcuda of `libcuda.c`: compiled once per folder, and what a process needs to find it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from support.paths import ROOT
 
 from llmc.runtime import profiles
 
-SOURCES = ROOT / "tests/support/fakes"
+SOURCES = Path(__file__).parent
 NAME = "libcuda.so.1"
+BINDINGS = ("", "13.0.3")
+"""Versions of cuda-bindings that tests run with: the installed one, and that of PyTorch for CUDA 13.0."""
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 
@@ -75,7 +77,12 @@ def cubin(*entries: str, sm: int = 90) -> bytes:
     return header + sections + table
 
 
-def bindings(version: str) -> Path:
+def with_bindings(environment: dict[str, str], version: str) -> dict[str, str]:
+    """With cuda-bindings of a version in front of those that are installed; "" for these."""
+    return {**environment, "PYTHONPATH": str(_bindings(version))} if version else environment
+
+
+def _bindings(version: str) -> Path:
     """A folder with cuda-bindings of a version, kept between runs; skips the test where pip cannot get it."""
     folder = ROOT / "build" / "tests" / f"cuda-bindings-{version}"
     if folder.exists():

@@ -1,0 +1,85 @@
+"""PTX to machine code by the oldest assembler of a CUDA major: every driver of that major takes what it makes.
+
+Triton brings a newer assembler, whose machine code an older driver of the same major may refuse. The pinned wheel
+`nvidia-cuda-nvcc` has the one of CUDA 13.0; drivers from 580 on run it (CUDA Compatibility, minor versions).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from .....runtime.errors import ResourceError
+
+RELEASE = "13.0"
+"""Of CUDA; its assembler reads PTX ISA 9.0."""
+PTX_ISA = 90
+WHEEL = f"nvidia-cuda-nvcc=={RELEASE}.*"
+ARCH = {80: "sm_80", 86: "sm_86", 87: "sm_87", 89: "sm_89", 90: "sm_90a", 100: "sm_100f", 120: "sm_120f"}
+"""What the assembler is asked for by compute capability. a: instructions of that chip alone (wgmma); f: those of its
+family, so that sm_100f runs on 10.0 and 10.3, and sm_120f on 12.0 and 12.1 (PTX ISA, `.target`)."""
+_FLAGS = ("-lineinfo", "-suppress-debug-info", "-v", "--regAllocOptLevel=2")
+"""Triton's own: without line information, telling resources, and around an error of register allocation."""
+_RELEASE = re.compile(r"release (\d+\.\d+), (V[\d.]+)")
+_TARGET = re.compile(r"^\.target sm_\w+", re.MULTILINE)
+
+
+@cache
+def assembler() -> Path:
+    """The program, wherever the wheel is installed.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    found = find_spec("nvidia")
+    for folder in found.submodule_search_locations or () if found is not None else ():
+        path = Path(folder) / "cu13" / "bin" / "ptxas"
+        if path.is_file():
+            return path
+    raise ResourceError(f"the assembler of CUDA {RELEASE}", found="not installed", fix=f"pip install '{WHEEL}'")
+
+
+@cache
+def assembler_version() -> str:
+    """What it says of itself, such as "V13.0.88".
+
+    Raises:
+        ResourceError: it is not there, does not start, or is of another release.
+    """
+    try:
+        said = subprocess.run([assembler(), "--version"], check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ResourceError(
+            f"the assembler of CUDA {RELEASE}", found=str(error), fix=f"pip install --force-reinstall '{WHEEL}'"
+        ) from error
+    version = _RELEASE.search(said)
+    if version is None or version[1] != RELEASE:
+        found = version[2] if version is not None else said.strip()[:200]
+        raise ResourceError(f"the assembler of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
+    return version[2]
+
+
+def targeted(ptx: str, sm: int) -> str:
+    """The PTX of one kernel, for the chip or family that `ARCH` names."""
+    return _TARGET.sub(f".target {ARCH[sm]}", ptx, count=1)
+
+
+def assemble(ptx: str, sm: int) -> tuple[bytes, str]:
+    """The cubin of a kernel's PTX, and what the assembler said of its resources.
+
+    Raises:
+        RuntimeError: it refuses; says why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        command = [assembler(), *_FLAGS, f"--gpu-name={ARCH[sm]}", source, "-o", made]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr + done.stdout).replace(f"{folder}/", "").strip()
+            raise RuntimeError(f"ptxas of CUDA {RELEASE} ended with code {done.returncode}: {said}")
+        return made.read_bytes(), done.stderr + done.stdout

@@ -1,0 +1,74 @@
+"""Loads a plan's kernels: machine code, or where the driver refuses it the PTX, which the driver compiles itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import EngineError
+from ..plan.plan import Binary, Plan
+from .contents import Contents
+from .driver import Driver, RefusedCode
+from .launches import Kernel
+
+
+@dataclass
+class Modules:
+    """Kernels loaded through a driver; equal machine code is loaded once. unload: told how to undo each loading.
+
+    refused: kernels whose machine code the driver did not take, so that it compiled their PTX, and why.
+    """
+
+    driver: Driver
+    contents: Contents
+    unload: Callable[..., Any]
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    _loaded: dict[tuple[int, int], Any] = field(default_factory=dict)
+
+    def kernels(self, plan: Plan) -> tuple[Kernel, ...]:
+        """Every module of the plan.
+
+        Raises:
+            EngineError: the engine lacks machine code, or the driver does not find a kernel in it.
+            RefusedCode: the driver takes neither the machine code nor the PTX of a kernel.
+            ResourceError: this GPU has less shared memory than a kernel wants.
+        """
+        return tuple(
+            Kernel(module, binary, self._function(binary, module.kernel))
+            for module in plan.modules
+            for binary in [self._binary(module.binary, module.kernel)]
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the loading."""
+        if not self.refused:
+            return ()
+        (kernel, why), count = self.refused[0], len(self.refused)
+        return (f"the driver refused the machine code of {count} kernels and compiled their PTX; {kernel}: {why}",)
+
+    def _binary(self, binary: Binary | None, kernel: str) -> Binary:
+        if binary is None:
+            asked = f"kernel {kernel} of {self.contents.what}: machine code"
+            raise EngineError(asked, found="none", fix="build the engine again")
+        return binary
+
+    def _function(self, binary: Binary, kernel: str) -> Any:
+        what = f"kernel {kernel} of {self.contents.what}"
+        at = binary.offset, binary.size
+        if at not in self._loaded:
+            self._loaded[at] = module = self._module(binary, kernel, what)
+            self.unload(self.driver.unload, module)
+        return self.driver.function(self._loaded[at], binary.entry, binary.shared, what)
+
+    def _module(self, binary: Binary, kernel: str, what: str) -> Any:
+        try:
+            return self.driver.module(self.contents.cubin(binary, kernel), what)
+        except RefusedCode as refusal:
+            ptx = self.contents.ptx(binary)
+            if not ptx:
+                raise
+            module = self.driver.jit(ptx, what)
+            self.refused.append((kernel, refusal.found))
+            return module

@@ -29,6 +29,7 @@ from bringup.perform import items, perform
 from bringup.supervise import Supervisor
 from bringup.table import table
 
+from llmc.runtime.errors import LlmcError
 from llmc.runtime.profiles import has_bindings
 
 _KILL_WITH_PARENT = 1
@@ -55,8 +56,7 @@ def main() -> None:
         call = replace(call, steps=chosen)
     carry = Carry(options.carry)
     if options.case is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(alone(Bench(carry, Journal.fresh(Path(folder), options.call)), options.case)))
+        one_case(carry, options)
     elif options.dry_run:
         dry_run(carry, options.call, call)
     elif options.until is not None:
@@ -89,6 +89,15 @@ def measure(carry: Carry, options: argparse.Namespace, call: Call) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def one_case(carry: Carry, options: argparse.Namespace) -> None:
+    """Run a case by its name and say what came of it, for what watches a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            print(json.dumps(alone(Bench(carry, Journal.fresh(Path(folder), options.call)), options.case)))
+        except LlmcError as error:
+            sys.exit(str(error))
 
 
 def dry_run(carry: Carry, name: str, call: Call) -> None:

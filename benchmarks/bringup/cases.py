@@ -7,7 +7,6 @@ in a process of their own under compute-sanitizer, which says where they read or
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -169,16 +168,11 @@ def memcheck(bench: Bench, name: str) -> Mapping[str, Any]:
     command = [program, "--tool", "memcheck", sys.executable, str(script), bench.journal.call, "--carry", carry]
     try:
         done = subprocess.run(
-            [*command, "--case", name],
-            capture_output=True,
-            text=True,
-            timeout=_MEMCHECK,
-            check=False,
-            env={**os.environ},
+            [*command, "--case", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_MEMCHECK
         )
     except subprocess.TimeoutExpired as error:
         return {"skipped": f"compute-sanitizer takes more than {_MEMCHECK:g} s", "said": str(error.stdout)[-_TAIL:]}
-    return {"exit": done.returncode, "said": (done.stdout + done.stderr)[-_TAIL:]}
+    return {"exit": done.returncode, "said": done.stdout[-_TAIL:]}
 
 
 def items(bench: Bench) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bringup.bench import Bench
+from bringup.loading import LADDER
 from bringup.step import Item, Step
 from llmc.runtime.cuda.launches import pack
 from llmc.runtime.errors import LlmcError
@@ -96,10 +97,12 @@ def launches(bench: Bench, *, graph: bool, pdl: bool) -> Mapping[str, Any]:
     count = NODES if graph else _EAGER
     with ExitStack() as cleanup:
         target = bench.allocate(256, "a kernel that does nothing", cleanup)
+        first = prepared(bench, NULL, (1, 1, 1), (target,))
         launch = prepared(bench, NULL, (1, 1, 1), (target,), pdl=pdl)
 
         def many() -> None:
-            for _ in range(count):
+            first()  # what precedes it may be no kernel
+            for _ in range(count - 1):
                 launch()
 
         work = bench.captured(many, cleanup) if graph else many
@@ -109,6 +112,7 @@ def launches(bench: Bench, *, graph: bool, pdl: bool) -> Mapping[str, Any]:
 
 def _items(bench: Bench) -> Iterable[Item]:
     yield Item("context", context, 20.0)
+    yield LADDER
     yield Item("copy", copy, 10.0)
     yield Item("read", read, 10.0)
     for graph in (False, True):

@@ -88,6 +88,15 @@ class Loader:
                 reasons.append(f"{rung}: {error}")
         raise RefusedCode(f"loading {what}", found="; ".join(reasons) or f"only the rung {self.rung!r} works")
 
+    def last_question(self) -> None:
+        """Where no rung works: whether this machine's own Triton makes a kernel that loads; takes half a minute."""
+        refused = self.journal.head.get("refused", {})
+        try:
+            self.driver.unload(self.driver.module(compiled_here(self.carry.sm), "a kernel compiled here"))
+            self.journal.note(rung=TRITON)
+        except (RefusedCode, AssemblerError) as error:
+            self.journal.note(refused={**refused, TRITON: str(error)})
+
     def contents(self, of: Contents) -> Contents:
         """The same, with machine code that the rung needs."""
         return Assembled(of) if self.rung == ASSEMBLED else of
@@ -112,11 +121,6 @@ class Loader:
                 refused[rung] = str(error)
         else:
             rung = NONE
-            try:
-                self.driver.unload(self.driver.module(compiled_here(self.carry.sm), "a kernel compiled here"))
-                rung = TRITON
-            except (RefusedCode, AssemblerError) as error:
-                refused[TRITON] = str(error)
         self.journal.note(rung=rung, **({"refused": refused} if refused else {}))
 
     @cached_property
@@ -128,19 +132,14 @@ class AssemblerError(Exception):
     """The machine has no assembler or compiler, or it refuses."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Assembled:
     """Contents whose machine code is made by this machine's assembler."""
 
     of: Contents
 
-    @property
-    def what(self) -> str:
-        return self.of.what
-
-    @property
-    def max_batch(self) -> int:
-        return self.of.max_batch
+    def __post_init__(self) -> None:
+        self.what, self.max_batch = self.of.what, self.of.max_batch
 
     def placement(self, plan: Plan) -> Placement:
         return self.of.placement(plan)

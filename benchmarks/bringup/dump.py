@@ -149,16 +149,19 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
     device.send(step.program, step.sizes, step.inputs)
     bound = device.bound(step.program, step.sizes)
     for prepared, recorded in zip(bound.launches, step.launches, strict=True):
-        _launch(device, prepared)
+        _launch(device, prepared, recorded)
         yield {
             name: None if program.buffers[name].dtype in _NOT_JUDGED else _buffer(device, bound, program, name)
             for name in recorded.written
         }
 
 
-def _launch(device: BenchDevice, one: Prepared) -> None:
+def _launch(device: BenchDevice, one: Prepared, recorded: RecordedLaunch) -> None:
     device.driver.launch(one.config, one.function, one.parameters.address, one.label)
-    device.driver.wait(device.stream)
+    try:
+        device.driver.wait(device.stream)
+    except LlmcError as error:
+        raise LlmcError(f"launch {recorded.label} ({recorded.kernel})", found=error.found) from error
 
 
 def _buffer(device: BenchDevice, bound: Bound, program: Program, name: str) -> np.ndarray:

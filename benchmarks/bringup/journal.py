@@ -72,7 +72,7 @@ class Journal:
         self._replace()
 
     def begin(self, name: str, limit: float) -> None:
-        self._write({"begin": name, "at": time.time(), "limit": limit})
+        self._write({"begin": name, "at": time.time(), "limit": limit}, synced=False)  # tells processes, not machines
 
     def end(self, name: str, outcome: Mapping[str, Any]) -> None:
         self._write({"end": name, "outcome": outcome})
@@ -88,15 +88,18 @@ class Journal:
         for line in whole.splitlines():
             try:
                 self._take(json.loads(line))
-            except ValueError:  # the end of a line that a killed process began
+            except ValueError:  # one that was begun and not ended
                 continue
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, Any], *, synced: bool = True) -> None:
         self.refresh()
         with open(self.lines, "ab") as file:
+            if file.tell() > self._read:  # the end of a line that a killed process began
+                file.write(b"\n")
             file.write(json.dumps(_plain(line)).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         self.refresh()
 
     def _take(self, line: Mapping[str, Any]) -> None:

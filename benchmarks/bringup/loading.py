@@ -22,8 +22,14 @@ COLUMNS = ("kernel", "registers", "local", "static shared", "dynamic shared", "b
 
 def ladder(bench: Bench) -> Mapping[str, Any]:
     """The rung that works, and why those above it do not."""
+    if bench.loader.rung == NONE:
+        bench.loader.last_question()
     rung = bench.loader.rung
     return {"ok": rung not in (TRITON, NONE), "rung": rung, "refused": bench.journal.head.get("refused", {})}
+
+
+LADDER = Item("ladder", ladder, 100.0)
+"""Before anything that needs a kernel: it may take longer than other items may."""
 
 
 def load(bench: Bench, names: tuple[str, ...]) -> Mapping[str, Any]:
@@ -82,7 +88,6 @@ def _ask(function: str, *arguments: Any) -> Any:
 
 
 def _items(bench: Bench) -> Iterable[Item]:
-    yield Item("ladder", ladder, 130.0)
     names = sorted(bench.carry.code)
     for start in range(0, len(names), PART):
         part = tuple(names[start : start + PART])

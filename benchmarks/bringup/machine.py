@@ -28,6 +28,7 @@ _ASKED = (
     *("mig.mode.current", "ecc.mode.current"),
 )
 _LIMIT = 4.0
+_TAIL = 4000
 
 
 def said(command: list[str], limit: float = _LIMIT) -> str:
@@ -45,13 +46,10 @@ def gpu(bench: Bench) -> Mapping[str, Any]:
     """What nvidia-smi says of the first GPU."""
     found = said(["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", "-i", "0"])
     values = found.split(", ")
-    if len(values) != len(_ASKED):
-        return {"nvidia-smi": found}
+    known = dict(zip(_ASKED, values, strict=True)) if len(values) == len(_ASKED) else {"nvidia-smi": found}
     whole = said(["nvidia-smi", "-q", "-d", "CLOCK,POWER,PERFORMANCE"])
-    return {
-        **dict(zip(_ASKED, values, strict=True)),
-        "slowed by": re.findall(r"^\s*(\w[\w ]+?)\s*: Active$", whole, re.M),
-    }
+    slow = re.findall(r"^\s*(\w[\w ]+?)\s*: Active$", whole, re.MULTILINE)
+    return {**known, "slowed by": slow, "said": whole[-_TAIL:]}
 
 
 def host(bench: Bench) -> Mapping[str, Any]:

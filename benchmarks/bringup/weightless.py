@@ -27,7 +27,7 @@ BLOCK = 64 << 20
 SCALE = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass
 class Weightless:
     """A carried plan as contents of a device (`runtime/cuda/contents.py`)."""
 
@@ -35,13 +35,9 @@ class Weightless:
     name: str
     plan: Plan
 
-    @property
-    def what(self) -> str:
-        return f"{self.name} without weights"
-
-    @property
-    def max_batch(self) -> int:
-        return max(program.sequences for program in self.plan.programs)
+    def __post_init__(self) -> None:
+        self.what = f"{self.name} without weights"
+        self.max_batch = max(program.sequences for program in self.plan.programs)
 
     def placement(self, plan: Plan) -> Placement:
         """Every weight at a place of its own."""

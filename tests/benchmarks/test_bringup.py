@@ -19,6 +19,7 @@ from support.engines import NARROW, NARROW_BATCH, small_checkpoint
 from support.libcuda import compiled, needs_libcuda
 from support.paths import ROOT
 
+sys.path.append(str(ROOT / "benchmarks"))
 import gpu_dump  # pyright: ignore[reportMissingImports]
 
 import llmc
@@ -135,12 +136,12 @@ def test_what_is_wrong_is_written_down_and_the_rest_goes_on(stage: Stage):
     assert not agree[ENGINE]["ok"] and agree[f"paths {ENGINE}"]["ok"]
     guilty = agree[f"guilty {ENGINE}"]["guilty"]
     assert (guilty["step"], guilty["kernel"]) == (0, "embed") and guilty["label"].startswith("Embedding")
-    assert f"wrong: code" in done.out and "cases        2 right, 1 wrong, 0 left out" in done.out
+    assert "wrong: code" in done.out and "cases        2 right, 1 wrong, 0 left out" in done.out
 
 
 def test_a_program_that_fails_is_said(stage: Stage, program: Callable[[str, str], str]):
     done = stage.rehearse(stage.right, "--only", "machine", path=program("nvidia-smi", "echo no devices; exit 9"))
-    assert done.of("machine")["gpu"]["result"] == {"nvidia-smi": "exit 9: no devices\n"}
+    assert done.of("machine")["gpu"]["result"]["nvidia-smi"] == "exit 9: no devices\n"
 
 
 def test_without_a_context_every_item_says_why(stage: Stage):
@@ -152,16 +153,15 @@ def test_without_a_context_every_item_says_why(stage: Stage):
 
 
 def test_a_broken_context_in_a_ceiling_costs_only_that(stage: Stage):
-    done = stage.rehearse(stage.right, sticky=f"probe_null:{ILLEGAL}")
-    assert {*done.errors("ceilings")} == {"launch", "launch, pdl", "graph node", "graph node, pdl"}
-    assert all(done.of("ceilings")[name]["sticky"] for name in done.errors("ceilings"))
-    assert not done.errors("code") and not done.errors("cases") and not done.errors("decode")
+    done = stage.rehearse(stage.right, "--only", "ceilings", sticky=f"probe_read:{ILLEGAL}")
+    assert {*done.errors("ceilings")} == {"read"} and done.of("ceilings")["read"]["sticky"]
+    assert done.of("ceilings")["graph node, pdl"]["result"]["us"] > 0
 
 
 def test_refused_machine_code_is_compiled_from_ptx(stage: Stage):
     done = stage.rehearse(stage.right, refuse_cubins=NO_BINARY)
     assert (done.code, done.found["rung"]) == (0, "ptx"), done.out
-    assert "CUDA_ERROR_NO_BINARY_FOR_GPU" in done.of("code")["ladder"]["result"]["refused"]["cubin"]
+    assert "CUDA_ERROR_NO_BINARY_FOR_GPU" in done.of("ceilings")["ladder"]["result"]["refused"]["cubin"]
     assert {one["rung"] for one in done.of("decode").values()} == {"ptx"}
     assert "the driver refused the machine code of" in done.of("decode")["pdl, graphs"]["result"]["notes"][0]
 
@@ -176,18 +176,20 @@ def test_refused_ptx_is_assembled_here(stage: Stage):
     assert len(done.of("decode")) == 4 and not done.errors("decode") and not done.errors("agree"), done.out
 
 
-def test_where_nothing_carried_loads_a_kernel_of_this_machine_is_tried(stage: Stage, program: Callable[[str, str], str]):
+def test_where_nothing_carried_loads_a_kernel_of_this_machine_is_tried(
+    stage: Stage, program: Callable[[str, str], str]
+):
     assembler = program("ptxas", "echo unsupported version; exit 1")
     first = f"cuModuleLoadData:1:{NO_BINARY}"
     done = stage.rehearse(stage.right, path=assembler, fail=first, refuse_ptx=UNSUPPORTED_PTX)
     assert done.found["rung"] == "triton"
-    assert "ptxas: exit 1: \"unsupported version\\n\"" in done.found["refused"]["assembled"]
+    assert 'ptxas: exit 1: "unsupported version\\n"' in done.found["refused"]["assembled"]
     assert {*done.errors("cases")} == {*RIGHT}
     assert "only the rung 'triton' works" in done.errors("cases")["right"]
 
 
 def test_where_nothing_loads_all_reasons_are_said(stage: Stage):
-    done = stage.rehearse(stage.right, "--only", "code", refuse_cubins=NO_BINARY, refuse_ptx=UNSUPPORTED_PTX)
+    done = stage.rehearse(stage.right, "--only", "ceilings", refuse_cubins=NO_BINARY, refuse_ptx=UNSUPPORTED_PTX)
     assert (done.code, done.found["rung"]) == (1, "none")
     assert {*done.found["refused"]} == {"cubin", "ptx", "assembled", "triton"}
 
@@ -203,24 +205,32 @@ def test_a_case_that_breaks_the_context_is_checked_and_the_others_run(stage: Sta
     assert not done.errors("agree") and not done.errors("decode")
 
 
-@pytest.mark.parametrize(("fault", "said"), [("exit", "the process ended, signal SIGABRT"), ("hang", "hangs: killed after")])
+@pytest.mark.parametrize(
+    ("fault", "said"), [("exit", "the process ended, signal SIGABRT"), ("hang", "hangs: killed after")]
+)
 def test_a_case_that_ends_or_stops_its_process_costs_only_itself(stage: Stage, fault: str, said: str):
     done = stage.rehearse(stage.wrong, "--only", "cases", **{fault: "wrong"})
     assert done.errors("cases")["wrong"].startswith(said)
     assert all(done.of("cases")[name]["result"]["ok"] for name in RIGHT) and done.code == 1
 
 
-def test_an_engine_whose_kernel_fails_does_not_end_the_call(stage: Stage):
-    done = stage.rehearse(stage.right, sticky=f"rms_norm:{ILLEGAL}")
-    assert {*done.errors("agree")} == {ENGINE, f"paths {ENGINE}"} and len(done.errors("decode")) == 4
-    assert not done.errors("cases")
-    rows = done.of("launches")
-    assert all("rms_norm" in name for name in done.errors("launches")) and len(rows) > 5
-    assert rows["sum"]["result"]["missing"] == len(done.errors("launches")) > 0
+def test_an_engine_whose_kernel_fails_is_still_looked_at_launch_by_launch(stage: Stage):
+    done = stage.rehearse(stage.wrong, "--only", "agree", sticky=f"attention_decode:{ILLEGAL}")
+    assert {*done.errors("agree")} == {ENGINE, f"paths {ENGINE}"}
+    assert all(one["sticky"] for name, one in done.of("agree").items() if name in done.errors("agree"))
+    assert done.of("agree")[f"guilty {ENGINE}"]["result"]["guilty"]["kernel"] == "embed"
+
+
+def test_a_launch_that_fails_is_missing_in_the_sum(stage: Stage):
+    done = stage.rehearse(stage.right, "--only", "launches", sticky=f"attention_decode:{ILLEGAL}")
+    (failed,) = done.errors("launches")
+    assert "attention_decode" in failed
+    total = done.of("launches")["sum"]["result"]
+    assert (total["missing"], total["rows"]) == (1, len(done.of("launches")) - 2)
 
 
 def test_too_little_memory_is_one_items_error(stage: Stage):
-    done = stage.rehearse(stage.right, "--only", "decode", memory=513 << 20)
+    done = stage.rehearse(stage.right, "--only", "decode", memory=(512 << 20) + (64 << 10))
     assert len(done.errors("decode")) == 4
     assert all("of GPU memory" in error for error in done.errors("decode").values())
 
@@ -232,10 +242,10 @@ def test_memory_that_runs_out_while_loading_leaves_the_next_item_whole(stage: St
 
 
 def test_what_no_longer_fits_is_left_out_by_name(stage: Stage):
-    whole = {*stage.rehearse(stage.right).outcomes}
     done = stage.rehearse(stage.right, "--seconds", "3.3")
     left = {name for name, one in done.outcomes.items() if one.get("left out") == "the time of the call is over"}
-    assert {*done.outcomes} == whole and len(left) > len(whole) // 2 and done.code == 1
+    assert {"cases/right", "decode/pdl, graphs", "launches/sum"} <= left and done.code == 1
+    assert all("left out" in one or "result" in one for one in done.outcomes.values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -259,7 +269,7 @@ def test_a_call_that_is_killed_leaves_what_it_found(stage: Stage, number: signal
 def test_a_dry_run_needs_no_gpu_and_writes_nothing(stage: Stage):
     done = subprocess.run(stage.command(stage.right, "--dry-run"), capture_output=True, text=True)
     assert done.returncode == 0 and not stage.out.exists(), done.stderr
-    assert f"carried for {TARGET}".replace("sm_", "sm_") in done.stdout
+    assert f"carried for {TARGET}" in done.stdout
     assert "  decode: at most 30 s, 4 items: plain, graphs, plain, launches" in done.stdout
     refused = subprocess.run(stage.command(stage.right, "--only", "x"), capture_output=True, text=True)
     assert refused.returncode == 2 and f"--only x: one of {', '.join(STEPS)}" in refused.stderr

@@ -41,7 +41,7 @@ def code_of(module: Module) -> dict[str, Any]:
 def small_carry(folder: Path, engine: Path, *, wrong: bool) -> Path:
     """The folder, made of an engine of TARGET: its plan is also the one without weights.
 
-    Over the fake all of it is right, as kernels leave zeros and zeros are expected; wrong: a case and the tokens are not.
+    Over the fake all is right, as kernels leave zeros and zeros are expected; wrong: a case and the tokens are not.
     """
     folder.mkdir()
     writer = CarryWriter(folder, SM, {"commit": "a test"})
@@ -56,7 +56,11 @@ def small_carry(folder: Path, engine: Path, *, wrong: bool) -> Path:
     for part in ("engines", "simulated"):
         (folder / part).mkdir()
     (folder / "engines" / f"{ENGINE}.llmc").write_bytes(engine.read_bytes())
-    trace = {"prompt": [5, 6, 7], "ids": [list(range(8))] * 3, "logits": [[float(wrong) * (8 - i) for i in range(8)]] * 3}
+    trace = {
+        "prompt": [5, 6, 7],
+        "ids": [list(range(8))] * 3,
+        "logits": [[float(wrong) * (8 - i) for i in range(8)]] * 3,
+    }
     text = json.dumps({"plan": plan_digest(engine, SM), "traces": [trace] * 2})
     (folder / "simulated" / f"{ENGINE}.json").write_text(text)
     return folder

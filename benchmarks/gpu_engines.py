@@ -109,30 +109,11 @@ SMALL_ENGINES = (
     replace(_PICO, quantize="fp8", activations="fp8", kv="fp8"),
 )
 """Engines of the bundled checkpoint."""
-CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.quantize in ("fp8", "int4", "nvfp4"))
-"""Those that a pack holds whole; the others would not fit beside the sources, and are built where they run."""
-SIMULATED = ("fp8", "nvfp4", "int4", "none")
-"""Formats of which a pack holds what the interpreter says."""
-
-
-def carried() -> Path | None:
-    """The folder of the pack that stands in for the kernel cache, if one does."""
-    from llmc.compiler.targets.cuda.cubins.cache import (
-        KernelCache,  # brings torch in, which judging arguments does without
-    )
-
-    cache = KernelCache.default()
-    return cache.folder.parent if cache.folder is not None and cache.packed is not None else None
+CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.formats in ("fp8", "nvfp4", "int4"))
+"""Those that are carried whole, and what the interpreter says of them; more would not fit."""
 
 
 def plan_digest(engine: Path, sm: int) -> str:
     """A digest of an engine's plan, which names its kernels' sources."""
     with EngineFile.open(engine) as opened:
         return hashlib.sha256(opened.section(opened.manifest.profiles[f"sm_{sm}"].graph)).hexdigest()
-
-
-def small_engine(spec: EngineSpec, work: Path, sm: int) -> Path:
-    """An engine of the bundled checkpoint: the pack's if it is there, otherwise built here."""
-    pack = carried()
-    packed = spec.path(pack / "engines", sm) if pack is not None else None
-    return packed if packed is not None and packed.exists() else spec.built(work, sm, "cpu,sm_{}")

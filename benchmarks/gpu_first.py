@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bringup import supervise
+from bringup import predicted, supervise
 from bringup.bench import Bench
 from bringup.calls import CALLS, Call
 from bringup.carry import Carry
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     parser.add_argument("--seconds", type=float, help="instead of the call's")
     parser.add_argument("--only", help="one step")
+    parser.add_argument("--since", type=Path, help="results of the call first, for tuned; otherwise those in --out")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done; needs no GPU")
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -67,22 +68,24 @@ def main() -> None:
 def run(carry: Carry, options: argparse.Namespace, call: Call) -> bool:
     """Supervise a call; whether all was run and right."""
     signal.signal(signal.SIGTERM, _interrupted)
-    bench = Bench(carry, Journal.fresh(options.out, options.call))
+    bench = Bench(carry, Journal.fresh(options.out, options.call), options.since)
     bench.journal.note(carried=carry.index["facts"])
-    given = {"carry": options.carry, "out": options.out, "only": options.only}
+    given = {name: getattr(options, name) for name in ("carry", "out", "only", "since")}
 
     def command(until: float) -> list[str]:
         return supervise.measuring(options.call, given, until)
 
     ok = Supervisor(call.steps, bench, command, options.seconds or call.seconds).run()
-    print("\n".join(table(bench.journal)), flush=True)
+    journal = bench.journal
+    print("\n".join([*table(journal), *predicted.lines(journal.outcomes, journal.head.get("card", ""))]), flush=True)
     return ok
 
 
 def measure(carry: Carry, options: argparse.Namespace, call: Call) -> None:
     """Go on with a call, and end at once: a broken context takes seconds to be torn down, or forever."""
     ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
-    code = perform(call.steps, Bench(carry, Journal.reopened(options.out, options.call)), options.until)
+    bench = Bench(carry, Journal.reopened(options.out, options.call), options.since)
+    code = perform(call.steps, bench, options.until)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bringup import carry
 from bringup.carry import CarryWriter
-from gpu_engines import CARRIED, PLANS, SIMULATED, EngineSpec
+from gpu_engines import CARRIED, PLANS, EngineSpec
 from packing import engines, sweep
 from packing.cases import Cases, cases_of
 from packing.kernels import Kernels
@@ -36,7 +36,7 @@ from llmc.compiler.targets.cuda.cubins.pack import write_pack
 from llmc.compiler.targets.cuda.tuning import tactics
 
 MOST_BYTES = 40 << 20
-PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "kernels", "tactics")
+PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "dump", "kernels", "tactics")
 SWEPT = (carry.FP8, carry.NVFP4, carry.BF16)
 """Plans whose linears are swept, the most wanted first."""
 TOKENS = (1, 8)
@@ -78,16 +78,25 @@ def main() -> None:
     sys.exit(total > MOST_BYTES)
 
 
-def make(out: Path, work: Path, sm: int, wanted: Contents, tables: Mapping[Path, Table], tokens: int) -> None:
-    """Write the folder anew.
+def make(
+    out: Path,
+    work: Path,
+    sm: int,
+    wanted: Contents,
+    tables: Mapping[Path, Table],
+    tokens: int,
+    kind: type[Kernels] = Kernels,
+) -> None:
+    """Write the folder anew. tokens: that the interpreter computes. kind: of what compiles.
 
     Raises:
         LlmcError: a kernel that must be there does not compile.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    writer = CarryWriter(out, sm, told(sm, tables))
-    kernels = Kernels(writer)
+    engine = None if wanted.kernels is None else asdict(wanted.plans[wanted.kernels])
+    writer = CarryWriter(out, sm, {**told(tables), "engine": engine})
+    kernels = kind(writer)
     plans = all_drafted(wanted.plans, work, sm, tables.values())
     cases = cases_of(sm, wanted.files)
     linears = [*swept_linears(wanted, plans)]
@@ -104,14 +113,16 @@ def make(out: Path, work: Path, sm: int, wanted: Contents, tables: Mapping[Path,
     writer.close()
     if wanted.kernels is not None:
         write_pack(out / "kernels", {sm: plans[wanted.kernels].variants})
+        writer.archive("kernels")
     for path in tables:
         (out / "tactics").mkdir(exist_ok=True)
         shutil.copyfile(path, out / "tactics" / path.name)
     for spec in wanted.engines:
         (out / "engines").mkdir(exist_ok=True)
-        engine = engines.built(spec, work, out / "engines", sm)
-        if spec.formats in SIMULATED:
-            engines.simulate(engine, out / "simulated", sm, tokens, work / "simulated")
+        engine = engines.built(spec, out / "engines", sm)
+        engines.simulate(engine, out, sm, tokens, work / "simulated")
+    if wanted.engines:
+        writer.archive("engines")
 
 
 def swept_linears(wanted: Contents, plans: Mapping[str, Drafted]) -> Iterator[sweep.Wanted]:
@@ -127,11 +138,11 @@ def swept_linears(wanted: Contents, plans: Mapping[str, Drafted]) -> Iterator[sw
         yield from sweep.prompts(plans[name].plan)
 
 
-def told(sm: int, tables: Mapping[Path, Table]) -> dict[str, Any]:
+def told(tables: Mapping[Path, Table]) -> dict[str, Any]:
     """What made the folder, for results to name: no time, so that the same sources give the same bytes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    tools = asdict(Tools.installed([sm]))
+    tools = asdict(Tools.installed())
     return {"commit": commit, "kernels": source_digest(), "tools": tools, "tactics": [t.name for t in tables.values()]}
 
 

@@ -98,7 +98,9 @@ def predicted(carried: Carry) -> Iterator[Row]:
     for name, shares in MANY.items():
         plan = carried.plan(name)
         for batch, share in zip(throughput.BATCHES, shares, strict=True):
-            yield row(f"throughput/{throughput.row_name(name, batch)}", share, step(plan, name, batch, throughput.CONTEXT))
+            yield row(
+                f"throughput/{throughput.row_name(name, batch)}", share, step(plan, name, batch, throughput.CONTEXT)
+            )
     for name, share in PROMPT.items():
         yield row(f"prefill/{prefill.row_name(name)}", share, whole(carried.plan(name), name))
     floor = step(carried.plan(carry.MANY), carry.MANY, 256, SERVED_CONTEXT)
@@ -108,7 +110,10 @@ def predicted(carried: Carry) -> Iterator[Row]:
 def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
     """Milliseconds of a decode step on a perfect chip, by chip: each launch takes what its bytes or operations do."""
     program = plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
-    made = {chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP) for chip in COPY}
+    made = {
+        chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP)
+        for chip in COPY
+    }
     return {chip: 1e3 * found.seconds for chip, found in made.items()}
 
 
@@ -131,6 +136,10 @@ def row(name: str, share: float, floor: Mapping[str, float]) -> Row:
     return Row(name, share, floor, {chip: ms + more for chip, ms in floor.items()})
 
 
+def sampling(plan: str) -> str:
+    return f"sampling/{throughput.row_name(plan, dict(throughput.SAMPLED_AT)[plan])}"
+
+
 def chips(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
     """By chip, name and field."""
     made: dict[str, dict[str, dict[str, float]]] = {}
@@ -138,9 +147,7 @@ def chips(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
         known: dict[str, dict[str, float]] = {"ceilings/copy": {"bytes_per_s": copy}}
         known["ceilings/read"] = {"bytes_per_s": READ_OVER_COPY * copy}
         known |= {name: dict(fields) for name, fields in FIXED.items()}
-        for name, more in MORE_MS.items():
-            batch = dict(throughput.SAMPLED_AT)[name]
-            known[f"sampling/{throughput.row_name(name, batch)}"] = {"more_ms": more}
+        known |= {sampling(name): {"more_ms": more} for name, more in MORE_MS.items()}
         for one in rows:
             field = "decode_step_ms" if one.name == "engine/throughput" else "ms"
             known.setdefault(one.name, {})[field] = round(one.ms[chip], 3)
@@ -169,7 +176,7 @@ def text(rows: list[Row]) -> str:
         told.append(f"| {one.name} | {100 * one.share:.0f} % | {times} |")
     told += ["", "Not bound by memory, of both chips:", "", "| result | field | predicted |", "|---|---|---|"]
     told += [f"| {name} | {field} | {value:g} |" for name, fields in FIXED.items() for field, value in fields.items()]
-    told += [f"| sampling/{name} | more_ms | {more:g} |" for name, more in MORE_MS.items()]
+    told += [f"| {sampling(name)} | more_ms | {more:g} |" for name, more in MORE_MS.items()]
     return "\n".join([*told, ""])
 
 

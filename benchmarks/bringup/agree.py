@@ -131,7 +131,12 @@ def same(bench: Bench, stem: str) -> Mapping[str, Any]:
         for path, found in answers.items()
         if found != first
     }
-    return {"ok": not differ, "tokens": sum(map(len, first)), "first differences from launches": differ}
+    return {
+        "ok": not differ,
+        "plan": plan_digest(_engine(bench, stem), bench.carry.sm),
+        "tokens": sum(map(len, first)),
+        "first differences from launches": differ,
+    }
 
 
 def guilty(bench: Bench, stem: str) -> Mapping[str, Any]:
@@ -144,7 +149,7 @@ def guilty(bench: Bench, stem: str) -> Mapping[str, Any]:
 
 
 def _engine(bench: Bench, stem: str) -> Path:
-    return bench.carry.folder / "engines" / f"{stem}.llmc"
+    return bench.carry.unpacked("engines") / f"{stem}.llmc"
 
 
 def _said(bench: Bench, stem: str) -> Path:
@@ -157,7 +162,7 @@ def _dumped(bench: Bench, stem: str) -> Path:
 
 def items(bench: Bench) -> Iterator[Item]:
     """Of each carried engine, both checks; then the guilty kernels of those that fail one."""
-    stems = sorted(path.stem for path in (bench.carry.folder / "engines").glob("*.llmc"))
+    stems = sorted(path.stem for path in bench.carry.unpacked("engines").glob("*.llmc"))
     stems = [stem for stem in stems if _said(bench, stem).exists()]
     if not stems:
         raise LlmcError("carried engines with what the interpreter said of them", found="none")

@@ -26,7 +26,9 @@ def items(bench: Bench, *, early: tuple[bool, ...] = (True, False)) -> Iterator[
             continue
         for pdl in early:
             for batch in BATCHES:
-                run = partial(measured, name=name, batch=batch, context=CONTEXT, pdl=pdl, graphs=True, lanes=max(BATCHES))
+                run = partial(
+                    measured, name=name, batch=batch, context=CONTEXT, pdl=pdl, graphs=True, lanes=max(BATCHES)
+                )
                 yield Item(row_name(name, batch, pdl), run, _LIMIT)
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +26,8 @@ class Bench:
 
     carry: Carry
     journal: Journal
+    since: Path | None = None
+    """Results of the first call, where they are not beside this one's."""
     _held: tuple[tuple[Any, ...], Any] | None = None
 
     @cached_property

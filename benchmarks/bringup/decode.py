@@ -22,7 +22,6 @@ from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import Bound
-from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs
@@ -161,9 +160,11 @@ def share_of_read(bench: Bench, bytes_per_s: float) -> float | None:
     return 100 * bytes_per_s / ceiling if ceiling else None
 
 
-def measured(bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool) -> dict[str, Any]:
-    """The row of a plan's decode program."""
-    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=batch)
+def measured(
+    bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool, lanes: int | None = None
+) -> dict[str, Any]:
+    """The row of a plan's decode program. lanes: sequences that the plan is loaded for, `batch` unless given."""
+    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=lanes or batch)
     program = decode_program(device.plan, batch)
     seconds = replay(device, program, inputs_at(device, program, context, batch))
     nbytes = moved(device.plan, device.plan.programs[program], context, batch)

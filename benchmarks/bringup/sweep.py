@@ -9,7 +9,7 @@ from typing import Any
 from bringup import forms
 from bringup.bench import Bench
 from bringup.carry import Swept
-from bringup.step import Item
+from bringup.step import Item, Step
 
 PROMPT = 1024
 """Tokens from which on a linear is one of prompts."""
@@ -36,5 +36,12 @@ def _item(linear: Swept) -> Item:
 def _run(bench: Bench, linear: Swept) -> Mapping[str, Any]:
     found = forms.measured(bench, linear)
     key = {name: getattr(linear, name) for name in ("kind", "n", "k", "format", "tokens", "bytes", "operations")}
-    wrong = [row["tile"] for row in found["candidates"] if row.get("agrees") is False]
-    return {**key, **forms.summary(linear, found["candidates"]), **found, "ok": not wrong}
+    rows = found["candidates"]
+    others = sum(not row["agrees"] for row in rows if "agrees" in row)
+    broken = sum(not row["finite"] for row in rows if "finite" in row)
+    told = {"tiles with another result": others, "tiles with numbers that are not finite": broken}
+    wrong = {name: count for name, count in told.items() if count}
+    return {"ok": not wrong, **wrong, **key, **forms.summary(linear, rows), **found}
+
+
+DECODING, PROMPTS = Step("sweep", 80, decode_items), Step("prompts", 20, prompt_items)

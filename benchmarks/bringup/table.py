@@ -51,7 +51,15 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"{item}: {one['bytes_per_s'] / 1e12:.3f} TB/s"
         elif step == "ceilings" and "us" in one:
             yield f"{item}: {one['us']:.2f} us"
-        elif "tokens_per_s" in one and "ms" in one:
+        elif "tflops" in one and "ms" in one:
+            yield f"{item}: {one['ms']:.2f} ms, {one['tflops']:.0f} TFLOP/s"
+        elif "best" in one:
+            best = one["best"]
+            speed = f"{best['us']:.1f} us, {best['bytes_per_s'] / 1e12:.2f} TB/s, {best['tflops']:.0f} TFLOP/s"
+            yield f"{item}: {speed}, heuristic {one['heuristic_us']:.1f} us; {_tile(best['tile'])}"
+        elif "more_ms" in one:
+            yield f"{item}: sampled {one['ms']:.3f} ms, {one['more_ms']:.3f} more than greedy"
+        elif "bytes_per_s" in one and "tokens_per_s" in one and "ms" in one:
             speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}"
             speed += f", {one['tokens_per_s']:.0f} tokens/s"
             yield f"{one.get('plan', '')} batch {one.get('batch', '')}, {item}: {speed}"
@@ -59,6 +67,10 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for one in sorted(rows, key=lambda one: -one["us"] * one["count"])[:_ROWS]:
         label = f"{one['count']:3} x {one['us']:8.2f} us{_share(one)}"
         yield f"{label}  {one['kernel']} {one['grid']} {one['label']}"[:_WIDE]
+
+
+def _tile(tile: Mapping[str, int]) -> str:
+    return " ".join(f"{name} {number}" for name, number in tile.items())
 
 
 def _share(one: Mapping[str, Any]) -> str:

@@ -28,7 +28,9 @@ def items(bench: Bench) -> Iterator[Item]:
     for name in PLANS:
         if name in bench.carry.plans:
             for batch in BATCHES:
-                run = partial(measured, name=name, batch=batch, context=CONTEXT, pdl=True, graphs=True, lanes=max(BATCHES))
+                run = partial(
+                    measured, name=name, batch=batch, context=CONTEXT, pdl=True, graphs=True, lanes=max(BATCHES)
+                )
                 yield Item(row_name(name, batch), run, _LIMIT)
 
 
@@ -41,7 +43,12 @@ def sampled(bench: Bench, name: str, batch: int) -> Mapping[str, Any]:
     device = opened(bench, name, pdl=True, batch=batch)
     program = decode_program(device.plan, batch)
     found: dict[str, float] = {}
-    kinds = {"greedy": (), "sampled": (*SAMPLED,), "top_k": ("temperature", "top_k", "seed"), "no threshold": ("temperature", "seed")}
+    kinds = {
+        "greedy": (),
+        "sampled": (*SAMPLED,),
+        "top_k": ("temperature", "top_k", "seed"),
+        "no threshold": ("temperature", "seed"),
+    }
     for label, given in kinds.items():
         inputs = inputs_at(device, program, batches.CONTEXT, batch)
         for key in given:
@@ -58,7 +65,9 @@ def _sampled_items(bench: Bench) -> Iterator[Item]:
 
 STEP = Step("throughput", 30, items)
 TABLES = tuple(
-    batches.table(name, f"launches {label}", 10, batch=batch, context=CONTEXT, whole=f"throughput/{row_name(name, batch)}")
+    batches.table(
+        name, f"launches {label}", 10, batch=batch, context=CONTEXT, whole=f"throughput/{row_name(name, batch)}"
+    )
     for name, label, batch in ((carry.MANY, "batch 128", 128), (carry.NVFP4_FP8, "nvfp4 batch 128", 128))
 )
 SAMPLING = Step("sampling", 20, _sampled_items)

@@ -55,7 +55,7 @@ def changed_engines(bench: Bench) -> Iterator[Item]:
     """Engines whose plan has not been right on a GPU yet."""
     known = since(bench)
     for item in agree.items(bench):
-        engine = bench.carry.folder / "engines" / f"{item.name.rpartition(' ')[2]}.llmc"
+        engine = bench.carry.unpacked("engines") / f"{item.name.rpartition(' ')[2]}.llmc"
         if known.get(f"agree/{item.name}", {}).get("plan") != agree.plan_digest(engine, bench.carry.sm):
             yield item
 
@@ -85,7 +85,9 @@ def build(bench: Bench) -> Mapping[str, Any]:
     shutil.rmtree(folder(), ignore_errors=True)
     folder().mkdir(parents=True)
     spec.prepare(folder())
-    tables = [word for path in sorted((bench.carry.folder / "tactics").glob("*.yaml")) for word in ("--tactics", str(path))]
+    tables = [
+        word for path in sorted((bench.carry.folder / "tactics").glob("*.yaml")) for word in ("--tactics", str(path))
+    ]
     found = _ran(bench, [*spec.build_command(folder(), sm), *tables], BUILD)
     told = found["told"]
     return {"seconds": found["program_s"], "bytes": _engine(bench).stat().st_size, "stages": told.get("stages")}
@@ -117,7 +119,7 @@ def throughput(bench: Bench) -> Mapping[str, Any]:
 
 def soak(bench: Bench) -> Mapping[str, Any]:
     """Random requests on a small engine, together and alone."""
-    engine = next(iter(sorted((bench.carry.folder / "engines").glob("*.llmc"))), None)
+    engine = next(iter(sorted(bench.carry.unpacked("engines").glob("*.llmc"))), None)
     if engine is None:
         return {"skipped": "no engine is carried"}
     out = folder() / "soak.json"
@@ -144,7 +146,7 @@ def _options(bench: Bench, name: str) -> list[object]:
 def _ran(bench: Bench, command: list[str], limit: float) -> dict[str, Any]:
     """A program that finds its kernels in what is carried."""
     bench.release()
-    return beside.ran(command, limit - 1, {"LLMC_CACHE": str(bench.carry.folder.resolve())})
+    return beside.ran(command, limit - 1, {"LLMC_CACHE": str(bench.carry.unpacked("kernels").resolve().parent)})
 
 
 def _engine_items(bench: Bench) -> Iterator[Item]:

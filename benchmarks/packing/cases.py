@@ -1,4 +1,4 @@
-"""The kernel cases as data: launches with evaluated grids, inputs as bytes, and what must come out as float64."""
+"""The kernel cases as data: launches with evaluated grids, inputs as bytes, and what must come out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from packing.kernels import Kernels
 from llmc.compiler.targets.cuda.call import Case, Operand
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
 from llmc.compiler.targets.cuda.kernels import suites
+from llmc.compiler.targets.simulate.call import TORCH_DTYPE
 from llmc.runtime.plan.formula import value
 
 NAME = 16
@@ -31,17 +32,21 @@ class Cases:
         """A case whose kernel has been compiled."""
         call = case.call
         operands = [argument for argument in call.arguments.values() if isinstance(argument, Operand)]
-        written = {argument.name for parameter in call.writes if isinstance(argument := call.arguments[parameter], Operand)}
+        written = {
+            argument.name for parameter in call.writes if isinstance(argument := call.arguments[parameter], Operand)
+        }
         tensors = tuple(self._tensor(operand, case, operand.name in written) for operand in dict.fromkeys(operands))
         arguments = tuple(
-            argument.name if isinstance(argument, Operand) else case.sizes[argument] if isinstance(argument, str) else argument
+            argument.name
+            if isinstance(argument, Operand)
+            else case.sizes[argument]
+            if isinstance(argument, str)
+            else argument
             for _, argument in call.ordered
         )
         x, y, z = (value(formula, case.sizes) for formula in (*call.grid, 1, 1)[:3])
         tolerance = case.tolerance + getattr(case, "device_tolerance", 0.0)
-        self.carried.append(
-            CarriedCase(name, kernels.id(variant_of(call)), (x, y, z), arguments, tensors, tolerance)
-        )
+        self.carried.append(CarriedCase(name, kernels.id(variant_of(call)), (x, y, z), arguments, tensors, tolerance))
 
     def _tensor(self, operand: Operand, case: Case, written: bool) -> CaseTensor:
         shape = tuple(value(dim, case.sizes) for dim in operand.shape)
@@ -50,7 +55,8 @@ class Cases:
             tensor = case.inputs[operand.name].contiguous().reshape(-1)
             initial = self._keep(tensor.view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8))
         if operand.name in case.expected:
-            expected = self._keep(torch.as_tensor(case.expected[operand.name]).double().reshape(shape).numpy())
+            kind = torch.float32 if TORCH_DTYPE[operand.dtype].is_floating_point else torch.float64
+            expected = self._keep(torch.as_tensor(case.expected[operand.name]).to(kind).reshape(shape).numpy())
         return CaseTensor(operand.name, operand.dtype, shape, written, initial, expected)
 
     def _keep(self, array: np.ndarray) -> str:

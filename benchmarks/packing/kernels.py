@@ -9,8 +9,9 @@ from typing import Any
 from bringup.carry import CarryWriter
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt
+from llmc.compiler.targets.cuda.emit import with_binaries
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.plan.plan import Binary, Plan
+from llmc.runtime.plan.plan import Module, Plan
 from llmc.runtime.progress import NO_PROGRESS, Progress
 
 
@@ -41,17 +42,24 @@ class Kernels:
     def id(self, variant: Variant) -> str:
         """Where a compiled variant lies; it is put there when it is first asked for."""
         cubin = self.cubins[variant]
-        return self.writer.add(facts(variant, cubin), cubin.data, cubin.ptx or "")
+        return self.writer.add(facts(variant, cubin), cubin.data, cubin.ptx)
 
     def placed(self, plan: Plan, variants: Iterable[Variant]) -> Plan:
         """The plan whose modules, each compiled from its variant, point into what is carried."""
-        modules = []
-        for module, variant in zip(plan.modules, variants, strict=True):
-            self.id(variant)
-            cubin = self.cubins[variant]
-            offset, size = self.writer.place(cubin.data)
-            modules.append(replace(module, binary=binary(cubin, offset, size)))
-        return replace(plan, modules=tuple(modules))
+        cubins = [self.cubins[self._kept(variant)] for variant in variants]
+        modules, code, _ = with_binaries(plan.modules, cubins)
+        return replace(plan, modules=tuple(self._carried(module, code) for module in modules))
+
+    def _kept(self, variant: Variant) -> Variant:
+        self.id(variant)
+        return variant
+
+    def _carried(self, module: Module, code: bytes) -> Module:
+        """A module that points to its machine code in the folder; its PTX is found by that."""
+        made = module.binary
+        assert made is not None, "a compiled module"
+        offset, size = self.writer.place(code[made.offset : made.offset + made.size])
+        return replace(module, binary=replace(made, offset=offset, size=size, ptx_offset=0, ptx_size=0))
 
 
 def facts(variant: Variant, cubin: Cubin) -> dict[str, Any]:
@@ -68,20 +76,3 @@ def facts(variant: Variant, cubin: Cubin) -> dict[str, Any]:
         "registers": cubin.registers,
         "spills": cubin.spills,
     }
-
-
-def binary(cubin: Cubin, offset: int, size: int) -> Binary:
-    """A kernel's machine code as a plan's module has it."""
-    return Binary(
-        offset=offset,
-        size=size,
-        entry=cubin.entry,
-        warps=cubin.warps,
-        shared=cubin.shared,
-        registers=cubin.registers,
-        spills=cubin.spills,
-        pdl=cubin.pdl,
-        global_scratch=cubin.global_scratch,
-        global_scratch_align=cubin.global_scratch_align,
-        profile_scratch=cubin.profile_scratch,
-    )

@@ -22,7 +22,7 @@ from llmc.runtime.plan.plan import Plan
 
 PROMPT = 2048
 MOST = 13
-"""Tiles of a linear of decode steps, the heuristic's among them."""
+"""Tiles of a linear of decode steps besides the heuristic's, of which those that spill are then left out."""
 CHANGES: tuple[dict[str, int], ...] = (
     *({"splits": 1}, {"splits": 2}, {"splits": 4}, {"splits": 8}),
     *({"block_n": 32}, {"block_n": 128}, {"block_n": 128, "warps": 8}, {"block_n": 128, "warps": 8, "splits": 4}),
@@ -52,14 +52,13 @@ class Wanted:
 
     linear: Linear
     forms: tuple[Form, ...]
-    most: int
     keep: bool = False
 
 
 def decoding(plan: Plan, tokens: int) -> list[Wanted]:
     """The linears of the decode program for so many sequences, those with the most weights first."""
     found = [one for one in linears_of(plan) if one.decode and one.tokens == tokens and one.kind == "small"]
-    return [Wanted(one, tuple(Form(t, one.call(t, plan.sm)) for t in tiles(one, plan.sm)), MOST) for one in found]
+    return [Wanted(one, tuple(Form(t, one.call(t, plan.sm)) for t in tiles(one, plan.sm))) for one in found]
 
 
 def prompts(plan: Plan) -> list[Wanted]:
@@ -67,13 +66,14 @@ def prompts(plan: Plan) -> list[Wanted]:
     most = plan.programs[-1].tokens
     large = [one for one in linears_of(plan) if one.kind in ("large", "fp8") and one.tokens == most]
     sized = [replace(one, sizes={**one.sizes, "tokens": PROMPT}) for one in large]
-    return [Wanted(one, tuple(_prompt_forms(one, plan.sm)), len(PROMPT_TILES) * 2, keep=True) for one in sized]
+    return [Wanted(one, tuple(_prompt_forms(one, plan.sm)), keep=True) for one in sized]
 
 
 def tiles(linear: Linear, sm: int) -> list[Tile]:
     """The heuristic's tile, then the others that the chip may hold."""
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
-    return [base, *(tile for tile in _changed(base, CHANGES) if _possible(linear, tile, sm))]
+    possible = [tile for tile in _changed(base, CHANGES) if _possible(linear, tile, sm)]
+    return [base, *possible[:MOST]]
 
 
 PROMPT_TILES: tuple[dict[str, int], ...] = ({"block_m": 128}, {"block_m": 256}, {"block_m": 256, "stages": 3})
@@ -103,7 +103,7 @@ def swept(wanted: Wanted, kernels: Kernels) -> Swept:
     """What is carried of a linear whose forms have been compiled, as far as they could be."""
     linear, sizes = wanted.linear, wanted.linear.sizes
     forms = [form for form in wanted.forms if (known := kernels.cubins.get(variant_of(form.call))) is not None
-             and (form is wanted.forms[0] or wanted.keep or not known.spills)][: wanted.most]  # fmt: skip
+             and (form is wanted.forms[0] or wanted.keep or not known.spills)]  # fmt: skip
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for form in forms:
         for operand in form.call.arguments.values():

@@ -1,8 +1,8 @@
 """What the GPUs can do: the figures that choose tile sizes, refuse kernels too large for a chip, and price a plan.
 
 Sources: NVIDIA's data sheets of A100 80 GB SXM, L4, L40S, H100 SXM, H200 and HGX B200; the whitepapers of Ada (RTX
-4090, L2) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; shared memory: the CUDA programming
-guide's table of compute capabilities; processors and L2 of B200: published reports of what its driver says. FLOP/s are
+4090, L2) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; shared memory and what else blocks
+share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200: published reports of what its driver says. FLOP/s are
 dense, without sparsity.
 """
 
@@ -40,6 +40,34 @@ class Chip:
         return self.copy or 0.9 * self.bandwidth
 
 
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the blocks on one multiprocessor share: threads and blocks at most, bytes of shared memory, registers."""
+
+    threads: int
+    blocks: int
+    shared: int
+    registers: int = 1 << 16
+
+    def resident(self, threads: int, registers: int, shared: int) -> int:
+        """Blocks at the same time, each of so many threads and bytes, with so many registers a thread.
+
+        The system keeps 1 KiB of each block's shared memory. A warp gets registers in units of 256, and as many warps
+        fit as into the four equal parts of a multiprocessor (as NVIDIA's occupancy calculator counts).
+        """
+        warps = -(-threads // 32)
+        fitting = self.registers // 4 // (-(-registers * 32 // 256) * 256) * 4
+        return min(self.threads // (warps * 32), self.blocks, fitting // warps, self.shared // (shared + _KIB))
+
+
+MULTIPROCESSORS = {
+    80: Multiprocessor(2048, 32, 164 * _KIB),
+    89: Multiprocessor(1536, 24, 100 * _KIB),
+    90: Multiprocessor(2048, 32, 228 * _KIB),
+    100: Multiprocessor(2048, 32, 228 * _KIB),
+    120: Multiprocessor(1536, 24, 100 * _KIB),
+}
+"""By compute capability."""
 _GPUS = (
     Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None, 163 * _KIB),
     Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, 99 * _KIB),

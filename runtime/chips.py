@@ -2,8 +2,8 @@
 
 Sources: NVIDIA's data sheets of A100 80 GB SXM, L4, L40S, H100 SXM, H200 and HGX B200; the whitepapers of Ada (RTX
 4090, L2) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; shared memory and what else blocks
-share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200: published reports of what its driver says. FLOP/s are
-dense, without sparsity.
+share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of
+B200: published reports of what its driver says. FLOP/s are dense, without sparsity.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def _text(sm: int, entries: Sequence[Entry]) -> str:
     from ...compiler.targets.cuda.cubins.compile import Cubin
 
     shown = _FIGURES if any(entry.figures for entry in entries) else ()
-    rows = [("file", "kernel", "use", "registers", "spills", "shared", *shown, "cubin", "constants")]
+    head = ("file", "kernel", "use", "registers", "spills", "shared", *shown, "cubin", "constants")
+    rows: list[tuple[str, ...]] = [head]
     refused = []
     sizes = []
     for entry in entries:
@@ -99,7 +100,7 @@ def _figures(entry: Entry) -> tuple[str, ...]:
     if found is None:
         return ("",) * len(_FIGURES)
     return (
-        f"{found.per_weight:.2f}" if found.per_weight is not None else "",
+        f"{found.instr_per_weight:.2f}" if found.instr_per_weight is not None else "",
         str(found.in_flight) if found.in_flight is not None else "",
         " ".join(found.mma),
     )

@@ -19,7 +19,7 @@ _NOBITS = 8
 _WITH_BYTES = 4
 """The format of an attribute whose bytes follow; the value of every other one is in its header."""
 _REQUIRED_THREADS, _PARAMETER = 0x10, 0x17
-"""EIATTR_REQNTID: three u32; EIATTR_KPARAM_INFO: index u32, ordinal u16, offset u16, word u32 with the size at bit 18."""
+"""EIATTR_REQNTID: three u32. EIATTR_KPARAM_INFO: index u32, ordinal u16, offset u16, u32 with the size at bit 18."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from .elf import image_of
 from .sass import Instruction, Listing, disassemble
 
 _MMA = re.compile(r"(UTC)?[HQIO](G)?MMA")
-"""Tensor-core instructions of a thread block (UTC), of four warps (G), of one warp. HFMA2.MMA and DMMA are none here."""
+"""Tensor-core instructions of a thread block (UTC), of four warps (G), of one warp; HFMA2.MMA is none."""
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)|(16)(8)(\d+)")
+_WAIT = re.compile(r"SB\d, 0x([0-9a-f]+)$")
 _LOADS = {"LDG", "LDGSTS", "LDS", "LD"}
 _BULK = {"UBLKCP", "UTMALDG", "UTMALDG2D"}
 """Copies whose size is no part of the instruction."""
@@ -27,16 +28,18 @@ _UTC_ROWS, _UTC_COLUMNS = 128, {"H": 16, "Q": 32, "I": 32, "O": 64}
 
 @dataclass(frozen=True)
 class Figures:
-    """loop: instructions of the main loop. per_weight: of it per weight that a thread multiplies, None where the kernel
-    is no linear. mma: the tensor-core instructions of the kernel with their shapes, each once. in_flight: bytes of
-    asynchronous copies that a multiprocessor waits for at most, None where their sizes cannot be told.
+    """What the instructions of one kernel tell.
 
-    in_flight = (stages - 1) x bytes that a block's main loop copies for one stage x blocks resident. It counts weights
-    and activations alike, and a grid that fills the chip.
+    loop: instructions of the main loop. instr_per_weight: those for each weight that a thread multiplies, None where
+    the kernel is no linear. mma: the tensor-core instructions of the kernel with their shapes, each once. in_flight:
+    bytes of asynchronous copies that a multiprocessor waits for at most, None where their sizes cannot be told.
+
+    in_flight = `on_their_way` x threads of a block x blocks resident. It counts weights and activations alike, and a
+    grid that fills the chip.
     """
 
     loop: int | None
-    per_weight: float | None
+    instr_per_weight: float | None
     mma: tuple[str, ...]
     in_flight: int | None
 
@@ -62,20 +65,14 @@ def figures(variant: Variant, cubin: Cubin, listing: Listing) -> Figures:
     """The figures of one kernel."""
     loop = main_loop(listing)
     weights = weights_of(variant, loop)
-    constants = dict(variant.constants)
     threads = 32 * variant.warps
-    blocks = 1
-    if weights and variant.stages > 1:  # an unrolled loop multiplies, and copies, several blocks of K
-        blocks = max(1, round(weights * threads / (_number(constants, "BLOCK_N") * _number(constants, "BLOCK_K"))))
-    in_flight = None
-    if not {one.name for one in loop} & _BULK:
-        resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.registers, cubin.shared + cubin.static_shared)
-        in_flight = (variant.stages - 1) * sum(map(_copied, loop)) * threads // blocks * resident
+    resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.registers, cubin.shared + cubin.static_shared)
+    told = not {one.name for one in loop} & _BULK
     return Figures(
         loop=len(loop) or None,
-        per_weight=round(len(loop) / weights, 3) if weights else None,
+        instr_per_weight=round(len(loop) / weights, 3) if weights else None,
         mma=tuple(sorted({one.opcode for one in listing.instructions if _MMA.fullmatch(one.name)})),
-        in_flight=in_flight,
+        in_flight=on_their_way(loop) * threads * resident if told else None,
     )
 
 
@@ -109,6 +106,20 @@ def weights_of(variant: Variant, loop: tuple[Instruction, ...]) -> float:
             m, n, k = (int(size) for size in shape.groups() if size)
             weights += m * n * k / (128 if kind[2] else 32) / block_m
     return weights
+
+
+def on_their_way(loop: tuple[Instruction, ...]) -> int:
+    """Bytes of a thread's copies to shared memory that are on their way, at most.
+
+    The loop waits (DEPBAR) until no more than so many groups of copies (LDGDEPBAR) are, and then starts further ones:
+    bytes of an iteration x (groups left by a wait / groups of an iteration + 1 / waits of an iteration).
+    """
+    copied = sum(map(_copied, loop))
+    groups = sum(one.name == "LDGDEPBAR" for one in loop)
+    left = [int(wait[1], 16) for one in loop if one.name == "DEPBAR" and (wait := _WAIT.match(one.operands))]
+    if not (copied and groups and left):
+        return copied
+    return copied * max(left) // groups + copied // len(left)
 
 
 def _copied(one: Instruction) -> int:

@@ -56,13 +56,16 @@ class Listing:
 
     @cached_property
     def loops(self) -> tuple[tuple[Instruction, ...], ...]:
-        """What lies between a backward branch and its target, both included; shortest first."""
+        """What lies between a backward branch and its target, both included; shortest first.
+
+        Rare paths are put behind the kernel's end and jump back: what has an end inside is no loop.
+        """
         found = []
         for index, one in enumerate(self.instructions):
             target = _TARGET.search(one.operands) if one.name == "BRA" else None
             if target is not None and 0 <= (first := int(target[1], 16) - self.start) <= one.address:
                 found.append(self.instructions[first // _BYTES : index + 1])
-        return tuple(sorted(found, key=len))
+        return tuple(sorted((loop for loop in found if all(one.name != "EXIT" for one in loop)), key=len))
 
 
 def disassembler() -> Path | None:

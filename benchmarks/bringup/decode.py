@@ -22,6 +22,7 @@ from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import Bound
+from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs

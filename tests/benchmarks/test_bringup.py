@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.carry import ENGINE, PLAN, RIGHT, SM, TARGET, small_carry
 from support.engines import NARROW, NARROW_BATCH, small_checkpoint
-from support.libcuda import compiled, needs_libcuda
+from support.fakes.libcuda import compiled, needs_libcuda
 from support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))

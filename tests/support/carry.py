@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.libcuda import cubin
+from support.fakes.libcuda import cubin
 from support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))

@@ -11,7 +11,6 @@ the user's cache and in --work, so that a second run takes seconds. Tables of me
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys

@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from bringup import agree, batches, cases, ceilings, counters, decode, launches, loading, machine
-from bringup import peers, prefill, sweep, throughput, tuned
+from bringup import (
+    agree,
+    batches,
+    cases,
+    ceilings,
+    counters,
+    decode,
+    launches,
+    loading,
+    machine,
+    peers,
+    prefill,
+    sweep,
+    throughput,
+    tuned,
+)
 from bringup.step import Step
 
 

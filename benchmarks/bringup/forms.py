@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
 from bringup.bench import Bench
 from bringup.carry import Candidate, Swept
 from bringup.weightless import BLOCK, kind_of, valid
-
 from llmc.runtime.cuda.launches import NUMPY, Parameters, pack
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.numbers import bf16_to_f32

@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
 from bringup import carry
 from bringup.bench import Bench
 from bringup.decode import BenchDevice, opened
 from bringup.step import Item, Step
-
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS

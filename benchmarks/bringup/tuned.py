@@ -15,12 +15,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from gpu_engines import EngineSpec
+
 from bringup import agree, beside, cases
 from bringup.bench import Bench
 from bringup.journal import right
 from bringup.step import Item, Step
-from gpu_engines import EngineSpec
-
 from llmc.runtime.errors import LlmcError
 
 MEMORY = Path("/dev/shm")

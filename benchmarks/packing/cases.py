@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from bringup.carry import CarriedCase, CaseTensor
-from packing.kernels import Kernels
 
 from llmc.compiler.targets.cuda.call import Case, Operand
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.compiler.targets.simulate.call import TORCH_DTYPE
 from llmc.runtime.plan.formula import value
+from packing.kernels import Kernels
 
 NAME = 16
 """Hexadecimal digits of an array's digest, which is its name: equal arrays are carried once."""

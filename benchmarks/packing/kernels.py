@@ -10,7 +10,6 @@ from bringup.carry import CarryWriter
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt
 from llmc.compiler.targets.cuda.emit import with_binaries
-from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.plan import Module, Plan
 from llmc.runtime.progress import NO_PROGRESS, Progress
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from bringup.carry import Candidate, Swept
-from packing.kernels import Kernels
 
 from llmc.compiler.targets.cuda.call import Call, Operand
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
@@ -19,6 +18,7 @@ from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, 
 from llmc.compiler.targets.cuda.tuning.tune import Linear, linears_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Plan
+from packing.kernels import Kernels
 
 PROMPT = 2048
 MOST = 13

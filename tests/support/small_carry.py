@@ -26,7 +26,7 @@ PLANS = {
     carry.BF16: replace(SPEC, quantize="none"),
     carry.MANY: MANY,
 }
-WANTED = gpu_pack.Contents(PLANS, (carry.FP8,), (carry.FP8,), (), ("embed", "norm"), None)
+WANTED = gpu_pack.Contents(PLANS, (carry.FP8,), (carry.FP8,), (), ("embed", "norm", "probe"), None)
 PTX = "//\n.version 9.0\n.target sm_90a\n.visible .entry {0}()\n{{ ret; }}\n"
 
 

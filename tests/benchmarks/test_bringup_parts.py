@@ -14,6 +14,7 @@ import pytest
 from support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+from bringup import decode  # pyright: ignore[reportMissingImports]
 from bringup.bench import Bench  # pyright: ignore[reportMissingImports]
 from bringup.carry import CarriedCase, Carry  # pyright: ignore[reportMissingImports]
 from bringup.cases import order  # pyright: ignore[reportMissingImports]
@@ -168,3 +169,8 @@ def test_a_dump_is_read_as_it_was_written(tmp_path: Path):
         assert (one.program, one.sizes, one.inputs["token_ids"].tolist()) == (2, step.sizes, [7])
         assert (one.launches[0].label, one.launches[0].kernel) == ("a label", "a_kernel")
         np.testing.assert_array_equal(one.launches[0].written["y"], launch.written["y"])
+
+
+def test_a_plan_that_is_not_carried_is_its_steps_error(bench: Bench):
+    perform([decode.STEP], bench, time.time() + 60)
+    assert "a carried plan '8b-fp8'\n  found: none" in bench.journal.outcomes["decode/items"]["error"]

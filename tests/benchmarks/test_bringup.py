@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.carry import ENGINE, PLAN, RIGHT, SM, TARGET, small_carry
+from support.carries.of_an_engine import ENGINE, PLAN, RIGHT, SM, TARGET, small_carry
 from support.engines import NARROW, NARROW_BATCH, small_checkpoint
 from support.fakes.libcuda import compiled, needs_libcuda
 from support.paths import ROOT

@@ -14,9 +14,9 @@ import pytest
 from bringup import batches, carry, counters, throughput  # pyright: ignore[reportMissingImports]
 from bringup.calls import CALLS  # pyright: ignore[reportMissingImports]
 from bringup.carry import Carry  # pyright: ignore[reportMissingImports]
+from support.carries.without_code import PLANS, small_carry
 from support.fakes.libcuda import compiled, needs_libcuda
 from support.paths import ROOT
-from support.small_carry import PLANS, small_carry
 
 pytestmark = [*needs_libcuda, pytest.mark.slow]
 ILLEGAL = 700

@@ -28,9 +28,9 @@ HELD: dict[str, int] = {
     "compiler/oracle": 255,
     "compiler/targets": 63,
     "compiler/targets/cpu": 387,
-    "compiler/targets/cuda": 672,
+    "compiler/targets/cuda": 673,  # a case says what a device may add to its error
     "compiler/targets/cuda/cubins": 664,
-    "compiler/targets/cuda/kernels": 614,
+    "compiler/targets/cuda/kernels": 620,  # fp8.py: NaN survives its way into E4M3 and back
     "compiler/targets/cuda/kernels/attention": 757,
     "compiler/targets/cuda/kernels/linear": 1248,
     "compiler/targets/cuda/kernels/moe": 651,

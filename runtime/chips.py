@@ -4,7 +4,8 @@ Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, 
 the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090, L2) and RTX Blackwell (RTX 5090), for matrix products
 accumulated in float32; the technical brief of Jetson AGX Orin; shared memory and what else blocks
 share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200,
-B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves of its 1 PFLOP/s of sparse FP4.
+B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves
+of its 1 PFLOP/s of sparse FP4.
 """
 
 from __future__ import annotations

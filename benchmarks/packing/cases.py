@@ -45,7 +45,7 @@ class Cases:
             for _, argument in call.ordered
         )
         x, y, z = (value(formula, case.sizes) for formula in (*call.grid, 1, 1)[:3])
-        tolerance = case.tolerance + getattr(case, "device_tolerance", 0.0)
+        tolerance = case.tolerance + case.device_tolerance
         self.carried.append(CarriedCase(name, kernels.id(variant_of(call)), (x, y, z), arguments, tensors, tolerance))
 
     def _tensor(self, operand: Operand, case: Case, written: bool) -> CaseTensor:

@@ -93,7 +93,8 @@ class Case:
     """A call with numbers: torch tensors by operand name, sizes, and what the written ones must then hold.
 
     A written operand without a tensor in `inputs` starts as garbage (NaN, or -1). tolerance: max|a-b| / max|b|, of all
-    elements of `expected` that are not NaN (NaN: any value is right there).
+    elements of `expected` that are not NaN (NaN: any value is right there). device_tolerance: added to it on a device,
+    for arithmetic that is less exact there than in the interpreter.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Case:
     sizes: Mapping[str, int]
     expected: Mapping[str, Any]
     tolerance: float = 1e-5
+    device_tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from support.engines import PicoEngine
 from support.paths import PICO
 
 import llmc
+from llmc.quantize import FORMATS
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_a_flag_in_text_config_only_is_resolved_and_reported(call: Call, checkpo
     assert "warning: tie_word_embeddings = true: found in text_config only" in built(call, checkpoint)[1]
 
 
-@pytest.mark.parametrize("quantize", ["none", "int4"])
+@pytest.mark.parametrize("quantize", ["none", *FORMATS])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_weight_that_is_not_finite_leaves_the_old_engine(call: Call, checkpoint: Path, quantize: str, value: float):
     old = checkpoint.parent / "e.llmc"

@@ -185,3 +185,16 @@ def test_verify_finds(rule: str, text: str, breakage) -> None:  # type: ignore[n
     breakage(next(iter(graph.nodes)), graph)
     with pytest.raises(BrokenGraph, match=rule):
         verify(graph, LOGICAL)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_activation_that_is_not_finite_is_nan_after_its_rounding(bad: float) -> None:
+    example = graphs.parse("(float[3,64] x) => (float[3,64] y) { y = llmc.QuantizeActivations(x) }")
+    x = example.inputs["x"]
+    before = graphs.run(example.graph, example.tensors, {"x": x})["y"]
+    after = graphs.run(example.graph, example.tensors, {"x": np.where(np.arange(192).reshape(3, 64) == 70, bad, x)})[
+        "y"
+    ]
+    assert np.isnan(after[1, 6])
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert np.isfinite(before).all()

@@ -33,6 +33,7 @@ SETTINGS = {
 WAITS_FROM = 90
 """Newer chips launch kernels early: theirs first say that the next may come, then wait for what came before."""
 _BODY = "\n// %bb.0:"
+_THREADS = re.compile(r"^\.reqntid \d+$", re.MULTILINE)
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
@@ -99,7 +100,7 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
         "profile_scratch_align": facts.profile_scratch_align,
         "pdl": request["sm"] >= WAITS_FROM,
         "cooperative": facts.launch_cooperative_grid,
-        "ptx": compiled.asm["ptx"],
+        "ptx": stages.ptx,
         **resources(stages.log),
     }
 
@@ -109,11 +110,12 @@ class Stages:
 
     Every thread waits before its first access to memory, so a launch that is allowed to start early (PTX ISA,
     griddepcontrol) reads only what its predecessor has finished, and so does any other launch. log: of the assembler.
+    ptx: what the cubin is of.
     """
 
     def __init__(self, sm: int) -> None:
         self._sm = sm
-        self.log = ""
+        self.log = self.ptx = ""
 
     def __call__(self, *arguments: Any) -> tuple[str, str] | None:
         """Change the stages. Without arguments Triton asks for the key of the change; every kernel is compiled anew."""
@@ -131,7 +133,22 @@ class Stages:
 
     def _cubin(self, ptx: str) -> bytes:
         cubin, self.log = assemble(ptx, self._sm)
+        self.ptx = ptx
+        if resources(self.log)["spills"]:
+            alone = for_one_block(ptx)
+            another, log = assemble(alone, self._sm)
+            if not resources(log)["spills"]:
+                cubin, self.log, self.ptx = another, log, alone
         return cubin
+
+
+def for_one_block(ptx: str) -> str:
+    """The PTX of one kernel, without the wish that two of its blocks fit on a multiprocessor.
+
+    Unasked, the assembler of CUDA 13.0 keeps registers low enough for another block, and spills for it (PTX ISA,
+    .minnctapersm).
+    """
+    return _THREADS.sub(r"\g<0>\n.minnctapersm 1", ptx, count=1)
 
 
 def with_wait(ptx: str) -> str:

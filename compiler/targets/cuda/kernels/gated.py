@@ -31,7 +31,7 @@ def activate(x, ACTIVATION: tl.constexpr):
         inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
         y = x / (1.0 + tl.exp(-2.0 * inner))
     else:
-        y = tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return y
 
 

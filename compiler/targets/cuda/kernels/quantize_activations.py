@@ -58,7 +58,8 @@ def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: 
     """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, block)] of blocks.
 
     scales [1] is read instead: one number for the whole tensor, a weight of the engine. Calibration makes it of the
-    largest magnitude that samples reach, divided by 448; what is larger in a run is saturated.
+    largest magnitude that samples reach, divided by 448; what is larger in a run is saturated. NaN and infinities are
+    NaN as codes.
     """
     tokens, k = x.shape
     static = scales.shape == (1,)
@@ -93,15 +94,19 @@ def scale_shape(form: str, tokens: int | str, k: int) -> tuple[int | str, ...]:
 
 
 def quantized(x: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (u8) and scales of x [tokens, K]: of "rows", of "blocks", or a "static" one that saturates a few."""
+    """Codes (u8) and scales of x [tokens, K]: of "rows", of "blocks", or a "static" one that saturates a few.
+
+    What is not finite is NaN as a code, and as in `scale_of`, maxima pass over NaN.
+    """
     tokens, k = x.shape
     width = BLOCK if form == "blocks" else k
     padded = torch.nn.functional.pad(x.float(), (0, -k % width)).view(tokens, -1, width)
-    scales = padded.abs().amax(2).clamp(min=LEAST) / LARGEST
+    scales = padded.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(2).clamp(min=LEAST) / LARGEST
     if form == "static":
         scales = (scales.amax() / 2).repeat(tokens, 1)
-    codes = (padded / scales[:, :, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    codes = codes.view(torch.uint8).view(tokens, -1)[:, :k].contiguous()
+    ratio = padded / scales[:, :, None]
+    bounded = ratio.clamp(-LARGEST, LARGEST).where(ratio.isfinite(), torch.nan)
+    codes = bounded.to(torch.float8_e4m3fn).view(torch.uint8).view(tokens, -1)[:, :k].contiguous()
     return codes, {"rows": scales[:, 0], "blocks": scales, "static": scales[0]}[form]
 
 

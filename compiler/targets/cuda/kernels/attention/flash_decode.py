@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
 from ..linear.tiles import COUNTERS, MULTIPROCESSORS
 from .flash_prefill import capped, load_cached
@@ -150,6 +151,7 @@ def weigh_parts(
 
 
 KERNEL = Kernel("attention_decode", attention_decode_kernel)
+FP8 = Kernel("attention_decode_fp8", attention_decode_kernel, MINIMUM_SM)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def attention_decode(
     written = ("out", *(room if parts else ()))
     moved = [q.bytes, out.bytes] + ([parts.partial.bytes, parts.lse.bytes] * 2 if parts else [])
     return Call(
-        KERNEL,
+        FP8 if key.dtype == "u8" else KERNEL,
         {"q": q, "key": key, "value": value, "tables": tables, "lengths": lengths, "out": out, **given},
         {
             **{name: None for name in ("sinks", *room) if name not in given},
@@ -279,7 +281,8 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[Call]:
     cache = ("blocks", 8, PAGE, 128)
-    for sequences, stored in ((1, "bf16"), (32, "bf16"), (1, "u8"), (32, "u8")):
+    shapes = ((1, "bf16"), (32, "bf16"), (1, "u8"), (32, "u8"))
+    for sequences, stored in shapes if sm >= FP8.minimum_sm else shapes[:2]:
         splits = splits_for(sequences, 8, 128, sm)
         yield attention_decode(
             Operand("q", "bf16", ("tokens", 4096)),
@@ -297,4 +300,4 @@ def _calls(sm: int) -> Iterator[Call]:
         )
 
 
-SUITE = Suite((KERNEL,), _cases, _calls)
+SUITE = Suite((KERNEL, FP8), _cases, _calls)

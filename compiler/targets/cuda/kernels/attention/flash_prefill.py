@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
-from ..linear.dequantize import e4m3
 from ..linear.tiles import SHARED_BYTES
 from .reference import PAGE, Options, paged
 
@@ -26,7 +26,7 @@ WARPGROUP_SM = (90, 100)
 def load_cached(cache, offset, inside, ACT: tl.constexpr):
     """Keys or values in ACT: stored so, or as E4M3 bits (u8), which every 16-bit float holds exactly; 0 outside."""
     if cache.dtype.element_ty == tl.uint8:
-        numbers = e4m3(tl.load(cache + offset, inside, 0)).to(ACT)
+        numbers = from_e4m3(tl.load(cache + offset, inside, 0), ACT)
     else:
         numbers = tl.load(cache + offset, inside, 0.0)
     return numbers
@@ -136,6 +136,7 @@ def attention_prefill_kernel(
 
 
 KERNEL = Kernel("attention_prefill", attention_prefill_kernel)
+FP8 = Kernel("attention_prefill_fp8", attention_prefill_kernel, MINIMUM_SM)
 
 
 def attention_prefill(
@@ -167,7 +168,7 @@ def attention_prefill(
     assert isinstance(tables_width, int)
     arguments = {"q": q, "key": key, "value": value, "tables": tables, "starts": starts, "lengths": lengths, "out": out}
     return Call(
-        KERNEL,
+        FP8 if key.dtype == "u8" else KERNEL,
         {**arguments, "sequences": "sequences", **({"sinks": sinks} if sinks is not None else {})},
         {
             **({"sinks": None} if sinks is None else {}),
@@ -224,7 +225,7 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[Call]:
     cache = ("blocks", 8, PAGE, 128)
-    for stored in ("bf16", "u8"):
+    for stored in ("bf16", "u8") if sm >= FP8.minimum_sm else ("bf16",):
         yield attention_prefill(
             Operand("q", "bf16", ("tokens", 4096)),
             Operand("key", stored, cache),
@@ -241,4 +242,4 @@ def _calls(sm: int) -> Iterator[Call]:
         )
 
 
-SUITE = Suite((KERNEL,), _cases, _calls)
+SUITE = Suite((KERNEL, FP8), _cases, _calls)

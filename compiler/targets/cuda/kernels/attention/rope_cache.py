@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ...call import DTYPE_BYTES, ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
-from ..fp8 import MINIMUM_SM
+from ..fp8 import MINIMUM_SM, saturated
 
 PAGE = 64
 BLOCK = 8
@@ -18,13 +18,8 @@ BLOCK = 8
 
 @triton.jit
 def as_stored(numbers, cache):
-    """Numbers in the cache's dtype; E4M3 bits (u8), rounded to nearest even and saturated, where it holds bytes."""
-    if cache.dtype.element_ty == tl.uint8:
-        bounded = tl.minimum(tl.maximum(numbers, -448.0), 448.0)
-        stored = bounded.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    else:
-        stored = numbers.to(cache.dtype.element_ty)
-    return stored
+    """Numbers in the cache's dtype; E4M3 bits (u8), as `saturated` gives them, where it holds bytes."""
+    return saturated(numbers) if cache.dtype.element_ty == tl.uint8 else numbers.to(cache.dtype.element_ty)
 
 
 @triton.jit

@@ -53,7 +53,7 @@ def _is_bf16(act):
 
 @triton.jit
 def e4m3(bits):
-    """E4M3 bits (u8 or wider, finite) as float32."""
+    """E4M3 bits (u8 or wider) as float32; they are a weight's, of which a build refuses those that are not finite."""
     wide = bits.to(tl.int32)
     half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
     return half.to(tl.float32) * 256.0

@@ -1,33 +1,43 @@
 #!/bin/sh
-# All that only a GPU can tell, in few calls, most important first: what there is, and in which order, is in
-# gpu_session.py, which this starts with the right paths on a machine that may not have llmc installed.
+# A call of the GPU bring-up (gpu_first.py) within its seconds, on a machine that may not have llmc installed.
 #
-#   benchmarks/gpu.sh correct      groups: correct, decode, rest; or names of parts; all without any
-#   benchmarks/gpu.sh --dry-run    arguments and imports only; needs no GPU
+#   benchmarks/gpu.sh first        what runs, and the ceilings (140 s); then: speed (290 s), tuned (170 s)
+#   benchmarks/gpu.sh --dry-run    all three: what would be done; needs no GPU
 #
-# PYTHON=python3 OUT=benchmarks/results WORK=/tmp/llmc-gpu PACK=build/gpu-pack
+# PYTHON=python3 OUT=results WORK=/tmp/llmc-gpu PACK=build/gpu-pack
 #
-# Nothing is installed or fetched but wheels that lie in .whl/ (so that a machine without a network can have them).
-# A pack (gpu_pack.py) brings kernels, so that the Triton of this machine compiles none.
+# Nothing is installed or fetched. What is carried (gpu_pack.py) has all kernels, so that nothing is compiled here.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-benchmarks/results}
+OUT=${OUT:-results}
 WORK=${WORK:-/tmp/llmc-gpu}
 PACK=${PACK:-build/gpu-pack}
-mkdir -p "$OUT" "$WORK/path/llmc-0.dist-info" || exit 1
-export OUT WORK
+CUDA_MODULE_LOADING=EAGER
+export CUDA_MODULE_LOADING OUT WORK
+
+dry= calls=
+for word in "$@"; do
+  case $word in
+    --dry-run) dry=--dry-run ;;
+    first | speed | tuned) calls="$calls $word" ;;
+    *) echo "usage: gpu.sh [--dry-run] first|speed|tuned, not '$word'" >&2; exit 2 ;;
+  esac
+done
+if [ -z "$calls" ]; then
+  [ -n "$dry" ] || { echo "usage: gpu.sh [--dry-run] first|speed|tuned" >&2; exit 2; }
+  calls="first speed tuned"
+fi
 
 # the package `llmc` is this folder, whether or not it is installed; its metadata only says so
+mkdir -p "$OUT" "$WORK/path/llmc-0.dist-info" || exit 1
 ln -sfn "$PWD" "$WORK/path/llmc"
 printf 'Metadata-Version: 2.1\nName: llmc\nVersion: 0\n' >"$WORK/path/llmc-0.dist-info/METADATA"
 export PYTHONPATH="$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
-if ls .whl/*.whl >/dev/null 2>&1; then
-  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" .whl/*.whl || exit 1
-  export PYTHONPATH="$WORK/site:$PYTHONPATH"
-fi
-if [ -f "$PACK/kernels/tools.json" ]; then
-  LLMC_CACHE=$(cd "$PACK" && pwd)
-  export LLMC_CACHE
-fi
-exec "$PYTHON" benchmarks/gpu_session.py "$@"
+
+ok=0
+for call in $calls; do
+  case $call in first) seconds=140 ;; speed) seconds=290 ;; *) seconds=170 ;; esac
+  "$PYTHON" benchmarks/gpu_first.py "$call" --carry "$PACK" --out "$OUT" --seconds "$seconds" $dry || ok=1
+done
+exit $ok

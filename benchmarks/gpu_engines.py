@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bringup import carry
 from build8b import CONFIG
 
 from llmc.runtime.engine_file.file import EngineFile
@@ -85,6 +86,22 @@ class EngineSpec:
         return path
 
 
+FP8 = EngineSpec("8b", "fp8", activations="fp8")
+"""In steps of few tokens, activations are not rounded: it decodes as the engine without them does."""
+BF16 = EngineSpec("8b", "none")
+MANY = replace(FP8, max_batch=256, kv="fp8")
+"""The engine that is built with weights where it is measured."""
+PLANS: dict[str, EngineSpec] = {
+    carry.FP8: FP8,
+    carry.BF16: BF16,
+    carry.NVFP4: EngineSpec("8b", "nvfp4"),
+    carry.INT4: EngineSpec("8b", "int4"),
+    carry.SMALL_BF16: EngineSpec("1b", "none"),
+    carry.MANY: MANY,
+    carry.MANY_BF16_CACHE: replace(MANY, kv="none"),
+    carry.NVFP4_FP8: replace(MANY, quantize="nvfp4"),
+}
+"""Whose plans are carried, without weights."""
 _PICO = EngineSpec("pico", "none", PICO_BATCH, 512)
 PICO_FORMATS = ("none", "fp8", "int8", "int4", "nvfp4", "mxfp4")
 SMALL_ENGINES = (
@@ -92,30 +109,11 @@ SMALL_ENGINES = (
     replace(_PICO, quantize="fp8", activations="fp8", kv="fp8"),
 )
 """Engines of the bundled checkpoint."""
-CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.quantize in ("fp8", "int4", "nvfp4"))
-"""Those that a pack holds whole; the others would not fit beside the sources, and are built where they run."""
-SIMULATED = ("fp8", "nvfp4", "int4", "none")
-"""Formats of which a pack holds what the interpreter says."""
-
-
-def carried() -> Path | None:
-    """The folder of the pack that stands in for the kernel cache, if one does."""
-    from llmc.compiler.targets.cuda.cubins.cache import (
-        KernelCache,  # brings torch in, which judging arguments does without
-    )
-
-    cache = KernelCache.default()
-    return cache.folder.parent if cache.folder is not None and cache.packed is not None else None
+CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.formats in ("fp8", "nvfp4", "int4"))
+"""Those that are carried whole, and what the interpreter says of them; more would not fit."""
 
 
 def plan_digest(engine: Path, sm: int) -> str:
     """A digest of an engine's plan, which names its kernels' sources."""
     with EngineFile.open(engine) as opened:
         return hashlib.sha256(opened.section(opened.manifest.profiles[f"sm_{sm}"].graph)).hexdigest()
-
-
-def small_engine(spec: EngineSpec, work: Path, sm: int) -> Path:
-    """An engine of the bundled checkpoint: the pack's if it is there, otherwise built here."""
-    pack = carried()
-    packed = spec.path(pack / "engines", sm) if pack is not None else None
-    return packed if packed is not None and packed.exists() else spec.built(work, sm, "cpu,sm_{}")

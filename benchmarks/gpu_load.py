@@ -1,6 +1,6 @@
 """Cold start on a GPU, in parts: interpreter, imports, engine file, context, kernels, memory, weights, first token.
 
-python benchmarks/gpu_load.py [--shape 8b] [--quantize fp8] [--rounds 5]
+python benchmarks/gpu_load.py [--shape 8b] [--quantize fp8] [--rounds 5] [--cold-rounds 5]
 
 Every round is a new process. "warm": the engine's file is in the page cache; "cold": the system was asked to forget it.
 "to first token" begins where the process was asked for, and holds all other parts but "four tokens"; the graph of the
@@ -61,6 +61,7 @@ print(json.dumps(parts))
 def main() -> None:
     parser = common.parser(__doc__ or "", "gpu_load")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold-rounds", type=int, help="as many as --rounds unless given; 0 for a file in memory")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
@@ -74,7 +75,7 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {"warm": [], "cold": []}
     for _ in range(options.rounds):
         results["warm"].append(child(path, gpu.sm))
-    for _ in range(options.rounds):
+    for _ in range(options.rounds if options.cold_rounds is None else options.cold_rounds):
         drop_pages(path)
         results["cold"].append(child(path, gpu.sm))
     found: dict[str, Any] = {"machine": common.machine(gpu), "engine_bytes": path.stat().st_size}
@@ -82,6 +83,8 @@ def main() -> None:
     found["pinned"] = common.upload_bandwidth(driver)
     driver.close()
     for kind, rounds in results.items():
+        if not rounds:
+            continue
         parts = {part: median(one[part] for one in rounds) for part in rounds[0]}
         speed = parts["weights bytes"] / parts["load: weights"]
         found[kind] = {**parts, "weights bytes/s": speed, "percent of a pinned copy": 100 * speed / found["pinned"]}

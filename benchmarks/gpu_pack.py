@@ -1,43 +1,61 @@
-"""Everything a GPU machine needs and cannot make: cubins, small engines, and what the interpreter says of them.
+"""All that is carried to a machine with a GPU, in one folder of at most 40 MiB; needs Triton and no GPU.
 
-python benchmarks/gpu_pack.py [--out build/gpu-pack] [--sm 90] [--tokens 12] [--simulate fp8 none] [--kernels-only]
+python benchmarks/gpu_pack.py [--out build/gpu-pack] [--work build/gpu] [--tactics sm_90.yaml ...]
 
-Needs Triton and no GPU. The cubins are those of all kernel cases, of the 8B shapes of `llmc kernels`, and of every
-engine that `gpu_session.py` builds. With LLMC_CACHE naming the folder, llmc on the other machine finds them whatever
-Triton is installed there. What the interpreter said is kept as long as engine and kernels are the same.
+Kernel cases with numbers, plans without weights, linears with many tiles, and the machine code of all of them
+(`bringup/carry.py` has the format); engines of the bundled checkpoint, what the interpreter says of them, and a pack of
+kernels for `llmc build`. The same sources give the same bytes. Compiled kernels and the interpreter's words are kept in
+the user's cache and in --work, so that a second run takes seconds. Tables of measured tiles decide the plans.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from gpu_engines import CARRIED, SIMULATED, SMALL_ENGINES, EngineSpec, plan_digest
-from gpu_session import PARTS
-from gpu_tokens import traces
+from bringup import carry
+from bringup.carry import CarryWriter
+from gpu_engines import CARRIED, PLANS, EngineSpec
+from packing import engines, sweep
+from packing.cases import Cases, cases_of
+from packing.kernels import Kernels
+from packing.plans import Drafted, all_drafted
 
-from llmc.compiler.build import lower, open_source
-from llmc.compiler.targets import Limits, target_named
-from llmc.compiler.targets.cuda.cubins.compile import Variant, variant_of
+from llmc.compiler.targets import Table
+from llmc.compiler.targets.cuda.cubins.cache import Tools, source_digest
+from llmc.compiler.targets.cuda.cubins.compile import variant_of
 from llmc.compiler.targets.cuda.cubins.pack import write_pack
-from llmc.compiler.targets.cuda.cubins.rebuild import variants_of
-from llmc.compiler.targets.cuda.kernels import suites
-from llmc.compiler.targets.simulate.device import SimulatedDevice
-from llmc.recipes.recipe import Recipe
-from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.plan.executor import PagedExecutor
-from llmc.runtime.plan.plan import Plan
-from llmc.runtime.progress import NO_PROGRESS
+from llmc.compiler.targets.cuda.tuning import tactics
 
-MOST_BYTES = 45 << 20
-"""What may be carried besides the sources."""
-PROMPTS = (5, 33, 70)
+MOST_BYTES = 40 << 20
+PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "dump", "kernels", "tactics")
+SWEPT = (carry.FP8, carry.NVFP4, carry.BF16)
+"""Plans whose linears are swept, the most wanted first."""
+TOKENS = (1, 8)
+"""Sequences of the decode steps that linears are swept at."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder gets. files: kernel files whose cases are carried, None for all. kernels: the plan whose kernels
+    `llmc build` must find. plans, swept, engines: by name, and in order."""
+
+    plans: Mapping[str, EngineSpec]
+    swept: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    engines: tuple[EngineSpec, ...] = ()
+    files: tuple[str, ...] | None = None
+    kernels: str | None = None
+
+
+ALL = Contents(PLANS, SWEPT, (carry.FP8, carry.BF16), CARRIED, None, carry.MANY)
 
 
 def main() -> None:
@@ -46,73 +64,95 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/gpu"))
     parser.add_argument("--sm", type=int, default=90)
     parser.add_argument("--tokens", type=int, default=12, help="that the interpreter computes after each prompt")
-    parser.add_argument("--simulate", nargs="*", default=SIMULATED, choices=SIMULATED)
-    parser.add_argument("--kernels-only", action="store_true")
+    parser.add_argument("--tactics", type=Path, nargs="*", default=[], help="tables of tiles that the plans have")
     options = parser.parse_args()
-    shutil.rmtree(options.out / "kernels", ignore_errors=True)
-    variants = {*of_kernels(options.sm)}
-    for spec in dict.fromkeys([part.engine for part in PARTS if part.engine is not None] + [*SMALL_ENGINES]):
-        variants |= set(of_engine(spec, options.work, options.sm))
-    write_pack(options.out / "kernels", {options.sm: variants})
-    print(f"{len(variants)} kernels, {size(options.out / 'kernels') / 2**20:.1f} MiB", flush=True)
-    if not options.kernels_only:
-        shutil.rmtree(options.out / "engines", ignore_errors=True)
-        (options.out / "engines").mkdir()
-        for spec in CARRIED:
-            spec.built(options.out / "engines", options.sm, "cpu,sm_{}")
-        for spec in SMALL_ENGINES:
-            if spec.formats in options.simulate:
-                folder = options.out / "engines" if spec in CARRIED else options.work
-                engine = spec.built(folder, options.sm, "cpu,sm_{}")
-                simulate(engine, options.out / "simulated", options.sm, options.tokens)
-    total = size(options.out)
-    print(f"{options.out}: {total / 2**20:.1f} MiB of at most {MOST_BYTES >> 20}")
+    tables = {path: tactics.load(path) for path in options.tactics}
+    began = time.monotonic()
+    make(options.out, options.work, options.sm, ALL, tables, options.tokens)
+    found = sizes(options.out)
+    for part, nbytes in found.items():
+        print(f"{part:10} {nbytes / 2**20:6.2f} MiB")
+    total = sum(found.values())
+    print(f"{options.out}: {total / 2**20:.2f} MiB of at most {MOST_BYTES >> 20}, {time.monotonic() - began:.0f} s")
     sys.exit(total > MOST_BYTES)
 
 
-def of_kernels(sm: int) -> Iterable[Variant]:
-    """What the kernel tests run, and what `llmc kernels` shows."""
-    for suite in suites().values():
-        calls = [*(case.call for case in suite.cases()), *suite.calls(sm)]
-        yield from (variant_of(call) for call in calls if call.kernel.minimum_sm <= sm)
+def make(
+    out: Path,
+    work: Path,
+    sm: int,
+    wanted: Contents,
+    tables: Mapping[Path, Table],
+    tokens: int,
+    kind: type[Kernels] = Kernels,
+) -> None:
+    """Write the folder anew. tokens: that the interpreter computes. kind: of what compiles.
+
+    Raises:
+        LlmcError: a kernel that must be there does not compile.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    engine = None if wanted.kernels is None else asdict(wanted.plans[wanted.kernels])
+    writer = CarryWriter(out, sm, {**told(tables), "engine": engine})
+    kernels = kind(writer)
+    plans = all_drafted(wanted.plans, work, sm, tables.values())
+    cases = cases_of(sm, wanted.files)
+    linears = [*swept_linears(wanted, plans)]
+    kernels.compile(variant_of(case.call) for case in cases.values())
+    kernels.compile(variant for one in plans.values() for variant in one.variants)
+    kernels.compile((variant_of(form.call) for one in linears for form in one.forms), must=False)
+    written = Cases()
+    for name, case in cases.items():
+        written.add(name, case, kernels)
+    writer.cases(written.carried, written.arrays)
+    for name, one in plans.items():
+        writer.plan(name, kernels.placed(one.plan, one.variants))
+    writer.sweep([sweep.swept(one, kernels) for one in linears])
+    writer.close()
+    if wanted.kernels is not None:
+        write_pack(out / "kernels", {sm: plans[wanted.kernels].variants})
+        writer.archive("kernels")
+    for path in tables:
+        (out / "tactics").mkdir(exist_ok=True)
+        shutil.copyfile(path, out / "tactics" / path.name)
+    for spec in wanted.engines:
+        (out / "engines").mkdir(exist_ok=True)
+        engine = engines.built(spec, out / "engines", sm)
+        engines.simulate(engine, out, sm, tokens, work / "simulated")
+    if wanted.engines:
+        writer.archive("engines")
 
 
-def of_engine(spec: EngineSpec, work: Path, sm: int) -> list[Variant]:
-    """What the engine's plan launches; no weight is made."""
-    target = f"sm_{sm}"
-    recipe = Recipe(
-        default_format=spec.quantize,
-        targets=(target,),
-        max_context=spec.max_context,
-        max_batch=spec.max_batch,
-        activations=spec.activations,
-        kv=spec.kv,
-    )
-    checkpoint = open_source(spec.prepare(work), random_weights=None if spec.shape == "pico" else 1)
-    graph = lower(checkpoint, recipe, spec.max_context, None)[2][target]
-    limits = Limits(spec.max_context, spec.max_batch, checkpoint.config.dtype or "float32", spec.kv)
-    emitted = target_named(target).emit(graph, limits, NO_PROGRESS)
-    plan = Plan.from_json(emitted.sections[emitted.main], what=str(spec))
-    print(f"{spec}: {len(plan.modules)} kernels", flush=True)
-    return variants_of(plan, str(spec))
+def swept_linears(wanted: Contents, plans: Mapping[str, Drafted]) -> Iterator[sweep.Wanted]:
+    """Linears to sweep: of steps of one token in all formats, then of more tokens, then of prompts."""
+    seen = set()
+    for tokens in TOKENS:
+        for name in wanted.swept:
+            for one in sweep.decoding(plans[name].plan, tokens):
+                if one.linear.key not in seen:  # the head has its own format in several plans
+                    seen.add(one.linear.key)
+                    yield one
+    for name in wanted.prompts:
+        yield from sweep.prompts(plans[name].plan)
 
 
-def simulate(engine: Path, folder: Path, sm: int, tokens: int) -> None:
-    """The interpreter's tokens and best logits of an engine, unless they are known."""
-    plan, path = plan_digest(engine, sm), folder / f"{engine.stem}.json"
-    if path.exists() and json.loads(path.read_text())["plan"] == plan:
-        return
-    executor = PagedExecutor(EngineFile.open(engine), f"sm_{sm}", SimulatedDevice, max_batch=len(PROMPTS))
-    random = np.random.default_rng(0)
-    found = traces(executor, [random.integers(0, executor.vocab, length).tolist() for length in PROMPTS], tokens)
-    executor.close()
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"plan": plan, "traces": [asdict(one) for one in found]}) + "\n")
-    print(f"{engine.stem}: {tokens} tokens after each of {len(PROMPTS)} prompts interpreted", flush=True)
+def told(tables: Mapping[Path, Table]) -> dict[str, Any]:
+    """What made the folder, for results to name: no time, so that the same sources give the same bytes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    tools = asdict(Tools.installed())
+    return {"commit": commit, "kernels": source_digest(), "tools": tools, "tactics": [t.name for t in tables.values()]}
 
 
-def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every part of the folder."""
+    found: dict[str, int] = {part: 0 for part in PARTS}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            part = path.relative_to(folder).parts[0].partition(".")[0]
+            found[part] = found.get(part, 0) + path.stat().st_size
+    return found
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import gpu_common as common
 import numpy as np
-from gpu_engines import PICO_BATCH, SMALL_ENGINES, small_engine
+from gpu_engines import PICO_BATCH, SMALL_ENGINES
 from gpu_tokens import Trace, first_difference, generate, noise, tie, traces
 
 from llmc.runtime.sampling.params import SamplingParams
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--requests", type=common.positive, default=1000)
     parser.add_argument("--batch", type=common.positive, default=PICO_BATCH)
     parser.add_argument("--quantize", default="fp8", choices=[spec.quantize for spec in SMALL_ENGINES])
+    parser.add_argument("--engine", type=Path, help="an engine to soak, instead of building one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/gpu"))
     parser.add_argument("--out", type=Path, default=common.OUT / "gpu_soak.json")
@@ -46,12 +47,13 @@ def main() -> None:
         print(json.dumps({"engine": spec.formats, "requests": options.requests}))
         return
     gpu = common.gpu()
-    loaded = common.load(small_engine(spec, options.work, gpu.sm), gpu.sm, max_batch=options.batch)
+    engine = options.engine or spec.built(options.work, gpu.sm)
+    loaded = common.load(engine, gpu.sm, max_batch=options.batch)
     try:
         found = soak(loaded.executor, options.requests, options.seed)
     finally:
         loaded.executor.close()
-    common.write(options.out, {"machine": common.machine(gpu), "engine": spec.formats, "batch": options.batch, **found})
+    common.write(options.out, {"machine": common.machine(gpu), "engine": engine.stem, "batch": options.batch, **found})
     sys.exit(not found["ok"])
 
 

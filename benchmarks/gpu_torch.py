@@ -1,7 +1,12 @@
-"""What torch and its cuBLAS reach on the same GPU, the peer of our large products: medians by the GPU's clock."""
+"""What torch and its cuBLAS reach on the same GPU, the peer of our large products: medians by the GPU's clock.
+
+python benchmarks/gpu_torch.py --tokens 2048 --shapes 6144x4096 4096x4096     the last line is JSON
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -12,6 +17,19 @@ COLD_BYTES = 256 << 20
 """Of weights that are read before the first are read again, as in `compiler/targets/cuda/tuning/measure.py`."""
 MOST_COPIES = 8
 ROUNDS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--shapes", nargs="+", required=True, help="n and k of weights, such as 6144x4096")
+    options = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    for shape in options.shapes:
+        n, k = map(int, shape.split("x"))
+        found = products(options.tokens, n, k, False) | products(options.tokens, n, k, True)
+        rows[shape] = {name: 2 * options.tokens * n * k / seconds / 1e12 for name, seconds in found.items()}
+    print(json.dumps({"torch": torch.__version__, "tokens": options.tokens, "tflops": rows}))
 
 
 def products(tokens: int, n: int, k: int, narrow: bool) -> dict[str, float]:
@@ -82,3 +100,7 @@ def _seconds(calls: Sequence[Callable[[], Any]]) -> float:
         torch.cuda.synchronize()
         taken.append(start.elapsed_time(stop) / 1e3 / len(calls))
     return median(taken[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,8 @@
 A folder. `code.bin` holds every cubin, and every PTX text compressed by zlib, each once; `code.json` says what lies
 where. `plans/NAME.json.gz` are launch plans whose modules point into `code.bin`. `cases.json` and `cases.npz` are the
 kernel cases: what is launched, with which bytes, and what must come out. `sweep.json` are linears with many tiles.
-`engines/`, `simulated/` and `kernels/` are engines, the interpreter's words on them, and a pack for `llmc build`.
+`engines.zip`, `simulated/` and `dump/` are engines and what the interpreter says of them, `kernels.zip` is a pack for
+`llmc build`, and `tactics/` has the tables of tiles that decided the plans.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 
 from llmc.runtime.plan.plan import Plan
 
 CODE, INDEX, CASES, ARRAYS, SWEEP = "code.bin", "code.json", "cases.json", "cases.npz", "sweep.json"
+_NEVER = (1980, 1, 1, 0, 0, 0)
+FP8, BF16, NVFP4, INT4, SMALL_BF16 = "8b-fp8", "8b-bf16", "8b-nvfp4", "8b-int4", "1b-bf16"
+"""Plans without weights of Llama-3.1-8B and 3.2-1B for 8 sequences of 4,096 tokens; "8b-fp8" has FP8 activations."""
+MANY, MANY_BF16_CACHE, NVFP4_FP8 = "8b-fp8-many", "8b-fp8-many-kvbf16", "8b-nvfp4-many"
+"""For 256 sequences, all with FP8 activations: FP8 with a cache in FP8 and in bf16, and NVFP4 with one in FP8."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,9 @@ class Code:
 class CaseTensor:
     """A tensor of a case: dtype of `runtime/plan`, shape, whether it is written, first bytes, and what must come out.
 
-    initial, expected: names of arrays in `cases.npz`: u8 bytes, and float64 of the same shape in which NaN means that
-    any value is right. Without `initial` it starts as bytes 0xFF, which are NaN or -1.
+    initial, expected: names of arrays in `cases.npz`: u8 bytes, and numbers of the same shape in which NaN means that
+    any value is right, float64 or, of floating-point tensors, float32, which tells more than any tolerance. Without
+    `initial` it starts as bytes 0xFF, which are NaN or -1.
     """
 
     name: str
@@ -140,6 +150,14 @@ class CarryWriter:
     def sweep(self, swept: Sequence[Swept]) -> None:
         (self.folder / SWEEP).write_text(json.dumps([asdict(one) for one in swept]) + "\n")
 
+    def archive(self, part: str) -> None:
+        """Make one file of what lies in a folder of that name: machine code and texts become a third."""
+        with ZipFile(self.folder / f"{part}.zip", "w") as file:
+            for path in sorted((self.folder / part).rglob("*")):
+                made = ZipInfo(path.relative_to(self.folder / part).as_posix(), _NEVER)
+                file.writestr(made, path.read_bytes(), ZIP_DEFLATED, 9)
+        shutil.rmtree(self.folder / part)
+
     def close(self) -> None:
         (self.folder / CODE).write_bytes(self._bytes)
         index = {"sm": self.sm, "facts": self.facts, "code": {name: asdict(code) for name, code in self._code.items()}}
@@ -189,6 +207,21 @@ class Carry:
     def plan(self, name: str) -> Plan:
         text = gzip.decompress((self.folder / "plans" / f"{name}.json.gz").read_bytes())
         return Plan.from_json(text, what=name)
+
+    def unpacked(self, part: str) -> Path:
+        """The folder of a part that may be an archive, which is unpacked once; there is none if it is absent."""
+        archive = self.folder / f"{part}.zip"
+        if not archive.exists():
+            return self.folder / part
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+        made = Path(tempfile.gettempdir()) / f"llmc-carry-{digest}" / part
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=made.parent))
+            with ZipFile(archive) as file:
+                file.extractall(folder)
+            folder.rename(made)
+        return made
 
     @cached_property
     def cases(self) -> tuple[CarriedCase, ...]:

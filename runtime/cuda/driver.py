@@ -5,7 +5,6 @@ Streams, events, modules, functions and graphs are the binding's own objects; ad
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Self
@@ -171,17 +170,17 @@ class Driver:
         Raises:
             RefusedCode: it does not; says what its compiler said.
         """
-        log = ctypes.create_string_buffer(_LOG_BYTES)
+        log = bytearray(_LOG_BYTES)  # the bindings take no address here
         kinds = self._api.CUjit_option
         given = {
-            kinds.CU_JIT_ERROR_LOG_BUFFER: ctypes.addressof(log),
+            kinds.CU_JIT_ERROR_LOG_BUFFER: log,
             kinds.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: _LOG_BYTES,
         }
         arguments = ptx.encode() + b"\0", len(given), list(given), list(given.values())
         try:
             return self._call(f"compiling the PTX of {what}", "cuModuleLoadDataEx", *arguments)
         except RefusedCode as error:
-            said = log.value.decode(errors="replace").strip()[:_LOG_SHOWN]
+            said = log.partition(b"\0")[0].decode(errors="replace").strip()[:_LOG_SHOWN]
             found = f"{error.found}; {said}" if said else error.found
             raise RefusedCode(error.asked, found=found, fix=error.fix) from None
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +16,26 @@ import numpy as np
 import pytest
 import torch
 from gpu.on_device import run_case
-from support.engines import NARROW, NARROW_BATCH, small_checkpoint
 from support.fakes.driver import FakeApi, FakeKernel, Memory
 from support.paths import ROOT
 from support.toy_gpu import HEIGHT, KERNELS, answer, toy_engine, toy_plan
 
 sys.path.append(str(ROOT / "benchmarks"))
-import gpu_agree  # pyright: ignore[reportMissingImports]
 import gpu_common as common  # pyright: ignore[reportMissingImports]
 import gpu_decode  # pyright: ignore[reportMissingImports]
-import gpu_linears  # pyright: ignore[reportMissingImports]
 import gpu_load  # pyright: ignore[reportMissingImports]
-import gpu_prefill  # pyright: ignore[reportMissingImports]
 import gpu_soak  # pyright: ignore[reportMissingImports]
 import gpu_throughput  # pyright: ignore[reportMissingImports]
 import gpu_tokens  # pyright: ignore[reportMissingImports]
+import gpu_torch  # pyright: ignore[reportMissingImports]
 import host_step  # pyright: ignore[reportMissingImports]
-from gpu_session import PARTS  # pyright: ignore[reportMissingImports]
 from gpu_tokens import Trace  # pyright: ignore[reportMissingImports]
 
-import llmc
 from llmc.compiler.targets.cuda.call import Case
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, variant_of
-from llmc.compiler.targets.cuda.cubins.rebuild import variants_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.plan.plan import Plan
 from llmc.runtime.scheduling.scheduler import Request
 
 GPU = gpus.Gpu(0, "Toy H200", 90, 1 << 30)
@@ -76,7 +65,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", ["gpu_decode", "gpu_load", "gpu_prefill"])
+@pytest.mark.parametrize("name", ["gpu_decode", "gpu_load"])
 def test_dry_runs_say_what_they_would_do(name: str, tmp_path: Path):
     done = run(FOLDER / f"{name}.py", "--dry-run", "--quantize", "nvfp4", "--work", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -94,36 +83,12 @@ def test_dry_runs_say_what_they_would_do(name: str, tmp_path: Path):
         ("gpu_decode", ("--max-batch", 0), "0: a number above 0"),
         ("gpu_decode", ("--engine", "gone.llmc"), "gone.llmc: no such engine"),
         ("gpu_decode", ("--tokens", 16), "more than 16 --tokens"),
-        ("gpu_prefill", ("--prompt", 4096), "--prompt 4096: below --max-context 4096"),
         ("gpu_throughput", ("--output", 2000), "--input and --output together: at most --max-context 2304"),
-        ("gpu_session", ("speed",), "no part or group 'speed'"),
     ],
 )
 def test_arguments_are_judged_before_a_gpu_is_needed(name: str, arguments: tuple[Any, ...], text: str):
     done = run(FOLDER / f"{name}.py", "--dry-run", *arguments)
     assert done.returncode and text in done.stderr
-
-
-@pytest.mark.slow
-def test_a_peer_that_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Within this process, which has torch already; that the script starts as one, the dry run of all tells."""
-    script, out = str(FOLDER / "peers" / "run_transformers.py"), tmp_path / "peer.json"
-    options = ("--layers", 1, "--prompt", 4, "--tokens", 9, "--format", "bf16", "int4", "--out", out)
-    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-    monkeypatch.setattr(sys, "path", [str(Path(script).parent), *sys.path])
-    runpy.run_path(script, run_name="__main__")  # raises SystemExit where a process would end with another code than 0
-    found = json.loads(out.read_text())["formats"]
-    if not torch.cuda.is_available():
-        assert found["bf16"] == found["int4"] == {"not available": "RuntimeError: torch sees no GPU"}
-
-
-@pytest.mark.slow
-def test_the_whole_script_can_be_tried_dry(tmp_path: Path):
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
-    done = subprocess.run([FOLDER / "gpu.sh", "--dry-run"], env=environment, capture_output=True, text=True)
-    ends = [line for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert len(ends) == len(PARTS) and all(": exit 0 after" in line for line in ends), done.stdout
-    assert done.returncode == 0
 
 
 def test_decode_is_measured_over_the_runtimes_own_path(toy: Any):
@@ -178,20 +143,6 @@ def test_a_trace_is_what_the_model_says(toy: Any):
     assert all(one.margin(step) == 2 * HEIGHT for one in found for step in range(9))
 
 
-def test_agreement_is_judged_by_noise(toy: Any):
-    same = traced(toy, 6)
-    off = [replace(same[0], logits=tuple((6.1, *row[1:]) for row in same[0].logits)), *same[1:]]
-    swapped = (same[1].ids[2][1], same[1].ids[2][0], *same[1].ids[2][2:])
-    other = [*same[:1], replace(same[1], ids=(*same[1].ids[:2], swapped, *same[1].ids[3:]))]
-    with toy() as (loaded, _):
-        right = gpu_agree.judge(loaded.executor, same)
-        near = gpu_agree.judge(loaded.executor, off)
-        wrong = gpu_agree.judge(loaded.executor, other)
-    assert right["ok"] and (right["noise"], right["answers_that_differ"], right["tokens"]) == (0.0, 0, 18)
-    assert near["ok"] and near["noise"] == pytest.approx(0.1)
-    assert not wrong["ok"] and wrong["other_tokens_followed"] and wrong["first_differences"] == [2]
-
-
 def test_ties_are_closer_than_twice_the_noise():
     one = Trace((1,), ((5, 6), (7, 8)), ((3.0, 2.9), (3.0, 2.0)))
     assert gpu_tokens.tie(one, 0, noise=0.06) and not gpu_tokens.tie(one, 0, noise=0.04)
@@ -235,14 +186,6 @@ def test_the_hosts_part_is_every_step_of_every_request(tmp_path: Path):
     assert found[1]["gpu_s"] == pytest.approx(cached / host_step.CHIP.reachable_bandwidth)
 
 
-def test_prompts_are_timed_whole(toy: Any):
-    with toy(lanes=1) as (loaded, api):
-        found = gpu_prefill.prompts(loaded, 200, 3)
-    assert found["tokens_per_s"] == pytest.approx(200 / found["prompt_s"]) and len(found["prompt_s_all"]) == 3
-    assert not api.calls["cuGraphLaunch"]
-    assert gpu_prefill.chunks(200, 64) == [64, 64, 64, 8] and gpu_prefill.chunks(64, 64) == [64]
-
-
 def test_a_cold_start_is_told_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -260,39 +203,6 @@ def test_a_cold_start_is_told_in_parts(
     assert parts["weights bytes"] > 0 and api.calls["cuGraphLaunch"] == 3
 
 
-@pytest.fixture(scope="module")
-def narrow_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Layers in FP8 on both sides; the last one's MLP is of the wanted rows alone."""
-    folder = tmp_path_factory.mktemp("narrow")
-    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=2, **NARROW)
-    return llmc.build(
-        checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=NARROW_BATCH, quantize="fp8", activations="fp8"
-    )
-
-
-def test_the_linears_alone_are_the_engines_own_kernels(narrow_engine: Path):
-    with EngineFile.open(narrow_engine) as engine:
-        plan = Plan.from_json(engine.section("profiles/sm_90/plan.json"), what="plan")
-    found = gpu_linears.large_linears(plan)
-    assert {(one.kind, one.n, one.k) for one in found} >= {("fp8", 128, 64), ("fp8", 64, 96)}
-    calls = [one.call(gpu_linears.tile_of(one, plan), 90) for one in found]
-    assert {variant_of(call) for call in calls} <= {*variants_of(plan, "plan")}
-    assert gpu_prefill.operations_of(plan, 100) >= 2 * 100 * sum(one.n * one.k for one in found)
-
-
-def test_a_linear_is_held_against_the_fastest_product(narrow_engine: Path, monkeypatch: pytest.MonkeyPatch):
-    with EngineFile.open(narrow_engine) as engine:
-        plan = Plan.from_json(engine.section("profiles/sm_90/plan.json"), what="plan")
-        (linear,) = (one for one in gpu_linears.large_linears(plan) if (one.n, one.k) == (64, 96))
-        monkeypatch.setattr(gpu_linears, "measure", lambda *given, **_: sizes.append(given[4]["tokens"]) or [1e-6])
-        monkeypatch.setattr(gpu_linears.gpu_torch, "products", lambda *_: {"slow": 4e-6, "fast": 0.5e-6})
-        sizes: list[int] = []
-        row = gpu_linears.linear_row(Driver(FakeApi()), linear, engine, plan, 100)
-    assert sizes == [100] and row["tflops"] == pytest.approx(2 * 100 * 64 * 96 / 1e-6 / 1e12)
-    assert row["percent_of_torch"] == pytest.approx(50)
-    assert gpu_linears.row(linear, 100, 1e-6, {})["percent_of_torch"] is None
-
-
 def test_a_product_that_torch_refuses_ends_nothing(capsys: pytest.CaptureFixture[str]):
     def seconds(calls: Any) -> float:
         return calls[0]()
@@ -300,13 +210,13 @@ def test_a_product_that_torch_refuses_ends_nothing(capsys: pytest.CaptureFixture
     def refused() -> float:
         raise RuntimeError("no such kernel")
 
-    found = gpu_linears.gpu_torch.measured({"rows": [refused], "tensor": [lambda: 2.0]}, seconds)
+    found = gpu_torch.measured({"rows": [refused], "tensor": [lambda: 2.0]}, seconds)
     assert found == {"tensor": 2.0} and "rows: not available: no such kernel" in capsys.readouterr().out
 
 
 def test_torchs_weights_are_more_than_a_cache_holds():
-    assert [gpu_linears.gpu_torch.copies(nbytes) for nbytes in (1 << 20, 64 << 20, 1 << 30)] == [8, 4, 1]
-    assert gpu_linears.gpu_torch.products(8, 16, 16, False) == {} or torch.cuda.is_available()
+    assert [gpu_torch.copies(nbytes) for nbytes in (1 << 20, 64 << 20, 1 << 30)] == [8, 4, 1]
+    assert gpu_torch.products(8, 16, 16, False) == {} or torch.cuda.is_available()
 
 
 def _taken(memory: Memory, grid: Any, asked: int, last: int, taken: int, tokens: int, *_scratch: int) -> None:

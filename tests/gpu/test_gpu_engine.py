@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_engines import SMALL_ENGINES, small_engine  # pyright: ignore[reportMissingImports]
+from gpu_engines import SMALL_ENGINES  # pyright: ignore[reportMissingImports]
 from support.engines import quantized_logits, relative, some_ids
 
 from llmc.runtime.cuda.device import CudaDevice, Options
@@ -40,7 +40,7 @@ def on_gpu(path: Path, sm: int, *, graphs: bool = True, batch: int = 4) -> Itera
 
 @pytest.fixture(scope="module", params=[spec for spec in SMALL_ENGINES if spec.formats == spec.quantize], ids=str)
 def engine(request: pytest.FixtureRequest, gpu: Driver, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return small_engine(request.param, tmp_path_factory.mktemp("gpu"), gpu.sm), request.param.quantize
+    return request.param.built(tmp_path_factory.mktemp("gpu"), gpu.sm, "cpu,sm_{}"), request.param.quantize
 
 
 def generate(executor: PagedExecutor, *, together: int, params: SamplingParams | None = None) -> list[list[int]]:

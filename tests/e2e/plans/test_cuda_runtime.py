@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import libcuda_session as session
 from support.engines import NARROW, NARROW_BATCH, small_checkpoint
+from support.fakes import libcuda_session as session
 from support.fakes.libcuda import BINDINGS, Line, compiled, needs_libcuda, trace, with_bindings
 
 import llmc

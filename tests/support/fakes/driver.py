@@ -263,12 +263,12 @@ class FakeApi:
         self.live["modules"] += 1
         return OK, image
 
-    def cuModuleLoadDataEx(self, image: bytes, count: int, options: list[str], values: list[int]):
+    def cuModuleLoadDataEx(self, image: bytes, count: int, options: list[str], values: list[Any]):
         assert count == len(options) == len(values) and image.endswith(b"\0")
         if self.jit_log:
             given = dict(zip(options, values, strict=True))
             said = self.jit_log.encode()[: given["error log bytes"] - 1] + b"\0"
-            ctypes.memmove(given["error log"], said, len(said))
+            given["error log"][: len(said)] = said
             return Result["CUDA_ERROR_INVALID_PTX"], None
         self.jitted.append(image.rstrip(b"\0").decode())
         self.live["modules"] += 1

@@ -2,7 +2,8 @@
 
 Activations are quantized while the step runs (`../quantize_activations.py`), one scale a token or one calibrated for
 all ("fp8": weights with one a row), or one a token and 128 columns (weights with one for 128 x 128). Sums of 128
-columns are added up in float32, since FP8 tensor cores keep few bits of longer ones.
+columns are added up in float32, since FP8 tensor cores of sm_90 keep few bits of longer ones; without PROMOTE they are
+not, which is what a measurement of the price of this compares with.
 """
 
 # Triton's types know neither plain numbers as constexprs nor its loops.
@@ -55,6 +56,7 @@ def linear_fp8_kernel(
     K: tl.constexpr,
     BLOCKS: tl.constexpr,
     STATIC: tl.constexpr,
+    PROMOTE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -67,8 +69,8 @@ def linear_fp8_kernel(
     """x u8 [tokens, K] times w u8 [N, K], E4M3 bits, and their scales -> y [tokens, N], plus bias and residual.
 
     x_scale f32 [tokens], or with STATIC [1], and w_scale f32 [N]; or with BLOCKS (BLOCK_K and BLOCK_N at most 128)
-    [tokens, cdiv(K, 128)] and [cdiv(N, 128), cdiv(K, 128)]. Grid: a program per block of rows and of tokens, then parts
-    of K (SPAN columns each).
+    [tokens, cdiv(K, 128)] and [cdiv(N, 128), cdiv(K, 128)], which want PROMOTE. Grid: a program per block of rows and
+    of tokens, then parts of K (SPAN columns each).
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     SCALES: tl.constexpr = (K + 127) // 128
@@ -85,13 +87,16 @@ def linear_fp8_kernel(
         column = k + tl.arange(0, BLOCK_K)
         weights = load_e4m3(w, read_row[:, None] * K + column[None, :], column[None, :] < K, EVEN, EMULATE)
         tile = load_e4m3(x, read_token[None, :] * K + column[:, None], column[:, None] < K, EVEN, EMULATE)
-        part_sum = dot(weights, tile, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), EMULATE)
-        if BLOCKS:
-            row_scale = tl.load(w_scale + (block_n * BLOCK_N // 128) * SCALES + k // 128)
-            token_scale = tl.load(x_scale + read_token * SCALES + k // 128)
-            acc += part_sum * (token_scale * row_scale)[None, :]
+        if PROMOTE:
+            part_sum = dot(weights, tile, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), EMULATE)
+            if BLOCKS:
+                row_scale = tl.load(w_scale + (block_n * BLOCK_N // 128) * SCALES + k // 128)
+                token_scale = tl.load(x_scale + read_token * SCALES + k // 128)
+                acc += part_sum * (token_scale * row_scale)[None, :]
+            else:
+                acc += part_sum
         else:
-            acc += part_sum
+            acc = dot(weights, tile, acc, EMULATE)
     if not BLOCKS:
         token_scale = tl.load(x_scale) if STATIC else tl.load(x_scale + read_token)[None, :]
         acc *= tl.load(w_scale + read_row)[:, None] * token_scale
@@ -122,6 +127,7 @@ def linear_fp8(
     workspace: Operand | None = None,
     counters: Operand | None = None,
     tile: Tile | None = None,
+    promote: bool = True,
 ) -> Call:
     """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
 
@@ -133,6 +139,7 @@ def linear_fp8(
     n = y.shape[-1]
     static = x_scales.shape == (1,)
     assert isinstance(n, int) and isinstance(k, int) and block in (None, BLOCK) and not (static and block)
+    assert promote or block is None, "scales of blocks are applied to the sums of 128 columns"
     tile = tile or default_tile("fp8", n, k, "fp8", max_tokens, sm)
     split = tile.splits > 1
     if split and (workspace is None or counters is None):
@@ -146,8 +153,8 @@ def linear_fp8(
     }
     given = {name: operand for name, operand in optional.items() if operand is not None}
     constants: dict[str, Constant] = {name: None for name in optional if name not in given}
-    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "STATIC": static, "GROUP_ROWS": GROUP_TILES}
-    constants |= {"SPLITS": tile.splits, "SPAN": tile.span(k)} | tile_constants(tile)
+    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "STATIC": static, "PROMOTE": promote}
+    constants |= {"GROUP_ROWS": GROUP_TILES, "SPLITS": tile.splits, "SPAN": tile.span(k)} | tile_constants(tile)
     del constants["WARPS"]
     moved = [o.bytes for o in (x_codes, x_scales, w, w_scale, y, bias, residual) if o is not None]
     return Call(
@@ -163,22 +170,35 @@ def linear_fp8(
     )
 
 
+_CASES = (
+    (3, 40, 208, "rows", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+    (1, 130, 384, "rows", "f16", "residual", Tile(64, 128, 16, 3, 4, 3)),
+    (33, 70, 128, "rows", "bf16", "", Tile(128, 128, 16, 1, 4, 3)),
+    (3, 200, 320, "blocks", "f16", "bias", Tile(64, 128, 16, 2, 4, 3)),
+    (33, 130, 256, "blocks", "bf16", "residual", Tile(128, 128, 32, 1, 4, 3)),
+    (3, 70, 208, "static", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
+    (33, 130, 384, "static", "f16", "residual", Tile(64, 128, 32, 3, 4, 3)),
+)
+"""Tokens, N, K, form of the scales, dtype, what is added, tile."""
+
+
 def _cases() -> Iterator[Case]:
     source = torch.Generator().manual_seed(7)
-    for tokens, n, k, form, dtype, extra, tile in (
-        (3, 40, 208, "rows", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
-        (1, 130, 384, "rows", "f16", "residual", Tile(64, 128, 16, 3, 4, 3)),
-        (33, 70, 128, "rows", "bf16", "", Tile(128, 128, 16, 1, 4, 3)),
-        (3, 200, 320, "blocks", "f16", "bias", Tile(64, 128, 16, 2, 4, 3)),
-        (33, 130, 256, "blocks", "bf16", "residual", Tile(128, 128, 32, 1, 4, 3)),
-        (3, 70, 208, "static", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
-        (33, 130, 384, "static", "f16", "residual", Tile(64, 128, 32, 3, 4, 3)),
-    ):
+    for tokens, n, k, form, dtype, extra, tile in _CASES:
         yield _linear_case(source, tokens, n, k, form, dtype, extra, tile)
+    yield _linear_case(source, 33, 70, 208, "rows", "bf16", "bias", Tile(128, 128, 32, 1, 4, 3), promote=False)
 
 
 def _linear_case(
-    source: torch.Generator, tokens: int, n: int, k: int, form: str, dtype: str, extra: str, tile: Tile
+    source: torch.Generator,
+    tokens: int,
+    n: int,
+    k: int,
+    form: str,
+    dtype: str,
+    extra: str,
+    tile: Tile,
+    promote: bool = True,
 ) -> Case:
     kind = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
     x, x_scale = quantized(torch.randn(tokens, k, generator=source), form)
@@ -206,13 +226,21 @@ def _linear_case(
         optional["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
         optional["counters"] = Operand("counters", "i32", (count,))
         inputs["counters"] = torch.zeros(count, dtype=torch.int32)
-    call = _operands(n, k, form, dtype, tokens, 90, tile, optional)
-    name = f"{form}-{dtype}-{tokens}x{n}x{k}"
+    call = _operands(n, k, form, dtype, tokens, 90, tile, optional, promote)
+    name = f"{form}-{dtype}-{tokens}x{n}x{k}" + "-in-the-tensor-core" * (not promote)
     return Case(name, call, inputs, {"tokens": tokens}, {"y": expected}, ROUNDING[dtype], DEVICE_TOLERANCE)
 
 
 def _operands(
-    n: int, k: int, form: str, dtype: str, max_tokens: int, sm: int, tile: Tile, extra: dict[str, Operand]
+    n: int,
+    k: int,
+    form: str,
+    dtype: str,
+    max_tokens: int,
+    sm: int,
+    tile: Tile,
+    extra: dict[str, Operand],
+    promote: bool = True,
 ) -> Call:
     block = BLOCK if form == "blocks" else None
     return linear_fp8(
@@ -224,6 +252,7 @@ def _operands(
         max_tokens=max_tokens,
         sm=sm,
         tile=tile,
+        promote=promote,
         **extra,
     )
 

@@ -1,0 +1,115 @@
+"""A plan on the GPU without an engine: machine code of the carried folder, and weights that no checkpoint has.
+
+Weights decide neither which launches there are nor how long they take, as long as they are numbers: so each kind gets
+64 MiB of random bytes that are valid for it, repeated over all its weights by copies inside the GPU. Random bits draw
+the power that real ones do; zeros run some 13 % too fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bringup.carry import Carry
+from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.cuda.upload import Placement
+from llmc.runtime.errors import EngineError
+from llmc.runtime.plan.budget import packed, tensors_of
+from llmc.runtime.plan.plan import Binary, Plan, Tensor
+from llmc.runtime.progress import Progress
+
+BLOCK = 64 << 20
+"""Bytes of random numbers of a kind."""
+SCALE = 0.01
+
+
+@dataclass
+class Weightless:
+    """A carried plan as contents of a device (`runtime/cuda/contents.py`)."""
+
+    carry: Carry
+    name: str
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.what = f"{self.name} without weights"
+        self.max_batch = max(program.sequences for program in self.plan.programs)
+
+    def placement(self, plan: Plan) -> Placement:
+        """Every weight at a place of its own."""
+        offsets, nbytes = packed(tensors_of(plan, "weight", {}))
+        return Placement(offsets, (), {}, frozenset(), nbytes)
+
+    def cubin(self, binary: Binary, what: str) -> bytes:
+        """Raises EngineError where the carried folder has no such bytes."""
+        found = self.carry.data[binary.offset : binary.offset + binary.size]
+        if len(found) != binary.size:
+            raise EngineError(f"kernel {what} of {self.what}", found="no such bytes", fix="make the carry again")
+        return found
+
+    def ptx(self, binary: Binary) -> str:
+        name = self._by_place.get((binary.offset, binary.size))
+        return self.carry.ptx(name) if name is not None else ""
+
+    def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
+        """Copy blocks of random numbers over the weights."""
+        weights = {name: tensor for name, tensor in self.plan.tensors.items() if tensor.kind == "weight"}
+        kinds = sorted({kind_of(name, tensor) for name, tensor in weights.items()})
+        most = max((tensor.bytes({}) for tensor in weights.values()), default=0)
+        with ExitStack() as cleanup, progress.stage("weights", placement.bytes) as advance:
+            stream = driver.stream()
+            cleanup.callback(driver.drop_stream, stream)
+            block = min(BLOCK, most)
+            host = driver.allocate_host(block, "random numbers")
+            cleanup.callback(driver.free_host, host)
+            source = driver.allocate(block, "random numbers")
+            cleanup.callback(driver.free, source)
+            view = np.ctypeslib.as_array((ctypes.c_ubyte * block).from_address(host))
+            random = np.frombuffer(np.random.default_rng(0).bytes(block), np.uint8)
+            for kind in kinds:
+                driver.wait(stream)
+                view[:] = valid(random, kind)
+                driver.copy_in(source, host, block, stream)
+                for name, tensor in weights.items():
+                    if kind_of(name, tensor) != kind:
+                        continue
+                    nbytes, at = tensor.bytes({}), base + placement.offsets[name]
+                    for start in range(0, nbytes, block):
+                        driver.copy(at + start, source, min(block, nbytes - start), stream)
+                    advance(nbytes)
+            driver.wait(stream)
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[int, int], str]:
+        return {code.cubin: name for name, code in self.carry.code.items()}
+
+
+def kind_of(name: str, tensor: Tensor) -> str:
+    """What bytes of a weight mean: a dtype, or of u8 whether they are codes or scales."""
+    return f"u8 {'scales' if 'scale' in name else 'codes'}" if tensor.dtype == "u8" else tensor.dtype
+
+
+def valid(random: np.ndarray, kind: str) -> np.ndarray:
+    """Bytes of a kind out of random bytes: no NaN, no infinity, and about the size of weights.
+
+    Codes: E4M3 without its NaN (0x7F and 0xFF), of which any nibble is also a code of 4 bits. Scales: 0x30 to 0x37, as
+    E4M3 0.5 to 0.94. bf16: 2^-7 to 2^-6, of either sign. f16: 2^-7. f32: 0.01.
+    """
+    if kind == "u8 codes":
+        return random & 0xF7
+    if kind == "u8 scales":
+        return random & 0x07 | 0x30
+    words = random[: random.size // 4 * 4].view("<u4")
+    made = np.zeros(random.size, np.uint8)
+    room = made[: words.size * 4]
+    if kind == "bf16":
+        room[:] = (words & 0x807F807F | 0x3C003C00).astype("<u4").view(np.uint8)
+    elif kind == "f16":
+        room[:] = (words & 0x83FF83FF | 0x20002000).astype("<u4").view(np.uint8)
+    elif kind == "f32":
+        room[:] = np.full(words.size, SCALE, "<f4").view(np.uint8)
+    return made

@@ -1,0 +1,186 @@
+"""What is expected of a GPU before one has run anything: floors from the carried plans' prices, and guesses above them.
+
+python benchmarks/gpu_predictions.py [--carry build/gpu-pack]      rewrites predictions.json and docs/gpu-predictions.md
+
+Results of a call are printed beside these numbers (`bringup/predicted.py`). The guesses were made on 2026-11-28,
+before any measurement; they stay as they are, and later runs of this script only follow the plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bringup import batches, carry, prefill, throughput
+from bringup.carry import Carry
+from bringup.predicted import FILE
+from gpu_engines import PLANS
+
+from llmc.runtime.plan.plan import Plan
+from llmc.runtime.plan.price import Roofline, price
+
+DATE = "2026-11-28"
+TEXT = Path(__file__).resolve().parent.parent / "docs" / "gpu-predictions.md"
+COPY = {"H100": 3.0e12, "H200": 4.3e12}
+"""Bytes/s of a copy on the device, read and written counted: what floors are computed with."""
+REACHED = {"fp8": 1.2e15, "bf16": 0.7e15}
+"""Operations/s that good products of large matrices reach on both, which have the same processors."""
+GROUP = 4
+"""Heads of Llama-3 that read one cached head."""
+DECODE = {
+    carry.FP8: ((0.75, 0.82), (0.70, 0.77)),
+    carry.BF16: ((0.86, 0.90), (0.83, 0.87)),
+    carry.NVFP4: ((0.55, 0.61), (0.50, 0.55)),
+    carry.INT4: ((0.58, 0.65), (0.53, 0.59)),
+    carry.SMALL_BF16: ((0.64, 0.75), (0.58, 0.68)),
+}
+"""Share of the floor on an H100, launched plainly and early, at batch 1 and 8."""
+MANY = {
+    carry.MANY: (0.55, 0.45, 0.50),
+    carry.MANY_BF16_CACHE: (0.60, 0.55, 0.60),
+    carry.NVFP4_FP8: (0.45, 0.55, 0.55),
+}
+"""The same at batch 64, 128 and 256, launched early: few blocks in o and down, and scalar decoding of an FP8 cache."""
+PROMPT = {carry.FP8: 0.56, carry.BF16: 0.65}
+MORE_MS = {carry.FP8: 1.0, carry.MANY: 1.1}
+"""Milliseconds that two thresholds add to a step: each passes over the vocabulary eight times, a block to a row."""
+FIXED: Mapping[str, Mapping[str, float]] = {
+    "ceilings/launch": {"us": 2.5},
+    "ceilings/graph node": {"us": 1.5},
+    "ceilings/graph node, pdl": {"us": 0.9},
+    **{f"prompts/fp8 {shape} fp8 2048": {"best/tflops": 850.0} for shape in ("6144x4096", "4096x4096", "4096x14336")},
+    "prompts/fp8 28672x4096 fp8 2048": {"best/tflops": 900.0},
+    "prompts/large 28672x4096 dense 2048": {"best/tflops": 650.0},
+    "torch/torch": {
+        "tflops/28672x4096/matmul bf16": 700.0,
+        "tflops/28672x4096/_scaled_mm fp8, scales of tensor": 1250.0,
+    },
+    "engine/build": {"seconds": 20.0},
+    "engine/cold start": {"to first token": 3.0},
+    "engine/throughput": {"idle_share": 0.03},
+}
+"""Of both chips: they are not bound by memory."""
+READ_OVER_COPY = 1.04
+SERVED_SHARE, SERVED_CONTEXT = 0.5, 1100
+
+
+@dataclass(frozen=True)
+class Row:
+    """A predicted time. name: "step/item" of the result; floor and ms by chip; share: of the floor, on an H100."""
+
+    name: str
+    share: float
+    floor: Mapping[str, float]
+    ms: Mapping[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--carry", type=Path, default=Path("build/gpu-pack"))
+    rows = list(predicted(Carry(parser.parse_args().carry)))
+    FILE.write_text(json.dumps({"date": DATE, "chips": chips(rows)}, indent=1) + "\n")
+    TEXT.write_text(text(rows))
+    print(f"{FILE.name}: {len(rows)} times on {len(COPY)} chips; {TEXT.name}")
+
+
+def predicted(carried: Carry) -> Iterator[Row]:
+    """Every time that has a floor."""
+    for name, by_batch in DECODE.items():
+        for batch, shares in zip(batches.BATCHES, by_batch, strict=True):
+            for pdl, share in zip((False, True), shares, strict=True):
+                floor = step(carried.plan(name), name, batch, batches.CONTEXT)
+                yield row(f"batches/{batches.row_name(name, batch, pdl)}", share, floor)
+                if (name, batch) == (carry.FP8, 1):
+                    yield row(f"decode/{'pdl' if pdl else 'plain'}, graphs", share, floor)
+    for name, shares in MANY.items():
+        plan = carried.plan(name)
+        for batch, share in zip(throughput.BATCHES, shares, strict=True):
+            yield row(
+                f"throughput/{throughput.row_name(name, batch)}", share, step(plan, name, batch, throughput.CONTEXT)
+            )
+    for name, share in PROMPT.items():
+        yield row(f"prefill/{prefill.row_name(name)}", share, whole(carried.plan(name), name))
+    floor = step(carried.plan(carry.MANY), carry.MANY, 256, SERVED_CONTEXT)
+    yield row("engine/throughput", SERVED_SHARE, floor)
+
+
+def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
+    """Milliseconds of a decode step on a perfect chip, by chip: each launch takes what its bytes or operations do."""
+    program = plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
+    made = {
+        chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP)
+        for chip in COPY
+    }
+    return {chip: 1e3 * found.seconds for chip, found in made.items()}
+
+
+def whole(plan: Plan, name: str) -> dict[str, float]:
+    """Milliseconds of a step with one whole prompt, likewise."""
+    sizes = {"tokens": prefill.TOKENS, "sequences": 1, "rows": 1}
+    program = plan.program_for(decode=False, **sizes)
+    made = {chip: price(plan, program, roofline(chip, name), sizes=sizes, context=0, group=GROUP) for chip in COPY}
+    return {chip: 1e3 * found.seconds for chip, found in made.items()}
+
+
+def roofline(chip: str, name: str) -> Roofline:
+    narrow = PLANS[name].activations == "fp8"
+    return Roofline(COPY[chip], REACHED["fp8" if narrow else "bf16"])
+
+
+def row(name: str, share: float, floor: Mapping[str, float]) -> Row:
+    """What lies above the floor on an H100 is latency and arithmetic, which an H200 has as well."""
+    more = floor["H100"] * (1 / share - 1)
+    return Row(name, share, floor, {chip: ms + more for chip, ms in floor.items()})
+
+
+def sampling(plan: str) -> str:
+    return f"sampling/{throughput.row_name(plan, dict(throughput.SAMPLED_AT)[plan])}"
+
+
+def chips(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """By chip, name and field."""
+    made: dict[str, dict[str, dict[str, float]]] = {}
+    for chip, copy in COPY.items():
+        known: dict[str, dict[str, float]] = {"ceilings/copy": {"bytes_per_s": copy}}
+        known["ceilings/read"] = {"bytes_per_s": READ_OVER_COPY * copy}
+        known |= {name: dict(fields) for name, fields in FIXED.items()}
+        known |= {sampling(name): {"more_ms": more} for name, more in MORE_MS.items()}
+        for one in rows:
+            field = "decode_step_ms" if one.name == "engine/throughput" else "ms"
+            known.setdefault(one.name, {})[field] = round(one.ms[chip], 3)
+        made[chip] = known
+    return made
+
+
+def text(rows: list[Row]) -> str:
+    """The predictions for people."""
+    copies = " and ".join(f"{speed / 1e12:g} TB/s on an {chip}" for chip, speed in COPY.items())
+    products = " and ".join(f"{kind} {speed / 1e15:g}" for kind, speed in REACHED.items())
+    told = [
+        "# What a GPU is expected to do",
+        "",
+        f"Predicted on {DATE}, before any measurement, by `benchmarks/gpu_predictions.py`, which rewrites this file.",
+        "",
+        "Floor: launches of the carried plan take what their bytes or operations take on a perfect chip, one after",
+        f"another, and the cache is read once. Memory: {copies}, what a copy reaches.",
+        f"Operations: {products} PFLOP/s, what good products reach. The share of the floor is a guess for an H100.",
+        "What lies above the floor there is latency and arithmetic; an H200 has the same processors, so it is added to",
+        "the floor of an H200 as it is.",
+        "",
+        "| result | share of the floor, H100 | H100 floor, ms | H100, ms | H200 floor, ms | H200, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        times = " | ".join(f"{one.floor[chip]:.2f} | {one.ms[chip]:.2f}" for chip in COPY)
+        told.append(f"| {one.name} | {100 * one.share:.0f} % | {times} |")
+    told += ["", "Not bound by memory, of both chips:", "", "| result | field | predicted |", "|---|---|---|"]
+    told += [f"| {name} | {field} | {value:g} |" for name, fields in FIXED.items() for field, value in fields.items()]
+    told += [f"| {sampling(name)} | more_ms | {more:g} |" for name, more in MORE_MS.items()]
+    return "\n".join([*told, ""])
+
+
+if __name__ == "__main__":
+    main()

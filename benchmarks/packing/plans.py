@@ -1,0 +1,50 @@
+"""Launch plans of models whose weights are never made: what times kernels at their real sizes within seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpu_engines import EngineSpec
+
+from llmc.compiler.build import lower, open_source
+from llmc.compiler.targets import Limits, Table, tables_for
+from llmc.compiler.targets.cuda.cubins.compile import Variant
+from llmc.compiler.targets.cuda.emit import draft
+from llmc.recipes.recipe import Recipe
+from llmc.runtime.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A plan whose modules have no machine code yet, and what each is compiled from."""
+
+    plan: Plan
+    variants: tuple[Variant, ...]
+
+
+def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Table] = ()) -> Drafted:
+    """What an engine's plan launches; no weight is made, and no kernel compiled. tactics: as those of a build."""
+    target = f"sm_{sm}"
+    recipe = Recipe(
+        default_format=spec.quantize,
+        targets=(target,),
+        max_context=spec.max_context,
+        max_batch=spec.max_batch,
+        activations=spec.activations,
+        kv=spec.kv,
+    )
+    checkpoint = open_source(spec.prepare(work), random_weights=None if spec.shape == "pico" else 1)
+    graph = lower(checkpoint, recipe, spec.max_context, None)[2][target]
+    limits = Limits(spec.max_context, spec.max_batch, checkpoint.config.dtype or "float32", spec.kv)
+    table = tables_for((target,), tactics).get(target)
+    plan, variants = draft(graph, replace(limits, tactics=table), sm)
+    return Drafted(plan, tuple(variants))
+
+
+def all_drafted(
+    specs: Mapping[str, EngineSpec], work: Path, sm: int, tactics: Collection[Table] = ()
+) -> dict[str, Drafted]:
+    """`drafted` of every spec, by its name."""
+    return {name: drafted(spec, work, sm, tactics) for name, spec in specs.items()}

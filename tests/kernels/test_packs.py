@@ -1,0 +1,52 @@
+"""Packs of kernels stand in for a user's cache and a compiler, and are never made of a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmc.compiler.targets.cuda.cubins import compile
+from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
+from llmc.compiler.targets.cuda.cubins.compile import variant_of
+from llmc.compiler.targets.cuda.cubins.pack import write_pack
+from llmc.compiler.targets.cuda.kernels import suites
+from llmc.runtime.errors import RecipeError
+from llmc.runtime.progress import NO_PROGRESS
+
+
+def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pack of the cases of one kernel file, made of a user's cache in which they lie."""
+    tools = Tools("3.9.0", "assembler")
+    monkeypatch.setattr(Tools, "installed", staticmethod(lambda: tools))
+    monkeypatch.setenv("LLMC_CACHE", str(folder / "user"))
+    wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
+    answer = {"sm": 90, "data": "AAAA", "entry": "e", "types": [], "warps": 1, "ctas": 1, "shared": 0}
+    answer |= {"global_scratch": 0, "global_scratch_align": 1, "profile_scratch": 0, "profile_scratch_align": 1}
+    answer |= {"pdl": True, "cooperative": False, "registers": 9, "spills": 0, "local": 0, "ptx": "ptx"}
+    for one in wanted:
+        user = KernelCache(folder / "user" / "kernels")
+        user.save(key_of(one.request(90), sources_of(one.file), tools), {**answer, "static_shared": 0})
+    write_pack(folder / "pack" / "kernels", {90: wanted})
+    monkeypatch.setenv("LLMC_CACHE", str(folder / "pack"))
+    return folder / "pack"
+
+
+def test_cases_are_found_in_a_pack_with_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    packed(tmp_path, monkeypatch)
+    monkeypatch.setattr(Tools, "installed", staticmethod(lambda: pytest.fail("asked which tools are here")))
+    monkeypatch.setattr(compile, "find_spec", lambda name: None)
+    wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
+    found = compile.compile_variants(wanted, 90, progress=NO_PROGRESS)
+    assert len(found) == len({*wanted}) and all(cubin.data == b"\0\0\0" for cubin in found.values())
+    assert KernelCache.default().tools.triton == "3.9.0"
+
+
+def test_a_pack_is_not_made_of_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    packed(tmp_path, monkeypatch)
+    with pytest.raises(RecipeError, match="a cache of compiled kernels"):
+        write_pack(tmp_path / "second", {})
+    monkeypatch.setenv("LLMC_CACHE", "")
+    with pytest.raises(RecipeError, match="a cache of compiled kernels"):
+        write_pack(tmp_path / "second", {})
+    assert not (tmp_path / "second" / TOOLS).exists()

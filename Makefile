@@ -36,7 +36,7 @@ quick: $(VENV)/.dev
 	$(PYTEST) -n auto --dist loadfile tests/test_tiny.py tests/unit
 
 golden: $(VENV)/.dev
-	$(PYTEST) tests/golden/test_golden.py --update-golden
+	$(PYTEST) tests/golden/test_golden.py tests/kernels/test_figures.py --update-golden
 
 sizes:
 	@PYTHONPATH=tests $(PYTHON) -m repo.sizes

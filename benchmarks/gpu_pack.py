@@ -147,7 +147,7 @@ def told(tables: Mapping[Path, Table]) -> dict[str, Any]:
 
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of every part of the folder."""
-    found = dict.fromkeys(PARTS, 0)
+    found: dict[str, int] = {part: 0 for part in PARTS}
     for path in folder.rglob("*"):
         if path.is_file():
             part = path.relative_to(folder).parts[0].partition(".")[0]

@@ -157,16 +157,18 @@ def chips(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
 
 def text(rows: list[Row]) -> str:
     """The predictions for people."""
+    copies = " and ".join(f"{speed / 1e12:g} TB/s on an {chip}" for chip, speed in COPY.items())
+    products = " and ".join(f"{kind} {speed / 1e15:g}" for kind, speed in REACHED.items())
     told = [
         "# What a GPU is expected to do",
         "",
         f"Predicted on {DATE}, before any measurement, by `benchmarks/gpu_predictions.py`, which rewrites this file.",
         "",
-        "Floor: every launch of the carried plan takes what its bytes or its operations take on a perfect chip, one after",
-        f"another, and the cache is read once. Bytes/s: {COPY['H100'] / 1e12} TB/s on an H100 and {COPY['H200'] / 1e12} TB/s on an H200, what a copy",
-        f"reaches; operations/s: {REACHED['fp8'] / 1e15} PFLOP/s in FP8 and {REACHED['bf16'] / 1e15} in bf16, what good products reach. The share of the",
-        "floor is a guess for an H100. What lies above the floor there is latency and arithmetic; an H200 has the same",
-        "processors, so it is added to the floor of an H200 as it is.",
+        "Floor: launches of the carried plan take what their bytes or operations take on a perfect chip, one after",
+        f"another, and the cache is read once. Memory: {copies}, what a copy reaches.",
+        f"Operations: {products} PFLOP/s, what good products reach. The share of the floor is a guess for an H100.",
+        "What lies above the floor there is latency and arithmetic; an H200 has the same processors, so it is added to",
+        "the floor of an H200 as it is.",
         "",
         "| result | share of the floor, H100 | H100 floor, ms | H100, ms | H200 floor, ms | H200, ms |",
         "|---|---|---|---|---|---|",

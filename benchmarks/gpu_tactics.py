@@ -60,9 +60,9 @@ def table(results: Mapping[str, Any], facts: Mapping[str, Any], sm: int) -> Tabl
 
 
 def rows_of(found: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows that one swept linear gives: none where the heuristic's tile has no time."""
+    """The rows that one swept linear gives: none where the heuristic's tile has no time or no numbers."""
     heuristic, *others = found["candidates"]
-    if "seconds" not in heuristic:
+    if "seconds" not in heuristic or not heuristic["finite"]:
         return
     best = min((one for one in others if "seconds" in one), key=lambda one: one["seconds"], default=heuristic)
     if best["seconds"] > WORTH * heuristic["seconds"]:

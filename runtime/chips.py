@@ -2,9 +2,9 @@
 
 Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300 and DGX Spark (GB10);
 the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090, L2) and RTX Blackwell (RTX 5090), for matrix products
-accumulated in float32; the technical brief of Jetson AGX Orin; shared memory: the CUDA programming guide's table of
-compute capabilities; processors and L2 of B200, B300 and GB10: published reports of what their drivers say. FLOP/s are
-dense, without sparsity; those of GB10 are halves of its 1 PFLOP/s of sparse FP4.
+accumulated in float32; the technical brief of Jetson AGX Orin; shared memory and what else blocks
+share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200,
+B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves of its 1 PFLOP/s of sparse FP4.
 """
 
 from __future__ import annotations
@@ -15,13 +15,39 @@ from dataclasses import dataclass, replace
 from .errors import RecipeError, nearest
 
 _KIB, _MIB, _GB, _TFLOPS = 1 << 10, 1 << 20, 10**9, 1e12
+_RESERVED = _KIB
+"""Bytes of each block's shared memory that the system keeps."""
 
 
-SHARED: Mapping[int, int] = {
-    **dict.fromkeys((86, 89, 120, 121), 99 * _KIB),
-    **dict.fromkeys((80, 87), 163 * _KIB),
-    **dict.fromkeys((90, 100, 103), 227 * _KIB),
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the blocks on one multiprocessor share: threads and blocks at most, bytes of shared memory, registers."""
+
+    threads: int
+    blocks: int
+    shared: int
+    registers: int = 1 << 16
+
+    def resident(self, threads: int, registers: int, shared: int) -> int:
+        """Blocks at the same time, each of so many threads and bytes, with so many registers a thread.
+
+        The system keeps 1 KiB of each block's shared memory. A warp gets registers in units of 256, and as many warps
+        fit as into the four equal parts of a multiprocessor (as NVIDIA's occupancy calculator counts).
+        """
+        warps = -(-threads // 32)
+        fitting = self.registers // 4 // (-(-registers * 32 // 256) * 256) * 4
+        return min(self.threads // (warps * 32), self.blocks, fitting // warps, self.shared // (shared + _RESERVED))
+
+
+MULTIPROCESSORS: Mapping[int, Multiprocessor] = {
+    80: Multiprocessor(2048, 32, 164 * _KIB),
+    86: Multiprocessor(1536, 16, 100 * _KIB),
+    87: Multiprocessor(1536, 16, 164 * _KIB),
+    **dict.fromkeys((89, 120, 121), Multiprocessor(1536, 24, 100 * _KIB)),
+    **dict.fromkeys((90, 100, 103), Multiprocessor(2048, 32, 228 * _KIB)),
 }
+"""By compute capability."""
+SHARED = {sm: one.shared - _RESERVED for sm, one in MULTIPROCESSORS.items()}
 """Bytes of shared memory a block may opt in to, by compute capability."""
 
 

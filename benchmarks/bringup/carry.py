@@ -59,8 +59,9 @@ class Code:
 class CaseTensor:
     """A tensor of a case: dtype of `runtime/plan`, shape, whether it is written, first bytes, and what must come out.
 
-    initial, expected: names of arrays in `cases.npz`: u8 bytes, and float64 (of floating-point tensors float32, which
-    is more than a case's tolerance tells) of the same shape in which NaN means that any value is right. Without `initial` it starts as bytes 0xFF, which are NaN or -1.
+    initial, expected: names of arrays in `cases.npz`: u8 bytes, and numbers of the same shape in which NaN means that
+    any value is right, float64 or, of floating-point tensors, float32, which tells more than any tolerance. Without
+    `initial` it starts as bytes 0xFF, which are NaN or -1.
     """
 
     name: str
@@ -208,7 +209,7 @@ class Carry:
         return Plan.from_json(text, what=name)
 
     def unpacked(self, part: str) -> Path:
-        """The folder of a part that may be an archive: it is unpacked once on a machine. A part that is absent is empty."""
+        """The folder of a part that may be an archive, which is unpacked once; there is none if it is absent."""
         archive = self.folder / f"{part}.zip"
         if not archive.exists():
             return self.folder / part

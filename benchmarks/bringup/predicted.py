@@ -1,4 +1,4 @@
-"""Measurements beside what was predicted of them before any GPU had run (`gpu_predictions.py`): quotients, no verdicts."""
+"""Measurements beside what was predicted of them before any GPU had run (`gpu_predictions.py`); there is no verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Call C: what has changed since the first call is right, tuned plans, and one real engine from its file to many requests.
+"""Call C: what has changed since the first call, tuned plans, and one real engine from its file to many requests.
 
 C1 runs the cases and engines again whose code is not that of the first call's right results. C2 is B1 with the plans as
 they are now carried. C3 builds the carried engine with weights in memory from carried kernels, starts it cold, and lets

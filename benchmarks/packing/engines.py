@@ -1,4 +1,4 @@
-"""Small engines that are carried whole, and what the interpreter says of them: tokens, best logits, one step's buffers."""
+"""Small engines that are carried whole, and what the interpreter says of them: tokens, best logits, buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS = (5, 33, 70)
 
 
 def simulate(engine: Path, out: Path, sm: int, tokens: int, known: Path) -> None:
-    """Put the interpreter's tokens and best logits of an engine, and the buffers of a short run, into the carried folder.
+    """Put the interpreter's tokens and best logits of an engine, and buffers of a short run, into the carried folder.
 
     known: a folder that keeps them from one run to the next, as long as the plan is the same.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_engines import EngineSpec
 
 from llmc.compiler.build import lower, open_source
-from llmc.compiler.targets import Limits, Table
+from llmc.compiler.targets import Limits, Table, tables_for
 from llmc.compiler.targets.cuda.cubins.compile import Variant
 from llmc.compiler.targets.cuda.emit import draft
 from llmc.recipes.recipe import Recipe
@@ -25,7 +25,7 @@ class Drafted:
 
 
 def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Table] = ()) -> Drafted:
-    """What an engine's plan launches; no weight is made, and no kernel compiled. tactics: at most one table."""
+    """What an engine's plan launches; no weight is made, and no kernel compiled. tactics: as those of a build."""
     target = f"sm_{sm}"
     recipe = Recipe(
         default_format=spec.quantize,
@@ -37,10 +37,9 @@ def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Table] = 
     )
     checkpoint = open_source(spec.prepare(work), random_weights=None if spec.shape == "pico" else 1)
     graph = lower(checkpoint, recipe, spec.max_context, None)[2][target]
-    limits = Limits(
-        spec.max_context, spec.max_batch, checkpoint.config.dtype or "float32", spec.kv, next(iter(tactics), None)
-    )
-    plan, variants = draft(graph, limits, sm)
+    limits = Limits(spec.max_context, spec.max_batch, checkpoint.config.dtype or "float32", spec.kv)
+    table = tables_for((target,), tactics).get(target)
+    plan, variants = draft(graph, replace(limits, tactics=table), sm)
     return Drafted(plan, tuple(variants))
 
 

@@ -23,11 +23,13 @@ Jobs = Annotated[
     int | None, options.flag("--jobs", "Compilers at the same time; by default what CPUs and memory allow.", min=1)
 ]
 _LONGEST_LISTING = 5
+_FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 
 def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.Json = False) -> None:
-    """Compile every GPU kernel and show its registers, spills, shared memory and size on each chip."""
+    """Compile every GPU kernel and show its registers, spills, shared memory, instructions and size on each chip."""
     _need_compiler()
+    from ...compiler.targets.cuda.cubins import sass
     from ...compiler.targets.cuda.cubins.report import report
     from ...runtime import chips
 
@@ -39,6 +41,8 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
         console.out_json({**found, **(console.error_json(error) if error else {})})
     else:
         console.out("\n".join(_text(one, [entry for entry in entries if entry.sm == one]) for one in wanted))
+    if sass.disassembler() is None:
+        console.note(f"llmc: {', '.join(_FIGURES)} are not shown without a disassembler: pip install {sass.WHEEL}")
     if error:
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code)
@@ -75,7 +79,9 @@ def _error(bad: Sequence[Entry]) -> VerifyError | None:
 def _text(sm: int, entries: Sequence[Entry]) -> str:
     from ...compiler.targets.cuda.cubins.compile import Cubin
 
-    rows: list[tuple[str, ...]] = [("file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants")]
+    shown = _FIGURES if any(entry.figures for entry in entries) else ()
+    head = ("file", "kernel", "use", "registers", "spills", "shared", *shown, "cubin", "constants")
+    rows: list[tuple[str, ...]] = [head]
     refused = []
     sizes = []
     for entry in entries:
@@ -87,9 +93,21 @@ def _text(sm: int, entries: Sequence[Entry]) -> str:
             refused.append(f"  refused: {variant.file}: {variant}\n    {outcome.found}")
             continue
         sizes.append(len(outcome.data))
-        numbers = (outcome.registers, outcome.spills, outcome.shared + outcome.static_shared, sizes[-1])
+        numbers = map(str, (outcome.registers, outcome.spills, outcome.shared + outcome.static_shared))
         use = "model" if entry.decode else "case"
-        rows.append((variant.file, variant.kernel, use, *map(str, numbers), constants))
+        found = _figures(entry) if shown else ()
+        rows.append((variant.file, variant.kernel, use, *numbers, *found, str(sizes[-1]), constants))
     spilling = sum(entry.spills > 0 for entry in entries)
     counts = f"{len(sizes)} cubins of {console.size(sum(sizes))}, {spilling} spill, {len(refused)} refused"
     return "\n".join([f"sm_{sm}: {counts}", *([console.table(rows)] if sizes else []), *refused])
+
+
+def _figures(entry: Entry) -> tuple[str, ...]:
+    found = entry.figures
+    if found is None:
+        return ("",) * len(_FIGURES)
+    return (
+        f"{found.instr_per_weight:.2f}" if found.instr_per_weight is not None else "",
+        str(found.in_flight) if found.in_flight is not None else "",
+        " ".join(found.mma),
+    )

@@ -64,6 +64,18 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Field:
+    """A parameter in memory: its code in `struct`'s language, and its offset in bytes."""
+
+    code: str
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return struct.calcsize(self.code)
+
+
+@dataclass(frozen=True)
 class Parameters:
     """A kernel's parameters in memory; `address` is what cuLaunchKernelEx takes."""
 
@@ -144,35 +156,45 @@ def bind(
     return Bound(inputs, input_bytes, tuple(launches), buffers)
 
 
+def layout(types: Sequence[str]) -> tuple[Field, ...]:
+    """Where a kernel finds parameters of these types, all known: in order, each aligned to its own size."""
+    fields, end = [], 0
+    for code in map(_code, types):
+        size = struct.calcsize(code)
+        fields.append(Field(code, -(-end // size) * size))
+        end = fields[-1].offset + size
+    return tuple(fields)
+
+
 def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> Parameters:
-    """Parameters in memory, each aligned to its own size.
+    """Parameters in memory, where `layout` says.
 
     Raises:
         EngineError: a type that is none, or a number that does not fit its type.
     """
-    codes = [_POINTER if kind.startswith("*") else _CODES.get(kind, "") for kind in types]
-    if "" in codes or len(codes) != len(values):
+    if len(types) != len(values) or not all(map(_code, types)):
         raise EngineError(
             f"launch {what!r}: parameters {', '.join(types)}"[:300],
             found=f"{len(values)} values, and types among {', '.join(_CODES)} and pointers",
             fix="build the engine again",
         )
-    offsets, end = [], 0
-    for code in codes:
-        size = struct.calcsize(code)
-        end = -(-end // size) * size
-        offsets.append(end)
-        end += size
+    fields = layout(types)
+    end = fields[-1].offset + fields[-1].size if fields else 0
     block = ctypes.create_string_buffer(end + 8)
     base = -(-ctypes.addressof(block) // 8) * 8
     shift = base - ctypes.addressof(block)
-    for code, kind, offset, number in zip(codes, types, offsets, values, strict=True):
+    for field, kind, number in zip(fields, types, values, strict=True):
         try:
-            struct.pack_into(code, block, shift + offset, number)
+            struct.pack_into(field.code, block, shift + field.offset, number)
         except (struct.error, OverflowError):
             raise EngineError(f"launch {what!r}: a parameter of type {kind}", found=f"{number!r}") from None
-    pointers = (ctypes.c_void_p * len(offsets))(*(base + offset for offset in offsets))
+    pointers = (ctypes.c_void_p * len(fields))(*(base + field.offset for field in fields))
     return Parameters(ctypes.addressof(pointers), block, pointers)
+
+
+def _code(kind: str) -> str:
+    """`struct`'s code of a type of Triton's, or ""."""
+    return _POINTER if kind.startswith("*") else _CODES.get(kind, "")
 
 
 def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], area: Area) -> None:

@@ -11,14 +11,16 @@ from support.commands import Outcome
 
 from llmc.cli.commands import kernels as command
 from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
-from llmc.compiler.targets.cuda.cubins import report
+from llmc.compiler.targets.cuda.cubins import report, sass
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.figures import Figures
 from llmc.compiler.targets.cuda.kernels import gated
 from llmc.compiler.targets.cuda.kernels.linear.tiles import SHARED_BYTES
 from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for
 from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
 
 CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, ".version 9.0")
+FIGURES = Figures(94, 2.9375, ("HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16"), 122880)
 
 
 def wide(width: int) -> Call:
@@ -40,7 +42,12 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[int, Cubin | LlmcError]:
         return {one: given.get(dict(one.constants)["WIDTH"], replace(CUBIN, sm=sm)) for one in variants}  # type: ignore
 
     monkeypatch.setattr(report, "suites", lambda files: {"gated": suite})
+
+    def figures(cubins: dict[Variant, Cubin], sm: int, program: Path) -> dict[Variant, Figures]:
+        return {one: FIGURES if "WIDTH=64" in str(one) else Figures(None, None, (), 0) for one in cubins}
+
     monkeypatch.setattr(report, "attempt", attempt)
+    monkeypatch.setattr(report, "figures_of", figures)
     return given
 
 
@@ -76,12 +83,35 @@ def test_every_chip_gets_a_table(outcomes: dict[int, object], call: Callable[...
     assert [line for line in lines if not line.startswith(" ")] == [
         f"sm_{sm}: 2 cubins of 4.69 KiB, 0 spill, 0 refused" for sm in CAPABILITIES
     ]
-    assert lines[1].split() == ["file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants"]
+    assert lines[1].split() == [
+        *("file", "kernel", "use", "registers", "spills", "shared"),
+        *("instr/weight", "in", "flight", "tensor", "cores", "cubin", "constants"),
+    ]
     assert lines[2].split() == [
-        *("gated", "gated", "model", "40", "0", "1040", "2400"),
+        *("gated", "gated", "model", "40", "0", "1040"),
+        *("2.94", "122880", "HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16", "2400"),
         *("WIDTH=64", "ACTIVATION=relu", "BLOCK=1024", "warps=4", "stages=2"),
     ]
-    assert " case " in lines[3]
+    assert lines[3].split()[:8] == ["gated", "gated", "case", "40", "0", "1040", "0", "2400"]
+    assert found.err == ""
+
+
+def test_without_a_disassembler_its_columns_are_absent(
+    outcomes: dict[int, object], call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+):
+    for module in (report, sass):
+        monkeypatch.setattr(module, "disassembler", lambda: None)
+    found = call("kernels", "--sm", "90")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert lines[1].split() == ["file", "kernel", "use", "registers", "spills", "shared", "cubin", "constants"]
+    assert lines[2].split()[:7] == ["gated", "gated", "model", "40", "0", "1040", "2400"]
+    assert found.err == (
+        "llmc: instr/weight, in flight, tensor cores are not shown without a disassembler: "
+        "pip install nvidia-cuda-nvdisasm\n"
+    )
+    rows = call("kernels", "--sm", "90", "--json").json["kernels"]
+    assert {rows[0][name] for name in ("loop", "instr_per_weight", "mma", "in_flight")} == {None}
 
 
 def test_chips_are_chosen_by_any_name(outcomes: dict[int, object], call: Callable[..., Outcome]):
@@ -110,6 +140,10 @@ def test_chips_are_chosen_by_any_name(outcomes: dict[int, object], call: Callabl
         "shared": 1040,
         "global_scratch": 0,
         "bytes": 2400,
+        "loop": 94,
+        "instr_per_weight": 2.9375,
+        "mma": ["HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16"],
+        "in_flight": 122880,
     }
 
 
@@ -164,6 +198,7 @@ def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_pa
     (row,) = found.json["kernels"]
     assert row["bytes"] > 4000
     assert row["registers"] > 10
+    assert (row["instr_per_weight"], row["mma"], row["in_flight"]) == (None, [], 0)
     assert len(list((tmp_path / "kernels").iterdir())) == 1
     again = call("kernels", "--file", "gated", "--sm", "90", "--json")
     assert again.json == found.json

@@ -17,7 +17,7 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 100,
     "cli": 92,
-    "cli/commands": 1185,  # notes of loading are printed
+    "cli/commands": 1201,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 232,
     "cli/prompts": 167,
     "compiler": 236,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
@@ -29,7 +29,7 @@ HELD: dict[str, int] = {
     "compiler/targets": 63,
     "compiler/targets/cpu": 387,
     "compiler/targets/cuda": 680,  # PTX beside the cubins
-    "compiler/targets/cuda/cubins": 711,  # the pinned assembler of CUDA 13.0, family targets
+    "compiler/targets/cuda/cubins": 931,  # the pinned assembler, family targets; elf, sass, figures: costs seen without a GPU
     "compiler/targets/cuda/kernels": 660,  # probe.py: what a launch and a read cost
     "compiler/targets/cuda/kernels/attention": 757,
     "compiler/targets/cuda/kernels/linear": 1251,  # sm_86, sm_87
@@ -44,9 +44,9 @@ HELD: dict[str, int] = {
     "quantize": 207,
     "quantize/formats": 267,
     "recipes": 315,
-    "runtime": 811,  # chips of 8.6, 8.7, 10.3 and 12.1; shared memory decides what fits
+    "runtime": 825,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
     "runtime/cpu": 391,  # notes
-    "runtime/cuda": 984,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/cuda": 995,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,
     "runtime/files": 440,
     "runtime/plan": 706,  # where PTX lies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
@@ -13,16 +13,22 @@ from .. import kernels
 from ..call import Suite
 from .cache import KernelCache
 from .compile import Cubin, Variant, attempt, need_compiler, variant_of
+from .figures import Figures, figures_of
+from .sass import disassembler
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does."""
+    """A variant on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does.
+
+    figures: None if it was not compiled, or without a disassembler.
+    """
 
     sm: int
     variant: Variant
     decode: bool
     outcome: Cubin | LlmcError
+    figures: Figures | None = None
 
     @property
     def spills(self) -> int:
@@ -56,6 +62,7 @@ class Entry:
             "shared": outcome.shared + outcome.static_shared,
             "global_scratch": outcome.global_scratch,
             "bytes": len(outcome.data),
+            **{field.name: getattr(self.figures, field.name, None) for field in fields(Figures)},
         }
 
 
@@ -67,10 +74,16 @@ def report(
     jobs: int | None = None,
     cache: KernelCache | None = None,
 ) -> tuple[Entry, ...]:
-    """Compile every call of the kernel files (all by default) for the chips; in the order of chips and files."""
+    """Compile every call of the kernel files (all by default) for the chips; in the order of chips and files.
+
+    Raises:
+        RecipeError: there is no such kernel file.
+        ResourceError: no compiler is installed, or the disassembler that is does not work.
+    """
     need_compiler()
     chosen = suites(files)
     cases = {name: [case.call for case in suite.cases()] for name, suite in chosen.items()}
+    program = disassembler()
     entries = []
     for sm in sms:
         decode: dict[Variant, bool] = {}
@@ -80,7 +93,11 @@ def report(
             for call in cases[name]:
                 decode.setdefault(variant_of(call), False)
         outcomes = attempt(decode, sm, progress=progress, jobs=jobs, cache=cache)
-        entries += [Entry(sm, variant, decode[variant], outcome) for variant, outcome in outcomes.items()]
+        compiled = {variant: outcome for variant, outcome in outcomes.items() if isinstance(outcome, Cubin)}
+        found = figures_of(compiled, sm, program) if program is not None else {}
+        entries += [
+            Entry(sm, variant, decode[variant], outcome, found.get(variant)) for variant, outcome in outcomes.items()
+        ]
     return tuple(entries)
 
 

@@ -1,0 +1,134 @@
+"""What a kernel's instructions tell of its speed before any GPU has run it: figures that a change must not spoil.
+
+The main loop is the shortest that has a tensor-core instruction, else the one with the most loads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .....runtime.chips import MULTIPROCESSORS
+from .compile import Cubin, Variant
+from .elf import image_of
+from .sass import Instruction, Listing, disassemble
+
+_MMA = re.compile(r"(UTC)?[HQIO](G)?MMA")
+"""Tensor-core instructions of a thread block (UTC), of four warps (G), of one warp; HFMA2.MMA is none."""
+_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)|(16)(8)(\d+)")
+_WAIT = re.compile(r"SB\d, 0x([0-9a-f]+)$")
+_LOADS = {"LDG", "LDGSTS", "LDS", "LD"}
+_BULK = {"UBLKCP", "UTMALDG", "UTMALDG2D"}
+"""Copies whose size is no part of the instruction."""
+_UTC_ROWS, _UTC_COLUMNS = 128, {"H": 16, "Q": 32, "I": 32, "O": 64}
+"""Rows and, by kind, columns of weights that an instruction of a block multiplies: it keeps its shape in a register."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the instructions of one kernel tell.
+
+    loop: instructions of the main loop. instr_per_weight: those for each weight that a thread multiplies, None where
+    the kernel is no linear. mma: the tensor-core instructions of the kernel with their shapes, each once. in_flight:
+    bytes of asynchronous copies that a multiprocessor waits for at most, None where their sizes cannot be told.
+
+    in_flight = `on_their_way` x threads of a block x blocks resident. It counts weights and activations alike, and a
+    grid that fills the chip.
+    """
+
+    loop: int | None
+    instr_per_weight: float | None
+    mma: tuple[str, ...]
+    in_flight: int | None
+
+
+def figures_of(cubins: Mapping[Variant, Cubin], sm: int, program: Path) -> dict[Variant, Figures]:
+    """The figures of every kernel, compiled for one chip; program: the disassembler.
+
+    Raises:
+        ResourceError: the disassembler does not work.
+        EngineError: a cubin is damaged.
+    """
+    if not cubins:
+        return {}
+    codes = [image_of(cubin.data, cubin.entry).code for cubin in cubins.values()]
+    listings = disassemble(codes, sm, program)
+    return {
+        variant: figures(variant, cubin, listing)
+        for (variant, cubin), listing in zip(cubins.items(), listings, strict=True)
+    }
+
+
+def figures(variant: Variant, cubin: Cubin, listing: Listing) -> Figures:
+    """The figures of one kernel."""
+    loop = main_loop(listing)
+    weights = weights_of(variant, loop)
+    threads = 32 * variant.warps
+    resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.registers, cubin.shared + cubin.static_shared)
+    told = not {one.name for one in loop} & _BULK
+    return Figures(
+        loop=len(loop) or None,
+        instr_per_weight=round(len(loop) / weights, 3) if weights else None,
+        mma=tuple(sorted({one.opcode for one in listing.instructions if _MMA.fullmatch(one.name)})),
+        in_flight=on_their_way(loop) * threads * resident if told else None,
+    )
+
+
+def main_loop(listing: Listing) -> tuple[Instruction, ...]:
+    """The instructions of the main loop; none without a loop that loads."""
+    for loop in listing.loops:
+        if any(_MMA.fullmatch(one.name) for one in loop):
+            return loop
+    loads = [(sum(one.name in _LOADS for one in loop), loop) for loop in listing.loops]
+    most, loop = max(loads, key=lambda pair: pair[0], default=(0, ()))
+    return loop if most else ()
+
+
+def weights_of(variant: Variant, loop: tuple[Instruction, ...]) -> float:
+    """Weights per thread that a linear's loop multiplies once, 0 in other kernels.
+
+    A product of m x n x k by so many threads has m n k / threads multiplications for each, and a weight takes part in
+    BLOCK_M of them, one a token. So it does not matter how many blocks of K the loop covers.
+    """
+    constants = dict(variant.constants)
+    block_n, block_m = _number(constants, "BLOCK_N"), _number(constants, "BLOCK_M")
+    if not (block_n and block_m and "K" in constants):
+        return 0
+    weights = 0.0
+    for one in loop:
+        kind, shape = _MMA.fullmatch(one.name), _SHAPE.search(one.opcode)
+        if kind is not None and kind[1]:
+            columns = _UTC_COLUMNS[one.name.removeprefix("UTC")[0]]
+            weights += min(block_n, _UTC_ROWS) * columns / (32 * variant.warps)
+        elif kind is not None and shape is not None:
+            m, n, k = (int(size) for size in shape.groups() if size)
+            weights += m * n * k / (128 if kind[2] else 32) / block_m
+    return weights
+
+
+def on_their_way(loop: tuple[Instruction, ...]) -> int:
+    """Bytes of a thread's copies to shared memory that are on their way, at most.
+
+    The loop waits (DEPBAR) until no more than so many groups of copies (LDGDEPBAR) are, and then starts further ones:
+    bytes of an iteration x (groups left by a wait / groups of an iteration + 1 / waits of an iteration).
+    """
+    copied = sum(map(_copied, loop))
+    groups = sum(one.name == "LDGDEPBAR" for one in loop)
+    left = [int(wait[1], 16) for one in loop if one.name == "DEPBAR" and (wait := _WAIT.match(one.operands))]
+    if not (copied and groups and left):
+        return copied
+    return copied * max(left) // groups + copied // len(left)
+
+
+def _copied(one: Instruction) -> int:
+    """Bytes that a thread's instruction copies to shared memory without waiting."""
+    if one.name != "LDGSTS":
+        return 0
+    return next((int(size) // 8 for size in one.modifiers if size in ("64", "128")), 4)
+
+
+def _number(constants: Mapping[str, object], name: str) -> int:
+    value = constants.get(name)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,35 @@
+"""The kernels of a decode step of Llama-3.1-8B, few enough to be compiled in every run of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmc.compiler.targets.cuda.cubins.compile import Variant, variant_of
+from llmc.compiler.targets.cuda.kernels import suites
+
+WHOLE = ("attention.flash_decode", "attention.rope_cache", "embed", "sampling.counts", "sampling.sample")
+WHOLE += ("sampling.tile_stats",)
+"""Kernel files of which every call counts."""
+SPLIT_FORMATS = ("dense", "fp8", "nvfp4", "int4")
+"""Weight formats whose down projection is one of them; gate|up is in every format."""
+
+
+def decode_path(sm: int) -> list[Variant]:
+    """Up to 16 tokens in bf16: gate|up, down and the head; attention, cache, norms, sampling."""
+    return list(dict.fromkeys(_variants(sm)))
+
+
+def _variants(sm: int) -> Iterator[Variant]:
+    files = suites()
+    for call in files["linear.small"].calls(sm):
+        variant = variant_of(call)
+        constants = dict(variant.constants)
+        n, k, format = (constants[name] for name in ("N", "K", "FORMAT"))
+        wanted = n in (28672, 128256) or (k == 14336 and format in SPLIT_FORMATS)
+        if wanted and constants["BLOCK_M"] == 16:
+            yield variant
+    for call in files["norm"].calls(sm):
+        if call.kernel.name != "rms_norm_fp8":  # of large steps only
+            yield variant_of(call)
+    for name in WHOLE:
+        yield from map(variant_of, files[name].calls(sm))

@@ -92,11 +92,11 @@ def run(bench: Bench, case: CarriedCase) -> dict[str, Any]:
     told = {"written outside of": outside, "inputs changed": changed, "other bits the second time": differ}
     return {
         "ok": ok,
-        "code": case.code,
         "error": gaps[worst]["error"],
         "tolerance": case.tolerance,
         **({} if within else {"worst": worst, **gaps[worst]}),
         **{name: found for name, found in told.items() if found},
+        "code": case.code,
     }
 
 

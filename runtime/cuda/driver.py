@@ -275,7 +275,7 @@ class Driver:
             return ResourceError(doing, found=name, fix="end what else uses this memory, or a smaller --max-batch")
         if name in _REFUSED_IMAGES:
             found = f"{name}: the driver (CUDA {self.version}) refuses this machine code"
-            return RefusedCode(doing, found=found, fix="a newer NVIDIA driver")
+            return RefusedCode(doing, found=found, fix="NVIDIA driver 580 or newer")
         if name == "CUDA_ERROR_NOT_FOUND":
             return EngineError(doing, found=name, fix="build the engine again")
         if name in _FAILED_KERNELS:

@@ -136,7 +136,7 @@ def test_what_is_wrong_is_written_down_and_the_rest_goes_on(stage: Stage):
     assert not agree[ENGINE]["ok"] and agree[f"paths {ENGINE}"]["ok"]
     guilty = agree[f"guilty {ENGINE}"]["guilty"]
     assert (guilty["step"], guilty["kernel"]) == (0, "embed") and guilty["label"].startswith("Embedding")
-    assert "wrong: code" in done.out and "cases        2 right, 1 wrong, 0 left out" in done.out
+    assert "wrong: error 1.0, tolerance 1e-06" in done.out and "cases        2 right, 1 wrong, 0 left out" in done.out
 
 
 def test_a_program_that_fails_is_said(stage: Stage, program: Callable[[str, str], str]):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kernels.decode_path import decode_path
+from golden.decode_path import decode_path
 from support.kernel_cases import CASES
 from support.paths import ROOT
 

@@ -34,7 +34,7 @@ class Noted:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self.blocks = device.blocks
+        self.blocks, self.notes = device.blocks, device.notes
         self.read, self.close = device.read, device.close
         self.steps: list[tuple[int, dict[str, int]]] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,19 @@ def test_the_nearest_of_several_that_fit(engine: EngineFile, monkeypatch: pytest
     name, reasons = choose(engine)
     assert name == "sm_80"
     assert reasons["sm_89"] == "needs compute capability 8.9, this GPU (NVIDIA A10) has 8.6"
+
+
+def test_blocks_too_large_for_a_gpu_of_the_major_do_not_fit_it(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
+    profile = engine.manifest.profiles["sm_80"]
+    for shared, reason in (
+        (99 << 10, ""),
+        ((99 << 10) + 1, "needs 101377 bytes of shared memory a block, this GPU (NVIDIA A10) has 101376"),
+    ):
+        monkeypatch.setitem(engine.manifest.profiles, "sm_80", replace(profile, needs={"sm": 80, "shared": shared}))  # pyright: ignore[reportArgumentType]
+        here(monkeypatch, Gpu("NVIDIA A10", 86))
+        assert fits(engine)["sm_80"] == reason
+        here(monkeypatch, Gpu("NVIDIA A10", 86), Gpu("NVIDIA A100", 80))
+        assert fits(engine)["sm_80"] == ""
 
 
 def test_every_gpu_is_named_that_does_not_fit(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
@@ -235,7 +248,7 @@ def test_run_says_once_that_a_gpu_is_left_alone(
     here(monkeypatch, Gpu("NVIDIA A10", 86))
     assert call("run", pico_engine("int8"), "x", "--max-tokens", 2).err.startswith(
         f"llmc: no profile of {pico_engine('int8')} uses the GPU of this machine (NVIDIA A10)\n"
-        "  try: llmc build --target cpu,sm_80\n"
+        "  try: llmc build --target cpu,sm_86\n"
     )
     here(monkeypatch)
     assert "this machine" not in call("run", path, "x", "--max-tokens", 2).err

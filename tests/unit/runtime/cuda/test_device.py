@@ -247,7 +247,7 @@ REFUSALS = [
         ResourceError,
         r"the driver \(CUDA 13.0\) refuses this machine",
     ),
-    ("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", ResourceError, "try: a newer NVIDIA driver"),
+    ("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", ResourceError, "try: NVIDIA driver 580 or newer"),
     (
         "cuModuleGetFunction",
         "CUDA_ERROR_NOT_FOUND",

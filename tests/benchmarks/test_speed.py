@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fakes.libcuda import compiled, needs_libcuda
+from support.paths import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
 from bringup import batches, carry, counters, throughput  # pyright: ignore[reportMissingImports]
 from bringup.calls import CALLS  # pyright: ignore[reportMissingImports]
 from bringup.carry import Carry  # pyright: ignore[reportMissingImports]
 from support.carries.without_code import PLANS, small_carry
-from support.fakes.libcuda import compiled, needs_libcuda
-from support.paths import ROOT
 
 pytestmark = [*needs_libcuda, pytest.mark.slow]
 ILLEGAL = 700

@@ -12,7 +12,7 @@ from ..runtime.files.safetensors import open_regular, read_at
 from ..runtime.files.strict_json import canonical
 from .strict_yaml import Document, Mapping, Node
 
-TARGETS = ("cpu", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+TARGETS = ("cpu", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
 # The names of quantize.FORMATS, which needs torch: a mistake in a recipe is told before that is imported.
 FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
 SCHEMA = "recipes/recipe.schema.json"

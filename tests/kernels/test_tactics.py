@@ -64,7 +64,7 @@ def test_names_and_digests_are_of_what_counts():
     ("old", "new", "message"),
     [
         ("version: 1", "version: 2", "t:2:10: version 2: this llmc reads 1"),
-        ("sm: 90", "sm: 91", "no chip sm_91, known: 80, 89, 90, 100, 120"),
+        ("sm: 90", "sm: 91", "no chip sm_91, known: 80, 86, 87, 89, 90, 100, 120"),
         ("sm: 90", "sm: 90\nsmm: 90", "unknown key 'smm' (did you mean 'sm'?)"),
         ('gpu: "NVIDIA H200"\n', "", "'gpu' is missing"),
         ("0" * 64, "0" * 63, "a digest, 64 lower-case hexadecimal digits"),

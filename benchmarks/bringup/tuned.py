@@ -29,7 +29,7 @@ ROOM = 24 << 30
 FOLDER = "llmc-bringup"
 INPUT, OUTPUT, PROMPT, TOKENS = 1000, 200, 1024, 256
 SOAKED = 100
-BUILD, LOAD, DECODE, SERVE, SOAK = 60.0, 30.0, 30.0, 45.0, 20.0
+BUILD, LOAD, DECODE, SERVE, SOAK = 80.0, 30.0, 30.0, 45.0, 20.0
 """Seconds that each may take."""
 
 

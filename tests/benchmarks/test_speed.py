@@ -123,6 +123,36 @@ def test_failures_of_plans_cost_only_their_rows(stage: Stage):
     assert all(name.startswith("8b-nvfp4, ") for name in failed.pop("batches")) and failed == {}
 
 
+def test_a_kernel_that_fails_in_large_steps_costs_those_steps_and_their_sampling(stage: Stage):
+    plan = Carry(stage.folder).plan(carry.MANY)
+    kernel = next(
+        launch.module
+        for program in plan.programs
+        if program.decode and program.sequences == 64
+        for launch in program.launches
+        if plan.modules[launch.module].kernel == "attention_decode_fp8"
+    )
+    using = [p.sequences for p in plan.programs if p.decode and kernel in {one.module for one in p.launches}]
+    binary = plan.modules[kernel].binary
+    assert binary is not None
+    found = stage.rehearse("speed", LLMC_FAKE_STICKY=f"{binary.entry}:{ILLEGAL}")
+    failed = {step: wrong(items) for step, items in found.items() if wrong(items)}
+    rows = [throughput.row_name(carry.MANY, batch) for batch in throughput.BATCHES if batch in using]
+    assert failed.pop("throughput") == rows and throughput.row_name(carry.MANY, 64) in rows
+    assert failed.pop("sampling") == [throughput.row_name(carry.MANY, 64)]
+    assert {*failed} <= {"launches batch 128"}
+    assert found["sampling"][throughput.row_name(carry.FP8, 1)]["result"]["ms"] > 0
+
+
+def test_a_failure_in_tuned_costs_only_itself(stage: Stage):
+    (stage.out / "first.json").unlink(missing_ok=True)
+    case = next(one for one in Carry(stage.folder).cases if one.name.startswith("norm:"))
+    found = stage.rehearse("tuned", LLMC_FAKE_STICKY=f"{entry(stage, case.code)}:{ILLEGAL}")
+    shared = {one.name for one in Carry(stage.folder).cases if one.code == case.code}
+    assert {name for name in wrong(found["cases"]) if not name.startswith("memcheck")} == shared
+    assert len(found["cases"]) >= len(Carry(stage.folder).cases) and wrong(found["batches"]) == []
+
+
 def test_tuned_asks_again_only_what_has_changed(stage: Stage):
     case, other = Carry(stage.folder).cases[:2]
     known = {f"cases/{one.name}": {"result": {"ok": True, "code": one.code}} for one in Carry(stage.folder).cases}

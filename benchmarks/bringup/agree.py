@@ -180,4 +180,4 @@ def items(bench: Bench) -> Iterator[Item]:
             yield Item(f"guilty {stem}", partial(guilty, stem=stem), _LIMIT)
 
 
-STEP = Step("agree", 45, items)
+STEP = Step("agree", 34, items)

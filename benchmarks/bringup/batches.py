@@ -48,7 +48,7 @@ def table(name: str, step: str, seconds: float, *, batch: int = 1, context: int 
     return Step(step, seconds, told)
 
 
-STEP = Step("batches", 40, items)
-TABLES = (table(carry.FP8, "launches fp8", 10), table(carry.NVFP4, "launches nvfp4", 10))
-TUNED = Step("batches", 25, partial(items, early=(True,)))
+STEP = Step("batches", 50, items)
+TABLES = (table(carry.FP8, "launches fp8", 8), table(carry.NVFP4, "launches nvfp4", 8))
+TUNED = Step("batches", 20, partial(items, early=(True,)))
 """Step C2: the same of the tuned plans, as they are served."""

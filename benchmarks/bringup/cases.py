@@ -189,4 +189,4 @@ def items(bench: Bench) -> Iterator[Item]:
             yield Item(f"memcheck {case.name}", partial(memcheck, name=case.name), _MEMCHECK + 2)
 
 
-STEP = Step("cases", 50, items)
+STEP = Step("cases", 42, items)

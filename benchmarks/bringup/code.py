@@ -8,12 +8,13 @@ anything can, but carries no result.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -192,13 +193,14 @@ def compiled_here(sm: int) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bringup-") as folder:
         target = Path(folder, "kernel.cubin")
         script = Path(__file__).resolve().parent.parent / "gpu_triton.py"
-        _ran([sys.executable, str(script), "--sm", str(sm), "--out", str(target)], _COMPILING)
+        command = [sys.executable, str(script), "--sm", str(sm), "--out", str(target)]
+        _ran(command, _COMPILING, {**os.environ, "TRITON_INTERPRET": "0"})
         return target.read_bytes()
 
 
-def _ran(command: list[str], limit: float) -> None:
+def _ran(command: list[str], limit: float, environment: Mapping[str, str] | None = None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AssemblerError(f"{command[0]}: {error}") from error
     if done.returncode:

@@ -79,7 +79,7 @@ def _items(bench: Bench) -> Iterator[Item]:
     yield from (Item(format, partial(counted, format=format), _LIMIT) for format in FORMATS)
 
 
-STEP = Step("counters", 60, _items)
+STEP = Step("counters", 15, _items)
 LAUNCHED = tuple(
     Step(format, 30, lambda bench, format=format: (Item(KERNEL, partial(launched, format=format)),))
     for format in FORMATS

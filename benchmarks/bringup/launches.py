@@ -165,4 +165,4 @@ def _items(bench: Bench) -> Iterable[Item]:
     return table(bench, "launches", HEADLINE, batch=1, context=context, pdl=True, whole="decode/pdl, graphs")
 
 
-STEP = Step("launches", 60, _items)
+STEP = Step("launches", 10, _items)

@@ -94,4 +94,4 @@ def _items(bench: Bench) -> Iterable[Item]:
         yield Item(f"{start} to {start + len(part)}", partial(load, names=part), 40.0)
 
 
-STEP = Step("code", 25, _items)
+STEP = Step("code", 10, _items)

@@ -83,4 +83,4 @@ def _items(bench: Bench) -> Iterable[Item]:
     return [Item("gpu", gpu, 2 * _LIMIT + 1), Item("host", host, 5.0)]
 
 
-STEP = Step("machine", 10, _items)
+STEP = Step("machine", 4, _items)

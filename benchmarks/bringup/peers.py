@@ -27,4 +27,4 @@ def _items(bench: Bench) -> Iterator[Item]:
         yield Item("torch", torch_products, _LIMIT)
 
 
-STEP = Step("torch", 40, _items)
+STEP = Step("torch", 25, _items)

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from bringup.bench import Bench
@@ -40,23 +41,28 @@ def items(steps: Sequence[Step], bench: Bench) -> Iterator[tuple[Step, str, Item
 
 
 def perform(steps: Sequence[Step], bench: Bench, until: float) -> int:
-    """Run what has no outcome yet; 0, or RESTART. until: when the call ends, in seconds since 1970."""
-    journal, before = bench.journal, None
+    """Run what has no outcome yet; 0, or RESTART. until: when the call ends, in seconds since 1970.
+
+    What no longer fits into its step's seconds waits until every step has had its turn, and has what they left.
+    """
+    journal = bench.journal
     if "card" in journal.head:  # an item's limit is no limit of making a context
         with suppress(LlmcError):
             bench.driver.use()
-    for step, name, item in items(steps, bench):
+    waiting: list[tuple[Step, str, Item]] = []
+    before: Step | None = None
+    for step, name, item in chain(items(steps, bench), waiting):
         if name in journal.outcomes:
             continue
         if step is not before:
             bench.release()
             before = step
         now = time.time()
-        over = journal.began.get(step.name, now) + step.seconds - now
+        late = journal.began.get(step.name, now) + step.seconds <= now
         if until - now < _LEAST:
             journal.end(name, {"left out": "the time of the call is over"})
-        elif over <= 0:
-            journal.end(name, {"left out": f"the {step.seconds:g} s of its step are over"})
+        elif late and not any(other is item for _, _, other in waiting):
+            waiting.append((step, name, item))
         else:
             journal.begin(name, min(item.limit, until - now))
             outcome = _run(item, bench)
@@ -67,7 +73,8 @@ def perform(steps: Sequence[Step], bench: Bench, until: float) -> int:
 
 
 def leave_out(steps: Sequence[Step], bench: Bench, why: str) -> None:
-    """Name every item that has no outcome."""
+    """Name every item that has no outcome, once no process measures any more."""
+    bench.journal.refresh()
     for _, name, _ in items(steps, bench):
         if name not in bench.journal.outcomes:
             bench.journal.end(name, {"left out": why})

@@ -72,4 +72,4 @@ def _items(bench: Bench) -> Iterator[Item]:
             yield Item(row_name(name), partial(measured, name=name), 20.0)
 
 
-STEP = Step("prefill", 30, _items)
+STEP = Step("prefill", 20, _items)

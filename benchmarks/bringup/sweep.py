@@ -44,4 +44,4 @@ def _run(bench: Bench, linear: Swept) -> Mapping[str, Any]:
     return {"ok": not wrong, **wrong, **key, **forms.summary(linear, rows), **found}
 
 
-DECODING, PROMPTS = Step("sweep", 80, decode_items), Step("prompts", 20, prompt_items)
+DECODING, PROMPTS = Step("sweep", 75, decode_items), Step("prompts", 20, prompt_items)

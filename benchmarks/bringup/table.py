@@ -62,7 +62,8 @@ def _numbers(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         elif "bytes_per_s" in one and "tokens_per_s" in one and "ms" in one:
             speed = f"{one['ms']:.3f} ms, {one['bytes_per_s'] / 1e12:.2f} TB/s{_share(one)}"
             speed += f", {one['tokens_per_s']:.0f} tokens/s"
-            yield f"{one.get('plan', '')} batch {one.get('batch', '')}, {item}: {speed}"
+            label = item if f"{one.get('plan')}" in item else f"{one.get('plan')} batch {one.get('batch')}, {item}"
+            yield f"{label}: {speed}"
     rows = [one for one in found.values() if "us" in one and "count" in one]
     for one in sorted(rows, key=lambda one: -one["us"] * one["count"])[:_ROWS]:
         label = f"{one['count']:3} x {one['us']:8.2f} us{_share(one)}"

@@ -63,11 +63,11 @@ def _sampled_items(bench: Bench) -> Iterator[Item]:
             yield Item(row_name(name, batch), partial(sampled, name=name, batch=batch), _LIMIT)
 
 
-STEP = Step("throughput", 30, items)
+STEP = Step("throughput", 25, items)
 TABLES = tuple(
     batches.table(
-        name, f"launches {label}", 10, batch=batch, context=CONTEXT, whole=f"throughput/{row_name(name, batch)}"
+        name, f"launches {label}", 8, batch=batch, context=CONTEXT, whole=f"throughput/{row_name(name, batch)}"
     )
     for name, label, batch in ((carry.MANY, "batch 128", 128), (carry.NVFP4_FP8, "nvfp4 batch 128", 128))
 )
-SAMPLING = Step("sampling", 20, _sampled_items)
+SAMPLING = Step("sampling", 12, _sampled_items)

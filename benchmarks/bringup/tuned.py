@@ -160,5 +160,5 @@ def _engine_items(bench: Bench) -> Iterator[Item]:
         yield Item(name, partial(run), limit)
 
 
-CASES, AGREE = Step("cases", 20, changed_cases), Step("agree", 20, changed_engines)
-ENGINE = Step("engine", 130, _engine_items)
+CASES, AGREE = Step("cases", 14, changed_cases), Step("agree", 14, changed_engines)
+ENGINE = Step("engine", 110, _engine_items)

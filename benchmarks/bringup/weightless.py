@@ -8,9 +8,10 @@ the power that real ones do; zeros run some 13 % too fast.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -57,35 +58,46 @@ class Weightless:
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
         """Copy blocks of random numbers over the weights."""
-        weights = {name: tensor for name, tensor in self.plan.tensors.items() if tensor.kind == "weight"}
-        kinds = sorted({kind_of(name, tensor) for name, tensor in weights.items()})
-        most = max((tensor.bytes({}) for tensor in weights.values()), default=0)
-        with ExitStack() as cleanup, progress.stage("weights", placement.bytes) as advance:
-            stream = driver.stream()
-            cleanup.callback(driver.drop_stream, stream)
-            block = min(BLOCK, most)
-            host = driver.allocate_host(block, "random numbers")
-            cleanup.callback(driver.free_host, host)
-            source = driver.allocate(block, "random numbers")
-            cleanup.callback(driver.free, source)
-            view = np.ctypeslib.as_array((ctypes.c_ubyte * block).from_address(host))
-            random = np.frombuffer(np.random.default_rng(0).bytes(block), np.uint8)
-            for kind in kinds:
-                driver.wait(stream)
-                view[:] = valid(random, kind)
-                driver.copy_in(source, host, block, stream)
-                for name, tensor in weights.items():
-                    if kind_of(name, tensor) != kind:
-                        continue
-                    nbytes, at = tensor.bytes({}), base + placement.offsets[name]
-                    for start in range(0, nbytes, block):
-                        driver.copy(at + start, source, min(block, nbytes - start), stream)
-                    advance(nbytes)
-            driver.wait(stream)
+        places: dict[str, list[tuple[int, int]]] = {}
+        for name, tensor in self.plan.tensors.items():
+            if tensor.kind == "weight":
+                place = base + placement.offsets[name], tensor.bytes({})
+                places.setdefault(kind_of(name, tensor), []).append(place)
+        with progress.stage("weights", placement.bytes) as advance:
+            for kind, wanted in sorted(places.items()):
+                scatter(driver, kind, wanted)
+                advance(sum(nbytes for _, nbytes in wanted))
 
     @cached_property
     def _by_place(self) -> dict[tuple[int, int], str]:
         return {code.cubin: name for name, code in self.carry.code.items()}
+
+
+def scatter(driver: Driver, kind: str, places: Iterable[tuple[int, int]]) -> None:
+    """Random numbers of a kind at places (address, bytes) of the GPU, the same block over and over; done on return."""
+    places = tuple(places)
+    block = min(BLOCK, max((nbytes for _, nbytes in places), default=0))
+    if not block:
+        return
+    with ExitStack() as cleanup:
+        stream = driver.stream()
+        cleanup.callback(driver.drop_stream, stream)
+        host = driver.allocate_host(block, "random numbers")
+        cleanup.callback(driver.free_host, host)
+        source = driver.allocate(block, "random numbers")
+        cleanup.callback(driver.free, source)
+        view = np.ctypeslib.as_array((ctypes.c_ubyte * block).from_address(host))
+        view[:] = valid(_random(block), kind)
+        driver.copy_in(source, host, block, stream)
+        for address, nbytes in places:
+            for start in range(0, nbytes, block):
+                driver.copy(address + start, source, min(block, nbytes - start), stream)
+        driver.wait(stream)
+
+
+@cache
+def _random(nbytes: int) -> np.ndarray:
+    return np.frombuffer(np.random.default_rng(0).bytes(nbytes), np.uint8)
 
 
 def kind_of(name: str, tensor: Tensor) -> str:

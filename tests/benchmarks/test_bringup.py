@@ -83,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     engine = llmc.build(checkpoint, folder / "e.llmc", **limits)
     wrong = small_carry(folder / "wrong", engine, wrong=True)
     gpu_dump.record(engine, SM, wrong / "dump" / f"{ENGINE}.npz")
-    return small_carry(folder / "right", engine, wrong=False), wrong, compiled(folder)
+    return small_carry(folder / "right", engine, wrong=False), wrong, compiled(folder, moved=1 << 16)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_where_nothing_carried_loads_a_kernel_of_this_machine_is_tried(
     assembler = program("ptxas", "echo unsupported version; exit 1")
     first = f"cuModuleLoadData:1:{NO_BINARY}"
     done = stage.rehearse(stage.right, path=assembler, fail=first, refuse_ptx=UNSUPPORTED_PTX)
-    assert done.found["rung"] == "triton"
+    assert done.found["rung"] == "triton", done.found["refused"]
     assert 'ptxas: exit 1: "unsupported version\\n"' in done.found["refused"]["assembled"]
     assert {*done.errors("cases")} == {*RIGHT}
     assert "only the rung 'triton' works" in done.errors("cases")["right"]
@@ -258,7 +258,7 @@ def test_a_call_that_is_killed_leaves_what_it_found(stage: Stage, number: signal
     process.send_signal(number)
     process.wait(20)
     found = json.loads((stage.out / "first.json").read_text())["outcomes"]
-    assert all(found[f"cases/{name}"]["result"]["ok"] for name in RIGHT)
+    assert all(found[f"cases/{name}"].get("result", {}).get("ok") for name in RIGHT), found
     if number == signal.SIGTERM:
         assert found["cases/wrong"] == {"left out": "the call was ended from outside"}
         assert found["decode/pdl, graphs"] == {"left out": "the call was ended from outside"}
@@ -270,6 +270,6 @@ def test_a_dry_run_needs_no_gpu_and_writes_nothing(stage: Stage):
     done = subprocess.run(stage.command(stage.right, "--dry-run"), capture_output=True, text=True)
     assert done.returncode == 0 and not stage.out.exists(), done.stderr
     assert f"carried for {TARGET}" in done.stdout
-    assert "  decode: at most 30 s, 4 items: plain, graphs, plain, launches" in done.stdout
+    assert "  decode: at most 25 s, 4 items: plain, graphs, plain, launches" in done.stdout
     refused = subprocess.run(stage.command(stage.right, "--only", "x"), capture_output=True, text=True)
     assert refused.returncode == 2 and f"--only x: one of {', '.join(STEPS)}" in refused.stderr

@@ -88,14 +88,23 @@ def test_items_run_once_and_wrong_ones_do_not_stop_the_others(bench: Bench):
     assert "a            1 right, 1 wrong, 0 left out, 0.0 s" in lines and "  one: number 3" in lines
 
 
-def test_a_step_that_is_over_leaves_the_rest_out(bench: Bench):
+def test_what_does_not_fit_into_its_step_has_what_the_others_left(bench: Bench):
     steps = [
-        Step("a", 0.05, lambda bench: [Item("slow", _slow), item("late", {})]),
+        Step("a", 0.05, lambda bench: [Item("slow", _slow), item("late", {}), item("later", {})]),
         Step("b", 9, lambda bench: [item("x", {})]),
     ]
     perform(steps, bench, time.time() + 60)
-    assert bench.journal.outcomes["a/late"] == {"left out": "the 0.05 s of its step are over"}
-    assert "result" in bench.journal.outcomes["b/x"]
+    assert [*bench.journal.outcomes] == ["a/slow", "b/x", "a/late", "a/later"] and bench.journal.ok
+
+
+def test_a_call_that_is_over_leaves_the_rest_out(bench: Bench):
+    steps = [
+        Step("a", 0.05, lambda bench: [Item("slow", _slow), item("late", {})]),
+        Step("b", 9, lambda bench: [Item("x", _slow)]),
+    ]
+    perform(steps, bench, time.time() + 0.35)
+    assert [*bench.journal.outcomes] == ["a/slow", "b/x", "a/late"]
+    assert bench.journal.outcomes["a/late"] == {"left out": "the time of the call is over"}
 
 
 def test_what_was_not_run_is_named(bench: Bench):
@@ -106,7 +115,7 @@ def test_what_was_not_run_is_named(bench: Bench):
 
 
 def _slow(_: Bench) -> Mapping[str, Any]:
-    time.sleep(0.1)
+    time.sleep(0.12)
     return {}
 
 

@@ -57,7 +57,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("speed")
-    return Stage(small_carry(folder / "carry", folder / "work"), compiled(folder), folder / "out")
+    return Stage(small_carry(folder / "carry", folder / "work"), compiled(folder, moved=1 << 16), folder / "out")
 
 
 def wrong(items: dict[str, Any]) -> list[str]:

@@ -11,11 +11,11 @@ WHOLE = ("attention.flash_decode", "attention.rope_cache", "embed", "sampling.co
 WHOLE += ("sampling.tile_stats",)
 """Kernel files of which every call counts."""
 SPLIT_FORMATS = ("dense", "fp8", "nvfp4", "int4")
-"""Weight formats whose down projection is one of them; gate|up is in every format."""
+"""Weight formats whose q|k|v, o and down are among them; gate|up is in every format."""
 
 
 def decode_path(sm: int) -> list[Variant]:
-    """Up to 16 tokens in bf16: gate|up, down and the head; attention, cache, norms, sampling."""
+    """Up to 16 tokens in bf16: the linears of a layer and the head; attention, cache, norms, sampling."""
     return list(dict.fromkeys(_variants(sm)))
 
 
@@ -24,8 +24,8 @@ def _variants(sm: int) -> Iterator[Variant]:
     for call in files["linear.small"].calls(sm):
         variant = variant_of(call)
         constants = dict(variant.constants)
-        n, k, format = (constants[name] for name in ("N", "K", "FORMAT"))
-        wanted = n in (28672, 128256) or (k == 14336 and format in SPLIT_FORMATS)
+        n, format = constants["N"], constants["FORMAT"]
+        wanted = n in (28672, 128256) or format in SPLIT_FORMATS
         if wanted and constants["BLOCK_M"] == 16:
             yield variant
     for call in files["norm"].calls(sm):

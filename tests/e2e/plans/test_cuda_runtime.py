@@ -44,7 +44,7 @@ class Ran:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer, room for four sequences of four blocks."""
     folder = tmp_path_factory.mktemp("runtime")
-    checkpoint = small_checkpoint(folder / "small", tokenizer=False, num_hidden_layers=1, **NARROW)
+    checkpoint = small_checkpoint(folder / "small", num_hidden_layers=1, **{**NARROW, "vocab_size": 4096})
     return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=NARROW_BATCH, quantize="fp8")
 
 
@@ -149,3 +149,37 @@ def _bits(kind: str, argument: Argument, sizes: dict[str, int]) -> int:
     number = sizes[argument.size] if argument.size is not None else argument.number
     form = {"i32": "<i4x", "i64": "<q", "fp32": "<f4x", "fp64": "<d"}[kind]
     return int.from_bytes(struct.pack(form, number), "little")
+
+
+@pytest.mark.parametrize("version", BINDINGS)
+def test_a_run_says_that_the_driver_compiled_what_it_refused(engine: Path, tmp_path: Path, version: str):
+    with EngineFile.open(engine) as file:
+        plan = Plan.from_json(file.section(file.manifest.profiles["sm_90"].graph), what="the plan")
+    command = [sys.executable, "-m", "llmc", "run", str(engine), "x", "--max-tokens", "2", "--profile", "sm_90"]
+    given = {"LLMC_FAKE_REFUSE_CUBINS": "209", "LLMC_FAKE_TRACE": str(tmp_path / "trace")}
+    environment = {**with_bindings(compiled(tmp_path), version), **given}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    images = {(module.binary.offset, module.binary.size) for module in plan.modules if module.binary is not None}
+    first = plan.modules[0].kernel
+    assert done.stderr.startswith(
+        f"llmc: the driver refused the machine code of {len(images)} kernels and compiled their PTX; "
+        f"{first}: CUDA_ERROR_NO_BINARY_FOR_GPU: the driver (CUDA 13.0) refuses this machine code\n"
+    )
+    calls = Counter(line.name for line in trace(tmp_path / "trace"))
+    assert calls["cuModuleLoadData"] == calls["cuModuleLoadDataEx"] == len(images)
+    refused = {**environment, "LLMC_FAKE_REFUSE_PTX": "222"}
+    done = subprocess.run(command, env=refused, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert f"llmc: compiling the PTX of kernel {first} of " in done.stderr and "UNSUPPORTED_PTX_VERSION" in done.stderr
+    assert "refused by the fake driver" in done.stderr and "try: NVIDIA driver 580 or newer" in done.stderr
+
+
+def test_kernels_are_loaded_whole_with_one_carveout(ran: Ran, name: str):
+    lines = [
+        line for line in ran.traces[name] if line.name in ("cuModuleGetFunction", "cuFuncLoad", "cuFuncSetAttribute")
+    ]
+    names = Counter(line.name for line in lines)
+    assert names["cuFuncLoad"] == names["cuModuleGetFunction"] == len(ran.plan.modules)
+    carveouts = [line.facts for line in lines if line.facts.get("attribute") == "9"]
+    assert len(carveouts) == len(ran.plan.modules) and {facts["value"] for facts in carveouts} == {"100"}

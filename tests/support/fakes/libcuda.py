@@ -42,12 +42,16 @@ class Line:
         return int(self.facts[name])
 
 
-def compiled(folder: Path) -> dict[str, str]:
-    """The environment of a process that loads the fake from `folder`, where it is compiled unless it is there."""
+def compiled(folder: Path, *, moved: int | None = None) -> dict[str, str]:
+    """The environment of a process that loads the fake from `folder`, where it is compiled unless it is there.
+
+    moved: bytes after which a copy or fill on the GPU stops; the fake's own number unless given.
+    """
     library = folder / NAME
     if not library.exists():
         made = folder / f"{NAME}.{os.getpid()}"
         command = ["cc", "-shared", "-fPIC", "-O1", "-w", "-o", str(made), str(SOURCES / "libcuda.c"), "-ldl"]
+        command += [] if moved is None else [f"-DMOST_MOVED={moved}"]
         subprocess.run(command, check=True, capture_output=True)
         made.replace(library)
     return {**os.environ, "LD_LIBRARY_PATH": str(folder)}

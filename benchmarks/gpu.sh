@@ -5,6 +5,7 @@
 #   benchmarks/gpu.sh --dry-run    all three: what would be done; needs no GPU
 #
 # PYTHON=python3 OUT=results WORK=/tmp/llmc-gpu PACK=build/gpu-pack
+# SINCE=benchmarks/results/gpu-first.json: results of `first`, whose right cases `tuned` does not ask again
 #
 # Nothing is installed or fetched. What is carried (gpu_pack.py) has all kernels, so that nothing is compiled here.
 set -u
@@ -13,6 +14,7 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-results}
 WORK=${WORK:-/tmp/llmc-gpu}
 PACK=${PACK:-build/gpu-pack}
+SINCE=${SINCE:-benchmarks/results/gpu-first.json}
 CUDA_MODULE_LOADING=EAGER
 export CUDA_MODULE_LOADING OUT WORK
 
@@ -35,9 +37,11 @@ ln -sfn "$PWD" "$WORK/path/llmc"
 printf 'Metadata-Version: 2.1\nName: llmc\nVersion: 0\n' >"$WORK/path/llmc-0.dist-info/METADATA"
 export PYTHONPATH="$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
 
+if [ -f "$OUT/first.json" ] || [ ! -f "$SINCE" ]; then since=; else since="--since $SINCE"; fi
+
 ok=0
 for call in $calls; do
   case $call in first) seconds=140 ;; speed) seconds=290 ;; *) seconds=170 ;; esac
-  "$PYTHON" benchmarks/gpu_first.py "$call" --carry "$PACK" --out "$OUT" --seconds "$seconds" $dry || ok=1
+  "$PYTHON" benchmarks/gpu_first.py "$call" --carry "$PACK" --out "$OUT" --seconds "$seconds" $since $dry || ok=1
 done
 exit $ok

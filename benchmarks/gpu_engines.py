@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from typing import Any
 
 from bringup import carry
 from build8b import CONFIG
-
-from llmc.runtime.engine_file.file import EngineFile
 
 SMALL = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
 SHAPES: dict[str, dict[str, Any]] = {"8b": {}, "1b": {**SMALL, "head_dim": 64}}
@@ -111,9 +108,3 @@ SMALL_ENGINES = (
 """Engines of the bundled checkpoint."""
 CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.formats in ("fp8", "nvfp4", "int4"))
 """Those that are carried whole, and what the interpreter says of them; more would not fit."""
-
-
-def plan_digest(engine: Path, sm: int) -> str:
-    """A digest of an engine's plan, which names its kernels' sources."""
-    with EngineFile.open(engine) as opened:
-        return hashlib.sha256(opened.section(opened.manifest.profiles[f"sm_{sm}"].graph)).hexdigest()

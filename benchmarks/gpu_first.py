@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def run(carry: Carry, options: argparse.Namespace, call: Call) -> bool:
     """Supervise a call; whether all was run and right."""
     signal.signal(signal.SIGTERM, _interrupted)
     bench = Bench(carry, Journal.fresh(options.out, options.call), options.since)
-    bench.journal.note(carried=carry.index["facts"])
+    bench.journal.note(carried=carry.index["facts"], date=time.strftime("%Y-%m-%d", time.gmtime()))
     given = {name: getattr(options, name) for name in ("carry", "out", "only", "since")}
 
     def command(until: float) -> list[str]:

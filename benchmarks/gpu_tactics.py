@@ -12,7 +12,6 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,15 @@ def main() -> None:
 
 
 def table(results: Mapping[str, Any], facts: Mapping[str, Any], sm: int) -> Table:
-    """The table of a call's results. facts: of the carried folder."""
-    head, outcomes = results["head"], results["outcomes"]
+    """The table of a call's results, as its journal has written them. facts: of the carried folder."""
+    outcomes = results["outcomes"]
     rows: dict[object, Row] = {}
     for name, outcome in outcomes.items():
         if name.startswith(STEP) and "result" in outcome:
             for row in rows_of(outcome["result"]):
                 rows.setdefault(row.key, row)
-    began = min(results.get("began", {}).values(), default=None)
-    date = datetime.fromtimestamp(began, UTC).date().isoformat() if began else "unknown"
-    return Table(
-        sm, head["card"], head["driver"], date, facts["kernels"], facts["tools"]["triton"], tuple(rows.values())
-    )
+    card, driver, date = (results[name] for name in ("card", "driver", "date"))
+    return Table(sm, card, driver, date, facts["kernels"], facts["tools"]["triton"], tuple(rows.values()))
 
 
 def rows_of(found: Mapping[str, Any]) -> Iterator[Row]:

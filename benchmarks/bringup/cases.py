@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from bringup.bench import Bench
 from bringup.carry import CarriedCase, CaseTensor
-from bringup.code import tool
+from bringup.code import tools
 from bringup.numbers import distance, numbers
 from bringup.step import Item, Step
 from llmc.runtime.cuda.launches import pack
@@ -36,6 +37,8 @@ FIRST = (
 )
 """Kernels in the order in which they are wanted, with a word of the case's name where only some are; then others."""
 _LIMIT, _MEMCHECK, _MEMCHECKS = 5.0, 20.0, 2
+_BREAKS = 3
+"""Contexts that a kernel may break before its other cases are skipped: each costs a new process."""
 _TAIL = 3000
 
 
@@ -160,7 +163,7 @@ def alone(bench: Bench, name: str) -> dict[str, Any]:
 
 def memcheck(bench: Bench, name: str) -> Mapping[str, Any]:
     """What compute-sanitizer says of a case."""
-    program = tool("compute-sanitizer")
+    program = next(iter(tools("compute-sanitizer")), None)
     if program is None:
         return {"skipped": "no compute-sanitizer here"}
     script = Path(__file__).resolve().parent.parent / "gpu_first.py"
@@ -175,14 +178,21 @@ def memcheck(bench: Bench, name: str) -> Mapping[str, Any]:
     return {"exit": done.returncode, "said": done.stdout[-_TAIL:]}
 
 
+def _skipped(_: Bench) -> Mapping[str, Any]:
+    return {"ok": False, "skipped": f"its kernel has broken {_BREAKS} contexts"}
+
+
 def items(bench: Bench) -> Iterator[Item]:
     """The cases in the order of FIRST, and after a broken context what compute-sanitizer says."""
     codes = bench.carry.code
     cases = sorted(bench.carry.cases, key=lambda case: order(case, codes[case.code].kernel))
     checked: set[str] = set()
+    broken: Counter[str] = Counter()
     for case in cases:
-        yield Item(case.name, partial(run, case=case), _LIMIT)
+        known = broken[codes[case.code].kernel] >= _BREAKS
+        yield Item(case.name, _skipped if known else partial(run, case=case), _LIMIT)
         kernel, outcome = codes[case.code].kernel, bench.journal.outcomes.get(f"cases/{case.name}", {})
+        broken[kernel] += bool(outcome.get("sticky"))
         faulty = outcome.get("sticky") and outcome.get("cuda")  # neither a crash nor a hang
         if faulty and kernel not in checked and len(checked) < _MEMCHECKS:
             checked.add(kernel)

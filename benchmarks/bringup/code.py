@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from llmc.runtime.progress import Progress
 
 CUBIN, PTX, ASSEMBLED, TRITON, NONE = RUNGS = ("cubin", "ptx", "assembled", "triton", "none")
 _TOOLKITS = ("/usr/local/cuda/bin",)
+_OF_TRITON = ("backends", "nvidia", "bin")
+_ASSEMBLERS = ("ptxas", "ptxas-blackwell")
 _ASSEMBLING = 30
 _COMPILING = 60
 _PROBES = ("probe_null",)
@@ -155,9 +158,15 @@ class Assembled:
         self.of.fill(placement, base, driver, progress)
 
 
-def tool(name: str) -> str | None:
-    """A program of the CUDA toolkit on this machine."""
-    return shutil.which(name) or next((path for folder in _TOOLKITS if (path := shutil.which(name, path=folder))), None)
+def tools(*names: str) -> tuple[str, ...]:
+    """Programs of these names on this machine: on the path, in the CUDA toolkit, and those that came with Triton."""
+    triton = find_spec("triton")
+    folders = [
+        *_TOOLKITS,
+        *(str(Path(place, *_OF_TRITON)) for place in (triton and triton.submodule_search_locations) or ()),
+    ]
+    found = [shutil.which(name, path=path) for name in names for path in (None, *folders)]
+    return tuple(dict.fromkeys(path for path in found if path is not None))
 
 
 @cache
@@ -173,14 +182,17 @@ def assembled(ptx: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bringup-") as folder:
         source, target = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        ptxas, nvcc = tool("ptxas"), tool("nvcc")
-        if ptxas is not None:
-            command = [ptxas, f"--gpu-name={chip[1]}", str(source), "-o", str(target)]
-        elif nvcc is not None:
-            command = [nvcc, "-cubin", f"-arch={chip[1]}", str(source), "-o", str(target)]
+        commands = [[path, f"--gpu-name={chip[1]}", str(source), "-o", str(target)] for path in tools(*_ASSEMBLERS)]
+        commands += [[path, "-cubin", f"-arch={chip[1]}", str(source), "-o", str(target)] for path in tools("nvcc")]
+        reasons = []
+        for command in commands:
+            try:
+                _ran(command, _ASSEMBLING)
+                break
+            except AssemblerError as error:
+                reasons.append(str(error))
         else:
-            raise AssemblerError("neither ptxas nor nvcc is here")
-        _ran(command, _ASSEMBLING)
+            raise AssemblerError("; ".join(reasons) or "neither ptxas nor nvcc is here")
         return target.read_bytes()
 
 

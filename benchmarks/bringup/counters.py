@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 from bringup import beside, forms
 from bringup.bench import Bench
 from bringup.carry import Swept
+from bringup.code import tools
 from bringup.step import Item, Step
 
 CALL = "counted"
@@ -21,14 +21,13 @@ TOOL = "ncu"
 KERNEL = "linear_small"
 FORMATS = ("fp8", "nvfp4")
 LAUNCHES = 3
-_FOLDERS = ("/usr/local/cuda/bin",)
 _LIMIT = 40.0
 _REFUSED = "ERR_NVGPUCTRPERM"
 
 
 def counted(bench: Bench, format: str) -> Mapping[str, Any]:
     """The metrics of a few launches of the largest linear of a format, by name and launch."""
-    found = shutil.which(TOOL) or next((path for one in _FOLDERS if (path := shutil.which(TOOL, path=one))), None)
+    found = next(iter(tools(TOOL)), None)
     if found is None:
         return {"skipped": f"no {TOOL} here"}
     options = ["--clock-control", "none", "--set", "basic", "-c", str(LAUNCHES), "-k", f"regex:{KERNEL}"]

@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Begun:
-    """An item under way: since when (seconds since 1970), and seconds after which it hangs."""
+    """An item under way: since when (on the machine's monotonic clock), and seconds after which it hangs."""
 
     name: str
     at: float
@@ -72,7 +72,8 @@ class Journal:
         self._replace()
 
     def begin(self, name: str, limit: float) -> None:
-        self._write({"begin": name, "at": time.time(), "limit": limit}, synced=False)  # tells processes, not machines
+        line = {"begin": name, "at": time.monotonic(), "limit": limit}
+        self._write(line, synced=False)  # for processes of this machine, which need it only while they live
 
     def end(self, name: str, outcome: Mapping[str, Any]) -> None:
         self._write({"end": name, "outcome": outcome})

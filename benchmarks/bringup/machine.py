@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bringup.bench import Bench
-from bringup.code import tool
+from bringup.code import tools
 from bringup.step import Item, Step
 from llmc.runtime.machine import cpu_count, cpu_name, memory
 
@@ -68,7 +68,7 @@ def host(bench: Bench) -> Mapping[str, Any]:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "tools": {name: tool(name) for name in TOOLS},
+        "tools": {name: next(iter(tools(name)), None) for name in TOOLS},
     }
 
 

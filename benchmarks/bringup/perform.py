@@ -41,7 +41,7 @@ def items(steps: Sequence[Step], bench: Bench) -> Iterator[tuple[Step, str, Item
 
 
 def perform(steps: Sequence[Step], bench: Bench, until: float) -> int:
-    """Run what has no outcome yet; 0, or RESTART. until: when the call ends, in seconds since 1970.
+    """Run what has no outcome yet; 0, or RESTART. until: when the call ends, on the machine's monotonic clock.
 
     What no longer fits into its step's seconds waits until every step has had its turn, and has what they left.
     """
@@ -57,7 +57,7 @@ def perform(steps: Sequence[Step], bench: Bench, until: float) -> int:
         if step is not before:
             bench.release()
             before = step
-        now = time.time()
+        now = time.monotonic()
         late = journal.began.get(step.name, now) + step.seconds <= now
         if until - now < _LEAST:
             journal.end(name, {"left out": "the time of the call is over"})
@@ -93,6 +93,8 @@ def _run(item: Item, bench: Bench) -> dict[str, Any]:
 
 def described(error: BaseException) -> dict[str, Any]:
     """An error as an outcome: its text, the CUDA error it names, and where it was raised."""
+    while isinstance(error.__context__, LlmcError) and not error.__suppress_context__:
+        error = error.__context__  # what freeing things said after it is its consequence
     named = re.search(r"CUDA_ERROR_(\w+)", str(error))
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""

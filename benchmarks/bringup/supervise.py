@@ -43,10 +43,10 @@ class Supervisor:
 
     def run(self) -> bool:
         """Whether every item was run and found nothing wrong."""
-        until = time.time() + self.seconds - SPARE
+        until = time.monotonic() + self.seconds - SPARE
         why, idle, journal = "the time of the call is over", 0, self.bench.journal
         try:
-            while time.time() < until:
+            while time.monotonic() < until:
                 known = len(journal.outcomes)
                 code, hung = self._watch(until)
                 journal.refresh()
@@ -72,14 +72,14 @@ class Supervisor:
         journal = self.bench.journal
         with open(self._log, "ab") as log:
             child = subprocess.Popen(self.command(until), stdout=log, stderr=log, start_new_session=True)
-        moved, seen = time.time(), None
+        moved, seen = time.monotonic(), None
         try:
             while True:
                 try:
                     return child.wait(_POLL), False
                 except subprocess.TimeoutExpired:
                     journal.refresh()
-                now, begun = time.time(), journal.under_way
+                now, begun = time.monotonic(), journal.under_way
                 if (begun, len(journal.outcomes)) != seen:
                     moved, seen = now, (begun, len(journal.outcomes))
                 limit = begun.limit + GRACE if begun is not None else STARTUP
@@ -93,10 +93,11 @@ class Supervisor:
         journal = self.bench.journal
         begun = journal.under_way
         assert begun is not None
-        error = f"hangs: killed after {time.time() - begun.at:.1f} s" if hung else f"the process ended, {_named(code)}"
+        seconds = time.monotonic() - begun.at
+        error = f"hangs: killed after {seconds:.1f} s" if hung else f"the process ended, {_named(code)}"
         rung = {"rung": journal.head["rung"]} if "rung" in journal.head else {}
         told = {"error": error, "log": self._tail(), "sticky": True, "cuda": None}
-        journal.end(begun.name, {"seconds": time.time() - begun.at, **rung, **told})
+        journal.end(begun.name, {"seconds": seconds, **rung, **told})
 
     def _tail(self) -> str:
         """The last lines that processes of this call have printed."""

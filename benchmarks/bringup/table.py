@@ -29,7 +29,10 @@ def _steps(outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         seconds = sum(outcome.get("seconds", 0.0) for outcome in found.values())
         counts = f"{len(found) - left - len(wrong)} right, {len(wrong)} wrong, {left} left out"
         yield f"{step:12} {counts}, {seconds:.1f} s"
-        for name, outcome in list(wrong.items())[:_NAMED]:
+        failed = {name: outcome for name, outcome in wrong.items() if "error" in outcome}
+        if failed and len(failed) < len(wrong):
+            yield f"  {len(failed)} of the wrong ones came to no end"
+        for name, outcome in [*failed.items(), *((n, o) for n, o in wrong.items() if n not in failed)][:_NAMED]:
             yield f"  {name.partition('/')[2]}: {_why(outcome)}"[:_WIDE]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import gpu_dump
 import numpy as np
-from gpu_engines import EngineSpec, plan_digest
+from bringup.agree import plan_digest
+from gpu_engines import EngineSpec
 from gpu_tokens import traces
 
 from llmc.compiler.targets.simulate.device import SimulatedDevice

@@ -15,6 +15,7 @@ import gpu_predictions  # pyright: ignore[reportMissingImports]
 import gpu_tactics  # pyright: ignore[reportMissingImports]
 from bringup import predicted  # pyright: ignore[reportMissingImports]
 from bringup.calls import CALLS  # pyright: ignore[reportMissingImports]
+from bringup.journal import Journal  # pyright: ignore[reportMissingImports]
 
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile
 from llmc.compiler.targets.cuda.tuning import tactics
@@ -33,21 +34,27 @@ def swept(tokens: int, *candidates: dict[str, Any], n: int = 4096) -> dict[str, 
     return {"result": {**key, "candidates": list(candidates)}}
 
 
-def results(**outcomes: dict[str, Any]) -> dict[str, Any]:
-    head = {"card": "NVIDIA H100", "driver": "13.0"}
-    named = {f"sweep/{name}": outcome for name, outcome in outcomes.items()}
-    return {"head": head, "outcomes": {**named, "sweep/hung": {"error": "hangs"}, "batches/x": {"result": {"ms": 1}}}}
+def results(folder: Path, **outcomes: dict[str, Any]) -> dict[str, Any]:
+    """What a call leaves, written by its own journal."""
+    journal = Journal.fresh(folder, "speed")
+    journal.note(card="NVIDIA H100", driver="13.0", date="2026-12-01")
+    for name, outcome in outcomes.items():
+        journal.end(f"sweep/{name}", outcome)
+    journal.end("sweep/hung", {"error": "hangs"})
+    journal.end("batches/x", {"result": {"ms": 1}})
+    return json.loads((folder / "speed.json").read_text())
 
 
 def test_the_fastest_right_tiles_become_a_table(tmp_path: Path):
     one = swept(1, candidate(HEURISTIC, 10e-6), candidate(FASTER, 8e-6), candidate(WIDER, None))
     eight = swept(8, candidate(HEURISTIC, 10e-6), candidate(WIDER, 9.95e-6))
     broken = swept(1, candidate(HEURISTIC, 9e-6, finite=False), candidate(FASTER, 1e-6), n=6144)
-    made = gpu_tactics.table(results(one=one, eight=eight, broken=broken), FACTS, 90)
+    made = gpu_tactics.table(results(tmp_path, one=one, eight=eight, broken=broken), FACTS, 90)
     tiles = {row.tokens: (row.tile, row.ns, row.heuristic_ns) for row in made.rows}
     assert tiles[1] == tiles[2] == (FASTER, 8000, 10000), "what differs from the heuristic's result has no time"
     assert tiles[4] == tiles[8] == tiles[16] == (HEURISTIC, 10000, 10000), "a hundredth is noise"
     assert {row.n for row in made.rows} == {4096}
+    assert (made.gpu, made.driver, made.date) == ("NVIDIA H100", "13.0", "2026-12-01")
     path = tmp_path / "sm_90.yaml"
     made.write(path)
     assert tactics.load(path).tiles == made.tiles

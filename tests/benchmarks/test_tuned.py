@@ -43,7 +43,9 @@ def rehearse(carried: Path, out: Path, **more: str) -> dict[str, Any]:
 
 def test_an_engine_is_built_from_carried_kernels_and_serves(carried: Path, tmp_path: Path):
     found = rehearse(carried, tmp_path)
-    assert [*found] == ITEMS and all("result" in one for one in found.values()), [one.get("error") for one in found.values()]
+    assert [*found] == ITEMS and all("result" in one for one in found.values()), [
+        one.get("error") for one in found.values()
+    ]
     assert found["build"]["result"]["bytes"] > 7 << 20
     assert found["cold start"]["result"]["to first token"] > 0
     assert found["tokens"]["result"]["batch 1"]["tokens_per_s"] > 0

@@ -21,7 +21,7 @@ from llmc.compiler.targets.cuda.cubins.cache import KernelCache, Tools
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt, compile_variants, variant_of
 from llmc.compiler.targets.cuda.kernels import gated, suites
 from llmc.runtime.chips import chip
-from llmc.runtime.errors import LlmcError, ResourceError, Unsupported
+from llmc.runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from llmc.runtime.progress import NO_PROGRESS
 
 NO_CACHE = KernelCache(None)
@@ -348,3 +348,11 @@ def test_a_kernel_that_spills_for_the_sake_of_a_second_block_has_its_multiproces
     spilling = assembler.assemble(cubin.ptx.replace(".minnctapersm 1\n", ""), 87)
     assert worker.resources(spilling[1])["spills"] > 0
     assert worker.for_one_block(cubin.ptx.replace(".minnctapersm 1\n", "")) == cubin.ptx
+
+
+def test_a_kernel_that_reads_its_parameters_elsewhere_is_refused(cubins: dict[int, Cubin]):
+    right = cubins[90]
+    compile.check_parameters(right)
+    for wrong in (replace(right, types=("*bf16", "i32", *right.types[2:])), replace(right, warps=8)):
+        with pytest.raises(EngineError, match=r"kernel gated_kernel for sm_90: parameters .*\n  found: "):
+            compile.check_parameters(wrong)

@@ -44,7 +44,8 @@ class Ran:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer, room for four sequences of four blocks."""
     folder = tmp_path_factory.mktemp("runtime")
-    checkpoint = small_checkpoint(folder / "small", num_hidden_layers=1, **{**NARROW, "vocab_size": 4096})
+    wider = {**NARROW, "vocab_size": 4096, "num_hidden_layers": 1}  # all ids of the tokenizer
+    checkpoint = small_checkpoint(folder / "small", tokenizer=True, **wider)
     return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=NARROW_BATCH, quantize="fp8")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,13 @@ from queue import SimpleQueue
 from typing import Any
 
 from .....runtime.chips import chip
-from .....runtime.errors import LlmcError, ResourceError, Unsupported
+from .....runtime.cuda.launches import layout
+from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from .....runtime.machine import cpu_count, memory
 from .....runtime.progress import Progress
 from ..call import Argument, Call, Constant, Operand
 from .cache import VARIABLE, KernelCache, key_of, sources_of
+from .elf import Parameter, image_of
 from .worker import KERNELS, SETTINGS
 
 TYPES = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
@@ -201,11 +204,28 @@ def attempt(
             if isinstance(answer, LlmcError):
                 outcomes[variant] = answer
                 continue
+            check_parameters(Cubin.from_json(answer))
             if sources_of(variant.file) == sources[variant.file]:  # nobody edits it at this moment
                 cache.save(keys[variant], answer)
             outcomes[variant] = cubin = Cubin.from_json(answer)
             advance(len(cubin.data))
     return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
+
+
+def check_parameters(cubin: Cubin) -> None:
+    """That a kernel reads its parameters where `runtime/cuda/launches.py` puts them, and takes the plan's threads.
+
+    Raises:
+        EngineError: it does not; a launch would give it other numbers without any error of the driver.
+    """
+    image = image_of(cubin.data, cubin.entry)
+    wanted = [Parameter(one.offset, struct.calcsize(one.code)) for one in layout([*cubin.types, "*i8", "*i8"])]
+    if [*image.parameters] != wanted or image.threads != (32 * cubin.warps, 1, 1):
+        raise EngineError(
+            f"kernel {cubin.entry} for sm_{cubin.sm}: parameters {wanted}, {32 * cubin.warps} threads",
+            found=f"{[*image.parameters]}, {image.threads}",
+            fix="the Triton of this llmc: pip install -c constraints.txt",
+        )
 
 
 def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:

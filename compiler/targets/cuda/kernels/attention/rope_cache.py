@@ -201,6 +201,7 @@ def _cases() -> Iterator[Case]:
             {"tokens": tokens},
             {**expected, "q": turned[:, :heads].reshape(tokens, -1)},
             ROUNDING["bf16"],
+            2.0**-10 if stored == "u8" else 0.0,  # a device's own rounding of the rotation may reach the neighbour
         )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from bringup.bench import seconds
 from gpu_engines import SHAPES, EngineSpec
 
 from llmc.runtime.cuda import gpus
@@ -119,7 +117,7 @@ def copy_bandwidth(driver: Driver, *, nbytes: int = COPY_BYTES, rounds: int = 20
         stream = _stream(driver, cleanup)
         source, target = (_allocated(driver, nbytes, cleanup) for _ in range(2))
         driver.fill(source, 0x5B, nbytes, stream)
-        return 2 * nbytes / _median(driver, stream, lambda: driver.copy(target, source, nbytes, stream), rounds)
+        return 2 * nbytes / seconds(driver, stream, lambda: driver.copy(target, source, nbytes, stream), rounds=rounds)
 
 
 def upload_bandwidth(driver: Driver, *, nbytes: int = 256 << 20, rounds: int = 10) -> float:
@@ -128,7 +126,7 @@ def upload_bandwidth(driver: Driver, *, nbytes: int = 256 << 20, rounds: int = 1
         stream = _stream(driver, cleanup)
         target, host = _allocated(driver, nbytes, cleanup), driver.allocate_host(nbytes, "a copy")
         cleanup.callback(driver.free_host, host)
-        return nbytes / _median(driver, stream, lambda: driver.copy_in(target, host, nbytes, stream), rounds)
+        return nbytes / seconds(driver, stream, lambda: driver.copy_in(target, host, nbytes, stream), rounds=rounds)
 
 
 def _stream(driver: Driver, cleanup: ExitStack) -> Any:
@@ -141,22 +139,6 @@ def _allocated(driver: Driver, nbytes: int, cleanup: ExitStack) -> int:
     address = driver.allocate(nbytes, "a copy")
     cleanup.callback(driver.free, address)
     return address
-
-
-def _median(driver: Driver, stream: Any, work: Callable[[], None], rounds: int) -> float:
-    """Seconds of a piece of work on the GPU, by its clock, after three that warm up."""
-    events = [driver.event(timing=True) for _ in range(rounds + 1)]
-    for _ in range(3):
-        work()
-    for event in events[:-1]:
-        driver.record(event, stream)
-        work()
-    driver.record(events[-1], stream)
-    driver.wait(stream)
-    seconds = median(driver.elapsed(a, b) for a, b in pairwise(events))
-    for event in events:
-        driver.drop_event(event)
-    return seconds
 
 
 def machine(found: gpus.Gpu) -> str:

@@ -73,20 +73,7 @@ class Bench:
 
     def seconds(self, work: Callable[[], None], *, rounds: int = 10, warm: int = 3, stream: Any = None) -> float:
         """Median seconds of work that is put on a stream (this bench's by default), by the GPU's clock."""
-        driver, stream = self.driver, self.stream if stream is None else stream
-        events = [driver.event(timing=True) for _ in range(rounds + 1)]
-        try:
-            for _ in range(warm):
-                work()
-            for event in events[:-1]:
-                driver.record(event, stream)
-                work()
-            driver.record(events[-1], stream)
-            driver.wait(stream)
-            return median(driver.elapsed(a, b) for a, b in pairwise(events))
-        finally:
-            for event in events:
-                driver.drop_event(event)
+        return seconds(self.driver, self.stream if stream is None else stream, work, rounds=rounds, warm=warm)
 
     def captured(self, work: Callable[[], None], cleanup: ExitStack) -> Callable[[], None]:
         """Work on this bench's stream as a graph: what launches it."""
@@ -112,3 +99,20 @@ class Bench:
             _, one = self._held
             self._held = None
             one.close()
+
+
+def seconds(driver: Driver, stream: Any, work: Callable[[], None], *, rounds: int, warm: int = 3) -> float:
+    """Median seconds of work that is put on a stream, by the GPU's clock, after some that warm up."""
+    events = [driver.event(timing=True) for _ in range(rounds + 1)]
+    try:
+        for _ in range(warm):
+            work()
+        for event in events[:-1]:
+            driver.record(event, stream)
+            work()
+        driver.record(events[-1], stream)
+        driver.wait(stream)
+        return median(driver.elapsed(a, b) for a, b in pairwise(events))
+    finally:
+        for event in events:
+            driver.drop_event(event)

@@ -356,3 +356,11 @@ def test_a_kernel_that_reads_its_parameters_elsewhere_is_refused(cubins: dict[in
     for wrong in (replace(right, types=("*bf16", "i32", *right.types[2:])), replace(right, warps=8)):
         with pytest.raises(EngineError, match=r"kernel gated_kernel for sm_90: parameters .*\n  found: "):
             compile.check_parameters(wrong)
+
+
+def test_a_wrong_parameter_block_is_one_kernels_outcome_and_is_not_kept(
+    counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compile, "layout", lambda types: ())
+    (outcome,) = attempt([SILU], 90, progress=NO_PROGRESS, cache=KernelCache(tmp_path)).values()
+    assert isinstance(outcome, EngineError) and not [*tmp_path.iterdir()]

@@ -204,10 +204,15 @@ def attempt(
             if isinstance(answer, LlmcError):
                 outcomes[variant] = answer
                 continue
-            check_parameters(Cubin.from_json(answer))
+            cubin = Cubin.from_json(answer)
+            try:
+                check_parameters(cubin)
+            except EngineError as error:
+                outcomes[variant] = error
+                continue
             if sources_of(variant.file) == sources[variant.file]:  # nobody edits it at this moment
                 cache.save(keys[variant], answer)
-            outcomes[variant] = cubin = Cubin.from_json(answer)
+            outcomes[variant] = cubin
             advance(len(cubin.data))
     return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
 

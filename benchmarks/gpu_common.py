@@ -101,9 +101,9 @@ def load(
     """An engine on the first GPU. early: with programmatic dependent launch. kind: of the driver."""
     made: list[tuple[CudaDevice, Driver, Plan]] = []
 
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
         driver, plan = kind.load(), replace(plan, pdl=early)
-        device = CudaDevice.of_engine(engine, profile, plan, lanes, driver=driver, options=options)
+        device = CudaDevice.of_engine(engine, profile, plan, slots, driver=driver, options=options)
         made.append((device, driver, plan))
         return device
 

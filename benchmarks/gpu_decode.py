@@ -119,8 +119,10 @@ def replayed(loaded: common.Loaded, program: Program, context: int) -> float:
     inputs = idle_inputs(loaded.plan, sizes)
     count = min(program.sequences, loaded.device.blocks)
     inputs["positions"][:] = context - 1
-    inputs["lengths"][:count] = context
-    inputs["tables"][:] = np.arange(inputs["tables"].size).reshape(inputs["tables"].shape) % loaded.device.blocks
+    inputs["seq_lens"][:count] = context
+    inputs["block_tables"][:] = (
+        np.arange(inputs["block_tables"].size).reshape(inputs["block_tables"].shape) % loaded.device.blocks
+    )
     device = loaded.device
     for _ in range(WARM):
         device.read(device.run(index, sizes, inputs, {"sampled"}))

@@ -28,8 +28,8 @@ PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 class _Recording(SimulatedDevice):
     """An interpreted plan that keeps what its launches do."""
 
-    def __init__(self, engine: EngineFile, profile: str, plan: Plan, lanes: int) -> None:
-        super().__init__(engine, profile, plan, lanes)
+    def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
+        super().__init__(engine, profile, plan, slots)
         self.steps: list[RecordedStep] = []
         self._launches: list[RecordedLaunch] = []
         self._buffers: frozenset[str] = frozenset()
@@ -56,8 +56,8 @@ def record(engine: Path, sm: int, path: Path, *, prompt: tuple[int, ...] = PROMP
     """Write the steps of a prompt and of `tokens` that follow it."""
     made: list[_Recording] = []
 
-    def make(opened: EngineFile, profile: str, plan: Plan, lanes: int) -> _Recording:
-        made.append(_Recording(opened, profile, plan, lanes))
+    def make(opened: EngineFile, profile: str, plan: Plan, slots: int) -> _Recording:
+        made.append(_Recording(opened, profile, plan, slots))
         return made[0]
 
     executor = PagedExecutor(EngineFile.open(engine), f"sm_{sm}", make, max_batch=1)

@@ -32,8 +32,8 @@ from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.scheduling.scheduler import Request, Scheduler
 parts = {"interpreter": started - spawned, "imports": time.perf_counter() - started}
 devices = []
-def make(engine, profile, plan, lanes):
-    devices.append(CudaDevice.of_engine(engine, profile, plan, lanes))
+def make(engine, profile, plan, slots):
+    devices.append(CudaDevice.of_engine(engine, profile, plan, slots))
     return devices[0]
 at = time.perf_counter()
 engine = EngineFile.open(sys.argv[1])

@@ -32,8 +32,8 @@ PROMPT, WARM = 64, 20
 class Idle:
     """A device (`paged.Device`) whose every token is 7, at once."""
 
-    def __init__(self, engine: EngineFile, profile: str, plan: Plan, lanes: int) -> None:
-        self.blocks, self.notes = lanes * plan.max_blocks, ()
+    def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
+        self.blocks, self.notes = slots * plan.max_blocks, ()
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]

@@ -86,10 +86,10 @@ def loaded(
     """A carried engine on the GPU: its executor, and the device below."""
     made: list[BenchDevice] = []
 
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> BenchDevice:
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> BenchDevice:
         contents = bench.loader.contents(EngineContents(engine, profile))
         plan, options = replace(plan, pdl=pdl), Options(graphs=graphs)
-        made.append(BenchDevice(contents, plan, lanes, driver=Driver.load(), options=options))
+        made.append(BenchDevice(contents, plan, slots, driver=Driver.load(), options=options))
         return made[0]
 
     executor = PagedExecutor(EngineFile.open(path), f"sm_{bench.carry.sm}", make, max_batch=None)

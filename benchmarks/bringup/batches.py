@@ -27,7 +27,7 @@ def items(bench: Bench, *, early: tuple[bool, ...] = (True, False)) -> Iterator[
         for pdl in early:
             for batch in BATCHES:
                 run = partial(
-                    measured, name=name, batch=batch, context=CONTEXT, pdl=pdl, graphs=True, lanes=max(BATCHES)
+                    measured, name=name, batch=batch, context=CONTEXT, pdl=pdl, graphs=True, slots=max(BATCHES)
                 )
                 yield Item(row_name(name, batch, pdl), run, _LIMIT)
 

@@ -126,14 +126,14 @@ def inputs_at(device: BenchDevice, program: int, context: int, batch: int | None
     count = chosen.sequences if batch is None else batch
     inputs = idle_inputs(device.plan, chosen.limits)
     inputs["positions"][:] = context - 1
-    inputs["lengths"][:count] = context
-    inputs["starts"][:] = np.minimum(np.arange(inputs["starts"].size), count)
-    inputs["rows"][:] = np.arange(inputs["rows"].size)
-    tables = inputs["tables"]
+    inputs["seq_lens"][:count] = context
+    inputs["query_start_loc"][:] = np.minimum(np.arange(inputs["query_start_loc"].size), count)
+    inputs["logits_indices"][:] = np.arange(inputs["logits_indices"].size)
+    tables = inputs["block_tables"]
     each = -(-context // BLOCK_TOKENS)
     tables[:, :each] = (np.arange(tables.shape[0])[:, None] * each + np.arange(each)) % device.blocks
     last = (context - 1) // BLOCK_TOKENS
-    inputs["slots"][:count] = tables[:count, last] * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
+    inputs["slot_mapping"][:count] = tables[:count, last] * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
     return inputs
 
 
@@ -174,10 +174,10 @@ def share_of_read(bench: Bench, bytes_per_s: float) -> float | None:
 
 
 def measured(
-    bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool, lanes: int | None = None
+    bench: Bench, name: str, *, batch: int, context: int, pdl: bool, graphs: bool, slots: int | None = None
 ) -> dict[str, Any]:
-    """The row of a plan's decode program. lanes: sequences that the plan is loaded for, `batch` unless given."""
-    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=lanes or batch)
+    """The row of a plan's decode program. slots: sequences that the plan is loaded for, `batch` unless given."""
+    device = opened(bench, name, pdl=pdl, graphs=graphs, batch=slots or batch)
     program = decode_program(device.plan, batch)
     seconds = replay(device, program, inputs_at(device, program, context, batch))
     nbytes = moved(device.plan, device.plan.programs[program], context, batch)

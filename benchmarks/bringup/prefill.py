@@ -26,16 +26,16 @@ PLANS = (carry.FP8, carry.BF16)
 def prompt_inputs(device: BenchDevice, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """A step with one whole prompt, greedy, whose last token's logits are wanted."""
     tokens, inputs = sizes["tokens"], idle_inputs(device.plan, sizes)
-    vocab = int(device.plan.tensors["counts"].shape[1])
+    vocab = int(device.plan.tensors["token_counts"].shape[1])
     inputs["token_ids"][:] = np.random.default_rng(0).integers(0, vocab, tokens)
     inputs["positions"][:] = np.arange(tokens)
-    inputs["slots"][:] = np.arange(tokens)
+    inputs["slot_mapping"][:] = np.arange(tokens)
     blocks = -(-tokens // BLOCK_TOKENS)
-    inputs["tables"][0, :blocks] = np.arange(blocks) % device.blocks
-    inputs["lengths"][:] = tokens
-    inputs["starts"][1:] = tokens
-    inputs["rows"][:] = tokens - 1
-    inputs["place"][:] = tokens
+    inputs["block_tables"][0, :blocks] = np.arange(blocks) % device.blocks
+    inputs["seq_lens"][:] = tokens
+    inputs["query_start_loc"][1:] = tokens
+    inputs["logits_indices"][:] = tokens - 1
+    inputs["sample_positions"][:] = tokens
     return inputs
 
 

@@ -29,7 +29,7 @@ def items(bench: Bench) -> Iterator[Item]:
         if name in bench.carry.plans:
             for batch in BATCHES:
                 run = partial(
-                    measured, name=name, batch=batch, context=CONTEXT, pdl=True, graphs=True, lanes=max(BATCHES)
+                    measured, name=name, batch=batch, context=CONTEXT, pdl=True, graphs=True, slots=max(BATCHES)
                 )
                 yield Item(row_name(name, batch), run, _LIMIT)
 

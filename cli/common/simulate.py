@@ -17,10 +17,10 @@ def stand_in(wanted: bool) -> MakeDevice | None:
     return _interpreter if wanted else None
 
 
-def _interpreter(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> Device:
+def _interpreter(engine: EngineFile, profile: str, plan: Plan, slots: int) -> Device:
     # imported once the profile is known to be a GPU's: torch takes seconds
     extras.need("cuda-build", "--simulate")
     from ...compiler.targets.simulate.device import SimulatedDevice
 
     console.note(f"profile {profile} is interpreted on the CPU: its numbers, not its speed")
-    return SimulatedDevice(engine, profile, plan, lanes)
+    return SimulatedDevice(engine, profile, plan, slots)

@@ -26,8 +26,8 @@ class Decoder:
 def build(family: Family, checkpoint: Checkpoint, max_context: int) -> Decoder:
     """The logical graph of a checkpoint: fp32, dense weights as promises, one cache of capacity C.
 
-    Inputs `input_ids [B,S]`, `past_lengths [B]`, `rows [R]`, `past.{l}.key/value [B,K,C,D]`; outputs `logits [R,V]`,
-    `present.{l}.key/value`.
+    Inputs `input_ids [B,S]`, `past_lengths [B]`, `logits_indices [R]`, `past.{l}.key/value [B,K,C,D]`; outputs
+    `logits [R,V]`, `present.{l}.key/value`.
 
     Raises:
         CheckpointError: tensors missing, left over, or of another shape; all of them are named.
@@ -56,7 +56,7 @@ class _Assembly:
             )
         ids = g.input("input_ids", "I64", ["B", "S"])
         past = g.input("past_lengths", "I32", ["B"])
-        rows = g.input("rows", "I64", ["R"])
+        rows = g.input("logits_indices", "I64", ["R"])
         embed = g.build("embed")
         cos, sin = self._rope()
         positions = embed.llmc("Positions", ids, past)

@@ -21,7 +21,7 @@ def inputs_for(config: Config, ids: Sequence[int], *, rows: int) -> dict[str, np
     return {
         "input_ids": np.array([ids], np.int64),
         "past_lengths": np.zeros(1, np.int32),
-        "rows": np.arange(count - rows, count, dtype=np.int64),
+        "logits_indices": np.arange(count - rows, count, dtype=np.int64),
         **{f"past.{layer}.{part}": empty for layer in layers for part in ("key", "value")},
     }
 

@@ -184,7 +184,7 @@ class _Call:
         self.logits = np.empty((rows, vocab), np.float32)
         self._session = session
         self._binding = session.io_binding()
-        for name, array in (("input_ids", self.ids), ("past_lengths", self.past), ("rows", self.rows)):
+        for name, array in (("input_ids", self.ids), ("past_lengths", self.past), ("logits_indices", self.rows)):
             self._bind(self._binding.bind_input, name, array)
         self._bind(self._binding.bind_output, "logits", self.logits)
         for name, array in cache.items():
@@ -301,7 +301,7 @@ def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, A
 
 def _fed(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
     """The weights that are inputs of the graph: read where they lie, where an initializer would be copied."""
-    names = needs.get("fed", [])
+    names = needs.get("weights_as_inputs", [])
     if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
         raise EngineError(f"{path}: weights fed to the graph", found=repr(names)[:80], fix=_AGAIN)
     return tuple(dict.fromkeys(str(name) for name in names))

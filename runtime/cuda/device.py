@@ -52,15 +52,15 @@ class CudaDevice:
     """
 
     @classmethod
-    def of_engine(cls, engine: EngineFile, profile: str, plan: Plan, lanes: int, **options: Unpack[_Given]) -> Self:
+    def of_engine(cls, engine: EngineFile, profile: str, plan: Plan, slots: int, **options: Unpack[_Given]) -> Self:
         """A profile of an engine, loaded; as `__init__`."""
-        return cls(EngineContents(engine, profile), plan, lanes, **options)
+        return cls(EngineContents(engine, profile), plan, slots, **options)
 
     def __init__(
         self,
         contents: Contents,
         plan: Plan,
-        lanes: int,
+        slots: int,
         *,
         driver: Driver | None = None,
         options: Options | None = None,
@@ -87,9 +87,9 @@ class CudaDevice:
                 cleanup.callback(self._driver.drop_stream, self._stream)
             with self._timed("plan"):
                 placement = contents.placement(plan)
-                most = max(lanes, contents.max_batch)
+                most = max(slots, contents.max_batch)
                 free, _ = self._driver.memory()
-                self.budget = budget(plan, weights=placement.bytes, lanes=lanes, state_lanes=most, free=free, what=what)
+                self.budget = budget(plan, weights=placement.bytes, slots=slots, state_slots=most, free=free, what=what)
                 self.blocks = self.budget.blocks
             with self._timed("kernels"):
                 modules = Modules(self._driver, contents, cleanup.callback)
@@ -137,7 +137,7 @@ class CudaDevice:
         with suppress(LlmcError):
             self._cleanup.close()
 
-    def _allocate(self, parts: Budget, placement: Placement, lanes: int, cleanup: ExitStack) -> tuple[int, Area]:
+    def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Area]:
         """All device memory of this plan; caches and states are zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
@@ -149,7 +149,7 @@ class CudaDevice:
 
         weights = allocate(parts.weights, "weights")
         tensors = {name: weights + offset for name, offset in placement.offsets.items()}
-        for kind, sizes in (("cache", {"blocks": parts.blocks}), ("state", {"lanes": lanes})):
+        for kind, sizes in (("cache", {"blocks": parts.blocks}), ("state", {"slots": slots})):
             offsets, nbytes = packed(tensors_of(self._plan, kind, sizes))
             if nbytes:
                 base = allocate(nbytes, kind)

@@ -11,7 +11,7 @@ from ..errors import EngineError
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
 
-FORMAT = (1, 0)
+FORMAT = (2, 0)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
 FEATURES: frozenset[str] = frozenset()
 """What `required_features` may name so far."""
@@ -131,7 +131,7 @@ def _check_version(value: Any, what: str) -> int:
     text = value.get("format") if isinstance(value, dict) else None
     found = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if not found:
-        raise EngineError(f"{what}.format: a version such as '1.0'", found=f"{text!r}"[:80])
+        raise EngineError(f"{what}.format: a version such as '2.0'", found=f"{text!r}"[:80])
     major, minor = int(found[1]), int(found[2])
     tools = value.get("tools")
     builder = tools.get("llmc") if isinstance(tools, dict) else None

@@ -45,10 +45,10 @@ def inputs_of(plan: Plan, program: Program) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input" and name in read}
 
 
-def reachable(plan: Plan, lanes: int) -> tuple[Program, ...]:
-    """The programs that steps of at most `lanes` sequences can choose."""
+def reachable(plan: Plan, slots: int) -> tuple[Program, ...]:
+    """The programs that steps of at most `slots` sequences can choose."""
     decode = sorted(program.sequences for program in plan.programs if program.decode)
-    enough = next((sequences for sequences in decode if sequences >= lanes), decode[-1] if decode else 0)
+    enough = next((sequences for sequences in decode if sequences >= slots), decode[-1] if decode else 0)
     return tuple(program for program in plan.programs if not program.decode or program.sequences <= enough)
 
 
@@ -94,24 +94,24 @@ class Budget:
         )
 
 
-def budget(plan: Plan, *, weights: int, lanes: int, state_lanes: int, free: int, what: str) -> Budget:
-    """What to allocate of `free` bytes for at most `lanes` sequences at once; `weights` bytes are theirs.
+def budget(plan: Plan, *, weights: int, slots: int, state_slots: int, free: int, what: str) -> Budget:
+    """What to allocate of `free` bytes for at most `slots` sequences at once; `weights` bytes are theirs.
 
     Raises:
         ResourceError: not even one sequence at full context fits; names the smallest change that would do.
         EngineError: the plan has no cache.
     """
-    parts = _without_cache(plan, weights, lanes, state_lanes)
+    parts = _without_cache(plan, weights, slots, state_slots)
     if not parts.block:
         raise EngineError(f"{what}: a plan with a KV cache", found="none", fix="build the engine again")
     blocks = _affordable(parts, free)
     if blocks >= plan.max_blocks:
-        return replace(parts, blocks=min(blocks, lanes * plan.max_blocks))
+        return replace(parts, blocks=min(blocks, slots * plan.max_blocks))
     needed = replace(parts, blocks=plan.max_blocks)
     raise ResourceError(
         f"{what}: {gib(needed.fixed + needed.block * needed.blocks)} of GPU memory ({needed.text()})",
         found=f"{gib(free)} free",
-        fix=_way_out(plan, weights, lanes, state_lanes, free),
+        fix=_way_out(plan, weights, slots, state_slots, free),
     )
 
 
@@ -120,14 +120,14 @@ def gib(nbytes: int) -> str:
     return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB // 100 else f"{nbytes / 2**20:.2f} MiB"
 
 
-def _without_cache(plan: Plan, weights: int, lanes: int, state_lanes: int) -> Budget:
-    programs = reachable(plan, lanes)
+def _without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Budget:
+    programs = reachable(plan, slots)
     scratch = [scratch_of(plan, program, program.limits) for program in programs]
     return Budget(
         weights=weights,
         arena=max((program.arena for program in programs), default=0),
         inputs=max((_input_bytes(plan, program) for program in programs), default=0),
-        state=packed(tensors_of(plan, "state", {"lanes": state_lanes}))[1],
+        state=packed(tensors_of(plan, "state", {"slots": state_slots}))[1],
         scratch=(max((one for one, _ in scratch), default=0), max((other for _, other in scratch), default=0)),
         block=sum(tensors_of(plan, "cache", {"blocks": 1}).values()),
         blocks=0,
@@ -143,11 +143,11 @@ def _affordable(parts: Budget, free: int) -> int:
     return math.floor(CACHE_SHARE * (free - parts.fixed) / parts.block)
 
 
-def _way_out(plan: Plan, weights: int, lanes: int, state_lanes: int, free: int) -> str:
-    for fewer in range(lanes - 1, 0, -1):
-        if _affordable(_without_cache(plan, weights, fewer, state_lanes), free) >= plan.max_blocks:
+def _way_out(plan: Plan, weights: int, slots: int, state_slots: int, free: int) -> str:
+    for fewer in range(slots - 1, 0, -1):
+        if _affordable(_without_cache(plan, weights, fewer, state_slots), free) >= plan.max_blocks:
             return f"--max-batch {fewer}"
-    blocks = _affordable(_without_cache(plan, weights, lanes, state_lanes), free)
+    blocks = _affordable(_without_cache(plan, weights, slots, state_slots), free)
     if blocks > 0:
         return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
     return "a GPU with more memory, or an engine with smaller weights (--quantize int4)"

@@ -16,7 +16,7 @@ from ..engine_file.file import EngineFile
 from ..errors import EngineError, RecipeError
 from ..sampling.params import SamplingParams
 from ..scheduling.executor import Output, Samplers, Step, Work
-from .inputs import Lanes, Part, check_inputs, idle_inputs
+from .inputs import Part, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
 Handle = Any
@@ -55,7 +55,7 @@ class _Sequence:
     hosted: only the host can choose its tokens; waiting: the step that gives the next one then.
     """
 
-    lane: int
+    slot: int
     unmarked: bool
     params: SamplingParams | None = None
     hosted: bool = False
@@ -112,7 +112,7 @@ class PagedExecutor:
         self._device = make_device(engine, profile, self._plan, self.sequences)
         self.blocks, self.notes = self._device.blocks, self._device.notes
         self._samplers = Samplers()
-        self._lanes = Lanes(self._plan, self.sequences)
+        self._slots = Slots(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}
 
     def submit(self, step: Step) -> _Ticket:
@@ -125,7 +125,7 @@ class PagedExecutor:
         program = self._plan.program_for(decode=decode, tokens=count, sequences=len(parts), rows=rows)
         sizes = program.limits if decode else {"tokens": count, "sequences": len(parts), "rows": rows}
         inputs = idle_inputs(self._plan, sizes)
-        rows_of = self._lanes.fill(inputs, parts)
+        rows_of = self._slots.fill(inputs, parts)
         index = self._plan.programs.index(program)
         handle = self._device.run(index, sizes, inputs, self._wanted(step.work, sequences) if rows else ())
         ticket = _Ticket(handle, step.work, [sequence.hosted for sequence in sequences], rows_of)
@@ -155,42 +155,42 @@ class PagedExecutor:
         self._samplers.release(sequence)
         known = self._sequences.pop(sequence, None)
         if known is not None:
-            self._lanes.give(known.lane)
+            self._slots.give(known.slot)
 
     def close(self) -> None:
         self._device.close()
         self._engine.close()
 
     def _part(self, work: Work) -> Part:
-        """A work as the device takes it: the id of a token that it sampled itself is -1 - lane."""
+        """A work as the device takes it: the id of a token that it sampled itself is -1 - slot."""
         sequence = self._sequences.get(work.sequence)
         new = sequence is None
         if sequence is None:
             sequence = self._admit(work)
         if work.sample is not None and sequence.params is None:
             self._choose_by(sequence, work.sample)
-        ids = work.tokens or (-1 - sequence.lane,)
+        ids = work.tokens or (-1 - sequence.slot,)
         if not work.tokens and sequence.waiting is not None:
             self.collect(sequence.waiting)
             ids = (self._samplers.token(work.sequence),)
         sampled = work.sample is not None and not sequence.hosted
         last = work.sample is not None or work.rows == "last" or not work.is_prompt  # decode programs compute them all
         rows = len(ids) if work.rows == "all" else int(last)
-        return Part(sequence.lane, ids, work.start, rows, sampled, work.is_prompt, new)
+        return Part(sequence.slot, ids, work.start, rows, sampled, work.is_prompt, new)
 
     def _admit(self, work: Work) -> _Sequence:
-        lane = self._lanes.take(work.blocks)
-        if lane is None:
+        slot = self._slots.take(work.blocks)
+        if slot is None:
             raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
-        made = self._sequences[work.sequence] = _Sequence(lane, unmarked=bool(work.cached))
+        made = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))
         return made
 
     def _choose_by(self, sequence: _Sequence, params: SamplingParams) -> None:
         """The host chooses where the device lacks room for biases, or knowledge of the prompt's tokens."""
         unknown = params.repetition_penalty != 1.0 and sequence.unmarked
-        sequence.params, sequence.hosted = params, unknown or len(params.logit_bias) > self._lanes.max_biases
+        sequence.params, sequence.hosted = params, unknown or len(params.logit_bias) > self._slots.max_biases
         if not sequence.hosted:
-            self._lanes.choose_by(sequence.lane, params)
+            self._slots.choose_by(sequence.slot, params)
 
     def _wanted(self, works: tuple[Work, ...], sequences: list[_Sequence]) -> set[str]:
         """The buffers to read back."""

@@ -1,6 +1,6 @@
 """The inputs of a step: what each is, what an idle one holds, and how those of hundreds of sequences are filled in.
 
-Filling is array operations over all sequences of a step: what depends on a sequence alone is kept by its lane.
+Filling is array operations over all sequences of a step: what depends on a sequence alone is kept by its slot.
 """
 
 from __future__ import annotations
@@ -38,37 +38,39 @@ _OF_SEQUENCE = {
     "min_p": Input("f32", "rows"),
     "seed": Input("i64", "rows"),
     "logprobs": Input("i32", "rows"),
-    "lanes": Input("i32", "rows", -1),
-    "edits": Input("i32", "rows", -1),
+    "sample_slots": Input("i32", "rows", -1),
+    "penalty_slots": Input("i32", "rows", -1),
 }
-"""Of a row, as its sequence's parameters say. lanes: where its token is kept; edits: the same where logits change."""
+"""Of a row, as its sequence's parameters say. sample_slots: where its token is
+kept; penalty_slots: the same where logits change."""
 _OF_EDITS = {
-    "repetition": Input("f32", "rows", 1),
-    "presence": Input("f32", "rows"),
-    "frequency": Input("f32", "rows"),
-    "bias_ids": Input("i32", "rows", -1, wide=True),
-    "biases": Input("f32", "rows", wide=True),
+    "repetition_penalty": Input("f32", "rows", 1),
+    "presence_penalty": Input("f32", "rows"),
+    "frequency_penalty": Input("f32", "rows"),
+    "logit_bias_ids": Input("i32", "rows", -1, wide=True),
+    "logit_bias": Input("f32", "rows", wide=True),
 }
 """Of a row whose logits are changed before a token is chosen."""
 INPUTS: Mapping[str, Input] = {
     "token_ids": Input("i32", "tokens"),
     "positions": Input("i32", "tokens"),
-    "slots": Input("i32", "tokens", -1),
-    "marks": Input("i32", "tokens", -1),
-    "lengths": Input("i32", "sequences"),
-    "tables": Input("i32", "sequences", wide=True),
-    "starts": Input("i32", "sequences + 1"),
-    "forget": Input("i32", "sequences", -1),
-    "rows": Input("i32", "rows"),
-    "place": Input("i32", "rows"),
+    "slot_mapping": Input("i32", "tokens", -1),
+    "prompt_slots": Input("i32", "tokens", -1),
+    "seq_lens": Input("i32", "sequences"),
+    "block_tables": Input("i32", "sequences", wide=True),
+    "query_start_loc": Input("i32", "sequences + 1"),
+    "reset_slots": Input("i32", "sequences", -1),
+    "logits_indices": Input("i32", "rows"),
+    "sample_positions": Input("i32", "rows"),
     **_OF_SEQUENCE,
     **_OF_EDITS,
 }
 """All inputs of a plan.
 
-token_ids: below zero, the token kept by lane -1 - id. slots: of the cache, -1: none. marks: the lane whose prompt holds
-the token. lengths: positions of a sequence after the step. starts: its first token. forget: its lane, if it is new.
-rows: the token whose logits are wanted. place: the position of the token that is chosen.
+A slot is a sequence's place in the batch. token_ids: below zero, the token kept by slot -1 - id. slot_mapping: where in
+the cache a token's key and value go, -1: nowhere. prompt_slots: the slot whose prompt holds the token. seq_lens:
+positions of a sequence after the step. query_start_loc: its first token. reset_slots: its slot, if it is new.
+logits_indices: the token whose logits are wanted. sample_positions: the position of the token that is chosen.
 """
 
 
@@ -82,8 +84,13 @@ def check_inputs(plan: Plan, what: str) -> None:
     for name in INPUTS:
         if name not in given:
             raise EngineError(f"{what}: an input {name!r}", found="none", fix="build the engine again")
-    if given["tables"].shape[1] != str(plan.max_blocks) or given["bias_ids"].shape != given["biases"].shape:
-        found = ", ".join(f"{name} [{', '.join(given[name].shape)}]" for name in ("tables", "bias_ids", "biases"))
+    if (
+        given["block_tables"].shape[1] != str(plan.max_blocks)
+        or given["logit_bias_ids"].shape != given["logit_bias"].shape
+    ):
+        found = ", ".join(
+            f"{name} [{', '.join(given[name].shape)}]" for name in ("block_tables", "logit_bias_ids", "logit_bias")
+        )
         raise EngineError(f"{what}: tables of {plan.max_blocks} blocks, and a bias for every biased token", found=found)
 
 
@@ -104,10 +111,10 @@ def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 @dataclass(slots=True)
 class Part:
-    """A sequence's share of a step: its lane, the ids of its new tokens from position `start` on, the rows wanted of
+    """A sequence's share of a step: its slot, the ids of its new tokens from position `start` on, the rows wanted of
     the last ones; sampled: the device chooses a token; prompt: these are its prompt's; new: nothing came before."""
 
-    lane: int
+    slot: int
     ids: tuple[int, ...]
     start: int
     rows: int
@@ -116,11 +123,11 @@ class Part:
     new: bool
 
 
-class Lanes:
+class Slots:
     """Sequences under way by number: their block tables, and how their tokens are chosen."""
 
     def __init__(self, plan: Plan, count: int) -> None:
-        self.max_biases = int(plan.tensors["bias_ids"].shape[1])
+        self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1])
         self._free = list(range(count))[::-1]
         self._tables = np.zeros((count, plan.max_blocks), np.int32)
         self._kept = {
@@ -129,37 +136,37 @@ class Lanes:
         }
 
     def take(self, blocks: Sequence[int]) -> int | None:
-        """A lane for a sequence with these blocks, if one is free."""
+        """A slot for a sequence with these blocks, if one is free."""
         if not self._free:
             return None
-        lane = self._free.pop()
-        self._tables[lane] = 0
-        self._tables[lane, : len(blocks)] = blocks
-        return lane
+        slot = self._free.pop()
+        self._tables[slot] = 0
+        self._tables[slot, : len(blocks)] = blocks
+        return slot
 
-    def give(self, lane: int) -> None:
-        self._free.append(lane)
+    def give(self, slot: int) -> None:
+        self._free.append(slot)
 
-    def choose_by(self, lane: int, params: SamplingParams) -> None:
-        """How tokens of a lane are chosen; it has no more biases than fit."""
+    def choose_by(self, slot: int, params: SamplingParams) -> None:
+        """How tokens of a slot are chosen; it has no more biases than fit."""
         kept = self._kept
         for name, made in {**_OF_SEQUENCE, **_OF_EDITS}.items():
-            kept[name][lane] = made.idle
-        kept["lanes"][lane] = lane
-        kept["temperature"][lane] = 0.0 if params.greedy else params.temperature
-        kept["top_k"][lane], kept["top_p"][lane], kept["min_p"][lane] = params.top_k, params.top_p, params.min_p
-        kept["seed"][lane] = np.uint64(params.seed or 0).astype(np.int64)
-        kept["logprobs"][lane] = params.logprobs
+            kept[name][slot] = made.idle
+        kept["sample_slots"][slot] = slot
+        kept["temperature"][slot] = 0.0 if params.greedy else params.temperature
+        kept["top_k"][slot], kept["top_p"][slot], kept["min_p"][slot] = params.top_k, params.top_p, params.min_p
+        kept["seed"][slot] = np.uint64(params.seed or 0).astype(np.int64)
+        kept["logprobs"][slot] = params.logprobs
         if params.edits_logits:
-            kept["edits"][lane] = lane
-            for name in ("repetition", "presence", "frequency"):
-                kept[name][lane] = getattr(params, f"{name}_penalty")
+            kept["penalty_slots"][slot] = slot
+            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+                kept[name][slot] = getattr(params, name)
             for index, (token, bias) in enumerate(params.logit_bias):
-                kept["bias_ids"][lane, index], kept["biases"][lane, index] = token, bias
+                kept["logit_bias_ids"][slot, index], kept["logit_bias"][slot, index] = token, bias
 
     def fill(self, arrays: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[range]:
         """Fill in idle inputs for a step of these parts, and give the rows of each."""
-        lanes = np.array([part.lane for part in parts])
+        slots = np.array([part.slot for part in parts])
         firsts = np.array([part.start for part in parts])
         counts = np.array([len(part.ids) for part in parts])
         ends, stops, sequences = firsts + counts, counts.cumsum(), len(parts)
@@ -167,25 +174,25 @@ class Lanes:
         positions = np.arange(total) + (ends - stops)[of]
         arrays["token_ids"][:total] = [token for part in parts for token in part.ids]
         arrays["positions"][:total] = positions
-        blocks = self._tables[lanes[of], positions // BLOCK_TOKENS]
-        arrays["slots"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
-        arrays["marks"][:total] = np.array([part.lane if part.prompt else -1 for part in parts])[of]
-        arrays["lengths"][:sequences] = ends
-        arrays["tables"][:sequences] = self._tables[lanes]
-        arrays["starts"][1 : sequences + 1] = stops
-        arrays["starts"][sequences + 1 :] = total
-        arrays["forget"][:sequences] = [part.lane if part.new else -1 for part in parts]
+        blocks = self._tables[slots[of], positions // BLOCK_TOKENS]
+        arrays["slot_mapping"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        arrays["prompt_slots"][:total] = np.array([part.slot if part.prompt else -1 for part in parts])[of]
+        arrays["seq_lens"][:sequences] = ends
+        arrays["block_tables"][:sequences] = self._tables[slots]
+        arrays["query_start_loc"][1 : sequences + 1] = stops
+        arrays["query_start_loc"][sequences + 1 :] = total
+        arrays["reset_slots"][:sequences] = [part.slot if part.new else -1 for part in parts]
         wanted = np.array([part.rows for part in parts])
         last = wanted.cumsum()
-        arrays["rows"][: last[-1]] = np.arange(last[-1]) + np.repeat(stops - last, wanted)
+        arrays["logits_indices"][: last[-1]] = np.arange(last[-1]) + np.repeat(stops - last, wanted)
         chosen = np.array([part.sampled for part in parts])
-        self._fill_rows(arrays, last[chosen] - 1, lanes[chosen], ends[chosen])
+        self._fill_rows(arrays, last[chosen] - 1, slots[chosen], ends[chosen])
         return [range(stop - count, stop) for stop, count in zip(last.tolist(), wanted.tolist(), strict=True)]
 
-    def _fill_rows(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray, lanes: np.ndarray, ends: np.ndarray):
-        arrays["place"][rows] = ends
+    def _fill_rows(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray, slots: np.ndarray, ends: np.ndarray):
+        arrays["sample_positions"][rows] = ends
         for name in _OF_SEQUENCE:
-            arrays[name][rows] = self._kept[name][lanes]
-        if (self._kept["edits"][lanes] >= 0).any():
+            arrays[name][rows] = self._kept[name][slots]
+        if (self._kept["penalty_slots"][slots] >= 0).any():
             for name in _OF_EDITS:
-                arrays[name][rows] = self._kept[name][lanes]
+                arrays[name][rows] = self._kept[name][slots]

@@ -13,17 +13,17 @@ from .formula import SIZES, value
 
 BLOCK_TOKENS = 64
 """Positions per block of the paged KV cache."""
-VERSION = 2
+VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
 _CACHE_SIZES = ("blocks",)
-_STATE_SIZES = ("lanes",)
+_STATE_SIZES = ("slots",)
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache `blocks`, of a state `lanes`.
+    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache `blocks`, of a state `slots`.
 
     offset: byte in the arena of its program (buffers only); state starts as zeros.
     """

@@ -126,7 +126,7 @@ def memory(plan: Plan, *, max_batch: int) -> Memory:
         EngineError: the plan has no cache.
     """
     weights = sum(aligned(tensor.bytes({})) for tensor in plan.tensors.values() if tensor.kind == "weight")
-    parts = budget(plan, weights=weights, lanes=max_batch, state_lanes=max_batch, free=_PLENTY, what="the profile")
+    parts = budget(plan, weights=weights, slots=max_batch, state_slots=max_batch, free=_PLENTY, what="the profile")
     return Memory(weights, parts.block * plan.max_blocks, parts.fixed - weights)
 
 

@@ -47,11 +47,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstra
     """Loads the toy model onto a fake driver, which must be left as it was."""
 
     @contextmanager
-    def load(kernels: Mapping[str, FakeKernel] = KERNELS, *, lanes: int = 4, **more: Any) -> Iterator[tuple[Any, Any]]:
+    def load(kernels: Mapping[str, FakeKernel] = KERNELS, *, slots: int = 4, **more: Any) -> Iterator[tuple[Any, Any]]:
         api = FakeApi(kernels)
         monkeypatch.setattr("llmc.runtime.cuda.driver.import_module", lambda name: api)
         monkeypatch.setattr("llmc.runtime.cuda.gpus.look", lambda: gpus.Found("13.0", (GPU,)))
-        loaded = common.load(toy_engine(tmp_path / "toy.llmc"), 90, max_batch=lanes, **more)
+        loaded = common.load(toy_engine(tmp_path / "toy.llmc"), 90, max_batch=slots, **more)
         try:
             yield loaded, api
         finally:
@@ -92,7 +92,7 @@ def test_arguments_are_judged_before_a_gpu_is_needed(name: str, arguments: tuple
 
 
 def test_decode_is_measured_over_the_runtimes_own_path(toy: Any):
-    with toy(lanes=2) as (loaded, api):
+    with toy(slots=2) as (loaded, api):
         options = Namespace(prompt=7, tokens=40, rounds=2)
         found = gpu_decode.measure(loaded, 2, options, copy=1e9)
         # two rounds of 39 decode steps each, the replays, and what went before them

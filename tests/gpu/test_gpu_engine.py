@@ -28,8 +28,8 @@ TOKENS = 32
 
 @contextmanager
 def on_gpu(path: Path, sm: int, *, graphs: bool = True, batch: int = 4) -> Iterator[PagedExecutor]:
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, lanes, options=Options(graphs=graphs))
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
+        return CudaDevice.of_engine(engine, profile, plan, slots, options=Options(graphs=graphs))
 
     executor = PagedExecutor(EngineFile.open(path), f"sm_{sm}", make, max_batch=batch)
     try:

@@ -127,7 +127,7 @@ def test_a_key_and_a_value_that_are_not_finite_are_nan_in_the_cache():
     places = (((0, 3 * size + 11), NAN), ((1, value_at + 4), INFINITY), ((2, value_at + 79), -INFINITY))
     before = results(case, {})
     after = results(case, {"qkv": changed_at(qkv, *places, ((4, value_at), NAN), ((3, value_at), NAN))})
-    slots = [(slot // PAGE, slot % PAGE) for slot in case.inputs["slots"].tolist()]
+    slots = [(slot // PAGE, slot % PAGE) for slot in case.inputs["slot_mapping"].tolist()]
     assert slots[3] == (-1, 63), "token 3 is not stored"
     page, at = slots[0]
     check_only(before["key"], after["key"], mask(after["key"], (page, 0, at)))  # the norm of a head is of all of it
@@ -143,7 +143,7 @@ def test_a_decoding_sequence_reads_nan_from_the_cache(name: str, code: int):
     _, kv_heads, _, size = case.inputs["key"].shape
     heads = case.inputs["q"].shape[1] // size
     group = heads // kv_heads
-    block = int(case.inputs["tables"][0, 1])  # position 64 + 3 of sequence 0
+    block = int(case.inputs["block_tables"][0, 1])  # position 64 + 3 of sequence 0
     place = (block, kv_heads - 1, 3, 5)
     before = results(case, {})["out"]
     width = mask(before, (0, slice((heads - group) * size, heads * size)))
@@ -161,7 +161,7 @@ def test_a_prompt_reads_nan_from_the_cache(code: int):
     The earlier ones of the same program multiply its value by a weight of 0, and 0 times NaN is NaN.
     """
     case = CASES["attention.flash_prefill:4-1x64-fp8"]
-    place = (int(case.inputs["tables"][0, 1]), 0, 66 - PAGE, 5)
+    place = (int(case.inputs["block_tables"][0, 1]), 0, 66 - PAGE, 5)
     before = results(case, {})["out"]
     after = results(case, {"key": changed_at(case.inputs["key"], (place, code))})["out"]
     check_only(before, after, mask(before, (slice(3, 7), slice(None))))

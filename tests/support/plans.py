@@ -19,7 +19,7 @@ BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048,
 
 def input_tensors(max_blocks: int) -> dict[str, Tensor]:
     """What `PagedExecutor` fills in, with room for two biases."""
-    wide = {"tables": max_blocks, "bias_ids": 2, "biases": 2}
+    wide = {"block_tables": max_blocks, "logit_bias_ids": 2, "logit_bias": 2}
     return {
         name: Tensor("input", made.dtype, (made.size, *([str(wide[name])] if made.wide else [])))
         for name, made in INPUTS.items()
@@ -54,7 +54,7 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         tensors={
             "w": Tensor("weight", "u8", (str(WEIGHT_BYTES),)),
             **input_tensors(8),
-            "last": Tensor("state", "i32", ("lanes",)),
+            "last_tokens": Tensor("state", "i32", ("slots",)),
             **{f"{part}.{layer}": cache for layer in range(LAYERS) for part in ("key", "value")},
         },
         modules=(

@@ -1,7 +1,7 @@
 """A model small enough to know by heart, as an engine with a plan: what a device must compute of it is exact.
 
 The next token of a sequence is (the sum of its tokens so far + BIAS) modulo VOCAB. Its tokens lie in a paged cache of
-float32; the bias and the height of the winning logit are weights. So a wrong block, slot, lane, offset or parameter
+float32; the bias and the height of the winning logit are weights. So a wrong block, slot, slot, offset or parameter
 changes the tokens.
 """
 
@@ -54,7 +54,7 @@ TENSORS: Mapping[str, Tensor] = {
     **{name: Tensor("weight", _DTYPES[e.dtype], tuple(map(str, e.shape))) for name, e in WEIGHTS.items()},
     **input_tensors(MAX_BLOCKS),
     "past": Tensor("cache", "f32", ("blocks", "1", "64", "1")),
-    "last": Tensor("state", "i32", ("lanes",)),
+    "last_tokens": Tensor("state", "i32", ("slots",)),
 }
 
 
@@ -94,15 +94,15 @@ def _score_row(memory, past, tables, sequence, places, token, bias, height, fact
     line[int(total + memory.array(bias, F32, 1)[0]) % VOCAB] = factor * memory.array(height, F32, 1)[0]
 
 
-def choose(memory: Memory, grid, logits, lanes, sampled, status, last, rows, _scratch, _profile) -> None:
+def choose(memory: Memory, grid, logits, slots, sampled, status, last, rows, _scratch, _profile) -> None:
     """The largest logit, also into `last`."""
     for row in range(rows):
         token = int(memory.array(logits + 4 * VOCAB * row, F32, VOCAB).argmax())
         memory.array(sampled, I32, rows)[row] = token
         memory.array(status, I32, rows)[row] = 0
-        lane = int(memory.array(lanes, I32, rows)[row])
-        if lane >= 0:
-            memory.array(last + 4 * lane, I32, 1)[0] = token
+        slot = int(memory.array(slots, I32, rows)[row])
+        if slot >= 0:
+            memory.array(last + 4 * slot, I32, 1)[0] = token
 
 
 _F, _I = "*fp32", "*i32"
@@ -113,10 +113,22 @@ KERNELS: Mapping[str, FakeKernel] = {
     "choose": FakeKernel((_F, _I, _I, _I, _I, "i32"), choose),
 }
 _ARGUMENTS = {
-    "take": ("token_ids", "last", "past", "slots", "ids", "tokens"),
-    "score": ("past", "tables", "positions", "rows", "starts", "bias", "height", 2.0, "logits", "#rows", "sequences"),
-    "score_all": ("past", "tables", "positions", "bias", "height", 2.0, "logits", "sequences"),
-    "choose": ("logits", "lanes", "sampled", "status", "last", "#rows"),
+    "take": ("token_ids", "last_tokens", "past", "slot_mapping", "ids", "tokens"),
+    "score": (
+        "past",
+        "block_tables",
+        "positions",
+        "logits_indices",
+        "query_start_loc",
+        "bias",
+        "height",
+        2.0,
+        "logits",
+        "#rows",
+        "sequences",
+    ),
+    "score_all": ("past", "block_tables", "positions", "bias", "height", 2.0, "logits", "sequences"),
+    "choose": ("logits", "sample_slots", "sampled", "status", "last_tokens", "#rows"),
 }
 _GRIDS = {
     "take": ("cdiv(tokens, 8)", "1", "1"),

@@ -69,15 +69,15 @@ class Lowering:
     _values: dict[ir.Value, Operand] = field(default_factory=dict)
 
     def take_tokens(self) -> None:
-        """The step's token ids; those that only the device knows come from the state of their lane."""
+        """The step's token ids; those that only the device knows come from the state of their slot."""
         i32 = "i32"
         self._call(
             "take tokens",
             token_kernels.take_tokens(
                 self.input("token_ids", i32, "tokens"),
-                self.state("last", i32, "lanes"),
+                self.state("last_tokens", i32, "slots"),
                 self.buffer("tokens", i32, "tokens"),
-                lanes=self.model.max_batch,
+                slots=self.model.max_batch,
             ),
         )
 
@@ -155,25 +155,27 @@ class Lowering:
 
     def _remember_prompts(self, counts_of: Operand) -> None:
         """Which tokens the sequences of a step begin with; steps that only decode have no prompts."""
-        ids, marks = self.input("token_ids", "i32", "tokens"), self.input("marks", "i32", "tokens")
-        self._call("penalties", counts.forget_counts(self.input("forget", "i32", "sequences"), counts_of))
-        self._call("penalties", counts.mark_prompt(ids, marks, counts_of))
+        ids, prompt_slots = self.input("token_ids", "i32", "tokens"), self.input("prompt_slots", "i32", "tokens")
+        self._call("penalties", counts.forget_counts(self.input("reset_slots", "i32", "sequences"), counts_of))
+        self._call("penalties", counts.mark_prompt(ids, prompt_slots, counts_of))
 
     def sample(self, value: ir.Value) -> None:
         """A token per row of logits, kept on the device for the next step and written out for the host."""
         logits = self._values[value]
         vocab = logits.shape[-1]
         assert isinstance(vocab, int)
-        counts_of = self.state("counts", "i32", "lanes", vocab)
+        counts_of = self.state("token_counts", "i32", "slots", vocab)
         if not self.shape.decode:
             self._remember_prompts(counts_of)
-        rows, edits = sampling.Rows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
+        rows, penalty_slots = sampling.Rows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
         edited = self.buffer("edited", "f32", "rows", vocab)
         tiles, chosen = tile_stats.TileMaxima.of(self.buffer, vocab), sampling.Chosen.of(self.buffer)
-        self._call("sample", tile_stats.tile_stats(logits, edits, counts_of, edited, tiles))
+        self._call("sample", tile_stats.tile_stats(logits, penalty_slots, counts_of, edited, tiles))
         self._call("sample", sampling.choose(logits, edited, tiles, rows, chosen))
-        last, lanes = self.state("last", "i32", "lanes"), self.input("lanes", "i32", "rows")
-        kept = token_kernels.keep_tokens(chosen.sampled, lanes, rows.edits, last, counts_of, lanes=self.model.max_batch)
+        last, slots = self.state("last_tokens", "i32", "slots"), self.input("sample_slots", "i32", "rows")
+        kept = token_kernels.keep_tokens(
+            chosen.sampled, slots, rows.penalty_slots, last, counts_of, slots=self.model.max_batch
+        )
         self._call("keep tokens", kept)
 
 

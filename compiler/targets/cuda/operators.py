@@ -149,7 +149,7 @@ def _select_rows(at: Lowering, node: ir.Node) -> None:
     if at.shape.decode:
         at.alias(node.outputs[0], x)  # every token is wanted, in order
         return
-    at.add(node, norm.gather_rows(x, at.input("rows", "i32", "rows"), at.result(node.outputs[0])))
+    at.add(node, norm.gather_rows(x, at.input("logits_indices", "i32", "rows"), at.result(node.outputs[0])))
 
 
 def _rope_attention(at: Lowering, node: ir.Node) -> None:
@@ -161,21 +161,32 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     at.add(
         node,
         rope_cache.rope_cache(
-            *(qkv, at.input("positions", "i32", "tokens"), at.input("slots", "i32", "tokens"), cos, sin, q, key, value),
+            *(
+                qkv,
+                at.input("positions", "i32", "tokens"),
+                at.input("slot_mapping", "i32", "tokens"),
+                cos,
+                sin,
+                q,
+                key,
+                value,
+            ),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=size,
             interleaved=bool(attribute(node, "interleaved", 0)),
         ),
     )
-    tables = at.input("tables", "i32", "sequences", at.model.max_blocks)
-    lengths = at.input("lengths", "i32", "sequences")
+    block_tables = at.input("block_tables", "i32", "sequences", at.model.max_blocks)
+    seq_lens = at.input("seq_lens", "i32", "sequences")
     common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
     if not at.shape.decode:
-        starts = at.input("starts", "i32", "sequences + 1")
+        query_start_loc = at.input("query_start_loc", "i32", "sequences + 1")
         at.add(
             node,
-            attention_prefill.attention_prefill(q, key, value, tables, starts, lengths, y, sm=at.model.sm, **common),
+            attention_prefill.attention_prefill(
+                q, key, value, block_tables, query_start_loc, seq_lens, y, sm=at.model.sm, **common
+            ),
         )
         return
     splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
@@ -186,7 +197,9 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     parts = attention_decode.parts_of(room, at.state("counters", "i32", COUNTERS), heads, size, splits)
     at.add(
         node,
-        attention_decode.attention_decode(q, key, value, tables, lengths, y, splits=splits, parts=parts, **common),
+        attention_decode.attention_decode(
+            q, key, value, block_tables, seq_lens, y, splits=splits, parts=parts, **common
+        ),
     )
 
 

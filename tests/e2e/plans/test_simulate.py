@@ -220,7 +220,7 @@ def check_like_a_sampler(executor: PagedExecutor, sequence: int, prompt: list[in
 
 
 def test_penalties_biases_and_logprobs_are_those_of_the_host(small: Path):
-    """One after the other in the same lane: what a sequence before it held must be forgotten."""
+    """One after the other in the same slot: what a sequence before it held must be forgotten."""
     with simulated(small, batch=1) as executor:
         for sequence, params in enumerate(EDITS):
             check_like_a_sampler(executor, sequence, ids(9, 10 + sequence), params)

@@ -45,17 +45,17 @@ class Noted:
         return self._device.run(program, sizes, inputs, wanted)
 
 
-def device(engine: EngineFile, profile: str, plan: Plan, lanes: int, *, pdl: bool, graphs: bool) -> CudaDevice:
+def device(engine: EngineFile, profile: str, plan: Plan, slots: int, *, pdl: bool, graphs: bool) -> CudaDevice:
     """The one place where a device is made."""
-    return CudaDevice.of_engine(engine, profile, replace(plan, pdl=pdl), lanes, options=Options(graphs=graphs))
+    return CudaDevice.of_engine(engine, profile, replace(plan, pdl=pdl), slots, options=Options(graphs=graphs))
 
 
 def run(path: Path, *, pdl: bool, graphs: bool) -> dict[str, Any]:
     """All requests; the tokens each got, and the device's steps."""
     made: list[Noted] = []
 
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> Noted:
-        made.append(Noted(device(engine, profile, plan, lanes, pdl=pdl, graphs=graphs)))
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> Noted:
+        made.append(Noted(device(engine, profile, plan, slots, pdl=pdl, graphs=graphs)))
         return made[0]
 
     executor = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=None)

@@ -162,9 +162,9 @@ def test_a_simulated_profile_needs_no_gpu(engine: EngineFile, monkeypatch: pytes
 class Fake:
     """A device that answers every step with the same logits."""
 
-    def __init__(self, engine: EngineFile, profile: str, plan: Plan, lanes: int) -> None:
-        self.made = profile, plan.sm, lanes
-        self.blocks, self.notes = lanes * plan.max_blocks, ()
+    def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
+        self.made = profile, plan.sm, slots
+        self.blocks, self.notes = slots * plan.max_blocks, ()
         self._vocab = engine.manifest.model.vocab_size
         made.append(self)
 

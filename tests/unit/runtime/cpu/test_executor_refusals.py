@@ -96,11 +96,16 @@ def test_a_graph_that_does_not_fit_together_is_refused(path: Path, tmp_path: Pat
 def test_a_graph_without_an_input_of_the_runtime_is_refused(path: Path, tmp_path: Path):
     graph = graph_of(path)
     for value in graph.graph.input:
-        value.name = value.name.replace("rows", "lines")
+        value.name = value.name.replace("logits_indices", "lines")
     for node in graph.graph.node:
-        node.input[:] = [name.replace("rows", "lines") if name == "rows" else name for name in node.input]
+        node.input[:] = [
+            name.replace("logits_indices", "lines") if name == "logits_indices" else name for name in node.input
+        ]
     target = forge(path, tmp_path / "e.llmc", sections={GRAPH: graph.SerializeToString()})
-    with llmc.load(target) as engine, pytest.raises(EngineError, match="a graph with the input or output 'rows'"):
+    with (
+        llmc.load(target) as engine,
+        pytest.raises(EngineError, match="a graph with the input or output 'logits_indices'"),
+    ):
         engine.generate([1], max_tokens=1)
     assert run_command(["run", str(target), "x", "--max-tokens", "1"]) == 3
 
@@ -147,8 +152,11 @@ NORM = {"op": "stored", "name": "model.norm.weight", "dtype": "BF16", "shape": [
             "axis",
         ),
         (lambda p: {"weights": {}}, "weights fed to the graph"),
-        (lambda p: {"weights": {}, "needs": {**p["needs"], "fed": []}}, "graph 'profiles/cpu/graph.onnx'"),
-        (lambda p: {"needs": {**p["needs"], "fed": "rope.cos"}}, "weights fed to the graph"),
+        (
+            lambda p: {"weights": {}, "needs": {**p["needs"], "weights_as_inputs": []}},
+            "graph 'profiles/cpu/graph.onnx'",
+        ),
+        (lambda p: {"needs": {**p["needs"], "weights_as_inputs": "rope.cos"}}, "weights fed to the graph"),
         (lambda p: {"graph": "profiles/gpu/graph.onnx"}, "no such section"),
         (lambda p: {"needs": {"packed_bytes": "lots"}}, "packed_bytes"),
         (lambda p: {"max_batch": 1 << 40}, "max_batch"),

@@ -31,8 +31,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: Any) -> Iterator[PagedExecutor]:
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, lanes, driver=Driver(api), options=Options(**options))
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
+        return CudaDevice.of_engine(engine, profile, plan, slots, driver=Driver(api), options=Options(**options))
 
     made = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=batch)
     try:
@@ -42,28 +42,28 @@ def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: A
 
 
 @contextmanager
-def loaded(path: Path, api: FakeApi, lanes: int = 4, plan: Plan | None = None, **options: Any) -> Iterator[CudaDevice]:
+def loaded(path: Path, api: FakeApi, slots: int = 4, plan: Plan | None = None, **options: Any) -> Iterator[CudaDevice]:
     with EngineFile.open(path) as engine:
         given = {"driver": Driver(api), "options": Options(**options)}
-        device = CudaDevice.of_engine(engine, "sm_90", plan or toy_plan(), lanes, **given)
+        device = CudaDevice.of_engine(engine, "sm_90", plan or toy_plan(), slots, **given)
         try:
             yield device
         finally:
             device.close()
 
 
-def inputs_for(ids: list[int], rows: list[int], lanes: list[int]) -> dict[str, np.ndarray]:
+def inputs_for(ids: list[int], rows: list[int], slots: list[int]) -> dict[str, np.ndarray]:
     """The first tokens of one sequence that has block 2 and more."""
     i32 = np.int32
     count = len(ids)
     return {
         "token_ids": np.array(ids, i32),
         "positions": np.arange(count, dtype=i32),
-        "slots": np.arange(128, 128 + count, dtype=i32),
-        "tables": np.array([[2, 0, 0, 0]], i32),
-        "starts": np.array([0, count], i32),
-        "rows": np.array(rows, i32),
-        "lanes": np.array(lanes, i32),
+        "slot_mapping": np.arange(128, 128 + count, dtype=i32),
+        "block_tables": np.array([[2, 0, 0, 0]], i32),
+        "query_start_loc": np.array([0, count], i32),
+        "logits_indices": np.array(rows, i32),
+        "sample_slots": np.array(slots, i32),
     }
 
 
@@ -151,8 +151,9 @@ def test_launches_get_grids_threads_shared_memory_and_parameters_in_order(toy: P
     assert (take.shared, score.shared, choose.shared) == (0, 60000, 49153)
     assert api.allowed == {"score": SHARED["score"], "choose": SHARED["choose"]}, "48 KiB need no permission"
     ids = area.arena
-    # inputs lie packed, 256 bytes aligned, in the plan's order: token_ids 68 bytes, positions 68, slots 68 ...
-    assert take.values == (area.inputs, area.tensors["last"], area.tensors["past"], area.inputs + 512, ids, 17, 0, 0)
+    # inputs lie packed, 256 bytes aligned, in the plan's order: token_ids 68 bytes, positions 68, slot_mapping 68 ...
+    last, past = area.tensors["last_tokens"], area.tensors["past"]
+    assert take.values == (area.inputs, last, past, area.inputs + 512, ids, 17, 0, 0)
     assert score.values[5:] == (area.tensors["bias"], area.tensors["height"], 2.0, ids + 512, 2, 1, 0, 0)
     assert not (take.pdl or score.pdl or choose.pdl)
 
@@ -209,7 +210,7 @@ def test_results_grow_without_moving_under_a_copy(toy: Path):
             sizes = {"tokens": 68, "sequences": 1, "rows": rows}
             ids = [1] * 64 + [0] * 4
             inputs = inputs_for(ids, list(range(rows)), [-1] * rows)
-            inputs["slots"][64:] = -1
+            inputs["slot_mapping"][64:] = -1
             steps = [device.run(3, sizes, inputs, {"logits"}) for _ in range(2)]
             for step in steps:
                 assert device.read(step)["logits"][0].argmax() == 6
@@ -228,7 +229,7 @@ def test_caches_and_state_begin_as_zeros(toy: Path):
     api = FakeApi(KERNELS)
     with loaded(toy, api) as device:
         cache = api.device.array(device._area.tensors["past"], np.uint8, device.blocks * 256)
-        state = api.device.array(device._area.tensors["last"], np.uint8, 16)
+        state = api.device.array(device._area.tensors["last_tokens"], np.uint8, 16)
         assert device.blocks == 4 * MAX_BLOCKS and not cache.any() and not state.any()
 
 
@@ -347,8 +348,8 @@ def test_steps_of_wrong_sizes_or_inputs_are_refused(toy: Path):
             device.run(3, {"tokens": 69, "sequences": 1, "rows": 1}, {}, ())
         with pytest.raises(EngineError, match="a decode step of"):
             device.run(1, {"tokens": 1, "sequences": 1, "rows": 1}, {}, ())
-        inputs = inputs_for([5], [0], [0]) | {"tables": np.zeros((1, 3), np.int32)}
-        with pytest.raises(EngineError, match=r"input 'tables': int32 \[1, 4\]\n  found: int32 \[1, 3\]"):
+        inputs = inputs_for([5], [0], [0]) | {"block_tables": np.zeros((1, 3), np.int32)}
+        with pytest.raises(EngineError, match=r"input 'block_tables': int32 \[1, 4\]\n  found: int32 \[1, 3\]"):
             device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs, ())
 
 

@@ -20,8 +20,8 @@ from llmc.runtime.scheduling.scheduler import Request, Scheduler
 
 @contextmanager
 def loaded(path: Path, api: FakeApi) -> Iterator[PagedExecutor]:
-    def make(engine: EngineFile, profile: str, plan: Plan, lanes: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, lanes, driver=Driver(api))
+    def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
+        return CudaDevice.of_engine(engine, profile, plan, slots, driver=Driver(api))
 
     made = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=4)
     try:

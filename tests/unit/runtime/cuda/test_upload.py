@@ -31,14 +31,14 @@ ARENA = 512 + 26624 + 1024
 STATE, SCRATCH = 256, 4 * 3 * 32
 
 
-def planned(free: int, *, plan: Plan | None = None, lanes: int = MAX_BATCH, weights: int = 1000) -> Budget:
-    return budget(plan or toy_plan(), weights=weights, lanes=lanes, state_lanes=MAX_BATCH, free=free, what="toy")
+def planned(free: int, *, plan: Plan | None = None, slots: int = MAX_BATCH, weights: int = 1000) -> Budget:
+    return budget(plan or toy_plan(), weights=weights, slots=slots, state_slots=MAX_BATCH, free=free, what="toy")
 
 
 def test_the_parts_of_the_budget():
     parts = planned(1 << 30)
     assert (parts.arena, parts.state, parts.scratch, parts.block) == (ARENA, STATE, (SCRATCH, 0), BLOCK)
-    # token_ids, positions, slots: 272 bytes each, in 512; lanes and rows as well; tables 64, starts 20: 256 each
+    # token_ids, positions, slots: 272 bytes each, in 512; slots and rows as well; tables 64, starts 20: 256 each
     assert parts.inputs == 5 * 512 + 2 * 256
     assert parts.fixed == 1024 + ARENA + 3072 + 256 + 512
     assert parts.blocks == MAX_BATCH * MAX_BLOCKS
@@ -47,19 +47,19 @@ def test_the_parts_of_the_budget():
 def test_the_cache_gets_a_share_of_what_is_left():
     fixed = planned(1 << 30).fixed
     assert planned(fixed + 10 * BLOCK).blocks == int(CACHE_SHARE * 10) == 9
-    assert planned(fixed + 10 * BLOCK, lanes=2).blocks == 2 * MAX_BLOCKS, "no more than the sequences can fill"
+    assert planned(fixed + 10 * BLOCK, slots=2).blocks == 2 * MAX_BLOCKS, "no more than the sequences can fill"
 
 
 def test_one_sequence_at_full_context_is_the_least():
-    fixed = planned(1 << 30, lanes=1).fixed
+    fixed = planned(1 << 30, slots=1).fixed
     enough = fixed + 5 * BLOCK
-    assert planned(enough, lanes=1).blocks == MAX_BLOCKS
+    assert planned(enough, slots=1).blocks == MAX_BLOCKS
     text = r"toy: 0.03 MiB of GPU memory \(activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*\n  found: 0.03 MiB"
     with pytest.raises(ResourceError, match=text) as refusal:
-        planned(enough - BLOCK, lanes=1)
+        planned(enough - BLOCK, slots=1)
     assert refusal.value.fix == "an engine built with --max-context 192" and refusal.value.exit_code == 4
     with pytest.raises(ResourceError) as refusal:
-        planned(fixed - 1, lanes=1)
+        planned(fixed - 1, slots=1)
     assert refusal.value.fix == "a GPU with more memory, or an engine with smaller weights (--quantize int4)"
 
 
@@ -73,7 +73,7 @@ def test_fewer_sequences_are_named_if_they_would_fit():
     with pytest.raises(ResourceError) as refusal:
         planned(250_000, plan=plan)
     assert refusal.value.fix == "--max-batch 2"
-    assert planned(250_000, plan=plan, lanes=2).arena == 200_000
+    assert planned(250_000, plan=plan, slots=2).arena == 200_000
 
 
 def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):

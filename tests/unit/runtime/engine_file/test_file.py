@@ -219,10 +219,10 @@ def test_damage_of_the_header_fails_verify(sample: bytes, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        ({"format": "2.0", "tools": {"llmc": "3.1"}, "new": 1}, ["found: format 2.0", "needs llmc >= 3.1"]),
-        ({"format": "0.9"}, ["build the engine again"]),
-        ({"format": "1"}, ["a version such as '1.0'"]),
-        ({"format": "1.1", "required_features": ["holograms"]}, ["['holograms']", "needs llmc >= 0.1.0"]),
+        ({"format": "3.0", "tools": {"llmc": "3.1"}, "new": 1}, ["found: format 3.0", "needs llmc >= 3.1"]),
+        ({"format": "1.0"}, ["engine format 2.x\n  found: format 1.0\n  try: build the engine again with this llmc"]),
+        ({"format": "1"}, ["a version such as '2.0'"]),
+        ({"format": "2.1", "required_features": ["holograms"]}, ["['holograms']", "needs llmc >= 0.1.0"]),
         ({"profile": {}}, ["'profile' (did you mean 'profiles'?)"]),
         ({"model": {}}, ["manifest.model: the key 'architecture'"]),
         ({"tools": {"llmc": 1}}, ["manifest.tools.llmc: a string", "found: 1"]),
@@ -244,7 +244,7 @@ def test_manifests_that_are_refused(
 
 def test_a_newer_minor_version_may_say_more(sample: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.llmc"
-    path.write_bytes(forge(sample, {"format": "1.7", "colour": "blue"}))
+    path.write_bytes(forge(sample, {"format": "2.7", "colour": "blue"}))
     assert EngineFile.open(path).manifest.model == MANIFEST.model
 
 

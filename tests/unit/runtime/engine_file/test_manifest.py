@@ -60,7 +60,7 @@ MANIFESTS = st.builds(
     sections=st.dictionaries(NAMES, DIGESTS, max_size=3),
     tensors=st.dictionaries(NAMES, st.lists(DIGESTS, max_size=3).map(tuple), max_size=3),
     content_digest=DIGESTS,
-    format=st.just("1.0"),
+    format=st.just("2.0"),
 )
 
 
@@ -138,10 +138,10 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
         (lambda m: m.update(recipe_digest="A" * 64), "manifest.recipe_digest: 64 lower-case hex digits"),
         (lambda m: m.update(tensors={"w": ["0" * 63]}), "manifest.tensors.w: 64 lower-case hex digits"),
         (lambda m: m.update(sections={"/etc": "0" * 64}), "manifest.sections: plain names\n  found: '/etc'"),
-        (lambda m: m.update(format=1.0), "manifest.format: a version such as '1.0'"),
+        (lambda m: m.update(format=2.0), "manifest.format: a version such as '2.0'"),
         (lambda m: m.update(required_features="x"), "manifest.required_features: a list"),
         (lambda m: m.update(required_features=["x"]), "needs llmc >= 0.1.0"),
-        (lambda m: m.update(format="2.0", tools=7), "needs a newer llmc"),
+        (lambda m: m.update(format="3.0", tools=7), "needs a newer llmc"),
     ],
 )
 def test_refuses(sample: Manifest, change: Any, message: str) -> None:
@@ -150,9 +150,9 @@ def test_refuses(sample: Manifest, change: Any, message: str) -> None:
     assert message in refusal(value)
 
 
-@pytest.mark.parametrize("value", [None, [], "1.0", 3, {}])
+@pytest.mark.parametrize("value", [None, [], "2.0", 3, {}])
 def test_other_json_is_refused(value: Any) -> None:
-    assert "a version such as '1.0'" in refusal(value)
+    assert "a version such as '2.0'" in refusal(value)
 
 
 def test_content_leaves_out_what_was_measured(sample: Manifest) -> None:

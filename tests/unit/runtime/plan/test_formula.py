@@ -40,7 +40,7 @@ def test_sizes_and_operators():
         "'a' * 3",
         "True",
         "1.5",
-        "lanes",
+        "slots",
         "rows - tokens",
         "99999999999 * 99999999999",
         "1 + " * 200 + "1",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.plans import plan
 
 from llmc.runtime.errors import EngineError
-from llmc.runtime.plan.inputs import INPUTS, Lanes, Part, check_inputs, idle_inputs
+from llmc.runtime.plan.inputs import INPUTS, Part, Slots, check_inputs, idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Tensor
 from llmc.runtime.sampling.params import SamplingParams
 
@@ -26,77 +26,81 @@ PARAMS = (
 def parts(draw: st.DrawFn) -> list[Part]:
     """A step of at most four sequences, each at some place of its eight blocks."""
     made = []
-    for lane in draw(st.permutations(range(4)))[: draw(st.integers(1, 4))]:
+    for slot in draw(st.permutations(range(4)))[: draw(st.integers(1, 4))]:
         start = draw(st.integers(0, 6 * BLOCK_TOKENS))
         ids = draw(st.lists(st.integers(-4, 500), min_size=1, max_size=70))
         rows = draw(st.integers(0, len(ids)))
         sampled = rows > 0 and draw(st.booleans())
-        made.append(Part(lane, tuple(ids), start, rows, sampled, draw(st.booleans()), draw(st.booleans())))
+        made.append(Part(slot, tuple(ids), start, rows, sampled, draw(st.booleans()), draw(st.booleans())))
     return made
 
 
 @settings(max_examples=60, deadline=None)
 @given(parts(), st.integers(0, 3))
 def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
-    lanes = Lanes(plan(), 4)
+    slots = Slots(plan(), 4)
     tables = np.random.default_rng(1).permutation(32).reshape(4, 8).astype(np.int32)
     for _ in range(4):
-        lanes.take(())
-    for lane in range(4):
-        lanes.give(lane)
-        assert lanes.take(tables[lane].tolist()) == lane
-        lanes.choose_by(lane, PARAMS[1])  # what was there before must not show
-        lanes.choose_by(lane, PARAMS[lane % 3])
+        slots.take(())
+    for slot in range(4):
+        slots.give(slot)
+        assert slots.take(tables[slot].tolist()) == slot
+        slots.choose_by(slot, PARAMS[1])  # what was there before must not show
+        slots.choose_by(slot, PARAMS[slot % 3])
     tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
     sizes = {"tokens": tokens + padding, "sequences": len(step) + padding, "rows": wanted + padding}
     arrays, expected = idle_inputs(plan(), sizes), idle_inputs(plan(), sizes)
-    rows_of = lanes.fill(arrays, step)
+    rows_of = slots.fill(arrays, step)
     token = row = 0
     for index, part in enumerate(step):
         if part.new:
-            expected["forget"][index] = part.lane
-        expected["tables"][index] = tables[part.lane]
-        expected["lengths"][index] = part.start + len(part.ids)
+            expected["reset_slots"][index] = part.slot
+        expected["block_tables"][index] = tables[part.slot]
+        expected["seq_lens"][index] = part.start + len(part.ids)
         for offset, one in enumerate(part.ids):
             position = part.start + offset
             expected["token_ids"][token], expected["positions"][token] = one, position
-            slot = tables[part.lane][position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
-            expected["slots"][token], expected["marks"][token] = slot, part.lane if part.prompt else -1
+            slot = tables[part.slot][position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+            expected["slot_mapping"][token], expected["prompt_slots"][token] = slot, part.slot if part.prompt else -1
             if offset >= len(part.ids) - part.rows:
-                expected["rows"][row] = token
+                expected["logits_indices"][row] = token
                 row += 1
             token += 1
-        expected["starts"][index + 1 :] = token
+        expected["query_start_loc"][index + 1 :] = token
         assert rows_of[index] == range(row - part.rows, row)
         if part.sampled:
-            choose(expected, row - 1, part, PARAMS[part.lane % 3])
+            choose(expected, row - 1, part, PARAMS[part.slot % 3])
     for name in INPUTS:
         np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
         assert arrays[name].dtype == expected[name].dtype
 
 
 def choose(arrays: dict[str, np.ndarray], row: int, part: Part, params: SamplingParams) -> None:
-    arrays["place"][row], arrays["lanes"][row] = part.start + len(part.ids), part.lane
+    arrays["sample_positions"][row], arrays["sample_slots"][row] = part.start + len(part.ids), part.slot
     for name in ("temperature", "top_k", "top_p", "min_p", "logprobs"):
         arrays[name][row] = getattr(params, name)
     arrays["seed"][row] = (params.seed or 0) - (2**64 if (params.seed or 0) >= 2**63 else 0)
     if params is PARAMS[2]:
-        arrays["edits"][row] = part.lane
-        arrays["repetition"][row], arrays["presence"][row], arrays["frequency"][row] = 1.5, 0.25, 0.5
-        arrays["bias_ids"][row, 0], arrays["biases"][row, 0] = 4, 2.0
+        arrays["penalty_slots"][row] = part.slot
+        arrays["repetition_penalty"][row], arrays["presence_penalty"][row], arrays["frequency_penalty"][row] = (
+            1.5,
+            0.25,
+            0.5,
+        )
+        arrays["logit_bias_ids"][row, 0], arrays["logit_bias"][row, 0] = 4, 2.0
 
 
 def test_lanes_are_taken_while_there_are_any_and_forget_their_blocks():
-    lanes = Lanes(plan(), 2)
-    first, second = lanes.take([1, 2, 3]), lanes.take([4])
-    assert {first, second} == {0, 1} and lanes.take([5]) is None
+    slots = Slots(plan(), 2)
+    first, second = slots.take([1, 2, 3]), slots.take([4])
+    assert {first, second} == {0, 1} and slots.take([5]) is None
     assert first is not None
-    lanes.give(first)
-    again = lanes.take([6])
+    slots.give(first)
+    again = slots.take([6])
     assert again == first
     arrays = idle_inputs(plan(), {"tokens": 1, "sequences": 1, "rows": 1})
-    lanes.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
-    assert arrays["tables"].tolist() == [[6, 0, 0, 0, 0, 0, 0, 0]]
+    slots.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
+    assert arrays["block_tables"].tolist() == [[6, 0, 0, 0, 0, 0, 0, 0]]
 
 
 def _input(dtype: str, *shape: str) -> Tensor:
@@ -104,14 +108,22 @@ def _input(dtype: str, *shape: str) -> Tensor:
 
 
 REFUSALS = [
-    ("slots", None, r"what: an input 'slots'\n  found: none\n  try: build the engine again"),
-    ("slotz", _input("i32", "tokens"), r"input 'slotz'\n  found: no such input \(did you mean 'slots'\?\)"),
+    ("slot_mapping", None, r"what: an input 'slot_mapping'\n  found: none\n  try: build the engine again"),
+    (
+        "slot_mappings",
+        _input("i32", "tokens"),
+        r"input 'slot_mappings'\n  found: no such input \(did you mean 'slot_mapping'\?\)",
+    ),
     ("seed", _input("i32", "rows"), r"input 'seed': i64 \[rows\]\n  found: i32 \[rows\]"),
-    ("place", _input("i32", "tokens"), r"input 'place': i32 \[rows\]\n  found: i32 \[tokens\]"),
+    ("sample_positions", _input("i32", "tokens"), r"input 'sample_positions': i32 \[rows\]\n  found: i32 \[tokens\]"),
     ("top_k", _input("i32", "rows", "4"), r"input 'top_k': i32 \[rows\]\n  found: i32 \[rows, 4\]"),
-    ("biases", _input("f32", "rows", "rows"), r"'biases': f32 \[rows, a number\]\n  found: f32 \[rows, rows\]"),
-    ("biases", _input("f32", "rows", "3"), r"every biased token\n  found: .*bias_ids \[rows, 2\], biases \[rows, 3\]"),
-    ("tables", _input("i32", "sequences", "7"), r"tables of 8 blocks.*\n  found: tables \[sequences, 7\]"),
+    ("logit_bias", _input("f32", "rows", "rows"), r"'logit_bias': f32 \[rows, a number\]\n  found: f32 \[rows, rows\]"),
+    (
+        "logit_bias",
+        _input("f32", "rows", "3"),
+        r"every biased token\n  found: .*logit_bias_ids \[rows, 2\], logit_bias \[rows, 3\]",
+    ),
+    ("block_tables", _input("i32", "sequences", "7"), r"tables of 8 blocks.*\n  found: block_tables \[sequences, 7\]"),
 ]
 
 

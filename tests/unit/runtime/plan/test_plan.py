@@ -73,7 +73,7 @@ LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=1), "p: plan version 2\n  found: 1\n  try: build the engine again"),
+        (lambda d: d.update(version=1), "p: plan version 3\n  found: 1\n  try: build the engine again"),
         (lambda d: d.update(tiles=3), "p: only known keys\n  found: 'tiles'"),
         (lambda d: d.pop("modules"), "p: the key 'modules'\n  found: no such key"),
         (

@@ -82,10 +82,10 @@ def test_memory_is_weights_caches_and_the_largest_step():
 def test_the_largest_batch_is_what_the_device_will_hold(room: int):
     need = memory(plan(), max_batch=4)
     most = need.sequences(room)
-    parts = {"weights": need.weights, "state_lanes": 4, "free": room, "what": "p"}
+    parts = {"weights": need.weights, "state_slots": 4, "free": room, "what": "p"}
     assert most > 0
-    assert budget(plan(), lanes=most, **parts).blocks == most * plan().max_blocks
-    assert budget(plan(), lanes=most + 1, **parts).blocks < (most + 1) * plan().max_blocks
+    assert budget(plan(), slots=most, **parts).blocks == most * plan().max_blocks
+    assert budget(plan(), slots=most + 1, **parts).blocks < (most + 1) * plan().max_blocks
     assert (need.sequences(need.weights), usable(RESERVED + 5), usable(5)) == (0, 5, 0)
 
 

@@ -34,8 +34,8 @@ def attention_decode_kernel(
     q,
     key,
     value,
-    tables,
-    lengths,
+    block_tables,
+    seq_lens,
     sinks,
     out,
     partial,
@@ -55,8 +55,8 @@ def attention_decode_kernel(
     PAGE: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """q [sequences, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS],
-    lengths i32 [sequences] -> out as q.
+    """q [sequences, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
+    [sequences, MAX_BLOCKS], seq_lens i32 [sequences] -> out as q.
 
     Program (sequence, kv head, split). With more than one split, partial f32 [sequences, HEADS, SPLITS, HEAD_DIM], lse
     f32 [sequences, HEADS, SPLITS] (log 2) and counters i32 [sequences, KV_HEADS], zeros.
@@ -65,7 +65,7 @@ def attention_decode_kernel(
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     group: tl.constexpr = HEADS // KV_HEADS
-    length = tl.load(lengths + sequence)
+    length = tl.load(seq_lens + sequence)
     member = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM)
     head = kv_head * group + member
@@ -87,7 +87,7 @@ def attention_decode_kernel(
     for index in range(first, tl.minimum(first + share, begin + pages)):
         other = index * PAGE + tl.arange(0, PAGE)
         seen = (other < length) & (other >= oldest)
-        slab = tl.load(tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
+        slab = tl.load(block_tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
         offset = slab * (PAGE * HEAD_DIM) + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
         inside = seen[:, None] & (dim[None, :] < HEAD_DIM)
         keys = load_cached(key, offset, inside, q.dtype.element_ty)
@@ -178,8 +178,8 @@ def attention_decode(
     q: Operand,
     key: Operand,
     value: Operand,
-    tables: Operand,
-    lengths: Operand,
+    block_tables: Operand,
+    seq_lens: Operand,
     out: Operand,
     *,
     heads: int,
@@ -196,7 +196,7 @@ def attention_decode(
 
     parts: for more than one split. window, softcap, sinks: see `attention_prefill`.
     """
-    width = tables.shape[1]
+    width = block_tables.shape[1]
     assert isinstance(width, int) and (splits == 1) == (parts is None)
     room = {field.name: getattr(parts, field.name) if parts else None for field in fields(Parts)}
     given = {name: operand for name, operand in {"sinks": sinks, **room}.items() if operand is not None}
@@ -204,7 +204,7 @@ def attention_decode(
     moved = [q.bytes, out.bytes] + ([parts.partial.bytes, parts.lse.bytes] * 2 if parts else [])
     return Call(
         FP8 if key.dtype == "u8" else KERNEL,
-        {"q": q, "key": key, "value": value, "tables": tables, "lengths": lengths, "out": out, **given},
+        {"q": q, "key": key, "value": value, "block_tables": block_tables, "seq_lens": seq_lens, "out": out, **given},
         {
             **{name: None for name in ("sinks", *room) if name not in given},
             "HEADS": heads,
@@ -242,7 +242,7 @@ def _operand(name: str, dtype: str, *shape: int | str) -> Operand:
 
 
 def _cases() -> Iterator[Case]:
-    for options, lengths, splits in (
+    for options, seq_lens, splits in (
         (Options(4, 2, 64), (1, 65, 0, 130), 1),
         (Options(4, 2, 64), (1, 65, 0, 130), 4),
         (Options(4, 4, 80), (63, 64), 2),
@@ -255,11 +255,11 @@ def _cases() -> Iterator[Case]:
         (Options(8, 1, 128, cache="u8"), (70, 1), 1),
         (Options(3, 3, 96, cache="u8"), (130,), 2),
     ):
-        made = paged(options, lengths, (1,) * len(lengths), seed=6)
-        q, key, value, tables, lens, out = made.operands("q", "key", "value", "tables", "lengths", "out")
+        made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
+        q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")
         counters = Operand("counters", "i32", ("sequences", options.kv_heads))
         call = attention_decode(
-            *(q, key, value, tables, lens, out),
+            *(q, key, value, block_tables, lens, out),
             heads=options.heads,
             kv_heads=options.kv_heads,
             head_dim=options.head_dim,
@@ -274,8 +274,8 @@ def _cases() -> Iterator[Case]:
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
         expected = {"out": made.expected}
         if splits > 1:
-            expected["counters"] = inputs["counters"] = torch.zeros(len(lengths), options.kv_heads, dtype=torch.int32)
-        sizes = {"tokens": len(lengths), "sequences": len(lengths)}
+            expected["counters"] = inputs["counters"] = torch.zeros(len(seq_lens), options.kv_heads, dtype=torch.int32)
+        sizes = {"tokens": len(seq_lens), "sequences": len(seq_lens)}
         yield Case(f"{options.name}-{splits}", call, inputs, sizes, expected, 2 * ROUNDING["bf16"])
 
 
@@ -288,8 +288,8 @@ def _calls(sm: int) -> Iterator[Call]:
             Operand("q", "bf16", ("tokens", 4096)),
             Operand("key", stored, cache),
             Operand("value", stored, cache),
-            Operand("tables", "i32", ("sequences", 128)),
-            Operand("lengths", "i32", ("sequences",)),
+            Operand("block_tables", "i32", ("sequences", 128)),
+            Operand("seq_lens", "i32", ("sequences",)),
             Operand("out", "bf16", ("tokens", 4096)),
             heads=32,
             kv_heads=8,

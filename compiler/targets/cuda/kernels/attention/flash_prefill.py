@@ -48,9 +48,9 @@ def attention_prefill_kernel(
     q,
     key,
     value,
-    tables,
-    starts,
-    lengths,
+    block_tables,
+    query_start_loc,
+    seq_lens,
     sinks,
     out,
     sequences,
@@ -67,11 +67,11 @@ def attention_prefill_kernel(
     PAGE: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], tables i32 [sequences, MAX_BLOCKS],
-    starts i32 [sequences + 1], lengths i32 [sequences] -> out as q.
+    """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
+    [sequences, MAX_BLOCKS], query_start_loc i32 [sequences + 1], seq_lens i32 [sequences] -> out as q.
 
     Program (block, kv head): QUERIES tokens of the sequence whose blocks include `block`; sequence i's blocks start at
-    starts[i] // QUERIES + i, so that their number needs no table.
+    query_start_loc[i] // QUERIES + i, so that their number needs no table.
     """
     block = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -80,16 +80,16 @@ def attention_prefill_kernel(
     high = sequences
     while low < high:
         middle = (low + high) // 2
-        if tl.load(starts + middle) // QUERIES + middle <= block:
+        if tl.load(query_start_loc + middle) // QUERIES + middle <= block:
             low = middle + 1
         else:
             high = middle
     sequence = low - 1
-    begin = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - begin
+    begin = tl.load(query_start_loc + sequence)
+    count = tl.load(query_start_loc + sequence + 1) - begin
     first = (block - (begin // QUERIES + sequence)) * QUERIES
     if first < count:
-        length = tl.load(lengths + sequence)
+        length = tl.load(seq_lens + sequence)
         row = tl.arange(0, QUERIES * MEMBERS)
         token = first + row // MEMBERS
         member = row % MEMBERS
@@ -113,7 +113,7 @@ def attention_prefill_kernel(
         for index in range(page, (last + PAGE - 1) // PAGE):
             other = index * PAGE + tl.arange(0, PAGE)
             stored = other < last
-            slab = tl.load(tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
+            slab = tl.load(block_tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
             base = slab * (PAGE * HEAD_DIM)
             inside = stored[:, None] & (dim[None, :] < HEAD_DIM)
             offset = base + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
@@ -143,9 +143,9 @@ def attention_prefill(
     q: Operand,
     key: Operand,
     value: Operand,
-    tables: Operand,
-    starts: Operand,
-    lengths: Operand,
+    block_tables: Operand,
+    query_start_loc: Operand,
+    seq_lens: Operand,
     out: Operand,
     *,
     heads: int,
@@ -157,16 +157,24 @@ def attention_prefill(
     softcap: float = 0.0,
     sinks: Operand | None = None,
 ) -> Call:
-    """Causal attention of the step's tokens, which are the last of each sequence's `lengths` positions.
+    """Causal attention of the step's tokens, which are the last of each sequence's `seq_lens` positions.
 
     window: positions a token sees, itself included (0: all). softcap: 0 for none. sinks f32 [heads]: logits that only
-    the denominator has. Tokens beyond starts[sequences] keep their output.
+    the denominator has. Tokens beyond query_start_loc[sequences] keep their output.
     """
     members = next_power(heads // kv_heads)
     queries = max(ROWS // members, 1)
-    tables_width = tables.shape[1]
+    tables_width = block_tables.shape[1]
     assert isinstance(tables_width, int)
-    arguments = {"q": q, "key": key, "value": value, "tables": tables, "starts": starts, "lengths": lengths, "out": out}
+    arguments = {
+        "q": q,
+        "key": key,
+        "value": value,
+        "block_tables": block_tables,
+        "query_start_loc": query_start_loc,
+        "seq_lens": seq_lens,
+        "out": out,
+    }
     return Call(
         FP8 if key.dtype == "u8" else KERNEL,
         {**arguments, "sequences": "sequences", **({"sinks": sinks} if sinks is not None else {})},
@@ -194,7 +202,7 @@ def attention_prefill(
 
 
 def _cases() -> Iterator[Case]:
-    for options, lengths, news in (
+    for options, seq_lens, news in (
         (Options(4, 2, 64), (1, 65, 130), (1, 33, 130)),
         (Options(4, 4, 80), (63, 64), (2, 1)),
         (Options(8, 1, 96), (70,), (9,)),
@@ -204,8 +212,8 @@ def _cases() -> Iterator[Case]:
         (Options(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
         (Options(2, 2, 80, cache="u8"), (65,), (65,)),
     ):
-        made = paged(options, lengths, news, seed=5)
-        operands = made.operands("q", "key", "value", "tables", "starts", "lengths", "out")
+        made = paged(options, seq_lens, news, seed=5)
+        operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")
         call = attention_prefill(
             *operands,  # type: ignore[arg-type]
             heads=options.heads,
@@ -219,7 +227,7 @@ def _cases() -> Iterator[Case]:
         )
         names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
-        sizes = {"tokens": sum(news), "sequences": len(lengths)}
+        sizes = {"tokens": sum(news), "sequences": len(seq_lens)}
         yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
 
 
@@ -230,9 +238,9 @@ def _calls(sm: int) -> Iterator[Call]:
             Operand("q", "bf16", ("tokens", 4096)),
             Operand("key", stored, cache),
             Operand("value", stored, cache),
-            Operand("tables", "i32", ("sequences", 128)),
-            Operand("starts", "i32", ("sequences + 1",)),
-            Operand("lengths", "i32", ("sequences",)),
+            Operand("block_tables", "i32", ("sequences", 128)),
+            Operand("query_start_loc", "i32", ("sequences + 1",)),
+            Operand("seq_lens", "i32", ("sequences",)),
             Operand("out", "bf16", ("tokens", 4096)),
             heads=32,
             kv_heads=8,

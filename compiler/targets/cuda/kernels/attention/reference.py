@@ -36,17 +36,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Paged:
-    """Sequences of `lengths` positions in a cache of scattered blocks; `news` of each are queries of the step."""
+    """Sequences of `seq_lens` positions in a cache of scattered blocks; `news` of each are queries of the step."""
 
     options: Options
-    lengths: tuple[int, ...]
+    seq_lens: tuple[int, ...]
     news: tuple[int, ...]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     expected: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def max_blocks(self) -> int:
-        return self.tensors["tables"].shape[1]
+        return self.tensors["block_tables"].shape[1]
 
     def operands(self, *names: str) -> tuple[Operand, ...]:
         o, blocks = self.options, self.tensors["key"].shape[0]
@@ -54,31 +54,31 @@ class Paged:
             "q": ("bf16", ("tokens", o.heads * o.head_dim)),
             "key": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
             "value": (o.cache, (blocks, o.kv_heads, PAGE, o.head_dim)),
-            "tables": ("i32", ("sequences", self.max_blocks)),
-            "starts": ("i32", ("sequences + 1",)),
-            "lengths": ("i32", ("sequences",)),
+            "block_tables": ("i32", ("sequences", self.max_blocks)),
+            "query_start_loc": ("i32", ("sequences + 1",)),
+            "seq_lens": ("i32", ("sequences",)),
             "out": ("bf16", ("tokens", o.heads * o.head_dim)),
             "sinks": ("f32", (o.heads,)),
         }
         return tuple(Operand(name, *shapes[name]) for name in names)
 
 
-def paged(options: Options, lengths: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
+def paged(options: Options, seq_lens: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
     """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
     random = torch.Generator().manual_seed(seed)
-    counts = [-(-length // PAGE) for length in lengths]
+    counts = [-(-length // PAGE) for length in seq_lens]
     order = torch.randperm(sum(counts) + 2, generator=random).tolist()
     shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
     stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
     key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
     q = torch.randn(sum(news), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
     sinks = torch.randn(options.heads, generator=random)
-    tables = torch.full((len(lengths), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
+    block_tables = torch.full((len(seq_lens), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
     used = torch.zeros(shape[0], PAGE, dtype=torch.bool)
     rows, at = [], 0
-    for index, (length, count, new) in enumerate(zip(lengths, counts, news, strict=True)):
+    for index, (length, count, new) in enumerate(zip(seq_lens, counts, news, strict=True)):
         blocks = [order.pop() for _ in range(count)]
-        tables[index, :count] = torch.tensor(blocks, dtype=torch.int32)
+        block_tables[index, :count] = torch.tensor(blocks, dtype=torch.int32)
         for position in range(length):
             used[blocks[position // PAGE], position % PAGE] = True
         keys, values = (
@@ -90,17 +90,17 @@ def paged(options: Options, lengths: tuple[int, ...], news: tuple[int, ...], see
         at += new
     for cache in (key, value):  # what no sequence has written must not matter, whatever it is
         cache.masked_fill_(~used[:, None, :, None], float("nan"))
-    starts = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
+    query_start_loc = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
     tensors = {
         "q": q,
         "key": key if options.cache == "bf16" else key.to(stored).view(torch.uint8),
         "value": value if options.cache == "bf16" else value.to(stored).view(torch.uint8),
-        "tables": tables,
-        "lengths": torch.tensor(lengths, dtype=torch.int32),
-        "starts": starts,
+        "block_tables": block_tables,
+        "seq_lens": torch.tensor(seq_lens, dtype=torch.int32),
+        "query_start_loc": query_start_loc,
         "sinks": sinks,
     }
-    return Paged(options, lengths, news, tensors, torch.cat(rows))
+    return Paged(options, seq_lens, news, tensors, torch.cat(rows))
 
 
 def _attend(

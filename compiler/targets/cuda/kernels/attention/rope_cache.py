@@ -26,7 +26,7 @@ def as_stored(numbers, cache):
 def rope_cache_kernel(
     qkv,
     positions,
-    slots,
+    slot_mapping,
     cos,
     sin,
     q_norm,
@@ -43,8 +43,8 @@ def rope_cache_kernel(
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slots i32 [tokens], cos, sin f32 [C, HEAD_DIM / 2]
-    -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
+    """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slot_mapping i32 [tokens], cos, sin f32
+    [C, HEAD_DIM / 2] -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
 
     q_norm, k_norm [HEAD_DIM] or None: weights of an RMSNorm of each head of q and of k before rope (Qwen 3, Gemma 3).
     Caches of u8 hold E4M3. Program (token, block of heads); heads are those of q, then of k, then of v.
@@ -78,7 +78,7 @@ def rope_cache_kernel(
     target = q + (token * HEADS + head) * HEAD_DIM
     tl.store(target + first, turned_a.to(q.dtype.element_ty), is_query)
     tl.store(target + second, turned_b.to(q.dtype.element_ty), is_query)
-    slot = tl.load(slots + token).to(tl.int64)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
     at = (slot // PAGE) * (KV_HEADS * PAGE * HEAD_DIM) + (slot % PAGE) * HEAD_DIM
     heads = tl.where(slot >= 0, HEADS + 2 * KV_HEADS, 0)
     is_key = inside & (head >= HEADS) & (head < tl.minimum(heads, HEADS + KV_HEADS))
@@ -98,7 +98,7 @@ FP8 = Kernel("rope_cache_fp8", rope_cache_kernel, MINIMUM_SM)
 def rope_cache(
     qkv: Operand,
     positions: Operand,
-    slots: Operand,
+    slot_mapping: Operand,
     cos: Operand,
     sin: Operand,
     q: Operand,
@@ -124,7 +124,7 @@ def rope_cache(
             **named,
             "qkv": qkv,
             "positions": positions,
-            "slots": slots,
+            "slot_mapping": slot_mapping,
             "cos": cos,
             "sin": sin,
             "q": q,
@@ -162,9 +162,15 @@ def _cases() -> Iterator[Case]:
         tokens, blocks = 5, 3
         qkv = torch.randn(tokens, (heads + 2 * kv_heads) * size, generator=random).to(torch.bfloat16)
         positions = torch.tensor([0, 3, 70, 7, 1], dtype=torch.int32)
-        slots = torch.tensor([2 * 64 + 5, 0, 63, -1, 64 + 1], dtype=torch.int32)
+        slot_mapping = torch.tensor([2 * 64 + 5, 0, 63, -1, 64 + 1], dtype=torch.int32)
         angle = torch.rand(80, size // 2, generator=random) * 6
-        tensors = {"qkv": qkv, "positions": positions, "slots": slots, "cos": angle.cos(), "sin": angle.sin()}
+        tensors = {
+            "qkv": qkv,
+            "positions": positions,
+            "slot_mapping": slot_mapping,
+            "cos": angle.cos(),
+            "sin": angle.sin(),
+        }
         kind = torch.bfloat16 if stored == "bf16" else torch.float8_e4m3fn
         cache = torch.zeros(blocks, kv_heads, PAGE, size)
         split = qkv.float().reshape(tokens, -1, size)
@@ -178,7 +184,7 @@ def _cases() -> Iterator[Case]:
             extra = {"norms": tuple(Operand(name, "f32", (size,)) for name in norms), "epsilon": 1e-6}
         turned = _rotate(turned, angle[positions.long()], interleaved)
         expected = {"key": cache, "value": cache.clone()}
-        for token, slot in enumerate(slots.tolist()):
+        for token, slot in enumerate(slot_mapping.tolist()):
             if slot >= 0:
                 expected["key"][slot // PAGE, :, slot % PAGE] = turned[token, heads:]
                 expected["value"][slot // PAGE, :, slot % PAGE] = split[token, heads + kv_heads :]
@@ -213,7 +219,7 @@ def _operands(
     return (
         Operand("qkv", act, ("tokens", (heads + 2 * kv_heads) * size)),
         Operand("positions", "i32", ("tokens",)),
-        Operand("slots", "i32", ("tokens",)),
+        Operand("slot_mapping", "i32", ("tokens",)),
         Operand("cos", "f32", table),
         Operand("sin", "f32", table),
         Operand("q", act, ("tokens", heads * size)),

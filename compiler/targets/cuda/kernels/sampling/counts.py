@@ -18,22 +18,22 @@ TILE = 4096
 
 
 @triton.jit
-def forget_kernel(forget, counts, VOCAB: tl.constexpr, TILE: tl.constexpr):
-    """counts i32 [lanes, VOCAB] become 0 in the lanes of forget i32 [sequences]; -1: none. Grid: sequences, tiles."""
-    lane = tl.load(forget + tl.program_id(0))
+def forget_kernel(reset_slots, counts, VOCAB: tl.constexpr, TILE: tl.constexpr):
+    """counts i32 [slots, VOCAB] become 0 at reset_slots i32 [sequences]; -1: none. Grid: sequences, tiles."""
+    slot = tl.load(reset_slots + tl.program_id(0))
     index = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    if lane >= 0:
-        tl.store(counts + lane.to(tl.int64) * VOCAB + index, tl.zeros([TILE], tl.int32), index < VOCAB)
+    if slot >= 0:
+        tl.store(counts + slot.to(tl.int64) * VOCAB + index, tl.zeros([TILE], tl.int32), index < VOCAB)
 
 
 @triton.jit
-def mark_kernel(tokens_of, marks, counts, tokens, VOCAB: tl.constexpr, MARK: tl.constexpr, BLOCK: tl.constexpr):
-    """Set MARK in counts i32 [lanes, VOCAB] of tokens_of i32 [tokens] in the lanes marks i32 [tokens]; -1: not."""
+def mark_kernel(tokens_of, prompt_slots, counts, tokens, VOCAB: tl.constexpr, MARK: tl.constexpr, BLOCK: tl.constexpr):
+    """Set MARK in counts i32 [slots, VOCAB] of tokens_of i32 [tokens] at prompt_slots i32 [tokens]; -1: not."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    lane = tl.load(marks + at, at < tokens, -1)
+    slot = tl.load(prompt_slots + at, at < tokens, -1)
     token = tl.load(tokens_of + at, at < tokens, 0)
-    known = (lane >= 0) & (token >= 0) & (token < VOCAB)
-    tl.atomic_or(counts + lane.to(tl.int64) * VOCAB + token, tl.full([BLOCK], MARK, tl.int32), known, sem="relaxed")
+    known = (slot >= 0) & (token >= 0) & (token < VOCAB)
+    tl.atomic_or(counts + slot.to(tl.int64) * VOCAB + token, tl.full([BLOCK], MARK, tl.int32), known, sem="relaxed")
 
 
 FORGET = Kernel("forget_counts", forget_kernel)
@@ -46,12 +46,12 @@ def _vocab(counts: Operand) -> int:
     return vocab
 
 
-def forget_counts(forget: Operand, counts: Operand) -> Call:
-    """What a lane's sequence before held is gone. Priced as if no sequence were new."""
+def forget_counts(reset_slots: Operand, counts: Operand) -> Call:
+    """What a slot's sequence before held is gone. Priced as if no sequence were new."""
     tiles = -(-_vocab(counts) // TILE)
     return Call(
         FORGET,
-        {"forget": forget, "counts": counts},
+        {"reset_slots": reset_slots, "counts": counts},
         {"VOCAB": _vocab(counts), "TILE": TILE},
         ("sequences", tiles),
         writes=("counts",),
@@ -60,11 +60,11 @@ def forget_counts(forget: Operand, counts: Operand) -> Call:
     )
 
 
-def mark_prompt(tokens_of: Operand, marks: Operand, counts: Operand) -> Call:
+def mark_prompt(tokens_of: Operand, prompt_slots: Operand, counts: Operand) -> Call:
     """Tokens of prompts are remembered as such; negative ids, which stand for sampled tokens, are not."""
     return Call(
         MARK,
-        {"tokens_of": tokens_of, "marks": marks, "counts": counts, "tokens": "tokens"},
+        {"tokens_of": tokens_of, "prompt_slots": prompt_slots, "counts": counts, "tokens": "tokens"},
         {"VOCAB": _vocab(counts), "MARK": PROMPT, "BLOCK": BLOCK},
         (f"cdiv(tokens, {BLOCK})",),
         writes=("counts",),
@@ -78,26 +78,28 @@ def _cases() -> Iterator[Case]:
     i32 = torch.int32
     counts = Operand("counts", "i32", (3, 5000))
     before = torch.arange(15000, dtype=i32).reshape(3, 5000)
-    forget = torch.tensor([2, -1, 0], dtype=i32)
+    reset_slots = torch.tensor([2, -1, 0], dtype=i32)
     after = before.clone()
     after[[2, 0]] = 0
-    call = forget_counts(Operand("forget", "i32", ("sequences",)), counts)
-    yield Case("forget", call, {"forget": forget, "counts": before}, {"sequences": 3}, {"counts": after}, 0.0)
+    call = forget_counts(Operand("reset_slots", "i32", ("sequences",)), counts)
+    yield Case(
+        "reset_slots", call, {"reset_slots": reset_slots, "counts": before}, {"sequences": 3}, {"counts": after}, 0.0
+    )
     ids = torch.tensor([5, -1, 4999, 5, 7] + [0] * 128 + [9], dtype=i32)
-    marks = torch.tensor([1, 2, 0, 1, -1] + [-1] * 128 + [2], dtype=i32)
+    prompt_slots = torch.tensor([1, 2, 0, 1, -1] + [-1] * 128 + [2], dtype=i32)
     after = before.clone()
     after[1, 5] |= PROMPT
     after[0, 4999] |= PROMPT
     after[2, 9] |= PROMPT
-    call = mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("marks", "i32", ("tokens",)), counts)
-    given = {"ids": ids, "marks": marks, "counts": before}
+    call = mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("prompt_slots", "i32", ("tokens",)), counts)
+    given = {"ids": ids, "prompt_slots": prompt_slots, "counts": before}
     yield Case("mark", call, given, {"tokens": len(ids)}, {"counts": after}, 0.0)
 
 
 def _calls(sm: int) -> Iterator[Call]:
     counts = Operand("counts", "i32", (64, 128256))
-    yield forget_counts(Operand("forget", "i32", ("sequences",)), counts)
-    yield mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("marks", "i32", ("tokens",)), counts)
+    yield forget_counts(Operand("reset_slots", "i32", ("sequences",)), counts)
+    yield mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("prompt_slots", "i32", ("tokens",)), counts)
 
 
 SUITE = Suite((FORGET, MARK), _cases, _calls)

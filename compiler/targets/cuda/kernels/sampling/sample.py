@@ -109,7 +109,7 @@ def leave_logprobs(row, wanted, ids, values, summary, token, vocab, TILE: tl.con
 def choose_kernel(
     logits,
     edited,
-    edits,
+    penalty_slots,
     highest,
     best,
     broken,
@@ -118,7 +118,7 @@ def choose_kernel(
     top_p,
     min_p,
     seed,
-    place,
+    sample_positions,
     logprobs,
     sampled,
     status,
@@ -132,8 +132,8 @@ def choose_kernel(
     MOST: tl.constexpr,
 ):
     """logits and edited f32 [rows, vocab], tile statistics [rows, TILES], parameters [rows] -> sampled i32 [rows],
-    status i32 [rows]: 1 where a logit is not finite (the token is then 0), else 0. place: the position of the token to
-    choose. edits: rows where it is not negative are chosen from `edited`. logprobs i32 [rows]: how many of the best
+    status i32 [rows]: 1 where a logit is not finite (the token is then 0), else 0. sample_positions: of the token to
+    choose. penalty_slots: rows where it is not negative are chosen from `edited`. logprobs i32 [rows]: how many best
     logits go to top_ids i32 and top_logits f32 [rows, MOST], see `leave_logprobs`; summary f32 [rows, 3]."""
     at = tl.program_id(0)
     tile = tl.arange(0, COUNT)
@@ -145,7 +145,7 @@ def choose_kernel(
     token = tl.load(best + at * TILES + first)
     heat = tl.load(temperature + at)
     if (wrong == 0) & (heat > 0.0):
-        row = tl.where(tl.load(edits + at) >= 0, edited, logits) + at.to(tl.int64) * vocab
+        row = tl.where(tl.load(penalty_slots + at) >= 0, edited, logits) + at.to(tl.int64) * vocab
         sharpness = 1.0 / heat
         least = tl.full([], 0, tl.uint32)
         count = tl.load(top_k + at)
@@ -163,7 +163,7 @@ def choose_kernel(
         whole = tl.full([], 0.0, tl.float64)
         for start in range(0, vocab, TILE):
             whole += tl.sum(kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE), axis=0)
-        where = tl.load(place + at).to(tl.uint32)
+        where = tl.load(sample_positions + at).to(tl.uint32)
         key = tl.load(seed + at)
         word, _, _, _ = tl.philox(key, where, 0, 0, 0)
         target = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10 * whole
@@ -198,9 +198,9 @@ KERNEL = Kernel("choose", choose_kernel)
 
 @dataclass(frozen=True)
 class Rows:
-    """What is given of every row of logits, all [rows]: see `runtime/sampling/draw.py`; place: position of its token.
+    """What is given of every row of logits, all [rows]: see `runtime/sampling/draw.py`; sample_positions: its token's.
 
-    edits: the lane of a row that penalties or biases change, else -1. logprobs: how many are wanted, 0 to 20.
+    penalty_slots: the slot of a row that penalties or biases change, else -1. logprobs: how many are wanted, 0 to 20.
     """
 
     temperature: Operand
@@ -208,8 +208,8 @@ class Rows:
     top_p: Operand
     min_p: Operand
     seed: Operand
-    place: Operand
-    edits: Operand
+    sample_positions: Operand
+    penalty_slots: Operand
     logprobs: Operand
 
     @staticmethod
@@ -219,8 +219,8 @@ class Rows:
 
 
 ROW_DTYPES = {
-    **{"temperature": "f32", "top_k": "i32", "top_p": "f32", "min_p": "f32", "seed": "i64", "place": "i32"},
-    **{"edits": "i32", "logprobs": "i32"},
+    **{"temperature": "f32", "top_k": "i32", "top_p": "f32", "min_p": "f32", "seed": "i64", "sample_positions": "i32"},
+    **{"penalty_slots": "i32", "logprobs": "i32"},
 }
 
 
@@ -297,8 +297,8 @@ def _cases() -> Iterator[Case]:
         logits[0, [5, 60]] = 50.0
         logits[7, 7:30] = 40.0
         logits[-1, vocab - 1] = np.nan
-        lanes = np.array([-1, -1, -1, 0, 5, -1, -1, -1, 2, -1], np.int32)
-        source = np.where(lanes[:, None] >= 0, edited, logits)
+        slots = np.array([-1, -1, -1, 0, 5, -1, -1, -1, 2, -1], np.int32)
+        source = np.where(slots[:, None] >= 0, edited, logits)
         source[-1] = 0.0
         tokens, top = [], {name: [] for name in ("top_ids", "top_logits", "summary")}
         for at, (row, p) in enumerate(zip(source, params, strict=True)):
@@ -314,9 +314,12 @@ def _cases() -> Iterator[Case]:
             for name in ("temperature", "top_k", "top_p", "min_p", "logprobs")
         }
         seeds = np.array([p.seed or 0 for p in params], np.uint64).astype(np.int64)
-        given |= {"seed": torch.from_numpy(seeds), "place": torch.arange(len(params), dtype=torch.int32) + 11}
-        given |= {"edits": torch.from_numpy(lanes)}
-        edited[lanes < 0] = np.nan
+        given |= {
+            "seed": torch.from_numpy(seeds),
+            "sample_positions": torch.arange(len(params), dtype=torch.int32) + 11,
+        }
+        given |= {"penalty_slots": torch.from_numpy(slots)}
+        edited[slots < 0] = np.nan
         given |= {"logits": torch.from_numpy(logits), "edited": torch.from_numpy(edited), **stats}
         status = torch.tensor([0] * (len(params) - 1) + [1])
         outcome = {"sampled": torch.tensor(tokens), "status": status}

@@ -27,12 +27,12 @@ TILE = 4096
 @triton.jit
 def tile_stats_kernel(
     logits,
-    edits,
-    repetition,
-    presence,
-    frequency,
-    bias_ids,
-    biases,
+    penalty_slots,
+    repetition_penalty,
+    presence_penalty,
+    frequency_penalty,
+    logit_bias_ids,
+    logit_bias,
     counts,
     edited,
     highest,
@@ -47,8 +47,8 @@ def tile_stats_kernel(
     """logits f32 [rows, VOCAB] -> per tile [rows, TILES]: the largest, its id (the lowest of equals), how many of the
     given logits are NaN or infinite.
 
-    Rows whose edits i32 [rows] name a lane of counts i32 [lanes, VOCAB] are first changed by their penalties f32 [rows]
-    and biases f32 [rows, BIASES] of bias_ids (-1: none), and left in edited f32 [rows, VOCAB].
+    Rows whose penalty_slots i32 [rows] name a slot of counts i32 [slots, VOCAB] are changed first, by penalties f32
+    [rows] and logit_bias f32 [rows, BIASES] of logit_bias_ids (-1: none), and left in edited f32 [rows, VOCAB].
     """
     row = tl.program_id(0)
     tile = tl.program_id(1)
@@ -57,18 +57,18 @@ def tile_stats_kernel(
     address = row.to(tl.int64) * VOCAB + index
     number = tl.load(logits + address, inside, 0.0)
     fine = number - number == 0.0
-    lane = tl.load(edits + row)
-    if lane >= 0:
-        seen = tl.load(counts + lane.to(tl.int64) * VOCAB + index, inside, 0)
-        penalty = tl.load(repetition + row)
+    slot = tl.load(penalty_slots + row)
+    if slot >= 0:
+        seen = tl.load(counts + slot.to(tl.int64) * VOCAB + index, inside, 0)
+        penalty = tl.load(repetition_penalty + row)
         changed = tl.where(number > 0.0, tl.math.div_rn(number, penalty), number * penalty)
         number = tl.where(seen != 0, changed, number)
         times = seen & MASK
-        less = tl.load(presence + row) + tl.load(frequency + row) * times.to(tl.float32)
+        less = tl.load(presence_penalty + row) + tl.load(frequency_penalty + row) * times.to(tl.float32)
         number = tl.where(times > 0, number - less, number)
         for at in range(BIASES):
-            token = tl.load(bias_ids + row * BIASES + at)
-            number = tl.where(index == token, number + tl.load(biases + row * BIASES + at), number)
+            token = tl.load(logit_bias_ids + row * BIASES + at)
+            number = tl.where(index == token, number + tl.load(logit_bias + row * BIASES + at), number)
         tl.store(edited + address, number, inside)
     wrong = tl.sum((inside & ~fine).to(tl.int32), axis=0)
     number = tl.where(inside & fine, number, float("-inf"))
@@ -79,6 +79,7 @@ def tile_stats_kernel(
 
 
 KERNEL = Kernel("tile_stats", tile_stats_kernel)
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def tiles_of(vocab: int) -> int:
@@ -103,31 +104,31 @@ class TileMaxima:
 
 @dataclass(frozen=True)
 class Edits:
-    """What changes logits: edits i32 [rows] (a lane, or -1: nothing does), penalties f32 [rows], biases [rows, n]."""
+    """What changes logits: penalty_slots i32 [rows] (a slot, or -1: none), penalties f32 [rows], biases [rows, n]."""
 
-    edits: Operand
-    repetition: Operand
-    presence: Operand
-    frequency: Operand
-    bias_ids: Operand
-    biases: Operand
+    penalty_slots: Operand
+    repetition_penalty: Operand
+    presence_penalty: Operand
+    frequency_penalty: Operand
+    logit_bias_ids: Operand
+    logit_bias: Operand
 
     @staticmethod
     def of(make: Callable[..., Operand], biases: int) -> Edits:
         """From what makes an operand of a name, dtype and shape."""
-        penalties = {name: make(name, "f32", "rows") for name in ("repetition", "presence", "frequency")}
+        penalties = {name: make(name, "f32", "rows") for name in PENALTIES}
         return Edits(
-            edits=make("edits", "i32", "rows"),
+            penalty_slots=make("penalty_slots", "i32", "rows"),
             **penalties,
-            bias_ids=make("bias_ids", "i32", "rows", biases),
-            biases=make("biases", "f32", "rows", biases),
+            logit_bias_ids=make("logit_bias_ids", "i32", "rows", biases),
+            logit_bias=make("logit_bias", "f32", "rows", biases),
         )
 
 
 def tile_stats(logits: Operand, edits: Edits, counts: Operand, edited: Operand, tiles: TileMaxima) -> Call:
     """What `choose` must know of every tile of every row of logits f32 [rows, V]. Priced as without edits."""
     rows, vocab = logits.shape
-    biases = edits.biases.shape[-1]
+    biases = edits.logit_bias.shape[-1]
     assert isinstance(vocab, int) and isinstance(biases, int)
     written = {"edited": edited, **{field.name: getattr(tiles, field.name) for field in fields(tiles)}}
     read = {field.name: getattr(edits, field.name) for field in fields(edits)}
@@ -154,12 +155,12 @@ def maxima(logits: np.ndarray) -> dict[str, torch.Tensor]:
     }
 
 
-def _call(vocab: int, biases: int, lanes: int | str) -> Call:
+def _call(vocab: int, biases: int, slots: int | str) -> Call:
     def make(name: str, dtype: str, *shape: int | str) -> Operand:
         return Operand(name, dtype, shape)
 
     logits, edited = (make(name, "f32", "rows", vocab) for name in ("logits", "edited"))
-    counts = make("counts", "i32", lanes, vocab)
+    counts = make("counts", "i32", slots, vocab)
     return tile_stats(logits, Edits.of(make, biases), counts, edited, TileMaxima.of(make, vocab))
 
 
@@ -174,27 +175,27 @@ def _cases() -> Iterator[Case]:
         ]
         random = np.random.default_rng(vocab)
         logits = random.standard_normal((len(params), vocab), np.float32) * 3
-        lanes = np.array([-1, 3, 0, 2, -1], np.int32)
+        slots = np.array([-1, 3, 0, 2, -1], np.int32)
         counts = np.full((4, vocab), -1, np.int32)
         edited = np.full_like(logits, np.nan)
         after = logits.copy()
         for at, (row, p) in enumerate(zip(logits, params, strict=True)):
-            if lanes[at] >= 0:
+            if slots[at] >= 0:
                 prompt, output = random.integers(0, vocab, 20), random.integers(0, vocab, 30)
-                counts[lanes[at]] = np.bincount(output, minlength=vocab)
-                counts[lanes[at], prompt] |= PROMPT
+                counts[slots[at]] = np.bincount(output, minlength=vocab)
+                counts[slots[at], prompt] |= PROMPT
                 sampler = Sampler()
                 sampler.feed(prompt.tolist())
                 for place, token in enumerate(output):
                     sampler.sample(np.eye(1, vocab, token, dtype=np.float32)[0], SamplingParams(), place)
                 after[at] = edited[at] = sampler.edited(row, p)
         logits[-1, [3, vocab - 1]] = after[-1, [3, vocab - 1]] = np.nan, np.inf
-        inputs = {"logits": logits, "edits": lanes, "counts": counts}
-        for name in ("repetition", "presence", "frequency"):
-            inputs[name] = np.array([getattr(p, f"{name}_penalty") for p in params], np.float32)
-        inputs["bias_ids"] = np.full((len(params), biases), -1, np.int32)
-        inputs["biases"] = np.full((len(params), biases), 9.0, np.float32)
-        inputs["bias_ids"][3], inputs["biases"][3] = zip(*params[3].logit_bias, strict=True)
+        inputs = {"logits": logits, "penalty_slots": slots, "counts": counts}
+        for name in PENALTIES:
+            inputs[name] = np.array([getattr(p, name) for p in params], np.float32)
+        inputs["logit_bias_ids"] = np.full((len(params), biases), -1, np.int32)
+        inputs["logit_bias"] = np.full((len(params), biases), 9.0, np.float32)
+        inputs["logit_bias_ids"][3], inputs["logit_bias"][3] = zip(*params[3].logit_bias, strict=True)
         call = _call(vocab, biases, 4)
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         outcome = {**maxima(after), "edited": torch.from_numpy(edited)}

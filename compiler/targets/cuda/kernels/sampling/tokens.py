@@ -17,44 +17,44 @@ BLOCK = 128
 
 
 @triton.jit
-def take_kernel(asked, last, taken, tokens, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    """asked i32 [tokens]: an id, or -1 - lane for the token last[lane] i32 [LANES] -> taken i32 [tokens]."""
+def take_kernel(asked, last, taken, tokens, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
+    """asked i32 [tokens]: an id, or -1 - slot for the token last[slot] i32 [SLOTS] -> taken i32 [tokens]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < tokens
     token = tl.load(asked + index, inside, 0)
-    lane = tl.where(token < 0, -1 - token, 0)
-    kept = tl.load(last + lane, inside & (token < 0) & (lane < LANES), 0)
+    slot = tl.where(token < 0, -1 - token, 0)
+    kept = tl.load(last + slot, inside & (token < 0) & (slot < SLOTS), 0)
     tl.store(taken + index, tl.where(token < 0, kept, token), inside)
 
 
 @triton.jit
 def keep_kernel(
-    sampled, lanes, edits, last, counts, rows, LANES: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+    sampled, slots, penalty_slots, last, counts, rows, SLOTS: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """sampled i32 [rows] into last i32 [LANES] at lanes i32 [rows]; lane -1 keeps nothing.
+    """sampled i32 [rows] into last i32 [SLOTS] at slots i32 [rows]; slot -1 keeps nothing.
 
-    They count one more in counts i32 [LANES, VOCAB] at edits i32 [rows]; -1: not.
+    They count one more in counts i32 [SLOTS, VOCAB] at penalty_slots i32 [rows]; -1: not.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < rows
     token = tl.load(sampled + index, inside, 0)
-    lane = tl.load(lanes + index, inside, -1)
-    tl.store(last + lane, token, (lane >= 0) & (lane < LANES))
-    lane = tl.load(edits + index, inside, -1)
+    slot = tl.load(slots + index, inside, -1)
+    tl.store(last + slot, token, (slot >= 0) & (slot < SLOTS))
+    slot = tl.load(penalty_slots + index, inside, -1)
     one = tl.full([BLOCK], 1, tl.int32)
-    tl.atomic_add(counts + lane.to(tl.int64) * VOCAB + token, one, (lane >= 0) & (lane < LANES), sem="relaxed")
+    tl.atomic_add(counts + slot.to(tl.int64) * VOCAB + token, one, (slot >= 0) & (slot < SLOTS), sem="relaxed")
 
 
 TAKE = Kernel("take_tokens", take_kernel)
 KEEP = Kernel("keep_tokens", keep_kernel)
 
 
-def take_tokens(asked: Operand, last: Operand, taken: Operand, *, lanes: int) -> Call:
+def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) -> Call:
     """Ids for the embedding; every id below zero is replaced by a token that was sampled."""
     return Call(
         TAKE,
         {"asked": asked, "last": last, "taken": taken, "tokens": "tokens"},
-        {"LANES": lanes, "BLOCK": BLOCK},
+        {"SLOTS": slots, "BLOCK": BLOCK},
         (f"cdiv(tokens, {BLOCK})",),
         writes=("taken",),
         bytes=product("tokens", 12),
@@ -64,15 +64,22 @@ def take_tokens(asked: Operand, last: Operand, taken: Operand, *, lanes: int) ->
 
 
 def keep_tokens(
-    sampled: Operand, lanes_of: Operand, edits: Operand, last: Operand, counts: Operand, *, lanes: int
+    sampled: Operand, slots_of: Operand, penalty_slots: Operand, last: Operand, counts: Operand, *, slots: int
 ) -> Call:
     """The sampled tokens where the next step's `take_tokens` finds them; those of rows that edit logits are counted."""
     vocab = counts.shape[-1]
     assert isinstance(vocab, int)
     return Call(
         KEEP,
-        {"sampled": sampled, "lanes": lanes_of, "edits": edits, "last": last, "counts": counts, "rows": "rows"},
-        {"LANES": lanes, "VOCAB": vocab, "BLOCK": BLOCK},
+        {
+            "sampled": sampled,
+            "slots": slots_of,
+            "penalty_slots": penalty_slots,
+            "last": last,
+            "counts": counts,
+            "rows": "rows",
+        },
+        {"SLOTS": slots, "VOCAB": vocab, "BLOCK": BLOCK},
         (f"cdiv(rows, {BLOCK})",),
         writes=("last", "counts"),
         bytes=product("rows", 24),
@@ -90,22 +97,22 @@ def _cases() -> Iterator[Case]:
         Operand("asked", "i32", ("tokens",)),
         Operand("last", "i32", (7,)),
         Operand("taken", "i32", ("tokens",)),
-        lanes=7,
+        slots=7,
     )
     yield Case("take", take, {"asked": asked, "last": last}, {"tokens": len(asked)}, {"taken": taken}, 0.0)
     keep = keep_tokens(
         Operand("sampled", "i32", ("rows",)),
-        Operand("lanes", "i32", ("rows",)),
-        Operand("edits", "i32", ("rows",)),
+        Operand("slots", "i32", ("rows",)),
+        Operand("penalty_slots", "i32", ("rows",)),
         Operand("last", "i32", (7,)),
         Operand("counts", "i32", (7, 10)),
-        lanes=7,
+        slots=7,
     )
     counts = torch.arange(70, dtype=i32).reshape(7, 10)
     inputs = {
         "sampled": torch.tensor([9, 8, 7, 5], dtype=i32),
-        "lanes": torch.tensor([2, -1, 7, 0], dtype=i32),
-        "edits": torch.tensor([2, -1, 7, -1], dtype=i32),
+        "slots": torch.tensor([2, -1, 7, 0], dtype=i32),
+        "penalty_slots": torch.tensor([2, -1, 7, -1], dtype=i32),
         "last": last,
         "counts": counts,
     }

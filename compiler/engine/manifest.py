@@ -16,9 +16,7 @@ from ...runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, 
 from ...runtime.errors import CheckpointError
 from ...runtime.files.strict_json import canonical, loads
 from ..checkpoint.checkpoint import Checkpoint
-from ..families import family_of
-from ..families.decoder import Decoder
-from ..families.family import parameters
+from ..decoder.decoder import Decoder
 from ..targets import Emitted, Table, target_named
 
 
@@ -36,25 +34,26 @@ def manifest_of(
 
     tables: tactics by target, whose digests become part of the recipe. graph: after the front passes.
     """
-    c = source.config
+    c, spec = source.config, decoder.spec
+    first = spec.layers[0].mixer
     recipe_json = recipe.canonical()
     if tables:
         facts = loads(recipe_json, what="recipe", error=CheckpointError)
         recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
     return Manifest(
         model=ModelFacts(
-            architecture=c.architecture,
-            family=family_of(c.architecture).name,
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            layers=c.num_hidden_layers,
-            heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
+            architecture=c.family.architecture,
+            family=c.family.name,
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
+            layers=len(spec.layers),
+            heads=first.heads,
+            kv_heads=first.kv_heads,
+            head_dim=first.head_dim,
             max_context=context,
-            parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
+            parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",
-            tied=c.tie_word_embeddings,
+            tied=spec.tied,
             bos=source.bos_id,
             eos_ids=source.eos_ids,
             generation=source.generation,

@@ -68,9 +68,9 @@ def small_checkpoint(folder: Path, *, tokenizer: bool = True, **config: Any) -> 
     return folder
 
 
-def some_ids(count: int, seed: int = 0) -> list[int]:
-    """Ids of PICO's vocabulary, the same for the same seed."""
-    return np.random.default_rng(seed).integers(0, 4096, count).tolist()
+def some_ids(count: int, seed: int = 0, vocab: int = 4096) -> list[int]:
+    """Ids of a vocabulary (PICO's), the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -6,23 +6,19 @@ import operator
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from functools import cached_property
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
 from .errors import RecipeError, Unsupported, nearest
 from .sampling.params import SamplingParams, defaults_of
 from .scheduling.executor import Executor
-from .scheduling.loop import Listener, Loop
-from .scheduling.request import Generation, LogitsRequest, NoText, Result, Stream
-from .scheduling.scheduler import Request
+from .scheduling.loop import Loop
+from .scheduling.request import LogitsRequest, NoText, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate
 from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_MAX_TOKENS = 512
 MAX_STOPS = 16
@@ -139,14 +135,19 @@ class Engine:
         _check_options(options)
         ids = self._prompt_ids(prompt, bool(options.get("special")))
         stops = _stops(options.get("stop") or ())
-        params = self._params(options)
         if self._tokenizer is None and stops:
             raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
         text = NoText() if self._tokenizer is None else TextStream(self._tokenizer, stops)
-        generation = Generation(text, len(ids), self.load_s, params.logprobs > 0)
-        request = Request(ids, _max_tokens(options), params, ignore_eos=bool(options.get("ignore_eos")))
-        self._loop.submit(request, generation)
-        return Stream(generation, partial(self._cancel, generation))
+        request = TextRequest(
+            ids,
+            _max_tokens(options),
+            self._params(options),
+            ignore_eos=bool(options.get("ignore_eos")),
+            text=text,
+            load_s=self.load_s,
+        )
+        self._loop.submit(request)
+        return Stream(request, self._cancel)
 
     def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
         """The token ids of a conversation, ready for an answer; nothing in it can become a special token.
@@ -170,16 +171,13 @@ class Engine:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits f32 [T,V]: row t predicts token t + 1. Computed in chunks; the result is 4 * T * V bytes."""
         ids = _token_ids(token_ids)
-        request = LogitsRequest(len(ids))
-        self._loop.submit(Request(ids, 0, all_logits=True), request)
+        request = LogitsRequest(ids, 0, all_logits=True)
+        self._loop.submit(request)
         try:
-            rows = request.result()
+            return request.result()
         except BaseException:
             self._cancel(request)
             raise
-        if rows is None:
-            raise RecipeError(f"logits of {len(ids)} tokens", found="the request was cancelled")
-        return rows
 
     def cancel(self, stream: Stream | None = None) -> None:
         """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
@@ -198,9 +196,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _cancel(self, listener: Listener) -> None:
+    def _cancel(self, request: Request) -> None:
         # a bound method, so that a running stream keeps its engine alive
-        self._loop.cancel(listener)
+        self._loop.cancel(request)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

@@ -36,7 +36,7 @@ from llmc.compiler.targets.cuda.cubins.compile import Cubin, variant_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.scheduling.scheduler import Request
+from llmc.runtime.scheduling.request import Request
 
 GPU = gpus.Gpu(0, "Toy H200", 90, 1 << 30)
 FOLDER = ROOT / "benchmarks"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack, overload
 
@@ -52,21 +53,11 @@ class Options(TypedDict, total=False):
     ignore_eos: bool | None
 
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "logprobs",
-)
+_SAMPLING = [field.name for field in fields(SamplingParams)]
 _SWITCHES = ("special", "ignore_eos")
 
 
-class Engine:
+class Engine(AbstractContextManager["Engine"]):
     """A model ready to run; a context manager. All methods may be called from any thread.
 
     Requests of all threads run together, up to what the KV cache holds; the rest wait in order. Errors: RecipeError for
@@ -190,9 +181,6 @@ class Engine:
         """Cancels what runs, waits for it and frees the model; a second call does nothing."""
         self._close()
 
-    def __enter__(self) -> Engine:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -215,8 +203,7 @@ class Engine:
 
     def _params(self, options: Options) -> SamplingParams:
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}
-        bias = options.get("logit_bias")
-        if bias is not None:
+        if (bias := given.get("logit_bias")) is not None:
             if not isinstance(bias, Mapping):
                 raise RecipeError("logit_bias", found=type(bias).__name__, fix="a mapping of token id to number")
             given["logit_bias"] = tuple(bias.items())
@@ -224,11 +211,9 @@ class Engine:
 
 
 def _is_batch(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0 and _is_prompt(prompt[0])
-
-
-def _is_prompt(value: object) -> bool:
-    return isinstance(value, str | Sequence | np.ndarray)
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
+        return False
+    return isinstance(prompt[0], str | Sequence | np.ndarray)
 
 
 def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:

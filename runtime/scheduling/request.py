@@ -4,7 +4,8 @@ was computed, and a caller reads it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -169,16 +170,13 @@ class TextRequest(Request):
         return Result(self.text.text, self.tokens, len(self.prompt), count, self.finish, logprobs, timings)
 
 
-class Stream:
+class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
     """An iterator over the pieces of a running request, which is cancelled when the iterator is closed or dropped."""
 
     def __init__(self, request: TextRequest, cancel: Callable[[Request], None]) -> None:
         self._request = request
         self._cancel = cancel
         self._over = False
-
-    def __iter__(self) -> Stream:
-        return self
 
     def __next__(self) -> Piece:
         while not self._over:
@@ -205,9 +203,6 @@ class Stream:
     def result(self) -> Result:
         """Waits for the end and gives the whole; raises what the request failed with."""
         return self._request.result()
-
-    def __enter__(self) -> Stream:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -15,9 +15,8 @@ from collections.abc import Collection
 from itertools import count
 
 from ..errors import RecipeError
-from ..sampling.params import SamplingParams
 from .blocks import BlockPool, Lease
-from .executor import Executor, Output, Rows, Ticket, Work
+from .executor import Executor, Output, Ticket, Work
 from .request import FinishReason, Request
 
 
@@ -148,37 +147,31 @@ class Scheduler:
         if not self._executor.mixed:
             self._prompt_had_turn = bool(prompts) and not (decoding and self._prompt_had_turn)
             decoding, prompts = ([], prompts[:1]) if self._prompt_had_turn else (decoding, [])
-        works = [self._decode(request) for request in decoding]
+        sizes = dict.fromkeys(decoding, 1)
         budget, rows = self._executor.max_prefill, self._executor.max_rows
         for request in prompts:
-            size = min(budget, rows) if request.all_logits else budget
+            size = min(budget, len(request.prompt) - request.computed, rows if request.all_logits else budget)
             if size == 0:
                 break
-            works.append(self._chunk(request, size))
-            decoding.append(request)
-            budget -= len(works[-1].tokens)
-            rows -= len(works[-1].tokens) if request.all_logits else 0
-        return works, decoding
+            sizes[request] = size
+            budget -= size
+            rows -= size if request.all_logits else 0
+        return [self._work(request, size) for request, size in sizes.items()], list(sizes)
 
-    def _chunk(self, request: Request, size: int) -> Work:
-        tokens = request.prompt[request.computed : request.computed + size]
-        last = request.computed + len(tokens) == len(request.prompt)
-        sample = request.params if last and request.max_tokens else None
-        work = self._work(request, tokens, sample, "all" if request.all_logits else "none")
-        self._pools[0].remember(request.prompt[: request.computed], request.blocks[0])
-        return work
-
-    def _decode(self, request: Request) -> Work:
-        tokens = (request.tokens[-1],) if len(request.tokens) == request.asked else ()
-        return self._work(request, tokens, request.params, "none")
-
-    def _work(self, request: Request, tokens: tuple[int, ...], sample: SamplingParams | None, rows: Rows) -> Work:
+    def _work(self, request: Request, size: int) -> Work:
+        """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
         start, prompt = request.computed, request.prompt
+        known = request.tokens[-1:] if len(request.tokens) == request.asked else []
+        tokens = prompt[start : start + size] or tuple(known)
+        sample = request.params if start + size >= len(prompt) and request.max_tokens else None
+        rows = "all" if request.all_logits else "none"
         cached = prompt[: request.cached] if start == request.cached else ()
         work = Work(request.sequence, tokens, start, request.blocks, sample, len(prompt), rows, cached)
         request.computed = work.end
         request.asked += sample is not None
         request.open_works += 1
+        if work.is_prompt:
+            self._pools[0].remember(prompt[: work.end], request.blocks[0])
         return work
 
     def _collect(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, TypedDict, Unpack, overload
@@ -16,7 +16,7 @@ from .errors import RecipeError, Unsupported, nearest
 from .sampling.params import SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
-from .scheduling.request import LogitsRequest, NoText, Request, Result, Stream, TextRequest
+from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate
 from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
@@ -111,30 +111,25 @@ class Engine(AbstractContextManager["Engine"]):
         """
         batch = _is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        streams: list[Stream] = []
-        try:
-            for one in prompts:
-                streams.append(self.stream(one, **options))
+        with ExitStack() as running:
+            streams = [running.enter_context(self.stream(one, **options)) for one in prompts]
             results = [stream.result() for stream in streams]
-        finally:
-            for stream in streams:
-                stream.close()
         return results if batch else results[0]
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Starts a request and gives an iterator over its pieces; closing or dropping it cancels the request."""
         _check_options(options)
-        ids = self._prompt_ids(prompt, bool(options.get("special")))
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
         stops = _stops(options.get("stop") or ())
         if self._tokenizer is None and stops:
             raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
-        text = NoText() if self._tokenizer is None else TextStream(self._tokenizer, stops)
         request = TextRequest(
-            ids,
+            _token_ids(prompt),
             _max_tokens(options),
             self._params(options),
             ignore_eos=bool(options.get("ignore_eos")),
-            text=text,
+            text=TextStream(self._tokenizer, stops),
             load_s=self.load_s,
         )
         self._loop.submit(request)
@@ -166,9 +161,8 @@ class Engine(AbstractContextManager["Engine"]):
         self._loop.submit(request)
         try:
             return request.result()
-        except BaseException:
+        finally:
             self._cancel(request)
-            raise
 
     def cancel(self, stream: Stream | None = None) -> None:
         """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
@@ -195,11 +189,6 @@ class Engine(AbstractContextManager["Engine"]):
             raise Unsupported("chat with this engine", found="no chat template in the checkpoint", fix="a plain prompt")
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
-
-    def _prompt_ids(self, prompt: Prompt, special: bool) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt, special=special))
-        return _token_ids(prompt)
 
     def _params(self, options: Options) -> SamplingParams:
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}

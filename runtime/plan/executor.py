@@ -142,10 +142,9 @@ class PagedExecutor:
                     outputs.append(self._samplers.output(work, _logits(read, rows)))
                 elif failed[rows[-1]]:
                     outputs.append(Output(error=not_finite(work.end)))
-                elif work.rows == "none" and not work.sample.logprobs:
-                    outputs.append(Output(Sampled(tokens[rows[-1]])))
                 else:
-                    outputs.append(self._output(work, work.sample, tokens[rows[-1]], rows, read))
+                    sampled = _sampled(read, rows[-1], tokens[rows[-1]], min(work.sample.logprobs, self.vocab))
+                    outputs.append(Output(sampled, work.wanted(_logits(read, rows))))
             ticket.outputs = tuple(outputs)
         return ticket.outputs
 
@@ -200,26 +199,17 @@ class PagedExecutor:
                 wanted |= {"top_ids", "top_logits", "summary"}
         return wanted
 
-    def _output(
-        self, work: Work, params: SamplingParams, token: int, rows: range, read: Mapping[str, np.ndarray]
-    ) -> Output:
-        """A token with log-probabilities or logits."""
-        logits = _logits(read, rows)
-        wanted = None if work.rows == "none" or logits is None else logits if work.rows == "all" else logits[-1:]
-        if not params.logprobs:
-            return Output(Sampled(token), wanted)
-        logprob, top = _logprobs(read, rows[-1], min(params.logprobs, self.vocab))
-        return Output(Sampled(token, logprob, top), wanted)
-
 
 def _logits(read: Mapping[str, np.ndarray], rows: range) -> np.ndarray | None:
     return read["logits"][rows.start : rows.stop] if "logits" in read and len(rows) else None
 
 
-def _logprobs(read: Mapping[str, np.ndarray], row: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The chosen token's log-probability and the `count` best, best first, of what the device left of a row."""
+def _sampled(read: Mapping[str, np.ndarray], row: int, token: int, count: int) -> Sampled:
+    """A token; count > 0: with its log-probability and the `count` best, of what the device left of its row."""
+    if not count:
+        return Sampled(token)
     highest, weight, own = map(float, read["summary"][row])
     total = highest + math.log(weight)
     ids, logits = read["top_ids"][row, :count].tolist(), read["top_logits"][row, :count].tolist()
     best = sorted(zip(ids, logits, strict=True), key=lambda pair: (-pair[1], pair[0]))
-    return own - total, tuple((token, logit - total) for token, logit in best)
+    return Sampled(token, own - total, tuple((other, logit - total) for other, logit in best))

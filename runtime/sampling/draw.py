@@ -58,7 +58,9 @@ class Sampler:
         best = int(logits.argmax())
         highest, lowest = float(logits[best]), float(logits.min())
         if not (math.isfinite(highest) and math.isfinite(lowest)):
-            raise not_finite(position, _bad_of(logits))
+            bad = np.flatnonzero(~np.isfinite(logits))
+            first = f"first {logits[bad[0]]} for token {bad[0]}"
+            raise not_finite(position, f"{len(bad)} of {len(logits)} logits are not finite, {first}")
         token = best
         edited = logits
         if params.edits_logits:
@@ -170,11 +172,6 @@ def logprobs_of(logits: np.ndarray, token: int, count: int) -> Sampled:
     best = best[np.argsort(-logits[best], kind="stable")][:count]
     top = tuple((int(i), float(logits[i]) - total) for i in best)
     return Sampled(token, float(logits[token]) - total, top)
-
-
-def _bad_of(logits: np.ndarray) -> str:
-    bad = np.flatnonzero(~np.isfinite(logits))
-    return f"{len(bad)} of {len(logits)} logits are not finite, first {logits[bad[0]]} for token {bad[0]}"
 
 
 def not_finite(position: int, found: str = "logits that are not finite") -> EngineError:

@@ -83,6 +83,10 @@ class Work:
         """True if the tokens are prompt (a work never mixes prompt and generated tokens)."""
         return self.start < self.prompt_tokens
 
+    def wanted(self, logits: np.ndarray | None) -> np.ndarray | None:
+        """What of its logits f32 [R, V] is given back."""
+        return None if logits is None or self.rows == "none" else logits if self.rows == "all" else logits[-1:]
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -113,7 +117,6 @@ class Executor(Protocol):
 
     def submit(self, works: tuple[Work, ...]) -> Ticket:
         """Starts a step."""
-        ...
 
     def collect(self, ticket: Ticket) -> tuple[Output, ...]:
         """Waits for a step's results."""
@@ -121,11 +124,9 @@ class Executor(Protocol):
 
     def release(self, sequence: int) -> None:
         """The sequence is over; forgets it."""
-        ...
 
     def close(self) -> None:
         """Frees everything; open tickets, if a step has failed, are dropped."""
-        ...
 
 
 class Samplers:
@@ -143,7 +144,7 @@ class Samplers:
         sampler = self._samplers[work.sequence]
         if work.is_prompt:
             sampler.feed(work.cached + work.tokens)
-        wanted = None if logits is None or work.rows == "none" else logits if work.rows == "all" else logits[-1:]
+        wanted = work.wanted(logits)
         if logits is None or work.sample is None:
             return Output(logits=wanted)
         try:

@@ -116,24 +116,11 @@ class Piece:
         return None if self.sampled is None else self.sampled.token
 
 
-class NoText:
-    """The text of an engine without a tokenizer."""
-
-    stopped = False
-    text = ""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
-
-
 @dataclass(eq=False, kw_only=True)
 class TextRequest(Request):
     """A request whose tokens become pieces of text; None ends them."""
 
-    text: TextStream | NoText
+    text: TextStream
     load_s: float = 0.0
     pieces: SimpleQueue[Piece | None] = field(default_factory=SimpleQueue, init=False, repr=False)
     sampled: list[Sampled] = field(default_factory=list, init=False)

@@ -310,6 +310,6 @@ def test_a_request_waits_until_every_kind_of_cache_has_room() -> None:
 
 
 def test_only_one_kind_of_cache_that_keeps_everything_is_shared() -> None:
-    for options in ({"rings": (CacheKind(4, 20),)}, {"blocks": 0, "rings": (CacheKind(4, 20),)}):
+    for blocks in (12, 0):
         with pytest.raises(AssertionError, match="is shared"):
-            Scheduler(FakeExecutor(shares=True, **options))
+            Scheduler(FakeExecutor(shares=True, blocks=blocks, rings=(CacheKind(4, 20),)))

@@ -166,10 +166,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def cancel(self, stream: Stream | None = None) -> None:
         """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
-        if stream is None:
-            self._loop.cancel(None)
-        else:
-            stream.cancel()
+        self._loop.cancel(None if stream is None else stream.request)
 
     def close(self) -> None:
         """Cancels what runs, waits for it and frees the model; a second call does nothing."""

@@ -161,35 +161,35 @@ class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
     """An iterator over the pieces of a running request, which is cancelled when the iterator is closed or dropped."""
 
     def __init__(self, request: TextRequest, cancel: Callable[[Request], None]) -> None:
-        self._request = request
+        self.request = request
         self._cancel = cancel
         self._over = False
 
     def __next__(self) -> Piece:
         while not self._over:
             try:
-                piece = self._request.pieces.get(timeout=_POLL_S)
+                piece = self.request.pieces.get(timeout=_POLL_S)
             except Empty:
                 continue
             if piece is not None:
                 return piece
             self._over = True
-            self._request.wait()
+            self.request.wait()
         raise StopIteration
 
     def cancel(self) -> None:
         """Ends the request, soon; from any thread. A reader gets a last piece with finish_reason "cancelled"."""
-        self._cancel(self._request)
+        self._cancel(self.request)
 
     def close(self) -> None:
         """Ends the request and the iterator; harmless if it is over."""
         self._over = True
-        if not self._request.done.is_set():
+        if not self.request.done.is_set():
             self.cancel()
 
     def result(self) -> Result:
         """Waits for the end and gives the whole; raises what the request failed with."""
-        return self._request.result()
+        return self.request.result()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -32,7 +32,7 @@ class Scheduler:
         self._numbers = count()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
-        self._open: deque[tuple[Ticket, list[Request]]] = deque()
+        self._open: deque[tuple[Ticket, tuple[Work, ...]]] = deque()
         self._prompt_had_turn = False
 
     @property
@@ -103,9 +103,9 @@ class Scheduler:
     def step(self) -> None:
         """Submits the next step, if any, and collects the one that is `depth` steps old; passes exceptions on."""
         self._admit()
-        works, requests = self._plan()
+        works = self._plan()
         if works:
-            self._open.append((self._executor.submit(tuple(works)), requests))
+            self._open.append((self._executor.submit(works), works))
         if self._open and not (works and len(self._open) <= self._executor.depth):
             self._collect()
 
@@ -140,8 +140,8 @@ class Scheduler:
         for pool, own in zip(self._pools, blocks, strict=False):
             pool.give(own)
 
-    def _plan(self) -> tuple[list[Work], list[Request]]:
-        """The next step's works and their requests, in one order."""
+    def _plan(self) -> tuple[Work, ...]:
+        """The next step."""
         decoding = [request for request in self._running.values() if request.can_decode]
         prompts = [request for request in self._running.values() if request.in_prompt]
         if not self._executor.mixed:
@@ -156,7 +156,7 @@ class Scheduler:
             sizes[request] = size
             budget -= size
             rows -= size if request.all_logits else 0
-        return [self._work(request, size) for request, size in sizes.items()], list(sizes)
+        return tuple([self._work(request, size) for request, size in sizes.items()])
 
     def _work(self, request: Request, size: int) -> Work:
         """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
@@ -175,8 +175,9 @@ class Scheduler:
         return work
 
     def _collect(self) -> None:
-        ticket, requests = self._open.popleft()
-        for request, output in zip(requests, self._executor.collect(ticket), strict=True):
+        ticket, works = self._open.popleft()
+        for work, output in zip(works, self._executor.collect(ticket), strict=True):
+            request = self._running[work.sequence]
             request.open_works -= 1
             if request.finish is None:
                 self._deliver(request, output)

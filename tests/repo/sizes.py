@@ -44,14 +44,14 @@ HELD: dict[str, int] = {
     "quantize": 207,
     "quantize/formats": 267,
     "recipes": 315,
-    "runtime": 801,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
+    "runtime": 798,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
     "runtime/cpu": 386,  # notes
     "runtime/cuda": 995,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,
     "runtime/files": 440,
     "runtime/plan": 695,  # where PTX lies
     "runtime/sampling": 235,  # the token chosen last; one refusal of logits that are not finite
-    "runtime/scheduling": 542,  # kinds of cache
+    "runtime/scheduling": 538,  # kinds of cache
     "runtime/text": 456,
 }
 _NO_CODE = {

@@ -20,7 +20,8 @@ from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.inputs import idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Program
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 REPLAYS = 100
 WARM = 8
@@ -93,23 +94,21 @@ def generate(loaded: common.Loaded, batch: int, options: Any) -> float:
     scheduler = Scheduler(loaded.executor)
     random = np.random.default_rng(0)
     vocab = loaded.executor.vocab
-    for _ in range(batch):
-        prompt = tuple(random.integers(0, vocab, options.prompt).tolist())
-        scheduler.add(Request(prompt, options.tokens, ignore_eos=True))
+    prompts = [tuple(random.integers(0, vocab, options.prompt).tolist()) for _ in range(batch)]
+    requests = [scheduler.add(Request(prompt, options.tokens, ignore_eos=True)) for prompt in prompts]
     counts = [0] * batch
     started = last = 0.0
     steps = 0
     while not scheduler.idle:
-        events = scheduler.step()
-        now = time.perf_counter()
-        for event in events:
-            if event.output.error is not None:
-                raise event.output.error
-            counts[event.output.sequence] += event.output.token is not None
+        scheduler.step()
+        now, before = time.perf_counter(), counts
+        counts = [len(request.tokens) for request in requests]
         if not started and min(counts) >= WARM:
             started = now
-        elif started and events and max(counts) <= options.tokens - WARM:
+        elif started and counts != before and max(counts) <= options.tokens - WARM:
             last, steps = now, steps + 1
+    for request in requests:
+        request.wait()
     return (last - started) / steps
 
 

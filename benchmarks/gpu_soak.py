@@ -24,7 +24,7 @@ from gpu_tokens import Trace, first_difference, generate, noise, tie, traces
 
 from llmc.runtime.sampling.params import SamplingParams
 from llmc.runtime.scheduling.executor import Executor
-from llmc.runtime.scheduling.scheduler import Request
+from llmc.runtime.scheduling.request import Request
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 PROBES, PROBE_STEPS = 8, 16
@@ -76,6 +76,7 @@ def requests_of(executor: Executor, count: int, seed: int) -> list[Request]:
 def soak(executor: Executor, count: int, seed: int) -> dict[str, Any]:
     """What the requests gave, together and alone."""
     requests = requests_of(executor, count, seed)
+    blocks = sum(kind.blocks for kind in executor.caches)
     began = time.perf_counter()
     together, free = generate(executor, requests)
     seconds = time.perf_counter() - began
@@ -92,11 +93,11 @@ def soak(executor: Executor, count: int, seed: int) -> dict[str, Any]:
     unanswered = [len(answer) for request, answer in zip(requests, together, strict=True)
                   if len(answer) != request.max_tokens]  # fmt: skip
     return {
-        "ok": not wrong and not unanswered and free == executor.blocks,
+        "ok": not wrong and not unanswered and free == blocks,
         "requests": count,
         "tokens": sum(map(len, together)),
         "seconds": seconds,
-        "blocks": executor.blocks,
+        "blocks": blocks,
         "blocks_returned": free,
         "greedy": len(greedy),
         "greedy_that_differ": sum(place is not None for place in places),

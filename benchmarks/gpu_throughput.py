@@ -24,7 +24,8 @@ from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import BLOCK_TOKENS
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 
 class TimedDriver(Driver):
@@ -100,7 +101,7 @@ def main() -> None:
 
 def fitting(loaded: common.Loaded, length: int) -> int:
     """How many requests of so many tokens run at once."""
-    return min(loaded.executor.sequences, loaded.executor.blocks // -(-length // BLOCK_TOKENS))
+    return min(loaded.executor.sequences, loaded.device.blocks // -(-length // BLOCK_TOKENS))
 
 
 def throughput(loaded: common.Loaded, requests: int, length: int, output: int, copy: float) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def throughput(loaded: common.Loaded, requests: int, length: int, output: int, c
     return {
         "requests": count,
         "at once": batch,
-        "blocks": executor.blocks,
+        "blocks": loaded.device.blocks,
         "seconds": seconds,
         "tokens_per_s": count * output / seconds,
         "decode_step_s": step,
@@ -138,17 +139,18 @@ def _run(loaded: common.Loaded, count: int, length: int, output: int) -> tuple[f
     """Seconds of all, and when each step's tokens came and how many."""
     scheduler = Scheduler(loaded.executor)
     random = np.random.default_rng(length)
-    for _ in range(count):
-        prompt = tuple(random.integers(0, loaded.executor.vocab, length).tolist())
-        scheduler.add(Request(prompt, output, ignore_eos=True))
-    began, steps = time.perf_counter(), []
+    prompts = [tuple(random.integers(0, loaded.executor.vocab, length).tolist()) for _ in range(count)]
+    requests = [scheduler.add(Request(prompt, output, ignore_eos=True)) for prompt in prompts]
+    began, steps, before = time.perf_counter(), [], 0
     while not scheduler.idle:
-        events = scheduler.step()
-        steps.append((time.perf_counter(), sum(event.output.token is not None for event in events)))
-        for event in events:
-            if event.output.error is not None:
-                raise event.output.error
-    return time.perf_counter() - began, steps
+        scheduler.step()
+        now, tokens = time.perf_counter(), sum(len(request.tokens) for request in requests)
+        steps.append((now, tokens - before))
+        before = tokens
+    seconds = time.perf_counter() - began
+    for request in requests:
+        request.wait()
+    return seconds, steps
 
 
 def _full(steps: Sequence[tuple[float, int]], batch: int) -> list[float]:

@@ -7,13 +7,14 @@ closer than twice that. After the first different token the contexts differ, so 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmc.runtime.plan.plan import BLOCK_TOKENS
-from llmc.runtime.scheduling.executor import Executor, Step, Work
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.executor import Executor, Work
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 KEPT = 8
 """Best logits that are kept of a step: enough for their differences to tell the noise."""
@@ -70,7 +71,7 @@ def _rows(
 ) -> list[list[np.ndarray]]:
     """By prompt, the logits that each of its next tokens is chosen by; prompts come one after the other."""
     each = -(-(max(map(len, prompts)) + count) // BLOCK_TOKENS)
-    blocks = [tuple(range(i * each, (i + 1) * each)) for i in range(len(prompts))]
+    blocks = [(tuple(range(i * each, (i + 1) * each)),) for i in range(len(prompts))]
     rows: list[list[np.ndarray]] = []
     for i, prompt in enumerate(prompts):
         row = None
@@ -95,7 +96,7 @@ def _rows(
 def _step(executor: Executor, works: Sequence[Work]) -> list[np.ndarray]:
     """The last row of logits of every work."""
     rows = []
-    for output in executor.collect(executor.submit(Step(tuple(works)))):
+    for output in executor.collect(executor.submit(tuple(works))):
         if output.error is not None or output.logits is None:
             raise output.error or RuntimeError("a step without logits")
         rows.append(output.logits[-1])
@@ -109,17 +110,14 @@ def _traced(prompt: Sequence[int], rows: Sequence[np.ndarray]) -> Trace:
 
 
 def generate(executor: Executor, requests: Collection[Request]) -> tuple[list[list[int]], int]:
-    """The tokens of each request, all added at once, and the blocks that are free in the end."""
+    """The tokens of a copy of each request, all added at once, and the blocks that are free in the end."""
     scheduler = Scheduler(executor)
-    index = {scheduler.add(request): place for place, request in enumerate(requests)}
-    tokens: list[list[int]] = [[] for _ in requests]
+    running = [scheduler.add(replace(request)) for request in requests]
     while not scheduler.idle:
-        for event in scheduler.step():
-            if event.output.error is not None:
-                raise event.output.error
-            if event.output.token is not None:
-                tokens[index[event.output.sequence]].append(event.output.token)
-    return tokens, scheduler.free_blocks
+        scheduler.step()
+    for request in running:
+        request.wait()
+    return [request.tokens for request in running], sum(scheduler.free_blocks)
 
 
 def first_difference(found: Sequence[int], expected: Sequence[int]) -> int | None:

@@ -23,7 +23,8 @@ from llmc.runtime.machine import cpu_count, cpu_name
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.plan.price import Roofline, price
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 CHIP = CHIPS["h200"]
 PROMPT, WARM = 64, 20

@@ -5,24 +5,21 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import fields, replace
+from functools import cached_property
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
 from .errors import RecipeError, Unsupported, nearest
 from .sampling.params import SamplingParams, defaults_of
 from .scheduling.executor import Executor
-from .scheduling.loop import Listener, Loop
-from .scheduling.request import Generation, LogitsRequest, NoText, Result, Stream
-from .scheduling.scheduler import Request
+from .scheduling.loop import Loop
+from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate
 from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_MAX_TOKENS = 512
 MAX_STOPS = 16
@@ -56,21 +53,11 @@ class Options(TypedDict, total=False):
     ignore_eos: bool | None
 
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "logprobs",
-)
+_SAMPLING = [field.name for field in fields(SamplingParams)]
 _SWITCHES = ("special", "ignore_eos")
 
 
-class Engine:
+class Engine(AbstractContextManager["Engine"]):
     """A model ready to run; a context manager. All methods may be called from any thread.
 
     Requests of all threads run together, up to what the KV cache holds; the rest wait in order. Errors: RecipeError for
@@ -124,29 +111,29 @@ class Engine:
         """
         batch = _is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        streams: list[Stream] = []
-        try:
-            for one in prompts:
-                streams.append(self.stream(one, **options))
+        with ExitStack() as running:
+            streams = [running.enter_context(self.stream(one, **options)) for one in prompts]
             results = [stream.result() for stream in streams]
-        finally:
-            for stream in streams:
-                stream.close()
         return results if batch else results[0]
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Starts a request and gives an iterator over its pieces; closing or dropping it cancels the request."""
         _check_options(options)
-        ids = self._prompt_ids(prompt, bool(options.get("special")))
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
         stops = _stops(options.get("stop") or ())
-        params = self._params(options)
         if self._tokenizer is None and stops:
             raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
-        text = NoText() if self._tokenizer is None else TextStream(self._tokenizer, stops)
-        generation = Generation(text, len(ids), self.load_s, params.logprobs > 0)
-        request = Request(ids, _max_tokens(options), params, ignore_eos=bool(options.get("ignore_eos")))
-        self._loop.submit(request, generation)
-        return Stream(generation, partial(self._cancel, generation))
+        request = TextRequest(
+            _token_ids(prompt),
+            _max_tokens(options),
+            self._params(options),
+            ignore_eos=bool(options.get("ignore_eos")),
+            text=TextStream(self._tokenizer, stops),
+            load_s=self.load_s,
+        )
+        self._loop.submit(request)
+        return Stream(request, self._cancel)
 
     def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
         """The token ids of a conversation, ready for an answer; nothing in it can become a special token.
@@ -170,37 +157,27 @@ class Engine:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits f32 [T,V]: row t predicts token t + 1. Computed in chunks; the result is 4 * T * V bytes."""
         ids = _token_ids(token_ids)
-        request = LogitsRequest(len(ids))
-        self._loop.submit(Request(ids, 0, all_logits=True), request)
+        request = LogitsRequest(ids, 0, all_logits=True)
+        self._loop.submit(request)
         try:
-            rows = request.result()
-        except BaseException:
+            return request.result()
+        finally:
             self._cancel(request)
-            raise
-        if rows is None:
-            raise RecipeError(f"logits of {len(ids)} tokens", found="the request was cancelled")
-        return rows
 
     def cancel(self, stream: Stream | None = None) -> None:
         """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
-        if stream is None:
-            self._loop.cancel(None)
-        else:
-            stream.cancel()
+        self._loop.cancel(None if stream is None else stream.request)
 
     def close(self) -> None:
         """Cancels what runs, waits for it and frees the model; a second call does nothing."""
         self._close()
 
-    def __enter__(self) -> Engine:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _cancel(self, listener: Listener) -> None:
+    def _cancel(self, request: Request) -> None:
         # a bound method, so that a running stream keeps its engine alive
-        self._loop.cancel(listener)
+        self._loop.cancel(request)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -210,15 +187,9 @@ class Engine:
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 
-    def _prompt_ids(self, prompt: Prompt, special: bool) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt, special=special))
-        return _token_ids(prompt)
-
     def _params(self, options: Options) -> SamplingParams:
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}
-        bias = options.get("logit_bias")
-        if bias is not None:
+        if (bias := given.get("logit_bias")) is not None:
             if not isinstance(bias, Mapping):
                 raise RecipeError("logit_bias", found=type(bias).__name__, fix="a mapping of token id to number")
             given["logit_bias"] = tuple(bias.items())
@@ -226,11 +197,9 @@ class Engine:
 
 
 def _is_batch(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0 and _is_prompt(prompt[0])
-
-
-def _is_prompt(value: object) -> bool:
-    return isinstance(value, str | Sequence | np.ndarray)
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
+        return False
+    return isinstance(prompt[0], str | Sequence | np.ndarray)
 
 
 def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:

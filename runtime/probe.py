@@ -65,12 +65,11 @@ def compare(probe: Probe, logits: np.ndarray, tolerance: float) -> ProbeReport:
     """Compare logits `[positions, V]` with the probe's."""
     expected = np.array([[value for _, value in row] for row in probe.top], np.float32)
     index = np.array([[i for i, _ in row] for row in probe.top])
-    found = np.take_along_axis(logits[-len(probe.top) :], index, axis=1)
+    rows = logits[-len(probe.top) :]
+    found = np.take_along_axis(rows, index, axis=1)
     finite = bool(np.isfinite(logits).all())
     error = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9)) if finite else float("inf")
-    agree = sum(
-        int(np.argmax(row)) == best[0][0] for row, best in zip(logits[-len(probe.top) :], probe.top, strict=True)
-    )
+    agree = int((rows.argmax(axis=1) == index[:, 0]).sum())
     return ProbeReport(error <= tolerance, error, tolerance, agree, len(probe.top))
 
 
@@ -125,15 +124,15 @@ def replay(
     """Run an engine's probe through one of its profiles on this machine, or on what stands in for a GPU."""
     from .load import open_executor
     from .profiles import choose
-    from .scheduling.executor import Step, Work
+    from .scheduling.executor import Work
 
     with EngineFile.open(path) as engine:
         name, _ = choose(engine, profile, simulated=make_device is not None)
         probe = read_probe(engine)
         executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
         try:
-            work = Work(0, probe.ids, 0, (0,), None, len(probe.ids), rows="all")
-            (output,) = executor.collect(executor.submit(Step((work,))))
+            work = Work(0, probe.ids, 0, ((0,),) * len(executor.caches), None, len(probe.ids), rows="all")
+            (output,) = executor.collect(executor.submit((work,)))
         finally:
             executor.close()
         assert output.logits is not None

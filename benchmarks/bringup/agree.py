@@ -32,7 +32,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.scheduling.executor import Executor
-from llmc.runtime.scheduling.scheduler import Request
+from llmc.runtime.scheduling.request import Request
 
 BOUND = 3e-2
 """Most noise, of the largest logit: what verify allows a GPU's profile."""

@@ -20,7 +20,7 @@ from ..engine_file.file import EngineFile
 from ..errors import EngineError, RecipeError, ResourceError
 from ..machine import cpu_count, memory
 from ..numbers import RAW_DTYPE
-from ..scheduling.executor import MAX_ROWS, Output, Samplers, Step, Work
+from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, Work, sequence_count
 from .onnx_scan import scan
 
 MAX_PREFILL = 512
@@ -53,11 +53,12 @@ class CpuExecutor:
         facts, model = engine.manifest.profiles[profile], engine.manifest.model
         self.max_context = self.block_tokens = facts.max_context
         self.notes: tuple[str, ...] = ()
-        self.blocks = self.sequences = _slot_count(max_batch, facts.max_batch)
+        self.sequences = sequence_count(max_batch, facts.max_batch)
+        self.caches = (CacheKind(self.sequences),)
         self.vocab = model.vocab_size
         self.max_prefill = min(MAX_PREFILL, facts.max_context)
         self.max_rows = MAX_ROWS
-        shape = (self.blocks, model.kv_heads, facts.max_context, model.head_dim)
+        shape = (self.sequences, model.kv_heads, facts.max_context, model.head_dim)
         weights = _bindings(engine.path, facts.weights)
         _plan(engine, weights, facts.needs, cache_bytes=2 * model.layers * 4 * math.prod(shape[1:]))
         fed = _fed(engine.path, weights, facts.needs)
@@ -73,11 +74,11 @@ class CpuExecutor:
         self._length: dict[int, int] = {}
         self._decoding: dict[int, _Call] = {}
 
-    def submit(self, step: Step) -> tuple[Output, ...]:
+    def submit(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
         """Runs the step at once: the ticket is its result."""
-        if len(step.work) == 1 and (step.work[0].is_prompt or len(step.work[0].tokens) != 1):
-            return (self._prefill(step.work[0]),)
-        return self._decode(step.work)
+        if len(works) == 1 and (works[0].is_prompt or len(works[0].tokens) != 1):
+            return (self._prefill(works[0]),)
+        return self._decode(works)
 
     def collect(self, ticket: tuple[Output, ...]) -> tuple[Output, ...]:
         return ticket
@@ -135,8 +136,8 @@ class CpuExecutor:
 
     def _slot(self, sequence: int) -> int:
         if sequence not in self._length:
-            if len(self._slots) == self.blocks:
-                raise RecipeError(f"{self.blocks + 1} sequences at once", found=f"room for {self.blocks}")
+            if len(self._slots) == self.sequences:
+                raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
             self._slots.append(sequence)
             self._length[sequence] = 0
         return self._slots.index(sequence)
@@ -227,15 +228,6 @@ def thread_count(asked: int | None) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 4096:
         raise RecipeError(name, found=repr(text), fix="a number from 1 to 4096")
     return int(text)
-
-
-def _slot_count(asked: int | None, most: int) -> int:
-    """Sequences at once: as many as asked for, at most those of the profile."""
-    if most < 1:
-        raise EngineError("a profile for at least one sequence", found=f"max_batch {most}", fix=_AGAIN)
-    if asked is not None and asked < 1:
-        raise RecipeError(f"max_batch = {asked}", found="out of range", fix=f"a number from 1 to {most}")
-    return most if asked is None else min(asked, most)
 
 
 def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:

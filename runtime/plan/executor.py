@@ -14,8 +14,9 @@ import numpy as np
 
 from ..engine_file.file import EngineFile
 from ..errors import EngineError, RecipeError
+from ..sampling.draw import Sampled, not_finite
 from ..sampling.params import SamplingParams
-from ..scheduling.executor import Output, Samplers, Step, Work
+from ..scheduling.executor import CacheKind, Output, Samplers, Work, sequence_count
 from .inputs import Part, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
@@ -94,10 +95,7 @@ class PagedExecutor:
             ResourceError: the device has too little memory.
         """
         facts, model = engine.manifest.profiles[profile], engine.manifest.model
-        if max_batch is not None and max_batch < 1:
-            raise RecipeError(
-                f"max_batch = {max_batch}", found="out of range", fix=f"a number from 1 to {facts.max_batch}"
-            )
+        at_once = sequence_count(max_batch, facts.max_batch)
         self._engine = engine
         self._plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
         mixed = [program for program in self._plan.programs if not program.decode]
@@ -105,20 +103,20 @@ class PagedExecutor:
             raise EngineError(f"{engine.path}: a program for prompts", found="none", fix="build the engine again")
         self.max_context = min(facts.max_context, self._plan.max_blocks * BLOCK_TOKENS)
         self.vocab = model.vocab_size
-        self.sequences = min(facts.max_batch, max_batch or facts.max_batch, mixed[-1].sequences)
+        self.sequences = min(at_once, mixed[-1].sequences)
         self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
         self.max_rows = mixed[-1].rows - mixed[-1].sequences
         check_inputs(self._plan, f"{engine.path}: {facts.graph}")
         self._device = make_device(engine, profile, self._plan, self.sequences)
-        self.blocks, self.notes = self._device.blocks, self._device.notes
+        self.caches, self.notes = (CacheKind(self._device.blocks),), self._device.notes
         self._samplers = Samplers()
         self._slots = Slots(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}
 
-    def submit(self, step: Step) -> _Ticket:
+    def submit(self, works: tuple[Work, ...]) -> _Ticket:
         """Fill in the inputs and start the step; sequences whose token only the host can choose wait for it."""
-        parts = [self._part(work) for work in step.work]
-        sequences = [self._sequences[work.sequence] for work in step.work]
+        parts = [self._part(work) for work in works]
+        sequences = [self._sequences[work.sequence] for work in works]
         count = sum(len(part.ids) for part in parts)
         decode = count == len(parts) and not any(part.prompt for part in parts)
         rows = sum(part.rows for part in parts)
@@ -127,9 +125,9 @@ class PagedExecutor:
         inputs = idle_inputs(self._plan, sizes)
         rows_of = self._slots.fill(inputs, parts)
         index = self._plan.programs.index(program)
-        handle = self._device.run(index, sizes, inputs, self._wanted(step.work, sequences) if rows else ())
-        ticket = _Ticket(handle, step.work, [sequence.hosted for sequence in sequences], rows_of)
-        for sequence, work in zip(sequences, step.work, strict=True):
+        handle = self._device.run(index, sizes, inputs, self._wanted(works, sequences) if rows else ())
+        ticket = _Ticket(handle, works, [sequence.hosted for sequence in sequences], rows_of)
+        for sequence, work in zip(sequences, works, strict=True):
             sequence.waiting = ticket if sequence.hosted and work.sample is not None else None
         return ticket
 
@@ -143,11 +141,10 @@ class PagedExecutor:
                 if work.sample is None or hosted:
                     outputs.append(self._samplers.output(work, _logits(read, rows)))
                 elif failed[rows[-1]]:
-                    outputs.append(Output(work.sequence, error=_not_finite(work.end)))
-                elif work.rows == "none" and not work.sample.logprobs:
-                    outputs.append(Output(work.sequence, tokens[rows[-1]]))
+                    outputs.append(Output(error=not_finite(work.end)))
                 else:
-                    outputs.append(self._output(work, work.sample, tokens[rows[-1]], rows, read))
+                    sampled = _sampled(read, rows[-1], tokens[rows[-1]], min(work.sample.logprobs, self.vocab))
+                    outputs.append(Output(sampled, work.wanted(_logits(read, rows))))
             ticket.outputs = tuple(outputs)
         return ticket.outputs
 
@@ -179,7 +176,7 @@ class PagedExecutor:
         return Part(sequence.slot, ids, work.start, rows, sampled, work.is_prompt, new)
 
     def _admit(self, work: Work) -> _Sequence:
-        slot = self._slots.take(work.blocks)
+        slot = self._slots.take(work.blocks[0])
         if slot is None:
             raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
         made = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))
@@ -202,34 +199,17 @@ class PagedExecutor:
                 wanted |= {"top_ids", "top_logits", "summary"}
         return wanted
 
-    def _output(
-        self, work: Work, params: SamplingParams, token: int, rows: range, read: Mapping[str, np.ndarray]
-    ) -> Output:
-        """A token with log-probabilities or logits."""
-        logits = _logits(read, rows)
-        wanted = None if work.rows == "none" or logits is None else logits if work.rows == "all" else logits[-1:]
-        if not params.logprobs:
-            return Output(work.sequence, token, logits=wanted)
-        logprob, top = _logprobs(read, rows[-1], min(params.logprobs, self.vocab))
-        return Output(work.sequence, token, logprob, top, wanted)
-
 
 def _logits(read: Mapping[str, np.ndarray], rows: range) -> np.ndarray | None:
     return read["logits"][rows.start : rows.stop] if "logits" in read and len(rows) else None
 
 
-def _logprobs(read: Mapping[str, np.ndarray], row: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The chosen token's log-probability and the `count` best, best first, of what the device left of a row."""
+def _sampled(read: Mapping[str, np.ndarray], row: int, token: int, count: int) -> Sampled:
+    """A token; count > 0: with its log-probability and the `count` best, of what the device left of its row."""
+    if not count:
+        return Sampled(token)
     highest, weight, own = map(float, read["summary"][row])
     total = highest + math.log(weight)
     ids, logits = read["top_ids"][row, :count].tolist(), read["top_logits"][row, :count].tolist()
     best = sorted(zip(ids, logits, strict=True), key=lambda pair: (-pair[1], pair[0]))
-    return own - total, tuple((token, logit - total) for token, logit in best)
-
-
-def _not_finite(position: int) -> EngineError:
-    return EngineError(
-        f"choosing the token at position {position}",
-        found="logits that are not finite",
-        fix="llmc verify ENGINE, to see whether the engine's file or the machine is at fault",
-    )
+    return Sampled(token, own - total, tuple((other, logit - total) for other, logit in best))

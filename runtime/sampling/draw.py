@@ -41,6 +41,11 @@ class Sampler:
         self._seen: np.ndarray | None = None
         self._counts: np.ndarray | None = None
 
+    @property
+    def last(self) -> int:
+        """The token chosen last; 0 if none was."""
+        return self._generated[-1] if self._generated else 0
+
     def feed(self, tokens: Sequence[int]) -> None:
         """Prompt tokens, as they are computed; generated tokens are counted by `sample` itself."""
         self._prompt.append(tuple(tokens))
@@ -53,7 +58,9 @@ class Sampler:
         best = int(logits.argmax())
         highest, lowest = float(logits[best]), float(logits.min())
         if not (math.isfinite(highest) and math.isfinite(lowest)):
-            raise _non_finite(logits, position)
+            bad = np.flatnonzero(~np.isfinite(logits))
+            first = f"first {logits[bad[0]]} for token {bad[0]}"
+            raise not_finite(position, f"{len(bad)} of {len(logits)} logits are not finite, {first}")
         token = best
         edited = logits
         if params.edits_logits:
@@ -167,10 +174,10 @@ def logprobs_of(logits: np.ndarray, token: int, count: int) -> Sampled:
     return Sampled(token, float(logits[token]) - total, top)
 
 
-def _non_finite(logits: np.ndarray, position: int) -> EngineError:
-    bad = np.flatnonzero(~np.isfinite(logits))
+def not_finite(position: int, found: str = "logits that are not finite") -> EngineError:
+    """The refusal to choose the token at `position`."""
     return EngineError(
         f"choosing the token at position {position}",
-        found=f"{len(bad)} of {len(logits)} logits are not finite, first {logits[bad[0]]} for token {bad[0]}",
+        found=found,
         fix="llmc verify ENGINE, to see whether the engine's file or the machine is at fault",
     )

@@ -4,7 +4,7 @@ reads instead of computing them again (as vLLM's automatic prefix caching; here 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,16 +25,14 @@ class Lease:
 class BlockPool:
     """Blocks of `block_tokens` positions. With `share`, full prompt blocks outlive their sequence until room is needed.
 
-    A block is free, in use (by one sequence, or by several that share a prefix), or idle: unused, but its content is
-    known. Idle blocks count as free; the one that was released first is taken first, the end of a prompt before its
-    beginning.
+    A block is in use (by one sequence, or by several that share a prefix), or idle. Of idle blocks those whose content
+    nobody knows are taken first, then the one that was released first, the end of a prompt before its beginning.
     """
 
     def __init__(self, count: int, block_tokens: int, *, share: bool) -> None:
         self._size, self._share = block_tokens, share
-        self._free = list(range(count))[::-1]
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self._users: dict[int, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
+        self._users: Counter[int] = Counter()
         self._known: dict[_Key, tuple[int, int]] = {}
         self._key: dict[int, _Key] = {}
         self._names = itertools.count(_ROOT + 1)
@@ -42,7 +40,7 @@ class BlockPool:
     @property
     def available(self) -> int:
         """Blocks that no sequence uses."""
-        return len(self._free) + len(self._idle)
+        return len(self._idle)
 
     def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Lease | None:
         """Blocks for `positions` positions that begin with `prompt`, or None while there are too few.
@@ -56,7 +54,7 @@ class BlockPool:
             return None
         for block in shared:
             self._idle.pop(block, None)
-            self._users[block] = self._users.get(block, 0) + 1
+            self._users[block] += 1
         blocks = [*shared, *(self._fresh() for _ in range(fresh))]
         return Lease(tuple(blocks), len(shared) * self._size)
 
@@ -78,11 +76,9 @@ class BlockPool:
             self._users[block] -= 1
             if self._users[block]:
                 continue
-            del self._users[block]
-            if block in self._key:
-                self._idle[block] = None
-            else:
-                self._free.append(block)
+            self._idle[block] = None
+            if block not in self._key:
+                self._idle.move_to_end(block, last=False)
 
     def _shared(self, prompt: Sequence[int]) -> list[int]:
         found: list[int] = []
@@ -96,10 +92,8 @@ class BlockPool:
         return found
 
     def _fresh(self) -> int:
-        if self._free:
-            block = self._free.pop()
-        else:
-            block, _ = self._idle.popitem(last=False)
+        block, _ = self._idle.popitem(last=False)
+        if block in self._key:
             del self._known[self._key.pop(block)]
         self._users[block] = 1
         return block

@@ -2,11 +2,13 @@
 
 The rules both sides keep:
 * A sequence's first work starts after its `cached` tokens; each next one starts where the last ended. `blocks` is the
-  same in all works of a sequence and covers all positions it will ever have. It belongs to the sequence alone until
-  `release`, but for the blocks of its cached tokens: those are read by several, and written by none.
+  same in all works of a sequence and covers, of every kind of cache, all positions that the kind will ever keep of it.
+  They belong to the sequence alone until `release`, but for the blocks of its cached tokens: those are read by several,
+  and written by none. Only an executor with one kind of cache, which keeps all positions, `shares`.
 * `sample` is the same in all works of a sequence that have one.
-* A step holds a sequence at most once. Prompt tokens of one step number at most `max_prefill`. With `mixed` False a
-  step is either one work with prompt tokens, or any number of works with one generated token each.
+* A step is a tuple of works, which run at once. It holds a sequence at most once. Prompt tokens of one step number at
+  most `max_prefill`. With `mixed` False a step is either one work with prompt tokens, or any number of works with one
+  generated token each.
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
   before it were done.
 * `collect` gives one Output per work, in the step's order.
@@ -19,13 +21,14 @@ The rules both sides keep:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ..errors import LlmcError
-from ..sampling.draw import Sampler
+from ..errors import EngineError, LlmcError, RecipeError
+from ..sampling.draw import Sampled, Sampler
 from ..sampling.params import SamplingParams
 
 Rows = Literal["none", "last", "all"]
@@ -36,6 +39,21 @@ Ticket = Any
 
 
 @dataclass(frozen=True, slots=True)
+class CacheKind:
+    """A kind of cache: blocks in its pool, and the most positions of a sequence that it keeps at once.
+
+    positions None: all that a sequence will ever have. Else its blocks of a sequence are a ring over the latest ones.
+    """
+
+    blocks: int
+    positions: int | None = None
+
+    def kept(self, length: int) -> int:
+        """Positions that a sequence of `length` positions needs blocks for."""
+        return length if self.positions is None else min(length, self.positions)
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """New tokens of one sequence for one step.
 
@@ -43,12 +61,13 @@ class Work:
     this sequence (only if depth > 0). sample: choose the token after the last position. The first prompt_tokens
     positions of the sequence are its prompt. rows: which logits to give back: none, of the last token, or of all
     tokens. cached: in a sequence's first work, its prompt's tokens whose keys and values the blocks already hold.
+    blocks: those of the sequence, for each kind of cache in the executor's order.
     """
 
     sequence: int
     tokens: tuple[int, ...]
     start: int
-    blocks: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
     sample: SamplingParams | None
     prompt_tokens: int
     rows: Rows = "none"
@@ -64,35 +83,29 @@ class Work:
         """True if the tokens are prompt (a work never mixes prompt and generated tokens)."""
         return self.start < self.prompt_tokens
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What runs at once."""
-
-    work: tuple[Work, ...]
+    def wanted(self, logits: np.ndarray | None) -> np.ndarray | None:
+        """What of its logits f32 [R, V] is given back."""
+        return None if logits is None or self.rows == "none" else logits if self.rows == "all" else logits[-1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """The result of one work: a token if one was sampled, logits f32 [rows, V] if wanted (the receiver's to keep)."""
 
-    sequence: int
-    token: int | None = None
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    sampled: Sampled | None = None
     logits: np.ndarray | None = None
     error: LlmcError | None = None
 
 
 class Executor(Protocol):
-    """A loaded model with a KV cache of `blocks` blocks of `block_tokens` positions each, which sequences may share.
+    """A loaded model with KV `caches` of one or more kinds, in blocks of `block_tokens` positions each.
 
     notes: what a user should be told of its loading.
     """
 
     notes: tuple[str, ...]
     block_tokens: int
-    blocks: int
+    caches: tuple[CacheKind, ...]
     sequences: int
     shares: bool
     mixed: bool
@@ -102,9 +115,8 @@ class Executor(Protocol):
     max_prefill: int
     max_rows: int
 
-    def submit(self, step: Step) -> Ticket:
+    def submit(self, works: tuple[Work, ...]) -> Ticket:
         """Starts a step."""
-        ...
 
     def collect(self, ticket: Ticket) -> tuple[Output, ...]:
         """Waits for a step's results."""
@@ -112,19 +124,16 @@ class Executor(Protocol):
 
     def release(self, sequence: int) -> None:
         """The sequence is over; forgets it."""
-        ...
 
     def close(self) -> None:
         """Frees everything; open tickets, if a step has failed, are dropped."""
-        ...
 
 
 class Samplers:
     """The sampling half of an executor whose logits are in host memory: one Sampler per sequence."""
 
     def __init__(self) -> None:
-        self._samplers: dict[int, Sampler] = {}
-        self._last: dict[int, int] = {}
+        self._samplers: defaultdict[int, Sampler] = defaultdict(Sampler)
 
     def output(self, work: Work, logits: np.ndarray | None) -> Output:
         """The Output of one work from its logits f32 [R, V], the last row being that of its last token.
@@ -132,28 +141,32 @@ class Samplers:
         Logits may be None if the work neither samples nor wants rows. Those of rows "last" and "all" are given out as
         they are: the caller must not write to them again. Non-finite logits become the Output's error, and no token.
         """
-        sampler = self._samplers.get(work.sequence)
-        if sampler is None:
-            sampler = self._samplers[work.sequence] = Sampler()
+        sampler = self._samplers[work.sequence]
         if work.is_prompt:
             sampler.feed(work.cached + work.tokens)
-        if logits is None:
-            return Output(work.sequence)
-        wanted = None if work.rows == "none" else logits if work.rows == "all" else logits[-1:]
-        if work.sample is None:
-            return Output(work.sequence, logits=wanted)
+        wanted = work.wanted(logits)
+        if logits is None or work.sample is None:
+            return Output(logits=wanted)
         try:
-            sampled = sampler.sample(logits[-1], work.sample, work.end)
+            return Output(sampler.sample(logits[-1], work.sample, work.end), wanted)
         except LlmcError as error:
-            return Output(work.sequence, error=error)
-        self._last[work.sequence] = sampled.token
-        return Output(work.sequence, sampled.token, sampled.logprob, sampled.top, wanted)
+            return Output(error=error)
 
     def token(self, sequence: int) -> int:
         """What `Work.tokens == ()` stands for; 0 after a failed sampling, whose sequence is about to be released."""
-        return self._last.get(sequence, 0)
+        return self._samplers[sequence].last
 
     def release(self, sequence: int) -> None:
         """Forgets a sequence."""
         self._samplers.pop(sequence, None)
-        self._last.pop(sequence, None)
+
+
+def sequence_count(asked: int | None, most: int) -> int:
+    """Sequences at once: as many as asked for, at most those of the profile."""
+    if most < 1:
+        raise EngineError(
+            "a profile for at least one sequence", found=f"max_batch {most}", fix="build the engine again"
+        )
+    if asked is not None and asked < 1:
+        raise RecipeError(f"max_batch = {asked}", found="out of range", fix=f"a number from 1 to {most}")
+    return most if asked is None else min(asked, most)

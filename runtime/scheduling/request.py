@@ -1,22 +1,80 @@
-"""One request on its way from tokens to text, seen from both ends: the loop's thread fills it, a caller reads it."""
+"""One request from admission to its end: the scheduler counts its progress in it, the loop's thread fills it with what
+was computed, and a caller reads it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field
 from queue import Empty, SimpleQueue
-from threading import Event as Flag
-from typing import Literal, Protocol
+from threading import Event
+from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import RecipeError
 from ..sampling.draw import Sampled
-from .scheduler import Event
+from ..sampling.params import SamplingParams
+from ..text.stream import TextStream
+from .executor import Output
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 _POLL_S = 0.2
 """Longest wait without a chance for Ctrl-C, where a platform's locks cannot be interrupted."""
+
+
+@dataclass(eq=False)
+class Request:
+    """Token ids in, tokens out. max_tokens 0 (with all_logits) computes the prompt's logits and no token.
+
+    The scheduler keeps: blocks, those of each kind of cache; cached: tokens of the prompt that these held before;
+    computed: positions of submitted works; asked: tokens that these choose; open_works: works not collected yet.
+    finish is set once, and nothing comes after it; "error" with its `error`.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams = field(default_factory=SamplingParams)
+    _: KW_ONLY
+    all_logits: bool = False
+    ignore_eos: bool = False
+    sequence: int = field(default=-1, init=False)
+    blocks: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+    cached: int = field(default=0, init=False)
+    computed: int = field(default=0, init=False)
+    asked: int = field(default=0, init=False)
+    open_works: int = field(default=0, init=False)
+    tokens: list[int] = field(default_factory=list, init=False)
+    finish: FinishReason | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    done: Event = field(default_factory=Event, init=False, repr=False)
+
+    @property
+    def in_prompt(self) -> bool:
+        """True if the next work is a chunk of the prompt."""
+        return self.finish is None and self.computed < len(self.prompt)
+
+    @property
+    def can_decode(self) -> bool:
+        """True if the next work chooses a token after one that was chosen."""
+        return self.finish is None and self.computed >= len(self.prompt) and self.asked < self.max_tokens
+
+    def receive(self, output: Output, finish: FinishReason | None) -> None:
+        """Takes an output, the last one if `finish` is given; called on the loop's thread, so it must be quick."""
+        if finish is not None:
+            self.end(finish)
+
+    def end(self, finish: FinishReason, error: BaseException | None = None) -> None:
+        """Nothing more comes."""
+        self.finish, self.error = finish, error
+        self.done.set()
+
+    def wait(self) -> None:
+        """Waits for the end; raises what the request failed with."""
+        wait(self.done.wait)
+        if self.error is not None:
+            raise self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,140 +108,88 @@ class Piece:
     """What one token added, maybe no text. The last piece has a finish_reason, and no token if it was cancelled."""
 
     text: str
-    token: int | None
     sampled: Sampled | None = None
     finish_reason: FinishReason | None = None
 
-
-class Text(Protocol):
-    """Where tokens become text: runtime/text/stream.py's TextStream, or NoText."""
-
-    stopped: bool
-
     @property
-    def text(self) -> str: ...
-    def push(self, token: int) -> str: ...
-    def finish(self) -> str: ...
+    def token(self) -> int | None:
+        return None if self.sampled is None else self.sampled.token
 
 
-class NoText:
-    """The text of an engine without a tokenizer."""
+@dataclass(eq=False, kw_only=True)
+class TextRequest(Request):
+    """A request whose tokens become pieces of text; None ends them."""
 
-    stopped = False
-    text = ""
+    text: TextStream
+    load_s: float = 0.0
+    pieces: SimpleQueue[Piece | None] = field(default_factory=SimpleQueue, init=False, repr=False)
+    sampled: list[Sampled] = field(default_factory=list, init=False)
+    started: float = field(default_factory=time.perf_counter, init=False)
+    times: list[float] = field(default_factory=list, init=False)
 
-    def push(self, token: int) -> str:
-        return ""
+    def receive(self, output: Output, finish: FinishReason | None) -> None:
+        if output.sampled is None:
+            return
+        self.times[1:] = [time.perf_counter()]
+        self.sampled.append(output.sampled)
+        text = "" if finish == "stop" else self.text.push(output.sampled.token)
+        if finish is not None or self.text.stopped:
+            text += self.text.finish()
+            finish = "stop" if self.text.stopped else finish
+        self.pieces.put(Piece(text, output.sampled, finish))
+        super().receive(output, finish)
 
-    def finish(self) -> str:
-        return ""
-
-
-class Generation:
-    """The Listener of a text request."""
-
-    def __init__(self, text: Text, prompt_tokens: int, load_s: float, logprobs: bool) -> None:
-        self.pieces: SimpleQueue[Piece | None] = SimpleQueue()
-        self.done = Flag()
-        self._text = text
-        self._prompt_tokens = prompt_tokens
-        self._load_s = load_s
-        self._tokens: list[int] = []
-        self._logprobs: list[Sampled] | None = [] if logprobs else None
-        self._reason: FinishReason = "cancelled"
-        self._error: BaseException | None = None
-        self._started = self._first = self._last = time.perf_counter()
-
-    def receive(self, event: Event) -> bool:
-        output = event.output
-        if output.error is not None:
-            self.end(output.error)
-        if output.token is None:
-            return False
-        self._last = time.perf_counter()
-        if not self._tokens:
-            self._first = self._last
-        self._tokens.append(output.token)
-        sampled = None
-        if self._logprobs is not None:
-            sampled = Sampled(output.token, output.logprob, output.top)
-            self._logprobs.append(sampled)
-        text = "" if event.finish == "stop" else self._text.push(output.token)
-        stopped = self._text.stopped
-        if event.finish is None and not stopped:
-            self.pieces.put(Piece(text, output.token, sampled))
-            return False
-        text += self._text.finish()
-        self._reason = "stop" if self._text.stopped or event.finish == "stop" else "length"
-        self.pieces.put(Piece(text, output.token, sampled, self._reason))
-        self._close()
-        return True
-
-    def end(self, error: BaseException | None) -> None:
-        self._error = error
-        if error is None:
-            self.pieces.put(Piece(self._text.finish(), None, None, "cancelled"))
-        self._close()
+    def end(self, finish: FinishReason, error: BaseException | None = None) -> None:
+        if finish == "cancelled":
+            self.pieces.put(Piece(self.text.finish(), None, finish))
+        super().end(finish, error)
+        self.pieces.put(None)
 
     def result(self) -> Result:
         """Waits for the end; raises what the request failed with."""
-        wait(self.done)
-        if self._error is not None:
-            raise self._error
-        count = len(self._tokens)
-        seconds = self._last - self._first
+        self.wait()
+        assert self.finish is not None
+        count, times = len(self.tokens), self.times or [self.started]
+        seconds = times[-1] - times[0]
         rate = (count - 1) / seconds if count > 1 and seconds > 0 else 0.0
-        timings = Timings(self._load_s, self._first - self._started, rate)
-        logprobs = tuple(self._logprobs or ())
-        return Result(self._text.text, self._tokens, self._prompt_tokens, count, self._reason, logprobs, timings)
-
-    def _close(self) -> None:
-        self.pieces.put(None)
-        self.done.set()
+        timings = Timings(self.load_s, times[0] - self.started, rate)
+        logprobs = tuple(self.sampled) if self.params.logprobs else ()
+        return Result(self.text.text, self.tokens, len(self.prompt), count, self.finish, logprobs, timings)
 
 
-class Stream:
+class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
     """An iterator over the pieces of a running request, which is cancelled when the iterator is closed or dropped."""
 
-    def __init__(self, generation: Generation, cancel: Callable[[], None]) -> None:
-        self._generation = generation
+    def __init__(self, request: TextRequest, cancel: Callable[[Request], None]) -> None:
+        self.request = request
         self._cancel = cancel
         self._over = False
 
-    def __iter__(self) -> Stream:
-        return self
-
     def __next__(self) -> Piece:
-        if self._over:
-            raise StopIteration
-        piece = None
-        while piece is None:
+        while not self._over:
             try:
-                piece = self._generation.pieces.get(timeout=_POLL_S)
+                piece = self.request.pieces.get(timeout=_POLL_S)
             except Empty:
                 continue
-            if piece is None:
-                self._over = True
-                self._generation.result()
-                raise StopIteration
-        return piece
+            if piece is not None:
+                return piece
+            self._over = True
+            self.request.wait()
+        raise StopIteration
 
     def cancel(self) -> None:
         """Ends the request, soon; from any thread. A reader gets a last piece with finish_reason "cancelled"."""
-        self._cancel()
+        self._cancel(self.request)
 
     def close(self) -> None:
         """Ends the request and the iterator; harmless if it is over."""
         self._over = True
-        if not self._generation.done.is_set():
-            self._cancel()
+        if not self.request.done.is_set():
+            self.cancel()
 
     def result(self) -> Result:
         """Waits for the end and gives the whole; raises what the request failed with."""
-        return self._generation.result()
-
-    def __enter__(self) -> Stream:
-        return self
+        return self.request.result()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -192,42 +198,31 @@ class Stream:
         self.close()
 
 
-class LogitsRequest:
-    """The Listener of a request for the logits of all tokens, written into one array f32 [T,V] as chunks arrive."""
+@dataclass(eq=False)
+class LogitsRequest(Request):
+    """A request for the logits of all tokens, written into one array f32 [T,V] as chunks arrive."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-        self._rows: np.ndarray | None = None
-        self._filled = 0
-        self._done = Flag()
-        self._error: BaseException | None = None
-        self._cancelled = False
+    rows: np.ndarray | None = field(default=None, init=False, repr=False)
+    filled: int = field(default=0, init=False)
 
-    def receive(self, event: Event) -> bool:
-        chunk = event.output.logits
+    def receive(self, output: Output, finish: FinishReason | None) -> None:
+        chunk = output.logits
         if chunk is not None:
-            if self._rows is None:
-                self._rows = np.empty((self._tokens, chunk.shape[1]), np.float32)
-            self._rows[self._filled : self._filled + len(chunk)] = chunk
-            self._filled += len(chunk)
-        if event.finish is not None:
-            self._error = event.output.error
-            self._done.set()
-        return False
+            if self.rows is None:
+                self.rows = np.empty((len(self.prompt), chunk.shape[1]), np.float32)
+            self.rows[self.filled : self.filled + len(chunk)] = chunk
+            self.filled += len(chunk)
+        super().receive(output, finish)
 
-    def end(self, error: BaseException | None) -> None:
-        self._error, self._cancelled = error, error is None
-        self._done.set()
-
-    def result(self) -> np.ndarray | None:
-        """Waits for the end; None if cancelled; raises what the request failed with."""
-        wait(self._done)
-        if self._error is not None:
-            raise self._error
-        return None if self._cancelled else self._rows
+    def result(self) -> np.ndarray:
+        """Waits for the end; raises what the request failed with, RecipeError if it was cancelled."""
+        self.wait()
+        if self.rows is None or self.finish != "length":
+            raise RecipeError(f"logits of {len(self.prompt)} tokens", found="the request was cancelled")
+        return self.rows
 
 
-def wait(flag: Flag) -> None:
-    """Waits, and can be interrupted by Ctrl-C."""
-    while not flag.wait(_POLL_S):
+def wait(over: Callable[[float], Any]) -> None:
+    """Waits until `over`, which takes the seconds to wait, is true; can be interrupted by Ctrl-C."""
+    while not over(_POLL_S):
         pass

@@ -12,71 +12,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import count
 
 from ..errors import RecipeError
-from ..sampling.params import SamplingParams
-from .blocks import BlockPool
-from .executor import Executor, Output, Rows, Step, Ticket, Work
-
-Finish = Literal["stop", "length", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Token ids in, tokens out. max_tokens 0 (with all_logits) computes the prompt's logits and no token."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    params: SamplingParams = field(default_factory=SamplingParams)
-    all_logits: bool = False
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One output of a running request; finish says why it was the last one ("stop": an end-of-sequence token)."""
-
-    output: Output
-    finish: Finish | None
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """A request on its way; positions [0, fed) are submitted."""
-
-    id: int
-    request: Request
-    blocks: tuple[int, ...] = ()
-    cached: int = 0
-    fed: int = 0
-    asked: int = 0
-    received: int = 0
-    open_works: int = 0
-    last: int = 0
-    over: bool = False
-
-    @property
-    def in_prompt(self) -> bool:
-        return not self.over and self.fed < len(self.request.prompt)
-
-    @property
-    def can_decode(self) -> bool:
-        return not self.over and self.fed >= len(self.request.prompt) and self.asked < self.request.max_tokens
+from .blocks import BlockPool, Lease
+from .executor import Executor, Output, Ticket, Work
+from .request import FinishReason, Request
 
 
 class Scheduler:
-    """Steps an executor for any number of requests; `add`, `finish` and `step` are called by one thread."""
+    """Steps an executor for any number of requests; but for `check`, one thread calls its methods."""
 
     def __init__(self, executor: Executor, eos_ids: Collection[int] = ()) -> None:
+        caches, shares = executor.caches, executor.shares
+        assert not shares or [kind.positions for kind in caches] == [None], "only a cache of all positions is shared"
         self._executor = executor
         self._eos = frozenset(eos_ids)
-        self._pool = BlockPool(executor.blocks, executor.block_tokens, share=executor.shares)
-        self._waiting: deque[_Sequence] = deque()
-        self._running: dict[int, _Sequence] = {}
-        self._open: deque[tuple[Ticket, list[_Sequence]]] = deque()
-        self._next_id = 0
+        self._pools = [BlockPool(kind.blocks, executor.block_tokens, share=shares) for kind in caches]
+        self._numbers = count()
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, Request] = {}
+        self._open: deque[tuple[Ticket, tuple[Work, ...]]] = deque()
         self._prompt_had_turn = False
 
     @property
@@ -85,17 +41,19 @@ class Scheduler:
         return not (self._waiting or self._running)
 
     @property
-    def free_blocks(self) -> int:
-        """Blocks that belong to no request."""
-        return self._pool.available
+    def free_blocks(self) -> tuple[int, ...]:
+        """Blocks that belong to no request, of each kind of cache."""
+        return tuple(pool.available for pool in self._pools)
 
     @property
     def capacity(self) -> int:
         """Tokens, prompt and output together, that one request can have."""
-        return min(self._executor.max_context, self._executor.blocks * self._executor.block_tokens)
+        most, size = self._executor.max_context, self._executor.block_tokens
+        rooms = [(kind, kind.blocks * size) for kind in self._executor.caches]
+        return min([most, *(room for kind, room in rooms if room < kind.kept(most))])
 
-    def check(self, request: Request) -> Request:
-        """The request with max_tokens cut to what fits; RecipeError if it can never run. Any thread may call it."""
+    def check(self, request: Request) -> None:
+        """Cuts max_tokens to what fits and draws a seed; RecipeError if the request can never run. From any thread."""
         prompt, vocab = request.prompt, self._executor.vocab
         if not prompt:
             raise RecipeError("an empty prompt", found="no tokens", fix="at least one token")
@@ -113,119 +71,143 @@ class Scheduler:
                 fix=f"a prompt of at most {self.capacity - wanted} tokens, or a larger --max-context at build",
             )
         request.params.check_vocab(vocab)
-        return replace(request, max_tokens=min(request.max_tokens, room), params=request.params.seeded())
+        request.max_tokens, request.params = min(request.max_tokens, room), request.params.seeded()
 
-    def add(self, request: Request) -> int:
-        """Queues a request and gives its sequence number; RecipeError as in `check`."""
-        sequence = _Sequence(self._next_id, self.check(request))
-        self._next_id += 1
-        self._waiting.append(sequence)
-        return sequence.id
+    def queue(self, request: Request) -> None:
+        """Lets a request that was checked wait for its turn, and gives it a number."""
+        request.sequence = next(self._numbers)
+        self._waiting.append(request)
 
-    def finish(self, sequence: int) -> None:
-        """Ends a sequence of which no more is wanted (stop string, cancelled): no further event; harmless if over."""
-        running = self._running.get(sequence)
-        if running is None:
-            self._waiting = deque(waiting for waiting in self._waiting if waiting.id != sequence)
-        else:
-            running.over = True
-            self._settle(running)
+    def add(self, request: Request) -> Request:
+        """Checks a request and queues it."""
+        self.check(request)
+        self.queue(request)
+        return request
 
-    def step(self) -> list[Event]:
+    def cancel(self, request: Request | None = None) -> None:
+        """Ends a request (None: all) of which no more is wanted; harmless if it is over."""
+        for one in self._under_way() if request is None else [request]:
+            if one.finish is None:
+                one.end("cancelled")
+            if one.sequence in self._running:
+                self._settle(one)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends all requests after an exception of `step`, which is not called again."""
+        for request in self._under_way():
+            if request.finish is None:
+                request.end("error", error)
+        self._running.clear()
+        self._waiting.clear()
+
+    def step(self) -> None:
         """Submits the next step, if any, and collects the one that is `depth` steps old; passes exceptions on."""
         self._admit()
-        works, sequences = self._plan()
+        works = self._plan()
         if works:
-            self._open.append((self._executor.submit(Step(tuple(works))), sequences))
-        if not self._open or (works and len(self._open) <= self._executor.depth):
-            return []
-        return self._collect()
+            self._open.append((self._executor.submit(works), works))
+        if self._open and not (works and len(self._open) <= self._executor.depth):
+            self._collect()
+
+    def _under_way(self) -> list[Request]:
+        return [*self._running.values(), *self._waiting]
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._executor.sequences:
-            sequence = self._waiting[0]
-            request = sequence.request
-            length = len(request.prompt) + request.max_tokens
-            lease = self._pool.take(request.prompt, length, reuse=not request.all_logits)
-            if lease is None:
-                return
-            sequence.blocks, sequence.cached, sequence.fed = lease.blocks, lease.cached, lease.cached
-            self._running[sequence.id] = self._waiting.popleft()
+            request = self._waiting[0]
+            if request.finish is None:
+                leases = self._lease(request)
+                if leases is None:
+                    return
+                request.blocks = tuple(lease.blocks for lease in leases)
+                request.cached = request.computed = leases[0].cached
+                self._running[request.sequence] = request
+            self._waiting.popleft()
 
-    def _plan(self) -> tuple[list[Work], list[_Sequence]]:
-        """The next step's works and their sequences, in one order."""
-        decoding = [sequence for sequence in self._running.values() if sequence.can_decode]
-        prompts = [sequence for sequence in self._running.values() if sequence.in_prompt]
+    def _lease(self, request: Request) -> list[Lease] | None:
+        """Blocks of every kind of cache, or None while one of them has too few."""
+        length = len(request.prompt) + request.max_tokens
+        leases: list[Lease] = []
+        for kind, pool in zip(self._executor.caches, self._pools, strict=True):
+            lease = pool.take(request.prompt, kind.kept(length), reuse=not request.all_logits)
+            if lease is None:
+                self._give([lease.blocks for lease in leases])
+                return None
+            leases.append(lease)
+        return leases
+
+    def _give(self, blocks: Collection[tuple[int, ...]]) -> None:
+        for pool, own in zip(self._pools, blocks, strict=False):
+            pool.give(own)
+
+    def _plan(self) -> tuple[Work, ...]:
+        """The next step."""
+        decoding = [request for request in self._running.values() if request.can_decode]
+        prompts = [request for request in self._running.values() if request.in_prompt]
         if not self._executor.mixed:
             self._prompt_had_turn = bool(prompts) and not (decoding and self._prompt_had_turn)
             decoding, prompts = ([], prompts[:1]) if self._prompt_had_turn else (decoding, [])
-        works = [self._decode(sequence) for sequence in decoding]
+        sizes = dict.fromkeys(decoding, 1)
         budget, rows = self._executor.max_prefill, self._executor.max_rows
-        for sequence in prompts:
-            size = min(budget, rows) if sequence.request.all_logits else budget
+        for request in prompts:
+            size = min(budget, len(request.prompt) - request.computed, rows if request.all_logits else budget)
             if size == 0:
                 break
-            works.append(self._chunk(sequence, size))
-            decoding.append(sequence)
-            budget -= len(works[-1].tokens)
-            rows -= len(works[-1].tokens) if sequence.request.all_logits else 0
-        return works, decoding
+            sizes[request] = size
+            budget -= size
+            rows -= size if request.all_logits else 0
+        return tuple([self._work(request, size) for request, size in sizes.items()])
 
-    def _chunk(self, sequence: _Sequence, size: int) -> Work:
-        request, start = sequence.request, sequence.fed
-        tokens = request.prompt[start : start + size]
-        last = start + len(tokens) == len(request.prompt)
-        sample = request.params if last and request.max_tokens else None
-        return self._work(sequence, tokens, sample, "all" if request.all_logits else "none")
-
-    def _decode(self, sequence: _Sequence) -> Work:
-        tokens = (sequence.last,) if sequence.received == sequence.asked else ()
-        return self._work(sequence, tokens, sequence.request.params, "none")
-
-    def _work(self, sequence: _Sequence, tokens: tuple[int, ...], sample: SamplingParams | None, rows: Rows) -> Work:
-        prompt = sequence.request.prompt
-        cached = prompt[: sequence.cached] if sequence.fed == sequence.cached else ()
-        work = Work(sequence.id, tokens, sequence.fed, sequence.blocks, sample, len(prompt), rows, cached)
-        sequence.fed = work.end
+    def _work(self, request: Request, size: int) -> Work:
+        """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
+        start, prompt = request.computed, request.prompt
+        known = request.tokens[-1:] if len(request.tokens) == request.asked else []
+        tokens = prompt[start : start + size] or tuple(known)
+        sample = request.params if start + size >= len(prompt) and request.max_tokens else None
+        rows = "all" if request.all_logits else "none"
+        cached = prompt[: request.cached] if start == request.cached else ()
+        work = Work(request.sequence, tokens, start, request.blocks, sample, len(prompt), rows, cached)
+        request.computed = work.end
+        request.asked += sample is not None
+        request.open_works += 1
         if work.is_prompt:
-            self._pool.remember(prompt[: sequence.fed], sequence.blocks)
-        sequence.asked += sample is not None
-        sequence.open_works += 1
+            self._pools[0].remember(prompt[: work.end], request.blocks[0])
         return work
 
-    def _collect(self) -> list[Event]:
-        ticket, sequences = self._open.popleft()
-        outputs = self._executor.collect(ticket)
-        events = []
-        for sequence, output in zip(sequences, outputs, strict=True):
-            sequence.open_works -= 1
-            if not sequence.over:
-                events.append(self._event(sequence, output))
-            self._settle(sequence)
-        return events
+    def _collect(self) -> None:
+        ticket, works = self._open.popleft()
+        for work, output in zip(works, self._executor.collect(ticket), strict=True):
+            request = self._running[work.sequence]
+            request.open_works -= 1
+            if request.finish is None:
+                self._deliver(request, output)
+            self._settle(request)
 
-    def _event(self, sequence: _Sequence, output: Output) -> Event:
-        request = sequence.request
-        finish: Finish | None = None
+    def _deliver(self, request: Request, output: Output) -> None:
+        """Gives an output to its request, and says whether it is the last ("stop": an end-of-sequence token)."""
         if output.error is not None:
-            finish = "error"
-        elif output.token is not None:
-            sequence.last = output.token
-            sequence.received += 1
-            if output.token in self._eos and not request.ignore_eos:
-                finish = "stop"
-            elif sequence.received == request.max_tokens:
-                finish = "length"
-        elif request.max_tokens == 0 and sequence.fed == len(request.prompt) and sequence.open_works == 0:
-            finish = "length"
-        sequence.over = finish is not None
-        return Event(output, finish)
-
-    def _settle(self, sequence: _Sequence) -> None:
-        """Gives back what a sequence holds once it is over and no open step uses its blocks."""
-        if not sequence.over or sequence.open_works:
+            request.end("error", output.error)
             return
-        del self._running[sequence.id]
-        self._pool.give(sequence.blocks)
-        if sequence.fed > sequence.cached:
-            self._executor.release(sequence.id)
+        finish: FinishReason | None = None
+        if output.sampled is not None:
+            request.tokens.append(output.sampled.token)
+            if output.sampled.token in self._eos and not request.ignore_eos:
+                finish = "stop"
+            elif len(request.tokens) == request.max_tokens:
+                finish = "length"
+        elif request.max_tokens == 0 and not request.in_prompt and request.open_works == 0:
+            finish = "length"
+        try:
+            request.receive(output, finish)
+        except Exception as error:
+            # a fault in one request's text must not end the others
+            request.end("error", error)
+
+    def _settle(self, request: Request) -> None:
+        """Gives back what a request holds once it is over and no open step uses its blocks."""
+        if request.finish is None or request.open_works:
+            return
+        del self._running[request.sequence]
+        self._give(request.blocks)
+        if request.computed > request.cached:
+            self._executor.release(request.sequence)

@@ -13,14 +13,15 @@ class TextStream:
 
     The pieces joined are `tokenizer.decode` of all tokens, cut before that stop string. Of stop strings that end at
     the same character the longest counts. Incomplete UTF-8 and possible beginnings of a stop string are held back.
+    Without a tokenizer all text is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
         self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
         for index, text in enumerate(self._stops):
             if not isinstance(text, str) or not text:
                 raise RecipeError(f"stop[{index}]", found=repr(text), fix="a string that is not empty")
-        self._detokenizer = tokenizer.detokenizer()
+        self._tokens = None if tokenizer is None else tokenizer.detokenizer()
         self._pieces: list[str] = []
         self._held = ""
         self.stopped = False
@@ -32,11 +33,11 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Take one token; returns the text that is now certain, which may be empty."""
-        return "" if self.stopped else self._show(self._detokenizer.push(token), final=False)
+        return "" if self.stopped or self._tokens is None else self._show(self._tokens.push(token), final=False)
 
     def finish(self) -> str:
         """No more tokens: the rest of the text."""
-        return "" if self.stopped else self._show(self._detokenizer.finish(), final=True)
+        return "" if self.stopped or self._tokens is None else self._show(self._tokens.finish(), final=True)
 
     def _show(self, text: str, final: bool) -> str:
         pending = self._held + text

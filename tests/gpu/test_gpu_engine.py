@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gpu_engines import SMALL_ENGINES  # pyright: ignore[reportMissingImports]
 from support.engines import quantized_logits, relative, some_ids
+from support.running import run_some
 
 from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.cuda.driver import Driver
@@ -17,8 +18,9 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Step, Work
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 BOUND = 3e-2
 """Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
@@ -46,21 +48,11 @@ def engine(request: pytest.FixtureRequest, gpu: Driver, tmp_path_factory: pytest
 def generate(executor: PagedExecutor, *, together: int, params: SamplingParams | None = None) -> list[list[int]]:
     """Every prompt's tokens, `together` of them running at a time."""
     scheduler = Scheduler(executor)
-    waiting, running = list(enumerate(PROMPTS)), 0
-    index_of: dict[int, int] = {}
-    tokens: list[list[int]] = [[] for _ in PROMPTS]
-    while waiting or not scheduler.idle:
-        while waiting and running < together:
-            index, prompt = waiting.pop(0)
-            index_of[scheduler.add(Request(prompt, TOKENS, params or SamplingParams()))] = index
-            running += 1
-        for event in scheduler.step():
-            running -= event.finish is not None
-            if event.output.error is not None:
-                raise event.output.error
-            if event.output.token is not None:
-                tokens[index_of[event.output.sequence]].append(event.output.token)
-    return tokens
+    requests = [Request(prompt, TOKENS, params or SamplingParams()) for prompt in PROMPTS]
+    run_some(scheduler, requests, together)
+    for request in requests:
+        request.wait()
+    return [request.tokens for request in requests]
 
 
 def test_prompt_logits_are_the_oracles(gpu: Driver, engine: tuple[Path, str]):
@@ -69,8 +61,8 @@ def test_prompt_logits_are_the_oracles(gpu: Driver, engine: tuple[Path, str]):
     with on_gpu(path, gpu.sm) as executor:
         rows = []
         for start, stop in ((0, 1), (1, 64), (64, 65), (65, 200)):
-            work = Work(0, tuple(ids[start:stop]), start, (3, 0, 2, 1), None, len(ids), rows="all")
-            (output,) = executor.collect(executor.submit(Step((work,))))
+            work = Work(0, tuple(ids[start:stop]), start, ((3, 0, 2, 1),), None, len(ids), rows="all")
+            (output,) = executor.collect(executor.submit((work,)))
             rows.append(output.logits)
     assert relative(np.concatenate(rows), quantized_logits(path, quantize, ids)) < BOUND
 

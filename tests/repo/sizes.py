@@ -29,7 +29,7 @@ HELD: dict[str, int] = {
     "compiler/oracle": 257,
     "compiler/targets": 63,
     "compiler/targets/cpu": 420,
-    "compiler/targets/cuda": 722,  # PTX beside the cubins
+    "compiler/targets/cuda": 727,  # PTX beside the cubins
     "compiler/targets/cuda/cubins": 958,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 666,  # probe.py: what a launch costs; fp8.py: NaN survives E4M3
     "compiler/targets/cuda/kernels/attention": 771,
@@ -45,14 +45,14 @@ HELD: dict[str, int] = {
     "quantize": 207,
     "quantize/formats": 267,
     "recipes": 315,
-    "runtime": 825,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
-    "runtime/cpu": 391,  # notes
+    "runtime": 798,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
+    "runtime/cpu": 386,  # notes
     "runtime/cuda": 994,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,
     "runtime/files": 440,
-    "runtime/plan": 711,  # where PTX lies
-    "runtime/sampling": 231,
-    "runtime/scheduling": 599,  # notes
+    "runtime/plan": 695,  # where PTX lies
+    "runtime/sampling": 235,
+    "runtime/scheduling": 538,  # notes
     "runtime/text": 456,
 }
 _NO_CODE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from llmc.runtime.cpu.executor import CpuExecutor, thread_count
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Output, Rows, Step, Work
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.executor import Output, Rows, Work
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 TOLERANCE = 1e-4
 GREEDY = SamplingParams()
@@ -50,7 +51,7 @@ def executor(path: Path) -> Iterator[CpuExecutor]:
 
 
 def submit(executor: CpuExecutor, *works: Work) -> tuple[Output, ...]:
-    return executor.collect(executor.submit(Step(works)))
+    return executor.collect(executor.submit(works))
 
 
 def feed(
@@ -60,7 +61,7 @@ def feed(
     parts = []
     for first in range(start, len(ids), chunk):
         tokens = tuple(ids[first : first + chunk])
-        (output,) = submit(executor, Work(sequence, tokens, first, (0,), None, len(ids), rows))
+        (output,) = submit(executor, Work(sequence, tokens, first, ((0,),), None, len(ids), rows))
         assert output.logits is not None
         parts.append(output.logits)
     return parts
@@ -88,18 +89,18 @@ def test_rows_are_none_the_last_or_all(executor: CpuExecutor):
     executor.release(0)
     assert last.shape == (1, 4096)
     assert relative(last, whole[-1:]) < TOLERANCE
-    (output,) = submit(executor, Work(1, tuple(ids), 0, (0,), None, 9))
-    assert (output.logits, output.token) == (None, None)
-    (output,) = submit(executor, Work(1, (5,), 9, (0,), GREEDY, 9))
+    (output,) = submit(executor, Work(1, tuple(ids), 0, ((0,),), None, 9))
+    assert output == Output()
+    (output,) = submit(executor, Work(1, (5,), 9, ((0,),), GREEDY, 9))
     executor.release(1)
-    assert output.logits is None
-    assert output.token == int(logits_of(executor, [*ids, 5])[-1].argmax())
+    assert output.logits is None and output.sampled is not None
+    assert output.sampled.token == int(logits_of(executor, [*ids, 5])[-1].argmax())
 
 
 def test_the_whole_context_can_be_filled(executor: CpuExecutor):
     ids = some_ids(CONTEXT)
     feed(executor, 0, ids[:-1], CONTEXT)
-    (output,) = submit(executor, Work(0, (ids[-1],), CONTEXT - 1, (0,), GREEDY, CONTEXT - 1, "last"))
+    (output,) = submit(executor, Work(0, (ids[-1],), CONTEXT - 1, ((0,),), GREEDY, CONTEXT - 1, "last"))
     executor.release(0)
     assert output.logits is not None
     assert relative(output.logits, checkpoint_logits(PICO, ids)[-1:]) < TOLERANCE
@@ -129,7 +130,7 @@ class Schedule:
         prompts = [name for name, one in self._running.items() if one.fed < one.prompt]
         decoding = [name for name in self._running if name not in prompts]
         acts: list[Callable[[], None]] = []
-        if len(self._running) < self._executor.blocks:
+        if len(self._running) < self._executor.sequences:
             acts.append(self._join)
         if prompts:
             acts += [lambda: self._chunk(self._random.choice(prompts))] * 2
@@ -158,25 +159,24 @@ class Schedule:
         count = self._random.randint(1, one.prompt - one.fed)
         tokens = tuple(one.ids[one.fed : one.fed + count])
         sample = GREEDY if one.fed + count == one.prompt else None
-        work = Work(name, tokens, one.fed, (name,), sample, one.prompt, "last")
+        work = Work(name, tokens, one.fed, ((name,),), sample, one.prompt, "last")
         self._take(one, work, *submit(self._executor, work))
 
     def _decode(self, names: list[int]) -> None:
         works = [self._token(name) for name in names]
         for name, work, output in zip(names, works, submit(self._executor, *works), strict=True):
-            assert output.sequence == name
             self._take(self._running[name], work, output)
 
     def _token(self, name: int) -> Work:
         one = self._running[name]
-        return Work(name, (one.ids[-1],), one.fed, (name,), GREEDY, one.prompt, "last")
+        return Work(name, (one.ids[-1],), one.fed, ((name,),), GREEDY, one.prompt, "last")
 
     def _take(self, one: Running, work: Work, output: Output) -> None:
         assert output.logits is not None
         one.fed = work.end
         one.seen[work.end - 1] = output.logits[0]
-        if output.token is not None:
-            one.ids.append(output.token)
+        if output.sampled is not None:
+            one.ids.append(output.sampled.token)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -203,32 +203,30 @@ def test_the_scheduler_gives_each_request_what_it_gets_alone(path: Path):
 
         def tokens_of(arrivals: dict[int, Request]) -> list[list[int]]:
             """Requests by the step before which they arrive."""
-            tokens: dict[int, list[int]] = {}
+            added: list[Request] = []
             step = 0
             while arrivals or not scheduler.idle:
                 if step in arrivals:
-                    tokens[scheduler.add(arrivals.pop(step))] = []
-                for event in scheduler.step():
-                    if event.output.token is not None:
-                        tokens[event.output.sequence].append(event.output.token)
+                    added.append(scheduler.add(replace(arrivals.pop(step))))
+                scheduler.step()
                 step += 1
-            return list(tokens.values())
+            return [request.tokens for request in added]
 
         alone = [tokens_of({0: request})[0] for request in requests]
         assert [len(tokens) for tokens in alone] == [9, 2, 12, 5]
         assert tokens_of(dict(zip((0, 1, 2, 5), requests, strict=True))) == alone
-        assert scheduler.free_blocks == 3
+        assert scheduler.free_blocks == (3,)
 
 
 def test_unknown_and_unfinished_sequences_can_be_released(executor: CpuExecutor):
     executor.release(12345)
     ids = some_ids(20)
     feed(executor, 0, ids, 20)
-    submit(executor, Work(1, tuple(ids[:4]), 0, (1,), None, 20))
+    submit(executor, Work(1, tuple(ids[:4]), 0, ((1,),), None, 20))
     feed(executor, 2, ids[:6], 6)
     executor.release(1)
     executor.release(1)
-    works = [Work(name, (7,), size, (name,), GREEDY, size, "last") for name, size in ((2, 6), (0, 20))]
+    works = [Work(name, (7,), size, ((name,),), GREEDY, size, "last") for name, size in ((2, 6), (0, 20))]
     outputs = submit(executor, *works)
     executor.release(2)
     executor.release(0)
@@ -239,18 +237,18 @@ def test_unknown_and_unfinished_sequences_can_be_released(executor: CpuExecutor)
 
 def test_more_sequences_than_slots_are_refused(path: Path):
     with opened(path, slots=2) as executor:
-        assert executor.blocks == 2
+        assert executor.sequences == 2
         for name in range(2):
-            submit(executor, Work(name, (1,), 0, (name,), None, 1))
+            submit(executor, Work(name, (1,), 0, ((name,),), None, 1))
         with pytest.raises(RecipeError, match="3 sequences at once\n  found: room for 2"):
-            submit(executor, Work(2, (1,), 0, (2,), None, 1))
+            submit(executor, Work(2, (1,), 0, ((2,),), None, 1))
         executor.release(0)
-        submit(executor, Work(2, (1,), 0, (0,), None, 1))
+        submit(executor, Work(2, (1,), 0, ((0,),), None, 1))
 
 
 def test_slots_are_those_of_the_profile_or_fewer(path: Path):
     with opened(path, slots=99) as executor:
-        assert executor.blocks == 8
+        assert executor.sequences == 8
     with pytest.raises(RecipeError, match="max_batch = -1"):
         llmc.load(path, max_batch=-1)
 

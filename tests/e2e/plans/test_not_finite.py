@@ -15,7 +15,7 @@ from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Output, Step, Work
+from llmc.runtime.scheduling.executor import Output, Work
 
 GREEDY = SamplingParams()
 LONG, SHORT = 70, 30
@@ -55,17 +55,17 @@ def spoiled(engine: Path, position: int) -> Iterator[PagedExecutor]:
 def step(executor: PagedExecutor, *works: tuple[tuple[int, ...], int]) -> list[Output]:
     """The outputs of the two sequences, which get tokens from a position on."""
     chosen = [
-        Work(sequence, tokens, start, ((0, 1), (2,))[sequence], GREEDY, (LONG, SHORT)[sequence], rows="last")
+        Work(sequence, tokens, start, (((0, 1), (2,))[sequence],), GREEDY, (LONG, SHORT)[sequence], rows="last")
         for sequence, (tokens, start) in enumerate(works)
     ]
-    return list(executor.collect(executor.submit(Step(tuple(chosen)))))
+    return list(executor.collect(executor.submit(tuple(chosen))))
 
 
 def check(outputs: list[Output], position: int) -> None:
     long, short = outputs
-    assert long.token is None
+    assert long.sampled is None
     assert str(long.error).startswith(f"choosing the token at position {position}\n  found: logits that are not finite")
-    assert short.error is None and short.token is not None
+    assert short.error is None and short.sampled is not None
 
 
 @pytest.mark.parametrize("position", [LONG - 1, 40])

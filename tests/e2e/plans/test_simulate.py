@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.engines import NARROW, NARROW_BATCH, PICO, quantized_logits, relative, small_checkpoint, some_ids
+from support.running import run_some
 
 import llmc
 from llmc.compiler.targets.simulate.device import SimulatedDevice
@@ -20,8 +21,9 @@ from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.sampling.draw import Sampler, draw
 from llmc.runtime.sampling.params import SamplingParams
 from llmc.runtime.sampling.philox import uniform
-from llmc.runtime.scheduling.executor import Step, Work
-from llmc.runtime.scheduling.scheduler import Event, Request, Scheduler
+from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 BOUND = 3e-2
 """Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
@@ -69,19 +71,14 @@ def ids(count: int, seed: int) -> list[int]:
     return [token % VOCAB for token in some_ids(count, seed)]
 
 
-def drain(scheduler: Scheduler) -> dict[int, list[Event]]:
-    events: dict[int, list[Event]] = {}
-    while not scheduler.idle:
-        for event in scheduler.step():
-            events.setdefault(event.output.sequence, []).append(event)
-    return events
-
-
-def tokens_of(events: list[Event]) -> list[int]:
-    for event in events:
-        if event.output.error is not None:
-            raise event.output.error
-    return [event.output.token for event in events if event.output.token is not None]
+def tokens_of(executor: PagedExecutor, requests: list[Request], *, together: bool = True) -> list[list[int]]:
+    """The tokens of each request; all blocks are free in the end."""
+    scheduler = Scheduler(executor)
+    run_some(scheduler, requests, len(requests) if together else 1)
+    assert scheduler.free_blocks == tuple(kind.blocks for kind in executor.caches)
+    for request in requests:
+        request.wait()
+    return [request.tokens for request in requests]
 
 
 def check_choices(path: Path, quantize: str, source: Path, prompt: list[int], tokens: list[int]) -> None:
@@ -101,18 +98,13 @@ def check_requests(path: Path, quantize: str, source: Path, prompts: list[list[i
     """Prefill logits, then `count` greedy tokens of each request, of which three run together."""
     with simulated(path, batch=3) as executor:
         prompt = prompts[1]
-        work = Work(99, tuple(prompt), 0, (0,), None, len(prompt), rows="all")
-        (output,) = executor.collect(executor.submit(Step((work,))))
+        work = Work(99, tuple(prompt), 0, ((0,),), None, len(prompt), rows="all")
+        (output,) = executor.collect(executor.submit((work,)))
         executor.release(99)
         assert output.logits is not None
         assert relative(output.logits, quantized_logits(path, quantize, prompt, source)) < BOUND
-        scheduler = Scheduler(executor)
-        for prompt in prompts:
-            scheduler.add(Request(tuple(prompt), count))
-        events = drain(scheduler)
-        assert scheduler.free_blocks == executor.blocks
-    for sequence, prompt in enumerate(prompts):
-        tokens = tokens_of(events[sequence])
+        found = tokens_of(executor, [Request(tuple(prompt), count) for prompt in prompts])
+    for prompt, tokens in zip(prompts, found, strict=True):
         assert len(tokens) == count
         check_choices(path, quantize, source, prompt, tokens)
 
@@ -142,10 +134,10 @@ def test_prefill_logits_are_the_oracles_whatever_the_chunks(small: Path):
     prompt = ids(150, 4)
     expected = quantized_logits(small, "int8", prompt, checkpoint_of(small))
     with simulated(small) as executor:
-        blocks, rows = (3, 0, 2), []
+        blocks, rows = ((3, 0, 2),), []
         for start, stop in ((0, 1), (1, 64), (64, 65), (65, 150)):
             work = Work(0, tuple(prompt[start:stop]), start, blocks, None, len(prompt), rows="all")
-            (output,) = executor.collect(executor.submit(Step((work,))))
+            (output,) = executor.collect(executor.submit((work,)))
             rows.append(output.logits)
     assert relative(np.concatenate(rows), expected) < BOUND
 
@@ -157,18 +149,11 @@ def test_requests_that_come_and_go_get_what_they_get_alone(small: Path):
     @cache  # of equal prompts, one is enough
     def alone_of(*prompt: int) -> list[int]:
         with simulated(small, batch=1) as executor:
-            scheduler = Scheduler(executor)
-            sequence = scheduler.add(Request(prompt, 3))
-            return tokens_of(drain(scheduler)[sequence])
+            return tokens_of(executor, [Request(prompt, 3)])[0]
 
     alone = [alone_of(*prompt) for prompt in prompts]
     with simulated(small, batch=2) as executor:
-        scheduler = Scheduler(executor)
-        for prompt in prompts:
-            scheduler.add(Request(tuple(prompt), 3))
-        events = drain(scheduler)
-        assert scheduler.free_blocks == executor.blocks
-    assert [tokens_of(events[index]) for index in range(len(prompts))] == alone
+        assert tokens_of(executor, [Request(tuple(prompt), 3) for prompt in prompts]) == alone
     for prompt, tokens in zip(prompts, alone, strict=True):
         check_choices(small, "int8", checkpoint_of(small), prompt, tokens)
 
@@ -183,12 +168,13 @@ def test_the_device_draws_what_numpy_draws(small: Path):
     ]
     for params in cases:
         with simulated(small, batch=1) as executor:
-            work = Work(0, tuple(prompt), 0, (0,), params, len(prompt), rows="last")
-            (output,) = executor.collect(executor.submit(Step((work,))))
+            work = Work(0, tuple(prompt), 0, ((0,),), params, len(prompt), rows="last")
+            (output,) = executor.collect(executor.submit((work,)))
             assert output.logits is not None and params.seed is not None
-            assert output.token == draw(output.logits[-1], params, uniform(params.seed, len(prompt)))
+            assert output.sampled is not None
+            assert output.sampled.token == draw(output.logits[-1], params, uniform(params.seed, len(prompt)))
             if params.logprobs:
-                assert len(output.top) == 3 and output.logprob is not None
+                assert len(output.sampled.top) == 3 and output.sampled.logprob is not None
 
 
 MANY = tuple((token, 0.25) for token in range(40))
@@ -207,14 +193,14 @@ def check_like_a_sampler(executor: PagedExecutor, sequence: int, prompt: list[in
     sampler.feed(prompt)
     tokens = tuple(prompt)
     for start in (0, *range(len(prompt), len(prompt) + 3)):
-        work = Work(sequence, tokens, start, (sequence % 2,), params, len(prompt), rows="last")
-        (output,) = executor.collect(executor.submit(Step((work,))))
-        assert output.logits is not None
+        work = Work(sequence, tokens, start, ((sequence % 2,),), params, len(prompt), rows="last")
+        (output,) = executor.collect(executor.submit((work,)))
+        assert output.logits is not None and (sampled := output.sampled) is not None
         expected = sampler.sample(output.logits[-1], params, work.end)
-        assert output.token == expected.token
-        assert output.logprob == pytest.approx(expected.logprob, abs=1e-5)
-        assert [token for token, _ in output.top] == [token for token, _ in expected.top]
-        assert [p for _, p in output.top] == pytest.approx([p for _, p in expected.top], abs=1e-5)
+        assert sampled.token == expected.token
+        assert sampled.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert [token for token, _ in sampled.top] == [token for token, _ in expected.top]
+        assert [p for _, p in sampled.top] == pytest.approx([p for _, p in expected.top], abs=1e-5)
         tokens = ()
     executor.release(sequence)
 
@@ -233,14 +219,8 @@ def test_penalties_do_not_depend_on_company_or_on_a_shared_prompt(small: Path):
     tokens = {}
     for together in (False, True):
         with simulated(small, batch=3) as executor:
-            scheduler = Scheduler(executor)
-            events: dict[int, list[Event]] = {}
-            for prompt, choice in zip(prompts, params, strict=True):
-                scheduler.add(Request(prompt, 5, choice))
-                if not together:
-                    events |= drain(scheduler)
-            events |= drain(scheduler)
-            tokens[together] = [tokens_of(events[sequence]) for sequence in range(3)]
+            requests = [Request(prompt, 5, choice) for prompt, choice in zip(prompts, params, strict=True)]
+            tokens[together] = tokens_of(executor, requests, together=together)
     assert tokens[True] == tokens[False]
     assert len(set(tokens[True][0])) == 5
 

@@ -1,19 +1,19 @@
 """An executor without a model: tests scheduler and engine against the rules of runtime/scheduling/executor.py.
 
-Its cache holds token ids in blocks and its logits are a hash of what the cache holds: a wrong block, position or reuse
-changes the tokens. Every rule is an assertion.
+Its caches hold token ids in blocks, and its logits are a hash of all ids of a sequence: a wrong block, position or
+reuse shows in what a cache holds of them. Every rule is an assertion.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from llmc.runtime.sampling.draw import Sampler
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Output, Samplers, Step, Work
+from llmc.runtime.scheduling.executor import CacheKind, Output, Samplers, Work
 
 
 def fake_logits(history: Sequence[int], vocab: int) -> np.ndarray:
@@ -38,7 +38,10 @@ def one_by_one(
 
 
 class FakeExecutor:
-    """`fail_at` raises in that step; `broken_token` makes the logits after this token NaN."""
+    """`blocks` of all positions (0: no such cache), and `rings`.
+
+    `fail_at` raises in that step; `broken_token` makes the logits after this token NaN.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class FakeExecutor:
         depth: int = 1,
         block_tokens: int = 16,
         blocks: int = 12,
+        rings: tuple[CacheKind, ...] = (),
         mixed: bool = True,
         vocab: int = 31,
         max_context: int = 128,
@@ -56,29 +60,30 @@ class FakeExecutor:
         fail_at: int | None = None,
         broken_token: int | None = None,
     ) -> None:
-        self.depth, self.block_tokens, self.blocks, self.mixed = depth, block_tokens, blocks, mixed
+        self.depth, self.block_tokens, self.mixed = depth, block_tokens, mixed
+        self.caches = ((CacheKind(blocks),) if blocks else ()) + rings
         self.vocab, self.max_context = vocab, max_context
         self.max_prefill, self.max_rows = max_prefill, max_rows
         self.shares, self.sequences, self.notes = shares, sequences, ()
         self.fail_at, self.broken_token = fail_at, broken_token
-        self.steps: list[Step] = []
+        self.steps: list[tuple[Work, ...]] = []
         self.closed = 0
-        self._cache = np.full((blocks, block_tokens), -1, np.int64)
+        self._cache = [np.full((kind.blocks, block_tokens), -1, np.int64) for kind in self.caches]
         self._samplers = Samplers()
-        self._users: dict[int, set[int]] = {}
-        self._blocks: dict[int, tuple[int, ...]] = {}
+        self._users: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self._blocks: dict[int, tuple[tuple[int, ...], ...]] = {}
         self._params: dict[int, SamplingParams] = {}
-        self._length: dict[int, int] = {}
+        self._history: dict[int, list[int]] = {}
         self._released: set[int] = set()
-        self._open: deque[tuple[Step, tuple[Output, ...]]] = deque()
+        self._open: deque[tuple[tuple[Work, ...], tuple[Output, ...]]] = deque()
 
-    def submit(self, step: Step) -> object:
+    def submit(self, works: tuple[Work, ...]) -> object:
         assert not self.closed
-        self._check_step(step)
+        self._check_step(works)
         if self.fail_at == len(self.steps):
             raise RuntimeError("the device is on fire")
-        self.steps.append(step)
-        ticket = (step, tuple(self._run(work) for work in step.work))
+        self.steps.append(works)
+        ticket = (works, tuple(self._run(work) for work in works))
         self._open.append(ticket)
         assert len(self._open) <= self.depth + 1
         return ticket
@@ -88,12 +93,13 @@ class FakeExecutor:
         return self._open.popleft()[1]
 
     def release(self, sequence: int) -> None:
-        assert all(work.sequence != sequence for step, _ in self._open for work in step.work), "released too early"
-        for block in self._blocks.pop(sequence):
-            self._users[block].remove(sequence)
-            if not self.shares:
-                self._cache[block] = -1
-        del self._length[sequence]
+        assert all(work.sequence != sequence for works, _ in self._open for work in works), "released too early"
+        for kind, blocks in enumerate(self._blocks.pop(sequence)):
+            for block in blocks:
+                self._users[kind, block].remove(sequence)
+                if not self.shares:
+                    self._cache[kind][block] = -1
+        del self._history[sequence]
         self._released.add(sequence)
         self._samplers.release(sequence)
 
@@ -105,14 +111,14 @@ class FakeExecutor:
         """Sequences that are not released."""
         return len(self._blocks)
 
-    def _check_step(self, step: Step) -> None:
-        assert step.work, "an empty step"
-        assert len({work.sequence for work in step.work}) == len(step.work), "a sequence twice in a step"
-        prompts = [work for work in step.work if work.is_prompt]
+    def _check_step(self, works: tuple[Work, ...]) -> None:
+        assert works, "an empty step"
+        assert len({work.sequence for work in works}) == len(works), "a sequence twice in a step"
+        prompts = [work for work in works if work.is_prompt]
         assert sum(len(work.tokens) for work in prompts) <= self.max_prefill
         assert sum(len(work.tokens) for work in prompts if work.rows == "all") <= self.max_rows
-        assert self.mixed or not prompts or len(step.work) == 1, "a mixed step"
-        for work in step.work:
+        assert self.mixed or not prompts or len(works) == 1, "a mixed step"
+        for work in works:
             self._check_work(work)
 
     def _check_work(self, work: Work) -> None:
@@ -120,13 +126,11 @@ class FakeExecutor:
         assert name not in self._released
         first = name not in self._blocks
         assert len(self._blocks) + first <= self.sequences, "too many sequences"
-        assert work.start == self._length.get(name, len(work.cached)), "a gap or an overlap in positions"
+        assert work.start == len(self._history.get(name, work.cached)), "a gap or an overlap in positions"
         assert first or not work.cached
         if work.cached:
             assert self.shares and work.is_prompt and len(work.cached) % self.block_tokens == 0
-            held = self._cache[list(work.blocks)].reshape(-1)[: work.start]
-            assert tuple(held) == work.cached, "blocks that hold something else"
-        assert work.end <= min(len(work.blocks) * self.block_tokens, self.max_context)
+        assert work.end <= self.max_context
         if work.is_prompt:
             assert work.tokens and work.end <= work.prompt_tokens
             assert work.sample is None or work.end == work.prompt_tokens
@@ -137,26 +141,41 @@ class FakeExecutor:
         assert self._blocks.setdefault(name, work.blocks) == work.blocks, "blocks changed"
         if work.sample is not None:
             assert self._params.setdefault(name, work.sample) == work.sample, "sampled in another way than before"
-        for block in work.blocks:
-            assert 0 <= block < self.blocks
-            self._users.setdefault(block, set()).add(name)
-        written = work.blocks[work.start // self.block_tokens : -(-work.end // self.block_tokens)]
-        for block in written:
-            assert self._users[block] == {name}, "a block of another sequence"
+        for index, (kind, blocks) in enumerate(zip(self.caches, work.blocks, strict=True)):
+            assert len(set(blocks)) == len(blocks) and all(0 <= block < kind.blocks for block in blocks)
+            assert len(blocks) * self.block_tokens >= kind.kept(work.end), "too few blocks"
+            if kind.positions is not None:
+                assert (len(blocks) - 1) * self.block_tokens < kind.positions, "more blocks than a ring has"
+            for block in blocks:
+                self._users[index, block].add(name)
+            for position in range(work.start, work.end):
+                assert self._users[index, self._place(blocks, position)[0]] == {name}, "a block of another sequence"
+        if work.cached:
+            self._check_held(work, list(work.cached))
+
+    def _place(self, blocks: tuple[int, ...], position: int) -> tuple[int, int]:
+        """The block and the place in it of a position: where there are fewer blocks than positions, a ring."""
+        index, offset = divmod(position, self.block_tokens)
+        return blocks[index % len(blocks)], offset
+
+    def _check_held(self, work: Work, history: list[int]) -> None:
+        for kind, blocks, cache in zip(self.caches, work.blocks, self._cache, strict=True):
+            held = range(len(history) - kind.kept(len(history)), len(history))
+            found = [int(cache[self._place(blocks, position)]) for position in held]
+            assert found == [history[position] for position in held], "blocks that hold something else"
 
     def _run(self, work: Work) -> Output:
         tokens = work.tokens or (self._samplers.token(work.sequence),)
-        rows = []
+        history = self._history.setdefault(work.sequence, list(work.cached))
         for position, token in enumerate(tokens, work.start):
-            block, offset = divmod(position, self.block_tokens)
-            self._cache[work.blocks[block], offset] = token
-            rows.append(position + 1)
-        self._length[work.sequence] = work.end
+            history.append(token)
+            for blocks, cache in zip(work.blocks, self._cache, strict=True):
+                cache[self._place(blocks, position)] = token
+        self._check_held(work, history)
         if work.sample is None and work.rows == "none":
             return self._samplers.output(work, None)
-        history = self._cache[list(work.blocks)].reshape(-1)
-        wanted = rows if work.rows == "all" else rows[-1:]
-        logits = np.stack([fake_logits(history[:end].tolist(), self.vocab) for end in wanted])
+        ends = range(work.start + 1, work.end + 1) if work.rows == "all" else [work.end]
+        logits = np.stack([fake_logits(history[:end], self.vocab) for end in ends])
         if tokens[-1] == self.broken_token:
             logits[-1, 3] = np.nan
         return self._samplers.output(work, logits)

@@ -21,7 +21,8 @@ from llmc.runtime.cuda.device import CudaDevice, Options
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 PROMPTS = (3, 40, 90, 5, 12, 1)
 """Tokens of each; the next comes when one has ended, so prompts and decoding share steps."""
@@ -60,18 +61,15 @@ def run(path: Path, *, pdl: bool, graphs: bool) -> dict[str, Any]:
 
     executor = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=None)
     try:
-        scheduler, there, tokens = Scheduler(executor), 0, [0] * len(PROMPTS)
-        waiting = [Request(tuple(range(2, 2 + n)), m) for n, m in zip(PROMPTS, ANSWERS, strict=True)]
+        requests = [Request(tuple(range(2, 2 + n)), m) for n, m in zip(PROMPTS, ANSWERS, strict=True)]
+        scheduler, waiting = Scheduler(executor), list(requests)
         while waiting or not scheduler.idle:
-            while waiting and there < AT_ONCE:
+            while waiting and sum(request.finish is None for request in requests) - len(waiting) < AT_ONCE:
                 scheduler.add(waiting.pop(0))
-                there += 1
-            for event in scheduler.step():
-                there -= event.finish is not None
-                tokens[event.output.sequence] += event.output.token is not None
+            scheduler.step()
     finally:
         executor.close()
-    return {"tokens": tokens, "steps": made[0].steps}
+    return {"tokens": [len(request.tokens) for request in requests], "steps": made[0].steps}
 
 
 def main(path: Path, folder: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_list_of_prompts_runs_together_and_gives_the_results_of_each_alone(
     assert [result.token_ids for result in results] == [
         one_by_one(prompt, SamplingParams(temperature=1.0, seed=3), 9, tokenizer.vocab_size) for prompt in prompts
     ]
-    assert max(len(step.work) for step in executor.steps) > 1
+    assert max(len(step) for step in executor.steps) > 1
     texts = ["def f(x):", "import os"]
     assert [result.text for result in engine.generate(texts, max_tokens=5)] == [
         engine.generate(text, max_tokens=5).text for text in texts
@@ -102,8 +102,8 @@ def test_a_text_prompt_is_encoded_and_its_special_tokens_are_plain_unless_asked_
     special = next(iter(tokenizer.special_tokens))
     for asked in (False, True):
         engine.generate(f"x = {special}", max_tokens=1, special=asked)
-        last = executor.steps[-1].work[0].sequence
-        works = [work for step in executor.steps for work in step.work if work.sequence == last and work.is_prompt]
+        last = executor.steps[-1][0].sequence
+        works = [work for step in executor.steps for work in step if work.sequence == last and work.is_prompt]
         ids = [token for work in works for token in work.tokens]
         assert ids == tokenizer.encode(f"x = {special}", special=asked)
         assert (tokenizer.special_tokens[special] in ids[1:]) is asked
@@ -221,7 +221,7 @@ def test_a_cancelled_request_leaves_and_the_others_stay(engine_of: Open, tokeniz
         assert stream.result().text == tokenizer.decode(stream.result().token_ids)
     engine.close()
     assert executor.live == 0
-    assert max(work.end for step in executor.steps for work in step.work if work.sequence == 0) < 30
+    assert max(work.end for step in executor.steps for work in step if work.sequence == 0) < 30
 
 
 def test_a_dropped_stream_is_cancelled(engine_of: Open, tokenizer: Tokenizer) -> None:

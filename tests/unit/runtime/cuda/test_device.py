@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.fakes.driver import FakeApi, FakeKernel, Result
+from support.running import run_some
 from support.toy_gpu import HEIGHT, IMAGES, KERNELS, MAX_BLOCKS, SHARED, VOCAB, answer, toy_engine, toy_plan
 
 from llmc.runtime.chips import target_for
@@ -20,8 +21,9 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.executor import Step, Work
-from llmc.runtime.scheduling.scheduler import Request, Scheduler
+from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.request import Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +81,10 @@ def test_requests_through_scheduler_and_device_give_the_models_tokens(toy: Path,
     api = FakeApi(KERNELS)
     with executor(toy, api, batch=batch, graphs=graphs) as running:
         scheduler = Scheduler(running)
-        waiting = [Request(tuple(t % VOCAB for t in p), n) for p, n in zip(prompts, counts, strict=True)]
-        tokens: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
-        there = 0
-        while waiting or not scheduler.idle:
-            while waiting and there < batch:
-                scheduler.add(waiting.pop(0))
-                there += 1
-            for event in scheduler.step():
-                there -= event.finish is not None
-                if event.output.token is not None:
-                    tokens[event.output.sequence].append(event.output.token)
+        requests = [Request(tuple(t % VOCAB for t in p), n) for p, n in zip(prompts, counts, strict=True)]
+        run_some(scheduler, requests, batch)
     expected = [answer(tuple(t % VOCAB for t in p), n) for p, n in zip(prompts, counts, strict=True)]
-    assert [tokens[index] for index in range(len(prompts))] == expected
+    assert [request.tokens for request in requests] == expected
     assert nothing_left(api)
 
 
@@ -99,8 +92,8 @@ def test_wanted_logits_come_back_whole_and_belong_to_the_caller(toy: Path):
     api = FakeApi(KERNELS)
     with executor(toy, api) as running:
         prompt = (4, 8, 15)
-        (first,) = running.collect(running.submit(Step((Work(0, prompt, 0, (1,), None, 3, rows="all"),))))
-        (second,) = running.collect(running.submit(Step((Work(0, (9,), 3, (1,), None, 3, rows="last"),))))
+        (first,) = running.collect(running.submit((Work(0, prompt, 0, ((1,),), None, 3, rows="all"),)))
+        (second,) = running.collect(running.submit((Work(0, (9,), 3, ((1,),), None, 3, rows="last"),)))
     assert first.logits is not None and second.logits is not None
     assert first.logits.argmax(axis=1).tolist() == [9, 17, 32]
     assert first.logits.max(axis=1).tolist() == [2 * HEIGHT] * 3

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.runtime.errors import EngineError, RecipeError
-from llmc.runtime.sampling.draw import Sampler, draw
+from llmc.runtime.sampling.draw import Sampled, Sampler, draw
 from llmc.runtime.sampling.params import SamplingParams, defaults_of
 from llmc.runtime.sampling.philox import philox4x32, uniform
 from llmc.runtime.scheduling.executor import Samplers, Work
@@ -231,13 +231,13 @@ def test_logits_that_are_not_finite_are_an_error_and_never_a_token(bad: float, p
 
 def test_an_executor_reports_bad_logits_as_the_error_of_one_sequence() -> None:
     samplers = Samplers()
-    good = Work(1, (5, 6), 0, (0,), SamplingParams(), 2, "all")
-    bad = Work(2, (5, 6), 0, (1,), SamplingParams(), 2)
+    good = Work(1, (5, 6), 0, ((0,),), SamplingParams(), 2, "all")
+    bad = Work(2, (5, 6), 0, ((1,),), SamplingParams(), 2)
     rows = np.array([[0, 9, 0], [0, 0, 9]], np.float32)
     output = samplers.output(good, rows)
-    assert output.token == 2 and output.logits is rows and samplers.token(1) == 2
+    assert output.sampled == Sampled(2) and output.logits is rows and samplers.token(1) == 2
     failed = samplers.output(bad, np.full((1, 3), np.nan, np.float32))
-    assert failed.token is None and isinstance(failed.error, EngineError) and samplers.token(2) == 0
+    assert failed.sampled is None and isinstance(failed.error, EngineError) and samplers.token(2) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,32 @@ from support.fakes.executor import FakeExecutor, fake_logits, one_by_one
 
 from llmc.runtime.errors import EngineError, RecipeError
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.scheduler import Event, Request, Scheduler
+from llmc.runtime.scheduling.executor import CacheKind, Output
+from llmc.runtime.scheduling.request import FinishReason, Request
+from llmc.runtime.scheduling.scheduler import Scheduler
 
 SAMPLED = SamplingParams(temperature=1.0, seed=11, repetition_penalty=1.2, frequency_penalty=0.5)
 CPU_LIKE = {"depth": 0, "mixed": False, "block_tokens": 64, "blocks": 3, "max_context": 64}
 
 
-def drain(scheduler: Scheduler, limit: int = 2000) -> list[Event]:
-    events: list[Event] = []
+class Noted(Request):
+    """A request that keeps its outputs, and lets nothing come after its end."""
+
+    def receive(self, output: Output, finish: FinishReason | None) -> None:
+        assert self.finish is None, "an output after the end"
+        self.outputs = [*getattr(self, "outputs", []), output]
+        super().receive(output, finish)
+
+
+def drain(scheduler: Scheduler, limit: int = 2000) -> None:
     while not scheduler.idle:
-        events += scheduler.step()
+        scheduler.step()
         limit -= 1
         assert limit, "the scheduler does not end"
-    return events
 
 
-def tokens_of(events: list[Event], sequence: int) -> list[int]:
-    return [
-        event.output.token for event in events if event.output.sequence == sequence and event.output.token is not None
-    ]
+def all_free(scheduler: Scheduler, executor: FakeExecutor) -> bool:
+    return scheduler.free_blocks == tuple(kind.blocks for kind in executor.caches) and executor.live == 0
 
 
 @st.composite
@@ -43,7 +50,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
         params = draw(
             st.sampled_from([SamplingParams(), SAMPLED, SamplingParams(temperature=1.5, top_p=0.9, seed=index)])
         )
-        request = Request(prompt, draw(st.integers(1, 20)), params)
+        request = Noted(prompt, draw(st.integers(1, 20)), params)
         requests.append((draw(st.integers(0, 25)), request, draw(st.none() | st.integers(0, 10))))
     return requests
 
@@ -57,6 +64,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     max_prefill=st.sampled_from([1, 8, 64]),
     eos=st.sampled_from([(), (3, 4, 5, 6)]),
     shares=st.booleans(),
+    rings=st.lists(st.sampled_from([(3, 10), (2, 64), (9, 33)]), max_size=2),
     sequences=st.integers(1, 8),
 )
 def test_every_schedule_gives_the_tokens_of_a_request_alone(
@@ -67,8 +75,10 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
     max_prefill: int,
     eos: tuple[int, ...],
     shares: bool,
+    rings: list[tuple[int, int]],
     sequences: int,
 ) -> None:
+    each = [CacheKind(sequences * -(-positions // layout[0]), positions) for sequences, positions in rings]
     executor = FakeExecutor(
         depth=depth,
         mixed=mixed,
@@ -76,44 +86,32 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
         blocks=layout[1],
         max_context=64,
         max_prefill=max_prefill,
-        shares=shares,
+        rings=tuple(each),
+        shares=shares and not each,
         sequences=sequences,
     )
     scheduler = Scheduler(executor, eos)
     arrivals = sorted(workload, key=lambda item: item[0])
-    running: dict[int, tuple[Request, int | None]] = {}
-    got: dict[int, list[int]] = {}
-    ends: dict[int, str] = {}
+    running: list[tuple[Request, int | None]] = []
     step = 0
     while arrivals or not scheduler.idle:
         while arrivals and arrivals[0][0] <= step:
             _, request, cancel_after = arrivals.pop(0)
-            sequence = scheduler.add(request)
-            running[sequence], got[sequence] = (request, cancel_after), []
-            if cancel_after == 0:
-                scheduler.finish(sequence)
-                ends[sequence] = "cancelled"
-        for event in scheduler.step():
-            sequence = event.output.sequence
-            assert sequence not in ends, "an event after the end"
-            if event.output.token is not None:
-                got[sequence].append(event.output.token)
-            if event.finish:
-                ends[sequence] = event.finish
-            elif len(got[sequence]) == running[sequence][1]:
-                scheduler.finish(sequence)
-                ends[sequence] = "cancelled"
+            running.append((scheduler.add(request), cancel_after))
+        for request, cancel_after in running:
+            if len(request.tokens) == cancel_after:
+                scheduler.cancel(request)
+        scheduler.step()
         step += 1
         assert step < 3000
-    assert set(ends) == set(running)
-    for sequence, (request, _) in running.items():
+    for request, _ in running:
         alone = one_by_one(request.prompt, request.params, request.max_tokens, executor.vocab, eos)
-        if ends[sequence] == "cancelled":
-            assert got[sequence] == alone[: len(got[sequence])]
+        if request.finish == "cancelled":
+            assert request.tokens == alone[: len(request.tokens)]
         else:
-            assert got[sequence] == alone
-            assert ends[sequence] == ("stop" if alone[-1] in eos else "length")
-    assert scheduler.free_blocks == executor.blocks and executor.live == 0
+            assert request.tokens == alone
+            assert request.finish == ("stop" if alone[-1] in eos else "length")
+    assert all_free(scheduler, executor)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -127,9 +125,9 @@ def test_prompt_chunks_and_decode_steps_take_turns_where_they_cannot_mix(depth: 
     scheduler.add(Request(tuple(range(16)), 20))
     scheduler.add(Request(tuple(range(9)), 20))
     drain(scheduler)
-    kinds = ["prompt" if step.work[0].is_prompt else "decode" for step in executor.steps[before : before + 14]]
+    kinds = ["prompt" if step[0].is_prompt else "decode" for step in executor.steps[before : before + 14]]
     assert kinds == ["prompt", "decode"] * 7
-    assert len(executor.steps[before + 13].work) == 3
+    assert len(executor.steps[before + 13]) == 3
 
 
 def test_a_mixed_step_has_all_decodes_and_a_budget_of_prompt_tokens() -> None:
@@ -138,30 +136,32 @@ def test_a_mixed_step_has_all_decodes_and_a_budget_of_prompt_tokens() -> None:
     for length in (5, 9, 1):
         scheduler.add(Request(tuple(range(length)), 6))
     drain(scheduler)
-    sizes = [[len(work.tokens) for work in step.work] for step in executor.steps[:4]]
+    sizes = [[len(work.tokens) for work in step] for step in executor.steps[:4]]
     assert sizes == [[5, 3], [0, 6, 1], [0, 0, 0], [0, 0, 0]]
 
 
 def test_a_pipelined_executor_gets_the_next_step_before_the_token_is_known() -> None:
     executor = FakeExecutor(depth=1)
     scheduler = Scheduler(executor)
-    scheduler.add(Request((1, 2, 3), 5))
-    assert scheduler.step() == []
-    assert len(scheduler.step()) == 1
-    assert executor.steps[1].work[0].tokens == ()
-    assert len(tokens_of(drain(scheduler), 0)) == 4
+    request = scheduler.add(Request((1, 2, 3), 5))
+    scheduler.step()
+    assert request.tokens == []
+    scheduler.step()
+    assert len(request.tokens) == 1
+    assert executor.steps[1][0].tokens == ()
+    drain(scheduler)
+    assert len(request.tokens) == 5
 
 
 def test_surplus_tokens_of_a_pipelined_executor_are_dropped() -> None:
     alone = one_by_one((1, 2, 3), SamplingParams(), 8, 31)
     executor = FakeExecutor(depth=2)
     scheduler = Scheduler(executor, [alone[2]])
-    scheduler.add(Request((1, 2, 3), 8))
-    events = drain(scheduler)
-    assert tokens_of(events, 0) == alone[:3]
-    assert events[-1].finish == "stop"
+    request = scheduler.add(Request((1, 2, 3), 8))
+    drain(scheduler)
+    assert (request.tokens, request.finish) == (alone[:3], "stop")
     assert len(executor.steps) > 3, "the executor ran ahead"
-    assert scheduler.free_blocks == executor.blocks
+    assert all_free(scheduler, executor)
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
@@ -174,21 +174,23 @@ def test_a_shared_prefix_is_computed_once() -> None:
         scheduler.add(Request(other, 2))
     drain(scheduler)
     starts = {}
-    for work in (work for step in executor.steps for work in step.work if work.is_prompt):
+    for work in (work for step in executor.steps for work in step if work.is_prompt):
         starts.setdefault(work.sequence, (work.start, len(work.tokens)))
     assert starts == {0: (0, 13), 1: (8, 2), 2: (12, 1), 3: (0, 14)}
-    assert scheduler.free_blocks == executor.blocks
+    assert all_free(scheduler, executor)
     again = scheduler.add(Request(prompt, 2))
-    assert tokens_of(drain(scheduler), again) == one_by_one(prompt, SamplingParams(), 2, 31), "after its first users"
+    drain(scheduler)
+    assert again.tokens == one_by_one(prompt, SamplingParams(), 2, 31), "after its first users"
 
 
 def test_shared_blocks_are_taken_back_when_room_is_needed() -> None:
     executor = FakeExecutor(shares=True, block_tokens=4, blocks=4, max_prefill=64)
     scheduler = Scheduler(executor)
     for prompt in ((1,) * 8, (2,) * 14, (1,) * 8):
-        sequence = scheduler.add(Request(prompt, 2))
-        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SamplingParams(), 2, 31)
-    assert [step.work[0].start for step in executor.steps if step.work[0].is_prompt] == [0, 0, 0]
+        request = scheduler.add(Request(prompt, 2))
+        drain(scheduler)
+        assert request.tokens == one_by_one(prompt, SamplingParams(), 2, 31)
+    assert [step[0].start for step in executor.steps if step[0].is_prompt] == [0, 0, 0]
 
 
 def test_penalties_count_the_tokens_of_a_shared_prefix() -> None:
@@ -196,26 +198,29 @@ def test_penalties_count_the_tokens_of_a_shared_prefix() -> None:
     scheduler = Scheduler(executor)
     prompt = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     for _ in range(2):
-        sequence = scheduler.add(Request(prompt, 8, SAMPLED))
-        assert tokens_of(drain(scheduler), sequence) == one_by_one(prompt, SAMPLED, 8, 31)
+        request = scheduler.add(Request(prompt, 8, SAMPLED))
+        drain(scheduler)
+        assert request.tokens == one_by_one(prompt, SAMPLED, 8, 31)
 
 
 def test_end_of_sequence_can_be_ignored() -> None:
     alone = one_by_one((1, 2, 3), SamplingParams(), 8, 31)
     scheduler = Scheduler(FakeExecutor(), [alone[2]])
-    scheduler.add(Request((1, 2, 3), 8, ignore_eos=True))
-    assert tokens_of(drain(scheduler), 0) == alone
+    request = scheduler.add(Request((1, 2, 3), 8, ignore_eos=True))
+    drain(scheduler)
+    assert request.tokens == alone
 
 
 def test_a_large_request_is_not_overtaken_for_ever() -> None:
     executor = FakeExecutor(block_tokens=16, blocks=4, max_context=64)
     scheduler = Scheduler(executor)
     scheduler.add(Request((1,), 15))
-    scheduler.add(Request((2,) * 40, 20))
+    large = scheduler.add(Request((2,) * 40, 20))
     small = [scheduler.add(Request((3,), 5)) for _ in range(20)]
-    events = drain(scheduler)
-    ends = [event.output.sequence for event in events if event.finish]
-    assert ends.index(1) < min(ends.index(sequence) for sequence in small)
+    while large.finish is None:
+        scheduler.step()
+        assert not any(request.finish for request in small)
+    drain(scheduler)
 
 
 @pytest.mark.parametrize("options", [{}, CPU_LIKE], ids=["mixed", "cpu"])
@@ -223,35 +228,34 @@ def test_all_logits_come_in_chunks_in_order(options: dict[str, int]) -> None:
     executor = FakeExecutor(**options)  # type: ignore[arg-type]
     scheduler = Scheduler(executor)
     prompt = tuple(i % 31 for i in range(29))
-    scheduler.add(Request(prompt, 0, all_logits=True))
-    scheduler.add(Request((5, 6), 4))
-    events = drain(scheduler)
-    chunks = [event.output.logits for event in events if event.output.sequence == 0]
-    rows = np.concatenate([chunk for chunk in chunks if chunk is not None])
+    scored, other = Noted(prompt, 0, all_logits=True), Request((5, 6), 4)
+    scheduler.add(scored)
+    scheduler.add(other)
+    drain(scheduler)
+    rows = np.concatenate([output.logits for output in scored.outputs if output.logits is not None])
     assert (rows == np.stack([fake_logits(prompt[: i + 1], 31) for i in range(29)])).all()
-    assert [event.finish for event in events if event.output.sequence == 0] == [None] * (len(chunks) - 1) + ["length"]
-    assert tokens_of(events, 1) == one_by_one((5, 6), SamplingParams(), 4, 31)
+    assert scored.finish == "length"
+    assert other.tokens == one_by_one((5, 6), SamplingParams(), 4, 31)
 
 
 def test_bad_logits_end_one_request_and_no_other() -> None:
     alone = one_by_one((1, 2), SamplingParams(), 6, 31)
     executor = FakeExecutor(broken_token=29)
     scheduler = Scheduler(executor)
-    scheduler.add(Request((1, 29), 6))
-    scheduler.add(Request((1, 2), 6))
-    events = drain(scheduler)
-    failed = [event for event in events if event.output.sequence == 0]
-    assert len(failed) == 1 and failed[0].finish == "error" and isinstance(failed[0].output.error, EngineError)
-    assert tokens_of(events, 1) == alone
-    assert scheduler.free_blocks == executor.blocks and executor.live == 0
+    failed = scheduler.add(Request((1, 29), 6))
+    other = scheduler.add(Request((1, 2), 6))
+    drain(scheduler)
+    assert failed.finish == "error" and isinstance(failed.error, EngineError) and not failed.tokens
+    assert other.tokens == alone
+    assert all_free(scheduler, executor)
 
 
 def test_generation_ends_where_the_cache_ends() -> None:
     executor = FakeExecutor(max_context=32)
     scheduler = Scheduler(executor)
-    scheduler.add(Request((1,) * 30, 500))
-    events = drain(scheduler)
-    assert len(tokens_of(events, 0)) == 2 and events[-1].finish == "length"
+    request = scheduler.add(Request((1,) * 30, 500))
+    drain(scheduler)
+    assert len(request.tokens) == 2 and request.finish == "length"
 
 
 @pytest.mark.parametrize(
@@ -278,3 +282,34 @@ def test_few_blocks_bound_a_request_too() -> None:
     assert scheduler.capacity == 32
     with pytest.raises(RecipeError, match="room for 32 tokens"):
         scheduler.add(Request((1,) * 40, 1))
+
+
+def test_a_ring_takes_the_same_blocks_of_a_long_request_and_of_a_short_one() -> None:
+    executor = FakeExecutor(blocks=0, rings=(CacheKind(4, 20),), block_tokens=16, max_context=128)
+    scheduler = Scheduler(executor)
+    assert scheduler.capacity == 128
+    requests = [scheduler.add(Request((index,) * 100, 9)) for index in range(3)]
+    scheduler.step()
+    assert scheduler.free_blocks == (0,) and executor.live == 1
+    drain(scheduler)
+    assert [request.tokens for request in requests] == [
+        one_by_one((index,) * 100, SamplingParams(), 9, 31) for index in range(3)
+    ]
+    assert all_free(scheduler, executor)
+
+
+def test_a_request_waits_until_every_kind_of_cache_has_room() -> None:
+    executor = FakeExecutor(blocks=8, rings=(CacheKind(1, 16),), block_tokens=16)
+    scheduler = Scheduler(executor)
+    for _ in range(2):
+        scheduler.add(Request((1, 2), 4))
+    scheduler.step()
+    assert scheduler.free_blocks == (7, 0) and executor.live == 1
+    drain(scheduler)
+    assert all_free(scheduler, executor)
+
+
+def test_only_one_kind_of_cache_that_keeps_everything_is_shared() -> None:
+    for blocks in (12, 0):
+        with pytest.raises(AssertionError, match="is shared"):
+            Scheduler(FakeExecutor(shares=True, blocks=blocks, rings=(CacheKind(4, 20),)))

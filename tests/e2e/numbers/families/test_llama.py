@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.families import BOUND, CONFIG, LENGTH, NEW, Case, Written, answers, difference, write
+from support.samples.families import BOUND, CONFIG, LENGTH, NEW, Case, Written, answers, difference, write
 
 import llmc
 from llmc.compiler.build import build as build_engine

@@ -6,10 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+TWINS: set[str] = set()
+"""Environment variables of all flags."""
+
 
 def flag(name: str, help: str, **more: Any) -> Any:
     """A typer option called `--name`, with the environment variable LLMC_NAME."""
     twin = "LLMC_" + name.removeprefix("--").replace("-", "_").upper()
+    TWINS.add(twin)
     short = more.pop("short", ())
     return typer.Option(name, *short, help=help, envvar=twin, **more)
 

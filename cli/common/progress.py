@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ...runtime.environment import dumb_terminal
 from ...runtime.progress import NO_PROGRESS, Progress
 from . import console
 
@@ -23,7 +23,7 @@ def for_terminal(quiet: bool) -> Progress:
     """The progress that fits stderr; `quiet` (with --json) reports nothing."""
     if quiet:
         return NO_PROGRESS
-    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stderr is not None and sys.stderr.isatty() and not dumb_terminal():
         return _Bars()
     return _Lines()
 

@@ -50,9 +50,9 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
 
 def _compiled_for(name: str) -> int:
     """The compute capability that kernels for a chip are compiled for: of B300 that of its family."""
-    from ...runtime.chips import SM, chip, target_for
+    from ...runtime.chips import SM, chip, runs_on
 
-    return SM[target_for(chip(name).sm) or ""]
+    return next(sm for sm in SM.values() if runs_on(sm, chip(name).sm))
 
 
 def _need_compiler() -> None:

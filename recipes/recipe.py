@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from ..runtime.chips import GPUS, TARGETS, target_of
 from ..runtime.dtypes import NARROW_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from ..runtime.files.safetensors import open_regular, read_at
 from ..runtime.files.strict_json import canonical
+from .flags import BuildFlags
 from .strict_yaml import Document, Mapping, Node
 
 SCHEMA = "recipes/recipe.schema.json"
@@ -25,21 +26,6 @@ _KEYS = ("version", "extends", "quantize", "kv", "targets", "max_context", "max_
 _NOT_BUILT_YET = ("parallel", "gates")
 # A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format.
 _HEAD_FORMAT = {"int4": "int8", "int4-g128": "int8"}
-
-
-class BuildFlags(TypedDict, total=False):
-    """What a build lays over its recipe; None and what is absent leave the recipe's value.
-
-    quantize: one weight format for all, or "none". activations, kv: "fp8" or "none", for profiles of GPUs. targets:
-    kinds of machine, or GPUs by name. max_context: tokens of a sequence. max_batch: sequences at the same time.
-    """
-
-    quantize: str | None
-    activations: str | None
-    kv: str | None
-    targets: Sequence[str] | None
-    max_context: int | None
-    max_batch: int | None
 
 
 @dataclass(frozen=True)
@@ -125,8 +111,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     return _read_bundled(name_or_path)
 
 
-def with_flags(recipe: Recipe | None, **flags: Unpack[BuildFlags]) -> Recipe:
-    """The recipe with command-line values put over it.
+def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) -> Recipe:
+    """The recipe, also one by name or path (see `load_recipe`), with command-line values put over it.
 
     `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
     """
@@ -136,8 +122,10 @@ def with_flags(recipe: Recipe | None, **flags: Unpack[BuildFlags]) -> Recipe:
         head = _HEAD_FORMAT.get(given["default_format"])
         given["rules"] = (QuantizeRule("lm_head", head),) if head else ()
     if "targets" in given:
-        given["targets"] = tuple(given["targets"])
-    return replace(recipe or Recipe(), **given)
+        names = given["targets"]
+        given["targets"] = tuple(map(str.strip, names.split(",")) if isinstance(names, str) else names)
+    found = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    return replace(found or Recipe(), **given)
 
 
 def wrong_version(version: int) -> str:

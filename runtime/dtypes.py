@@ -12,45 +12,47 @@ import numpy as np
 class Dtype:
     """A number type that tensors are stored in.
 
-    name: in safetensors files. numpy: what holds it on the host; types that numpy lacks are held as their raw bits.
-    onnx: TensorProto.DataType of the values ONNX Runtime is given, 0 for types it is never given. kernel, pointer: in
-    launch plans, and Triton's pointer to it; kernels read 8-bit floats and packed codes as u8. config: in config.json,
-    for types that weights of a checkpoint may have.
+    name: in safetensors files. held, numpy: what holds it on the host, raw bits where numpy lacks the type. onnx:
+    TensorProto.DataType of the values ONNX Runtime is given, 0 for types it is never given. kernel, pointer: in launch
+    plans, and Triton's pointer to it; kernels read 8-bit floats and packed codes as u8. config: in config.json, for
+    types that weights of a checkpoint may have.
     """
 
     name: str
-    numpy: np.dtype
+    held: str
     onnx: int = 0
     kernel: str = ""
     pointer: str = ""
     config: str = ""
 
     @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.held)
+
+    @property
     def bytes(self) -> int:
         return self.numpy.itemsize
 
 
-DTYPES: Mapping[str, Dtype] = {
-    name: Dtype(name, np.dtype(held), *more)
-    for name, held, *more in (
-        ("BF16", "<u2", 16, "bf16", "*bf16", "bfloat16"),
-        ("F16", "<f2", 10, "f16", "*fp16", "float16"),
-        ("F32", "<f4", 1, "f32", "*fp32", "float32"),
-        ("I32", "<i4", 6, "i32", "*i32"),
-        ("I64", "<i8", 7, "i64", "*i64"),
-        ("U8", "u1", 2, "u8", "*u8"),
-        ("F8_E4M3", "u1", 0, "u8", "*u8"),
-        ("F8_E8M0", "u1", 0, "u8", "*u8"),
-        ("F8_E5M2", "u1"),
-        ("BOOL", "?"),
-        ("I8", "i1"),
-        ("I16", "<i2"),
-        ("U16", "<u2"),
-        ("U32", "<u4"),
-        ("U64", "<u8"),
-        ("F64", "<f8"),
-    )
-}
+_TABLE = (
+    Dtype("BF16", "<u2", 16, "bf16", "*bf16", "bfloat16"),
+    Dtype("F16", "<f2", 10, "f16", "*fp16", "float16"),
+    Dtype("F32", "<f4", 1, "f32", "*fp32", "float32"),
+    Dtype("I32", "<i4", 6, "i32", "*i32"),
+    Dtype("I64", "<i8", 7, "i64", "*i64"),
+    Dtype("U8", "u1", 2, "u8", "*u8"),
+    Dtype("F8_E4M3", "u1", 0, "u8", "*u8"),
+    Dtype("F8_E8M0", "u1", 0, "u8", "*u8"),
+    Dtype("F8_E5M2", "u1"),
+    Dtype("BOOL", "?"),
+    Dtype("I8", "i1"),
+    Dtype("I16", "<i2"),
+    Dtype("U16", "<u2"),
+    Dtype("U32", "<u4"),
+    Dtype("U64", "<u8"),
+    Dtype("F64", "<f8"),
+)
+DTYPES: Mapping[str, Dtype] = {one.name: one for one in _TABLE}
 """By safetensors name."""
 KERNEL_DTYPES: Mapping[str, Dtype] = {one.kernel: one for one in DTYPES.values() if one.kernel}
 """By name in launch plans. Of u8 only the bits are known."""

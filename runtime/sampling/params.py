@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
@@ -96,7 +96,7 @@ class SamplingParams:
         """The same parameters with a seed: the given one, else one of the operating system's."""
         if self.seed is not None or self.greedy:
             return self
-        return replace(self, seed=secrets.randbits(64))
+        return replace(self, seed=int.from_bytes(os.urandom(8)))
 
     def check_vocab(self, vocab: int) -> None:
         """RecipeError if a biased token is not one of the model's `vocab` tokens."""

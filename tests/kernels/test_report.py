@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.commands import Outcome
 
-from llmc.cli.commands import kernels as command
+from llmc.cli.common import extras
 from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
 from llmc.compiler.targets.cuda.cubins import report, sass
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
@@ -221,7 +221,7 @@ def test_wrong_flags_are_refused(arguments: list[str], message: str, call: Calla
 
 
 def test_without_triton_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "triton" else name)
     found = call("kernels")
     assert (found.code, found.err) == (
         4,

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError
 from ..plan.budget import inputs_of, packed, scratch_of
 from ..plan.formula import value
-from ..plan.inputs import NUMPY
 from ..plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
 from .driver import Driver
 
-_POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
-"""What Triton calls a pointer to a dtype."""
 _CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
 _POINTER = "<Q"
 
@@ -224,7 +222,7 @@ def _check_arguments(plan: Plan, program: Program, launch: Launch, module: Modul
 def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:
     """The types of parameters that an argument can be given to."""
     if argument.tensor is not None:
-        return (_POINTERS[plan.tensor(program, argument.tensor).dtype],)
+        return (KERNEL_DTYPES[plan.tensor(program, argument.tensor).dtype].pointer,)
     return ("fp32", "fp64") if argument.real is not None else ("i32", "i64")
 
 
@@ -239,4 +237,4 @@ def _scratch(kernel: Kernel) -> tuple[int, int]:
 
 
 def _span(tensor: Tensor, at: int, sizes: Mapping[str, int]) -> Span:
-    return Span(at, NUMPY[tensor.dtype], tensor.dims(sizes))
+    return Span(at, KERNEL_DTYPES[tensor.dtype].numpy, tensor.dims(sizes))

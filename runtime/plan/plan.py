@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError, nearest
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
@@ -16,7 +17,6 @@ BLOCK_TOKENS = 64
 VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
-ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
 _CACHE_SIZES = ("blocks",)
 _STATE_SIZES = ("slots",)
 
@@ -37,7 +37,7 @@ class Tensor:
         return tuple(value(dim, sizes) for dim in self.shape)
 
     def bytes(self, sizes: Mapping[str, int]) -> int:
-        size = ITEM_BYTES[self.dtype]
+        size = KERNEL_DTYPES[self.dtype].bytes
         for dim in self.dims(sizes):
             size *= dim
         return size
@@ -198,7 +198,7 @@ def _check(plan: Plan, what: str) -> None:
 
 
 def _check_tensor(tensor: Tensor, where: str) -> None:
-    if tensor.kind not in get_args(Kind) or tensor.dtype not in ITEM_BYTES:
+    if tensor.kind not in get_args(Kind) or tensor.dtype not in KERNEL_DTYPES:
         raise EngineError(f"{where}: kind and dtype", found=f"{tensor.kind}, {tensor.dtype}")
     tensor.dims(dict.fromkeys((*SIZES, *_CACHE_SIZES, *_STATE_SIZES), 1))
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from ..dtypes import KERNEL_DTYPES
 from .budget import CACHE_SHARE, aligned, budget
 from .formula import value
-from .plan import ITEM_BYTES, Binary, Launch, Plan, Program
+from .plan import Binary, Launch, Plan, Program
 
 CACHE = "KV cache"
 """Label of what attention reads of the positions before the step: no launch's own formulas know how many."""
@@ -154,5 +155,5 @@ def _cached_per_position(plan: Plan) -> tuple[int, int]:
         if tensor.kind == "cache":
             block = tensor.bytes({"blocks": 1})
             size += block // plan.block_tokens
-            numbers += block // plan.block_tokens // ITEM_BYTES[tensor.dtype]
+            numbers += block // plan.block_tokens // KERNEL_DTYPES[tensor.dtype].bytes
     return numbers, size

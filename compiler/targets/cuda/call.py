@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
-"""Stored dtypes. E4M3 and E8M0 numbers and packed 4-bit codes are u8: kernels read their bits."""
+from ....runtime.dtypes import KERNEL_DTYPES
+
 ROUNDING = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-20}
 """What rounding a result to its dtype costs at most, relative to the largest: the least tolerance of a case."""
 EMULATE = "EMULATE"
@@ -31,13 +31,17 @@ class Operand:
     shape: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
+        if self.dtype not in KERNEL_DTYPES:
             raise ValueError(f"operand {self.name}: dtype {self.dtype!r}")
+
+    @property
+    def item_bytes(self) -> int:
+        return KERNEL_DTYPES[self.dtype].bytes
 
     @property
     def bytes(self) -> str:
         """Its size as a formula."""
-        return product(*self.shape, DTYPE_BYTES[self.dtype])
+        return product(*self.shape, self.item_bytes)
 
 
 Argument = Operand | int | float | str

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, dims, width
+from ....runtime.dtypes import DTYPES
 from ....runtime.engine_file.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan.inputs import INPUTS
 from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
@@ -18,7 +19,6 @@ from .kernels.sampling import sample as sampling
 from .kernels.sampling import tokens as token_kernels
 from .tuning.tactics import Key
 
-OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
 BIASES = 32
 """Biased tokens of a request that the device adds; of more, the host does."""
 SMALL_M = 64
@@ -90,7 +90,7 @@ class Lowering:
         assert expr is not None, f"{value.name} is neither computed nor a weight"
         stored = raw(expr)
         name = str(value.name)
-        return self._share(name, "weight", Operand(name, OPERAND_DTYPE[stored.dtype], stored.shape))
+        return self._share(name, "weight", Operand(name, DTYPES[stored.dtype].kernel, stored.shape))
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
         """A new buffer for a value: activations unless said otherwise; logits are float32."""

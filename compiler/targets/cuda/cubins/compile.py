@@ -23,21 +23,20 @@ from typing import Any
 
 from .....runtime.chips import chip
 from .....runtime.cuda.launches import layout
+from .....runtime.dtypes import KERNEL_DTYPES
+from .....runtime.environment import for_worker
 from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from .....runtime.machine import cpu_count, memory
 from .....runtime.progress import Progress
 from ..call import Argument, Call, Constant, Operand
-from .cache import VARIABLE, KernelCache, key_of, sources_of
+from .cache import KernelCache, key_of, sources_of
 from .elf import Parameter, image_of
 from .worker import KERNELS, SETTINGS
 
-TYPES = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
-"""Triton's name of a pointer to a stored dtype. Sizes and whole numbers are i32, other numbers fp32."""
 EXTRA = "cuda-build"
 _NEEDED = ("torch", "triton")
 _WORKER_BYTES = 1 << 30
 """What a worker with torch and a large kernel takes at most."""
-_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     f"from {__name__.partition('.targets')[0]}.kernel_imports import prepare; prepare(); "
@@ -141,8 +140,9 @@ def variant_of(call: Call) -> Variant:
 
 
 def _type(argument: Argument) -> str:
+    """Triton's: sizes and whole numbers are i32, other numbers fp32."""
     if isinstance(argument, Operand):
-        return TYPES[argument.dtype]
+        return KERNEL_DTYPES[argument.dtype].pointer
     return "fp32" if isinstance(argument, float) else "i32"
 
 
@@ -238,7 +238,7 @@ def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:
     return ResourceError(
         f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
         found="none of these sources",
-        fix=f"make the pack again from this llmc, or unset {VARIABLE} to compile",
+        fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
     )
 
 
@@ -345,9 +345,14 @@ class _Worker:
             return self._process
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         folder = str(self._folder)
-        return {**kept, **SETTINGS, "TRITON_HOME": folder, "TRITON_CACHE_DIR": f"{folder}/cache", "TMPDIR": folder}
+        return {
+            **for_worker(),
+            **SETTINGS,
+            "TRITON_HOME": folder,
+            "TRITON_CACHE_DIR": f"{folder}/cache",
+            "TMPDIR": folder,
+        }
 
     def _buried(self, variant: Variant, sm: int) -> LlmcError:
         """The error of a worker that gave no answer; the next variant gets a new one."""

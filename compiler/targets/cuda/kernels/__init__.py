@@ -5,12 +5,12 @@ Triton decides at the decorator, so the choice must be made before any kernel fi
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 
+from .....runtime.environment import settle
 from ..call import Suite
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
+settle("TRITON_INTERPRET", "1")
 
 FILES = (
     "attention.flash_decode",

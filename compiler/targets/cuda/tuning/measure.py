@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from .....runtime.cuda.driver import Driver
-from .....runtime.cuda.launches import NUMPY, Parameters, pack
+from .....runtime.cuda.launches import Parameters, pack
 from .....runtime.cuda.ring import Pinned
+from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.errors import LlmcError
 from .....runtime.numbers import bf16_to_f32
 from .....runtime.plan.formula import value
@@ -167,7 +168,7 @@ class _Bench:
         self._launch(ready, 0)
         if nbytes and self._receive(counters, nbytes).any():
             return None
-        raw = self._receive(address, self._y_bytes).view(NUMPY[self._y.dtype])
+        raw = self._receive(address, self._y_bytes).view(KERNEL_DTYPES[self._y.dtype].numpy)
         return bf16_to_f32(raw) if self._y.dtype == "bf16" else raw.astype(np.float32)
 
     def agrees(self, found: np.ndarray | None, expected: np.ndarray | None) -> bool:

@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from .....runtime.cuda.driver import Driver
-from .....runtime.cuda.launches import NUMPY
+from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.engine_file.bind import evaluate, from_json
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import LlmcError
@@ -258,4 +258,4 @@ def _random(source: np.random.Generator, dtype: str, shape: list[int]) -> np.nda
     if dtype == "u8":
         return source.integers(0, 256, math.prod(shape), np.uint8).reshape(shape) & _E4M3_BELOW_2
     numbers = source.standard_normal(shape, np.float32)
-    return f32_to_bf16(numbers) if dtype == "bf16" else numbers.astype(NUMPY[dtype])
+    return f32_to_bf16(numbers) if dtype == "bf16" else numbers.astype(KERNEL_DTYPES[dtype].numpy)

@@ -15,10 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ......runtime.chips import chip
 from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
-from ..linear.tiles import COUNTERS, MULTIPROCESSORS
+from ..linear.tiles import COUNTERS
 from .flash_prefill import capped, load_cached
 from .reference import PAGE, Options, paged
 
@@ -169,7 +170,7 @@ class Parts:
 
 def splits_for(sequences: int, kv_heads: int, max_blocks: int, sm: int) -> int:
     """Parts of a sequence: a power of two, so many that all processors have a program, if there are pages enough."""
-    wanted = MULTIPROCESSORS[sm] // (sequences * kv_heads)
+    wanted = chip(sm).processors // (sequences * kv_heads)
     most = min(MOST_SPLITS, max(max_blocks // LEAST_PAGES, 1))
     return max(min(1 << max(wanted, 1).bit_length() - 1, 1 << most.bit_length() - 1), 1)
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
+from ......runtime.chips import SHARED
 from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
-from ..linear.tiles import SHARED_BYTES
 from .reference import PAGE, Options, paged
 
 ROWS = 64
@@ -197,7 +197,7 @@ def attention_prefill(
         bytes=total(q.bytes, out.bytes),
         operations=product("tokens", 2 * heads * head_dim, PAGE),
         warps=4 if head_dim <= 128 and sm in WARPGROUP_SM else 8,
-        stages=2 if head_dim <= 128 or SHARED_BYTES[sm] > 100 << 10 else 1,
+        stages=2 if head_dim <= 128 or SHARED[sm] > 100 << 10 else 1,
     )
 
 

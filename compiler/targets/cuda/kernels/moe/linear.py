@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from ...call import DTYPE_BYTES, Call, Case, Constant, Kernel, Operand, Suite, product, total
+from ...call import Call, Case, Constant, Kernel, Operand, Suite, product, total
 from ..linear.common import dense_sum, finish, gather_parts, operands, quantized_sum, scale_sum, tile_constants
 from ..linear.tiles import Tile
 from . import cases as moe_cases
@@ -154,7 +154,7 @@ def moe_linear(
         {**constants, **tile_constants(tile), **sizes},
         (-(-n // tile.block_n), blocks, tile.splits),
         writes=("y", "workspace", "counters") if split else ("y",),
-        bytes=total(*read, product("tokens", chosen, k * DTYPE_BYTES[x.dtype] + n * DTYPE_BYTES[y.dtype])),
+        bytes=total(*read, product("tokens", chosen, k * x.item_bytes + n * y.item_bytes)),
         operations=product("tokens", 2 * chosen * n * k),
         warps=tile.warps,
         stages=tile.stages,

@@ -45,7 +45,7 @@ HELD: dict[str, int] = {
     "quantize": 209,
     "quantize/formats": 267,
     "recipes": 311,
-    "runtime": 867,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
+    "runtime": 867,  # dtypes.py, environment.py: what many files had; chips
     "runtime/cpu": 381,  # notes
     "runtime/cuda": 993,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,

@@ -34,6 +34,11 @@ class Operand:
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"operand {self.name}: dtype {self.dtype!r}")
 
+    @staticmethod
+    def of(name: str, dtype: str, *shape: int | str) -> Operand:
+        """As the functions that make room for a kernel's results call what makes operands."""
+        return Operand(name, dtype, shape)
+
     @property
     def bytes(self) -> str:
         """Its size as a formula."""

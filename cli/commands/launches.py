@@ -11,7 +11,7 @@ from ..common import console
 
 if TYPE_CHECKING:
     from ...runtime.chips import Chip
-    from ...runtime.plan.plan import Binary, Plan, Program
+    from ...runtime.plan.plan import MachineCode, Plan, Program
     from ...runtime.plan.price import Line, Price
 
 
@@ -141,11 +141,11 @@ def _line(line: Line) -> dict[str, Any]:
     if not line.kernel:
         return facts
     kernel = {"kernel": line.kernel, "grid": list(line.grid)}
-    return {**facts, **kernel, **({} if line.binary is None else _binary(line.binary))}
+    return {**facts, **kernel, **({} if line.code is None else _binary(line.code))}
 
 
-def _binary(binary: Binary) -> dict[str, int]:
-    return {"registers": binary.registers, "spills": binary.spills, "shared": binary.shared}
+def _binary(code: MachineCode) -> dict[str, int]:
+    return {"registers": code.registers, "spills": code.spills, "shared": code.shared}
 
 
 def _text(engine: str, chosen: _Chosen, price: Price) -> str:
@@ -176,7 +176,7 @@ def _text(engine: str, chosen: _Chosen, price: Price) -> str:
 
 def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
     memory = line.bytes / chip.reachable_bandwidth >= line.operations / chip.bf16
-    binary = [str(number) for number in _binary(line.binary).values()] if line.binary is not None else ["", "", ""]
+    code = [str(number) for number in _binary(line.code).values()] if line.code is not None else ["", "", ""]
     return (
         str(line.count) if line.kernel else "",
         line.label,
@@ -187,7 +187,7 @@ def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
         f"{line.seconds * 1e6:.2f}",
         f"{100 * line.seconds / price.seconds if price.seconds else 0:.1f} %",
         "memory" if memory else "compute",
-        *binary,
+        *code,
     )
 
 

@@ -21,9 +21,8 @@ def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Tools, "installed", staticmethod(lambda: tools))
     monkeypatch.setenv("LLMC_CACHE", str(folder / "user"))
     wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
-    answer = {"sm": 90, "data": "AAAA", "entry": "e", "types": [], "warps": 1, "ctas": 1, "shared": 0}
-    answer |= {"global_scratch": 0, "global_scratch_align": 1, "profile_scratch": 0, "profile_scratch_align": 1}
-    answer |= {"pdl": True, "cooperative": False, "registers": 9, "spills": 0, "local": 0, "ptx": "ptx"}
+    code = {"entry": "e", "shared": 0, "registers": 9, "spills": 0, "pdl": True}
+    answer = {"sm": 90, "data": "AAAA", "ptx": "ptx", "types": [], "local": 0, "code": code}
     for one in wanted:
         user = KernelCache(folder / "user" / "kernels")
         user.save(key_of(one.request(90), sources_of(one.file), tools), {**answer, "static_shared": 0})

@@ -32,13 +32,13 @@ class Entry:
 
     @property
     def spills(self) -> int:
-        return self.outcome.spills if isinstance(self.outcome, Cubin) else 0
+        return self.outcome.code.spills if isinstance(self.outcome, Cubin) else 0
 
     @property
     def bad(self) -> bool:
         """Whether this must not be shipped: a kernel of real shapes that spills, or any that does not compile."""
         if isinstance(self.outcome, Cubin):
-            return self.decode and self.outcome.spills > 0
+            return self.decode and self.spills > 0
         return not isinstance(self.outcome, Unsupported)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class Entry:
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
         return facts | {
-            "registers": outcome.registers,
-            "spills": outcome.spills,
+            "registers": outcome.code.registers,
+            "spills": outcome.code.spills,
             "local": outcome.local,
-            "shared": outcome.shared + outcome.static_shared,
-            "global_scratch": outcome.global_scratch,
+            "shared": outcome.shared,
+            "global_scratch": outcome.code.global_scratch,
             "bytes": len(outcome.data),
             **{field.name: getattr(self.figures, field.name, None) for field in fields(Figures)},
         }

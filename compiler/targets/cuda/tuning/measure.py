@@ -143,8 +143,8 @@ class _Bench:
         what = f"{form.call.kernel.name} with {dict(form.call.constants)}"
         module = self._driver.module(form.cubin.data, what)
         self._cleanup.callback(self._driver.unload, module)
-        function = self._driver.function(module, form.cubin.entry, form.cubin.shared, what)
-        config = self._driver.config(self._grid(form), form.cubin.warps, form.cubin.shared, self._stream)
+        function = self._driver.function(module, form.cubin.code.entry, form.cubin.code.shared, what)
+        config = self._driver.config(self._grid(form), form.call.warps, form.cubin.code.shared, self._stream)
         parameters = []
         for addresses in self._copies:
             values: list[int | float] = []
@@ -218,7 +218,7 @@ class _Bench:
 
     def _scratch_of(self, form: Form) -> tuple[int, int]:
         programs = math.prod(self._grid(form))
-        return form.cubin.global_scratch * programs, form.cubin.profile_scratch * programs
+        return form.cubin.code.global_scratch * programs, form.cubin.code.profile_scratch * programs
 
     def _event(self) -> Any:
         event = self._driver.event(timing=True)

@@ -150,7 +150,7 @@ class Tuner:
             outcome = outcomes[variant_of(call)]
             if isinstance(outcome, LlmcError) and not forms:
                 raise outcome
-            if isinstance(outcome, Cubin) and (not forms or not outcome.spills):
+            if isinstance(outcome, Cubin) and (not forms or not outcome.code.spills):
                 forms[tile] = Form(call, outcome)
         times = measure(
             self.driver,

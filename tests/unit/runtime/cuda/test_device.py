@@ -165,7 +165,7 @@ def test_scratch_is_for_the_kernels_that_ask_for_it(toy: Path):
 def test_programmatic_launch_is_for_kernels_that_wait_and_follow_another(toy: Path, switch: bool):
     plan = toy_plan()
     modules = tuple(
-        replace(one, binary=replace(one.binary, pdl=True)) if one.kernel in ("take", "choose") and one.binary else one
+        replace(one, code=replace(one.code, pdl=True)) if one.kernel in ("take", "choose") and one.code else one
         for one in plan.modules
     )
     api = FakeApi(KERNELS)

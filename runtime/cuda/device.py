@@ -185,18 +185,8 @@ class CudaDevice:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
-                self._graphs[program] = self._captured(bound)
+                self._graphs[program] = self._driver.captured(self._stream, lambda: self._launch(bound))
         return self._graphs[program]
-
-    def _captured(self, bound: Bound) -> Any:
-        self._driver.begin_capture(self._stream)
-        try:
-            self._launch(bound)
-        except BaseException:
-            with suppress(LlmcError):
-                self._driver.drop_graph(self._driver.end_capture(self._stream))
-            raise
-        return self._driver.end_capture(self._stream)
 
     def _drop_graphs(self) -> None:
         while self._graphs:

@@ -9,7 +9,7 @@ depend on it: no floating-point atomics.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,10 @@ class Kernel:
     def parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.function.fn).parameters)
 
+    def given(self, constants: Container[str]) -> list[str]:
+        """The parameters that every launch gives, in order: all that are not constants."""
+        return [name for name in self.parameters if name not in constants and name != EMULATE]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -90,7 +94,12 @@ class Call:
     @property
     def ordered(self) -> tuple[tuple[str, Argument], ...]:
         """The arguments in the order of the function's parameters."""
-        return tuple((name, self.arguments[name]) for name in self.kernel.parameters if name in self.arguments)
+        return tuple((name, self.arguments[name]) for name in self.kernel.given(self.constants))
+
+    @property
+    def operands(self) -> dict[str, Operand]:
+        """The arguments that are tensors."""
+        return {name: one for name, one in self.arguments.items() if isinstance(one, Operand)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ....passes.graph.graph import Graph
@@ -12,7 +12,8 @@ from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import Emitted, Limits
 from .arena import Life, place
-from .call import Call, Operand
+from .call import Argument as GivenArgument
+from .call import Operand
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Variant, compile_variants, variant_of
 from .lowering import Lowering, Model, Shape, raw
@@ -94,7 +95,7 @@ def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
                 module=index,
                 arguments=tuple(_argument(argument) for _, argument in call.ordered),
                 grid=tuple(str(size) for size in (*call.grid, 1, 1)[:3]),
-                writes=tuple(operand.name for operand in _written(call)),
+                writes=tuple(call.operands[name].name for name in call.writes),
                 bytes=str(call.bytes),
                 operations=str(call.operations),
                 label=label,
@@ -111,31 +112,24 @@ def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
     spans: dict[str, tuple[int, int]] = {}
     last = len(lowering.calls)
     for index, (_, call) in enumerate(lowering.calls):
-        for argument in call.arguments.values():
-            if isinstance(argument, Operand) and argument.name in lowering.buffers:
-                first, _ = spans.get(argument.name, (index, index))
-                spans[argument.name] = first, last if argument.name in OUTPUTS else index
+        for name in (operand.name for operand in call.operands.values()):
+            first, _ = spans.get(name, (index, index))
+            spans[name] = first, last if name in OUTPUTS else index
     return {
-        name: Life(value(lowering.buffers[name].bytes, limits), first, stop) for name, (first, stop) in spans.items()
+        name: Life(value(lowering.buffers[name].bytes, limits), *span)
+        for name, span in spans.items()
+        if name in lowering.buffers
     }
 
 
-def _written(call: Call) -> Iterator[Operand]:
-    for name in call.writes:
-        operand = call.arguments[name]
-        assert isinstance(operand, Operand)
-        yield operand
-
-
-def _argument(argument: object) -> Argument:
+def _argument(argument: GivenArgument) -> Argument:
     if isinstance(argument, Operand):
         return Argument(tensor=argument.name)
-    if isinstance(argument, str):
-        return Argument(size=argument)
-    if isinstance(argument, int):
-        return Argument(integer=argument)
-    assert isinstance(argument, float)
-    return Argument(real=argument)
+    return Argument(**{_PLAIN[type(argument)]: argument})
+
+
+_PLAIN = {str: "size", int: "integer", float: "real"}
+"""What of a plan's argument a call's is that is no tensor."""
 
 
 def with_code(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:

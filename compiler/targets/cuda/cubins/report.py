@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from typing import Any
 
-from .....runtime.errors import LlmcError, RecipeError, Unsupported, nearest
+from .....runtime.errors import LlmcError, Unsupported
 from .....runtime.progress import Progress
-from .. import kernels
-from ..call import Suite
+from ..kernels import suites
 from .cache import KernelCache
 from .compile import Cubin, Variant, attempt, need_compiler, variant_of
 from .figures import Figures, figures_of
@@ -99,16 +97,3 @@ def report(
             Entry(sm, variant, decode[variant], outcome, found.get(variant)) for variant, outcome in outcomes.items()
         ]
     return tuple(entries)
-
-
-def suites(files: Sequence[str] = ()) -> Mapping[str, Suite]:
-    """The suites of these kernel files, of all without any.
-
-    Raises:
-        RecipeError: there is no such file; names the nearest.
-    """
-    for name in files:
-        if name not in kernels.FILES:
-            known = ", ".join(kernels.FILES)
-            raise RecipeError(f"no kernel file {name!r}{nearest(name, kernels.FILES)}", fix=f"one of {known}")
-    return {name: import_module(f"{kernels.__name__}.{name}").SUITE for name in files or kernels.FILES}

@@ -24,7 +24,7 @@ from .....runtime.numbers import f32_to_bf16
 from .....runtime.plan.formula import value
 from .....runtime.plan.plan import Launch, Plan, Program
 from .....runtime.progress import NO_PROGRESS, Progress
-from ..call import EMULATE, Call, Operand
+from ..call import Call, Operand
 from ..cubins.cache import KernelCache, source_digest
 from ..cubins.compile import Cubin, attempt, variant_of
 from ..kernels.linear import fp8 as linear_fp8
@@ -208,9 +208,8 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
     if module.kernel not in KINDS:
         return None
     kind, constants = KINDS[module.kernel], module.constants
-    names = [name for name in _KERNELS[kind].parameters if name not in constants and name != EMULATE]
     operands, sources = {}, {}
-    for name, argument in zip(names, launch.arguments, strict=True):
+    for name, argument in zip(_KERNELS[kind].given(constants), launch.arguments, strict=True):
         if argument.tensor is not None and name not in _PARTS:
             tensor = plan.tensor(program, argument.tensor)
             shape = tuple(int(size) if size.isdecimal() else size for size in tensor.shape)

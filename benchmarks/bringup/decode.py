@@ -19,7 +19,7 @@ from bringup.carry import FP8, Carry
 from bringup.step import Item, Step
 from bringup.weightless import Weightless, kind_of, scatter
 from llmc.runtime.cuda.contents import Contents
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import Bound
 from llmc.runtime.errors import LlmcError
@@ -60,7 +60,7 @@ class BenchDevice(CudaDevice):
 
     def choose(self, *, graphs: bool) -> None:
         """Whether decode programs are replayed as graphs from now on."""
-        self._options = Options(graphs=graphs)
+        self._replays = graphs
 
     def bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
         return self._bound(program, sizes)

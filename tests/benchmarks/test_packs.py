@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins import compile
 from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
-from llmc.compiler.targets.cuda.cubins.pack import write_pack
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.progress import NO_PROGRESS
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from packing.pack import write_pack  # pyright: ignore[reportMissingImports]
 
 
 def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

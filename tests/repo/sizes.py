@@ -29,28 +29,28 @@ HELD: dict[str, int] = {
     "compiler/oracle": 257,
     "compiler/targets": 63,
     "compiler/targets/cpu": 420,
-    "compiler/targets/cuda": 727,  # PTX beside the cubins
-    "compiler/targets/cuda/cubins": 958,  # the pinned assembler; elf, sass, figures: costs without a GPU
-    "compiler/targets/cuda/kernels": 666,  # probe.py: what a launch costs; fp8.py: NaN survives E4M3
-    "compiler/targets/cuda/kernels/attention": 771,
-    "compiler/targets/cuda/kernels/linear": 1276,  # PROMOTE, whose price a GPU tells, and its case
-    "compiler/targets/cuda/kernels/moe": 651,
-    "compiler/targets/cuda/kernels/sampling": 604,
-    "compiler/targets/cuda/tuning": 550,
+    "compiler/targets/cuda": 677,  # PTX beside the cubins
+    "compiler/targets/cuda/cubins": 906,  # the pinned assembler; elf, sass, figures: costs without a GPU
+    "compiler/targets/cuda/kernels": 670,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels/attention": 758,
+    "compiler/targets/cuda/kernels/linear": 1306,  # choose.py: what lowering and tuning each decided
+    "compiler/targets/cuda/kernels/moe": 640,
+    "compiler/targets/cuda/kernels/sampling": 603,
+    "compiler/targets/cuda/tuning": 532,
     "compiler/targets/null": 11,
-    "compiler/targets/simulate": 309,  # quick.py: simulated steps take half the time
+    "compiler/targets/simulate": 265,  # quick.py: simulated steps take half the time
     "passes": 368,
     "passes/graph": 514,
     "passes/rewrite": 250,
     "quantize": 207,
     "quantize/formats": 267,
     "recipes": 315,
-    "runtime": 798,  # chips of 8.6, 8.7, 10.3 and 12.1; what blocks of a multiprocessor share
+    "runtime": 799,  # a device is made of contents
     "runtime/cpu": 386,  # notes
-    "runtime/cuda": 994,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/cuda": 978,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 564,
     "runtime/files": 440,
-    "runtime/plan": 695,  # where PTX lies
+    "runtime/plan": 693,  # where PTX lies
     "runtime/sampling": 235,
     "runtime/scheduling": 538,  # notes
     "runtime/text": 456,

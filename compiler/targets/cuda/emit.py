@@ -125,11 +125,9 @@ def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
 def _argument(argument: GivenArgument) -> Argument:
     if isinstance(argument, Operand):
         return Argument(tensor=argument.name)
-    return Argument(**{_PLAIN[type(argument)]: argument})
-
-
-_PLAIN = {str: "size", int: "integer", float: "real"}
-"""What of a plan's argument a call's is that is no tensor."""
+    if isinstance(argument, str):
+        return Argument(size=argument)
+    return Argument(integer=argument) if isinstance(argument, int) else Argument(real=argument)
 
 
 def with_code(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:

@@ -79,7 +79,7 @@ def _text(sm: int, entries: Sequence[Entry]) -> str:
             refused.append(f"  refused: {variant.file}: {variant}\n    {outcome.found}")
             continue
         sizes.append(len(outcome.data))
-        numbers = map(str, (outcome.registers, outcome.spills, outcome.shared + outcome.static_shared))
+        numbers = map(str, (outcome.code.registers, outcome.code.spills, outcome.shared))
         use = "model" if entry.decode else "case"
         found = _figures(entry) if shown else ()
         rows.append((variant.file, variant.kernel, use, *numbers, *found, str(sizes[-1]), constants))

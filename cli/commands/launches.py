@@ -115,7 +115,7 @@ def _as_json(chosen: _Chosen, price: Price) -> dict[str, Any]:
         "launches": [
             {
                 **console.facts(line, *_PRICED, "kernel", "grid"),
-                **(console.facts(line.binary, *_BINARY) if line.binary is not None else {}),
+                **(console.facts(line.code, *_BINARY) if line.code is not None else {}),
             }
             for line in launches
         ],
@@ -152,7 +152,7 @@ def _text(engine: str, chosen: _Chosen, price: Price) -> str:
 
 def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
     memory = line.bytes / chip.reachable_bandwidth >= line.operations / chip.bf16
-    binary = (str(getattr(line.binary, name, "")) for name in _BINARY)
+    code = (str(getattr(line.code, name, "")) for name in _BINARY)
     return (
         str(line.count) if line.kernel else "",
         line.label,
@@ -163,7 +163,7 @@ def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
         f"{line.seconds * 1e6:.2f}",
         f"{100 * line.seconds / price.seconds if price.seconds else 0:.1f} %",
         "memory" if memory else "compute",
-        *binary,
+        *code,
     )
 
 

@@ -19,7 +19,7 @@ from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError
 from ..plan.budget import inputs_of, packed, scratch_of
 from ..plan.formula import value
-from ..plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ..plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
 from .driver import Driver
 
 _CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
@@ -27,11 +27,11 @@ _POINTER = "<Q"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class LoadedKernel:
     """A loaded module of the plan."""
 
     module: Module
-    binary: Binary
+    code: MachineCode
     function: Any
 
 
@@ -83,7 +83,7 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BoundLaunch:
     """A launch with nothing left to evaluate."""
 
     function: Any
@@ -98,7 +98,7 @@ class Bound:
 
     inputs: Mapping[str, Span]
     input_bytes: int
-    launches: tuple[Prepared, ...]
+    launches: tuple[BoundLaunch, ...]
     buffers: Mapping[str, Span]
 
 
@@ -107,7 +107,7 @@ def bind(
     program: Program,
     sizes: Mapping[str, int],
     area: Area,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[LoadedKernel],
     driver: Driver,
     stream: Any,
 ) -> Bound:
@@ -141,12 +141,13 @@ def bind(
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
         values = [_value(argument, addresses, sizes) for argument in launch.arguments]
-        scratch = [address if needed else 0 for address, needed in zip(area.scratch, _scratch(kernel), strict=True)]
-        early = plan.pdl and kernel.binary.pdl and bool(launches)  # what precedes the first is no kernel
+        needed = kernel.code.global_scratch, kernel.code.profile_scratch
+        scratch = [address if size else 0 for address, size in zip(area.scratch, needed, strict=True)]
+        early = plan.pdl and kernel.code.pdl and bool(launches)  # what precedes the first is no kernel
         launches.append(
-            Prepared(
+            BoundLaunch(
                 kernel.function,
-                driver.config(grid, kernel.binary.warps, kernel.binary.shared, stream, pdl=early),
+                driver.config(grid, kernel.module.warps, kernel.code.shared, stream, pdl=early),
                 pack([*kernel.module.types, "*i8", "*i8"], [*values, *scratch], what=launch.label),
                 f"launching {launch.label} ({kernel.module.kernel})",
             )
@@ -230,10 +231,6 @@ def _value(argument: Argument, addresses: Mapping[str, int], sizes: Mapping[str,
     if argument.tensor is not None:
         return addresses[argument.tensor]
     return sizes[argument.size] if argument.size is not None else argument.number
-
-
-def _scratch(kernel: Kernel) -> tuple[int, int]:
-    return kernel.binary.global_scratch, kernel.binary.profile_scratch
 
 
 def _span(tensor: Tensor, at: int, sizes: Mapping[str, int]) -> Span:

@@ -44,23 +44,24 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Binary:
-    """A compiled kernel and what its launch needs (CUDA driver API, cuLaunchKernelEx): bytes [offset, offset + size)
-    of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes. pdl: it waits for its
-    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch). ptx_offset,
-    ptx_size: the PTX it was assembled from, likewise, among the profile's PTX; size 0 where there is none."""
+class MachineCode:
+    """A compiled kernel as its launch needs it (CUDA driver API, cuLaunchKernelEx), and where it lies.
 
-    offset: int
-    size: int
+    shared: bytes of dynamic shared memory of a block. registers of a thread; spills: bytes that it stores and loads.
+    pdl: it waits for its predecessor itself, so that it may be launched before that has ended (programmatic dependent
+    launch). Scratch is bytes of a block. Bytes [offset, offset + size) of the profile's cubins are the code; of its PTX
+    those from ptx_offset are what it was assembled from, size 0 where there is none.
+    """
+
     entry: str
-    warps: int
     shared: int
     registers: int
     spills: int
     pdl: bool = False
     global_scratch: int = 0
-    global_scratch_align: int = 1
     profile_scratch: int = 0
+    offset: int = 0
+    size: int = 0
     ptx_offset: int = 0
     ptx_size: int = 0
 
@@ -74,7 +75,7 @@ class Module:
     types: tuple[str, ...]
     warps: int
     stages: int
-    binary: Binary | None = None
+    code: MachineCode | None = None
 
 
 @dataclass(frozen=True)

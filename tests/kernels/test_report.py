@@ -17,8 +17,9 @@ from llmc.compiler.targets.cuda.cubins.figures import Figures
 from llmc.compiler.targets.cuda.kernels import gated
 from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for, target_of
 from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
+from llmc.runtime.plan.plan import MachineCode
 
-CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, ".version 9.0")
+CUBIN = Cubin(90, b"\x7fELF" * 600, ".version 9.0", ("*bf16",), MachineCode("k", 1024, 40, 0), 16)
 FIGURES = Figures(94, 2.9375, ("HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16"), 122880)
 
 
@@ -150,7 +151,7 @@ def test_chips_are_chosen_by_any_name(outcomes: dict[int, object], call: Callabl
 
 
 def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Callable[..., Outcome]):
-    outcomes[64] = replace(CUBIN, spills=24)
+    outcomes[64] = replace(CUBIN, code=replace(CUBIN.code, spills=24))
     found = call("kernels", "--sm", "90")
     assert found.code == 1
     assert "sm_90: 2 cubins of 4.69 KiB, 1 spill, 0 refused" in found.out
@@ -167,7 +168,7 @@ def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Calla
 
 
 def test_a_spill_of_a_case_is_only_shown(outcomes: dict[int, object], call: Callable[..., Outcome]):
-    outcomes[32] = replace(CUBIN, spills=24)
+    outcomes[32] = replace(CUBIN, code=replace(CUBIN.code, spills=24))
     found = call("kernels", "--sm", "90")
     assert (found.code, found.err) == (0, "")
     assert ", 1 spill, 0 refused" in found.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -13,7 +13,8 @@ from ....runtime.engine_file.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan.inputs import INPUTS
 from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
 from .call import Call, Operand
-from .kernels.linear.tiles import Tile
+from .kernels.linear.choose import SMALL_M
+from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
 from .kernels.sampling import sample as sampling
 from .kernels.sampling import tokens as token_kernels
@@ -21,8 +22,6 @@ from .tuning.tactics import Key
 
 BIASES = 32
 """Biased tokens of a request that the device adds; of more, the host does."""
-SMALL_M = 64
-"""Tokens up to which a linear is bound by its weights, and takes the swapped form."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,15 @@ class Lowering:
         operand = Operand(name, dtype, shape)
         self.buffers[name] = operand
         return operand
+
+    def beside(self, y: Operand) -> Callable[..., Operand]:
+        """What makes buffers of the launches that compute y, named after it."""
+        return lambda name, dtype, *shape: self.buffer(f"{y.name}.{name}", dtype, *shape)
+
+    def counters(self, count: int = 1) -> Operand:
+        """Tickets that are 0 between launches, `count` at least."""
+        assert count <= COUNTERS, f"{count} counters"
+        return self.state("counters", "i32", COUNTERS)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
         assert (dtype, shape[0]) == (INPUTS[name].dtype, INPUTS[name].size), f"input {name}: {dtype} {shape}"

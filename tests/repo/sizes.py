@@ -22,8 +22,8 @@ HELD: dict[str, int] = {
     "cli/prompts": 163,
     "compiler": 233,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
     "compiler/checkpoint": 861,
-    "compiler/config": 389,
-    "compiler/decoder": 206,
+    "compiler/config": 382,
+    "compiler/decoder": 195,
     "compiler/engine": 461,
     "compiler/families": 360,
     "compiler/oracle": 257,

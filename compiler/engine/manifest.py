@@ -12,7 +12,7 @@ import numpy as np
 from ...passes.graph.graph import Canonical, Copied, Graph, Quantized
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.bind import to_json
-from ...runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from ...runtime.errors import CheckpointError
 from ...runtime.files.strict_json import canonical, loads
 from ..checkpoint.checkpoint import Checkpoint
@@ -47,10 +47,8 @@ def manifest_of(
             family=family_of(c.architecture).name,
             vocab_size=c.vocab_size,
             hidden_size=c.hidden_size,
-            layers=c.num_hidden_layers,
             heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
+            caches=(LayerCache(c.num_key_value_heads, c.head_dim),) * c.num_hidden_layers,
             max_context=context,
             parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
             dtype=c.dtype or "",

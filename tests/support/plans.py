@@ -10,7 +10,7 @@ from support.engines import forge
 
 from llmc.runtime.engine_file.manifest import Manifest, Profile
 from llmc.runtime.plan.inputs import INPUTS
-from llmc.runtime.plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from llmc.runtime.plan.plan import Argument, Binary, KVCache, Launch, Module, Plan, Program, Tensor
 
 LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
@@ -49,6 +49,7 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         sm=sm,
         activation="bf16",
         max_blocks=8,
+        caches=(KVCache(8),),
         kernels="0" * 64,
         tactics="none",
         tensors={

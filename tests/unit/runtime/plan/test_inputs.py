@@ -41,10 +41,10 @@ def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
     slots = Slots(plan(), 4)
     tables = np.random.default_rng(1).permutation(32).reshape(4, 8).astype(np.int32)
     for _ in range(4):
-        slots.take(())
+        slots.take([()])
     for slot in range(4):
         slots.give(slot)
-        assert slots.take(tables[slot].tolist()) == slot
+        assert slots.take([tables[slot].tolist()]) == slot
         slots.choose_by(slot, PARAMS[1])  # what was there before must not show
         slots.choose_by(slot, PARAMS[slot % 3])
     tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
@@ -92,15 +92,15 @@ def choose(arrays: dict[str, np.ndarray], row: int, part: Part, params: Sampling
 
 def test_lanes_are_taken_while_there_are_any_and_forget_their_blocks():
     slots = Slots(plan(), 2)
-    first, second = slots.take([1, 2, 3]), slots.take([4])
-    assert {first, second} == {0, 1} and slots.take([5]) is None
+    first, second = slots.take([[1, 2, 3]]), slots.take([[4]])
+    assert {first, second} == {0, 1} and slots.take([[5]]) is None
     assert first is not None
     slots.give(first)
-    again = slots.take([6])
+    again = slots.take([[6, 5]])
     assert again == first
     arrays = idle_inputs(plan(), {"tokens": 1, "sequences": 1, "rows": 1})
     slots.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
-    assert arrays["block_tables"].tolist() == [[6, 0, 0, 0, 0, 0, 0, 0]]
+    assert arrays["block_tables"].tolist() == [[6, 5] * 4]
 
 
 def _input(dtype: str, *shape: str) -> Tensor:

@@ -26,13 +26,11 @@ from ..runtime.progress import NO_PROGRESS, Progress
 from ..runtime.text.chat import chat_template_source
 from .checkpoint.checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.tokenizer_check import Check, start_check
+from .decoder.decoder import Decoder
+from .decoder.decoder import build as build_decoder
 from .engine import weights
 from .engine.manifest import manifest_of
 from .engine.writer import EngineWriter
-from .families import family_of
-from .families.decoder import Decoder
-from .families.decoder import build as build_decoder
-from .families.family import parameters
 from .oracle import probe
 from .oracle.reference import reference
 from .targets import Limits, Precision, Table, Target, tables_for, target_named
@@ -182,7 +180,7 @@ def lower(
     source: Checkpoint, recipe: Recipe, context: int, dump: Path | None
 ) -> tuple[Decoder, Graph, dict[str, Graph], tuple[PassReport, ...]]:
     """The logical graph after the front passes, the legal one of every profile, and what all passes did."""
-    decoder = build_decoder(family_of(source.config.architecture), source, context)
+    decoder = build_decoder(source, context)
     graph = decoder.graph
     _require_matches(recipe, graph)
     reports = run_phase(front(recipe.format_of), graph, dump)
@@ -219,16 +217,15 @@ def open_source(
         source = open_checkpoint(source, accept_config=accept_config, random_weights=random_weights)
     if source.random_seed is None:
         return source
-    shapes = parameters(family_of(source.config.architecture), source.config)
-    return source.with_source(source.random_source(shapes))
+    return source.with_source(source.random_source(source.config.decoder.tensors()))
 
 
 def _context(recipe: Recipe, source: Checkpoint) -> int:
     """Positions of the engine: at most those the model is made for, unless its rope grows with them."""
-    limit, asked = source.config.max_position_embeddings, recipe.max_context
+    limit, asked = source.config.decoder.positions, recipe.max_context
     if asked is None:
         return min(limit, DEFAULT_CONTEXT)
-    if asked > limit and source.config.rope.type != "dynamic":
+    if asked > limit and not source.config.grows:
         raise RecipeError(
             f"max_context {asked}", found=f"a model of {limit} positions", fix=f"--max-context {limit} or less"
         )
@@ -254,7 +251,7 @@ def _check_tokenizer(source: Checkpoint) -> Check | None:
     return start_check(
         source.tokenizer["tokenizer.json"],
         _tokenizer_config(source),
-        source.config.vocab_size,
+        source.config.decoder.vocab_size,
         source.eos_ids,
         chat_template=chat_template_of(source),
     )
@@ -281,4 +278,4 @@ def _probe(graph: Graph, source: Checkpoint, writer: EngineWriter, context: int)
         rows = writer.read(name, start, (*shape, 1)[0] if stop < 0 else stop)
         return rows if shape else rows.reshape(())
 
-    return probe.measure(graph, source.config, read, context=context).to_json()
+    return probe.measure(graph, source.config.decoder, read, context=context).to_json()

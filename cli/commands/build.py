@@ -50,8 +50,8 @@ def build(
     extras.need("build", "llmc build")
     if memory_limit is not None and not 0 < memory_limit < math.inf:
         raise RecipeError(f"--memory-limit {memory_limit:g}", fix="GiB, a number above 0")
+    from ...compiler.checkpoint.account import check_checkpoint
     from ...compiler.checkpoint.checkpoint import open_checkpoint
-    from ...compiler.families import check_checkpoint
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
     plan = chosen_recipe(

@@ -86,21 +86,24 @@ def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(where, accept_config=accept_config)
     config, source = checkpoint.config, checkpoint.source
+    decoder = config.decoder
+    mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
     infos = [source.info(name) for name in source.names]
     return {
         "path": str(checkpoint.path),
         "revision": checkpoint.revision,
-        "architecture": config.architecture,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope": config.rope.type,
-        "tied": config.tie_word_embeddings,
+        "architecture": config.family.architecture,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": mlp.gate.rows,
+        "layers": len(decoder.layers),
+        "heads": mixers[0].heads,
+        "kv_heads": mixers[0].kv_heads,
+        "head_dim": mixers[0].head_dim,
+        "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
+        "vocab_size": decoder.vocab_size,
+        "max_position_embeddings": decoder.positions,
+        "rope": mixers[0].rope.type,
+        "tied": decoder.tied,
         "bos": checkpoint.bos_id,
         "eos_ids": list(checkpoint.eos_ids),
         "generation": dict(checkpoint.generation),

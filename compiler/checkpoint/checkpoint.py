@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
-from ..config.config import Config, parse_config
 from ..config.generation import Generation, parse_generation
+from ..families.config import Config, parse_config
 from .digest import Hashing
 from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, is_unchanged, refuse_hard_link
 from .random_source import RandomSource
@@ -98,7 +98,7 @@ def open_checkpoint(
     settings = small.get("generation_config.json")
     if settings is not None:
         what = str(folder.path / "generation_config.json")
-        generation = parse_generation(settings, vocab_size=config.vocab_size, what=what)
+        generation = parse_generation(settings, vocab_size=config.decoder.vocab_size, what=what)
     tokenizer = {name: data for name in TOKENIZER_FILES if (data := small.get(name, _MAX_TOKENIZER_BYTES)) is not None}
     if "tokenizer.json" not in tokenizer:
         warnings.append(_no_tokenizer(folder))

@@ -60,6 +60,12 @@ class Fields:
             )
         return float(value)
 
+    def need_number(self, key: str, low: float, high: float, *, open_low: bool = False) -> float:
+        value = self.number(key, low, high, open_low=open_low)
+        if value is None:
+            raise self.refuse(key, f"a number {'over' if open_low else 'from'} {low:g}")
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key)
         if value is None:

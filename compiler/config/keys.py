@@ -12,14 +12,14 @@ from typing import Any
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported, nearest
 from .fields import shown
 
-_USED = """
+_COMMON = """
     architectures model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-    head_dim vocab_size max_position_embeddings rms_norm_eps hidden_act attention_bias mlp_bias tie_word_embeddings
-    dtype torch_dtype bos_token_id eos_token_id pad_token_id initializer_range layer_types text_config
-    rope_parameters rope_scaling rope_theta partial_rotary_factor original_max_position_embeddings
-    quantization_config compression_config
+    head_dim vocab_size max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings dtype torch_dtype
+    bos_token_id eos_token_id pad_token_id initializer_range layer_types text_config rope_parameters rope_scaling
+    rope_theta partial_rotary_factor original_max_position_embeddings quantization_config compression_config
 """
-USED = frozenset(_USED.split())
+COMMON = frozenset(_COMMON.split())
+"""Keys that every family reads."""
 
 _REASONS: dict[str, str] = {
     "it says who wrote the file and from what": """_name_or_path name_or_path transformers_version _commit_hash
@@ -53,7 +53,7 @@ _REASONS: dict[str, str] = {
         max_context_length n_ctx""",
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
     "it concerns encoder-decoder models only": "tie_encoder_decoder cross_attention_hidden_size",
-    "it acts only together with sliding_window, which is refused": "max_window_layers use_sliding_window",
+    "it acts only together with sliding_window": "max_window_layers use_sliding_window",
     "it is a leftover of a quantized load; the tensors say what they are": """load_in_4bit load_in_8bit
         _load_in_4bit _load_in_8bit pre_quantization_dtype _pre_quantization_dtype bnb_4bit_compute_dtype
         bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_quant_storage""",
@@ -82,25 +82,28 @@ def is_empty(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-def judge_keys(values: Mapping[str, Any], accept: Collection[str], what: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Sort the keys of a config: ({ignored key: reason}, keys accepted by the user).
+def judge_keys(
+    values: Mapping[str, Any], accept: Collection[str], what: str, own: Collection[str] = ()
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Sort the keys of a config: ({ignored key: reason}, keys accepted by the user). own: those its family reads.
 
     Raises Unsupported for a key that llmc knows to change the numbers, CheckpointError with all unknown keys at once
     and the flags that accept them, RecipeError for an accepted key that is misspelt or cannot be waived.
     """
-    known = USED | HARMLESS.keys() | REFUSED.keys()
+    used = COMMON.union(own)
+    known = used | HARMLESS.keys() | REFUSED.keys()
     for key in sorted(accept):
         if key not in values:
             raise RecipeError(
                 f"--accept-config {key}", found=f"no such key in {what}{nearest(key, values)}", fix="leave the flag out"
             )
-        if key in USED or (key in REFUSED and not is_empty(values[key])):
+        if key in used or (key in REFUSED and not is_empty(values[key])):
             raise RecipeError(
                 f"--accept-config {key}", found="a key that llmc understands", fix="the flag is for unknown keys only"
             )
     ignored, accepted, unknown = {}, [], []
     for key, value in values.items():
-        if key in USED:
+        if key in used:
             continue
         if key in HARMLESS:
             ignored[key] = HARMLESS[key]

@@ -16,9 +16,7 @@ from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage
 from ...runtime.errors import CheckpointError
 from ...runtime.files.strict_json import canonical, loads
 from ..checkpoint.checkpoint import Checkpoint
-from ..families import family_of
-from ..families.decoder import Decoder
-from ..families.family import parameters
+from ..decoder.decoder import Decoder
 from ..targets import Emitted, Table, target_named
 
 
@@ -36,23 +34,24 @@ def manifest_of(
 
     tables: tactics by target, whose digests become part of the recipe. graph: after the front passes.
     """
-    c = source.config
+    c, spec = source.config, decoder.spec
+    mixers = [layer.mixer for layer in spec.layers]
     recipe_json = recipe.canonical()
     if tables:
         facts = loads(recipe_json, what="recipe", error=CheckpointError)
         recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
     return Manifest(
         model=ModelFacts(
-            architecture=c.architecture,
-            family=family_of(c.architecture).name,
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            heads=c.num_attention_heads,
-            caches=(LayerCache(c.num_key_value_heads, c.head_dim),) * c.num_hidden_layers,
+            architecture=c.family.architecture,
+            family=c.family.name,
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
+            heads=mixers[0].heads,
+            caches=tuple(LayerCache(mixer.kv_heads, mixer.head_dim, mixer.window) for mixer in mixers),
             max_context=context,
-            parameters=sum(int(np.prod(shape)) for shape in parameters(family_of(c.architecture), c).values()),
+            parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",
-            tied=c.tie_word_embeddings,
+            tied=spec.tied,
             bos=source.bos_id,
             eos_ids=source.eos_ids,
             generation=source.generation,

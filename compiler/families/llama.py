@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from .family import Family, Names
+from .reading import Family, Reading
+from .spec import LayerSpec
+
+
+def _layer(config: Reading, index: int) -> LayerSpec:
+    bias = config.flag("attention_bias")
+    return config.layer(config.attention(bias=bias, output_bias=bias), config.mlp(bias=config.flag("mlp_bias")))
+
 
 LLAMA = Family(
-    architecture="LlamaForCausalLM",
-    name="llama",
-    names=Names(
-        embedding="model.embed_tokens",
-        layer="model.layers.{layer}",
-        attention_norm="input_layernorm",
-        q="self_attn.q_proj",
-        k="self_attn.k_proj",
-        v="self_attn.v_proj",
-        o="self_attn.o_proj",
-        mlp_norm="post_attention_layernorm",
-        gate="mlp.gate_proj",
-        up="mlp.up_proj",
-        down="mlp.down_proj",
-        final_norm="model.norm",
-        head="lm_head",
-    ),
+    "llama",
+    "LlamaForCausalLM",
+    _layer,
+    defaults={
+        "max_position_embeddings": 2048,
+        "attention_bias": None,
+        "mlp_bias": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "rms_norm_eps": 1e-6,
+    },
 )

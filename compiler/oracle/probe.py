@@ -9,31 +9,34 @@ import numpy as np
 from ...passes.graph.graph import Graph
 from ...runtime.errors import CheckpointError
 from ...runtime.probe import POSITIONS, Probe, probe_ids, probe_of
-from ..config.config import Config
+from ..families.spec import DecoderSpec
 from .oracle import Oracle, Read
 
 
-def inputs_for(config: Config, ids: Sequence[int], *, rows: int) -> dict[str, np.ndarray]:
+def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str, np.ndarray]:
     """Inputs of a whole prompt in one call with empty caches; the last `rows` positions are wanted."""
     count = len(ids)
-    empty = np.zeros((1, config.num_key_value_heads, count, config.head_dim), np.float32)
-    layers = range(config.num_hidden_layers)
+    shapes = [(1, layer.mixer.kv_heads, count, layer.mixer.head_dim) for layer in spec.layers]
     return {
         "input_ids": np.array([ids], np.int64),
         "past_lengths": np.zeros(1, np.int32),
         "logits_indices": np.arange(count - rows, count, dtype=np.int64),
-        **{f"past.{layer}.{part}": empty for layer in layers for part in ("key", "value")},
+        **{
+            f"past.{index}.{part}": np.zeros(shape, np.float32)
+            for index, shape in enumerate(shapes)
+            for part in ("key", "value")
+        },
     }
 
 
-def measure(graph: Graph, config: Config, read: Read, *, context: int) -> Probe:
+def measure(graph: Graph, spec: DecoderSpec, read: Read, *, context: int) -> Probe:
     """The fixed ids, teacher-forced, and the oracle's top logits at the last positions.
 
     Raises:
         CheckpointError: the logits are not finite: the weights are no working model.
     """
-    ids = probe_ids(config.vocab_size)[:context]
-    inputs = inputs_for(config, ids, rows=min(POSITIONS, len(ids)))
+    ids = probe_ids(spec.vocab_size)[:context]
+    inputs = inputs_for(spec, ids, rows=min(POSITIONS, len(ids)))
     logits = Oracle(read).run(graph, inputs)["logits"]
     if not np.isfinite(logits).all():
         raise CheckpointError("golden probe", found="logits with NaN or infinity", fix="a checkpoint that works")

@@ -9,8 +9,7 @@ import numpy as np
 
 from ...passes.graph.graph import Computed, Graph
 from ..checkpoint.checkpoint import Checkpoint
-from ..families import family_of
-from ..families.decoder import build
+from ..decoder.decoder import build
 from .oracle import Oracle, Read
 from .probe import inputs_for
 
@@ -25,12 +24,12 @@ def reference(checkpoint: Checkpoint) -> Logits:
 
     @lru_cache(maxsize=2)  # that of whole windows, and that of a text's rest: there may be any number of those
     def prepared(length: int) -> tuple[Graph, Oracle]:
-        graph = build(family_of(checkpoint.config.architecture), checkpoint, length).graph
+        graph = build(checkpoint, length).graph
         return graph, Oracle(_reader(graph, checkpoint))
 
     def logits(ids: Sequence[int]) -> np.ndarray:
         graph, oracle = prepared(len(ids))
-        return oracle.run(graph, inputs_for(checkpoint.config, ids, rows=len(ids)))["logits"]
+        return oracle.run(graph, inputs_for(checkpoint.config.decoder, ids, rows=len(ids)))["logits"]
 
     return logits
 

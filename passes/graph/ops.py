@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ...quantize import FORMATS
 from ...quantize.format import Format
+from . import attention
 
 DOMAIN = "llmc"
 DENSE = "f32"
@@ -43,51 +44,6 @@ Positions (input_ids, past_lengths) => (y) {
   column = Unsqueeze (past, axis)
   y = Add (column, steps)
 }"""
-
-# q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past
-_CACHED_ATTENTION = """
-CachedAttention <heads, kv_heads, head_dim, scale>
-  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {
-  zeros = Constant <value_ints = [0, 0]> ()
-  minus = Constant <value_ints = [-1]> ()
-  size = Constant <value_int: int = @head_dim> ()
-  none = Constant <value_ints = [0]> ()
-  size1 = Unsqueeze (size, none)
-  split = Concat <axis = 0> (zeros, minus, size1)
-  q4 = Reshape (q, split)
-  k4 = Reshape (k, split)
-  v4 = Reshape (v, split)
-  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
-  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
-  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
-  past = Cast <to = 7> (past_lengths)
-  present_key = TensorScatter <axis = -2> (past_key, kt, past)
-  present_value = TensorScatter <axis = -2> (past_value, vt, past)
-  new = Shape <start = 1, end = 2> (q)
-  total = Add (past, new)
-  a = Attention <is_causal = 1, scale: float = @scale> (qt, present_key, present_value, , , , total)
-  at = Transpose <perm = [0, 2, 1, 3]> (a)
-  joined = Concat <axis = 0> (zeros, minus)
-  y = Reshape (at, joined)
-}"""
-
-# qkv [B,S,(A+2K)*D] queries, keys, values side by side, cos sin [C,D/2], positions [B,S], the rest as CachedAttention
-_ROPE_ATTENTION = """
-RopeAttention <heads, kv_heads, head_dim, scale, interleaved>
-  (qkv, cos, sin, positions, past_key, past_value, past_lengths) => (y, present_key, present_value) {
-  a_count = Constant <value_int: int = @heads> ()
-  k_count = Constant <value_int: int = @kv_heads> ()
-  width = Constant <value_int: int = @head_dim> ()
-  first = Constant <value_ints = [0]> ()
-  a_width = Mul (a_count, width)
-  k_width = Mul (k_count, width)
-  a_widths = Unsqueeze (a_width, first)
-  k_widths = Unsqueeze (k_width, first)
-  widths = Concat <axis = 0> (a_widths, k_widths, k_widths)
-  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths)
-  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> (unrotated_q, cos, sin, positions)
-  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> (unrotated_k, cos, sin, positions)
-""" + _CACHED_ATTENTION.partition("{")[2]
 
 # x r [...,H], weight [H] -> RMSNorm(x + r) * weight, x + r
 _ADD_RMS_NORM = """
@@ -231,8 +187,9 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "GatedActivation": _gated_body,
     "SelectRows": lambda _: _SELECT_ROWS,
     "Positions": lambda _: _POSITIONS,
-    "CachedAttention": lambda _: _CACHED_ATTENTION,
-    "RopeAttention": lambda _: _ROPE_ATTENTION,
+    "CachedAttention": attention.cached_attention,
+    "RopeAttention": attention.rope_attention,
+    "HeadNorm": lambda _: attention.HEAD_NORM,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
     "QuantizeActivations": lambda _: _QUANTIZE_ACTIVATIONS,
 }

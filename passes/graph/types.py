@@ -71,6 +71,7 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,
     (DOMAIN, "QuantizeActivations"): _like_first,
+    (DOMAIN, "HeadNorm"): _like_first,
     (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
     ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
     ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),

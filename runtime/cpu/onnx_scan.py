@@ -20,7 +20,7 @@ CPU_OPERATORS: frozenset[tuple[str, str]] = _operators(
     "",
     "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
-    "Relu Range RotaryEmbedding TensorScatter Attention",
+    "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And",
 ) | _operators(
     "com.microsoft",
     "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul GatherBlockQuantized QuickGelu",

@@ -157,8 +157,8 @@ class Plan:
     """A profile's whole plan; programs from small to large, decode before mixed.
 
     kernels: digest of the kernels' source, so that an interpreter runs the same. tactics: which table of tile sizes.
-    max_blocks: block ids per sequence in a table. caches: its kinds, that of all positions first. sm: compute capability, 90 for 9.0. pdl: kernels that can are
-    launched before their predecessor in the step has ended.
+    max_blocks: block ids per sequence in a table. caches: its kinds, that of all positions first. sm: compute
+    capability, 90 for 9.0. pdl: kernels that can are launched before their predecessor in the step has ended.
     """
 
     sm: int
@@ -206,13 +206,11 @@ class Plan:
 
 def _check(plan: Plan, what: str) -> None:
     """Every name is known, every module exists, every buffer lies in its arena: before anything is allocated."""
-    sizes = {size: 1 for size in (*SIZES, *(cache.size for cache in plan.caches), *_STATE_SIZES)}
-    lengths = [cache.blocks for cache in plan.caches]
-    if len(sizes) != len(SIZES) + len(lengths) + len(_STATE_SIZES) or not all(
-        0 < n <= plan.max_blocks for n in lengths
-    ):
+    counts = {cache.size: cache.blocks for cache in plan.caches}
+    if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
         found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
         raise EngineError(f"{what}: distinct kinds of cache, each of 1 to {plan.max_blocks} blocks", found=found[:200])
+    sizes = dict.fromkeys((*SIZES, *counts, *_STATE_SIZES), 1)
     for index, program in enumerate(plan.programs):
         where = f"{what}: program {index}"
         known = {**plan.tensors, **program.buffers}

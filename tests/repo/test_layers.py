@@ -20,7 +20,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("fuse_add_norm", "fuse_gated", "merge_linears", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
-        *(("kernel_imports",), ("config",), ("checkpoint",), ("families",), ("oracle",), ("targets",)),
+        *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
         *(("engine",), ("build",)),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),

@@ -16,10 +16,8 @@ from support.paths import PICO
 
 from llmc.compiler.build import lower
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.config.config import parse_config
 from llmc.compiler.engine.writer import EngineWriter, TensorSpec
-from llmc.compiler.families import family_of
-from llmc.compiler.families.decoder import parameters
+from llmc.compiler.families.config import parse_config
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
 from llmc.recipes.recipe import with_flags
@@ -61,7 +59,7 @@ def small_checkpoint(folder: Path, *, tokenizer: bool = True, **config: Any) -> 
     parsed = parse_config(text.encode(), accept=(), what="config.json")
     noise = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16) * 0.1
     tensors = {}
-    for name, shape in parameters(family_of(parsed.architecture), parsed).items():
+    for name, shape in parsed.decoder.tensors().items():
         flat = noise.roll(len(tensors)).repeat(-(-math.prod(shape) // len(noise)))[: math.prod(shape)]
         tensors[name] = flat.reshape(shape).clone() if len(shape) > 1 else torch.ones(shape, dtype=torch.bfloat16)
     save_file(tensors, folder / "model.safetensors")
@@ -70,9 +68,9 @@ def small_checkpoint(folder: Path, *, tokenizer: bool = True, **config: Any) -> 
     return folder
 
 
-def some_ids(count: int, seed: int = 0) -> list[int]:
-    """Ids of PICO's vocabulary, the same for the same seed."""
-    return np.random.default_rng(seed).integers(0, 4096, count).tolist()
+def some_ids(count: int, seed: int = 0, vocab: int = 4096) -> list[int]:
+    """Ids of a vocabulary (PICO's), the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -92,7 +90,7 @@ def quantized_logits(path: Path, quantize: str, ids: list[int], source: Path = P
             rows = engine.tensor(name)
             return rows[start:] if stop < 0 and rows.shape else rows[start:stop] if rows.shape else rows
 
-        return Oracle(read).run(graph, inputs_for(checkpoint.config, ids, rows=len(ids)))["logits"]
+        return Oracle(read).run(graph, inputs_for(checkpoint.config.decoder, ids, rows=len(ids)))["logits"]
 
 
 def forge(

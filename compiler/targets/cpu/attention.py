@@ -1,4 +1,8 @@
-"""Cached attention to ONNX Runtime's CPU kernels: GroupQueryAttention where it can, standard operators elsewhere."""
+"""Cached attention to ONNX Runtime's CPU kernels: GroupQueryAttention where it can, standard operators elsewhere.
+
+A layer with a window keeps its cache in a buffer that is compacted, so its length is no position: it is an input of its
+own, `window_lengths.W` [B], and rope, which goes by positions, stays an operator beside the kernel.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.graph.graph import Builder, Graph, attribute
+from ....passes.graph.graph import Builder, Graph, attribute, width
 from ....passes.rewrite.pattern import Match, Op, Patterns, require
 from ....passes.rewrite.rule import Rule
 
@@ -26,6 +30,9 @@ _MERGED_ATTENTION = (
 )
 
 
+_WINDOWED = _ATTENTION.replace("CachedAttention<", "CachedAttention:windowed<window=2, ")
+
+
 def _with_head(size: int) -> str:
     text = _ATTENTION.replace("int32", "int").replace(",8]", f",{size // 2}]").replace("32", str(2 * size))
     return text.replace("16", str(size)).replace("int[", "int32[")
@@ -39,6 +46,7 @@ class RopeAttentionToGroupQuery(Rule):
     refuses = {
         "the rope is interleaved": _ATTENTION.replace("num_heads=2", "num_heads=2, interleaved=1"),
         "the head size is no multiple of 16": _with_head(24),
+        "the layer has a window": _WINDOWED,
     }
 
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
@@ -53,6 +61,7 @@ class RopeAttentionToGroupQuery(Rule):
         producer = m.positions.producer()
         require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
         require(attribute(m.attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
+        require(attribute(m.attention, "window") is None, "the layer has a window")
 
     def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
         packed = _packed(m)
@@ -63,7 +72,7 @@ class RopeAttentionToGroupQuery(Rule):
 class AttentionToGroupQuery(Rule):
     """Cached attention whose rope the kernel does not know: rope stays an operator of its own."""
 
-    fires = (_with_head(24),)
+    fires = (_with_head(24), _WINDOWED)
     refuses = {"the head size is no multiple of 8": _with_head(20)}
 
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
@@ -80,7 +89,7 @@ class AttentionToGroupQuery(Rule):
 class AttentionToStandard(Rule):
     """Cached attention of any head size is the standard Attention over a cache that TensorScatter updates."""
 
-    fires = (_with_head(20),)
+    fires = (_with_head(20), _with_head(20).replace("CachedAttention<", "CachedAttention:windowed<window=2, "))
 
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
         root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
@@ -89,14 +98,38 @@ class AttentionToStandard(Rule):
     def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
         split = g.ints(0, 0, -1, attribute(m.attention, "head_dim"))
         q, k, v = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (m.q, m.k, m.v))
-        past = g("Cast", m.past, to=int(ir.DataType.INT64))
+        past = g("Cast", _cached(g, m), to=int(ir.DataType.INT64))
         key, value = (
             g("TensorScatter", cache, new, past, axis=-2) for cache, new in ((m.past_key, k), (m.past_value, v))
         )
-        total = g("Add", past, g("Shape", m.q, start=1, end=2))
-        scale = attribute(m.attention, "scale")
-        y = g("Attention", q, key, value, None, None, None, total, is_causal=1, scale=scale)
+        scale, window = attribute(m.attention, "scale"), attribute(m.attention, "window")
+        if window is None:
+            total = g("Add", past, g("Shape", m.q, start=1, end=2))
+            y = g("Attention", q, key, value, None, None, None, total, is_causal=1, scale=scale)
+        else:
+            y = g("Attention", q, key, value, _window_mask(g, q, key, past, window), scale=scale)
         return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1)), key, value
+
+
+def _cached(g: Builder, m: Match) -> ir.Value:
+    """How many positions the cache holds of each sequence, int32 [B]."""
+    window = attribute(m.attention, "window")
+    if window is None:
+        return m.past
+    name = f"window_lengths.{window}"
+    known = next((value for value in g.graph.ir.inputs if value.name == name), None)
+    return known if known is not None else g.graph.input(name, "I32", ["B"])
+
+
+def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window: int) -> ir.Value:
+    """What each new token sees of the cache, bool [B,1,S,C]: itself and those fewer than `window` before it."""
+    zero, one = g("Constant", value_int=0), g("Constant", value_int=1)
+    steps = g("Range", zero, g("Squeeze", g("Shape", q, start=2, end=3), g.ints(0)), one)
+    columns = g("Range", zero, g("Squeeze", g("Shape", key, start=2, end=3), g.ints(0)), one)
+    position = g("Add", g("Unsqueeze", past, g.ints(1, 2, 3)), g("Unsqueeze", steps, g.ints(0, 1, 3)))
+    distance = g("Sub", position, columns)
+    near = g("Less", distance, g("Constant", value_int=window))
+    return g("And", g("GreaterOrEqual", distance, zero), near)
 
 
 def _group_query(g: Builder, m: Match, qkv: Sequence[ir.Value | None], *rope: ir.Value) -> Sequence[ir.Value]:
@@ -104,7 +137,8 @@ def _group_query(g: Builder, m: Match, qkv: Sequence[ir.Value | None], *rope: ir
     query = qkv[0]
     assert query is not None
     new = g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32))
-    total = g("Add", m.past, new)
+    total = g("Add", _cached(g, m), new)
+    window = attribute(m.attention, "window")
     one = g("Cast", g.ints(1), to=int(ir.DataType.INT32))
     return g.ms(
         "GroupQueryAttention",
@@ -115,6 +149,7 @@ def _group_query(g: Builder, m: Match, qkv: Sequence[ir.Value | None], *rope: ir
         scale=attribute(m.attention, "scale"),
         do_rotary=int(bool(rope)),
         rotary_interleaved=0,
+        **({} if window is None else {"local_window_size": window}),
     )
 
 
@@ -124,6 +159,21 @@ def _packed(m: Match) -> ir.Value | None:
     if split is None or split.op_type != "Split" or list(split.outputs) != [m.q, m.k, m.v]:
         return None
     return split.inputs[0]
+
+
+class HeadNormToSimplified(Rule):
+    """A norm of each head is SimplifiedLayerNormalization over heads laid apart."""
+
+    fires = ("(float[2,3,8] x, float[4] W) => (float[2,3,8] y) { y = llmc.HeadNorm<epsilon=0.001>(x, W) }",)
+
+    def pattern(self, p: Patterns) -> Op:
+        return p.llmc.HeadNorm("x", "weight").named("norm")
+
+    def rewrite(self, g: Builder, m: Match) -> ir.Value:
+        apart = g("Reshape", m.x, g.ints(0, 0, -1, width(m.weight)))
+        epsilon = attribute(m.norm, "epsilon")
+        normed = g("SimplifiedLayerNormalization", apart, m.weight, axis=-1, epsilon=epsilon, stash_type=1)
+        return g("Reshape", normed, g.ints(0, 0, -1))
 
 
 class PositionsToRange(Rule):
@@ -145,5 +195,6 @@ ATTENTION_RULES: tuple[Rule, ...] = (
     RopeAttentionToGroupQuery(),
     AttentionToGroupQuery(),
     AttentionToStandard(),
+    HeadNormToSimplified(),
     PositionsToRange(),
 )

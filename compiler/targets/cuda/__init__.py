@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 
 from ....passes.graph.graph import Graph
+from ....passes.graph.verify import LOGICAL
 from ....passes.rewrite.manager import Phase
 from ....runtime.chips import CAPABILITIES
 from ....runtime.errors import Unsupported
@@ -33,9 +34,8 @@ def _legalize(sm: int, precision: Precision) -> Phase:
                 found="a chip without FP8",
                 fix=f"--{name} none, or an engine of its own for this target",
             )
-    if precision.activations == "none":
-        return Phase("cuda", PASSES, LEGAL)
-    return Phase("cuda", (*PASSES, QuantizeActivations()), LEGAL)
+    more = () if precision.activations == "none" else (QuantizeActivations(),)
+    return Phase("cuda", (*PASSES, *more), LEGAL, during=LOGICAL)
 
 
 def _tools() -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ....passes.graph import ops
+from ....passes.graph.attention import NORMED
 from ....passes.graph.graph import MODULE, Builder, Graph, attribute
 from ....passes.rewrite.pattern import Match, Op, Patterns, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
@@ -39,18 +40,31 @@ _ATTENTION = (
 )
 
 
+_NORMED = (
+    _ATTENTION.replace("float[6,8] S)", "float[6,8] S, float[16] Q, float[16] K)")
+    .replace("(q, C, S, p)", "(qn, C, S, p)")
+    .replace("(k, C, S, p)", "(kn, C, S, p)")
+    .replace("p = llmc", "qn = llmc.HeadNorm<epsilon=0.001>(q, Q) kn = llmc.HeadNorm<epsilon=0.001>(k, K) p = llmc")
+)
+
+
 class FuseRopeAttention(Rule):
     """Rope of the merged q, k, v, the cache's update and attention are one operator, which two or three kernels do."""
 
-    fires = (_ATTENTION,)
+    fires = (_ATTENTION, _ATTENTION.replace("CachedAttention<", "CachedAttention:windowed<window=2, "))
     refuses = {
         "q and k are rotated differently": _ATTENTION.replace("num_heads=1>(k", "num_heads=1, interleaved=1>(k"),
     }
 
+    def heads(self, p: Patterns, q: Op, k: Op) -> tuple[Op, Op]:
+        """What rope reads."""
+        return q, k
+
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
         split = p.Split("qkv", "sizes")
-        q = p.RotaryEmbedding(split, "cos", "sin", "positions").named("rope_q")
-        k = p.RotaryEmbedding(split.out(1), "cos", "sin", "positions").named("rope_k")
+        q, k = self.heads(p, split, split.out(1))
+        q = p.RotaryEmbedding(q, "cos", "sin", "positions").named("rope_q")
+        k = p.RotaryEmbedding(k, "cos", "sin", "positions").named("rope_k")
         root = p.llmc.CachedAttention(q, k, split.out(2), "past_key", "past_value", "past").named("attention")
         return root, root.out(1), root.out(2)
 
@@ -61,13 +75,37 @@ class FuseRopeAttention(Rule):
         require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
 
     def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        return self.attention(g, m)
+
+    def attention(self, g: Builder, m: Match, *norms: ir.Value, **epsilon: float) -> Sequence[ir.Value]:
+        overload = "_".join(filter(None, (m.attention.overload, NORMED if norms else "")))
         return g.llmc(
             "RopeAttention",
-            *(m.qkv, m.cos, m.sin, m.positions, m.past_key, m.past_value, m.past),
+            *(m.qkv, m.cos, m.sin, m.positions, m.past_key, m.past_value, m.past, *norms),
             outputs=3,
-            **{name: attribute(m.attention, name) for name in ("heads", "kv_heads", "head_dim", "scale")},
+            overload=overload,
+            **{name: attr.value for name, attr in m.attention.attributes.items()},
             interleaved=attribute(m.rope_q, "interleaved", 0),
+            **epsilon,
         )
+
+
+class FuseNormedRopeAttention(FuseRopeAttention):
+    """The same where each head of q and of k is normed before rope."""
+
+    fires = (_NORMED, _NORMED.replace("CachedAttention<", "CachedAttention:windowed<window=2, "))
+    refuses = {"the norms have different epsilons": _NORMED.replace("epsilon=0.001>(k", "epsilon=0.002>(k")}
+
+    def heads(self, p: Patterns, q: Op, k: Op) -> tuple[Op, Op]:
+        return p.llmc.HeadNorm(q, "q_norm").named("norm_q"), p.llmc.HeadNorm(k, "k_norm").named("norm_k")
+
+    def check(self, graph: Graph, m: Match) -> None:
+        super().check(graph, m)
+        same = attribute(m.norm_q, "epsilon") == attribute(m.norm_k, "epsilon")
+        require(same, "the norms have different epsilons")
+
+    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+        return self.attention(g, m, m.q_norm, m.k_norm, epsilon=attribute(m.norm_q, "epsilon"))
 
 
 class QuantizeActivations(Rule):
@@ -119,4 +157,4 @@ class RefuseOthers(Pass):
         return Outcome()
 
 
-PASSES: tuple[Pass, ...] = (FuseRopeAttention(), Simplify(), RefuseOthers())
+PASSES: tuple[Pass, ...] = (FuseNormedRopeAttention(), FuseRopeAttention(), Simplify(), RefuseOthers())

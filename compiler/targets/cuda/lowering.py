@@ -62,10 +62,10 @@ class Model:
         """The kind of cache of an attention operator.
 
         All tokens of a step are written before attention reads: a ring holds them and what the first of them sees,
-        wherever in a block that begins. A window of the whole context is none.
+        wherever in a block that begins.
         """
-        window = attribute(node, "window", 0)
-        if not 0 < window < self.max_context:
+        window = attribute(node, "window")
+        if window is None:
             return KVCache(self.max_blocks)
         return KVCache(min(-(-(window + self.max_prefill) // BLOCK_TOKENS) + 1, self.max_blocks), window)
 

@@ -152,6 +152,12 @@ def _select_rows(at: Lowering, node: ir.Node) -> None:
     at.add(node, norm.gather_rows(x, at.input("logits_indices", "i32", "rows"), at.result(node.outputs[0])))
 
 
+def _norms(at: Lowering, node: ir.Node) -> tuple[Operand, Operand] | None:
+    """The weights of the norms that heads of q and of k go through before rope."""
+    weights = node.inputs[7:]
+    return (at.operand(weights[0]), at.operand(weights[1])) if weights else None
+
+
 def _rope_attention(at: Lowering, node: ir.Node) -> None:
     heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
     qkv, cos, sin = map(at.operand, node.inputs[:3])
@@ -176,6 +182,8 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
             kv_heads=kv_heads,
             head_dim=size,
             interleaved=bool(attribute(node, "interleaved", 0)),
+            norms=_norms(at, node),
+            epsilon=attribute(node, "epsilon", 0.0),
         ),
     )
     block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.model.max_blocks)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.paths import SAMPLES
 
-from llmc.compiler.config.config import parse_config
+from llmc.compiler.families.config import parse_config
 
 PUBLIC: dict[str, dict[str, Any]] = json.loads((SAMPLES / "llama_configs.json").read_text())
 USED_BY_LLAMA = {
@@ -27,18 +27,32 @@ def test_public_config_needs_no_flag_and_reads_as_transformers_reads_it(name: st
     raw = PUBLIC[name]
     config = parse_config(json.dumps(raw))
     theirs: Any = LlamaConfig(**json.loads(json.dumps(raw)))
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
-        assert getattr(config, key) == getattr(theirs, key), key
-    for key in ("num_key_value_heads", "head_dim", "max_position_embeddings", "attention_bias", "mlp_bias"):
-        assert getattr(config, key) == getattr(theirs, key), key
-    for key in ("rms_norm_eps", "hidden_act", "tie_word_embeddings", "initializer_range"):
-        assert getattr(config, key) == getattr(theirs, key), key
+    decoder, theirs_of = config.decoder, theirs.__getattribute__
+    layer = decoder.layers[0]
+    assert decoder.layers == (layer,) * theirs.num_hidden_layers
+    found = {
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": layer.mlp.gate.rows,
+        "vocab_size": decoder.vocab_size,
+        "max_position_embeddings": decoder.positions,
+        "tie_word_embeddings": decoder.tied,
+        "num_attention_heads": layer.mixer.heads,
+        "num_key_value_heads": layer.mixer.kv_heads,
+        "head_dim": layer.mixer.head_dim,
+        "attention_bias": layer.mixer.q.bias,
+        "mlp_bias": layer.mlp.down.bias,
+        "rms_norm_eps": layer.mixer_norm.epsilon,
+        "hidden_act": layer.mlp.activation,
+        "initializer_range": config.initializer_range,
+    }
+    assert found == {key: theirs_of(key) for key in found}
     assert f"torch.{config.dtype}" == str(theirs.dtype)
     eos = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
     assert (config.bos_id, list(config.eos_ids)) == (theirs.bos_token_id, sorted(eos))
     rope = dict(theirs.rope_parameters)
-    assert (config.rope.type, config.rope.theta) == (rope["rope_type"], rope["rope_theta"])
-    for key, value in config.rope.parameters.items():
+    ours = layer.mixer.rope
+    assert (ours.type, ours.theta) == (rope["rope_type"], rope["rope_theta"])
+    for key, value in ours.parameters.items():
         assert rope.get(key, value) == value, key
     assert config.accepted == ()
     unaccounted = raw.keys() - config.ignored.keys()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.config.rope import RopeConfig, parse_rope
-from llmc.compiler.families.rope import rope_tables
+from llmc.compiler.decoder.rope import rope_tables
 from llmc.runtime.errors import Unsupported
 
 CONTEXT = 96

@@ -58,7 +58,7 @@ def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int
             rows = engine.tensor(name)
             return rows[start:] if stop < 0 and rows.shape else rows[start:stop] if rows.shape else rows
 
-        return Oracle(read).run(graph, inputs_for(source.config, ids, rows=len(ids)))["logits"]
+        return Oracle(read).run(graph, inputs_for(source.config.decoder, ids, rows=len(ids)))["logits"]
 
 
 def simulated_logits(path: Path, ids: list[int], steps: tuple[int, ...]) -> np.ndarray:

@@ -224,18 +224,6 @@ def test_a_cancelled_request_leaves_and_the_others_stay(engine_of: Open, tokeniz
     assert max(work.end for step in executor.steps for work in step if work.sequence == 0) < 30
 
 
-def test_cancelling_all_ends_what_was_there_and_not_what_comes_after(engine_of: Open, tokenizer: Tokenizer) -> None:
-    executor = Gate(4, vocab=tokenizer.vocab_size)
-    engine = engine_of(executor)
-    before = [engine.stream(PROMPT, max_tokens=100) for _ in range(2)]
-    assert executor.waiting.wait(20)
-    engine.cancel()
-    after = engine.stream([8], max_tokens=3)
-    executor.open.set()
-    assert [stream.result().finish_reason for stream in before] == ["cancelled", "cancelled"]
-    assert after.result().finish_reason == "length"
-
-
 def test_a_dropped_stream_is_cancelled(engine_of: Open, tokenizer: Tokenizer) -> None:
     executor = Gate(6, vocab=tokenizer.vocab_size)
     engine = engine_of(executor)

@@ -155,7 +155,7 @@ def test_warnings(tmp_path: Path) -> None:
     assert "generation_config.json: num_beams is ignored" in warnings
     assert "auto_map: remote code is never imported" in warnings
     assert "tie_word_embeddings = true: found in text_config only" in warnings
-    assert "c" in checkpoint.source.names and checkpoint.config.tie_word_embeddings
+    assert "c" in checkpoint.source.names and checkpoint.config.decoder.tied
 
 
 def test_single_file_beside_an_index_of_others_wins(tmp_path: Path) -> None:

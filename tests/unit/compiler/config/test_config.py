@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.compiler.config.config import parse_config
 from llmc.compiler.config.generation import parse_generation
+from llmc.compiler.families.config import parse_config
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 
 TINY: dict[str, Any] = {
@@ -34,6 +34,10 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 def read(accept: tuple[str, ...] = (), **changes: Any):
     values = {key: value for key, value in (TINY | changes).items() if value is not ...}
     return parse_config(json.dumps(values), accept=accept)
+
+
+def rope_of(**changes: Any):
+    return read(**changes).decoder.layers[0].mixer.rope
 
 
 def refusal(**changes: Any) -> str:
@@ -166,23 +170,24 @@ def test_damaged_json(data: bytes, said: str) -> None:
 
 def test_text_config_is_resolved_and_reported() -> None:
     config = read(text_config={"tie_word_embeddings": True, "hidden_size": 64, "model_type": "x"})
-    assert config.tie_word_embeddings
+    assert config.decoder.tied
     assert "tie_word_embeddings = true: found in text_config only" in config.notes
-    assert read().tie_word_embeddings is False
+    assert read().decoder.tied is False
 
 
 def test_defaults_are_those_of_the_architecture_and_are_told() -> None:
     config = read(
         max_position_embeddings=..., rms_norm_eps=..., eos_token_id=..., bos_token_id=..., num_key_value_heads=...
     )
-    assert (config.max_position_embeddings, config.rms_norm_eps, config.num_key_value_heads) == (2048, 1e-6, 4)
+    decoder = config.decoder
+    assert (decoder.positions, decoder.norm.epsilon, decoder.layers[0].mixer.kv_heads) == (2048, 1e-6, 4)
     assert (config.bos_id, config.eos_ids, config.eos_given) == (1, (2,), False)
-    assert config.rope.theta == 10_000.0
+    assert decoder.layers[0].mixer.rope.theta == 10_000.0
     assert "max_position_embeddings = 2048: the default of the architecture" in config.notes
     assert read(eos_token_id=None).eos_ids == ()
     assert read(eos_token_id=[7, 2, 7]).eos_ids == (2, 7)
-    assert read(pad_token_id=100).pad_id is None
-    assert read(head_dim=32, hidden_size=66).head_dim == 32
+    assert any(note.startswith("pad_token_id = 100: not in the vocabulary") for note in read(pad_token_id=100).notes)
+    assert read(head_dim=32, hidden_size=66).decoder.layers[0].mixer.head_dim == 32
 
 
 def test_both_spellings_of_dtype() -> None:
@@ -192,27 +197,27 @@ def test_both_spellings_of_dtype() -> None:
 
 
 def test_rope_is_normalised() -> None:
-    old = read(rope_theta=5e5, rope_scaling=dict(LLAMA3, original_max_position_embeddings=64)).rope
-    new = read(rope_parameters=dict(LLAMA3, original_max_position_embeddings=64, rope_theta=5e5)).rope
+    old = rope_of(rope_theta=5e5, rope_scaling=dict(LLAMA3, original_max_position_embeddings=64))
+    new = rope_of(rope_parameters=dict(LLAMA3, original_max_position_embeddings=64, rope_theta=5e5))
     nested = {"full_attention": dict(LLAMA3, original_max_position_embeddings=64, rope_theta=5e5)}
-    assert old == new == read(rope_parameters=nested).rope
+    assert old == new == rope_of(rope_parameters=nested)
     assert old.parameters["original_max_position_embeddings"] == 64
     yarn = read(rope_scaling=YARN | {"mscale": 0.7, "finetuned": True, "low_freq_factor": 1.0})
-    assert yarn.rope.parameters == {
+    assert yarn.decoder.layers[0].mixer.rope.parameters == {
         "original_max_position_embeddings": 64, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True,
         "mscale": 0.7,
     }  # fmt: skip
     assert yarn.ignored["rope_scaling.low_freq_factor"] == "rope type yarn has no such parameter"
     derived = read(rope_scaling={"type": "yarn", "original_max_position_embeddings": 64})
-    assert derived.rope.parameters["factor"] == 4.0
-    assert read(rope_scaling=LLAMA3).rope.parameters["original_max_position_embeddings"] == 256
+    assert derived.decoder.layers[0].mixer.rope.parameters["factor"] == 4.0
+    assert rope_of(rope_scaling=LLAMA3).parameters["original_max_position_embeddings"] == 256
     outside = read(rope_scaling=LLAMA3, original_max_position_embeddings=128)
-    assert outside.rope.parameters["original_max_position_embeddings"] == 128
+    assert outside.decoder.layers[0].mixer.rope.parameters["original_max_position_embeddings"] == 128
     factors = {"short_factor": [1] * 8, "long_factor": [2.5] * 8}
-    longrope = read(rope_scaling={"type": "su", **factors}, original_max_position_embeddings=64).rope
+    longrope = rope_of(rope_scaling={"type": "su", **factors}, original_max_position_embeddings=64)
     assert (longrope.type, longrope.parameters["factor"]) == ("longrope", 4.0)
     assert longrope.parameters["long_factor"] == [2.5] * 8
-    assert read(rope_scaling={"rope_type": "default", "factor": 2.0}).rope.parameters == {}
+    assert rope_of(rope_scaling={"rope_type": "default", "factor": 2.0}).parameters == {}
 
 
 def test_window_leftovers_of_qwen_conversions() -> None:
@@ -237,7 +242,8 @@ def test_any_values_give_a_config_or_a_clear_error(changes: dict[str, Any]) -> N
     except LlmcError as refused:
         assert "config.json" in str(refused)
     else:
-        assert config.num_attention_heads % config.num_key_value_heads == 0
+        mixer = config.decoder.layers[0].mixer
+        assert mixer.heads % mixer.kv_heads == 0
 
 
 def test_generation_config() -> None:

@@ -17,8 +17,7 @@ from support import graphs
 
 from llmc.compiler.build import build, lower
 from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmc.compiler.families import family_of
-from llmc.compiler.families.decoder import Decoder, parameters
+from llmc.compiler.decoder.decoder import Decoder
 from llmc.compiler.oracle import oracle as oracle_module
 from llmc.compiler.oracle import reference as reference_module
 from llmc.compiler.oracle.oracle import Oracle
@@ -73,7 +72,7 @@ def _open(folder: Path, **config: object) -> Checkpoint:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     source = open_checkpoint(folder, random_weights=3)
-    return source.with_source(source.random_source(parameters(family_of(source.config.architecture), source.config)))
+    return source.with_source(source.random_source(source.config.decoder.tensors()))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
         for name, tensor in graph.canonical.items():
             if isinstance(tensor.origin, Computed):
                 tensors[name] = tensor.origin.data
-        return Model(graph, tensors, inputs_for(source.config, IDS, rows=len(IDS)))
+        return Model(graph, tensors, inputs_for(source.config.decoder, IDS, rows=len(IDS)))
 
     return make
 

@@ -148,6 +148,7 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
         (lambda m: m.update(required_features="x"), "manifest.required_features: a list"),
         (lambda m: m.update(required_features=["x"]), "needs llmc >= 0.1.0"),
         (lambda m: m.update(format="3.0", tools=7), "needs a newer llmc"),
+        (lambda m: m["model"]["caches"][0].update(window=0), "model.caches: windows of at least one position"),
     ],
 )
 def test_refuses(sample: Manifest, change: Any, message: str) -> None:

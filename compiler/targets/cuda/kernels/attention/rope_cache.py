@@ -44,7 +44,8 @@ def rope_cache_kernel(
     PAGE: tl.constexpr,
 ):
     """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slot_mapping i32 [tokens], cos, sin f32
-    [C, HEAD_DIM / 2] -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
+    [C, HEAD_DIM / 2] -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value
+    [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
 
     q_norm, k_norm [HEAD_DIM] or None: weights of an RMSNorm of each head of q and of k before rope (Qwen 3, Gemma 3).
     Caches of u8 hold E4M3. Program (token, block of heads); heads are those of q, then of k, then of v.

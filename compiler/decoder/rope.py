@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ...runtime.errors import Unsupported
-from ..config.config import RopeConfig
+from ..config.rope import RopeConfig
 
 Parameters = Mapping[str, object]
 

@@ -6,15 +6,15 @@ transformers is imported where it is used: it takes seconds, and every process t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.samples.families import BOUND, CONFIG, LENGTH, NEW, Case, Written, answers, difference, write
 
 import llmc
 from llmc.compiler.build import build as build_engine
@@ -24,26 +24,8 @@ from llmc.runtime.cpu import executor as cpu
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
-
-LENGTH, ORIGINAL, NEW = 40, 16, 4
-"""Prompt tokens; the trained length of rope types that depend on it; tokens generated at the end of the context."""
-BOUND = 1e-5
-"""max|a-b| / max|b| of logits: 1e-4 is promised, 2e-6 was measured, and a wrong constant moves them by 1e-3."""
-
-CONFIG: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 200,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+ORIGINAL = 16
+"""The trained length of rope types that depend on it."""
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
 _LONG = {
     "rope_type": "longrope",
@@ -52,16 +34,6 @@ _LONG = {
     "short_factor": [1.0 + i / 16 for i in range(8)],
     "long_factor": [1.5 + i / 4 for i in range(8)],
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """One checkpoint: what its config changes, dtype, whether it is sharded, and config.json of the old kind."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-    sharded: bool = False
-    old: bool = False
 
 
 def _rope(**settings: Any) -> dict[str, Any]:
@@ -108,74 +80,13 @@ CASES: dict[str, Case] = {
 }
 
 
-@dataclass(frozen=True)
-class Written:
-    """A checkpoint on disk, and what transformers computes from it in fp32: logits [LENGTH,V], greedy continuation."""
-
-    path: Path
-    ids: list[int]
-    logits: np.ndarray
-    continuation: list[int]
-
-
-def _write(folder: Path, case: Case, seed: int = 0) -> None:
-    """A checkpoint with random numbers everywhere, norms and biases too, large enough that attention is not uniform."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    model: Any = LlamaForCausalLM(LlamaConfig(**{**CONFIG, **case.config}))
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            tensor.normal_(1.0 if "norm" in name else 0.0, 0.15)
-    model.to(case.dtype).save_pretrained(folder, max_shard_size="60KB" if case.sharded else "1GB")
-    if case.old:
-        _spell_old(folder / "config.json")
-
-
-def _spell_old(path: Path) -> None:
-    """config.json as transformers 4 wrote it."""
-    config = json.loads(path.read_text())
-    config["torch_dtype"] = config.pop("dtype")
-    rope = config.pop("rope_parameters")
-    config["rope_theta"] = rope.pop("rope_theta")
-    kind = rope.pop("rope_type")
-    # "type" was the key's first name
-    config["rope_scaling"] = (
-        None if kind == "default" else {"type" if kind in ("linear", "yarn") else "rope_type": kind, **rope}
-    )
-    config.pop("layer_types", None)
-    path.write_text(json.dumps(config))
-
-
-def _forward(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray:
-    """Logits of one call, padded at the end: rope types that depend on its length see the engine's context."""
-    padded = torch.tensor([ids + [0] * (LENGTH - len(ids))])
-    with torch.no_grad():
-        return model(padded, use_cache=False).logits[0, : len(ids)].numpy()
-
-
 @pytest.fixture(scope="module", params=CASES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    from transformers import LlamaForCausalLM
-
-    case, path = CASES[request.param], tmp_path_factory.mktemp("checkpoint")
-    _write(path, case)
-    assert len(list(path.glob("*.safetensors"))) > 1 or not case.sharded
-    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    ids = np.random.default_rng(1).integers(0, CONFIG["vocab_size"], LENGTH).tolist()
-    sequence = ids[: LENGTH - NEW]
-    for _ in range(NEW):
-        sequence = [*sequence, int(_forward(model, sequence)[-1].argmax())]
-    return Written(path, ids, _forward(model, ids), sequence[LENGTH - NEW :])
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape and found.dtype == np.float32
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return answers(write(tmp_path_factory.mktemp("checkpoint"), "llama", CASES[request.param]))
 
 
 def test_oracle_agrees_with_transformers(written: Written) -> None:
-    assert _difference(checkpoint_logits(written.path, written.ids), written.logits) < BOUND
+    assert difference(checkpoint_logits(written.path, written.ids), written.logits) < BOUND
 
 
 def test_engine_agrees_with_transformers(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,16 +94,14 @@ def test_engine_agrees_with_transformers(written: Written, tmp_path: Path, monke
     monkeypatch.setattr(cpu, "MAX_PREFILL", 7)
     path = llmc.build(written.path, tmp_path / "a.llmc", max_context=LENGTH, max_batch=2)
     with llmc.load(path) as engine:
-        assert _difference(engine.logits(written.ids), written.logits) < BOUND
+        assert difference(engine.logits(written.ids), written.logits) < BOUND
         result = engine.generate(written.ids[: LENGTH - NEW], max_tokens=NEW)
     assert result.token_ids == written.continuation
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("plain")
-    _write(path, CASES["gqa"])
-    return path
+    return write(tmp_path_factory.mktemp("plain"), "llama", CASES["gqa"])
 
 
 def test_generation_is_transformers_own(plain: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Every tensor of a checkpoint is used, or left out for a reason; judged without torch and onnx, so at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ...runtime.errors import CheckpointError, nearest
+from .checkpoint import Checkpoint
+
+_SHOWN = 20
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose tensors are not those of its configuration; no weight is read."""
+    if checkpoint.random_seed is None:
+        check_tensors(checkpoint)
+
+
+def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    """Compare names and shapes of the tensors with what the decoder reads; returns the unused tensors and why.
+
+    Raises:
+        CheckpointError: tensors missing, left over, or of another shape, with a table of expected and found.
+    """
+    source, spec = checkpoint.source, checkpoint.config.decoder
+    shapes = spec.tensors()
+    present = set(source.names)
+    wrong: list[tuple[str, str, Collection[str]]] = []
+    for name, expected in shapes.items():
+        if name not in present:
+            wrong.append((name, f"expected {list(expected)}, found nothing", source.names))
+        elif source.info(name).shape != expected:
+            wrong.append((name, f"expected {list(expected)}, found {list(source.info(name).shape)}", ()))
+    unused = {}
+    for name in source.names:
+        if name in shapes:
+            continue
+        if name.endswith("rotary_emb.inv_freq"):
+            unused[name] = "rope tables are computed from the configuration"
+        elif name == f"{spec.head}.weight" and spec.tied:
+            unused[name] = "bit-equal to the tied embedding"
+        else:
+            wrong.append((name, f"expected nothing, found {list(source.info(name).shape)}", shapes))
+    if wrong:
+        lines = [f"{name}: {said}{nearest(name, known)}" for name, said, known in wrong[:_SHOWN]]
+        lines += [f"and {len(wrong) - _SHOWN} more"] * (len(wrong) > _SHOWN)
+        raise CheckpointError(
+            f"tensors of {checkpoint.config.family.architecture}",
+            found=f"{len(wrong)} disagreements:\n    " + "\n    ".join(lines),
+            fix="a config.json that belongs to these weights",
+        )
+    return unused
+
+
+def account(checkpoint: Checkpoint) -> dict[str, str]:
+    """`check_tensors`, and a head beside a tied embedding is read and must equal it."""
+    unused, spec = check_tensors(checkpoint), checkpoint.config.decoder
+    if (head := f"{spec.head}.weight") in unused:
+        _require_equal(checkpoint, head, f"{spec.embedding}.weight")
+    return unused
+
+
+def _require_equal(checkpoint: Checkpoint, head: str, embedding: str) -> None:
+    source = checkpoint.source
+    same = source.info(head).shape == source.info(embedding).shape
+    same = same and source.info(head).dtype == source.info(embedding).dtype
+    rows = source.info(head).shape[0] if same else 0
+    for start in range(0, rows, 4096):
+        stop = min(start + 4096, rows)
+        if source.rows(head, start, stop).tobytes() != source.rows(embedding, start, stop).tobytes():
+            same = False
+            break
+    if not same:
+        raise CheckpointError(
+            "config.json says tie_word_embeddings",
+            found=f"tensor {head!r} that differs from {embedding!r}",
+            fix='"tie_word_embeddings": false in config.json, if the head is meant to be its own',
+        )

@@ -1,0 +1,1 @@
+"""Layer records become the logical graph."""

@@ -1,0 +1,146 @@
+"""The one decoder: reads layer records and builds the logical graph out of big operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from ...passes.graph.attention import WINDOWED
+from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
+from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
+from ...runtime.engine_file.bind import Expr, ToF32
+from ..checkpoint.account import account
+from ..checkpoint.checkpoint import Checkpoint
+from ..config.rope import RopeConfig
+from ..families.spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Norm
+from .rope import rope_tables
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The logical graph and what was found on the way to it; spec: that of the graph's context."""
+
+    graph: Graph
+    spec: DecoderSpec
+    unused: dict[str, str]
+
+
+def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
+    """The logical graph of a checkpoint: fp32, dense weights as promises, one cache of capacity C per layer.
+
+    Inputs `input_ids [B,S]`, `past_lengths [B]`, `logits_indices [R]`, `past.{l}.key/value [B,K,C,D]`; outputs
+    `logits [R,V]`, `present.{l}.key/value`.
+
+    Raises:
+        CheckpointError: tensors missing, left over, or of another shape; all of them are named.
+    """
+    spec, unused = checkpoint.config.decoder.within(max_context), account(checkpoint)
+    graph = Graph.new(checkpoint.config.family.name)
+    _Assembly(spec, checkpoint, graph, max_context).assemble()
+    return Decoder(graph, spec, unused)
+
+
+@dataclass(frozen=True)
+class _Assembly:
+    spec: DecoderSpec
+    checkpoint: Checkpoint
+    graph: Graph
+    max_context: int
+    ropes: list[tuple[RopeConfig, int, ir.Value, ir.Value]] = field(default_factory=list)
+    """Settings, head size, and their tables; most models have one."""
+
+    def assemble(self) -> None:
+        spec, g = self.spec, self.graph
+        ids = g.input("input_ids", "I64", ["B", "S"])
+        past = g.input("past_lengths", "I32", ["B"])
+        rows = g.input("logits_indices", "I64", ["R"])
+        embed = g.build("embed")
+        for layer in spec.layers:
+            self._rope(layer.mixer)
+        positions = embed.llmc("Positions", ids, past)
+        table = self._parameter(f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
+        x = embed.llmc("Embedding", ids, table, overload=DENSE)
+        for index, layer in enumerate(spec.layers):
+            x = self._layer(index, layer, x, past, positions)
+        b = g.build("head")
+        x = self._norm(b, x, spec.norm, "")
+        head = Linear(spec.embedding if spec.tied else spec.head, spec.vocab_size, spec.hidden_size)
+        logits = b.llmc("SelectRows", self._linear(b, x, head, "", name=spec.head), rows)
+        logits.name = "logits"
+        g.ir.outputs.insert(0, logits)
+
+    def _layer(self, index: int, layer: LayerSpec, x: ir.Value, past: ir.Value, positions: ir.Value) -> ir.Value:
+        b, prefix = self.graph.build(f"layer.{index}"), self.spec.layer.format(index)
+        h = self._norm(b, x, layer.mixer_norm, prefix)
+        h = self._attention(b, index, layer.mixer, h, past, positions, prefix)
+        x = b("Add", x, self._linear(b, h, layer.mixer.o, prefix))
+        h = self._norm(b, x, layer.mlp_norm, prefix)
+        return b("Add", x, self._mlp(b, layer.mlp, h, prefix))
+
+    def _mlp(self, b: Builder, mlp: GatedMlp, x: ir.Value, prefix: str) -> ir.Value:
+        gate, up = (self._linear(b, x, part, prefix) for part in (mlp.gate, mlp.up))
+        op, attributes = ACTIVATIONS[mlp.activation]
+        return self._linear(b, b("Mul", b(op, gate, **attributes), up), mlp.down, prefix)
+
+    def _attention(
+        self, b: Builder, index: int, mixer: Attention, x: ir.Value, past: ir.Value, positions: ir.Value, prefix: str
+    ) -> ir.Value:
+        q, k, v = (self._linear(b, x, part, prefix) for part in (mixer.q, mixer.k, mixer.v))
+        cos, sin = self._rope(mixer)
+        rotated = []
+        for value, norm, heads in ((q, mixer.q_norm, mixer.heads), (k, mixer.k_norm, mixer.kv_heads)):
+            if norm is not None:
+                weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
+                value = b.llmc("HeadNorm", value, weight, epsilon=norm.epsilon)
+            rotated.append(b("RotaryEmbedding", value, cos, sin, positions, num_heads=heads))
+        cache = ["B", mixer.kv_heads, "C", mixer.head_dim]
+        past_key, past_value = (self.graph.input(f"past.{index}.{part}", "F32", cache) for part in ("key", "value"))
+        windowed = {} if mixer.window is None else {"overload": WINDOWED, "window": mixer.window}
+        y, key, value = b.llmc(
+            "CachedAttention",
+            *(*rotated, v, past_key, past_value, past),
+            outputs=3,
+            heads=mixer.heads,
+            kv_heads=mixer.kv_heads,
+            head_dim=mixer.head_dim,
+            scale=mixer.scale,
+            **windowed,
+        )
+        key.name, value.name = f"present.{index}.key", f"present.{index}.value"
+        self.graph.ir.outputs.extend([key, value])
+        return y
+
+    def _norm(self, b: Builder, x: ir.Value, norm: Norm, prefix: str) -> ir.Value:
+        weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
+        return b("RMSNormalization", x, weight, axis=-1, epsilon=norm.epsilon)
+
+    def _linear(self, b: Builder, x: ir.Value, linear: Linear, prefix: str, name: str = "") -> ir.Value:
+        weights = [self._parameter(tensor, shape) for tensor, shape in linear.tensors(prefix)]
+        overload = overload_of(DENSE, bias=linear.bias)
+        return b.llmc("Linear", x, *weights, overload=overload, name=name or f"{prefix}{linear.module}")
+
+    def _parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
+        dtype = self.checkpoint.source.info(tensor).dtype
+        canonical = Canonical(tensor, dtype, shape, Copied(tensor), group=tensor)
+        return self.graph.weight(tensor, dense(self.graph.store(canonical)))
+
+    def _rope(self, mixer: Attention) -> tuple[ir.Value, ir.Value]:
+        """The tables of a layer's rope, which layers with equal settings share."""
+        for rope, size, cos, sin in self.ropes:
+            if (rope, size) == (mixer.rope, mixer.head_dim):
+                return cos, sin
+        tables = rope_tables(mixer.rope, mixer.head_dim, self.spec.positions, self.max_context)
+        number = f".{len(self.ropes)}" if self.ropes else ""
+        values = []
+        for name, data in zip((f"rope{number}.cos", f"rope{number}.sin"), tables, strict=True):
+            how = f"rope type {mixer.rope.type}, context {self.max_context}"
+            canonical = Canonical(name, "F32", data.shape, Computed(data, how), group=name)
+            values.append(self.graph.weight(name, self.graph.store(canonical)))
+        self.ropes.append((mixer.rope, mixer.head_dim, values[0], values[1]))
+        return values[0], values[1]
+
+
+def dense(tensor: Expr) -> Expr:
+    """A stored tensor as float32."""
+    return tensor if tensor.dtype == "F32" else ToF32(tensor)

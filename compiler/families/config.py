@@ -1,0 +1,173 @@
+"""config.json in one spelling: so that Hugging Face's names, defaults and two generations of spelling stop here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...runtime.errors import CheckpointError, Unsupported, nearest
+from ...runtime.files.strict_json import loads
+from ..config.fields import Fields, shown
+from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, judge_keys
+from . import FAMILIES
+from .reading import Family, Reading
+from .spec import DecoderSpec
+
+_DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "float": "float32",
+    "auto": None,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a config.json says: the family, what its decoder is made of, and ids in the vocabulary.
+
+    `dtype` is what the config declares (the tensors decide), None if it does not. `quantization` is the method of a
+    load-time quantization that may be a leftover; the tensors decide that too. `eos_given` is false if `eos_ids` is the
+    architecture's default. `ignored` maps each key not used to the
+    reason, `accepted` are unknown keys the user vouched for, `notes` tell what was resolved or filled in.
+    """
+
+    family: Family
+    decoder: DecoderSpec
+    raw: Mapping[str, Any]
+    initializer_range: float
+    dtype: str | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    eos_given: bool
+    quantization: str
+    ignored: Mapping[str, str]
+    accepted: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether the rope type extends the model to any context, not only the positions it was trained for."""
+        return all(layer.mixer.rope.type == "dynamic" for layer in self.decoder.layers)
+
+
+def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str = "config.json") -> Config:
+    """Read config.json; `accept` names unknown keys that the user knows to be harmless.
+
+    Raises CheckpointError (damaged, contradictory, out of range, unknown keys), Unsupported (known, but llmc does not
+    compute it), RecipeError (an accepted key that is not there).
+    """
+    raw = loads(data, what=what, error=CheckpointError)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{what}: a JSON object", found=shown(raw))
+    values, notes = _lift_text_config(raw, what)
+    family = _family(Fields(values, what))
+    ignored, accepted = judge_keys(values, accept, what, family.defaults)
+    notes += [f"{key}: {HARMLESS[key]}" for key in values if key in REMOTE_CODE and values[key]]
+    reading = Reading(values, family, what)
+    quantization = _quantization(reading.fields)
+    decoder = reading.decoder(family)
+    bos_id, eos_ids = _token_ids(reading.fields, values, decoder.vocab_size, notes)
+    return Config(
+        family=family,
+        decoder=decoder,
+        raw=raw,
+        initializer_range=reading.fields.number("initializer_range", 0.0, 1.0, 0.02),
+        dtype=_dtype(reading.fields, notes),
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        eos_given="eos_token_id" in values,
+        quantization=quantization,
+        ignored=ignored | reading.ignored,
+        accepted=accepted,
+        notes=(*notes, *reading.notes),
+    )
+
+
+def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str]]:
+    """The keys of a nested text_config beside those of the top; what both say must agree."""
+    inner = Fields(raw, what).table("text_config") or {}
+    values = {key: value for key, value in raw.items() if key != "text_config"}
+    notes = []
+    for key, value in inner.items():
+        outer = values.get(key)
+        if outer is None:
+            values[key] = value
+            if value is not None:
+                notes.append(f"{key} = {shown(value)}: found in text_config only")
+        elif outer != value and value is not None and key in COMMON and key not in ("architectures", "model_type"):
+            raise CheckpointError(
+                f'{what}: one value of "{key}"',
+                found=f"{shown(outer)} at the top, {shown(value)} in text_config",
+                fix="remove the one that is wrong",
+            )
+    return values, notes
+
+
+def _family(fields: Fields) -> Family:
+    """The family of the architecture that `architectures` names or, if it is absent, `model_type` implies."""
+    named, model_type = fields.values.get("architectures"), fields.text("model_type", "")
+    asked = f"{fields.what}: an architecture of {', '.join(FAMILIES)}"
+    if not named:
+        implied = [family for family in FAMILIES.values() if family.name == model_type]
+        if not implied:
+            raise Unsupported(asked, found=f'no architectures, model_type "{model_type}"')
+        return implied[0]
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        raise fields.refuse("architectures", "a list of one name")
+    family = FAMILIES.get(named[0])
+    if family is None:
+        raise Unsupported(asked, found=f"{named[0]}{nearest(named[0], FAMILIES)}")
+    if model_type not in ("", family.name):
+        raise fields.refuse("model_type", f'"{family.name}", the type of {family.architecture}')
+    return family
+
+
+def _dtype(fields: Fields, notes: list[str]) -> str | None:
+    new, old = (fields.text(key, "auto").removeprefix("torch.") for key in ("dtype", "torch_dtype"))
+    name = old if new == "auto" else new
+    if name not in _DTYPES:
+        raise Unsupported(f'{fields.what}: "dtype" of {", ".join(_DTYPES)}', found=shown(name))
+    if "auto" not in (new, old) and new != old:
+        notes.append(f"dtype = {new}: torch_dtype says {old}")
+    return _DTYPES[name]
+
+
+def _quantization(fields: Fields) -> str:
+    """ "" or "bitsandbytes", which quantizes while loading, so that its settings stay behind in merged models."""
+    for key in ("quantization_config", "compression_config"):
+        settings = fields.table(key)
+        if settings is None:
+            continue
+        loading = any(name in settings for name in ("load_in_4bit", "load_in_8bit"))
+        method = Fields(settings, f'{fields.what}: "{key}"').text(
+            "quant_method", "bitsandbytes" if loading else "unnamed"
+        )
+        if method != "bitsandbytes":
+            raise Unsupported(
+                f'{fields.what}: a checkpoint that is not quantized yet ("{key}" absent or null)',
+                found=f'quant_method "{method}"',
+                fix="start from the original bf16, fp16 or fp32 checkpoint and quantize with --quantize",
+            )
+        return method
+    return ""
+
+
+def _token_ids(
+    fields: Fields, given: Mapping[str, Any], vocab_size: int, notes: list[str]
+) -> tuple[int | None, tuple[int, ...]]:
+    """BOS and EOS ids. An absent key means the architecture's default, if the vocabulary has it; null means none."""
+    found = []
+    for key in ("bos_token_id", "eos_token_id"):
+        default = key not in given and (fields.values.get(key) or 0) >= vocab_size
+        found.append(() if default else fields.ids(key, vocab_size))
+    bos, eos = found
+    if len(bos) > 1:
+        raise fields.refuse("bos_token_id", "at most one token id")
+    # Padding is never computed with; many fine-tunes name an id one past the vocabulary.
+    pad = fields.values.get("pad_token_id")
+    if pad is not None and not (isinstance(pad, int) and not isinstance(pad, bool) and 0 <= pad < vocab_size):
+        notes.append(f"pad_token_id = {shown(pad)}: not in the vocabulary of {vocab_size}; padding is not used")
+    return (bos[0] if bos else None), eos

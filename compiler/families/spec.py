@@ -1,0 +1,132 @@
+"""What a decoder is made of: one record per layer, read by the decoder, the cache layout and whatever partitions them.
+
+Names of modules are those of the checkpoint; inside a layer they are relative to it. A new axis of
+architecture is a new field with the value that all families had before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..config.rope import RopeConfig
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+"""Tensor names and shapes."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A module that computes x Wᵀ (+ bias): W is [rows, columns], the bias [rows]."""
+
+    module: str
+    rows: int
+    columns: int
+    bias: bool = False
+
+    def tensors(self, prefix: str) -> Shapes:
+        yield f"{prefix}{self.module}.weight", (self.rows, self.columns)
+        if self.bias:
+            yield f"{prefix}{self.module}.bias", (self.rows,)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm over the last `size` elements."""
+
+    module: str
+    size: int
+    epsilon: float
+
+    def tensors(self, prefix: str) -> Shapes:
+        yield f"{prefix}{self.module}.weight", (self.size,)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention over cached keys and values; q and k are rotated, after a norm of each head if there is one.
+
+    window: the most positions a token sees, its own included; None: all before it.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeConfig
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    window: int | None = None
+
+    def tensors(self, prefix: str) -> Shapes:
+        for part in (self.q, self.k, self.v, self.o, self.q_norm, self.k_norm):
+            if part is not None:
+                yield from part.tensors(prefix)
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """down(activation(gate(x)) * up(x))."""
+
+    activation: str
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def tensors(self, prefix: str) -> Shapes:
+        for part in (self.gate, self.up, self.down):
+            yield from part.tensors(prefix)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """x = x + mixer(mixer_norm(x)); x = x + mlp(mlp_norm(x))."""
+
+    mixer_norm: Norm
+    mixer: Attention
+    mlp_norm: Norm
+    mlp: GatedMlp
+
+    def tensors(self, prefix: str) -> Shapes:
+        for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
+            yield from part.tensors(prefix)
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Embedding, layers, norm, head. positions: those the model was trained for."""
+
+    vocab_size: int
+    hidden_size: int
+    positions: int
+    layers: tuple[LayerSpec, ...]
+    norm: Norm
+    tied: bool
+    embedding: str = "model.embed_tokens"
+    layer: str = "model.layers.{}."
+    head: str = "lm_head"
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor the decoder reads, with its shape."""
+        shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (self.vocab_size, self.hidden_size)}
+        for index, layer in enumerate(self.layers):
+            shapes.update(layer.tensors(self.layer.format(index)))
+        shapes.update(self.norm.tensors(""))
+        if not self.tied:
+            shapes[f"{self.head}.weight"] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+    def within(self, context: int) -> DecoderSpec:
+        """The same decoder for at most `context` positions: a window that holds them all is none."""
+        return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))
+
+
+def _within(layer: LayerSpec, context: int) -> LayerSpec:
+    window = layer.mixer.window
+    if window is None or window < context:
+        return layer
+    return replace(layer, mixer=replace(layer.mixer, window=None))

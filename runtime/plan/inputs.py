@@ -79,8 +79,10 @@ _OF_CACHE = ("slot_mapping", "block_tables")
 
 def inputs_for(caches: Sequence[KVCache]) -> dict[str, Input]:
     """The inputs of a plan with these kinds of cache, by name."""
-    own = {f"{name}{cache.suffix}": INPUTS[name] for cache in caches for name in _OF_CACHE}
-    return {name: made for name, made in INPUTS.items() if name not in _OF_CACHE} | own
+    suffixes = [cache.suffix for cache in caches]
+    return {
+        name + suffix: made for name, made in INPUTS.items() for suffix in (suffixes if name in _OF_CACHE else ("",))
+    }
 
 
 def check_inputs(plan: Plan, what: str) -> None:

@@ -193,7 +193,7 @@ def _kv_heads(caches: list[dict[str, Any]]) -> str:
     return ", ".join(
         f"{heads} kv heads of {size}"
         + (f", window {window}" if window else "")
-        + (f" ({layers} layers)" if len(kinds) > 1 else "")
+        + (f" ({layers} of {len(caches)} layers)" if len(kinds) > 1 else "")
         for (heads, size, window), layers in kinds.items()
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import Outcome
 from support.engines import quantized_logits, relative, some_ids
 from support.running import run_some
 from support.windowed import FAMILY, FULL, SLIDING, windowed_checkpoint
@@ -117,9 +118,13 @@ def test_requests_of_different_lengths_get_the_tokens_of_the_whole_text(tmp_path
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_layers_with_and_without_a_window_agree_with_the_oracle(tmp_path: Path, quantize: str):
+def test_layers_with_and_without_a_window_agree_with_the_oracle(
+    call: Callable[..., Outcome], tmp_path: Path, quantize: str
+):
     folder = windowed_checkpoint(tmp_path / "c", WINDOW, FULL, SLIDING, FULL)
     path = llmc.build(folder, tmp_path / "e.llmc", targets=["cpu"], quantize=quantize)
+    kinds = "4 heads and 2 kv heads of 16 (2 of 3 layers), 2 kv heads of 16, window 20 (1 of 3 layers), vocabulary 512"
+    assert kinds in call("inspect", path).out
     prompt = ids(140, 2)
     expected = quantized_logits(path, quantize, prompt, folder)
     with opened(path) as executor:

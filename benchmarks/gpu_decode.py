@@ -71,7 +71,7 @@ def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dic
     steps = sorted(generate(loaded, batch, options) for _ in range(options.rounds))
     context = options.prompt + options.tokens // 2
     moved = sum(value(launch.bytes, program.limits) for launch in program.launches)
-    position = batch * sum(tensors_of(loaded.plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    position = batch * sum(tensors_of(loaded.plan, "cache", loaded.plan.blocks_of(1)).values()) // BLOCK_TOKENS
     cache = position * context
     step, seconds = median(steps), replayed(loaded, program, options.prompt)
     return {
@@ -117,11 +117,11 @@ def replayed(loaded: common.Loaded, program: Program, context: int) -> float:
     """Seconds per replay of a decode program over the first blocks, timed by the host around many."""
     sizes, index = program.limits, loaded.plan.programs.index(program)
     inputs = idle_inputs(loaded.plan, sizes)
-    count = min(program.sequences, loaded.device.blocks)
+    count = min(program.sequences, loaded.device.blocks["blocks"])
     inputs["positions"][:] = context - 1
     inputs["seq_lens"][:count] = context
     inputs["block_tables"][:] = (
-        np.arange(inputs["block_tables"].size).reshape(inputs["block_tables"].shape) % loaded.device.blocks
+        np.arange(inputs["block_tables"].size).reshape(inputs["block_tables"].shape) % loaded.device.blocks["blocks"]
     )
     return replay(loaded.device, index, sizes, inputs, rounds=REPLAYS, warm=WARM)
 

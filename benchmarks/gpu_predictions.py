@@ -28,7 +28,7 @@ COPY = {"H100": 3.0e12, "H200": 4.3e12}
 """Bytes/s of a copy on the device, read and written counted: what floors are computed with."""
 REACHED = {"fp8": 1.2e15, "bf16": 0.7e15}
 """Operations/s that good products of large matrices reach on both, which have the same processors."""
-GROUP = 4
+HEADS = 32
 """Heads of Llama-3 that read one cached head."""
 DECODE = {
     carry.FP8: ((0.75, 0.82), (0.70, 0.77)),
@@ -111,7 +111,7 @@ def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
     """Milliseconds of a decode step on a perfect chip, by chip: each launch takes what its bytes or operations do."""
     program = plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
     made = {
-        chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, group=GROUP)
+        chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, heads=HEADS)
         for chip in COPY
     }
     return {chip: 1e3 * found.seconds for chip, found in made.items()}
@@ -121,7 +121,7 @@ def whole(plan: Plan, name: str) -> dict[str, float]:
     """Milliseconds of a step with one whole prompt, likewise."""
     sizes = {"tokens": prefill.TOKENS, "sequences": 1, "rows": 1}
     program = plan.program_for(decode=False, **sizes)
-    made = {chip: price(plan, program, roofline(chip, name), sizes=sizes, context=0, group=GROUP) for chip in COPY}
+    made = {chip: price(plan, program, roofline(chip, name), sizes=sizes, context=0, heads=HEADS) for chip in COPY}
     return {chip: 1e3 * found.seconds for chip, found in made.items()}
 
 

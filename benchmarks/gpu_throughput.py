@@ -101,7 +101,7 @@ def main() -> None:
 
 def fitting(loaded: common.Loaded, length: int) -> int:
     """How many requests of so many tokens run at once."""
-    return min(loaded.executor.sequences, loaded.device.blocks // -(-length // BLOCK_TOKENS))
+    return min(loaded.executor.sequences, loaded.device.blocks["blocks"] // -(-length // BLOCK_TOKENS))
 
 
 def throughput(loaded: common.Loaded, requests: int, length: int, output: int, copy: float) -> dict[str, Any]:
@@ -117,13 +117,13 @@ def throughput(loaded: common.Loaded, requests: int, length: int, output: int, c
     full = _full(steps, batch)
     program = loaded.plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
     moved = sum(value(launch.bytes, program.limits) for launch in program.launches)
-    position = sum(tensors_of(loaded.plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    position = sum(tensors_of(loaded.plan, "cache", loaded.plan.blocks_of(1)).values()) // BLOCK_TOKENS
     moved += batch * position * (length + output // 2)
     step = median(full) if full else float("nan")
     return {
         "requests": count,
         "at once": batch,
-        "blocks": loaded.device.blocks,
+        "blocks": loaded.device.blocks["blocks"],
         "seconds": seconds,
         "tokens_per_s": count * output / seconds,
         "decode_step_s": step,

@@ -34,7 +34,7 @@ class Idle:
     """A device (`paged.Device`) whose every token is 7, at once."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
-        self.blocks, self.notes = slots * plan.max_blocks, ()
+        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
@@ -90,8 +90,7 @@ def priced(path: Any, batch: int, context: int) -> float:
         plan = Plan.from_json(engine.section(facts.graph), what=str(path))
     program = next(program for program in plan.programs if program.decode and program.sequences >= batch)
     roofline = Roofline(CHIP.reachable_bandwidth, CHIP.bf16)
-    group = model.heads // model.kv_heads
-    return price(plan, program, roofline, sizes=program.limits, context=context, group=group).seconds
+    return price(plan, program, roofline, sizes=program.limits, context=context, heads=model.heads).seconds
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class BenchDevice(CudaDevice):
     def scatter(self) -> None:
         """Random keys and values: a cache of zeros is read with less power, and faster."""
         by_kind: dict[str, list[tuple[int, int]]] = {}
-        for name, nbytes in tensors_of(self._plan, "cache", {"blocks": self.blocks}).items():
+        for name, nbytes in tensors_of(self._plan, "cache", self.blocks).items():
             kind = kind_of(name, self._plan.tensors[name])
             by_kind.setdefault(kind, []).append((self._area.tensors[name], nbytes))
         for kind, places in by_kind.items():
@@ -131,7 +131,7 @@ def inputs_at(device: BenchDevice, program: int, context: int, batch: int | None
     inputs["logits_indices"][:] = np.arange(inputs["logits_indices"].size)
     tables = inputs["block_tables"]
     each = -(-context // BLOCK_TOKENS)
-    tables[:, :each] = (np.arange(tables.shape[0])[:, None] * each + np.arange(each)) % device.blocks
+    tables[:, :each] = (np.arange(tables.shape[0])[:, None] * each + np.arange(each)) % device.blocks["blocks"]
     last = (context - 1) // BLOCK_TOKENS
     inputs["slot_mapping"][:count] = tables[:count, last] * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
     return inputs
@@ -158,7 +158,7 @@ def replay(
 
 def cache_bytes(plan: Plan, context: int, batch: int) -> int:
     """Keys and values that a step reads in all layers."""
-    return batch * context * sum(tensors_of(plan, "cache", {"blocks": 1}).values()) // BLOCK_TOKENS
+    return batch * context * sum(tensors_of(plan, "cache", plan.blocks_of(1)).values()) // BLOCK_TOKENS
 
 
 def reads_cache(plan: Plan, launch: Launch) -> list[str]:

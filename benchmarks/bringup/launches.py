@@ -81,7 +81,7 @@ def groups(plan: Plan, program: Program) -> list[Group]:
 
 def bytes_of(plan: Plan, program: Program, group: Group, context: int, batch: int) -> float:
     """Bytes that one launch of a group must move, on average: its price, and what of the cache it reads."""
-    caches = tensors_of(plan, "cache", {"blocks": 1})
+    caches = tensors_of(plan, "cache", plan.blocks_of(1))
     position = cache_bytes(plan, context, batch) / max(sum(caches.values()), 1)
     one = 0.0
     for index in group.launches:

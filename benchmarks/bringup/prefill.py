@@ -31,7 +31,7 @@ def prompt_inputs(device: BenchDevice, sizes: Mapping[str, int]) -> dict[str, np
     inputs["positions"][:] = np.arange(tokens)
     inputs["slot_mapping"][:] = np.arange(tokens)
     blocks = -(-tokens // BLOCK_TOKENS)
-    inputs["block_tables"][0, :blocks] = np.arange(blocks) % device.blocks
+    inputs["block_tables"][0, :blocks] = np.arange(blocks) % device.blocks["blocks"]
     inputs["seq_lens"][:] = tokens
     inputs["query_start_loc"][1:] = tokens
     inputs["logits_indices"][:] = tokens - 1

@@ -148,9 +148,9 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     counts = Counter(facts["formats"].values())
     lines = [
         f"engine {facts['path']}: {console.size(facts['bytes'])}, format {facts['format']}",
-        f"  {model['architecture']}: {model['parameters']:,} parameters, {model['layers']} layers, "
-        f"hidden {model['hidden_size']}, {model['heads']} heads and {model['kv_heads']} kv heads of "
-        f"{model['head_dim']}, vocabulary {model['vocab_size']}",
+        f"  {model['architecture']}: {model['parameters']:,} parameters, {len(model['caches'])} layers, "
+        f"hidden {model['hidden_size']}, {model['heads']} heads and {_kv_heads(model['caches'])}, "
+        f"vocabulary {model['vocab_size']}",
         f"  weights: {facts['tensors']} tensors, {console.size(facts['tensor_bytes'])}; modules: "
         + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none quantized"),
     ]
@@ -165,6 +165,17 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
         lines += [f"  {module}: {name}" for module, name in facts["formats"].items()]
     lines.append(f"  content digest {facts['content_digest']}")
     return "\n".join(lines)
+
+
+def _kv_heads(caches: list[dict[str, Any]]) -> str:
+    """What layers keep of a position, equal ones once."""
+    kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window")) for one in caches)
+    return ", ".join(
+        f"{heads} kv heads of {size}"
+        + (f", window {window}" if window else "")
+        + (f" ({layers} of {len(caches)} layers)" if len(kinds) > 1 else "")
+        for (heads, size, window), layers in kinds.items()
+    )
 
 
 def _partial_text(facts: dict[str, Any]) -> str:

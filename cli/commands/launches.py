@@ -67,8 +67,7 @@ def show(engine: str, *, profile: str | None, gpu: str | None, step: Step, json:
     if context > facts.max_context:
         raise RecipeError(f"--context {context}", found=f"a context of {facts.max_context}")
     limits = Roofline(chip.reachable_bandwidth, chip.bf16)
-    group = model.heads // max(model.kv_heads, 1)
-    found = price(plan, chosen.program, limits, sizes=sizes, context=context, group=group)
+    found = price(plan, chosen.program, limits, sizes=sizes, context=context, heads=model.heads)
     console.show({"path": engine, **_as_json(chosen, found)}, _text(engine, chosen, found), json)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...passes.graph.graph import Canonical, Copied, Graph, Quantized
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.bind import to_json
-from ...runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from ...runtime.errors import CheckpointError
 from ...runtime.files.strict_json import canonical, loads
 from ..checkpoint.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def manifest_of(
     tables: tactics by target, whose digests become part of the recipe. graph: after the front passes.
     """
     c, spec = source.config, decoder.spec
-    first = spec.layers[0].mixer
+    mixers = [layer.mixer for layer in spec.layers]
     recipe_json = recipe.canonical()
     if tables:
         facts = loads(recipe_json, what="recipe", error=CheckpointError)
@@ -46,10 +46,8 @@ def manifest_of(
             family=c.family.name,
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
-            layers=len(spec.layers),
-            heads=first.heads,
-            kv_heads=first.kv_heads,
-            head_dim=first.head_dim,
+            heads=mixers[0].heads,
+            caches=tuple(LayerCache(mixer.kv_heads, mixer.head_dim, mixer.window) for mixer in mixers),
             max_context=context,
             parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",

@@ -7,8 +7,7 @@ slots of the cache; those that decode together are the slots [0, n), bound as on
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ from .. import environment
 from ..dtypes import DTYPES
 from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate, from_json, is_view
 from ..engine_file.file import EngineFile
+from ..engine_file.manifest import LayerCache
 from ..errors import EngineError, RecipeError, ResourceError
 from ..machine import cpu_count, memory
 from ..numbers import RAW_DTYPE
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, Work, sequence_count
 from .onnx_scan import scan
+from .slots import PARTS, SlotCaches, buffer_shape, lengths_name
 
 MAX_PREFILL = 512
 """Tokens per prefill call: its activations stay small, and decoding requests wait no longer than one such call."""
 
-_PARTS = ("key", "value")
 _AGAIN = "build the engine again"
 
 
@@ -56,22 +56,21 @@ class CpuExecutor:
         self.sequences = sequence_count(max_batch, facts.max_batch)
         self.caches = (CacheKind(self.sequences),)
         self.vocab = model.vocab_size
-        self.max_prefill = min(MAX_PREFILL, facts.max_context)
+        self.max_prefill = min(MAX_PREFILL, facts.max_context, *model.windows)
         self.max_rows = MAX_ROWS
-        shape = (self.sequences, model.kv_heads, facts.max_context, model.head_dim)
         weights = _bindings(engine.path, facts.weights)
-        _plan(engine, weights, facts.needs, cache_bytes=2 * model.layers * 4 * math.prod(shape[1:]))
+        numbers = sum(math.prod(buffer_shape(cache, facts.max_context)) for cache in model.caches)
+        _plan(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
         fed = _fed(engine.path, weights, facts.needs)
         self._weights = _values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in fed}
         self._fed = {name: self._weights[name] for name in fed}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
-        _check_inputs(self._session, str(engine.path), model.layers, shape[1:], model.vocab_size)
+        _check_inputs(self._session, str(engine.path), model.caches, model.windows, model.vocab_size)
         engine.drop_pages()  # packed weights are copies: what was mapped to make them is no longer read
-        self._cache = _caches(model.layers, shape)
+        self._cache = SlotCaches(model.caches, self.sequences, facts.max_context)
         self._samplers = Samplers()
         self._slots: list[int] = []
-        self._length: dict[int, int] = {}
         self._decoding: dict[int, _Call] = {}
 
     def submit(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
@@ -86,14 +85,12 @@ class CpuExecutor:
     def release(self, sequence: int) -> None:
         """Free the slot; the last slot's sequence moves into it, so that the used slots stay a prefix."""
         self._samplers.release(sequence)
-        if sequence not in self._length:
+        if sequence not in self._slots:
             return
-        slot = self._slots.index(sequence)
-        last = len(self._slots) - 1
-        if slot != last:
-            self._move(last, slot)
-        self._slots.pop()
-        del self._length[sequence]
+        slot, last = self._slots.index(sequence), self._slots.pop()
+        if slot != len(self._slots):
+            self._cache.move(len(self._slots), slot)
+            self._slots[slot] = last
 
     def close(self) -> None:
         self._decoding.clear()
@@ -108,9 +105,8 @@ class CpuExecutor:
         count = len(tokens) if work.rows == "all" else int(work.sample is not None or work.rows == "last")
         rows = np.arange(len(tokens) - max(count, 1), len(tokens), dtype=np.int64)
         call = _Call(self._session, self._fed, self._cache, slice(slot, slot + 1), len(tokens), len(rows), self.vocab)
-        call.ids[0], call.past[0], call.rows[:] = tokens, work.start, rows
+        call.ids[0], call.rows[:] = tokens, rows
         call.run()
-        self._length[work.sequence] = work.end
         return self._samplers.output(work, call.logits if count else None)
 
     def _decode(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
@@ -124,8 +120,7 @@ class CpuExecutor:
             call.rows[:] = np.arange(count)
         for work in works:
             slot = self._slots.index(work.sequence)
-            call.ids[slot, 0], call.past[slot] = work.tokens[0], work.start
-            self._length[work.sequence] = work.end
+            call.ids[slot, 0] = work.tokens[0]
         call.run()
         return tuple(self._output(work, call.logits) for work in works)
 
@@ -135,11 +130,11 @@ class CpuExecutor:
         return self._samplers.output(work, row if work.rows == "none" else row.copy())
 
     def _slot(self, sequence: int) -> int:
-        if sequence not in self._length:
+        if sequence not in self._slots:
             if len(self._slots) == self.sequences:
                 raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
+            self._cache.reset(len(self._slots))
             self._slots.append(sequence)
-            self._length[sequence] = 0
         return self._slots.index(sequence)
 
     def _gather(self, sequences: set[int]) -> None:
@@ -148,21 +143,8 @@ class CpuExecutor:
         strangers = [slot for slot in range(count) if self._slots[slot] not in sequences]
         above = [slot for slot in range(count, len(self._slots)) if self._slots[slot] in sequences]
         for low, high in zip(strangers, above, strict=True):
-            self._swap(low, high)
-
-    def _move(self, source: int, target: int) -> None:
-        length = self._length[self._slots[source]]
-        for cache in self._cache.values():
-            cache[target, :, :length] = cache[source, :, :length]
-        self._slots[target] = self._slots[source]
-
-    def _swap(self, low: int, high: int) -> None:
-        length = max(self._length[self._slots[low]], self._length[self._slots[high]])
-        for cache in self._cache.values():
-            kept = cache[low, :, :length].copy()
-            cache[low, :, :length] = cache[high, :, :length]
-            cache[high, :, :length] = kept
-        self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
+            self._cache.swap(low, high)
+            self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
 
 
 class _Call:
@@ -172,7 +154,7 @@ class _Call:
         self,
         session: Any,
         fed: Mapping[str, Any],
-        cache: Mapping[str, np.ndarray],
+        cache: SlotCaches,
         slots: slice,
         tokens: int,
         rows: int,
@@ -180,15 +162,15 @@ class _Call:
     ) -> None:
         batch = slots.stop - slots.start
         self.ids = np.zeros((batch, tokens), np.int64)
-        self.past = np.zeros(batch, np.int32)
         self.rows = np.zeros(rows, np.int64)
         self.logits = np.empty((rows, vocab), np.float32)
-        self._session = session
+        self._session, self._cache, self._slots, self._tokens = session, cache, slots, tokens
         self._binding = session.io_binding()
-        for name, array in (("input_ids", self.ids), ("past_lengths", self.past), ("logits_indices", self.rows)):
+        lengths = {name: array[slots] for name, array in cache.lengths.items()}
+        for name, array in {"input_ids": self.ids, "logits_indices": self.rows, **lengths}.items():
             self._bind(self._binding.bind_input, name, array)
         self._bind(self._binding.bind_output, "logits", self.logits)
-        for name, array in cache.items():
+        for name, array in cache.arrays.items():
             self._bind(self._binding.bind_input, f"past.{name}", array[slots])
             self._bind(self._binding.bind_output, f"present.{name}", array[slots])
         for name, value in fed.items():
@@ -200,12 +182,14 @@ class _Call:
 
     def run(self) -> None:
         """Compute; EngineError if ONNX Runtime gives up, as it does over a graph that was forged."""
+        self._cache.make_room(self._slots, self._tokens)
         try:
             self._session.run_with_iobinding(self._binding)
         except MemoryError:
             raise
         except Exception as error:  # its own classes have no narrower base
             raise EngineError("a graph that runs", found=_reason(error), fix=_AGAIN) from error
+        self._cache.advance(self._slots, self._tokens)
 
 
 def _checked(name: str, bind: Any, *arguments: Any) -> None:
@@ -234,36 +218,25 @@ def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
     return exprs
 
 
-def _check_inputs(session: Any, path: str, layers: int, cache: tuple[int, int, int], vocab: int) -> None:
+def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows: Sequence[int], vocab: int) -> None:
     """What will be bound is what the graph declares: the manifest's numbers decide how large the buffers are."""
-    heads, _, size = cache
     declared = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
     caches = {name: (shape[1], shape[3]) for name, shape in declared.items() if len(shape) == 4}
-    numbers = range(min(layers, len(caches) + 1))
-    expected = {f"{way}.{i}.{part}": (heads, size) for way in ("past", "present") for i in numbers for part in _PARTS}
+    lengths = {name for name in declared if "_lengths" in name}
+    expected = {
+        f"{way}.{i}.{part}": (layer.kv_heads, layer.head_dim)
+        for i, layer in enumerate(layers)
+        for way in ("past", "present")
+        for part in PARTS
+    }
+    wanted = set(map(lengths_name, (None, *windows)))
     logits = declared.get("logits", [])
-    if caches != expected or logits[-1:] != [vocab]:
-        asked = f"{path}: a graph of {layers} layers, {heads} cached heads of {size}, {vocab} logits"
-        kinds = sorted(set(caches.values()), key=str)
-        raise EngineError(asked, found=f"{len(caches) // 4} layers, caches {kinds}, logits {logits}", fix=_AGAIN)
-
-
-def _caches(layers: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Zeroed caches by name; their memory is taken page by page as sequences fill them."""
-    try:
-        return {f"{layer}.{part}": _lazy_zeros(shape) for layer in range(layers) for part in _PARTS}
-    except (MemoryError, OSError, OverflowError, ValueError) as error:
-        raise ResourceError(
-            f"caches for {shape[0]} sequences of {shape[2]} tokens", found=str(error), fix="a smaller max_batch"
-        ) from None
-
-
-def _lazy_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 zeros in small pages, also where malloc would take huge ones and with them memory nobody fills."""
-    pages = mmap.mmap(-1, 4 * math.prod(shape))
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    if caches != expected or lengths != wanted or logits[-1:] != [vocab]:
+        asked, found = (
+            f"{len(shapes) // 4} layers, caches {sorted(set(shapes.values()), key=str)}, {', '.join(sorted(names))}"
+            for shapes, names in ((expected, wanted), (caches, lengths))
+        )
+        raise EngineError(f"{path}: a graph of {asked}, {vocab} logits", found=f"{found}, logits {logits}", fix=_AGAIN)
 
 
 def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int) -> None:

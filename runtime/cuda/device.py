@@ -131,7 +131,7 @@ class CudaDevice:
 
         weights = allocate(parts.weights, "weights")
         tensors = {name: weights + offset for name, offset in placement.offsets.items()}
-        for kind, sizes in (("cache", {"blocks": parts.blocks}), ("state", {"slots": slots})):
+        for kind, sizes in (("cache", parts.blocks), ("state", {"slots": slots})):
             offsets, nbytes = packed(tensors_of(self._plan, kind, sizes))
             if nbytes:
                 base = allocate(nbytes, kind)

@@ -25,17 +25,28 @@ _SECTION = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,3}")
 
 
 @dataclass(frozen=True)
+class LayerCache:
+    """What a layer keeps of each position: keys and values of `kv_heads` heads of `head_dim` numbers.
+
+    window: a token sees that many positions, itself included, so older ones need not be kept; None: all.
+    """
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelFacts:
-    """What a runtime must know of the model; `generation` holds the checkpoint's sampling defaults."""
+    """What a runtime must know of the model. caches: what a sequence keeps, layer by layer; `generation` holds the
+    checkpoint's sampling defaults."""
 
     architecture: str
     family: str
     vocab_size: int
     hidden_size: int
-    layers: int
     heads: int
-    kv_heads: int
-    head_dim: int
+    caches: tuple[LayerCache, ...]
     max_context: int
     parameters: int
     dtype: str
@@ -43,6 +54,11 @@ class ModelFacts:
     bos: int | None
     eos_ids: tuple[int, ...]
     generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct windows of its layers, ascending."""
+        return tuple(sorted({cache.window for cache in self.caches if cache.window is not None}))
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class Manifest:
         value = loads(text, what=what, error=EngineError)
         lenient = _check_version(value, what) > FORMAT[1]
         manifest: Manifest = read(Manifest, value, what, lenient)
-        _check_names(manifest, what)
+        _check(manifest, what)
         return manifest
 
 
@@ -146,8 +162,10 @@ def _check_version(value: Any, what: str) -> int:
     return minor
 
 
-def _check_names(manifest: Manifest, what: str) -> None:
-    """Digests are digests before anything compares them, and sections have harmless names."""
+def _check(manifest: Manifest, what: str) -> None:
+    """Digests are digests before anything compares them, sections have harmless names, windows see something."""
+    if 0 in manifest.model.windows:
+        raise EngineError(f"{what}.model.caches: windows of at least one position", found="[0]")
     digests = {
         "recipe_digest": [manifest.recipe_digest],
         "content_digest": [manifest.content_digest],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import EngineError, ResourceError
 from .formula import value
-from .plan import BLOCK_TOKENS, Plan, Program, Tensor
+from .plan import BLOCK_TOKENS, KVCache, Plan, Program, Tensor
 
 ALIGNMENT = 256
 """Bytes between tensors that share an allocation: kernels rely on 16, and the driver gives 256."""
@@ -45,6 +45,12 @@ def inputs_of(plan: Plan, program: Program) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input" and name in read}
 
 
+def block_bytes(plan: Plan, cache: KVCache) -> int:
+    """Bytes of one block of a kind of cache over all its layers."""
+    of_kind = (tensor for tensor in plan.tensors.values() if tensor.kind == "cache" and tensor.shape[0] == cache.size)
+    return sum(tensor.bytes({cache.size: 1}) for tensor in of_kind)
+
+
 def reachable(plan: Plan, slots: int) -> tuple[Program, ...]:
     """The programs that steps of at most `slots` sequences can choose."""
     decode = sorted(program.sequences for program in plan.programs if program.decode)
@@ -65,20 +71,26 @@ def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of each part; `block` is a block of the cache over all layers, of which there are `blocks`."""
+    """Bytes of each part. Of each kind of cache, by the name of its size: bytes of a `block` over all layers, and how
+    many `blocks`."""
 
     weights: int
     arena: int
     inputs: int
     state: int
     scratch: tuple[int, int]
-    block: int
-    blocks: int
+    block: Mapping[str, int]
+    blocks: Mapping[str, int]
 
     @property
     def fixed(self) -> int:
         """Bytes of all but the cache."""
         return sum(map(aligned, (self.weights, self.arena, self.inputs, self.state, *self.scratch)))
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the cache."""
+        return sum(self.block[size] * count for size, count in self.blocks.items())
 
     def text(self) -> str:
         """The parts by size, largest first."""
@@ -87,8 +99,10 @@ class Budget:
             "activations": self.arena,
             "scratch": sum(self.scratch),
             "inputs and state": self.inputs + self.state,
-            f"cache of {self.blocks * BLOCK_TOKENS} positions": self.block * self.blocks,
         }
+        for size, count in self.blocks.items():
+            window = size.removeprefix("blocks").replace("_", " in windows of ")
+            parts[f"cache of {count * BLOCK_TOKENS} positions{window}"] = self.block[size] * count
         return ", ".join(
             f"{name} {gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size
         )
@@ -97,19 +111,22 @@ class Budget:
 def budget(plan: Plan, *, weights: int, slots: int, state_slots: int, free: int, what: str) -> Budget:
     """What to allocate of `free` bytes for at most `slots` sequences at once; `weights` bytes are theirs.
 
+    Kinds of cache share what is left as they share a sequence at full context.
+
     Raises:
         ResourceError: not even one sequence at full context fits; names the smallest change that would do.
         EngineError: the plan has no cache.
     """
     parts = _without_cache(plan, weights, slots, state_slots)
-    if not parts.block:
+    if not all(parts.block.values()) or not parts.block:
         raise EngineError(f"{what}: a plan with a KV cache", found="none", fix="build the engine again")
-    blocks = _affordable(parts, free)
-    if blocks >= plan.max_blocks:
-        return replace(parts, blocks=min(blocks, slots * plan.max_blocks))
-    needed = replace(parts, blocks=plan.max_blocks)
+    full = {cache.size: cache.blocks for cache in plan.caches}
+    needed, room = replace(parts, blocks=full), _room(parts, free)
+    if room >= needed.cache:
+        shares = {size: min(room * count // needed.cache, slots * count) for size, count in full.items()}
+        return replace(parts, blocks=shares)
     raise ResourceError(
-        f"{what}: {gib(needed.fixed + needed.block * needed.blocks)} of GPU memory ({needed.text()})",
+        f"{what}: {gib(needed.fixed + needed.cache)} of GPU memory ({needed.text()})",
         found=f"{gib(free)} free",
         fix=_way_out(plan, weights, slots, state_slots, free),
     )
@@ -129,8 +146,8 @@ def _without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Bu
         inputs=max((_input_bytes(plan, program) for program in programs), default=0),
         state=packed(tensors_of(plan, "state", {"slots": state_slots}))[1],
         scratch=(max((one for one, _ in scratch), default=0), max((other for _, other in scratch), default=0)),
-        block=sum(tensors_of(plan, "cache", {"blocks": 1}).values()),
-        blocks=0,
+        block={cache.size: block_bytes(plan, cache) for cache in plan.caches},
+        blocks={},
     )
 
 
@@ -138,16 +155,20 @@ def _input_bytes(plan: Plan, program: Program) -> int:
     return packed({name: tensor.bytes(program.limits) for name, tensor in inputs_of(plan, program).items()})[1]
 
 
-def _affordable(parts: Budget, free: int) -> int:
-    """Blocks of the cache that the rest of the memory holds; below 0 if the rest alone is too much."""
-    return math.floor(CACHE_SHARE * (free - parts.fixed) / parts.block)
+def _room(parts: Budget, free: int) -> int:
+    """Bytes that are left for the cache; below 0 if the rest alone is too much."""
+    return math.floor(CACHE_SHARE * (free - parts.fixed))
 
 
 def _way_out(plan: Plan, weights: int, slots: int, state_slots: int, free: int) -> str:
+    def fits(sequences: int, blocks: int) -> bool:
+        parts = _without_cache(plan, weights, sequences, state_slots)
+        return replace(parts, blocks=plan.blocks_of(blocks * BLOCK_TOKENS)).cache <= _room(parts, free)
+
     for fewer in range(slots - 1, 0, -1):
-        if _affordable(_without_cache(plan, weights, fewer, state_slots), free) >= plan.max_blocks:
+        if fits(fewer, plan.max_blocks):
             return f"--max-batch {fewer}"
-    blocks = _affordable(_without_cache(plan, weights, slots, state_slots), free)
-    if blocks > 0:
-        return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
+    for blocks in range(plan.max_blocks - 1, 0, -1):
+        if fits(slots, blocks):
+            return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
     return "a GPU with more memory, or an engine with smaller weights (--quantize int4)"

@@ -25,9 +25,12 @@ Handle = Any
 
 
 class Device(Protocol):
-    """Runs programs of a plan; weights, caches and state are its own. notes: what to tell of its loading."""
+    """Runs programs of a plan; weights, caches and state are its own.
 
-    blocks: int
+    blocks: of each kind of cache, by the name of its size. notes: what to tell of its loading.
+    """
+
+    blocks: Mapping[str, int]
     notes: tuple[str, ...]
 
     def run(
@@ -81,7 +84,6 @@ class PagedExecutor:
     It owns the engine file it was given.
     """
 
-    shares = True
     mixed = True
     depth = 1
     block_tokens = BLOCK_TOKENS
@@ -108,7 +110,12 @@ class PagedExecutor:
         self.max_rows = mixed[-1].rows - mixed[-1].sequences
         check_inputs(self._plan, f"{engine.path}: {facts.graph}")
         self._device = make_device(engine, profile, self._plan, self.sequences)
-        self.caches, self.notes = (CacheKind(self._device.blocks),), self._device.notes
+        self.caches = tuple(
+            CacheKind(self._device.blocks[cache.size], None if cache.window is None else cache.blocks * BLOCK_TOKENS)
+            for cache in self._plan.caches
+        )
+        self.shares = len(self.caches) == 1 and self.caches[0].positions is None
+        self.notes = self._device.notes
         self._samplers = Samplers()
         self._slots = Slots(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}
@@ -176,7 +183,7 @@ class PagedExecutor:
         return Part(sequence.slot, ids, work.start, rows, sampled, work.is_prompt, new)
 
     def _admit(self, work: Work) -> _Sequence:
-        slot = self._slots.take(work.blocks[0])
+        slot = self._slots.take(work.blocks)
         if slot is None:
             raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
         made = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))

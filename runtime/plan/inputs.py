@@ -13,7 +13,7 @@ import numpy as np
 from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
-from .plan import BLOCK_TOKENS, Plan, Tensor
+from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ INPUTS: Mapping[str, Input] = {
     **_OF_SEQUENCE,
     **_OF_EDITS,
 }
-"""All inputs of a plan.
+"""All inputs of a plan; those of a cache once for every kind of cache.
 
 A slot is a sequence's place in the batch. token_ids: below zero, the token kept by slot -1 - id. slot_mapping: where in
 the cache a token's key and value go, -1: nowhere. prompt_slots: the slot whose prompt holds the token. seq_lens:
@@ -71,29 +71,39 @@ positions of a sequence after the step. query_start_loc: its first token. reset_
 logits_indices: the token whose logits are wanted. sample_positions: the position of the token that is chosen.
 """
 
+_OF_CACHE = ("slot_mapping", "block_tables")
+"""Those whose names have the suffix of their kind of cache."""
+
+
+def inputs_for(caches: Sequence[KVCache]) -> dict[str, Input]:
+    """The inputs of a plan with these kinds of cache, by name."""
+    suffixes = [cache.suffix for cache in caches]
+    return {
+        name + suffix: made for name, made in INPUTS.items() for suffix in (suffixes if name in _OF_CACHE else ("",))
+    }
+
 
 def check_inputs(plan: Plan, what: str) -> None:
     """EngineError unless the plan has these inputs and no others."""
     given = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input"}
+    wanted = inputs_for(plan.caches)
     for name, tensor in given.items():
-        if name not in INPUTS:
-            raise EngineError(f"{what}: input {name!r}", found=f"no such input{nearest(name, INPUTS)}")
-        _check_input(name, tensor, what)
-    for name in INPUTS:
+        if name not in wanted:
+            raise EngineError(f"{what}: input {name!r}", found=f"no such input{nearest(name, wanted)}")
+        _check_input(name, wanted[name], tensor, what)
+    for name in wanted:
         if name not in given:
             raise EngineError(f"{what}: an input {name!r}", found="none", fix="build the engine again")
-    if (
-        given["block_tables"].shape[1] != str(plan.max_blocks)
-        or given["logit_bias_ids"].shape != given["logit_bias"].shape
-    ):
+    tables = [f"block_tables{cache.suffix}" for cache in plan.caches]
+    wide = any(given[name].shape[1] != str(plan.max_blocks) for name in tables)
+    if wide or given["logit_bias_ids"].shape != given["logit_bias"].shape:
         found = ", ".join(
-            f"{name} [{', '.join(given[name].shape)}]" for name in ("block_tables", "logit_bias_ids", "logit_bias")
+            f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, "logit_bias_ids", "logit_bias")
         )
         raise EngineError(f"{what}: tables of {plan.max_blocks} blocks, and a bias for every biased token", found=found)
 
 
-def _check_input(name: str, tensor: Tensor, what: str) -> None:
-    made = INPUTS[name]
+def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
     fits = tensor.dtype == made.dtype and tensor.shape[:1] == (made.size,)
     if not fits or len(tensor.shape) != 1 + made.wide or not all(size.isdecimal() for size in tensor.shape[1:]):
         wanted = f"{made.dtype} [{made.size}{', a number' if made.wide else ''}]"
@@ -102,7 +112,7 @@ def _check_input(name: str, tensor: Tensor, what: str) -> None:
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Inputs of a step that does nothing: padding tokens of empty sequences, greedy rows that nobody keeps."""
-    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in INPUTS.items()}
+    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in inputs_for(plan.caches).items()}
 
 
 @dataclass(slots=True)
@@ -125,19 +135,19 @@ class Slots:
     def __init__(self, plan: Plan, count: int) -> None:
         self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1])
         self._free = list(range(count))[::-1]
-        self._tables = np.zeros((count, plan.max_blocks), np.int32)
+        self._tables = {cache.suffix: np.zeros((count, plan.max_blocks), np.int32) for cache in plan.caches}
         self._kept = {
             name: made.idle_array((count, *map(int, plan.tensors[name].shape[1:])))
             for name, made in {**_OF_SEQUENCE, **_OF_EDITS}.items()
         }
 
-    def take(self, blocks: Sequence[int]) -> int | None:
-        """A slot for a sequence with these blocks, if one is free."""
+    def take(self, blocks: Sequence[Sequence[int]]) -> int | None:
+        """A slot for a sequence with these blocks of each kind of cache, if one is free."""
         if not self._free:
             return None
         slot = self._free.pop()
-        self._tables[slot] = 0
-        self._tables[slot, : len(blocks)] = blocks
+        for tables, own in zip(self._tables.values(), blocks, strict=True):
+            tables[slot] = np.resize(own, tables.shape[1])  # a ring; the rest of a table that is none is not read
         return slot
 
     def give(self, slot: int) -> None:
@@ -170,11 +180,12 @@ class Slots:
         positions = np.arange(total) + (ends - stops)[of]
         arrays["token_ids"][:total] = [token for part in parts for token in part.ids]
         arrays["positions"][:total] = positions
-        blocks = self._tables[slots[of], positions // BLOCK_TOKENS]
-        arrays["slot_mapping"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        for suffix, tables in self._tables.items():
+            blocks = tables[slots[of], positions // BLOCK_TOKENS]
+            arrays[f"slot_mapping{suffix}"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
+            arrays[f"block_tables{suffix}"][:sequences] = tables[slots]
         arrays["prompt_slots"][:total] = np.array([part.slot if part.prompt else -1 for part in parts])[of]
         arrays["seq_lens"][:sequences] = ends
-        arrays["block_tables"][:sequences] = self._tables[slots]
         arrays["query_start_loc"][1 : sequences + 1] = stops
         arrays["query_start_loc"][sequences + 1 :] = total
         arrays["reset_slots"][:sequences] = [part.slot if part.new else -1 for part in parts]

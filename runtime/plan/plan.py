@@ -17,13 +17,34 @@ BLOCK_TOKENS = 64
 VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
-_CACHE_SIZES = ("blocks",)
 _STATE_SIZES = ("slots",)
 
 
 @dataclass(frozen=True)
+class KVCache:
+    """A kind of cache: that of all layers whose tokens see `window` positions, themselves included (None: all).
+
+    blocks: the most that one sequence takes. Those of a window are a ring: entry i of a block table is block
+    i % blocks of the sequence, so that the latest positions overwrite the ones that no token sees any more.
+    """
+
+    blocks: int
+    window: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its inputs end with."""
+        return "" if self.window is None else f".{self.window}"
+
+    @property
+    def size(self) -> str:
+        """Name of its number of blocks in the shapes of its tensors."""
+        return "blocks" if self.window is None else f"blocks_{self.window}"
+
+
+@dataclass(frozen=True)
 class Tensor:
-    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache `blocks`, of a state `slots`.
+    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache its kind's, of a state `slots`.
 
     offset: byte in the arena of its program (buffers only); state starts as zeros.
     """
@@ -137,13 +158,14 @@ class Plan:
     """A profile's whole plan; programs from small to large, decode before mixed.
 
     kernels: digest of the kernels' source, so that an interpreter runs the same. tactics: which table of tile sizes.
-    max_blocks: block ids per sequence in `tables`. sm: compute capability, 90 for 9.0. pdl: kernels that can are
-    launched before their predecessor in the step has ended.
+    max_blocks: block ids per sequence in a table. caches: its kinds, that of all positions first. sm: compute
+    capability, 90 for 9.0. pdl: kernels that can are launched before their predecessor in the step has ended.
     """
 
     sm: int
     activation: str
     max_blocks: int
+    caches: tuple[KVCache, ...]
     kernels: str
     tactics: str
     tensors: Mapping[str, Tensor]
@@ -165,6 +187,10 @@ class Plan:
         _check(plan, what)
         return plan
 
+    def blocks_of(self, positions: int) -> dict[str, int]:
+        """Blocks that a sequence of `positions` takes of each kind of cache, by the name of the size."""
+        return {cache.size: min(-(-positions // BLOCK_TOKENS), cache.blocks) for cache in self.caches}
+
     def tensor(self, program: Program, name: str) -> Tensor:
         return program.buffers[name] if name in program.buffers else self.tensors[name]
 
@@ -181,11 +207,16 @@ class Plan:
 
 def _check(plan: Plan, what: str) -> None:
     """Every name is known, every module exists, every buffer lies in its arena: before anything is allocated."""
+    counts = {cache.size: cache.blocks for cache in plan.caches}
+    if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
+        found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
+        raise EngineError(f"{what}: distinct kinds of cache, each of 1 to {plan.max_blocks} blocks", found=found[:200])
+    sizes = dict.fromkeys((*SIZES, *counts, *_STATE_SIZES), 1)
     for index, program in enumerate(plan.programs):
         where = f"{what}: program {index}"
         known = {**plan.tensors, **program.buffers}
         for name, tensor in known.items():
-            _check_tensor(tensor, f"{where}, tensor {name!r}")
+            _check_tensor(tensor, sizes, f"{where}, tensor {name!r}")
         for name, tensor in program.buffers.items():
             if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
                 raise EngineError(f"{where}: buffer {name!r} inside its arena", found=f"offset {tensor.offset}")
@@ -198,10 +229,10 @@ def _check(plan: Plan, what: str) -> None:
                 _check_argument(argument, known, f"{where}, launch {launch.label!r}")
 
 
-def _check_tensor(tensor: Tensor, where: str) -> None:
+def _check_tensor(tensor: Tensor, sizes: Mapping[str, int], where: str) -> None:
     if tensor.kind not in get_args(Kind) or tensor.dtype not in KERNEL_DTYPES:
         raise EngineError(f"{where}: kind and dtype", found=f"{tensor.kind}, {tensor.dtype}")
-    tensor.dims(dict.fromkeys((*SIZES, *_CACHE_SIZES, *_STATE_SIZES), 1))
+    tensor.dims(sizes)
 
 
 def _check_argument(argument: Argument, known: Mapping[str, Tensor], where: str) -> None:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..dtypes import KERNEL_DTYPES
-from .budget import CACHE_SHARE, aligned, budget
+from .budget import CACHE_SHARE, aligned, block_bytes, budget
 from .formula import value
-from .plan import Launch, MachineCode, Plan, Program
+from .plan import KVCache, Launch, MachineCode, Plan, Program
 
 CACHE = "KV cache"
 """Label of what attention reads of the positions before the step: no launch's own formulas know how many."""
@@ -72,17 +71,19 @@ class Price:
 
 
 def price(
-    plan: Plan, program: Program, roofline: Roofline, *, sizes: Mapping[str, int], context: int, group: int
+    plan: Plan, program: Program, roofline: Roofline, *, sizes: Mapping[str, int], context: int, heads: int
 ) -> Price:
     """What a step of `sizes` costs, with `context` positions of each sequence in the cache before it.
 
-    group: heads that read one cached head.
+    heads: of queries, each of which reads its cached head.
     """
     lines = [_line(plan, launch, sizes, roofline) for launch in program.launches]
-    numbers, size = _cached_per_position(plan)
-    read = size * context * sizes["sequences"]
-    # a product and a sum per number, for every head that reads it and every new token
-    operations = 2 * numbers * group * context * sizes["tokens"]
+    read = operations = 0
+    for cache in plan.caches:
+        seen = context if cache.window is None else min(context, cache.window)
+        read += block_bytes(plan, cache) // plan.block_tokens * seen * sizes["sequences"]
+        # a product and a sum per number of a key or a value, for every head that reads it and every new token
+        operations += 2 * heads * _head_sizes(plan, cache) * seen * sizes["tokens"]
     lines.append(Line(CACHE, "", (), read, operations, roofline.seconds(read, operations)))
     return Price(sizes, context, tuple(lines))
 
@@ -128,7 +129,7 @@ def memory(plan: Plan, *, max_batch: int) -> Memory:
     """
     weights = sum(aligned(tensor.bytes({})) for tensor in plan.tensors.values() if tensor.kind == "weight")
     parts = budget(plan, weights=weights, slots=max_batch, state_slots=max_batch, free=_PLENTY, what="the profile")
-    return Memory(weights, parts.block * plan.max_blocks, parts.fixed - weights)
+    return Memory(weights, parts.cache // max_batch, parts.fixed - weights)
 
 
 def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofline) -> Line:
@@ -148,12 +149,7 @@ def _both(one: Line, other: Line) -> Line:
     )
 
 
-def _cached_per_position(plan: Plan) -> tuple[int, int]:
-    """Numbers and bytes that all layers together keep of one position."""
-    numbers = size = 0
-    for tensor in plan.tensors.values():
-        if tensor.kind == "cache":
-            block = tensor.bytes({"blocks": 1})
-            size += block // plan.block_tokens
-            numbers += block // plan.block_tokens // KERNEL_DTYPES[tensor.dtype].bytes
-    return numbers, size
+def _head_sizes(plan: Plan, cache: KVCache) -> int:
+    """Head sizes of a kind's keys and values, summed over its layers."""
+    tensors = plan.tensors.values()
+    return sum(value(one.shape[3], {}) for one in tensors if one.kind == "cache" and one.shape[0] == cache.size)

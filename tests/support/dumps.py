@@ -64,7 +64,8 @@ def plan_text(plan: Plan) -> str:
     head = (
         f"sm_{plan.sm} {plan.activation} block_tokens={plan.block_tokens} max_blocks={plan.max_blocks} pdl={plan.pdl}"
     )
-    lines = [head, "", *_tensors(plan.tensors)]
+    rings = [f"window {one.window}: a ring of {one.blocks} blocks" for one in plan.caches if one.window is not None]
+    lines = [head, *rings, "", *_tensors(plan.tensors)]
     for program in plan.programs:
         kind = "decode" if program.decode else "mixed"
         lines += ["", f"{kind}: tokens {program.tokens}, sequences {program.sequences}, rows {program.rows}"]

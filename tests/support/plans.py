@@ -9,20 +9,23 @@ from typing import Any
 from support.engines import forge
 
 from llmc.runtime.engine_file.manifest import Manifest, Profile
-from llmc.runtime.plan.inputs import INPUTS
-from llmc.runtime.plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
+from llmc.runtime.plan.inputs import inputs_for
+from llmc.runtime.plan.plan import Argument, KVCache, Launch, MachineCode, Module, Plan, Program, Tensor
 
 LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
 BINARY = MachineCode(offset=0, size=100, entry="linear_kernel", shared=2048, registers=96, spills=0)
 
 
-def input_tensors(max_blocks: int) -> dict[str, Tensor]:
+def input_tensors(max_blocks: int, *windows: KVCache) -> dict[str, Tensor]:
     """What `PagedExecutor` fills in, with room for two biases."""
-    wide = {"block_tables": max_blocks, "logit_bias_ids": 2, "logit_bias": 2}
+
+    def second(name: str) -> tuple[str, ...]:
+        return (str(max_blocks if name.startswith("block_tables") else 2),)
+
     return {
-        name: Tensor("input", made.dtype, (made.size, *([str(wide[name])] if made.wide else [])))
-        for name, made in INPUTS.items()
+        name: Tensor("input", made.dtype, (made.size, *(second(name) if made.wide else ())))
+        for name, made in inputs_for((KVCache(max_blocks), *windows)).items()
     }
 
 
@@ -49,6 +52,7 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         sm=sm,
         activation="bf16",
         max_blocks=8,
+        caches=(KVCache(8),),
         kernels="0" * 64,
         tactics="none",
         tensors={
@@ -64,6 +68,14 @@ def plan(sm: int = 90, **changes: Any) -> Plan:
         programs=(program(True, 1, 1), program(True, 4, 4), program(False, 36, 4)),
     )
     return replace(made, **changes)
+
+
+def windowed_plan() -> Plan:
+    """The same, whose second layer has a window of 100 positions, a ring of three blocks."""
+    ring = KVCache(3, 100)
+    cache = Tensor("cache", "bf16", (ring.size, str(KV_HEADS), "64", str(SIZE)))
+    changed = {**input_tensors(8, ring), "key.1": cache, "value.1": cache}
+    return plan(caches=(KVCache(8), ring), tensors={**plan().tensors, **changed})
 
 
 def with_plans(path: Path, target: Path, *sms: int, max_batch: int = 4, max_context: int = 512, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmc.compiler.engine.writer import EngineWriter, TensorSpec
 from llmc.runtime.engine_file.file import verify_engine
-from llmc.runtime.engine_file.manifest import CheckpointFacts, Manifest, ModelFacts
+from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Manifest, ModelFacts
 
 SPECS = (
     TensorSpec("a", "BF16", (6, 100), "a"),
@@ -17,7 +17,7 @@ SPECS = (
     TensorSpec("scale", "F32", (), "scale"),
 )
 MANIFEST = Manifest(
-    model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 1, 2, 1, 2, 64, 40, "bfloat16", True, None, ()),
+    model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 2, (LayerCache(1, 2),), 64, 40, "bfloat16", True, None, ()),
     formats={},
     profiles={},
     lineage={},

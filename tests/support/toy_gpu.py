@@ -16,9 +16,9 @@ from support.plans import input_tensors
 
 from llmc.compiler.engine.writer import EngineWriter, TensorSpec
 from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
-from llmc.runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.numbers import f32_to_bf16
-from llmc.runtime.plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
+from llmc.runtime.plan.plan import Argument, KVCache, Launch, MachineCode, Module, Plan, Program, Tensor
 
 VOCAB, BIAS, HEIGHT = 97, 5, 3.0
 MAX_BLOCKS, MAX_BATCH, MIXED_TOKENS = 4, 4, 68
@@ -197,7 +197,17 @@ def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS, ptx: bool
     )  # fmt: skip
     decode = tuple(_program(True, n, n, n) for n in (1, 2, 4))
     mixed = _program(False, MIXED_TOKENS, MAX_BATCH, MIXED_TOKENS)
-    return Plan(sm, "bf16", MAX_BLOCKS, "0" * 64, "none", {**TENSORS, **tensors}, modules, (*decode, mixed))
+    return Plan(
+        sm,
+        "bf16",
+        MAX_BLOCKS,
+        (KVCache(MAX_BLOCKS),),
+        "0" * 64,
+        "none",
+        {**TENSORS, **tensors},
+        modules,
+        (*decode, mixed),
+    )
 
 
 def toy_engine(
@@ -214,7 +224,9 @@ def toy_engine(
     bindings = {name: to_json(expr) for name, expr in weights.items()}
     profile = Profile("sm_90", "profiles/sm_90/plan.json", {"sm": 90}, bindings, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2)
     manifest = Manifest(
-        model=ModelFacts("Toy", "toy", VOCAB, 4, 1, 1, 1, 1, 64 * MAX_BLOCKS, 8, "float32", False, None, ()),
+        model=ModelFacts(
+            "Toy", "toy", VOCAB, 4, 1, (LayerCache(1, 1),), 64 * MAX_BLOCKS, 8, "float32", False, None, ()
+        ),
         formats={},
         profiles={"sm_90": profile},
         lineage={name: Lineage((name,), "copy") for name in arrays},

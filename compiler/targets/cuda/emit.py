@@ -47,15 +47,17 @@ def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
     """The plan whose modules have no machine code yet, and what each module is compiled from, in the same order."""
     table = limits.tactics
     tiles = table.tiles if table is not None else {}
-    model = Model(graph, sm, _activation(limits.dtype), limits.max_context, limits.max_batch, limits.kv, tiles)
+    context, batch = limits.max_context, limits.max_batch
+    model = Model(graph, sm, _activation(limits.dtype), context, batch, max_prefill(batch, context), limits.kv, tiles)
     shared: dict[str, Tensor] = {}
-    lowered = [lower(model, shape, shared) for shape in shapes(limits.max_batch, limits.max_context)]
+    lowered = [lower(model, shape, shared) for shape in shapes(batch, context)]
     variants: dict[Variant, int] = {}
     programs = tuple(_program(lowering, variants) for lowering in lowered)
     plan = Plan(
         sm=sm,
         activation=model.activation,
         max_blocks=model.max_blocks,
+        caches=model.kv_caches,
         kernels=source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
@@ -65,12 +67,17 @@ def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
     return plan, list(variants)
 
 
+def max_prefill(max_batch: int, max_context: int) -> int:
+    """The most prompt tokens of a step."""
+    return min(MAX_PREFILL, max_batch * max_context)
+
+
 def shapes(max_batch: int, max_context: int) -> tuple[Shape, ...]:
     """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, small and large."""
     batches = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch] + [max_batch]
     decode = tuple(Shape(True, n, n, n) for n in batches)
     small = (Shape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
-    prompt = min(MAX_PREFILL, max_batch * max_context)
+    prompt = max_prefill(max_batch, max_context)
     return (*decode, *small, Shape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
 
 

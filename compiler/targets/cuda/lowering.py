@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from ....passes.graph.graph import Graph, dims, width
+from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
 from ....runtime.engine_file.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan.inputs import INPUTS
-from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
+from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import Call, Operand
 from .kernels.linear.choose import SMALL_M
 from .kernels.linear.tiles import COUNTERS, Tile
@@ -39,19 +39,40 @@ class Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """What every program of a profile shares. kv: format of the cache. tiles: measured ones (`tuning/tactics.py`)."""
+    """What every program of a profile shares. kv: format of the cache. tiles: measured ones (`tuning/tactics.py`).
+
+    max_prefill: the most prompt tokens of a step.
+    """
 
     graph: Graph
     sm: int
     activation: str
     max_context: int
     max_batch: int
+    max_prefill: int
     kv: str
     tiles: Mapping[Key, Tile] = field(default_factory=dict)
 
     @property
     def max_blocks(self) -> int:
         return -(-self.max_context // BLOCK_TOKENS)
+
+    def kv_cache(self, node: ir.Node) -> KVCache:
+        """The kind of cache of an attention operator.
+
+        All tokens of a step are written before attention reads: a ring holds them and what the first of them sees,
+        wherever in a block that begins.
+        """
+        window = attribute(node, "window")
+        if window is None:
+            return KVCache(self.max_blocks)
+        return KVCache(min(-(-(window + self.max_prefill) // BLOCK_TOKENS) + 1, self.max_blocks), window)
+
+    @property
+    def kv_caches(self) -> tuple[KVCache, ...]:
+        """The kinds of cache of all layers, that of all positions first."""
+        kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type == "RopeAttention"}
+        return tuple(sorted(kinds, key=lambda kind: kind.window or 0))
 
 
 @dataclass
@@ -132,17 +153,18 @@ class Lowering:
         return self.state("counters", "i32", COUNTERS)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
-        assert (dtype, shape[0]) == (INPUTS[name].dtype, INPUTS[name].size), f"input {name}: {dtype} {shape}"
+        made = INPUTS[name.partition(".")[0]]
+        assert (dtype, shape[0]) == (made.dtype, made.size), f"input {name}: {dtype} {shape}"
         return self._share(name, "input", Operand(name, dtype, shape))
 
     def state(self, name: str, dtype: str, *shape: int | str) -> Operand:
         return self._share(name, "state", Operand(name, dtype, shape))
 
-    def cache(self, value: ir.Value | None) -> Operand:
+    def cache(self, value: ir.Value | None, kind: KVCache) -> Operand:
         """The paged form [blocks, K, 64, D] of a past key or value [B, K, C, D]."""
         assert value is not None
         _, heads, _, size = dims(value)
-        shape = ("blocks", heads, BLOCK_TOKENS, size)
+        shape = (kind.size, heads, BLOCK_TOKENS, size)
         name = str(value.name)
         dtype = "u8" if self.model.kv == "fp8" else self.model.activation
         return self._share(name, "cache", Operand(name, dtype, shape))

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
-from ....runtime.plan.plan import Tensor
+from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
 from .call import Operand
 from .kernels import embed, gated, norm, quantize_activations
 from .kernels.attention import flash_decode as attention_decode
@@ -123,7 +123,8 @@ def _norms(at: Lowering, node: ir.Node) -> tuple[Operand, Operand] | None:
 def _rope_attention(at: Lowering, node: ir.Node) -> None:
     heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
     qkv, cos, sin = map(at.operand, node.inputs[:3])
-    key, value = at.cache(node.inputs[4]), at.cache(node.inputs[5])
+    kind = at.model.kv_cache(node)
+    key, value = at.cache(node.inputs[4], kind), at.cache(node.inputs[5], kind)
     y = at.result(node.outputs[0])
     q = at.buffer(f"{y.name}.q", at.model.activation, "tokens", heads * size)
     at.add(
@@ -132,7 +133,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
             *(
                 qkv,
                 at.input("positions", "i32", "tokens"),
-                at.input("slot_mapping", "i32", "tokens"),
+                at.input(f"slot_mapping{kind.suffix}", "i32", "tokens"),
                 cos,
                 sin,
                 q,
@@ -147,9 +148,10 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
             epsilon=attribute(node, "epsilon", 0.0),
         ),
     )
-    block_tables = at.input("block_tables", "i32", "sequences", at.model.max_blocks)
+    block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.model.max_blocks)
     seq_lens = at.input("seq_lens", "i32", "sequences")
     common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
+    common["window"] = kind.window or 0
     if not at.shape.decode:
         query_start_loc = at.input("query_start_loc", "i32", "sequences + 1")
         at.add(
@@ -159,7 +161,8 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
             ),
         )
         return
-    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, at.model.max_blocks, at.model.sm)
+    seen = at.model.max_blocks if kind.window is None else min(kind.window // BLOCK_TOKENS + 1, at.model.max_blocks)
+    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, seen, at.model.sm)
     parts = attention_decode.parts_of(at.beside(y), at.counters(), heads, size, splits)
     at.add(
         node,

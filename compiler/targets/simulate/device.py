@@ -36,7 +36,7 @@ class SimulatedDevice:
                 found="a plan made with others",
                 fix="build the engine again, or verify it on its GPU",
             )
-        self.blocks, self.notes = slots * plan.max_blocks, ()
+        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
         self._plan = plan
         self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
         self._fixed: dict[str, torch.Tensor] = {}
@@ -46,7 +46,7 @@ class SimulatedDevice:
                 array = evaluate(from_json(bindings[name]), engine.tensor, initializer=name)
                 self._fixed[name] = _typed(torch.from_numpy(array.copy().reshape(-1).view(np.uint8)), tensor, {})
             elif tensor.kind in ("cache", "state"):
-                sizes = {"blocks": self.blocks, "slots": slots}
+                sizes = {**self.blocks, "slots": slots}
                 filler = _NAN_BYTE if tensor.kind == "cache" else 0
                 blank = torch.full((tensor.bytes(sizes),), filler, dtype=torch.uint8)
                 self._fixed[name] = _typed(blank, tensor, sizes)

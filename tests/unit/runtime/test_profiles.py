@@ -164,7 +164,7 @@ class Fake:
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
         self.made = profile, plan.sm, slots
-        self.blocks, self.notes = slots * plan.max_blocks, ()
+        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
         self._vocab = engine.manifest.model.vocab_size
         made.append(self)
 

@@ -15,7 +15,7 @@ import llmc
 from llmc.cli.app import run as run_command
 from llmc.runtime.cpu import executor as cpu
 from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.engine_file.manifest import LayerCache, Manifest
 from llmc.runtime.errors import EngineError, RecipeError, ResourceError
 from llmc.runtime.machine import Memory
 
@@ -172,14 +172,19 @@ def test_a_profile_that_lies_is_refused(path: Path, tmp_path: Path, change: Any,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_heads": 1}, r"8 layers, 1 cached heads of 64, 4096 logits\n  found: 8 layers, caches \[\(2, 64\)\]"),
-        ({"layers": 7}, r"a graph of 7 layers, .*\n  found: 8 layers"),
-        ({"layers": 1 << 60, "kv_heads": 0}, f"a graph of {1 << 60} layers, 0 cached heads"),
-        ({"head_dim": 1 << 50}, "cached heads of|GB of memory"),
+        (
+            {"caches": (LayerCache(1, 64),) * 8},
+            r"8 layers, caches \[\(1, 64\)\], past_lengths, 4096 logits\n  found: 8 layers, caches \[\(2, 64\)\], ",
+        ),
+        ({"caches": (LayerCache(2, 64),) * 7}, r"a graph of 7 layers, .*\n  found: 8 layers"),
+        ({"caches": ()}, r"a graph of 0 layers, .*\n  found: 8 layers"),
+        ({"caches": (LayerCache(0, 64),) * 8}, r"caches \[\(0, 64\)\]"),
+        ({"caches": (LayerCache(2, 1 << 50),) * 8}, "GB of memory"),
+        ({"caches": (LayerCache(2, 64, 32),) * 8}, r"window_lengths.32, 4096 logits\n  found: .*past_lengths, logits"),
         ({"vocab_size": 4095}, r"4095 logits\n  found: .* logits \['R', 4096\]"),
     ],
 )
-def test_model_facts_that_lie_are_refused(path: Path, tmp_path: Path, change: dict[str, int], message: str):
+def test_model_facts_that_lie_are_refused(path: Path, tmp_path: Path, change: dict[str, Any], message: str):
     target = forge(path, tmp_path / "e.llmc", manifest=lambda m: replace(m, model=replace(m.model, **change)))
     with pytest.raises((EngineError, ResourceError), match=message):
         llmc.load(target)

@@ -222,9 +222,9 @@ def test_bound_sizes_are_remembered_but_not_forever(toy: Path):
 def test_caches_and_state_begin_as_zeros(toy: Path):
     api = FakeApi(KERNELS)
     with loaded(toy, api) as device:
-        cache = api.device.array(device._area.tensors["past"], np.uint8, device.blocks * 256)
+        cache = api.device.array(device._area.tensors["past"], np.uint8, device.blocks["blocks"] * 256)
         state = api.device.array(device._area.tensors["last_tokens"], np.uint8, 16)
-        assert device.blocks == 4 * MAX_BLOCKS and not cache.any() and not state.any()
+        assert device.blocks == {"blocks": 4 * MAX_BLOCKS} and not cache.any() and not state.any()
 
 
 def test_equal_machine_code_is_loaded_once(toy: Path):

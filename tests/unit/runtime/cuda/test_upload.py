@@ -37,23 +37,25 @@ def planned(free: int, *, plan: Plan | None = None, slots: int = MAX_BATCH, weig
 
 def test_the_parts_of_the_budget():
     parts = planned(1 << 30)
-    assert (parts.arena, parts.state, parts.scratch, parts.block) == (ARENA, STATE, (SCRATCH, 0), BLOCK)
+    assert (parts.arena, parts.state, parts.scratch, parts.block) == (ARENA, STATE, (SCRATCH, 0), {"blocks": BLOCK})
     # token_ids, positions, slots: 272 bytes each, in 512; slots and rows as well; tables 64, starts 20: 256 each
     assert parts.inputs == 5 * 512 + 2 * 256
     assert parts.fixed == 1024 + ARENA + 3072 + 256 + 512
-    assert parts.blocks == MAX_BATCH * MAX_BLOCKS
+    assert parts.blocks == {"blocks": MAX_BATCH * MAX_BLOCKS}
 
 
 def test_the_cache_gets_a_share_of_what_is_left():
     fixed = planned(1 << 30).fixed
-    assert planned(fixed + 10 * BLOCK).blocks == int(CACHE_SHARE * 10) == 9
-    assert planned(fixed + 10 * BLOCK, slots=2).blocks == 2 * MAX_BLOCKS, "no more than the sequences can fill"
+    assert planned(fixed + 10 * BLOCK).blocks["blocks"] == int(CACHE_SHARE * 10) == 9
+    assert planned(fixed + 10 * BLOCK, slots=2).blocks["blocks"] == 2 * MAX_BLOCKS, (
+        "no more than the sequences can fill"
+    )
 
 
 def test_one_sequence_at_full_context_is_the_least():
     fixed = planned(1 << 30, slots=1).fixed
     enough = fixed + 5 * BLOCK
-    assert planned(enough, slots=1).blocks == MAX_BLOCKS
+    assert planned(enough, slots=1).blocks == {"blocks": MAX_BLOCKS}
     text = r"toy: 0.03 MiB of GPU memory \(activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*\n  found: 0.03 MiB"
     with pytest.raises(ResourceError, match=text) as refusal:
         planned(enough - BLOCK, slots=1)

@@ -13,7 +13,7 @@ import safetensors
 
 from llmc.compiler.engine.writer import EngineWriter, TensorSpec
 from llmc.runtime.engine_file.file import MAGIC, EngineFile, header_digest, peek, verify_engine
-from llmc.runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile
+from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
 from llmc.runtime.files.safetensors import read_header
 
@@ -33,7 +33,9 @@ SPECS = (
 )
 SECTIONS = {"profiles/cpu/graph.onnx": b"graph", "tokenizer.json": b"{}", "measured.json": b'{"speed":1}'}
 MANIFEST = Manifest(
-    model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 1, 2, 1, 2, 64, 40, "bfloat16", True, 1, (2, 3), {"top_k": 5}),
+    model=ModelFacts(
+        "LlamaForCausalLM", "llama", 8, 4, 2, (LayerCache(1, 2),), 64, 40, "bfloat16", True, 1, (2, 3), {"top_k": 5}
+    ),
     formats={"a": "int8"},
     profiles={"cpu": Profile("cpu", "profiles/cpu/graph.onnx", {"memory": 1}, {"w": {"op": "tensor"}}, 64, 8, 1e-3)},
     lineage={name: Lineage((name,), "copy") for name in ARRAYS},

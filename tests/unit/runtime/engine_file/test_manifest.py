@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.runtime.engine_file.manifest import CheckpointFacts, Lineage, Manifest, ModelFacts, Profile, is_section_name
+from llmc.runtime.engine_file.manifest import (
+    CheckpointFacts,
+    LayerCache,
+    Lineage,
+    Manifest,
+    ModelFacts,
+    Profile,
+    is_section_name,
+)
 from llmc.runtime.errors import EngineError
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -21,10 +29,8 @@ FACTS = st.builds(
     ModelFacts,
     vocab_size=COUNTS,
     hidden_size=COUNTS,
-    layers=COUNTS,
     heads=COUNTS,
-    kv_heads=COUNTS,
-    head_dim=COUNTS,
+    caches=st.lists(st.builds(LayerCache, COUNTS, COUNTS, st.none() | st.integers(1, 1 << 40)), max_size=3).map(tuple),
     max_context=COUNTS,
     parameters=COUNTS,
     bos=st.none() | COUNTS,
@@ -67,7 +73,7 @@ MANIFESTS = st.builds(
 @pytest.fixture(scope="module")
 def sample() -> Manifest:
     return Manifest(
-        model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 1, 2, 1, 2, 64, 40, "bfloat16", True, 1, (2,)),
+        model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 2, (LayerCache(1, 2),), 64, 40, "bfloat16", True, 1, (2,)),
         formats={"lm_head": "int8"},
         profiles={"cpu": Profile("cpu", "graph", {}, {}, 64, 8, 1e-3)},
         lineage={"w": Lineage(("a", "b"), "concat")},
@@ -142,6 +148,7 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
         (lambda m: m.update(required_features="x"), "manifest.required_features: a list"),
         (lambda m: m.update(required_features=["x"]), "needs llmc >= 0.1.0"),
         (lambda m: m.update(format="3.0", tools=7), "needs a newer llmc"),
+        (lambda m: m["model"]["caches"][0].update(window=0), "model.caches: windows of at least one position"),
     ],
 )
 def test_refuses(sample: Manifest, change: Any, message: str) -> None:

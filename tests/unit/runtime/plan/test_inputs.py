@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.plans import plan
+from support.plans import plan, windowed_plan
 
 from llmc.runtime.errors import EngineError
 from llmc.runtime.plan.inputs import INPUTS, Part, Slots, check_inputs, idle_inputs
@@ -38,30 +38,34 @@ def parts(draw: st.DrawFn) -> list[Part]:
 @settings(max_examples=60, deadline=None)
 @given(parts(), st.integers(0, 3))
 def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
-    slots = Slots(plan(), 4)
-    tables = np.random.default_rng(1).permutation(32).reshape(4, 8).astype(np.int32)
+    slots = Slots(windowed_plan(), 4)
+    random = np.random.default_rng(1)
+    tables, rings = random.permutation(32).reshape(4, 8), random.permutation(12).reshape(4, 3)
     for _ in range(4):
-        slots.take(())
+        slots.take([(), ()])
     for slot in range(4):
         slots.give(slot)
-        assert slots.take(tables[slot].tolist()) == slot
+        assert slots.take([tables[slot].tolist(), rings[slot].tolist()]) == slot
         slots.choose_by(slot, PARAMS[1])  # what was there before must not show
         slots.choose_by(slot, PARAMS[slot % 3])
     tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
     sizes = {"tokens": tokens + padding, "sequences": len(step) + padding, "rows": wanted + padding}
-    arrays, expected = idle_inputs(plan(), sizes), idle_inputs(plan(), sizes)
+    arrays, expected = idle_inputs(windowed_plan(), sizes), idle_inputs(windowed_plan(), sizes)
     rows_of = slots.fill(arrays, step)
     token = row = 0
     for index, part in enumerate(step):
         if part.new:
             expected["reset_slots"][index] = part.slot
         expected["block_tables"][index] = tables[part.slot]
+        expected["block_tables.100"][index] = [rings[part.slot][block % 3] for block in range(8)]
         expected["seq_lens"][index] = part.start + len(part.ids)
         for offset, one in enumerate(part.ids):
             position = part.start + offset
             expected["token_ids"][token], expected["positions"][token] = one, position
             slot = tables[part.slot][position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
             expected["slot_mapping"][token], expected["prompt_slots"][token] = slot, part.slot if part.prompt else -1
+            block = rings[part.slot][position // BLOCK_TOKENS % 3]
+            expected["slot_mapping.100"][token] = block * BLOCK_TOKENS + position % BLOCK_TOKENS
             if offset >= len(part.ids) - part.rows:
                 expected["logits_indices"][row] = token
                 row += 1
@@ -70,7 +74,8 @@ def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
         assert rows_of[index] == range(row - part.rows, row)
         if part.sampled:
             choose(expected, row - 1, part, PARAMS[part.slot % 3])
-    for name in INPUTS:
+    assert expected.keys() == INPUTS.keys() | {"block_tables.100", "slot_mapping.100"}
+    for name in expected:
         np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
         assert arrays[name].dtype == expected[name].dtype
 
@@ -92,15 +97,15 @@ def choose(arrays: dict[str, np.ndarray], row: int, part: Part, params: Sampling
 
 def test_lanes_are_taken_while_there_are_any_and_forget_their_blocks():
     slots = Slots(plan(), 2)
-    first, second = slots.take([1, 2, 3]), slots.take([4])
-    assert {first, second} == {0, 1} and slots.take([5]) is None
+    first, second = slots.take([[1, 2, 3]]), slots.take([[4]])
+    assert {first, second} == {0, 1} and slots.take([[5]]) is None
     assert first is not None
     slots.give(first)
-    again = slots.take([6])
+    again = slots.take([[6, 5]])
     assert again == first
     arrays = idle_inputs(plan(), {"tokens": 1, "sequences": 1, "rows": 1})
     slots.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
-    assert arrays["block_tables"].tolist() == [[6, 0, 0, 0, 0, 0, 0, 0]]
+    assert arrays["block_tables"].tolist() == [[6, 5] * 4]
 
 
 def _input(dtype: str, *shape: str) -> Tensor:
@@ -136,3 +141,13 @@ def test_a_plan_with_other_inputs_is_refused(name: str, tensor: Tensor | None, t
     check_inputs(made, "what")
     with pytest.raises(EngineError, match=text):
         check_inputs(replace(made, tensors=tensors), "what")
+
+
+def test_every_kind_of_cache_has_its_own_tables():
+    made = windowed_plan()
+    check_inputs(made, "what")
+    with pytest.raises(EngineError, match=r"input 'slot_mapping.100'\n  found: no such input"):
+        check_inputs(replace(made, caches=plan().caches), "what")
+    narrow = {**made.tensors, "block_tables.100": _input("i32", "sequences", "3")}
+    with pytest.raises(EngineError, match=r"tables of 8 blocks.*\n.*block_tables.100 \[sequences, 3\]"):
+        check_inputs(replace(made, tensors=narrow), "what")

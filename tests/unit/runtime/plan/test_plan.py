@@ -74,6 +74,12 @@ LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
     ("change", "message"),
     [
         (lambda d: d.update(version=1), "p: plan version 3\n  found: 1\n  try: build the engine again"),
+        (
+            lambda d: d["caches"].append({"blocks": 8}),
+            "distinct kinds of cache, each of 1 to 8 blocks\n  found: ",
+        ),
+        (lambda d: d.update(caches=[{"blocks": 9, "window": 100}]), "each of 1 to 8 blocks\n  found: blocks_100 9"),
+        (lambda d: d["tensors"]["key.0"].update(shape=["blocks_7", "1", "64", "1"]), "formula 'blocks_7' of the plan"),
         (lambda d: d.update(tiles=3), "p: only known keys\n  found: 'tiles'"),
         (lambda d: d.pop("modules"), "p: the key 'modules'\n  found: no such key"),
         (

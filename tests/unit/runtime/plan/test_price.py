@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine
 from support.paths import PICO
-from support.plans import BINARY, KV_HEADS, LAYERS, SIZE, WEIGHT_BYTES, plan, with_plans
+from support.plans import BINARY, KV_HEADS, LAYERS, SIZE, WEIGHT_BYTES, plan, windowed_plan, with_plans
 
 from llmc.runtime.chips import chip
-from llmc.runtime.plan.budget import aligned, budget
+from llmc.runtime.errors import ResourceError
+from llmc.runtime.plan.budget import CACHE_SHARE, aligned, budget
 from llmc.runtime.plan.plan import Tensor
 from llmc.runtime.plan.price import CACHE, RESERVED, Roofline, grouped, memory, price, usable
 
@@ -23,10 +25,10 @@ CACHED = LAYERS * 2 * KV_HEADS * SIZE
 """Numbers kept of one position."""
 
 
-def priced(index: int = 0, *, context: int = 0, group: int = 1, **sizes: int):
+def priced(index: int = 0, *, context: int = 0, heads: int = KV_HEADS, **sizes: int):
     made = plan()
     program = made.programs[index]
-    return price(made, program, SLOW, sizes={**program.limits, **sizes}, context=context, group=group)
+    return price(made, program, SLOW, sizes={**program.limits, **sizes}, context=context, heads=heads)
 
 
 def test_a_launch_takes_what_is_slower_of_memory_and_arithmetic():
@@ -42,15 +44,39 @@ def test_a_launch_takes_what_is_slower_of_memory_and_arithmetic():
 
 
 def test_the_cache_is_read_once_by_each_sequence_and_used_by_each_new_token():
-    cache = priced(1, context=100, group=3).lines[-1]
+    cache = priced(1, context=100, heads=3 * KV_HEADS).lines[-1]
     assert cache.bytes == 4 * 100 * CACHED * 2
     assert cache.operations == 4 * 100 * CACHED * 3 * 2
-    prompt = priced(2, context=100, group=3, tokens=36, sequences=2).lines[-1]
+    prompt = priced(2, context=100, heads=3 * KV_HEADS, tokens=36, sequences=2).lines[-1]
     assert (prompt.bytes, prompt.operations) == (2 * 100 * CACHED * 2, 36 * 100 * CACHED * 3 * 2)
     half = replace(plan(), tensors={"key.0": Tensor("cache", "f32", ("blocks", "1", "64", "4"))})
     assert (
-        price(half, plan().programs[0], SLOW, sizes=plan().programs[0].limits, context=1, group=1).lines[-1].bytes == 16
+        price(half, plan().programs[0], SLOW, sizes=plan().programs[0].limits, context=1, heads=1).lines[-1].bytes == 16
     )
+
+
+def test_a_window_is_all_that_is_read_of_a_longer_cache():
+    made = windowed_plan()
+    step = {"sizes": made.programs[0].limits, "heads": KV_HEADS}
+    for context, seen in ((50, 100), (100, 200), (300, 400)):
+        cache = price(made, made.programs[0], SLOW, context=context, **step).lines[-1]
+        assert (cache.bytes, cache.operations) == (seen * CACHED // LAYERS * 2, seen * CACHED // LAYERS * 2)
+
+
+def test_a_sequence_takes_no_more_than_its_ring():
+    need, full = memory(windowed_plan(), max_batch=4), memory(plan(), max_batch=4)
+    assert full.sequence - need.sequence == (8 - 3) * 64 * CACHED // LAYERS * 2
+    parts = {"weights": need.weights, "state_slots": 4, "what": "p"}
+    for sequences in (1.0, 1.5, 3.0):
+        free = need.weights + need.buffers + math.ceil(sequences * need.sequence / CACHE_SHARE)
+        found = budget(windowed_plan(), slots=9, free=free, **parts)
+        assert found.blocks == {"blocks": int(8 * sequences), "blocks_100": int(3 * sequences)}
+        assert found.cache <= CACHE_SHARE * (free - found.fixed)
+    assert budget(windowed_plan(), slots=2, free=1 << 40, **parts).blocks == {"blocks": 16, "blocks_100": 6}
+    text = r"cache of 512 positions .*cache of 192 positions in windows of 100"
+    with pytest.raises(ResourceError, match=text) as refusal:
+        budget(windowed_plan(), slots=1, free=need.weights + need.buffers + need.sequence * 4 // 5, **parts)
+    assert refusal.value.fix == "an engine built with --max-context 320"
 
 
 def test_a_step_is_the_sum_of_its_launches():
@@ -84,8 +110,8 @@ def test_the_largest_batch_is_what_the_device_will_hold(room: int):
     most = need.sequences(room)
     parts = {"weights": need.weights, "state_slots": 4, "free": room, "what": "p"}
     assert most > 0
-    assert budget(plan(), slots=most, **parts).blocks == most * plan().max_blocks
-    assert budget(plan(), slots=most + 1, **parts).blocks < (most + 1) * plan().max_blocks
+    assert budget(plan(), slots=most, **parts).blocks == {"blocks": most * plan().max_blocks}
+    assert budget(plan(), slots=most + 1, **parts).blocks["blocks"] < (most + 1) * plan().max_blocks
     assert (need.sequences(need.weights), usable(RESERVED + 5), usable(5)) == (0, 5, 0)
 
 
@@ -119,10 +145,8 @@ def test_inspect_lists_every_launch(call: Call, engine: Path):
 
 def test_the_cache_counts_the_query_heads_of_the_model(call: Call, engine: Path):
     model = call("inspect", engine, "--json").json["model"]
-    group = model["heads"] // model["kv_heads"]
-    assert group > 1
     found = call("inspect", engine, "--plan", "--context", 10, "--json").json
-    assert found["cache"]["operations"] == 2 * 10 * CACHED * group
+    assert found["cache"]["operations"] == 2 * 10 * model["heads"] * SIZE * 2 * LAYERS
 
 
 def test_a_named_gpu_is_priced_with_its_own_figures_and_profile(call: Call, engine: Path):

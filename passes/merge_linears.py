@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..runtime.engine_file.bind import Concat, stored
+from ..runtime.engine_file.bind import Concat, stored, widened
 from .graph import ops
 from .graph.graph import Graph, Quantized, block_of, width
 from .rewrite.pattern import Miss
@@ -95,6 +95,8 @@ def _merge(graph: Graph, nodes: list[ir.Node]) -> None:
     for column in zip(*(node.inputs[1:] for node in nodes), strict=True):
         exprs = [expr for value in column if (expr := graph.expr(value)) is not None]
         names = [str(value.name) for value in column if value is not None]
+        if len({expr.dtype for expr in exprs}) > 1:
+            exprs = [widened(expr) for expr in exprs]
         if exprs[0].shape:
             merged.append(graph.weight("+".join(names), Concat(tuple(exprs), 0)))
         else:

@@ -147,9 +147,7 @@ class EngineWriter:
             digests = {name: tuple(done.result() for done in parts) for name, parts in self._digests.items()}
         empty = (hashlib.sha256().hexdigest(),)
         manifest = replace(
-            manifest,
-            sections=dict(self._sections),
-            tensors={name: parts or empty for name, parts in digests.items()},
+            manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
         )
         manifest = replace(manifest, content_digest=content_digest(manifest, self._weights))
         Manifest.from_json(manifest.to_json(), what=str(self._path))  # no engine that its reader would refuse

@@ -225,6 +225,13 @@ def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
     return flat.view(first.dtype).reshape(rows, *first.shape[1:])
 
 
+def widened(expr: Expr) -> Expr:
+    """The same numbers as float32, if they are bf16 or fp16; other expressions as they are."""
+    if isinstance(expr, Concat):
+        return Concat(tuple(map(widened, expr.parts)), expr.axis)
+    return ToF32(expr) if expr.dtype in ("BF16", "F16") else expr
+
+
 def stored(expr: Expr) -> Iterator[Stored]:
     """The canonical tensors an expression reads, left to right."""
     if isinstance(expr, Stored):

@@ -52,7 +52,7 @@ def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:
 
 def graph_text(graph: Graph) -> str:
     """The graph as ONNX text, each weight's expression and each stored tensor's origin."""
-    weights = [f"{name} = {_expression(expr)}" for name, expr in sorted(graph.weights.items())]
+    weights = [f"{name} = {_expression(expr)}" for name, expr in sorted(graph.bound().items())]
     stored = [
         f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {_origin(tensor)}" for tensor in graph.canonical.values()
     ]

@@ -41,7 +41,7 @@ def emit(graph: Graph) -> tuple[dict[str, bytes], str, dict[str, Expr], dict[str
     dense = sum(4 * math.prod(map(int, dims(node.inputs[1]))) for node in graph.nodes if node.op_type == "FusedMatMul")
     fed = [name for name in graph.weights if name not in constant]
     needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": fed}
-    return sections, "graph.onnx", dict(graph.weights), needs, INT8_ACTIVATIONS if packed else EXACT
+    return sections, "graph.onnx", graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT
 
 
 def _constant(graph: Graph) -> set[str]:

@@ -16,7 +16,7 @@ from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Variant, compile_variants, variant_of
-from .lowering import Lowering, Model, Shape, raw
+from .lowering import Lowering, Model, Shape
 from .operators import lower
 from .tuning.tactics import HEURISTIC
 
@@ -34,7 +34,7 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     cubins = compile_variants(variants, sm, progress=progress)
     modules, code, ptx = with_code(drafted.modules, [cubins[variant] for variant in variants])
     plan = replace(drafted, modules=modules)
-    weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
+    weights = {name: graph.weights[name] for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)

@@ -18,4 +18,4 @@ def legalize(_: Precision) -> Phase:
 
 def emit(graph: Graph) -> tuple[dict[str, bytes], str, dict[str, Expr], dict[str, int], float]:
     """The graph's text."""
-    return {"graph.txt": graph.text().encode()}, "graph.txt", dict(graph.weights), {}, 0.0
+    return {"graph.txt": graph.text().encode()}, "graph.txt", graph.bound(), {}, 0.0

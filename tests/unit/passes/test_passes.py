@@ -99,7 +99,7 @@ def _quantized(example: graphs.Example, name: str) -> dict[str, np.ndarray]:
 
 def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     stem = "T" if "T" in tensors else "Tweight"
-    return {c.suffix: tensors[f"{stem.removesuffix('weight')}{c.suffix}"] for c in FORMATS[name].components(384, 128)}
+    return {c.name: tensors[f"{stem.removesuffix('weight')}{c.name}"] for c in FORMATS[name].components(384, 128)}
 
 
 def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from ..passes import PassReport, back, front, run_phase
 from ..passes.graph.graph import MODULE, Graph
 from ..recipes.recipe import Recipe
-from ..runtime.engine_file.file import EngineFile
 from ..runtime.engine_file.manifest import (
     MEASURED,
     TOKENIZER_SECTIONS,
@@ -110,7 +109,7 @@ def build(
             for name, profile in legal.items()
         }
     chunk = _chunk_bytes(memory_limit)
-    with EngineWriter(output, weights.specs(graph.canonical)) as writer:
+    with EngineWriter(output, weights.groups(graph.canonical)) as writer:
         total = weights.source_bytes(graph.canonical, source.source)
         with clock.stage("weights", total) as advance:
 
@@ -146,14 +145,8 @@ def build(
         passes=reports,
         unused=decoder.unused,
         warnings=(*source.warnings, *notes, *(note for emitted in profiles.values() for note in emitted.notes)),
-        content_digest=content_digest_of(path),
+        content_digest=writer.content_digest,
     )
-
-
-def content_digest_of(path: Path) -> str:
-    """The digest two machines agree on, read back from the finished file: so the build has opened what it wrote."""
-    with EngineFile.open(path) as engine:
-        return engine.manifest.content_digest
 
 
 def explain(
@@ -273,9 +266,4 @@ def _tokenizer_config(source: Checkpoint) -> Mapping[str, object]:
 
 
 def _probe(graph: Graph, source: Checkpoint, writer: EngineWriter, context: int) -> dict[str, object]:
-    def read(name: str, start: int, stop: int) -> np.ndarray:
-        shape = graph.canonical[name].shape
-        rows = writer.read(name, start, (*shape, 1)[0] if stop < 0 else stop)
-        return rows if shape else rows.reshape(())
-
-    return probe.measure(graph, source.config.decoder, read, context=context).to_json()
+    return probe.measure(graph, source.config.decoder, writer.read, context=context).to_json()

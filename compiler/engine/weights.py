@@ -14,7 +14,7 @@ from ...quantize import FORMATS
 from ...quantize.format import non_finite, require_finite
 from ...runtime.errors import CheckpointError
 from ..checkpoint.source import Source
-from .writer import EngineWriter, TensorSpec
+from .writer import EngineWriter, Groups
 
 CHUNK_BYTES = 16 << 20
 """Source bytes read at once; with reading ahead, two chunks and their codes are in memory."""
@@ -23,12 +23,12 @@ _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 Advance = Callable[[int], None]
 
 
-def specs(canonical: Mapping[str, Canonical]) -> tuple[TensorSpec, ...]:
-    """The engine's tensors, those of a group next to each other, groups in order of first use."""
-    groups: dict[str, list[TensorSpec]] = {}
+def groups(canonical: Mapping[str, Canonical]) -> Groups:
+    """The engine's tensors by group, in order of first use."""
+    found: dict[str, list[Canonical]] = {}
     for tensor in canonical.values():
-        groups.setdefault(tensor.group, []).append(TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.group))
-    return tuple(spec for group in groups.values() for spec in group)
+        found.setdefault(tensor.group, []).append(tensor)
+    return tuple(found.values())
 
 
 def source_bytes(canonical: Mapping[str, Canonical], source: Source) -> int:

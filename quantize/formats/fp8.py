@@ -13,7 +13,7 @@ import torch
 
 from ...runtime.numbers import E4M3
 from ..chunks import each_chunk, result
-from ..format import SMALLEST_SCALE, Format, Parts, Layout, bit_types, decode_blocks, largest
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, bit_types, decode_blocks, largest
 
 _TABLE = E4M3.copy()  # E4M3 cannot be written, which torch warns about
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E8M0
-from ..format import SMALLEST_SCALE, Format, Parts, Layout, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 
 BLOCK = 32

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E4M3
-from ..format import SMALLEST_SCALE, Format, Parts, Layout, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 from .fp8 import E4M3_TEXT
 

@@ -40,6 +40,10 @@ class Stored:
         if self.dtype not in RAW_DTYPE:  # asked first: a graph makes thousands of these, and hints are slow
             raise ValueError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * RAW_DTYPE[self.dtype].itemsize
+
     def evaluate(self, fetch: Fetch) -> np.ndarray:
         return fetch(self.name)
 

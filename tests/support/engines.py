@@ -16,11 +16,12 @@ from support.paths import PICO
 
 from llmc.compiler.build import lower
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.compiler.engine.writer import EngineWriter
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
 from llmc.recipes.recipe import with_flags
+from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 
@@ -105,10 +106,10 @@ def forge(
     """A copy of an engine with something else in it: all digests are right, so only its content is wrong."""
     tensors, sections = tensors or {}, sections or {}
     with EngineFile.open(path) as engine:
-        specs = [TensorSpec(info.name, info.dtype, info.shape, info.name) for info in engine.tensors.values()]
-        with EngineWriter(target, specs) as writer:
-            for spec in specs:
-                writer.write(spec.name, 0, tensors.get(spec.name, engine.tensor(spec.name)))
+        groups = [[Stored(info.name, info.dtype, info.shape)] for info in engine.tensors.values()]
+        with EngineWriter(target, groups) as writer:
+            for name in engine.tensors:
+                writer.write(name, 0, tensors.get(name, engine.tensor(name)))
             for name in engine.sections:
                 if name not in sections and name not in drop:
                     writer.section(name, engine.section(name))

@@ -12,6 +12,9 @@ from .graph.graph import Graph, Quantized, block_of, width
 from .rewrite.pattern import Miss
 from .rewrite.rule import Outcome, Pass, take_over
 
+_ALONE, _SCALES, _FORMATS, _APART = 1, 2, 3, 4
+"""Depths of misses: how near a group of linears came to a merge."""
+
 
 @dataclass(frozen=True)
 class MergeLinears(Pass):
@@ -40,13 +43,13 @@ class MergeLinears(Pass):
         outcome = Outcome()
         for nodes in _by_input(graph).values():
             if not self.gated and _is_gated(nodes):
-                outcome.note(Miss("the target keeps gate and up apart", 4), nodes[0])
+                outcome.note(Miss("the target keeps gate and up apart", _APART), nodes[0])
             elif len(nodes) == 1:
-                outcome.note(Miss("only one linear reads this input", 1), nodes[0])
+                outcome.note(Miss("only one linear reads this input", _ALONE), nodes[0])
             elif len({node.overload for node in nodes}) > 1:
-                outcome.note(Miss("the linears have different formats or only some have a bias", 3), nodes[0])
+                outcome.note(Miss("the linears have different formats or only some have a bias", _FORMATS), nodes[0])
             elif reason := _unmergeable(graph, nodes):
-                outcome.note(Miss(reason, 2), nodes[0])
+                outcome.note(Miss(reason, _SCALES), nodes[0])
             else:
                 _merge(graph, nodes)
                 outcome.fired += 1

@@ -9,17 +9,20 @@ import string
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, EngineError, LlmcError
 from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, contained, token_text
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint  # the worker does without
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 # The largest public tokenizers (33 MB) take 3 s on a quiet machine; a loaded one must not refuse them.
@@ -51,72 +54,37 @@ class TokenizerFacts:
     template_problem: str
 
 
-class Check:
-    """A check under way in a worker process."""
+def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[TokenizerFacts] | None:
+    """Begin to judge a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
 
-    def __init__(self, future: Future[TokenizerFacts]) -> None:
-        self._future = future
-
-    def refuse_early(self) -> None:
-        """Raise what `result` would if the tokenizer is already known to be refused; never waits."""
-        if self._future.done():
-            self._future.result()
-
-    def result(self) -> TokenizerFacts:
-        """Wait for the verdict; CheckpointError if the tokenizer is refused."""
-        return self._future.result()
-
-
-def start_check(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    *,
-    chat_template: str | None = None,
-    deadline_s: float = DEADLINE_S,
-) -> Check:
-    """Begin `check_tokenizer` and return at once; also renders `chat_template` with one message."""
+    The result is a CheckpointError if the tokenizer is too large, not JSON, too slow or too greedy, panics, or has ids
+    twice, ids past the embedding, ids the library would change, an end token that is not in the vocabulary; the ids
+    are listed.
+    """
+    if "tokenizer.json" not in checkpoint.tokenizer:
+        return None
     future: Future[TokenizerFacts] = Future()
 
     def run() -> None:
         try:
-            future.set_result(_ask_worker(tokenizer_json, config, vocab_rows, eos_ids, chat_template, deadline_s))
+            future.set_result(_ask_worker(checkpoint, deadline_s))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=run, name="llmc-tokenizer-check", daemon=True).start()
-    return Check(future)
+    return future
 
 
-def check_tokenizer(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    *,
-    deadline_s: float = DEADLINE_S,
-) -> TokenizerFacts:
-    """Load a tokenizer in a worker process and judge it against an embedding of `vocab_rows` rows.
-
-    CheckpointError: too large, not JSON, ids twice, ids past the embedding, ids the library would change, an end token
-    that is not in the vocabulary, a panic, too slow or too greedy; the ids are listed.
-    """
-    return start_check(tokenizer_json, config, vocab_rows, eos_ids, deadline_s=deadline_s).result()
-
-
-def _ask_worker(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    chat_template: str | None,
-    deadline_s: float,
-) -> TokenizerFacts:
+def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> TokenizerFacts:
+    tokenizer_json = checkpoint.tokenizer["tokenizer.json"]
     if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
         raise CheckpointError(ASKED, found=f"{len(tokenizer_json)} bytes", fix=f"at most {MAX_TOKENIZER_BYTES} bytes")
-    tokens = {name: token_text(config, name) for name in ("bos_token", "eos_token")}
-    question = {"config": tokens, "rows": vocab_rows, "eos": sorted(set(eos_ids)), "template": chat_template}
+    question = {
+        "config": {name: token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token")},
+        "rows": checkpoint.config.decoder.vocab_size,
+        "eos": sorted(set(checkpoint.eos_ids)),
+        "template": checkpoint.chat_template,
+    }
     # -P: the working folder may be the checkpoint's, and a file of its must not pass for a module.
     command = [sys.executable, "-P", "-m", __name__]
     sent = json.dumps(question).encode() + b"\n" + tokenizer_json

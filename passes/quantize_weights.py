@@ -23,6 +23,14 @@ class QuantizeWeights(Pass):
     format_of: Callable[[str], str]
     """Module name to format name, or "none"."""
 
+    fires = (
+        "(float[2,3,128] x, float[4,128] W, float[4] B) => (float[2,3,4] y) { y = llmc.Linear:f32_bias(x, W, B) }",
+        "(int64[2,3] ids, float[8,128] T) => (float[2,3,8] y) "
+        "{ e = llmc.Embedding:f32(ids, T) y = llmc.Linear:f32(e, T) }",
+    )
+    tolerance = 1e-2
+    """Of int8, in which the examples are tried."""
+
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
         shares = _groups(graph, self.format_of)

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 
 from llmc.passes.graph import ops
-from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, dims
+from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, Quantized, dims
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Stored, evaluate
 
@@ -87,8 +87,9 @@ def _numbers(value: ir.Value, name: str, shape: tuple[int, ...], rng: np.random.
 def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs by stock ONNX Runtime, weights as constants; operators of llmc run as their function bodies."""
     model = graph.to_proto()
+    stored = {**tensors, **quantized(graph, tensors)}
     for name, expr in graph.bound().items():
-        array = np.ascontiguousarray(evaluate(expr, tensors.__getitem__, initializer=name))
+        array = np.ascontiguousarray(evaluate(expr, stored.__getitem__, initializer=name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     kept = [value for value in model.graph.input if value.name not in graph.weights]
     del model.graph.input[:]
@@ -100,6 +101,17 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     cached = {name: inputs["past"] for value in kept if (name := str(value.name)).startswith("window_lengths.")}
     results = session.run(names, {**inputs, **cached})
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+
+def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The components that the graph's formats make of dense tensors; all share the global scale."""
+    amax = max((float(np.abs(array).max()) for array in tensors.values() if array.dtype == np.float32), default=0.0)
+    made: dict[str, np.ndarray] = {}
+    for canonical in graph.canonical.values():
+        if isinstance(origin := canonical.origin, Quantized):
+            parts = FORMATS[origin.format].quantize(torch.from_numpy(tensors[origin.tensor]), amax)
+            made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)
+    return made
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

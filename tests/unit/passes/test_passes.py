@@ -23,7 +23,7 @@ from llmc.runtime.errors import Unsupported
 
 ALL = {
     item.name: item
-    for item in (*front(lambda _: "none").passes, *back().passes, *RULES, QuantizeActivations(), *PASSES)
+    for item in (*front(lambda _: "int8").passes, *back().passes, *RULES, QuantizeActivations(), *PASSES)
 }
 FIRES = [(item, text) for item in ALL.values() for text in item.fires]
 REFUSES = [(item, reason, text) for item in ALL.values() for reason, text in item.refuses.items()]
@@ -32,7 +32,7 @@ EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
 
 def test_every_pass_has_an_example() -> None:
     without = [name for name, item in ALL.items() if not item.fires]
-    assert without == ["QuantizeWeights", "RefuseOthers"]  # needs a recipe; rewrites nothing: both tested below
+    assert without == ["RefuseOthers"]  # rewrites nothing: tested below
 
 
 @pytest.mark.parametrize(("item", "text"), FIRES, ids=lambda value: getattr(value, "name", None))
@@ -74,27 +74,14 @@ def test_quantize_weights_follows_the_format(name: str) -> None:
     assert reports[0].fired == 2
     embedding = next(node for node in example.graph.nodes if node.op_type == "Embedding")
     assert embedding.overload == name.replace("-", "_"), "a tied embedding follows the head"
-    tensors = _quantized(example, name)
-    after = graphs.run(example.graph, tensors, example.inputs)
+    tensors = graphs.quantized(example.graph, example.tensors)
+    after = graphs.run(example.graph, example.tensors, example.inputs)
     dense = FORMATS[name].dequantize(
         {s: tensors[f"T.{s}" if s != "weight" else "weight"] for s in ()} or _parts(tensors, name)
     )
     rows = example.inputs["ids"]
     assert graphs.difference(after["h"], dense[rows] @ dense.T) < 1e-5
     assert graphs.difference(after["y"], before["y"]) < 0.5
-
-
-def _quantized(example: graphs.Example, name: str) -> dict[str, np.ndarray]:
-    import torch
-
-    amax = max(float(np.abs(array).max()) for array in example.tensors.values())
-    made: dict[str, np.ndarray] = {}
-    for canonical in example.graph.canonical.values():
-        origin = canonical.origin
-        weight = torch.from_numpy(example.tensors[origin.tensor])  # type: ignore[union-attr]
-        parts = FORMATS[name].quantize(weight, amax)
-        made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)  # type: ignore[union-attr]
-    return made
 
 
 def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ def build(
         with clock.stage("digest checkpoint"):
             digests = checkpoint.files.digests()
         with clock.stage("finish file"):
-            if tokenizer is not None and (problem := tokenizer.result().template_problem):
+            if tokenizer is not None and (problem := tokenizer.result()):
                 notes += (f"chat template: {problem}",)
             for name, profile in profiles.items():
                 notes += profile.notes

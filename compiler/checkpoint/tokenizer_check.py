@@ -12,7 +12,6 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,35 +34,22 @@ TEMPLATE_MEMORY_BYTES = 384 * 1024**2
 SHOWN = 8
 ASKED = "check tokenizer.json"
 ASKED_TEMPLATE = "check the chat template"
-# Runs that make a backtracking regular expression explode, and texts that a sound vocabulary gives back unchanged.
-STRESS = tuple(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日"))
 TEXTS = ("Hello, world!", "def f(x):\n    return x ** 2\n", "  two  spaces  ", "Grüße, 日本語 🙂", "1234567.89")
+# Runs that make a backtracking regular expression explode, and plain texts.
+STRESS = (*(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日")), *TEXTS)
 DIALOGUE = ({"role": "user", "content": "Hello!"},)
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What the build records: `round_trips`: usual texts come back unchanged; `template_problem`: why the chat template
-    failed on one user message, "" if it did not or there is none."""
-
-    vocab_size: int
-    special_tokens: Mapping[str, int]
-    bos_token: str
-    eos_token: str
-    round_trips: bool
-    template_problem: str
-
-
-def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[TokenizerFacts] | None:
+def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[str] | None:
     """Begin to judge a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
 
-    The result is a CheckpointError if the tokenizer is too large, not JSON, too slow or too greedy, panics, or has ids
-    twice, ids past the embedding, ids the library would change, an end token that is not in the vocabulary; the ids
-    are listed.
+    The result is why the chat template failed on one user message, "" if it did not or there is none. It is a
+    CheckpointError if the tokenizer is too large, not JSON, too slow or too greedy, panics, or has ids twice, ids past
+    the embedding, ids the library would change, an end token that is not in the vocabulary; the ids are listed.
     """
     if "tokenizer.json" not in checkpoint.tokenizer:
         return None
-    future: Future[TokenizerFacts] = Future()
+    future: Future[str] = Future()
 
     def run() -> None:
         try:
@@ -75,7 +61,7 @@ def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Fu
     return future
 
 
-def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> TokenizerFacts:
+def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
     tokenizer_json = checkpoint.tokenizer["tokenizer.json"]
     if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
         raise CheckpointError(ASKED, found=f"{len(tokenizer_json)} bytes", fix=f"at most {MAX_TOKENIZER_BYTES} bytes")
@@ -101,7 +87,7 @@ def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> TokenizerFacts:
     reply = json.loads(lines[-1])
     if "refused" in reply:
         raise CheckpointError(ASKED_TEMPLATE if len(lines) > 1 else ASKED, found=reply["refused"], fix=reply["fix"])
-    return TokenizerFacts(**reply)
+    return reply["template_problem"]
 
 
 def _ending(code: int, said: str) -> str:
@@ -125,23 +111,13 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
         _check_library(tokenizer, declared, question["eos"])
         with contained("encode probe texts", CheckpointError):
             for text in STRESS:
-                tokenizer.encode(text)
-            round_trips = all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
+                tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:
             print("the tokenizer is sound", flush=True)
             _limit_template()
-        template_problem = _template_problem(tokenizer, question["template"])
+        return {"template_problem": _template_problem(tokenizer, question["template"])}
     except LlmcError as error:
         return {"refused": "; ".join(filter(None, (error.asked, error.found))), "fix": error.fix}
-    facts = TokenizerFacts(
-        vocab_size=tokenizer.vocab_size,
-        special_tokens=tokenizer.special_tokens,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        round_trips=round_trips,
-        template_problem=template_problem,
-    )
-    return asdict(facts)
 
 
 def _declared_ids(document: Any) -> list[tuple[str, int]]:

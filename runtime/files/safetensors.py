@@ -51,13 +51,15 @@ class Header:
     file_bytes: int
 
 
-def read_header(path: Path, *, error: type[LlmcError], max_tensors: int = 200_000) -> Header:
+def read_header(
+    path: Path, *, error: type[LlmcError], max_tensors: int = 200_000, max_bytes: int = MAX_HEADER_BYTES
+) -> Header:
     """The header of a safetensors file, or `error` naming the file and the tensor at fault.
 
     Nothing is believed before it is compared with the file's real size, and no weight is read.
     """
     with open_regular(path, error=error) as (fd, size):
-        raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=MAX_HEADER_BYTES)
+        raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=max_bytes)
     return parse_header(raw, size, what=str(path), error=error, max_tensors=max_tensors)
 
 
@@ -71,7 +73,7 @@ def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, i
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise error(f"{path}: a regular file", found=_kind(facts.st_mode))
+            raise error(f"{path}: a regular file", found=kind_of_file(facts.st_mode))
         yield fd, facts.st_size
     finally:
         os.close(fd)
@@ -205,6 +207,7 @@ def _check_tiling(infos: list[TensorInfo], data_start: int, file_bytes: int, wha
         raise error(f"{what}: a file of {end} bytes, where {before} ends", found=found)
 
 
-def _kind(mode: int) -> str:
+def kind_of_file(mode: int) -> str:
+    """What is no regular file, by the mode of its `stat`."""
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
     return next((name for test, name in kinds if test(mode)), "a device")

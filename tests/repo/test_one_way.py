@@ -14,7 +14,6 @@ from llmc.runtime.engine_file.bind import Stored
 COMMON = (
     "compiler/build.py",
     "compiler/pipeline.py",
-    "compiler/source.py",
     "compiler/targets/target.py",
     *(str(path.relative_to(ROOT)) for room in ("engine", "oracle") for path in (ROOT / "compiler" / room).glob("*.py")),
 )

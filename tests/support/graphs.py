@@ -104,11 +104,11 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
 
 
 def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The components that the graph's formats make of dense tensors; all share the global scale."""
+    """The components, not there yet, that the graph's formats make of dense tensors; all share the global scale."""
     amax = max((float(np.abs(array).max()) for array in tensors.values() if array.dtype == np.float32), default=0.0)
     made: dict[str, np.ndarray] = {}
     for canonical in graph.canonical.values():
-        if isinstance(origin := canonical.origin, Quantized):
+        if isinstance(origin := canonical.origin, Quantized) and canonical.name not in tensors:
             parts = FORMATS[origin.format].quantize(torch.from_numpy(tensors[origin.tensor]), amax)
             made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)
     return made

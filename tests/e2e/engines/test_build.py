@@ -166,6 +166,13 @@ def test_the_report_says_what_was_done(tmp_path: Path):
     assert report.peak_rss_bytes > 1 << 27
 
 
+def test_what_the_user_should_know_reaches_library_users(tmp_path: Path):
+    source = small_checkpoint(tmp_path / "c")
+    with pytest.warns(UserWarning, match="no chat template: `llmc run --chat` will be refused") as caught:
+        llmc.build(source, tmp_path / "e.llmc", quantize="int8")
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+
+
 def test_a_constant_tensor_is_a_warning_and_nan_is_refused(tmp_path: Path):
     source = small_checkpoint(tmp_path / "c")
     tensors, name = load_file(source / "model.safetensors"), "model.layers.1.self_attn.v_proj.weight"

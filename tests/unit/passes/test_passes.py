@@ -13,12 +13,13 @@ from support import graphs
 from llmc.compiler.targets.cpu.legalize import RULES
 from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
 from llmc.passes import back, front
-from llmc.passes.graph.graph import Graph
+from llmc.passes.graph.graph import Canonical, Copied, Graph
 from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
 from llmc.passes.rewrite.manager import PassCrash, Phase, run_phase
 from llmc.passes.rewrite.rule import Outcome, Pass
 from llmc.quantize import FORMATS
 from llmc.runtime.cpu.onnx_scan import CPU_OPERATORS
+from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.errors import Unsupported
 
 ALL = {
@@ -87,6 +88,20 @@ def test_quantize_weights_follows_the_format(name: str) -> None:
 def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     stem = "T" if "T" in tensors else "Tweight"
     return {c.name: tensors[f"{stem.removesuffix('weight')}{c.name}"] for c in FORMATS[name].components(384, 128)}
+
+
+def test_linears_stored_in_different_types_merge_as_float32() -> None:
+    example = graphs.parse(back().passes[0].fires[0])
+    before = graphs.run(example.graph, example.tensors, example.inputs)
+    for name, dtype in (("Q", np.float16), ("K", np.float32)):
+        example.tensors[name] = example.tensors[name].astype(dtype)
+    leaf = Stored("Q", "F16", (8, 4))
+    example.graph.weights["Q"] = leaf
+    example.graph.canonical["Q"] = Canonical("Q", "F16", (8, 4), Copied("Q"), "Q")
+    assert back().passes[0].run(example.graph).fired
+    assert example.graph.weights["Q+K"].dtype == "F32"
+    after = graphs.run(example.graph, example.tensors, example.inputs)
+    assert all(graphs.difference(after[name], before[name]) < 1e-2 for name in before)
 
 
 def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:

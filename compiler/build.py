@@ -45,7 +45,7 @@ def build(
         context = context_of(recipe, checkpoint)
         tokenizer = start_check(checkpoint)
     with clock.stage("graph and passes"):
-        decoder, legal, passes = lower(checkpoint, recipe, dump)
+        decoder, legal, passes = lower(checkpoint, recipe, context, dump)
         tensors = decoder.graph.canonical
     with clock.stage("compile profiles"):
         dtype = checkpoint.config.dtype or "float32"

@@ -33,13 +33,14 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def lower(
-    checkpoint: Checkpoint, recipe: Recipe, dump: Path | None = None
+    checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Path | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
     """The logical graph after the front passes, the legal one of every profile, and what all passes did.
 
-    No weight is read. dump: a folder for the graph after each pass that changed it.
+    No weight is read. context: positions, those of `context_of` for an engine. dump: a folder for the graph after each
+    pass that changed it.
     """
-    decoder = build(checkpoint, context_of(recipe, checkpoint))
+    decoder = build(checkpoint, context)
     graph = decoder.graph
     _require_matches(recipe, graph)
     reports = run_phase(front(recipe.format_of), graph, dump)

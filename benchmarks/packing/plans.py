@@ -37,7 +37,7 @@ def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Tactics] 
         kv=spec.kv,
     )
     checkpoint = open_source(spec.prepare(work), random_weights=None if spec.shape == "pico" else 1)
-    graph = lower(checkpoint, recipe)[1][target]
+    graph = lower(checkpoint, recipe, spec.max_context)[1][target]
     table = tactics_of((target,), tactics).get(target)
     dtype = checkpoint.config.dtype or "float32"
     plan, variants = draft(graph, ProfileConfig(spec.max_context, spec.max_batch, dtype, spec.kv, table), sm)

@@ -100,7 +100,7 @@ def quantized_logits(path: Path, quantize: str, ids: list[int], source: Path = P
     checkpoint = open_source(source)
     with EngineFile.open(path) as engine:
         (context,) = {profile.max_context for profile in engine.manifest.profiles.values()}
-        graph = lower(checkpoint, with_flags(None, quantize=quantize, max_context=context))[0].graph
+        graph = lower(checkpoint, with_flags(None, quantize=quantize), context)[0].graph
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
             rows = engine.tensor(name)

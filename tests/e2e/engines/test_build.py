@@ -255,9 +255,9 @@ def emit(target: str, legal: Graph) -> CompiledProfile:
 
 def test_the_null_target_checks_and_compiles_nothing():
     recipe: Any = SimpleNamespace(
-        format_of=lambda _: "int4", targets=("null",), rules=(), activations="none", kv="none", max_context=64
+        format_of=lambda _: "int4", targets=("null",), rules=(), activations="none", kv="none"
     )
-    decoder, legal, reports = lower(open_source(PICO), recipe)
+    decoder, legal, reports = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["null"]
     emitted = emit("null", legal["null"])
     assert (emitted.main, list(emitted.sections)) == ("graph.txt", ["graph.txt"])
@@ -270,18 +270,18 @@ def test_the_null_target_checks_and_compiles_nothing():
 
 def test_two_targets_share_the_weights():
     recipe: Any = SimpleNamespace(
-        format_of=lambda _: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none", max_context=64
+        format_of=lambda _: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none"
     )
-    decoder, legal, _ = lower(open_source(PICO), recipe)
+    decoder, legal, _ = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["cpu", "null"]
     before = set(decoder.graph.canonical)
-    alone = lower(open_source(PICO), SimpleNamespace(**{**vars(recipe), "targets": ("cpu",)}))  # type: ignore[arg-type]
+    alone = lower(open_source(PICO), SimpleNamespace(**{**vars(recipe), "targets": ("cpu",)}), 64)  # type: ignore[arg-type]
     assert before == set(alone[0].graph.canonical)
     assert emit("cpu", legal["cpu"]).sections == emit("cpu", alone[1]["cpu"]).sections
 
 
 def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):
-    reports = lower(open_source(PICO), INT8, tmp_path / "dump")[2]
+    reports = lower(open_source(PICO), INT8, 512, tmp_path / "dump")[2]
     files = sorted((tmp_path / "dump").iterdir())
     expected = [(one.phase, one.name) for one in reports if one.fired]
     named = [re.fullmatch(r"(\d\d)-(\w+)-(\w+)\.txt", file.name) for file in files]

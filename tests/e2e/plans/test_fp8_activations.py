@@ -50,8 +50,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int]) -> np.ndarray:
     """Logits [T,V] of the profile's own graph, where activations are rounded."""
     source = open_source(checkpoint)
-    recipe = with_flags(None, quantize=quantize, activations="fp8", targets=["sm_90"], max_context=256)
-    graph = lower(source, recipe)[1]["sm_90"]
+    recipe = with_flags(None, quantize=quantize, activations="fp8", targets=["sm_90"])
+    graph = lower(source, recipe, 256)[1]["sm_90"]
     with EngineFile.open(path) as engine:
 
         def read(name: str, start: int, stop: int) -> np.ndarray:

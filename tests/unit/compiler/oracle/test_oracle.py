@@ -83,7 +83,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     def make(recipe: str, **config: object) -> Model:
         folder = tmp_path_factory.mktemp("oracle")
         source = _open(folder, **config)
-        graph = lower(source, RECIPES[recipe])[0].graph
+        graph = lower(source, RECIPES[recipe], 16)[0].graph
         path = build_engine(folder, folder / "a.llmc", RECIPES[recipe], random_weights=3).path
         with EngineFile.open(path) as engine:
             tensors = {name: engine.tensor(name).copy() for name in engine.tensors}

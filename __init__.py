@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
-    from typing import Literal
+    from typing import Literal, Unpack
 
+    from .recipes.flags import BuildFlags
     from .recipes.recipe import Recipe
     from .runtime.engine import Engine
     from .runtime.errors import (
@@ -47,22 +48,16 @@ def build(
     output: str | Path,
     recipe: str | Path | Recipe | None = None,
     *,
-    quantize: str | None = None,
-    activations: str | None = None,
-    kv: str | None = None,
-    targets: Sequence[str] | None = None,
-    max_context: int | None = None,
-    max_batch: int | None = None,
     memory_limit: float | None = None,
     accept_config: Collection[str] = (),
     random_weights: int | None = None,
     tactics: Sequence[str | Path] = (),
+    **flags: Unpack[BuildFlags],
 ) -> Path:
     """Builds the engine file `output` from a Hugging Face folder or hub id, and gives its path.
 
-    recipe: a bundled recipe's name, a YAML file, or a Recipe; the other arguments win over it. quantize: a weight
-    format ("int4", "fp8" ...) or "none". activations, kv: "fp8" or "none", for GPU profiles. targets: kinds of
-    machine, ["cpu"]. memory_limit: GiB of planned peak.
+    recipe: a bundled recipe's name, a YAML file, or a Recipe; quantize, activations, kv, targets, max_context and
+    max_batch (recipes/flags.py) win over it. memory_limit: GiB of planned peak.
     accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
     weights (for benchmarks). tactics: tables of tiles that `llmc tune` has written. Raises LlmcError; see
     runtime/errors.py.
@@ -71,23 +66,12 @@ def build(
 
     from .compiler.build import build as build_engine
     from .compiler.targets.cuda.tuning.tactics import load as load_tactics
-    from .recipes.recipe import load_recipe, with_flags
+    from .recipes.recipe import with_flags
 
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(str(recipe))
-    chosen = with_flags(
-        recipe,
-        quantize=quantize,
-        activations=activations,
-        kv=kv,
-        targets=targets,
-        max_context=max_context,
-        max_batch=max_batch,
-    )
     report = build_engine(
         checkpoint,
         Path(output),
-        chosen,
+        with_flags(recipe, **flags),
         memory_limit=memory_limit,
         accept_config=accept_config,
         random_weights=random_weights,

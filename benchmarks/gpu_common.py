@@ -14,7 +14,8 @@ from bringup.bench import seconds
 from gpu_engines import SHAPES, EngineSpec
 
 from llmc.runtime.cuda import gpus
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.contents import EngineContents
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
@@ -94,7 +95,7 @@ def load(
     sm: int,
     *,
     max_batch: int | None = None,
-    options: Options | None = None,
+    graphs: bool = True,
     early: bool = False,
     kind: type[Driver] = Driver,
 ) -> Loaded:
@@ -103,7 +104,7 @@ def load(
 
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
         driver, plan = kind.load(), replace(plan, pdl=early)
-        device = CudaDevice.of_engine(engine, profile, plan, slots, driver=driver, options=options)
+        device = CudaDevice(EngineContents(engine, profile), plan, slots, driver=driver, graphs=graphs)
         made.append((device, driver, plan))
         return device
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gpu_common as common
 import numpy as np
+from bringup.decode import replay
 
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
@@ -72,7 +73,7 @@ def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dic
     moved = sum(value(launch.bytes, program.limits) for launch in program.launches)
     position = batch * sum(tensors_of(loaded.plan, "cache", loaded.plan.blocks_of(1)).values()) // BLOCK_TOKENS
     cache = position * context
-    step, replay = median(steps), replayed(loaded, program, options.prompt)
+    step, seconds = median(steps), replayed(loaded, program, options.prompt)
     return {
         "batch": batch,
         "context": context,
@@ -84,8 +85,8 @@ def measure(loaded: common.Loaded, batch: int, options: Any, copy: float) -> dic
         "cache_bytes": cache,
         "bytes_per_s": (moved + cache) / step,
         "percent_of_copy": 100 * (moved + cache) / step / copy,
-        "gpu_step_s": replay,
-        "gpu_percent_of_copy": 100 * (moved + position * options.prompt) / replay / copy,
+        "gpu_step_s": seconds,
+        "gpu_percent_of_copy": 100 * (moved + position * options.prompt) / seconds / copy,
     }
 
 
@@ -122,14 +123,7 @@ def replayed(loaded: common.Loaded, program: Program, context: int) -> float:
     inputs["block_tables"][:] = (
         np.arange(inputs["block_tables"].size).reshape(inputs["block_tables"].shape) % loaded.device.blocks["blocks"]
     )
-    device = loaded.device
-    for _ in range(WARM):
-        device.read(device.run(index, sizes, inputs, {"sampled"}))
-    started = time.perf_counter()
-    for _ in range(REPLAYS - 1):
-        device.run(index, sizes, inputs, {"sampled"})
-    device.read(device.run(index, sizes, inputs, {"sampled"}))
-    return (time.perf_counter() - started) / REPLAYS
+    return replay(loaded.device, index, sizes, inputs, rounds=REPLAYS, warm=WARM)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from llmc.runtime.cuda.driver import Driver
 CHILD = """
 import json, sys, time
 started, spawned = time.perf_counter(), float(sys.argv[3])
+from llmc.runtime.cuda.contents import EngineContents
 from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
@@ -34,7 +35,7 @@ from llmc.runtime.scheduling.scheduler import Scheduler
 parts = {"interpreter": started - spawned, "imports": time.perf_counter() - started}
 devices = []
 def make(engine, profile, plan, slots):
-    devices.append(CudaDevice.of_engine(engine, profile, plan, slots))
+    devices.append(CudaDevice(EngineContents(engine, profile), plan, slots))
     return devices[0]
 at = time.perf_counter()
 engine = EngineFile.open(sys.argv[1])

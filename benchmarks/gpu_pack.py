@@ -26,12 +26,12 @@ from gpu_engines import CARRIED, PLANS, EngineSpec
 from packing import engines, sweep
 from packing.cases import Cases, cases_of
 from packing.kernels import Kernels
+from packing.pack import write_pack
 from packing.plans import Drafted, all_drafted
 
 from llmc.compiler.targets import Table
 from llmc.compiler.targets.cuda.cubins.cache import Tools, source_digest
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
-from llmc.compiler.targets.cuda.cubins.pack import write_pack
 from llmc.compiler.targets.cuda.tuning import tactics
 
 MOST_BYTES = 40 << 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import signal
 import sys
 import traceback
@@ -13,10 +12,11 @@ from typing import Annotated
 
 import typer
 
+from ..runtime import environment
 from ..runtime.errors import LlmcError
 from .commands import bench, build, doctor, evaluate, inspect, kernels, passes, tune, verify
 from .commands import run as run_command
-from .common import console
+from .common import console, options
 from .common.exits import ENVIRONMENT, INTERNAL, INTERRUPTED, TERMINATED, USAGE
 
 app = typer.Typer(
@@ -56,7 +56,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Texts go to stderr, with --json an object also to stdout."""
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    json_wanted = "--json" in _flags(arguments) or os.environ.get("LLMC_JSON", "0").lower() not in ("0", "false", "")
+    json_wanted = "--json" in _flags(arguments) or environment.json()
+    for warning in environment.unknown(options.TWINS):
+        console.note(f"llmc: {warning}")
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="llmc", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -89,7 +91,7 @@ def _help_of(arguments: Sequence[str]) -> str:
 
 
 def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
-    if os.environ.get("LLMC_DEBUG"):
+    if environment.debug():
         traceback.print_exc()
     console.note(f"llmc: {message}")
     if json_wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..runtime.dtypes import WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from .format import Component, Format, require_finite
 from .formats.fp8 import FP8
@@ -10,7 +11,8 @@ from .formats.int8 import INT8, INT8_G128
 from .formats.mxfp4 import MXFP4
 from .formats.nvfp4 import NVFP4
 
-FORMATS: dict[str, Format] = {f.name: f for f in (FP8, NVFP4, MXFP4, INT8, INT8_G128, INT4, INT4_G128)}
+_MADE = {f.name: f for f in (FP8, NVFP4, MXFP4, INT8, INT8_G128, INT4, INT4_G128)}
+FORMATS: dict[str, Format] = {name: _MADE[name] for name in WEIGHT_FORMATS}
 
 
 def format_named(name: str) -> Format:

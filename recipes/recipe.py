@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Unpack
 
+from ..runtime.chips import GPUS, TARGETS, target_of
+from ..runtime.dtypes import NARROW_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from ..runtime.files.safetensors import open_regular, read_at
 from ..runtime.files.strict_json import canonical
+from .flags import BuildFlags
 from .strict_yaml import Document, Mapping, Node
 
-TARGETS = ("cpu", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
-# The names of quantize.FORMATS, which needs torch: a mistake in a recipe is told before that is imported.
-FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
 SCHEMA = "recipes/recipe.schema.json"
 MAX_CONTEXT = 2**24
 MAX_BATCH = 4096
@@ -23,8 +24,6 @@ _FOLDER = Path(__file__).resolve().parent
 _MAX_BYTES = 16 * 1024
 _KEYS = ("version", "extends", "quantize", "kv", "targets", "max_context", "max_batch")
 _NOT_BUILT_YET = ("parallel", "gates")
-NARROW = ("none", "fp8")
-"""Formats of activations in large products, and of the KV cache."""
 # A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format.
 _HEAD_FORMAT = {"int4": "int8", "int4-g128": "int8"}
 
@@ -48,7 +47,7 @@ class Recipe:
 
     `max_context` None means the model's own context, at most 4096 tokens. activations "fp8": steps of many tokens
     multiply quantized weights on FP8 tensor cores, with activations rounded to E4M3 by token. kv "fp8": the KV cache of
-    GPU profiles holds E4M3.
+    GPU profiles holds E4M3. A target given as a GPU, such as "h100", becomes the one whose code that GPU runs.
     """
 
     version: int = 1
@@ -64,6 +63,7 @@ class Recipe:
         _demand(wrong_version(self.version), "")
         _demand(wrong_format(self.default_format), "")
         _demand(wrong_targets(self.targets), "")
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(target_of(name) or name for name in self.targets)))
         _demand(wrong_narrow(self.activations), "activations: ")
         _demand(wrong_narrow(self.kv), "kv: ")
         if self.max_context is not None:
@@ -111,37 +111,21 @@ def load_recipe(name_or_path: str) -> Recipe:
     return _read_bundled(name_or_path)
 
 
-def with_flags(
-    recipe: Recipe | None,
-    *,
-    quantize: str | None = None,
-    activations: str | None = None,
-    kv: str | None = None,
-    targets: Iterable[str] | None = None,
-    max_context: int | None = None,
-    max_batch: int | None = None,
-) -> Recipe:
-    """The recipe with command-line values put over it; None leaves a value as it is.
+def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) -> Recipe:
+    """The recipe, also one by name or path (see `load_recipe`), with command-line values put over it.
 
     `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
     """
-    result = recipe or Recipe()
-    if quantize is not None:
-        _demand(wrong_format(quantize), "")
-        head = _HEAD_FORMAT.get(quantize)
-        rules = (QuantizeRule("lm_head", head),) if head else ()
-        result = replace(result, default_format=quantize, rules=rules)
-    if activations is not None:
-        result = replace(result, activations=activations)
-    if kv is not None:
-        result = replace(result, kv=kv)
-    if targets is not None:
-        result = replace(result, targets=tuple(targets))
-    if max_context is not None:
-        result = replace(result, max_context=max_context)
-    if max_batch is not None:
-        result = replace(result, max_batch=max_batch)
-    return result
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if "quantize" in given:
+        given["default_format"] = given.pop("quantize")
+        head = _HEAD_FORMAT.get(given["default_format"])
+        given["rules"] = (QuantizeRule("lm_head", head),) if head else ()
+    if "targets" in given:
+        names = given["targets"]
+        given["targets"] = tuple(map(str.strip, names.split(",")) if isinstance(names, str) else names)
+    found = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    return replace(found or Recipe(), **given)
 
 
 def wrong_version(version: int) -> str:
@@ -151,7 +135,7 @@ def wrong_version(version: int) -> str:
 
 def wrong_format(name: str) -> str:
     """Why this names no weight format, or ""."""
-    known = ("none", *FORMATS)
+    known = ("none", *WEIGHT_FORMATS)
     if name in known:
         return ""
     hint = nearest("none" if name in ("no", "off", "null") else name, known)
@@ -160,14 +144,16 @@ def wrong_format(name: str) -> str:
 
 def wrong_narrow(name: str) -> str:
     """Why this is no format of activations or of the KV cache, or ""."""
-    return "" if name in NARROW else f"no format {name!r}{nearest(name, NARROW)}, known: {', '.join(NARROW)}"
+    known = NARROW_FORMATS
+    return "" if name in known else f"no format {name!r}{nearest(name, known)}, known: {', '.join(known)}"
 
 
 def wrong_targets(targets: tuple[str, ...]) -> str:
     """Why these are no targets, or ""."""
     for target in targets:
-        if target not in TARGETS:
-            return f"no target {target!r}{nearest(target, TARGETS)}, known: {', '.join(TARGETS)}"
+        if target_of(target) is None:
+            known = f"known: {', '.join(TARGETS)}, and GPUs: {', '.join(GPUS)}"
+            return f"no target {target!r}{nearest(target, (*TARGETS, *GPUS))}, {known}"
     if not targets or len(set(targets)) != len(targets):
         return "targets must name at least one target, each once"
     return ""
@@ -216,27 +202,28 @@ def _recipe(top: Mapping) -> Recipe:
     if "version" not in top:
         raise top.error("'version' is missing: write 'version: 1'")
     base = _read_bundled(top["extends"].text(_wrong_base)) if "extends" in top else Recipe()
-    default, rules, activations = base.default_format, base.rules, base.activations
+    found: dict[str, Any] = {}
     if "quantize" in top:
         quantize = top["quantize"].mapping()
         quantize.only(("default", "rules", "activations"))
-        if "default" in quantize:
-            default = quantize["default"].text(wrong_format)
+        found |= _texts(quantize, default=wrong_format, activations=wrong_narrow)
         if "rules" in quantize:
-            rules += tuple(_rule(item) for item in quantize["rules"].items())
-        if "activations" in quantize:
-            activations = quantize["activations"].text(wrong_narrow)
-    kv = top["kv"].text(wrong_narrow) if "kv" in top else base.kv
-    targets, max_context, max_batch = base.targets, base.max_context, base.max_batch
+            found["rules"] = base.rules + tuple(_rule(item) for item in quantize["rules"].items())
+    found |= _texts(top, kv=wrong_narrow)
     if "targets" in top:
-        targets = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
-        if wrong := wrong_targets(targets):
+        found["targets"] = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
+        if wrong := wrong_targets(found["targets"]):
             raise top.error_at("targets", wrong)
-    if "max_context" in top:
-        max_context = top["max_context"].integer(lambda value: wrong_number(value, MAX_CONTEXT))
-    if "max_batch" in top:
-        max_batch = top["max_batch"].integer(lambda value: wrong_number(value, MAX_BATCH))
-    return Recipe(1, default, rules, targets, max_context, max_batch, activations, kv)
+    for key, largest in (("max_context", MAX_CONTEXT), ("max_batch", MAX_BATCH)):
+        if key in top:
+            found[key] = top[key].integer(lambda value, largest=largest: wrong_number(value, largest))
+    return replace(base, **found)
+
+
+def _texts(mapping: Mapping, **judges: Callable[[str], str]) -> dict[str, str]:
+    """The texts that a mapping has of these keys, by the field of a recipe."""
+    fields = {"default": "default_format"}
+    return {fields.get(key, key): mapping[key].text(wrong) for key, wrong in judges.items() if key in mapping}
 
 
 def _wrong_base(name: str) -> str:

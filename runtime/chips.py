@@ -5,7 +5,8 @@ the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090, L2) and RTX Blackwell
 accumulated in float32; the technical brief of Jetson AGX Orin; shared memory and what else blocks
 share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200,
 B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves
-of its 1 PFLOP/s of sparse FP4.
+of its 1 PFLOP/s of sparse FP4. Links: the same data sheets and whitepapers (NVLink of A100, RTX 3090, H100, H200, B200
+and B300; PCIe 4.0 or 5.0 x16 of the others).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Chip:
     """A GPU, or under the name "sm_90" what kernels of a compute capability are chosen for.
 
     sm: compute capability, 90 for 9.0. bandwidth: bytes/s on paper; copy: bytes/s a copy kernel was measured at, None
-    where we measured none. bf16, fp8: FLOP/s, None without such tensor cores.
+    where we measured none. bf16, fp8: FLOP/s, None without such tensor cores. link: bytes/s to the other GPUs of a
+    machine, both ways together, by NVLink or else by PCIe; None where there are no others.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Chip:
     memory: int
     bf16: float
     fp8: float | None
+    link: float | None
     copy: float | None = None
 
     @property
@@ -81,30 +84,33 @@ class Chip:
         return self.copy or 0.9 * self.bandwidth
 
 
+_PCIE_4, _PCIE_5 = 64 * _GB, 128 * _GB
 _GPUS = (
-    Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None),
-    Chip("a10", 86, 72, 600e9, 6 * _MIB, 24 * _GB, 125 * _TFLOPS, None),
-    Chip("rtx3090", 86, 82, 936e9, 6 * _MIB, 24 * _GB, 71 * _TFLOPS, None),
-    Chip("orin", 87, 16, 204.8e9, 4 * _MIB, 64 * _GB, 42.5 * _TFLOPS, None),
-    Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS),
-    Chip("l40s", 89, 142, 864e9, 96 * _MIB, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS),
-    Chip("rtx4090", 89, 128, 1.008e12, 72 * _MIB, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS),
-    Chip("h100", 90, 132, 3.35e12, 50 * _MIB, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS),
-    Chip("h200", 90, 132, 4.8e12, 50 * _MIB, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, copy=4.3e12),
-    Chip("b200", 100, 148, 7.7e12, 132644864, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS),
-    Chip("b300", 103, 148, 8e12, 132644864, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS),
-    Chip("rtx5090", 120, 170, 1.792e12, 96 * _MIB, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS),
-    Chip("gb10", 121, 48, 273e9, 24 * _MIB, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS),
+    Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None, 600 * _GB),
+    Chip("a10", 86, 72, 600e9, 6 * _MIB, 24 * _GB, 125 * _TFLOPS, None, _PCIE_4),
+    Chip("rtx3090", 86, 82, 936e9, 6 * _MIB, 24 * _GB, 71 * _TFLOPS, None, 112.5 * _GB),
+    Chip("orin", 87, 16, 204.8e9, 4 * _MIB, 64 * _GB, 42.5 * _TFLOPS, None, None),
+    Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, _PCIE_4),
+    Chip("l40s", 89, 142, 864e9, 96 * _MIB, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, _PCIE_4),
+    Chip("rtx4090", 89, 128, 1.008e12, 72 * _MIB, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, _PCIE_4),
+    Chip("h100", 90, 132, 3.35e12, 50 * _MIB, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB),
+    Chip("h200", 90, 132, 4.8e12, 50 * _MIB, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB, copy=4.3e12),
+    Chip("b200", 100, 148, 7.7e12, 132644864, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
+    Chip("b300", 103, 148, 8e12, 132644864, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
+    Chip("rtx5090", 120, 170, 1.792e12, 96 * _MIB, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, _PCIE_5),
+    Chip("gb10", 121, 48, 273e9, 24 * _MIB, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, None),
 )
-_REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "l40s", 90: "h200", 100: "b200", 120: "rtx5090"}
-"""The GPU whose figures a compute capability has when no GPU is named, for all that kernels are compiled for."""
-_OTHERS = {103: "b300", 121: "gb10"}
-"""Likewise, for those that run the kernels of another one."""
+_REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "rtx4090", 90: "h200", 100: "b200", 120: "rtx5090"}
+"""The GPU whose figures a compute capability has when no GPU is named, for all that kernels are compiled for: of their
+prices and of their tiles. For 8.9 not L40S, whose processors are more: what fills 128 of them is still 90 % full there,
+and parts of K that fill 142 leave the smaller chips a second round."""
 
 CAPABILITIES = tuple(_REFERENCE)
 """The compute capabilities kernels are compiled for."""
 SM = {f"sm_{sm}": sm for sm in reversed(CAPABILITIES)}
 """Targets that are NVIDIA GPUs, and their compute capability times ten; best first."""
+TARGETS = ("cpu", *reversed(SM))
+"""The kinds of machine that engines are built for, by name."""
 _LATER = {80: (86, 89), 86: (89,), 87: (), 89: (), 90: (), 100: (103,), 120: (121,)}
 """Other compute capabilities that machine code of one runs on: later ones of its major, though none of Tegra (8.7), or
 for sm_100 and sm_120, which are compiled for their families, those of the family (CUDA programming guide)."""
@@ -112,6 +118,8 @@ CHIPS = {gpu.name: gpu for gpu in _GPUS}
 CHIPS |= {
     f"sm_{sm}": replace(CHIPS[name], name=f"sm_{sm}") for sm, name in {**_REFERENCE, 103: "b300", 121: "gb10"}.items()
 }
+GPUS = tuple(gpu.name for gpu in _GPUS)
+"""Names of GPUs, for which `chip` has figures and `target_of` the target whose code they run."""
 
 
 def chip(name: str | int) -> Chip:
@@ -120,11 +128,15 @@ def chip(name: str | int) -> Chip:
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    asked = str(name).lower()
-    known = f"sm_{asked}" if asked.isdecimal() else asked
+    known = _known(name)
     if known not in CHIPS:
         raise RecipeError(f"no chip {str(name)!r}{nearest(known, CHIPS)}", fix=f"one of {', '.join(CHIPS)}")
     return CHIPS[known]
+
+
+def _known(name: str | int) -> str:
+    asked = str(name).lower()
+    return f"sm_{asked}" if asked.isdecimal() else asked
 
 
 def runs_on(sm: int, chip: int) -> bool:
@@ -140,6 +152,12 @@ def lacks(sm: int, shared: int, chip: int) -> str:
     if not runs_on(sm, chip):
         return f"needs compute capability {capability(sm)}"
     return f"needs {shared} bytes of shared memory a block" if shared > SHARED[chip] else ""
+
+
+def target_of(name: str) -> str | None:
+    """The target that a name means: its own, or that of a chip such as "h100"; None where there is none."""
+    known = _known(name)
+    return known if known in TARGETS else target_for(CHIPS[known].sm) if known in CHIPS else None
 
 
 def target_for(chip: int) -> str | None:

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 
 from .errors import RecipeError, Unsupported, nearest
-from .sampling.params import SamplingParams, defaults_of
+from .sampling.params import Options, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
@@ -27,30 +27,6 @@ MAX_STOP_BYTES = 256
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-
-
-class Options(TypedDict, total=False):
-    """How to generate. What is absent or None is the checkpoint's generation_config, else greedy; see SamplingParams.
-
-    max_tokens: most tokens to generate (default 512), cut to what the context holds. stop: up to 16 strings that end
-    the text and are not in it. logit_bias: token id -> number added to its logit. special: special tokens spelled in
-    a text prompt count as such. ignore_eos: end-of-sequence tokens do not end the text (for measurements).
-    """
-
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    logprobs: int | None
-    special: bool | None
-    ignore_eos: bool | None
 
 
 _SAMPLING = [field.name for field in fields(SamplingParams)]

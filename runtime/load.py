@@ -99,6 +99,7 @@ def open_executor(
 
 
 def _real_device() -> MakeDevice:
+    from .cuda.contents import EngineContents
     from .cuda.device import CudaDevice
 
-    return CudaDevice.of_engine
+    return lambda engine, profile, plan, slots: CudaDevice(EngineContents(engine, profile), plan, slots)

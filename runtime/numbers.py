@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-# How each safetensors dtype is held in numpy: the types numpy lacks are held as their raw bits.
-RAW_DTYPE: dict[str, np.dtype] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "BOOL": "?",
-        "U8": "u1",
-        "I8": "i1",
-        "U16": "<u2",
-        "I16": "<i2",
-        "U32": "<u4",
-        "I32": "<i4",
-        "U64": "<u8",
-        "I64": "<i8",
-        "F16": "<f2",
-        "F32": "<f4",
-        "F64": "<f8",
-        "BF16": "<u2",
-        "F8_E4M3": "u1",
-        "F8_E5M2": "u1",
-        "F8_E8M0": "u1",
-    }.items()
-}
+from .dtypes import DTYPES
+
+RAW_DTYPE: dict[str, np.dtype] = {name: dtype.numpy for name, dtype in DTYPES.items()}
+"""How each safetensors dtype is held in numpy."""
 
 
 def _small_float(bits: int, exponent_bits: int, mantissa_bits: int, bias: int) -> np.ndarray:

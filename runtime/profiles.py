@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -128,6 +128,13 @@ def best(engine: EngineFile, names: Sequence[str]) -> str:
     """The profile of the best target among these, of which there is at least one."""
     order = list(FITS)
     return min(names, key=lambda name: order.index(engine.manifest.profiles[name].target))
+
+
+def runnable(engine: EngineFile, chips: Iterable[int]) -> list[str]:
+    """The profiles whose code runs on a GPU of one of these compute capabilities, by that alone."""
+    there = tuple(chips)
+    targets = {name: profile.target for name, profile in engine.manifest.profiles.items()}
+    return [name for name, target in targets.items() if target in SM and any(runs_on(SM[target], c) for c in there)]
 
 
 def planned(engine: EngineFile, name: str | None = None) -> str:

@@ -25,7 +25,6 @@ from bringup.bench import Bench
 from bringup.decode import BenchDevice
 from bringup.step import Item, Step
 from llmc.runtime.cuda.contents import EngineContents
-from llmc.runtime.cuda.device import Options
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import LlmcError
@@ -88,8 +87,8 @@ def loaded(
 
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> BenchDevice:
         contents = bench.loader.contents(EngineContents(engine, profile))
-        plan, options = replace(plan, pdl=pdl), Options(graphs=graphs)
-        made.append(BenchDevice(contents, plan, slots, driver=Driver.load(), options=options))
+        plan = replace(plan, pdl=pdl)
+        made.append(BenchDevice(contents, plan, slots, driver=Driver.load(), graphs=graphs))
         return made[0]
 
     executor = PagedExecutor(EngineFile.open(path), f"sm_{bench.carry.sm}", make, max_batch=None)

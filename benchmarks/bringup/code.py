@@ -26,7 +26,7 @@ from bringup.journal import Journal
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.driver import Driver, RefusedCode
 from llmc.runtime.cuda.upload import Placement
-from llmc.runtime.plan.plan import Binary, Plan
+from llmc.runtime.plan.plan import MachineCode, Plan
 from llmc.runtime.progress import Progress
 
 CUBIN, PTX, ASSEMBLED, TRITON, NONE = RUNGS = ("cubin", "ptx", "assembled", "triton", "none")
@@ -148,11 +148,11 @@ class Assembled:
     def placement(self, plan: Plan) -> Placement:
         return self.of.placement(plan)
 
-    def cubin(self, binary: Binary, what: str) -> bytes:
-        return assembled(self.of.ptx(binary))
+    def cubin(self, code: MachineCode, what: str) -> bytes:
+        return assembled(self.of.ptx(code))
 
-    def ptx(self, binary: Binary) -> str:
-        return self.of.ptx(binary)
+    def ptx(self, code: MachineCode) -> str:
+        return self.of.ptx(code)
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
         self.of.fill(placement, base, driver, progress)

@@ -19,7 +19,7 @@ from bringup.carry import FP8, Carry
 from bringup.step import Item, Step
 from bringup.weightless import Weightless, kind_of, scatter
 from llmc.runtime.cuda.contents import Contents
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import Bound
 from llmc.runtime.errors import LlmcError
@@ -60,7 +60,7 @@ class BenchDevice(CudaDevice):
 
     def choose(self, *, graphs: bool) -> None:
         """Whether decode programs are replayed as graphs from now on."""
-        self._options = Options(graphs=graphs)
+        self._replays = graphs
 
     def bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
         return self._bound(program, sizes)
@@ -138,10 +138,15 @@ def inputs_at(device: BenchDevice, program: int, context: int, batch: int | None
 
 
 def replay(
-    device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray], *, rounds: int = REPLAYS, warm: int = WARM
+    device: CudaDevice,
+    program: int,
+    sizes: Mapping[str, int],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    rounds: int = REPLAYS,
+    warm: int = WARM,
 ) -> float:
     """Seconds per step, by the host's clock around all of `rounds`; the host runs ahead as when serving."""
-    sizes = device.plan.programs[program].limits
     for _ in range(warm):
         device.read(device.run(program, sizes, inputs, {"sampled"}))
     began = time.perf_counter()
@@ -179,7 +184,8 @@ def measured(
     """The row of a plan's decode program. slots: sequences that the plan is loaded for, `batch` unless given."""
     device = opened(bench, name, pdl=pdl, graphs=graphs, batch=slots or batch)
     program = decode_program(device.plan, batch)
-    seconds = replay(device, program, inputs_at(device, program, context, batch))
+    limits = device.plan.programs[program].limits
+    seconds = replay(device, program, limits, inputs_at(device, program, context, batch))
     nbytes = moved(device.plan, device.plan.programs[program], context, batch)
     return {
         "plan": name,

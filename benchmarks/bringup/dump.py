@@ -22,7 +22,7 @@ import numpy as np
 
 from bringup.decode import BenchDevice
 from bringup.numbers import distance, numbers
-from llmc.runtime.cuda.launches import Bound, Prepared
+from llmc.runtime.cuda.launches import Bound, BoundLaunch
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
@@ -156,7 +156,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
         }
 
 
-def _launch(device: BenchDevice, one: Prepared, recorded: RecordedLaunch) -> None:
+def _launch(device: BenchDevice, one: BoundLaunch, recorded: RecordedLaunch) -> None:
     device.driver.launch(one.config, one.function, one.parameters.address, one.label)
     try:
         device.driver.wait(device.stream)

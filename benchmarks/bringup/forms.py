@@ -15,10 +15,11 @@ import numpy as np
 from bringup.bench import Bench
 from bringup.carry import Candidate, Swept
 from bringup.weightless import BLOCK, kind_of, valid
-from llmc.runtime.cuda.launches import NUMPY, Parameters, pack
+from llmc.runtime.cuda.launches import Parameters, pack
+from llmc.runtime.dtypes import KERNEL_DTYPES
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.numbers import bf16_to_f32
-from llmc.runtime.plan.plan import ITEM_BYTES, Tensor
+from llmc.runtime.plan.plan import Tensor
 
 COLD = 192 << 20
 """Bytes of weights that are read before the first are read again: more than three times the L2 of an H100 or H200."""
@@ -85,7 +86,7 @@ class _Area:
 
     def __init__(self, bench: Bench, linear: Swept, cold: int, cleanup: ExitStack) -> None:
         self._bench, self._linear = bench, linear
-        room = {name: ITEM_BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in linear.tensors.items()}
+        room = {name: KERNEL_DTYPES[dtype].bytes * math.prod(shape) for name, (dtype, shape) in linear.tensors.items()}
         with ExitStack() as filling:
             source = _Random(bench, min(BLOCK, max(room.values())), filling)
             shared = {
@@ -127,7 +128,7 @@ class _Area:
         driver.wait(stream)
         raw = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(self._host)).copy()
         dtype = self._linear.tensors[_RESULT][0]
-        found = raw.view(NUMPY[dtype])
+        found = raw.view(KERNEL_DTYPES[dtype].numpy)
         return bf16_to_f32(found) if dtype == "bf16" else found.astype(np.float32)
 
     def graph(self, ready: Ready, cleanup: ExitStack) -> tuple[Callable[[], None], int]:

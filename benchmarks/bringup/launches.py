@@ -28,7 +28,7 @@ from bringup.decode import (
     share_of_read,
 )
 from bringup.step import Item, Step
-from llmc.runtime.cuda.launches import Prepared
+from llmc.runtime.cuda.launches import BoundLaunch
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Plan, Program
@@ -112,7 +112,7 @@ def row(bench: Bench, name: str, *, at: int, batch: int, context: int, pdl: bool
     }
 
 
-def alone(bench: Bench, device: BenchDevice, launches: list[Prepared]) -> float:
+def alone(bench: Bench, device: BenchDevice, launches: list[BoundLaunch]) -> float:
     """Seconds per launch, of a graph with all of them as often as it takes to have NODES."""
     driver, stream = device.driver, device.stream
     times = -(-NODES // len(launches))
@@ -129,14 +129,14 @@ def alone(bench: Bench, device: BenchDevice, launches: list[Prepared]) -> float:
     return seconds / (times * len(launches))
 
 
-def not_early(device: BenchDevice, one: Prepared) -> Any:
+def not_early(device: BenchDevice, one: BoundLaunch) -> Any:
     """A launch's configuration without programmatic dependent launch: no kernel precedes the first of a graph."""
     config = one.config
     grid = config.gridDimX, config.gridDimY, config.gridDimZ
     return device.driver.config(grid, config.blockDimX // WARP, config.sharedMemBytes, device.stream)
 
 
-def _rest(one: Prepared) -> tuple[Any, int, str]:
+def _rest(one: BoundLaunch) -> tuple[Any, int, str]:
     return one.function, one.parameters.address, one.label
 
 

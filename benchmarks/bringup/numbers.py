@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from llmc.runtime.dtypes import KERNEL_DTYPES
 from llmc.runtime.numbers import bf16_to_f32
-from llmc.runtime.plan.inputs import NUMPY
 
 
 def numbers(data: np.ndarray, dtype: str, shape: Sequence[int]) -> np.ndarray:
     """u8 bytes as float64 of a shape. Codes and scales of 8 bits are their integers."""
-    found = bf16_to_f32(data.view("<u2")) if dtype == "bf16" else data.view(NUMPY[dtype])
+    found = bf16_to_f32(data.view("<u2")) if dtype == "bf16" else data.view(KERNEL_DTYPES[dtype].numpy)
     with np.errstate(invalid="ignore"):  # a NaN that signals
         return found.astype(np.float64).reshape(shape)
 

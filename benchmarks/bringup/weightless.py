@@ -20,7 +20,7 @@ from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.upload import Placement
 from llmc.runtime.errors import EngineError
 from llmc.runtime.plan.budget import packed, tensors_of
-from llmc.runtime.plan.plan import Binary, Plan, Tensor
+from llmc.runtime.plan.plan import MachineCode, Plan, Tensor
 from llmc.runtime.progress import Progress
 
 BLOCK = 64 << 20
@@ -45,15 +45,15 @@ class Weightless:
         offsets, nbytes = packed(tensors_of(plan, "weight", {}))
         return Placement(offsets, (), {}, frozenset(), nbytes)
 
-    def cubin(self, binary: Binary, what: str) -> bytes:
+    def cubin(self, code: MachineCode, what: str) -> bytes:
         """Raises EngineError where the carried folder has no such bytes."""
-        found = self.carry.data[binary.offset : binary.offset + binary.size]
-        if len(found) != binary.size:
+        found = self.carry.data[code.offset : code.offset + code.size]
+        if len(found) != code.size:
             raise EngineError(f"kernel {what} of {self.what}", found="no such bytes", fix="make the carry again")
         return found
 
-    def ptx(self, binary: Binary) -> str:
-        name = self._by_place.get((binary.offset, binary.size))
+    def ptx(self, code: MachineCode) -> str:
+        name = self._by_place.get((code.offset, code.size))
         return self.carry.ptx(name) if name is not None else ""
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:

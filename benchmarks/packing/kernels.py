@@ -9,7 +9,7 @@ from typing import Any
 from bringup.carry import CarryWriter
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt
-from llmc.compiler.targets.cuda.emit import with_binaries
+from llmc.compiler.targets.cuda.emit import with_code
 from llmc.runtime.plan.plan import Module, Plan
 from llmc.runtime.progress import NO_PROGRESS, Progress
 
@@ -46,7 +46,7 @@ class Kernels:
     def placed(self, plan: Plan, variants: Iterable[Variant]) -> Plan:
         """The plan whose modules, each compiled from its variant, point into what is carried."""
         cubins = [self.cubins[self._kept(variant)] for variant in variants]
-        modules, code, _ = with_binaries(plan.modules, cubins)
+        modules, code, _ = with_code(plan.modules, cubins)
         return replace(plan, modules=tuple(self._carried(module, code) for module in modules))
 
     def _kept(self, variant: Variant) -> Variant:
@@ -55,23 +55,14 @@ class Kernels:
 
     def _carried(self, module: Module, code: bytes) -> Module:
         """A module that points to its machine code in the folder; its PTX is found by that."""
-        made = module.binary
+        made = module.code
         assert made is not None, "a compiled module"
         offset, size = self.writer.place(code[made.offset : made.offset + made.size])
-        return replace(module, binary=replace(made, offset=offset, size=size, ptx_offset=0, ptx_size=0))
+        return replace(module, code=replace(made, offset=offset, size=size, ptx_offset=0, ptx_size=0))
 
 
 def facts(variant: Variant, cubin: Cubin) -> dict[str, Any]:
     """The fields of `Code` but for the two places."""
-    return {
-        "kernel": variant.kernel,
-        "entry": cubin.entry,
-        "types": cubin.types,
-        "warps": cubin.warps,
-        "shared": cubin.shared,
-        "global_scratch": cubin.global_scratch,
-        "profile_scratch": cubin.profile_scratch,
-        "pdl": cubin.pdl,
-        "registers": cubin.registers,
-        "spills": cubin.spills,
-    }
+    same = ("entry", "shared", "global_scratch", "profile_scratch", "pdl", "registers", "spills")
+    named = {"kernel": variant.kernel, "types": cubin.types, "warps": variant.warps}
+    return {**named, **{name: getattr(cubin.code, name) for name in same}}

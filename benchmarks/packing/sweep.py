@@ -103,7 +103,7 @@ def swept(wanted: Wanted, kernels: Kernels) -> Swept:
     """What is carried of a linear whose forms have been compiled, as far as they could be."""
     linear, sizes = wanted.linear, wanted.linear.sizes
     forms = [form for form in wanted.forms if (known := kernels.cubins.get(variant_of(form.call))) is not None
-             and (form is wanted.forms[0] or wanted.keep or not known.spills)]  # fmt: skip
+             and (form is wanted.forms[0] or wanted.keep or not known.code.spills)]  # fmt: skip
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for form in forms:
         for operand in form.call.arguments.values():

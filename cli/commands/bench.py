@@ -17,11 +17,6 @@ from ..common.options import flag
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
 
-PromptTokens = Annotated[int, flag("--prompt-tokens", "Tokens of each prompt.", min=1)]
-NewTokens = Annotated[int, flag("--new-tokens", "Tokens to generate for each prompt.", min=2)]
-Batch = Annotated[int, flag("--batch", "Prompts at the same time.", min=1)]
-Repeat = Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1)]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -33,10 +28,10 @@ class Run:
 
 def bench(
     engine: options.EngineFile,
-    prompt_tokens: PromptTokens = 128,
-    new_tokens: NewTokens = 64,
-    batch: Batch = 1,
-    repeat: Repeat = 3,
+    prompt_tokens: Annotated[int, flag("--prompt-tokens", "Tokens of each prompt.", min=1)] = 128,
+    new_tokens: Annotated[int, flag("--new-tokens", "Tokens to generate for each prompt.", min=2)] = 64,
+    batch: Annotated[int, flag("--batch", "Prompts at the same time.", min=1)] = 1,
+    repeat: Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1)] = 3,
     profile: options.Profile = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -78,10 +73,7 @@ def bench(
         "memory_bytes_per_s": round(bandwidth),
         "memory_share": round(weights * decode / batch / bandwidth, 4),
     }
-    if json:
-        console.out_json(facts)
-    else:
-        console.out(_text(engine, facts))
+    console.show(facts, _text(engine, facts), json)
 
 
 def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:

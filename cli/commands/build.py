@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
+from ...recipes.flags import BuildFlags
 from ...runtime.errors import RecipeError
 from ..common import console, extras, options, progress
 from ..common.options import flag
@@ -18,33 +19,25 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path, flag("--output", "The engine file to write, such as model.llmc.", short=("-o",), show_default=False)
 ]
-MemoryLimit = Annotated[
-    float | None, flag("--memory-limit", "Most memory to plan for, in GiB; by default what is available.")
-]
 Tactics = Annotated[
     list[Path] | None,
     flag("--tactics", "Tiles that llmc tune has measured for a GPU target, a YAML file; may be repeated."),
 ]
-Dump = Annotated[Path | None, flag("--dump", "Write the graph after each pass that changed it into this folder.")]
 
 
+@options.takes(options.BUILD_FLAGS)
 def build(
     checkpoint: options.CheckpointPath,
     output: Output,
     recipe: options.RecipeName = None,
-    quantize: options.Quantize = None,
-    activations: options.Activations = None,
-    kv: options.KvFormat = None,
-    target: options.Targets = None,
-    max_context: options.MaxContext = None,
-    max_batch: options.MaxBatch = None,
-    memory_limit: MemoryLimit = None,
+    memory_limit: Annotated[float | None, flag("--memory-limit", "Most GiB to plan for; by default the free.")] = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
     tactics: Tactics = None,
-    dump: Dump = None,
+    dump: Annotated[Path | None, flag("--dump", "A folder, for the graph after each pass that changed it.")] = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
+    **flags: Unpack[BuildFlags],
 ) -> None:
     """Compile a checkpoint into an engine file."""
     extras.need("build", "llmc build")
@@ -52,17 +45,10 @@ def build(
         raise RecipeError(f"--memory-limit {memory_limit:g}", fix="GiB, a number above 0")
     from ...compiler.checkpoint.account import check_checkpoint
     from ...compiler.checkpoint.checkpoint import open_checkpoint
+    from ...recipes.recipe import with_flags
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
-    plan = chosen_recipe(
-        recipe,
-        quantize=quantize,
-        activations=activations,
-        kv=kv,
-        targets=target,
-        max_context=max_context,
-        max_batch=max_batch,
-    )
+    plan = with_flags(recipe, **flags)
     source = open_checkpoint(checkpoint, accept_config=accept_config or (), random_weights=random_weights)
     check_checkpoint(source)
     source = source.start_digest()
@@ -85,34 +71,7 @@ def build(
         report = replace(report, warnings=(*report.warnings, "no chat template: `llmc run --chat` will be refused"))
     for warning in report.warnings:
         console.note(f"warning: {warning}")
-    if json:
-        console.out_json(_as_json(report))
-    else:
-        console.out(_as_text(report, verbose))
-
-
-def chosen_recipe(
-    recipe: str | None,
-    *,
-    targets: str | None,
-    quantize: str | None = None,
-    activations: str | None = None,
-    kv: str | None = None,
-    max_context: int | None = None,
-    max_batch: int | None = None,
-) -> Recipe:
-    """The recipe named on the command line with the flags put over it; targets with commas between them."""
-    from ...recipes.recipe import load_recipe, with_flags
-
-    return with_flags(
-        load_recipe(recipe) if recipe is not None else None,
-        quantize=quantize,
-        activations=activations,
-        kv=kv,
-        targets=[name.strip() for name in targets.split(",")] if targets is not None else None,
-        max_context=max_context,
-        max_batch=max_batch,
-    )
+    console.show(_as_json(report), _as_text(report, verbose), json)
 
 
 def _plan(recipe: Recipe) -> str:
@@ -126,15 +85,12 @@ def _plan(recipe: Recipe) -> str:
 
 def _as_json(report: BuildReport) -> dict[str, Any]:
     return {
+        **console.facts(report, "bytes", "peak_rss_bytes", "content_digest"),
         "path": str(report.path),
-        "bytes": report.bytes,
         "seconds": round(report.seconds, 3),
-        "peak_rss_bytes": report.peak_rss_bytes,
-        "content_digest": report.content_digest,
         "stages": {name: round(seconds, 3) for name, seconds in report.stages},
         "passes": [
-            {"phase": one.phase, "name": one.name, "fired": one.fired, "seconds": round(one.seconds, 3)}
-            for one in report.passes
+            {**console.facts(one, "phase", "name", "fired"), "seconds": round(one.seconds, 3)} for one in report.passes
         ],
         "unused": dict(report.unused),
         "warnings": list(report.warnings),

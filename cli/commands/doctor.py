@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...runtime.errors import RecipeError
 from ..common import console, extras, options
+from ..common.options import flag
 
 if TYPE_CHECKING:
     from ...runtime.engine_file.file import EngineFile
@@ -17,26 +18,22 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 """After --for: a machine without a GPU."""
-For = Annotated[
-    str | None, options.flag("--for", "A GPU that need not be here, such as h100, l4 or rtx4090; or cpu for none.")
-]
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja", "torch", "onnx", "onnx-ir")
-Engine = Annotated[str | None, typer.Argument(metavar="[ENGINE]", help="An engine, to see which of its profiles fit.")]
 
 
-def doctor(engine: Engine = None, target: For = None, json: options.Json = False) -> None:
+def doctor(
+    engine: Annotated[str | None, typer.Argument(help="An engine, to see which of its profiles fit.")] = None,
+    target: Annotated[str | None, flag("--for", "A GPU that need not be here, such as h100; or cpu for none.")] = None,
+    json: options.Json = False,
+) -> None:
     """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""
     if target is not None and engine is None:
         raise RecipeError(f"--for {target} without ENGINE", fix=f"llmc doctor ENGINE --for {target}")
     facts = _facts()
     if engine is not None:
         facts["engine"] = _engine_facts(engine, target)
-    if json:
-        console.out_json(facts)
-    elif target is not None:  # the question is about another machine
-        console.out("\n".join(_engine_lines(facts["engine"])))
-    else:
-        console.out(_text(facts))
+    about_here = target is None
+    console.show(facts, _text(facts) if about_here else "\n".join(_engine_lines(facts["engine"])), json)
 
 
 def _facts() -> dict[str, Any]:
@@ -45,10 +42,10 @@ def _facts() -> dict[str, Any]:
 
     memory = machine.memory()
     return {
-        "llmc": importlib.metadata.version("llmc"),
+        "llmc": metadata.version("llmc"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {one.name: one.version for name in PACKAGES for one in metadata.distributions(name=name)},
         "missing": {extra: list(absent) for extra in extras.EXTRAS if (absent := extras.missing(extra))},
         "cpu": machine.cpu_name(),
         "threads": machine.cpu_count(),
@@ -62,13 +59,6 @@ def _known_size(count: int) -> str:
     from ...runtime.machine import UNKNOWN
 
     return "unknown" if count == UNKNOWN else console.size(count)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _engine_facts(path: str, where: str | None) -> dict[str, Any]:

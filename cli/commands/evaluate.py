@@ -18,20 +18,15 @@ if TYPE_CHECKING:
     from ...runtime.engine_file.manifest import Manifest
     from ...runtime.evaluate import Logits
 
-Texts = Annotated[list[str], flag("--text", "A UTF-8 text to score; may be repeated.", show_default=False)]
-Baseline = Annotated[str | None, flag("--baseline", "A checkpoint or an engine to compare with.")]
-Window = Annotated[int | None, flag("--window", "Tokens that see each other; by default 512, at most the context.")]
-MaxTokens = Annotated[int | None, flag("--max-tokens", "Score only the first tokens, over all texts together.", min=1)]
-
 _WINDOW = 512
 
 
 def evaluate(
     engine: options.EngineFile,
-    text: Texts,
-    baseline: Baseline = None,
-    window: Window = None,
-    max_tokens: MaxTokens = None,
+    text: Annotated[list[str], flag("--text", "A UTF-8 text to score; may be repeated.", show_default=False)],
+    baseline: Annotated[str | None, flag("--baseline", "A checkpoint or an engine to compare with.")] = None,
+    window: Annotated[int | None, flag("--window", "Tokens that see each other; by default at most 512.")] = None,
+    max_tokens: Annotated[int | None, flag("--max-tokens", "Score only the first tokens of all texts.", min=1)] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -56,15 +51,13 @@ def evaluate(
         cut = _cut(contents, loaded, manifest.model.bos, size, max_tokens)
         result = score(cut, loaded.logits, other)
     facts = {name: value for name, value in asdict(result).items() if value is not None}
-    if json:
-        console.out_json(facts)
-        return
-    console.out(f"{result.tokens} tokens, perplexity {result.perplexity:.4f}")
+    said = f"{result.tokens} tokens, perplexity {result.perplexity:.4f}"
     if baseline is not None:
-        console.out(
-            f"against {baseline}: KL mean {result.kl_mean:.6f}, 99th percentile {result.kl_p99:.6f} nats, "
+        said += (
+            f"\nagainst {baseline}: KL mean {result.kl_mean:.6f}, 99th percentile {result.kl_p99:.6f} nats, "
             f"same best token at {100 * (result.top1_agreement or 0):.2f} %"
         )
+    console.show(facts, said, json)
 
 
 def _cut(contents: list[str], engine: Engine, bos: int | None, size: int, limit: int | None) -> Iterator[list[int]]:

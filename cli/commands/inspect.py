@@ -13,18 +13,6 @@ from ...runtime.errors import EngineError, RecipeError
 from ..common import console, options
 from ..common.options import flag
 
-Subject = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT|ENGINE", help="A checkpoint folder or hub id, or an engine file.")
-]
-ShowPlan = Annotated[
-    bool, flag("--plan", "What each launch of a GPU's profile costs at the limits of a GPU, and tokens/s there.")
-]
-ProgramIndex = Annotated[int | None, flag("--program", "With --plan: the program of this number.", min=0)]
-Tokens = Annotated[int | None, flag("--tokens", "With --plan: a step with this many tokens of a prompt.", min=1)]
-Context = Annotated[
-    int | None, flag("--context", "With --plan: positions in the cache before the step; by default half.", min=0)
-]
-
 
 def is_engine(where: str) -> bool:
     """Whether a path means an engine: a file that is not one of a checkpoint's weight files."""
@@ -33,14 +21,14 @@ def is_engine(where: str) -> bool:
 
 
 def inspect(
-    subject: Subject,
+    subject: Annotated[str, typer.Argument(metavar="CHECKPOINT|ENGINE", help="A folder, a hub id, or an engine file.")],
     accept_config: options.AcceptConfig = None,
-    plan: ShowPlan = False,
+    plan: Annotated[bool, flag("--plan", "What each launch costs at the limits of a GPU, and tokens/s there.")] = False,
     profile: options.Profile = None,
     target: options.For = None,
-    program: ProgramIndex = None,
-    tokens: Tokens = None,
-    context: Context = None,
+    program: Annotated[int | None, flag("--program", "With --plan: the program of this number.", min=0)] = None,
+    tokens: Annotated[int | None, flag("--tokens", "With --plan: a step with so many of a prompt.", min=1)] = None,
+    context: Annotated[int | None, flag("--context", "With --plan: tokens before it; by default half.", min=0)] = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
@@ -58,8 +46,7 @@ def inspect(
             raise RecipeError(f"{name} without --plan")
     if not is_engine(subject):
         facts = _checkpoint_facts(subject, accept_config or [])
-        _print(facts, _checkpoint_text(facts), json)
-        return
+        return console.show(facts, _checkpoint_text(facts), json)
     from ...runtime.engine_file.file import EngineFile, peek
 
     try:
@@ -68,17 +55,10 @@ def inspect(
     except EngineError as error:
         # newer or damaged: print what can be read, then fail as any command would
         partial = {**peek(Path(subject)), **console.error_json(error)}
-        _print(partial, _partial_text(partial), json)
+        console.show(partial, _partial_text(partial), json)
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code) from error
-    _print(facts, _engine_text(facts, verbose), json)
-
-
-def _print(facts: dict[str, Any], text: str, json: bool) -> None:
-    if json:
-        console.out_json(facts)
-    else:
-        console.out(text)
+    console.show(facts, _engine_text(facts, verbose), json)
 
 
 def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...runtime.errors import ResourceError, VerifyError
+from ...runtime.errors import VerifyError
 from ..common import console, extras, options, progress
+from ..common.options import flag
 
 if TYPE_CHECKING:
     from ...compiler.targets.cuda.cubins.report import Entry
 
-Sm = Annotated[
-    list[str] | None,
-    options.flag("--sm", "A chip: 90, sm_90 or h200; may be repeated. By default all kernels are compiled for."),
-]
-Files = Annotated[list[str] | None, options.flag("--file", "Only the kernels of this file; may be repeated.")]
-Jobs = Annotated[
-    int | None, options.flag("--jobs", "Compilers at the same time; by default what CPUs and memory allow.", min=1)
-]
 _LONGEST_LISTING = 5
 _FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 
-def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.Json = False) -> None:
+def kernels(
+    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, sm_90 or h200; may be repeated. By default all.")] = None,
+    file: Annotated[list[str] | None, flag("--file", "Only this file's kernels; may be repeated.")] = None,
+    jobs: Annotated[int | None, flag("--jobs", "Compilers at the same time; as many as fit.", min=1)] = None,
+    json: options.Json = False,
+) -> None:
     """Compile every GPU kernel and show its registers, spills, shared memory, instructions and size on each chip."""
-    _need_compiler()
+    extras.need("cuda-build", "llmc kernels")
     from ...compiler.targets.cuda.cubins import sass
     from ...compiler.targets.cuda.cubins.report import report
     from ...runtime import chips
@@ -36,11 +33,9 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
     wanted = tuple(dict.fromkeys(map(_compiled_for, sm))) if sm else chips.CAPABILITIES
     entries = report(wanted, tuple(dict.fromkeys(file or ())), progress=progress.for_terminal(quiet=json), jobs=jobs)
     error = _error([entry for entry in entries if entry.bad])
-    if json:
-        found = {"ok": error is None, "chips": list(wanted), "kernels": [entry.as_json() for entry in entries]}
-        console.out_json({**found, **(console.error_json(error) if error else {})})
-    else:
-        console.out("\n".join(_text(one, [entry for entry in entries if entry.sm == one]) for one in wanted))
+    found = {"ok": error is None, "chips": list(wanted), "kernels": [entry.as_json() for entry in entries]}
+    text = "\n".join(_text(one, [entry for entry in entries if entry.sm == one]) for one in wanted)
+    console.show({**found, **(console.error_json(error) if error else {})}, text, json)
     if sass.disassembler() is None:
         console.note(f"llmc: {', '.join(_FIGURES)} are not shown without a disassembler: pip install {sass.WHEEL}")
     if error:
@@ -50,18 +45,9 @@ def kernels(sm: Sm = None, file: Files = None, jobs: Jobs = None, json: options.
 
 def _compiled_for(name: str) -> int:
     """The compute capability that kernels for a chip are compiled for: of B300 that of its family."""
-    from ...runtime.chips import SM, chip, target_for
+    from ...runtime.chips import SM, chip, runs_on
 
-    return SM[target_for(chip(name).sm) or ""]
-
-
-def _need_compiler() -> None:
-    if absent := [*extras.missing("build"), *(["triton"] if find_spec("triton") is None else [])]:
-        raise ResourceError(
-            "llmc kernels needs the extra 'cuda-build'",
-            found=f"not installed: {', '.join(absent)}",
-            fix="pip install 'llmc[cuda-build]'",
-        )
+    return next(sm for sm in SM.values() if runs_on(sm, chip(name).sm))
 
 
 def _error(bad: Sequence[Entry]) -> VerifyError | None:
@@ -93,7 +79,7 @@ def _text(sm: int, entries: Sequence[Entry]) -> str:
             refused.append(f"  refused: {variant.file}: {variant}\n    {outcome.found}")
             continue
         sizes.append(len(outcome.data))
-        numbers = map(str, (outcome.registers, outcome.spills, outcome.shared + outcome.static_shared))
+        numbers = map(str, (outcome.code.registers, outcome.code.spills, outcome.shared))
         use = "model" if entry.decode else "case"
         found = _figures(entry) if shown else ()
         rows.append((variant.file, variant.kernel, use, *numbers, *found, str(sizes[-1]), constants))
@@ -106,8 +92,5 @@ def _figures(entry: Entry) -> tuple[str, ...]:
     found = entry.figures
     if found is None:
         return ("",) * len(_FIGURES)
-    return (
-        f"{found.instr_per_weight:.2f}" if found.instr_per_weight is not None else "",
-        str(found.in_flight) if found.in_flight is not None else "",
-        " ".join(found.mma),
-    )
+    weights = "" if found.instr_per_weight is None else f"{found.instr_per_weight:.2f}"
+    return weights, "" if found.in_flight is None else str(found.in_flight), " ".join(found.mma)

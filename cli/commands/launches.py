@@ -11,8 +11,12 @@ from ..common import console
 
 if TYPE_CHECKING:
     from ...runtime.chips import Chip
-    from ...runtime.plan.plan import Binary, Plan, Program
+    from ...runtime.plan.plan import Plan, Program
     from ...runtime.plan.price import Line, Price
+
+
+_PRICED = ("label", "bytes", "operations", "seconds")
+_BINARY = ("registers", "spills", "shared")
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ def show(engine: str, *, profile: str | None, gpu: str | None, step: Step, json:
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.plan.plan import Plan
     from ...runtime.plan.price import Roofline, price
-    from ...runtime.profiles import planned
+    from ...runtime.profiles import best, planned, runnable
 
     with EngineFile.open(engine) as opened:
         name = planned(opened, profile)
         chip = chip_named(gpu) if gpu is not None else None
         if chip is not None and profile is None:
-            name = _profile_for(opened.manifest.profiles, chip) or name
+            able = runnable(opened, (chip.sm,))
+            name = best(opened, able) if able else name
         facts, model = opened.manifest.profiles[name], opened.manifest.model
         plan = Plan.from_json(opened.section(facts.graph), what=f"{engine}: {facts.graph}")
     chip = chip or chip_named(plan.sm)
@@ -63,18 +68,7 @@ def show(engine: str, *, profile: str | None, gpu: str | None, step: Step, json:
         raise RecipeError(f"--context {context}", found=f"a context of {facts.max_context}")
     limits = Roofline(chip.reachable_bandwidth, chip.bf16)
     found = price(plan, chosen.program, limits, sizes=sizes, context=context, heads=model.heads)
-    if json:
-        console.out_json({"path": engine, **_as_json(chosen, found)})
-    else:
-        console.out(_text(engine, chosen, found))
-
-
-def _profile_for(profiles: Mapping[str, Any], chip: Chip) -> str | None:
-    """The profile that would run on a GPU, if there is one."""
-    from ...runtime.chips import SM, runs_on
-
-    fitting = [name for name, one in profiles.items() if one.target in SM and runs_on(SM[one.target], chip.sm)]
-    return max(fitting, key=lambda name: SM[profiles[name].target], default=None)
+    console.show({"path": engine, **_as_json(chosen, found)}, _text(engine, chosen, found), json)
 
 
 def _refuse_other_chip(engine: str, profile: str, sm: int, chip: Chip) -> None:
@@ -107,51 +101,34 @@ def _step(plan: Plan, asked: Step) -> tuple[int, dict[str, int]]:
 
 
 def _as_json(chosen: _Chosen, price: Price) -> dict[str, Any]:
-    chip = chosen.chip
+    chip, (*launches, cache) = chosen.chip, price.lines
     return {
         "profile": chosen.profile,
-        "chip": {
-            "name": chip.name,
-            "bandwidth": chip.bandwidth,
-            "reachable_bandwidth": chip.reachable_bandwidth,
-            "flops": chip.bf16,
-        },
-        "programs": [_program(program) for program in chosen.plan.programs],
+        "chip": {**console.facts(chip, "name", "bandwidth", "reachable_bandwidth", "link"), "flops": chip.bf16},
+        "programs": [
+            {**console.facts(one, "decode", "arena"), **one.limits, "launches": len(one.launches)}
+            for one in chosen.plan.programs
+        ],
         "program": chosen.index,
         "sizes": dict(price.sizes),
-        "context": price.context,
-        "launches": [_line(line) for line in price.lines[:-1]],
-        "cache": _line(price.lines[-1]),
-        "bytes": price.bytes,
-        "operations": price.operations,
-        "seconds": price.seconds,
+        "launches": [
+            {
+                **console.facts(line, *_PRICED, "kernel", "grid"),
+                **(console.facts(line.code, *_BINARY) if line.code is not None else {}),
+            }
+            for line in launches
+        ],
+        "cache": console.facts(cache, *_PRICED),
+        **console.facts(price, "context", "bytes", "operations", "seconds", "tokens_per_s"),
         "seconds_per_token": price.seconds / price.sizes["tokens"],
-        "tokens_per_s": price.tokens_per_s,
     }
-
-
-def _program(program: Program) -> dict[str, Any]:
-    return {"decode": program.decode, **program.limits, "launches": len(program.launches), "arena": program.arena}
-
-
-def _line(line: Line) -> dict[str, Any]:
-    facts = {"label": line.label, "bytes": line.bytes, "operations": line.operations, "seconds": line.seconds}
-    if not line.kernel:
-        return facts
-    kernel = {"kernel": line.kernel, "grid": list(line.grid)}
-    return {**facts, **kernel, **({} if line.binary is None else _binary(line.binary))}
-
-
-def _binary(binary: Binary) -> dict[str, int]:
-    return {"registers": binary.registers, "spills": binary.spills, "shared": binary.shared}
 
 
 def _text(engine: str, chosen: _Chosen, price: Price) -> str:
     from ...runtime.plan.price import grouped
 
     chip, sizes = chosen.chip, price.sizes
-    header = ("launches", "label", "kernel", "grid", "bytes", "operations", "us", "share", "limit")
-    rows = [(*header, "registers", "spills", "shared")]
+    rows = [("launches", "label", "kernel", "grid", "bytes", "operations", "us", "share", "limit", *_BINARY)]
     rows += [_row(line, price, chip) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
     programs = (
         f"{index} {'decode' if one.decode else 'mixed'} {one.tokens}" for index, one in enumerate(chosen.plan.programs)
@@ -174,7 +151,7 @@ def _text(engine: str, chosen: _Chosen, price: Price) -> str:
 
 def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
     memory = line.bytes / chip.reachable_bandwidth >= line.operations / chip.bf16
-    binary = [str(number) for number in _binary(line.binary).values()] if line.binary is not None else ["", "", ""]
+    code = (str(getattr(line.code, name, "")) for name in _BINARY)
     return (
         str(line.count) if line.kernel else "",
         line.label,
@@ -185,7 +162,7 @@ def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
         f"{line.seconds * 1e6:.2f}",
         f"{100 * line.seconds / price.seconds if price.seconds else 0:.1f} %",
         "memory" if memory else "compute",
-        *binary,
+        *code,
     )
 
 

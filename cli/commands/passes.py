@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
+from ...recipes.flags import BuildFlags
 from ..common import console, extras, options
-from . import build
 
 
+@options.takes(options.BUILD_FLAGS)
 def passes(
     checkpoint: options.CheckpointPath,
     recipe: options.RecipeName = None,
-    quantize: options.Quantize = None,
-    target: options.Targets = None,
-    max_context: options.MaxContext = None,
-    max_batch: options.MaxBatch = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
     json: options.Json = False,
+    **flags: Unpack[BuildFlags],
 ) -> None:
     """List the pipeline: which passes fired how often, and the nearest miss."""
     extras.need("build", "llmc passes")
     from ...compiler.build import explain
+    from ...recipes.recipe import with_flags
 
-    reports = explain(
-        checkpoint,
-        build.chosen_recipe(recipe, quantize=quantize, targets=target, max_context=max_context, max_batch=max_batch),
-        accept_config=accept_config or (),
-        random_weights=random_weights,
-    )
-    if json:
-        rows = [
-            {"phase": one.phase, "name": one.name, "fired": one.fired, "nearest_miss": one.nearest_miss}
-            for one in reports
-        ]
-        console.out_json({"passes": rows})
-        return
-    lines = [(one.phase, one.name, str(one.fired), one.nearest_miss) for one in reports]
-    console.out(console.table([("phase", "pass", "fired", "nearest miss"), *lines], indent=""))
+    plan = with_flags(recipe, **flags)
+    reports = explain(checkpoint, plan, accept_config=accept_config or (), random_weights=random_weights)
+    rows = [console.facts(one, "phase", "name", "fired", "nearest_miss") for one in reports]
+    lines = [tuple(map(str, row.values())) for row in rows]
+    console.show({"passes": rows}, console.table([("phase", "pass", "fired", "nearest miss"), *lines], indent=""), json)

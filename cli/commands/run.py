@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,67 +12,32 @@ from ..common import console, options, simulate, texts
 from ..common.options import flag
 from ..prompts import answers
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ...runtime.engine import Engine, Options
-
-Prompt = Annotated[
-    str | None, typer.Argument(metavar="[PROMPT]", help="The text to continue; - reads it from stdin as it is.")
-]
 PromptsFile = Annotated[
     str | None,
     flag("--prompts", 'A JSON object a line with "prompt" or "tokens", and flags such as "max_tokens"; - is stdin.'),
 ]
-Chat = Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")]
-System = Annotated[str | None, flag("--system", "The system message of a --chat.")]
-ShowPrompt = Annotated[bool, flag("--show-prompt", "Show the prompt's exact tokens on stderr.")]
-Special = Annotated[bool, flag("--special", "Let special tokens spelled in PROMPT count as such.")]
-CheckEngine = Annotated[str, flag("--verify", "What to check before running: header, or full for every byte.")]
-MaxTokens = Annotated[int | None, flag("--max-tokens", "Most tokens to generate.")]
-Temperature = Annotated[float | None, flag("--temperature", "0 always takes the likeliest token.")]
-TopK = Annotated[int | None, flag("--top-k", "Choose among the K likeliest tokens; 0 is all.")]
-TopP = Annotated[
-    float | None, flag("--top-p", "Choose among the likeliest tokens that have this probability together.")
-]
-MinP = Annotated[float | None, flag("--min-p", "Leave out tokens less likely than this share of the likeliest.")]
-Seed = Annotated[int | None, flag("--seed", "Equal seeds give equal texts.")]
-Stop = Annotated[list[str] | None, flag("--stop", "End before this text; may be repeated.")]
-RepetitionPenalty = Annotated[float | None, flag("--repetition-penalty", "Above 1 makes used tokens less likely.")]
-PresencePenalty = Annotated[float | None, flag("--presence-penalty", "Subtracted from tokens already generated.")]
-FrequencyPenalty = Annotated[
-    float | None, flag("--frequency-penalty", "Subtracted for each time a token was generated.")
-]
 LogitBias = Annotated[list[str] | None, flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.")]
-Logprobs = Annotated[int | None, flag("--logprobs", "With --json: log-probabilities of this many best tokens.")]
 
 
+@options.takes(options.SAMPLING)
 def run(
     engine: options.EngineFile,
-    prompt: Prompt = None,
-    chat: Chat = False,
-    system: System = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin as it is.")] = None,
+    chat: Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")] = False,
+    system: Annotated[str | None, flag("--system", "The system message of a --chat.")] = None,
     prompts: PromptsFile = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
+    max_tokens: Annotated[int | None, flag("--max-tokens", "Most tokens to generate.")] = None,
+    stop: Annotated[list[str] | None, flag("--stop", "End before this text; may be repeated.")] = None,
     logit_bias: LogitBias = None,
-    logprobs: Logprobs = None,
-    special: Special = False,
-    show_prompt: ShowPrompt = False,
+    special: Annotated[bool, flag("--special", "Let special tokens spelled in PROMPT count as such.")] = False,
+    show_prompt: Annotated[bool, flag("--show-prompt", "Show the prompt's exact tokens on stderr.")] = False,
     profile: options.Profile = None,
     simulated: options.Simulate = False,
     threads: options.Threads = None,
     max_batch: options.MaxBatch = None,
-    verify: CheckEngine = "header",
+    verify: Annotated[str, flag("--verify", "What to check first: header, or full for every byte.")] = "header",
     json: options.Json = False,
+    **sampling: Any,
 ) -> None:
     """Run an engine: its text goes to stdout, its speed to stderr."""
     from ..common import huge_pages
@@ -82,21 +47,8 @@ def run(
     _check(prompt, prompts, chat, system)
     if verify not in ("header", "full"):
         raise RecipeError(f"--verify {verify}", fix="header or full")
-    given: Options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seed": seed,
-        "stop": stop,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": _biases(logit_bias or []),
-        "logprobs": logprobs,
-        "special": special,
-    }
+    biases = _biases(logit_bias or [])
+    given: Any = {**sampling, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
     requests = batch.read(prompts) if prompts is not None else []
     text = texts.read_text("-") if prompt == "-" else prompt
     from ...runtime.load import load
@@ -113,8 +65,8 @@ def run(
             conversation.hold(loaded, given, system=system, json=json)
         else:
             ids = answers.prompt_ids(loaded, text, chat, system, special)
-            if show_prompt:
-                _show(loaded, ids)
+            for token in ids if show_prompt else ():
+                console.note(f"{token:>8}  {loaded.tokenizer.decode([token], skip_special=False)!r}")
             answers.write(loaded.stream(ids, **given), json, loaded.profile)
 
 
@@ -129,7 +81,7 @@ def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | No
 
 def _say_what_idles(engine: str, used: str) -> None:
     """That there is a GPU which this engine leaves alone: nobody should take the CPU's speed for the GPU's."""
-    from ...runtime.chips import SM, runs_on
+    from ...runtime.chips import SM, target_for
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.profiles import fits, gpus
 
@@ -138,11 +90,9 @@ def _say_what_idles(engine: str, used: str) -> None:
     with EngineFile.open(engine) as opened:
         if opened.manifest.profiles[used].target in SM:
             return
-        reasons = {name: reason for name, reason in fits(opened).items() if reason}
-    lines = [f"  {name}: {reason}" for name, reason in reasons.items()]
-    if not reasons:
-        fitting = [target for target, sm in SM.items() if runs_on(sm, gpus()[0].sm)]
-        lines = [f"  try: llmc build --target cpu,{target}" for target in fitting[:1]]
+        lines = [f"  {name}: {reason}" for name, reason in fits(opened).items() if reason]
+    if not lines and (target := target_for(gpus()[0].sm)):
+        lines = [f"  try: llmc build --target cpu,{target}"]
     console.note("\n".join([f"llmc: no profile of {engine} uses the GPU of this machine ({gpus()[0].name})", *lines]))
 
 
@@ -155,8 +105,3 @@ def _biases(texts: list[str]) -> dict[int, float]:
         except ValueError:
             raise RecipeError(f"--logit-bias {text!r}", fix="TOKEN_ID=NUMBER, such as 42=-5") from None
     return biases
-
-
-def _show(engine: Engine, ids: Sequence[int]) -> None:
-    for token in ids:
-        console.note(f"{token:>8}  {engine.tokenizer.decode([token], skip_special=False)!r}")

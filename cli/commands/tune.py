@@ -50,7 +50,8 @@ def tune(
 
         def found(row: Row) -> None:
             if not json:
-                console.note(f"{row}: {_microseconds(row)}")
+                faster = f"{row.heuristic_ns / row.ns:.2f} times as fast as the heuristic's tile"
+                console.note(f"{row}: {row.ns / 1e3:.2f} µs, {faster}")
 
         driver = Driver.load(gpu.ordinal)
         try:
@@ -65,21 +66,17 @@ def tune(
     tuned.table.write(path)
     for wrong in tuned.wrong:
         console.note(f"warning: wrong result, so not used: {wrong}")
-    if json:
-        console.out_json(
-            {
-                "path": str(path),
-                "profile": name,
-                "gpu": gpu.name,
-                "name": tuned.table.name,
-                "seconds": round(time.perf_counter() - start, 3),
-                "linears": tuned.linears,
-                "wrong": list(tuned.wrong),
-                "rows": [row.numbers for row in tuned.table.rows],
-            }
-        )
-    else:
-        console.out(_text(path, tuned))
+    facts = {
+        "path": str(path),
+        "profile": name,
+        "gpu": gpu.name,
+        "name": tuned.table.name,
+        "seconds": round(time.perf_counter() - start, 3),
+        "linears": tuned.linears,
+        "wrong": list(tuned.wrong),
+        "rows": [row.numbers for row in tuned.table.rows],
+    }
+    console.show(facts, _text(path, tuned), json)
 
 
 def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
@@ -90,16 +87,12 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
     """
     from ...runtime.chips import SM, capability, runs_on
     from ...runtime.cuda import gpus
-    from ...runtime.profiles import best, planned
+    from ...runtime.profiles import best, planned, runnable
 
     found, profiles = gpus.look(), engine.manifest.profiles
     name = planned(engine, asked)
     if asked is None:
-        able = [
-            one
-            for one, facts in profiles.items()
-            if facts.target in SM and any(runs_on(SM[facts.target], gpu.sm) for gpu in found.gpus)
-        ]
+        able = runnable(engine, (gpu.sm for gpu in found.gpus))
         name = best(engine, able) if able else name
     for gpu in found.gpus:
         if runs_on(SM[profiles[name].target], gpu.sm):
@@ -110,10 +103,6 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
         found=have or found.problem,
         fix="the machine that the engine is to run on; without a table its tiles are chosen by a heuristic",
     )
-
-
-def _microseconds(row: Row) -> str:
-    return f"{row.ns / 1e3:.2f} µs, {row.heuristic_ns / row.ns:.2f} times as fast as the heuristic's tile"
 
 
 def _text(path: Path, tuned: Tuned) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,14 @@ from ...runtime.errors import VerifyError
 from ..common import console, extras, options, progress, simulate
 from ..common.options import flag
 
-Rebuild = Annotated[
-    bool, flag("--rebuild-kernels", "Compile the kernels of all GPU profiles again, and compare every byte.")
-]
-
 
 def verify(
     engine: options.EngineFile,
     profile: options.Profile = None,
     simulated: options.Simulate = False,
-    rebuild_kernels: Rebuild = False,
+    rebuild_kernels: Annotated[
+        bool, flag("--rebuild-kernels", "Compile the kernels of all GPU profiles again, and compare every byte.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Check every byte of an engine and replay its golden probe."""
@@ -40,31 +39,23 @@ def verify(
             fix="the same versions as in `llmc inspect`, or build the engine again",
         )
     facts = {
-        "ok": True,
+        **asdict(report),
         "bytes": size,
         "tensors": tensors,
         "sections": sections,
         "profile": chosen,
         "simulated": simulated,
-        "max_error": report.max_error,
-        "tolerance": report.tolerance,
-        "top1_agree": report.top1_agree,
-        "positions": report.positions,
         "rebuilt_kernels": rebuilt,
         "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
     }
-    if json:
-        console.out_json(facts)
-        return
-    if rebuilt is not None:
-        for name, count in rebuilt.items():
-            console.out(f"{engine}: profile {name}: {count} kernels compile to the same bytes")
     device = f"{chosen}, simulated" if simulated else chosen
-    console.out(
-        f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match\n"
+    lines = [
+        *(f"{engine}: profile {n}: {count} kernels compile to the same bytes" for n, count in (rebuilt or {}).items()),
+        f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match",
         f"  probe on {device}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
-        f"best token equal at {report.top1_agree} of {report.positions} positions"
-    )
+        f"best token equal at {report.top1_agree} of {report.positions} positions",
+    ]
+    console.show(facts, "\n".join(lines), json)
 
 
 def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:

@@ -34,6 +34,19 @@ def out_json(value: Mapping[str, Any]) -> None:
     out(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
 
 
+def facts(of: Any, *names: str) -> dict[str, Any]:
+    """Attributes of a value, by name: how it is shown in JSON."""
+    return {name: getattr(of, name) for name in names}
+
+
+def show(found: Mapping[str, Any], text: str, json: bool) -> None:
+    """Write a command's result: its facts as JSON, or the text for people."""
+    if json:
+        out_json(found)
+    else:
+        out(text)
+
+
 def error_json(error: LlmcError) -> dict[str, Any]:
     """How an error looks in JSON, wherever it is shown."""
     return {"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}

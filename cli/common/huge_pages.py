@@ -6,12 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-VARIABLE = "GLIBC_TUNABLES"
-SETTING = "glibc.malloc.hugetlb=1"
-"""malloc then asks for transparent huge pages itself (glibc 2.35 and newer); read once, when a process starts."""
+from ...runtime.environment import with_huge_pages
+
 WORTHWHILE_BYTES = 128 << 20
-
-
 _allowed = False
 
 
@@ -22,15 +19,16 @@ def allow_restart() -> None:
 
 
 def ensure(engine: Path) -> None:
-    """Start this process anew with `SETTING`, if the engine is large and nobody has set the variable.
+    """Start this process anew with malloc asking for huge pages, if the engine is large and nobody has set malloc.
 
-    Starting anew costs some 20 ms; small engines do not gain them back. A process that uses llmc as a library stays as
-    it is.
+    malloc reads its settings once, when a process starts. Starting anew costs some 20 ms; small engines do not gain
+    them back. A process that uses llmc as a library stays as it is.
     """
-    if not _allowed or sys.platform != "linux" or VARIABLE in os.environ:
+    settings = with_huge_pages()
+    if not _allowed or sys.platform != "linux" or settings is None:
         return
     if not engine.is_file() or engine.stat().st_size < WORTHWHILE_BYTES:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {VARIABLE: SETTING})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+from ...runtime.sampling.params import RANGES
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+TWINS: set[str] = set()
+"""Environment variables of all flags."""
 
 
 def flag(name: str, help: str, **more: Any) -> Any:
     """A typer option called `--name`, with the environment variable LLMC_NAME."""
     twin = "LLMC_" + name.removeprefix("--").replace("-", "_").upper()
+    TWINS.add(twin)
     short = more.pop("short", ())
     return typer.Option(name, *short, help=help, envvar=twin, **more)
 
@@ -32,15 +42,39 @@ For = Annotated[
 ]
 Threads = Annotated[int | None, flag("--threads", "CPU threads; by default the CPUs this process may use.", min=1)]
 RecipeName = Annotated[str | None, flag("--recipe", "A bundled recipe by name, or a YAML file by its path.")]
-Quantize = Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")]
-Activations = Annotated[str | None, flag("--activations", "fp8: large steps on a GPU's FP8 tensor cores; or none.")]
-KvFormat = Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes; or none.")]
-Targets = Annotated[str | None, flag("--target", "Kinds of machine to build for, with commas between them.")]
 AcceptConfig = Annotated[
     list[str] | None, flag("--accept-config", "Accept a config key that llmc does not know; may be repeated.")
 ]
 RandomWeights = Annotated[
     int | None, flag("--random-weights", "Make weights from this seed instead of reading them: for benchmarks.", min=0)
 ]
-MaxContext = Annotated[int | None, flag("--max-context", "Longest sequence in tokens, prompt and answer together.")]
 MaxBatch = Annotated[int | None, flag("--max-batch", "Most sequences that run at the same time.")]
+BUILD_FLAGS: Mapping[str, Any] = {
+    "quantize": Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")],
+    "activations": Annotated[str | None, flag("--activations", "fp8: large steps on FP8 tensor cores; or none.")],
+    "kv": Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes; or none.")],
+    "targets": Annotated[str | None, flag("--target", "Machines to build for, as cpu,sm_90 or by a GPU's name: h100.")],
+    "max_context": Annotated[
+        int | None, flag("--max-context", "Most tokens of a sequence, prompt and answer together.")
+    ],
+    "max_batch": MaxBatch,
+}
+"""Those of `BuildFlags`."""
+SAMPLING: Mapping[str, Any] = {
+    name: Annotated[int | None if one.whole else float | None, flag("--" + name.replace("_", "-"), one.help)]
+    for name, one in RANGES.items()
+}
+"""Those of `Options` that are one number."""
+
+
+def takes(group: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Gives a command, which receives them as **keywords, a group of options; what is not given is None."""
+
+    def give(command: Command) -> Command:
+        own = signature(command, eval_str=True)
+        named = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        more = [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for n, hint in group.items()]
+        command.__signature__ = own.replace(parameters=[*named, *more])  # type: ignore[attr-defined]
+        return command
+
+    return give

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ...runtime.environment import dumb_terminal
 from ...runtime.progress import NO_PROGRESS, Progress
 from . import console
 
@@ -23,7 +23,7 @@ def for_terminal(quiet: bool) -> Progress:
     """The progress that fits stderr; `quiet` (with --json) reports nothing."""
     if quiet:
         return NO_PROGRESS
-    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stderr is not None and sys.stderr.isatty() and not dumb_terminal():
         return _Bars()
     return _Lines()
 
@@ -51,34 +51,21 @@ class _Bars:
     """One live display for all stages that are open: a terminal holds only one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open = 0
-        self._display: RichProgress | None = None
+        self._lock, self._display = threading.Lock(), _display()
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        display = self._enter()
-        task = display.add_task(name, total=total)
+        display = self._display
+        with self._lock:
+            display.start()  # no harm if it has
+            task = display.add_task(name, total=total)
         try:
             yield lambda count: display.advance(task, count)
         finally:
-            display.remove_task(task)
-            self._leave()
-
-    def _enter(self) -> RichProgress:
-        with self._lock:
-            if self._display is None:
-                self._display = _display()
-                self._display.start()
-            self._open += 1
-            return self._display
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._open -= 1
-            if self._open == 0 and self._display is not None:
-                self._display.stop()
-                self._display = None
+            with self._lock:
+                display.remove_task(task)
+                if not display.tasks:
+                    display.stop()
 
 
 def _display() -> RichProgress:

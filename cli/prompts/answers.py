@@ -50,18 +50,12 @@ def write(stream: Stream, json: bool, profile: str) -> Result:
 def as_json(result: Result) -> dict[str, Any]:
     """A result as `--json` shows it."""
     timings = result.timings
-    value: dict[str, Any] = {
-        "text": result.text,
-        "token_ids": result.token_ids,
-        "prompt_tokens": result.prompt_tokens,
-        "completion_tokens": result.completion_tokens,
-        "finish_reason": result.finish_reason,
-        "timings": {
-            "load_s": round(timings.load_s, 4),
-            "ttft_s": round(timings.ttft_s, 4),
-            "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
-        },
+    value = console.facts(result, "text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason")
+    value["timings"] = {
+        "load_s": round(timings.load_s, 4),
+        "ttft_s": round(timings.ttft_s, 4),
+        "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
     }
     if result.logprobs:
-        value["logprobs"] = [{"token": one.token, "logprob": one.logprob, "top": one.top} for one in result.logprobs]
+        value["logprobs"] = [console.facts(one, "token", "logprob", "top") for one in result.logprobs]
     return value

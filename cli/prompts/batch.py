@@ -14,7 +14,8 @@ from ..common import console, texts
 from . import answers
 
 if TYPE_CHECKING:
-    from ...runtime.engine import Engine, Options
+    from ...runtime.engine import Engine
+    from ...runtime.sampling.params import Options
     from ...runtime.scheduling.request import Stream
 
 _AHEAD = 256
@@ -79,9 +80,9 @@ def _finish(request: Stream | LlmcError, codes: list[int]) -> None:
 
 
 def _parse(line: str, where: str) -> PromptLine:
-    from ...runtime.engine import Options
     from ...runtime.errors import nearest
     from ...runtime.files.strict_json import loads
+    from ...runtime.sampling.params import Options
 
     value = loads(line, what=where, error=RecipeError)
     if not isinstance(value, dict) or ("prompt" in value) == ("tokens" in value):

@@ -10,7 +10,8 @@ from ..common import console, texts
 from . import answers
 
 if TYPE_CHECKING:
-    from ...runtime.engine import Engine, Options
+    from ...runtime.engine import Engine
+    from ...runtime.sampling.params import Options
 
 
 def hold(engine: Engine, given: Options, *, system: str | None, json: bool) -> None:

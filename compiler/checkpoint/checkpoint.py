@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ..config.generation import Generation, parse_generation
@@ -17,12 +18,10 @@ from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, is_unchang
 from .random_source import RandomSource
 from .source import FileSource, Source
 
-WEIGHT_DTYPES = ("BF16", "F16", "F32")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _MAX_SMALL_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 128 << 20
 _MAX_TENSORS = 200_000
-_BYTES_OF = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Checkpoint:
         """Random weights of these shapes, of the dtype and spread that the config declares, from `random_seed`."""
         return RandomSource(
             shapes,
-            dtype=_BYTES_OF[self.config.dtype or "bfloat16"],
+            dtype=CONFIG_DTYPES[self.config.dtype or "bfloat16"],
             seed=self.random_seed or 0,
             initializer_range=self.config.initializer_range,
         )
@@ -240,10 +239,10 @@ def _check_dtypes(source: Source, config: Config) -> list[str]:
     """Refuse tensors that are not plain floating point; say so if a quantization setting is a leftover."""
     for name in source.names:
         dtype = source.info(name).dtype
-        if dtype not in WEIGHT_DTYPES:
+        if dtype not in CONFIG_DTYPES.values():
             method = f", quant_method {config.quantization!r}" if config.quantization else ""
             raise Unsupported(
-                f"tensor {name!r} as one of {', '.join(WEIGHT_DTYPES)}",
+                f"tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
                 found=f"{dtype}{method}",
                 fix="start from the bf16, fp16 or fp32 checkpoint: model.to(torch.bfloat16).save_pretrained writes one",
             )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.environment import hub_is_offline
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported
 from .folder import INDEX, SINGLE, Folder, find_weights
 
@@ -86,8 +86,7 @@ def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
     except (RevisionNotFoundError, HFValidationError) as problem:
         raise CheckpointError(asked, found=_first_line(problem)) from None
     except LocalEntryNotFoundError as problem:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        state = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_first_line(problem)})"
+        state = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"the hub cannot be reached ({_first_line(problem)})"
         fix = f"download it where there is a network (hf download {hub_id.name}), or pass a local folder"
         raise ResourceError(asked, found=f"it is not in the cache, and {state}", fix=fix) from None
     except Exception as problem:  # the client raises its transport library's own errors, which differ by version

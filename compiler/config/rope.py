@@ -80,7 +80,8 @@ def parse_rope(
             notes.append(f"{name}: factor = max_position_embeddings / original_max_position_embeddings")
     if "factor" in _BY_TYPE[kind] and "factor" not in parameters:
         parameters["factor"] = _need(fields, "factor", 1.0, _MAX_FACTOR)
-    _READERS[kind](fields, head_dim, parameters)
+    if kind in _READERS:
+        _READERS[kind](fields, head_dim, parameters)
     return RopeConfig(kind, rope_theta, parameters), ignored, notes
 
 
@@ -153,10 +154,6 @@ def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool =
     return value
 
 
-def _read_nothing(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
-    """default, linear and dynamic have no parameters but those read for all types."""
-
-
 def _read_llama3(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
     low = _need(fields, "low_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
     high = _need(fields, "high_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
@@ -191,11 +188,5 @@ def _read_longrope(fields: Fields, head_dim: int, parameters: dict[str, Any]) ->
         parameters["attention_factor"] = scale
 
 
-_READERS = {
-    "default": _read_nothing,
-    "linear": _read_nothing,
-    "dynamic": _read_nothing,
-    "llama3": _read_llama3,
-    "yarn": _read_yarn,
-    "longrope": _read_longrope,
-}
+_READERS = {"llama3": _read_llama3, "yarn": _read_yarn, "longrope": _read_longrope}
+"""Of types with parameters beyond those that are read for all."""

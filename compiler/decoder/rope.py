@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from ...runtime.errors import Unsupported
 from ..config.rope import RopeConfig
-
-Parameters = Mapping[str, object]
 
 
 def rope_tables(
@@ -63,13 +61,12 @@ def _llama3(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple
     return np.where(wavelength < original / high, base, scaled), 1.0
 
 
-def _yarn(rope: RopeConfig, dim: int, positions: int, _context: int) -> tuple[np.ndarray, float]:
+def _yarn(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): interpolation by parts, and a temperature on the attention in the tables."""
-    original = _number(rope, "original_max_position_embeddings", positions)
-    factor = _number(rope, "factor", positions / original)
+    original, factor = _number(rope, "original_max_position_embeddings"), _number(rope, "factor")
     base = _base_frequencies(rope.theta, dim)
-    low = _correction_dim(_number(rope, "beta_fast", 32.0), dim, rope.theta, original)
-    high = _correction_dim(_number(rope, "beta_slow", 1.0), dim, rope.theta, original)
+    low = _correction_dim(_number(rope, "beta_fast"), dim, rope.theta, original)
+    high = _correction_dim(_number(rope, "beta_slow"), dim, rope.theta, original)
     if rope.parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -79,21 +76,17 @@ def _yarn(rope: RopeConfig, dim: int, positions: int, _context: int) -> tuple[np
     frequencies = base / factor * ramp + base * (1 - ramp)
     if "attention_factor" in rope.parameters:
         return frequencies, _number(rope, "attention_factor")
-    mscale, all_dim = _number(rope, "mscale", 0.0), _number(rope, "mscale_all_dim", 0.0)
+    mscale, all_dim = _number(rope, "mscale"), _number(rope, "mscale_all_dim")
     if mscale and all_dim:
         return frequencies, _yarn_mscale(factor, mscale) / _yarn_mscale(factor, all_dim)
     return frequencies, _yarn_mscale(factor, 1.0)
 
 
-def _longrope(rope: RopeConfig, dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
+def _longrope(rope: RopeConfig, dim: int, _positions: int, context: int) -> tuple[np.ndarray, float]:
     """LongRoPE (arXiv 2402.13753): a searched factor per frequency, one list below and one above the trained length."""
-    original = _number(rope, "original_max_position_embeddings", positions)
-    factor = _number(rope, "factor", positions / original)
+    original, factor = _number(rope, "original_max_position_embeddings"), _number(rope, "factor")
     key = "long_factor" if context > original else "short_factor"
-    factors = np.asarray(rope.parameters[key], dtype=np.float64)
-    if factors.shape != (dim // 2,):
-        raise Unsupported(f"rope {key}", found=f"{factors.size} values", fix=f"head size {dim} needs {dim // 2}")
-    frequencies = _base_frequencies(rope.theta, dim) / factors
+    frequencies = _base_frequencies(rope.theta, dim) / np.asarray(rope.parameters[key], dtype=np.float64)
     if "attention_factor" in rope.parameters:
         return frequencies, _number(rope, "attention_factor")
     if factor <= 1:
@@ -115,14 +108,10 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _number(rope: RopeConfig, key: str, default: float | None = None) -> float:
+def _number(rope: RopeConfig, key: str, default: float = 0.0) -> float:
+    """A parameter, of which those the type needs are there (`compiler/config/rope.py`)."""
     value = rope.parameters.get(key, default)
-    if value is None:
-        value = default
-    if not isinstance(value, int | float):
-        raise Unsupported(
-            f"rope type {rope.type!r}", found=f"{key} = {value!r}", fix=f"a config with a number for {key}"
-        )
+    assert isinstance(value, int | float)
     return float(value)
 
 

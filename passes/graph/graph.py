@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ...runtime.dtypes import DTYPES
 from ...runtime.engine_file.bind import Expr, Stored, stored
 from . import ops
 from .types import infer
@@ -68,18 +69,6 @@ class Canonical:
         return Stored(self.name, self.dtype, self.shape)
 
 
-_ONNX_TYPES = {
-    "F32": ir.DataType.FLOAT,
-    "U8": ir.DataType.UINT8,
-    "I64": ir.DataType.INT64,
-    "I32": ir.DataType.INT32,
-    "BF16": ir.DataType.BFLOAT16,
-    "F16": ir.DataType.FLOAT16,
-    "F8_E4M3": ir.DataType.UINT8,
-    "F8_E8M0": ir.DataType.UINT8,
-}
-
-
 @dataclass
 class Graph:
     """An ONNX graph, its weights' promises and the canonical tensors behind them."""
@@ -104,7 +93,8 @@ class Graph:
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
         """Declare a run-time input."""
-        value = ir.Value(name=name, type=ir.TensorType(_ONNX_TYPES[dtype]), shape=ir.Shape(shape))
+        bits = ir.DataType(DTYPES[dtype].onnx or ir.DataType.UINT8)  # of 8-bit floats
+        value = ir.Value(name=name, type=ir.TensorType(bits), shape=ir.Shape(shape))
         self.ir.inputs.append(value)
         return value
 

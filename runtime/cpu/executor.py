@@ -7,13 +7,14 @@ slots of the cache; those that decode together are the slots [0, n), bound as on
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import environment
+from ..dtypes import DTYPES
 from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate, from_json, is_view
 from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
@@ -28,7 +29,6 @@ MAX_PREFILL = 512
 """Tokens per prefill call: its activations stay small, and decoding requests wait no longer than one such call."""
 
 _AGAIN = "build the engine again"
-_ONNX_TYPE = {"F32": 1, "U8": 2, "I64": 7, "I32": 6, "F16": 10, "BF16": 16}
 
 
 class CpuExecutor:
@@ -206,19 +206,14 @@ def _reason(error: Exception) -> str:
 
 def thread_count(asked: int | None) -> int:
     """Threads to compute with: asked, else LLMC_THREADS, else the CPUs this process may use."""
-    name, text = ("LLMC_THREADS", os.environ.get("LLMC_THREADS", "")) if asked is None else ("threads", str(asked))
-    if not text:
-        return cpu_count()
-    if not text.isdecimal() or not 0 < int(text) <= 4096:
-        raise RecipeError(name, found=repr(text), fix="a number from 1 to 4096")
-    return int(text)
+    return environment.threads(asked) or cpu_count()
 
 
 def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
     """The profile's expressions, all of dtypes that ONNX Runtime can be given."""
     exprs = {name: from_json(data) for name, data in weights.items()}
     for name, expr in exprs.items():
-        if expr.dtype not in _ONNX_TYPE:
+        if not DTYPES[expr.dtype].onnx:
             raise EngineError(f"{path}: weight {name!r}", found=expr.dtype, fix=_AGAIN)
     return exprs
 
@@ -278,7 +273,7 @@ def _values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
 
     return {
         name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(evaluate(expr, engine.tensor, initializer=name)), _ONNX_TYPE[expr.dtype]
+            np.ascontiguousarray(evaluate(expr, engine.tensor, initializer=name)), DTYPES[expr.dtype].onnx
         )
         for name, expr in weights.items()
     }

@@ -3,11 +3,10 @@ user's cache folder, unless a variable says no before the library starts."""
 
 from __future__ import annotations
 
-import os
+from ..environment import settle
 
-# A user who has set the variable has decided.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+settle("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime
+import onnxruntime  # noqa: E402
 
 __all__ = ["onnxruntime"]

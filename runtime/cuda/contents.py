@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..engine_file.file import EngineFile
 from ..errors import EngineError
-from ..plan.plan import Binary, Plan
+from ..plan.plan import MachineCode, Plan
 from ..progress import Progress
 from .driver import Driver
 from .upload import Placement, place, upload
@@ -25,11 +25,11 @@ class Contents(Protocol):
         """Where the plan's weights lie in their one allocation."""
         ...
 
-    def cubin(self, binary: Binary, what: str) -> bytes:
+    def cubin(self, code: MachineCode, what: str) -> bytes:
         """The machine code of a kernel, called `what` in errors."""
         ...
 
-    def ptx(self, binary: Binary) -> str:
+    def ptx(self, code: MachineCode) -> str:
         """What it was assembled from, or ""."""
         ...
 
@@ -53,13 +53,13 @@ class EngineContents:
         """Raises EngineError where the plan and the engine do not fit each other."""
         return place(self._engine, self._profile, plan)
 
-    def cubin(self, binary: Binary, what: str) -> bytes:
+    def cubin(self, code: MachineCode, what: str) -> bytes:
         """Raises EngineError where the engine has no such bytes."""
-        return self._part(CUBINS, binary.offset, binary.size, what)
+        return self._part(CUBINS, code.offset, code.size, what)
 
-    def ptx(self, binary: Binary) -> str:
+    def ptx(self, code: MachineCode) -> str:
         """Raises EngineError where the engine has no such bytes."""
-        return self._part(PTX, binary.ptx_offset, binary.ptx_size, binary.entry).decode() if binary.ptx_size else ""
+        return self._part(PTX, code.ptx_offset, code.ptx_size, code.entry).decode() if code.ptx_size else ""
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
         """Raises EngineError for bytes that do not match their digest, ResourceError for a file that cannot be read."""

@@ -9,19 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 
 from ..chips import capability, runs_on, target_for
-from ..engine_file.file import EngineFile
 from ..errors import EngineError, LlmcError, ResourceError
 from ..plan.budget import Budget, aligned, budget, packed, tensors_of
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from . import gpus
-from .contents import Contents, EngineContents
+from .contents import Contents
 from .driver import Driver
 from .launches import Area, Bound, bind
 from .modules import Modules
@@ -32,29 +30,11 @@ _KEPT = 64
 """Sizes of mixed steps whose launches are remembered."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How steps are run. graphs: decode programs are captured once and replayed."""
-
-    graphs: bool = True
-
-
-class _Given(TypedDict, total=False):
-    driver: Driver | None
-    options: Options | None
-    progress: Progress
-
-
 class CudaDevice:
     """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph.
 
     notes: what a user should know of the loading.
     """
-
-    @classmethod
-    def of_engine(cls, engine: EngineFile, profile: str, plan: Plan, slots: int, **options: Unpack[_Given]) -> Self:
-        """A profile of an engine, loaded; as `__init__`."""
-        return cls(EngineContents(engine, profile), plan, slots, **options)
 
     def __init__(
         self,
@@ -63,10 +43,12 @@ class CudaDevice:
         slots: int,
         *,
         driver: Driver | None = None,
-        options: Options | None = None,
+        graphs: bool = True,
         progress: Progress = NO_PROGRESS,
     ) -> None:
         """Check what it takes, then allocate and load; an exception leaves nothing allocated. It owns `driver`.
+
+        graphs: decode programs are captured once and replayed.
 
         Raises:
             ResourceError: no GPU that the plan runs on, no driver, one that is too old, or too little memory.
@@ -74,7 +56,7 @@ class CudaDevice:
         """
         self.timings: dict[str, float] = {}
         self._plan = plan
-        self._options = options or Options()
+        self._replays = graphs
         self._bounds: dict[tuple[int, tuple[int, ...]], Bound] = {}
         self._graphs: dict[int, Any] = {}
         what = contents.what
@@ -113,7 +95,7 @@ class CudaDevice:
         driver = self._driver
         driver.use()
         bound = self._bound(program, sizes)
-        replayed = self._options.graphs and self._plan.programs[program].decode
+        replayed = self._replays and self._plan.programs[program].decode
         graph = self._graph(program, bound) if replayed else None
         ticket, slot = self._ring.next()
         self._send(bound, inputs, slot)
@@ -172,7 +154,7 @@ class CudaDevice:
             chosen = self._plan.programs[program]
             if any(sizes[name] > limit for name, limit in chosen.limits.items()):
                 raise EngineError(f"a step of at most {chosen.limits}", found=f"{dict(sizes)}")
-            if chosen.decode and self._options.graphs and dict(sizes) != chosen.limits:
+            if chosen.decode and self._replays and dict(sizes) != chosen.limits:
                 raise EngineError(f"a decode step of {chosen.limits}", found=f"{dict(sizes)}")
             mixed = [one for one in self._bounds if not self._plan.programs[one[0]].decode]
             if len(mixed) >= _KEPT:
@@ -185,18 +167,8 @@ class CudaDevice:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
-                self._graphs[program] = self._captured(bound)
+                self._graphs[program] = self._driver.captured(self._stream, lambda: self._launch(bound))
         return self._graphs[program]
-
-    def _captured(self, bound: Bound) -> Any:
-        self._driver.begin_capture(self._stream)
-        try:
-            self._launch(bound)
-        except BaseException:
-            with suppress(LlmcError):
-                self._driver.drop_graph(self._driver.end_capture(self._stream))
-            raise
-        return self._driver.end_capture(self._stream)
 
     def _drop_graphs(self) -> None:
         while self._graphs:

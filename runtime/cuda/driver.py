@@ -5,7 +5,8 @@ Streams, events, modules, functions and graphs are the binding's own objects; ad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Self
 
@@ -248,6 +249,17 @@ class Driver:
             self._call("dropping a captured graph", "cuGraphDestroy", graph)
         self._call("uploading a step's graph", "cuGraphUpload", ready, stream)
         return ready
+
+    def captured(self, stream: Any, give: Callable[[], None]) -> Any:
+        """What `give` gives the stream, as a graph ready to be launched; an error of `give` leaves none."""
+        self.begin_capture(stream)
+        try:
+            give()
+        except BaseException:
+            with suppress(LlmcError):
+                self.drop_graph(self.end_capture(stream))
+            raise
+        return self.end_capture(stream)
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
         self._call("launching a step's graph", "cuGraphLaunch", graph, stream)

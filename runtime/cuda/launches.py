@@ -15,25 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError
 from ..plan.budget import inputs_of, packed, scratch_of
 from ..plan.formula import value
-from ..plan.inputs import NUMPY
-from ..plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ..plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
 from .driver import Driver
 
-_POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
-"""What Triton calls a pointer to a dtype."""
 _CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
 _POINTER = "<Q"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class LoadedKernel:
     """A loaded module of the plan."""
 
     module: Module
-    binary: Binary
+    code: MachineCode
     function: Any
 
 
@@ -85,7 +83,7 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BoundLaunch:
     """A launch with nothing left to evaluate."""
 
     function: Any
@@ -100,7 +98,7 @@ class Bound:
 
     inputs: Mapping[str, Span]
     input_bytes: int
-    launches: tuple[Prepared, ...]
+    launches: tuple[BoundLaunch, ...]
     buffers: Mapping[str, Span]
 
 
@@ -109,7 +107,7 @@ def bind(
     program: Program,
     sizes: Mapping[str, int],
     area: Area,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[LoadedKernel],
     driver: Driver,
     stream: Any,
 ) -> Bound:
@@ -143,12 +141,13 @@ def bind(
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
         values = [_value(argument, addresses, sizes) for argument in launch.arguments]
-        scratch = [address if needed else 0 for address, needed in zip(area.scratch, _scratch(kernel), strict=True)]
-        early = plan.pdl and kernel.binary.pdl and bool(launches)  # what precedes the first is no kernel
+        needed = kernel.code.global_scratch, kernel.code.profile_scratch
+        scratch = [address if size else 0 for address, size in zip(area.scratch, needed, strict=True)]
+        early = plan.pdl and kernel.code.pdl and bool(launches)  # what precedes the first is no kernel
         launches.append(
-            Prepared(
+            BoundLaunch(
                 kernel.function,
-                driver.config(grid, kernel.binary.warps, kernel.binary.shared, stream, pdl=early),
+                driver.config(grid, kernel.module.warps, kernel.code.shared, stream, pdl=early),
                 pack([*kernel.module.types, "*i8", "*i8"], [*values, *scratch], what=launch.label),
                 f"launching {launch.label} ({kernel.module.kernel})",
             )
@@ -224,7 +223,7 @@ def _check_arguments(plan: Plan, program: Program, launch: Launch, module: Modul
 def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:
     """The types of parameters that an argument can be given to."""
     if argument.tensor is not None:
-        return (_POINTERS[plan.tensor(program, argument.tensor).dtype],)
+        return (KERNEL_DTYPES[plan.tensor(program, argument.tensor).dtype].pointer,)
     return ("fp32", "fp64") if argument.real is not None else ("i32", "i64")
 
 
@@ -234,9 +233,5 @@ def _value(argument: Argument, addresses: Mapping[str, int], sizes: Mapping[str,
     return sizes[argument.size] if argument.size is not None else argument.number
 
 
-def _scratch(kernel: Kernel) -> tuple[int, int]:
-    return kernel.binary.global_scratch, kernel.binary.profile_scratch
-
-
 def _span(tensor: Tensor, at: int, sizes: Mapping[str, int]) -> Span:
-    return Span(at, NUMPY[tensor.dtype], tensor.dims(sizes))
+    return Span(at, KERNEL_DTYPES[tensor.dtype].numpy, tensor.dims(sizes))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EngineError
-from ..plan.plan import Binary, Plan
+from ..plan.plan import MachineCode, Plan
 from .contents import Contents
 from .driver import Driver, RefusedCode
-from .launches import Kernel
+from .launches import LoadedKernel
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Modules:
     refused: list[tuple[str, str]] = field(default_factory=list)
     _loaded: dict[tuple[int, int], Any] = field(default_factory=dict)
 
-    def kernels(self, plan: Plan) -> tuple[Kernel, ...]:
+    def kernels(self, plan: Plan) -> tuple[LoadedKernel, ...]:
         """Every module of the plan.
 
         Raises:
@@ -34,11 +34,13 @@ class Modules:
             RefusedCode: the driver takes neither the machine code nor the PTX of a kernel.
             ResourceError: this GPU has less shared memory than a kernel wants.
         """
-        return tuple(
-            Kernel(module, binary, self._function(binary, module.kernel))
-            for module in plan.modules
-            for binary in [self._binary(module.binary, module.kernel)]
-        )
+        kernels = []
+        for module in plan.modules:
+            what = f"kernel {module.kernel} of {self.contents.what}"
+            if module.code is None:
+                raise EngineError(f"{what}: machine code", found="none", fix="build the engine again")
+            kernels.append(LoadedKernel(module, module.code, self._function(module.code, module.kernel, what)))
+        return tuple(kernels)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -48,25 +50,18 @@ class Modules:
         (kernel, why), count = self.refused[0], len(self.refused)
         return (f"the driver refused the machine code of {count} kernels and compiled their PTX; {kernel}: {why}",)
 
-    def _binary(self, binary: Binary | None, kernel: str) -> Binary:
-        if binary is None:
-            asked = f"kernel {kernel} of {self.contents.what}: machine code"
-            raise EngineError(asked, found="none", fix="build the engine again")
-        return binary
-
-    def _function(self, binary: Binary, kernel: str) -> Any:
-        what = f"kernel {kernel} of {self.contents.what}"
-        at = binary.offset, binary.size
+    def _function(self, code: MachineCode, kernel: str, what: str) -> Any:
+        at = code.offset, code.size
         if at not in self._loaded:
-            self._loaded[at] = module = self._module(binary, kernel, what)
+            self._loaded[at] = module = self._module(code, kernel, what)
             self.unload(self.driver.unload, module)
-        return self.driver.function(self._loaded[at], binary.entry, binary.shared, what)
+        return self.driver.function(self._loaded[at], code.entry, code.shared, what)
 
-    def _module(self, binary: Binary, kernel: str, what: str) -> Any:
+    def _module(self, code: MachineCode, kernel: str, what: str) -> Any:
         try:
-            return self.driver.module(self.contents.cubin(binary, kernel), what)
+            return self.driver.module(self.contents.cubin(code, kernel), what)
         except RefusedCode as refusal:
-            ptx = self.contents.ptx(binary)
+            ptx = self.contents.ptx(code)
             if not ptx:
                 raise
             module = self.driver.jit(ptx, what)

@@ -11,14 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import DTYPES
 from ..errors import LlmcError, nearest
 from .strict_json import PLACEHOLDERS, loads
 
-DTYPE_BITS: dict[str, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-}  # fmt: skip
+DTYPE_BITS: dict[str, int] = {name: 8 * dtype.bytes for name, dtype in DTYPES.items()}
+# also of the format, but nothing that llmc can read
+DTYPE_BITS |= {"C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 MAX_HEADER_BYTES = 100_000_000  # of the format's own specification
 _BYTES_PER_ENTRY = 128
 _VALUES_PER_ENTRY = 16

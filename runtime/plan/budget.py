@@ -62,10 +62,10 @@ def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[
     """Bytes of global and of profile scratch that the hungriest launch needs; launches take turns with it."""
     most = [0, 0]
     for launch in program.launches:
-        binary = plan.modules[launch.module].binary
-        if binary is not None and (binary.global_scratch or binary.profile_scratch):
+        code = plan.modules[launch.module].code
+        if code is not None and (code.global_scratch or code.profile_scratch):
             blocks = math.prod(value(formula, sizes) for formula in launch.grid)
-            most = [max(most[0], blocks * binary.global_scratch), max(most[1], blocks * binary.profile_scratch)]
+            most = [max(most[0], blocks * code.global_scratch), max(most[1], blocks * code.profile_scratch)]
     return most[0], most[1]
 
 

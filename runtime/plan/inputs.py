@@ -10,15 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
 from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
-
-NUMPY: Mapping[str, np.dtype] = {
-    name: np.dtype(kind)
-    for name, kind in {"f32": "<f4", "i32": "<i4", "i64": "<i8", "u8": "u1", "f16": "<f2", "bf16": "<u2"}.items()
-}
-"""What holds numbers of a plan on the host."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,9 @@ class Input:
     size: str
     idle: float = 0
     wide: bool = False
+
+    def idle_array(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, self.idle, KERNEL_DTYPES[self.dtype].numpy)
 
 
 _OF_SEQUENCE = {
@@ -114,10 +112,8 @@ def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Inputs of a step that does nothing: padding tokens of empty sequences, greedy rows that nobody keeps."""
-    return {
-        name: np.full(plan.tensors[name].dims(sizes), made.idle, NUMPY[made.dtype])
-        for name, made in inputs_for(plan.caches).items()
-    }
+    wanted = inputs_for(plan.caches)
+    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in wanted.items()}
 
 
 @dataclass(slots=True)
@@ -142,7 +138,7 @@ class Slots:
         self._free = list(range(count))[::-1]
         self._tables = {cache.suffix: np.zeros((count, plan.max_blocks), np.int32) for cache in plan.caches}
         self._kept = {
-            name: np.full((count, *map(int, plan.tensors[name].shape[1:])), made.idle, NUMPY[made.dtype])
+            name: made.idle_array((count, *map(int, plan.tensors[name].shape[1:])))
             for name, made in {**_OF_SEQUENCE, **_OF_EDITS}.items()
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError, nearest
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
@@ -16,7 +17,6 @@ BLOCK_TOKENS = 64
 VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
-ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
 _STATE_SIZES = ("slots",)
 
 
@@ -58,30 +58,31 @@ class Tensor:
         return tuple(value(dim, sizes) for dim in self.shape)
 
     def bytes(self, sizes: Mapping[str, int]) -> int:
-        size = ITEM_BYTES[self.dtype]
+        size = KERNEL_DTYPES[self.dtype].bytes
         for dim in self.dims(sizes):
             size *= dim
         return size
 
 
 @dataclass(frozen=True)
-class Binary:
-    """A compiled kernel and what its launch needs (CUDA driver API, cuLaunchKernelEx): bytes [offset, offset + size)
-    of the profile's cubins, entry name, warps per block, shared memory and scratch in bytes. pdl: it waits for its
-    predecessor itself, so that it may be launched before that has ended (programmatic dependent launch). ptx_offset,
-    ptx_size: the PTX it was assembled from, likewise, among the profile's PTX; size 0 where there is none."""
+class MachineCode:
+    """A compiled kernel as its launch needs it (CUDA driver API, cuLaunchKernelEx), and where it lies.
 
-    offset: int
-    size: int
+    shared: bytes of dynamic shared memory of a block. registers of a thread; spills: bytes that it stores and loads.
+    pdl: it waits for its predecessor itself, so that it may be launched before that has ended (programmatic dependent
+    launch). Scratch is bytes of a block. Bytes [offset, offset + size) of the profile's cubins are the code; of its PTX
+    those from ptx_offset are what it was assembled from, size 0 where there is none.
+    """
+
     entry: str
-    warps: int
     shared: int
     registers: int
     spills: int
     pdl: bool = False
     global_scratch: int = 0
-    global_scratch_align: int = 1
     profile_scratch: int = 0
+    offset: int = 0
+    size: int = 0
     ptx_offset: int = 0
     ptx_size: int = 0
 
@@ -95,7 +96,7 @@ class Module:
     types: tuple[str, ...]
     warps: int
     stages: int
-    binary: Binary | None = None
+    code: MachineCode | None = None
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _check(plan: Plan, what: str) -> None:
 
 
 def _check_tensor(tensor: Tensor, sizes: Mapping[str, int], where: str) -> None:
-    if tensor.kind not in get_args(Kind) or tensor.dtype not in ITEM_BYTES:
+    if tensor.kind not in get_args(Kind) or tensor.dtype not in KERNEL_DTYPES:
         raise EngineError(f"{where}: kind and dtype", found=f"{tensor.kind}, {tensor.dtype}")
     tensor.dims(sizes)
 

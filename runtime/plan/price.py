@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from .budget import CACHE_SHARE, aligned, block_bytes, budget
 from .formula import value
-from .plan import Binary, KVCache, Launch, Plan, Program
+from .plan import KVCache, Launch, MachineCode, Plan, Program
 
 CACHE = "KV cache"
 """Label of what attention reads of the positions before the step: no launch's own formulas know how many."""
@@ -32,7 +32,7 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Line:
-    """`count` equal launches and their price together. binary: None of a plan without compiled kernels."""
+    """`count` equal launches and their price together. code: None of a plan without compiled kernels."""
 
     label: str
     kernel: str
@@ -40,7 +40,7 @@ class Line:
     bytes: int
     operations: int
     seconds: float
-    binary: Binary | None = None
+    code: MachineCode | None = None
     count: int = 1
 
 
@@ -93,7 +93,7 @@ def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
     found: dict[object, Line] = {}
     for line in lines:
         label = _LAYER.sub(".*.", _SERIAL.sub("", line.label))
-        key = (label, line.kernel, line.grid, line.bytes, line.operations, line.binary)
+        key = (label, line.kernel, line.grid, line.bytes, line.operations, line.code)
         same = found.get(key)
         found[key] = replace(line, label=label) if same is None else _both(same, line)
     return tuple(found.values())
@@ -136,7 +136,7 @@ def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofli
     module = plan.modules[launch.module]
     size, operations = value(launch.bytes, sizes), value(launch.operations, sizes)
     grid = tuple(value(formula, sizes) for formula in launch.grid)
-    return Line(launch.label, module.kernel, grid, size, operations, roofline.seconds(size, operations), module.binary)
+    return Line(launch.label, module.kernel, grid, size, operations, roofline.seconds(size, operations), module.code)
 
 
 def _both(one: Line, other: Line) -> Line:

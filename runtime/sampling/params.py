@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict
 
 from ..errors import EngineError, RecipeError
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0.0, 5.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
-_COUNTS: Mapping[str, int] = {"top_k": 2**31 - 1, "logprobs": MAX_LOGPROBS, "seed": 2**64 - 1}
-_BIAS_LIMIT = 100.0
+_MAX_BIAS = 100.0
 _GREEDY_BELOW = 1e-5
 """Temperatures below this choose the best token: float32 could not divide by them anyway."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers, or whole numbers, from `low` to `high` that a parameter may be, and its help for people."""
+
+    low: float
+    high: float
+    help: str
+    whole: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """RecipeError unless the value is one of them."""
+        if not (type(value) is int if self.whole else _is_number(value)) or not self.low <= value <= self.high:
+            kind, high = ("whole number", str(self.high)) if self.whole else ("number", f"{self.high:g}")
+            raise RecipeError(f"{name} = {value!r}", found="out of range", fix=f"a {kind} from {self.low:g} to {high}")
+
+
+def _real(default: float, low: float, high: float, help: str) -> Any:
+    return field(default=default, metadata={"range": Range(low, high, help)})
+
+
+def _whole(default: int | None, high: int, help: str) -> Any:
+    return field(default=default, metadata={"range": Range(0, high, help, whole=True)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,39 +53,29 @@ class SamplingParams:
     raw logits, before penalties and temperature). seed None draws one (see `seeded`).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    temperature: float = _real(0.0, 0.0, 5.0, "0 always takes the likeliest token.")
+    top_k: int = _whole(0, 2**31 - 1, "Choose among the K likeliest tokens; 0 is all.")
+    top_p: float = _real(1.0, 0.0, 1.0, "Choose among the likeliest tokens that have this probability together.")
+    min_p: float = _real(0.0, 0.0, 1.0, "Leave out tokens less likely than this share of the likeliest.")
+    repetition_penalty: float = _real(1.0, 0.01, 100.0, "Above 1 makes used tokens less likely.")
+    presence_penalty: float = _real(0.0, -2.0, 2.0, "Subtracted from tokens already generated.")
+    frequency_penalty: float = _real(0.0, -2.0, 2.0, "Subtracted for each time a token was generated.")
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    logprobs: int = 0
+    seed: int | None = _whole(None, 2**64 - 1, "Equal seeds give equal texts.")
+    logprobs: int = _whole(0, MAX_LOGPROBS, "With --json: log-probabilities of this many best tokens.")
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not low <= value <= high:
-                raise RecipeError(f"{name} = {value!r}", found="out of range", fix=f"a number from {low:g} to {high:g}")
-        for name, most in _COUNTS.items():
-            value = getattr(self, name)
-            if name == "seed" and value is None:
-                continue
-            if type(value) is not int or not 0 <= value <= most:
-                raise RecipeError(f"{name} = {value!r}", found="out of range", fix=f"a whole number from 0 to {most}")
+        for name, allowed in RANGES.items():
+            if name != "seed" or self.seed is not None:
+                allowed.check(name, getattr(self, name))
         if len(self.logit_bias) > MAX_BIASES:
             raise RecipeError("logit_bias", found=f"{len(self.logit_bias)} entries", fix=f"at most {MAX_BIASES} tokens")
         for token, bias in self.logit_bias:
             if type(token) is not int or token < 0:
                 raise RecipeError("logit_bias", found=f"token id {token!r}", fix="token ids from 0")
-            if not _is_number(bias) or abs(bias) > _BIAS_LIMIT:
-                raise RecipeError(
-                    f"logit_bias of token {token}",
-                    found=repr(bias),
-                    fix=f"a number from -{_BIAS_LIMIT:g} to {_BIAS_LIMIT:g}",
-                )
+            if not _is_number(bias) or abs(bias) > _MAX_BIAS:
+                fix = f"a number from -{_MAX_BIAS:g} to {_MAX_BIAS:g}"
+                raise RecipeError(f"logit_bias of token {token}", found=repr(bias), fix=fix)
 
     @property
     def greedy(self) -> bool:
@@ -91,13 +96,43 @@ class SamplingParams:
         """The same parameters with a seed: the given one, else one of the operating system's."""
         if self.seed is not None or self.greedy:
             return self
-        return replace(self, seed=secrets.randbits(64))
+        return replace(self, seed=int.from_bytes(os.urandom(8)))
 
     def check_vocab(self, vocab: int) -> None:
         """RecipeError if a biased token is not one of the model's `vocab` tokens."""
         for token, _ in self.logit_bias:
             if token >= vocab:
                 raise RecipeError("logit_bias", found=f"token id {token}", fix=f"token ids below {vocab}")
+
+
+RANGES: Mapping[str, Range] = {
+    one.name: one.metadata["range"] for one in fields(SamplingParams) if "range" in one.metadata
+}
+"""The parameters that are one number, which are also options of a request and of the command line."""
+
+
+class Options(TypedDict, total=False):
+    """How to generate. What is absent or None is the checkpoint's generation_config, else greedy; see SamplingParams.
+
+    max_tokens: most tokens to generate (default 512), cut to what the context holds. stop: up to 16 strings that end
+    the text and are not in it. logit_bias: token id -> number added to its logit. special: special tokens spelled in
+    a text prompt count as such. ignore_eos: end-of-sequence tokens do not end the text (for measurements).
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    special: bool | None
+    ignore_eos: bool | None
 
 
 def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
@@ -112,9 +147,9 @@ def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
         given = {"temperature": 1.0, **given}
     else:
         given = {name: value for name, value in given.items() if name.endswith("_penalty")}
-    for name, (low, high) in _RANGES.items():
-        if _is_number(given.get(name)):
-            given[name] = min(max(given[name], low), high)
+    for name, allowed in RANGES.items():
+        if not allowed.whole and _is_number(given.get(name)):
+            given[name] = min(max(given[name], allowed.low), allowed.high)
     try:
         return SamplingParams(**given)
     except RecipeError as error:

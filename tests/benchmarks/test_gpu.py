@@ -36,6 +36,7 @@ from llmc.compiler.targets.cuda.cubins.compile import Cubin, variant_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
+from llmc.runtime.plan.plan import MachineCode
 from llmc.runtime.scheduling.request import Request
 
 GPU = gpus.Gpu(0, "Toy H200", 90, 1 << 30)
@@ -233,7 +234,7 @@ def _beyond(memory: Memory, grid: Any, asked: int, last: int, taken: int, tokens
 def _take_case() -> tuple[Case, Cubin]:
     case = next(case for case in suites()["sampling.tokens"].cases() if case.name == "take")
     types = variant_of(case.call).types
-    cubin = Cubin(90, b"code", "take_kernel", types, 1, 1, 0, 0, 0, 1, 0, 1, False, False, 32, 0, 0, "")
+    cubin = Cubin(90, b"code", "", types, MachineCode("take_kernel", 0, 32, 0))
     return case, cubin
 
 

@@ -113,9 +113,9 @@ def test_failures_in_tiles_and_beside_the_bench_cost_only_themselves(stage: Stag
 def test_failures_of_plans_cost_only_their_rows(stage: Stage):
     plan = Carry(stage.folder).plan(carry.NVFP4)
     quantized = next(one for one in plan.modules if one.constants.get("FORMAT") == "nvfp4")
-    assert quantized.binary is not None
+    assert quantized.code is not None
     found = stage.rehearse(
-        "speed", LLMC_FAKE_STICKY=f"attention_prefill:{ILLEGAL}", LLMC_FAKE_EXIT=quantized.binary.entry
+        "speed", LLMC_FAKE_STICKY=f"attention_prefill:{ILLEGAL}", LLMC_FAKE_EXIT=quantized.code.entry
     )
     failed = {step: wrong(items) for step, items in found.items() if wrong(items)}
     assert failed.pop("prefill") == ["8b-fp8, 2048 tokens", "8b-bf16, 2048 tokens"]
@@ -133,9 +133,9 @@ def test_a_kernel_that_fails_in_large_steps_costs_those_steps_and_their_sampling
         if plan.modules[launch.module].kernel == "attention_decode_fp8"
     )
     using = [p.sequences for p in plan.programs if p.decode and kernel in {one.module for one in p.launches}]
-    binary = plan.modules[kernel].binary
-    assert binary is not None
-    found = stage.rehearse("speed", LLMC_FAKE_STICKY=f"{binary.entry}:{ILLEGAL}")
+    code = plan.modules[kernel].code
+    assert code is not None
+    found = stage.rehearse("speed", LLMC_FAKE_STICKY=f"{code.entry}:{ILLEGAL}")
     failed = {step: wrong(items) for step, items in found.items() if wrong(items)}
     rows = [throughput.row_name(carry.MANY, batch) for batch in throughput.BATCHES if batch in using]
     assert failed.pop("throughput") == rows and throughput.row_name(carry.MANY, 64) in rows

@@ -44,13 +44,13 @@ def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor
             driver.copy_in(addresses[name], pinned[name], buffer.numel(), stream)
         grid = [value(formula, case.sizes) for formula in (*case.call.grid, 1, 1)[:3]]
         scratch = [0, 0]
-        for index, nbytes in enumerate((cubin.global_scratch, cubin.profile_scratch)):
+        for index, nbytes in enumerate((cubin.code.global_scratch, cubin.code.profile_scratch)):
             if nbytes:
                 scratch[index] = driver.allocate(nbytes * math.prod(grid), "scratch")
                 cleanup.callback(driver.free, scratch[index])
         module = driver.module(cubin.data, case.name)
         cleanup.callback(driver.unload, module)
-        function = driver.function(module, cubin.entry, cubin.shared, case.name)
+        function = driver.function(module, cubin.code.entry, cubin.code.shared, case.name)
         values = [
             addresses[argument.name] + GUARD
             if isinstance(argument, Operand)
@@ -60,7 +60,7 @@ def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor
             for _, argument in case.call.ordered
         ]
         parameters = pack([*cubin.types, "*i8", "*i8"], [*values, *scratch], what=case.name)
-        config = driver.config(grid, cubin.warps, cubin.shared, stream)
+        config = driver.config(grid, case.call.warps, cubin.code.shared, stream)
         if all(grid):
             driver.launch(config, function, parameters.address, case.name)
         for name, buffer in buffers.items():

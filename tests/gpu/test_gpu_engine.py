@@ -12,7 +12,8 @@ from gpu_engines import SMALL_ENGINES  # pyright: ignore[reportMissingImports]
 from support.engines import quantized_logits, relative, some_ids
 from support.running import run_some
 
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.contents import EngineContents
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
@@ -31,7 +32,7 @@ TOKENS = 32
 @contextmanager
 def on_gpu(path: Path, sm: int, *, graphs: bool = True, batch: int = 4) -> Iterator[PagedExecutor]:
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, slots, options=Options(graphs=graphs))
+        return CudaDevice(EngineContents(engine, profile), plan, slots, graphs=graphs)
 
     executor = PagedExecutor(EngineFile.open(path), f"sm_{sm}", make, max_batch=batch)
     try:

@@ -79,7 +79,7 @@ def test_code_of_a_family_assembles_for_each_of_its_chips(sm: int, members: tupl
     """PTX with `.target sm_100f` is for the family: the assembler takes it for B300, and for no other family."""
     variant = variant_of(next(iter(suites()["gated"].calls(sm))))
     cubin = compile_variants([variant], sm, progress=NO_PROGRESS)[variant]
-    assert f".target {assembler.ARCH[sm]}\n" in cubin.ptx and image_of(cubin.data, cubin.entry).abi == 8
+    assert f".target {assembler.ARCH[sm]}\n" in cubin.ptx and image_of(cubin.data, cubin.code.entry).abi == 8
     (tmp_path / "k.ptx").write_text(cubin.ptx)
     for chip, code in ((members[0], 0), (members[1], 0), ("sm_90a", 255)):
         command = [assembler.assembler(), f"--gpu-name={chip}", tmp_path / "k.ptx", "-o", tmp_path / "k"]
@@ -89,7 +89,7 @@ def test_code_of_a_family_assembles_for_each_of_its_chips(sm: int, members: tupl
 def test_the_wait_comes_before_the_first_instruction():
     variant = variant_of(next(iter(suites()["gated"].calls(90))))
     old, new = (compile_variants([variant], sm, progress=NO_PROGRESS)[variant] for sm in (80, 90))
-    assert (old.pdl, new.pdl) == (False, True)
+    assert (old.code.pdl, new.code.pdl) == (False, True)
     ptx = old.ptx
     assert "griddepcontrol" not in ptx and new.ptx.count("griddepcontrol.wait;") == 1
     lines = worker.with_wait(ptx).splitlines()

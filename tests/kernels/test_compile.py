@@ -80,12 +80,13 @@ def test_constants_of_other_types_are_other_variants():
 def test_a_cubin_tells_what_its_launch_needs(cubins: dict[int, Cubin]):
     for sm, cubin in cubins.items():
         assert cubin.data.startswith(b"\x7fELF")
-        assert cubin.entry.encode() in cubin.data
-        assert (cubin.sm, cubin.entry, cubin.types) == (sm, "gated_kernel", RELU.types)
-        assert (cubin.warps, cubin.ctas, cubin.shared, cubin.static_shared) == (4, 1, 0, 0)
-        assert (cubin.global_scratch, cubin.profile_scratch, cubin.pdl, cubin.cooperative) == (0, 0, sm >= 90, False)
-        assert 8 < cubin.registers < 64
-        assert (cubin.spills, cubin.local) == (0, 0)
+        code = cubin.code
+        assert code.entry.encode() in cubin.data
+        assert (cubin.sm, code.entry, cubin.types) == (sm, "gated_kernel", RELU.types)
+        assert (code.shared, cubin.static_shared, code.pdl) == (0, 0, sm >= 90)
+        assert (code.global_scratch, code.profile_scratch) == (0, 0)
+        assert 8 < code.registers < 64
+        assert (code.spills, cubin.local) == (0, 0)
 
 
 def test_cubins_and_ptx_hold_no_paths(cubins: dict[int, Cubin]):
@@ -151,7 +152,7 @@ def test_what_triton_refuses_names_kernel_constants_and_chip(kept: KernelCache, 
 
 
 def test_more_shared_memory_than_a_block_has_is_refused(cubins: dict[int, Cubin]):
-    fits = replace(cubins[90], shared=232448)
+    fits = replace(cubins[90], code=replace(cubins[90].code, shared=232448))
     assert compile._fitting(RELU, fits, chip(90).shared) is fits
     error = compile._fitting(RELU, replace(fits, static_shared=16), chip(90).shared)
     assert isinstance(error, LlmcError)
@@ -344,7 +345,7 @@ def test_a_kernel_that_spills_for_the_sake_of_a_second_block_has_its_multiproces
     )
     cubin = compile_variants([variant], 87, progress=NO_PROGRESS)[variant]
     assert "\n.reqntid 128\n.minnctapersm 1\n" in cubin.ptx
-    assert cubin.spills == 0 and cubin.registers > 72
+    assert cubin.code.spills == 0 and cubin.code.registers > 72
     spilling = assembler.assemble(cubin.ptx.replace(".minnctapersm 1\n", ""), 87)
     assert worker.resources(spilling[1])["spills"] > 0
     assert worker.for_one_block(cubin.ptx.replace(".minnctapersm 1\n", "")) == cubin.ptx
@@ -352,10 +353,10 @@ def test_a_kernel_that_spills_for_the_sake_of_a_second_block_has_its_multiproces
 
 def test_a_kernel_that_reads_its_parameters_elsewhere_is_refused(cubins: dict[int, Cubin]):
     right = cubins[90]
-    compile.check_parameters(right)
-    for wrong in (replace(right, types=("*bf16", "i32", *right.types[2:])), replace(right, warps=8)):
+    compile.check_parameters(right, 4)
+    for wrong, warps in ((replace(right, types=("*bf16", "i32", *right.types[2:])), 4), (right, 8)):
         with pytest.raises(EngineError, match=r"kernel gated_kernel for sm_90: parameters .*\n  found: "):
-            compile.check_parameters(wrong)
+            compile.check_parameters(wrong, warps)
 
 
 def test_a_wrong_parameter_block_is_one_kernels_outcome_and_is_not_kept(

@@ -36,7 +36,7 @@ def listings_of(cubins: Compiled) -> Listings:
     program = disassembler()
     assert program is not None, "the extra 'dev' brings one"
     sm = next(iter(cubins.values())).sm
-    codes = [image_of(cubin.data, cubin.entry).code for cubin in cubins.values()]
+    codes = [image_of(cubin.data, cubin.code.entry).code for cubin in cubins.values()]
     return dict(zip(cubins, disassemble(codes, sm, program), strict=True))
 
 
@@ -124,7 +124,7 @@ def test_a_loop_of_a_linear_multiplies_the_weights_of_its_tile(cubins: Compiled,
         loop = main_loop(listing)
         assert weights_of(variant, loop) == tile / (32 * variant.warps), variant
         stage = tile * 4 // (sizes["PER_WORD"] or 2) + sizes["BLOCK_M"] * sizes["BLOCK_K"] * 2
-        assert on_their_way(loop) * 32 * variant.warps == (variant.stages - 1) * stage <= cubins[variant].shared
+        assert on_their_way(loop) * 32 * variant.warps == (variant.stages - 1) * stage <= cubins[variant].code.shared
 
 
 def misplaced(image: Image, types: Sequence[str], warps: int) -> list[str]:
@@ -149,25 +149,25 @@ def test_parameters_lie_where_the_runtime_puts_them(cubins: Compiled):
     others = {shape(variant): variant for variant in (variant_of(case.call) for case in CASES.values())}
     more = [variant for sizes, variant in others.items() if sizes not in known]
     every = cubins | compile_variants(more, 90, progress=NO_PROGRESS)
-    wrong = {v: misplaced(image_of(c.data, c.entry), c.types, c.warps) for v, c in every.items()}
+    wrong = {v: misplaced(image_of(c.data, c.code.entry), c.types, v.warps) for v, c in every.items()}
     assert {variant: found for variant, found in wrong.items() if found} == {}
     assert len({shape(variant) for variant in every}) > 10
 
 
 def test_newer_chips_take_the_same_parameters(newer: tuple[Compiled, Listings]):
     for variant, cubin in newer[0].items():
-        assert misplaced(image_of(cubin.data, cubin.entry), cubin.types, cubin.warps) == [], variant
+        assert misplaced(image_of(cubin.data, cubin.code.entry), cubin.types, variant.warps) == [], variant
 
 
 def test_a_parameter_elsewhere_is_found(cubins: Compiled):
     variant, cubin = next(iter(cubins.items()))
-    image = image_of(cubin.data, cubin.entry)
+    image = image_of(cubin.data, cubin.code.entry)
     moved = replace(image, parameters=(*image.parameters[:-1], Parameter(image.parameters[-1].offset + 8, 8)))
-    assert [one.partition(":")[0] for one in misplaced(moved, cubin.types, cubin.warps)] == ["parameters"]
-    assert [one.partition(":")[0] for one in misplaced(image, cubin.types, 2 * cubin.warps)] == ["threads"]
-    assert misplaced(replace(image, abi=7), cubin.types, cubin.warps) == ["ELF: (65, 7), not (65, 8)"]
+    assert [one.partition(":")[0] for one in misplaced(moved, cubin.types, variant.warps)] == ["parameters"]
+    assert [one.partition(":")[0] for one in misplaced(image, cubin.types, 2 * variant.warps)] == ["threads"]
+    assert misplaced(replace(image, abi=7), cubin.types, variant.warps) == ["ELF: (65, 7), not (65, 8)"]
     narrow = ["i32" if kind == "*i32" else kind for kind in variant.types]
-    assert narrow != list(variant.types) and misplaced(image, narrow, cubin.warps) != []
+    assert narrow != list(variant.types) and misplaced(image, narrow, variant.warps) != []
 
 
 def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
@@ -177,7 +177,7 @@ def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
     with pytest.raises(EngineError, match=r"kernel 'other_kernel'\n  found: KeyError: '.nv.info.other_kernel'"):
         image_of(cubin.data, "other_kernel")
     with pytest.raises(EngineError, match="found: error: unpack_from requires"):
-        image_of(cubin.data[:100], cubin.entry)
+        image_of(cubin.data[:100], cubin.code.entry)
 
 
 def too_early(instructions: Sequence[Instruction]) -> list[str]:

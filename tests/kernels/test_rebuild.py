@@ -70,9 +70,9 @@ def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, mad
 @pytest.mark.parametrize(("name", "prefix"), [(CUBINS, ""), (PTX, "ptx_")])
 def test_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path, name: str, prefix: str):
     """Every digest is right: only compiling again can tell."""
-    binary = json.loads(section(engine, PLAN))["modules"][0]["binary"]
+    facts = json.loads(section(engine, PLAN))["modules"][0]["code"]
     code = bytearray(section(engine, name))
-    code[binary[f"{prefix}offset"] + binary[f"{prefix}size"] // 2] ^= 1
+    code[facts[f"{prefix}offset"] + facts[f"{prefix}size"] // 2] ^= 1
     forged = forge(engine, tmp_path / "forged.llmc", sections={name: bytes(code)})
     assert call("verify", forged, "--profile", "cpu")[0] == 0
     exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from support.commands import Outcome
 
-from llmc.cli.commands import kernels as command
+from llmc.cli.common import extras
 from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
 from llmc.compiler.targets.cuda.cubins import report, sass
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
 from llmc.compiler.targets.cuda.cubins.figures import Figures
 from llmc.compiler.targets.cuda.kernels import gated
-from llmc.compiler.targets.cuda.kernels.linear.tiles import SHARED_BYTES
-from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for
+from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for, target_of
 from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
+from llmc.runtime.plan.plan import MachineCode
 
-CUBIN = Cubin(90, b"\x7fELF" * 600, "k", ("*bf16",), 4, 1, 1024, 16, 0, 1, 0, 1, False, False, 40, 0, 0, ".version 9.0")
+CUBIN = Cubin(90, b"\x7fELF" * 600, ".version 9.0", ("*bf16",), MachineCode("k", 1024, 40, 0), 16)
 FIGURES = Figures(94, 2.9375, ("HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16"), 122880)
 
 
@@ -63,10 +63,13 @@ def test_chips_are_consistent():
     assert CAPABILITIES == (80, 86, 87, 89, 90, 100, 120)
     for name, one in CHIPS.items():
         assert one.name == name and target_for(one.sm) in SM
-        assert SHARED_BYTES.get(one.sm, one.shared) == one.shared
         assert (one.fp8 is None) == (one.sm < 89)
         assert one.reachable_bandwidth < one.bandwidth
     assert CHIPS["h200"].reachable_bandwidth == 4.3e12
+    assert {name: target_of(name) for name in ("H100", "b300", "gb10", "90", "sm_103", "cpu", "sm_91", "l4")} == {
+        **{"H100": "sm_90", "b300": "sm_100", "gb10": "sm_120", "90": "sm_90"},
+        **{"sm_103": "sm_100", "cpu": "cpu", "sm_91": None, "l4": "sm_89"},
+    }
     assert chip(90) is chip("90") is chip("SM_90") == replace(chip("h200"), name="sm_90")
 
 
@@ -148,7 +151,7 @@ def test_chips_are_chosen_by_any_name(outcomes: dict[int, object], call: Callabl
 
 
 def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Callable[..., Outcome]):
-    outcomes[64] = replace(CUBIN, spills=24)
+    outcomes[64] = replace(CUBIN, code=replace(CUBIN.code, spills=24))
     found = call("kernels", "--sm", "90")
     assert found.code == 1
     assert "sm_90: 2 cubins of 4.69 KiB, 1 spill, 0 refused" in found.out
@@ -165,7 +168,7 @@ def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Calla
 
 
 def test_a_spill_of_a_case_is_only_shown(outcomes: dict[int, object], call: Callable[..., Outcome]):
-    outcomes[32] = replace(CUBIN, spills=24)
+    outcomes[32] = replace(CUBIN, code=replace(CUBIN.code, spills=24))
     found = call("kernels", "--sm", "90")
     assert (found.code, found.err) == (0, "")
     assert ", 1 spill, 0 refused" in found.out
@@ -219,7 +222,7 @@ def test_wrong_flags_are_refused(arguments: list[str], message: str, call: Calla
 
 
 def test_without_triton_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "triton" else name)
     found = call("kernels")
     assert (found.code, found.err) == (
         4,

@@ -25,7 +25,7 @@ for width, activation in ((96, "relu"), (1500, "silu"), (96, "gelu")):
 if sys.argv[1] == "backwards":
     variants.reverse()
 found = [compile_variants(variants, sm, progress=NO_PROGRESS, jobs=int(sys.argv[2])) for sm in (80, 90)]
-texts = {f"{v} {c[v].sm}": [c[v].data.hex(), c[v].ptx, c[v].registers] for c in found for v in variants}
+texts = {f"{v} {c[v].sm}": [c[v].data.hex(), c[v].ptx, c[v].code.registers] for c in found for v in variants}
 print(llmc.__file__)
 print(hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest())
 """

@@ -29,7 +29,7 @@ from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, LlmcError
-from llmc.runtime.plan.plan import Plan
+from llmc.runtime.plan.plan import MachineCode, Plan
 
 BASE = 100e-6
 """Seconds of a kernel whose tile nobody said anything about."""
@@ -91,9 +91,7 @@ class Gpu(FakeApi):
 
         self.made[entry] = FakeKernel(variant.types, compute)
         spills = self.spills(facts)
-        return Cubin(
-            sm, b"code", entry, variant.types, variant.warps, 1, 0, 0, 0, 1, 0, 1, False, False, 32, spills, 0, ""
-        )
+        return Cubin(sm, b"code", "", variant.types, MachineCode(entry, 0, 32, spills))
 
 
 @pytest.fixture

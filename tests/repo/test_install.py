@@ -85,6 +85,9 @@ def test_the_wheel_runs_and_builds_in_a_bare_environment(pico_engine: PicoEngine
     engine = pico_engine("int4")
     expected = _text(_call(llmc, "run", engine, "def main(", "--max-tokens", "12", "--json", cwd=tmp_path))
 
+    fits = _call(llmc, "doctor", engine, "--for", "h200", "--json", cwd=tmp_path)
+    assert fits.returncode == 0 and json.loads(fits.stdout)["engine"]["fit"] == ["cpu"], fits.stderr
+
     _link(wheel, venv, "build")
     done = _call(*install, f"{wheel}[build]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

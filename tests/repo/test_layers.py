@@ -40,7 +40,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("attention", "sampling", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
-        *(("errors", "progress", "numbers"), ("machine", "chips"), ("files",), ("text", "sampling")),
+        *(("errors", "progress", "dtypes"), ("environment", "numbers", "machine", "chips"), ("files",)),
+        *(("text", "sampling"),),
         *(
             ("engine_file", "scheduling"),
             ("plan", "cpu"),

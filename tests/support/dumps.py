@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from support.engines import SMALL
 
 from llmc.compiler.build import lower, open_source
 from llmc.compiler.targets import Limits
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
-from llmc.recipes.recipe import with_flags
+from llmc.recipes.recipe import QuantizeRule, with_flags
 from llmc.runtime.engine_file.bind import Expr, to_json
 from llmc.runtime.plan.plan import Argument, Launch, Plan, Tensor
 
 TOY = {**SMALL, "tie_word_embeddings": False, "vocab_size": 512, "max_position_embeddings": 256}
 """Two layers with an untied head; only shapes matter, so weights are random and never made."""
 CONTEXT, BATCH = 128, 2
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def legal_graph(folder: Path, target: str, quantize: str, fp8: str = "none") -> Graph:
-    """The toy's graph after legalization for a target, in a weight format; fp8: of activations and cache."""
+def legal_graph(
+    folder: Path,
+    target: str,
+    quantize: str,
+    fp8: str = "none",
+    config: Mapping[str, object] = _NONE,
+    rules: Mapping[str, str] = _NONE,
+) -> Graph:
+    """The toy's graph after legalization for a target, in a weight format; fp8: of activations and cache.
+
+    config: what differs in the toy's. rules: formats of some linears, by a glob on their names.
+    """
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TOY))
+    (folder / "config.json").write_text(json.dumps({**TOY, **config}))
     source = open_source(folder, random_weights=0)
-    return lower(source, with_flags(None, quantize=quantize, activations=fp8, kv=fp8, targets=[target]), CONTEXT, None)[
-        2
-    ][target]
+    recipe = with_flags(None, quantize=quantize, activations=fp8, kv=fp8, targets=[target])
+    recipe = replace(recipe, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items())))
+    return lower(source, recipe, CONTEXT, None)[2][target]
 
 
 def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:

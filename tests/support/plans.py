@@ -10,11 +10,11 @@ from support.engines import forge
 
 from llmc.runtime.engine_file.manifest import Manifest, Profile
 from llmc.runtime.plan.inputs import inputs_for
-from llmc.runtime.plan.plan import Argument, Binary, KVCache, Launch, Module, Plan, Program, Tensor
+from llmc.runtime.plan.plan import Argument, KVCache, Launch, MachineCode, Module, Plan, Program, Tensor
 
 LAYERS, KV_HEADS, SIZE = 2, 2, 16
 WEIGHT_BYTES = 1000
-BINARY = Binary(offset=0, size=100, entry="linear_kernel", warps=4, shared=2048, registers=96, spills=0)
+BINARY = MachineCode(offset=0, size=100, entry="linear_kernel", shared=2048, registers=96, spills=0)
 
 
 def input_tensors(max_blocks: int, *windows: KVCache) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from llmc.compiler.engine.writer import EngineWriter, TensorSpec
 from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.numbers import f32_to_bf16
-from llmc.runtime.plan.plan import Argument, Binary, KVCache, Launch, Module, Plan, Program, Tensor
+from llmc.runtime.plan.plan import Argument, KVCache, Launch, MachineCode, Module, Plan, Program, Tensor
 
 VOCAB, BIAS, HEIGHT = 97, 5, 3.0
 MAX_BLOCKS, MAX_BATCH, MIXED_TOKENS = 4, 4, 68
@@ -185,11 +185,11 @@ def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS, ptx: bool
             kernel=name,
             constants={},
             types=kernel.types,
-            warps=4,
+            warps=8 if name == "score" else 4,
             stages=1,
-            binary=Binary(
-                CUBINS.index(IMAGES[name]), len(IMAGES[name]), name, 8 if name == "score" else 4, SHARED[name], 32, 0,
-                global_scratch=32 if name == "score_all" else 0, global_scratch_align=32,
+            code=MachineCode(
+                name, SHARED[name], 32, 0, False, 32 if name == "score_all" else 0,
+                offset=CUBINS.index(IMAGES[name]), size=len(IMAGES[name]),
                 ptx_offset=PTX.index(TEXTS[name].encode()) if ptx else 0, ptx_size=len(TEXTS[name]) if ptx else 0,
             ),
         )

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ALIGNMENT = 256
-"""Bytes; what CUDA allocations have, and more than any vector load needs."""
+from ....runtime.plan.budget import aligned
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def place(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
         for start, stop in taken:
             if offset + life.bytes <= start:
                 break
-            offset = max(offset, -(-stop // ALIGNMENT) * ALIGNMENT)
+            offset = max(offset, aligned(stop))
         offsets[name] = offset
     arena = max((offsets[name] + lives[name].bytes for name in lives), default=0)
-    return offsets, -(-arena // ALIGNMENT) * ALIGNMENT
+    return offsets, aligned(arena)

@@ -9,13 +9,13 @@ depend on it: no floating-point atomics.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i64": 8, "u8": 1}
-"""Stored dtypes. E4M3 and E8M0 numbers and packed 4-bit codes are u8: kernels read their bits."""
+from ....runtime.dtypes import KERNEL_DTYPES
+
 ROUNDING = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-20}
 """What rounding a result to its dtype costs at most, relative to the largest: the least tolerance of a case."""
 EMULATE = "EMULATE"
@@ -31,13 +31,22 @@ class Operand:
     shape: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
+        if self.dtype not in KERNEL_DTYPES:
             raise ValueError(f"operand {self.name}: dtype {self.dtype!r}")
+
+    @staticmethod
+    def of(name: str, dtype: str, *shape: int | str) -> Operand:
+        """As the functions that make room for a kernel's results call what makes operands."""
+        return Operand(name, dtype, shape)
+
+    @property
+    def item_bytes(self) -> int:
+        return KERNEL_DTYPES[self.dtype].bytes
 
     @property
     def bytes(self) -> str:
         """Its size as a formula."""
-        return product(*self.shape, DTYPE_BYTES[self.dtype])
+        return product(*self.shape, self.item_bytes)
 
 
 Argument = Operand | int | float | str
@@ -56,6 +65,10 @@ class Kernel:
     @cached_property  # asked for with every call
     def parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.function.fn).parameters)
+
+    def given(self, constants: Container[str]) -> list[str]:
+        """The parameters that every launch gives, in order: all that are not constants."""
+        return [name for name in self.parameters if name not in constants and name != EMULATE]
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,12 @@ class Call:
     @property
     def ordered(self) -> tuple[tuple[str, Argument], ...]:
         """The arguments in the order of the function's parameters."""
-        return tuple((name, self.arguments[name]) for name in self.kernel.parameters if name in self.arguments)
+        return tuple((name, self.arguments[name]) for name in self.kernel.given(self.constants))
+
+    @property
+    def operands(self) -> dict[str, Operand]:
+        """The arguments that are tensors."""
+        return {name: one for name, one in self.arguments.items() if isinstance(one, Operand)}
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ....passes.graph.graph import Graph
 from ....runtime.plan.formula import value
-from ....runtime.plan.plan import Argument, Binary, Launch, Module, Plan, Program, Tensor
+from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import Emitted, Limits
 from .arena import Life, place
-from .call import Call, Operand
+from .call import Argument as GivenArgument
+from .call import Operand
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Variant, compile_variants, variant_of
 from .lowering import Lowering, Model, Shape, raw
@@ -31,14 +32,14 @@ def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
     table = limits.tactics
     drafted, variants = draft(graph, limits, sm)
     cubins = compile_variants(variants, sm, progress=progress)
-    modules, code, ptx = with_binaries(drafted.modules, [cubins[variant] for variant in variants])
+    modules, code, ptx = with_code(drafted.modules, [cubins[variant] for variant in variants])
     plan = replace(drafted, modules=modules)
     weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
-    needs = {"sm": sm, "shared": max(cubin.shared + cubin.static_shared for cubin in cubins.values())}
+    needs = {"sm": sm, "shared": max(cubin.shared for cubin in cubins.values())}
     return Emitted(sections, "plan.json", weights, needs, TOLERANCE, notes)
 
 
@@ -60,7 +61,7 @@ def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
         kernels=source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
-        modules=tuple(map(_module, variants)),
+        modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in variants),
         programs=programs,
     )
     return plan, list(variants)
@@ -101,7 +102,7 @@ def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
                 module=index,
                 arguments=tuple(_argument(argument) for _, argument in call.ordered),
                 grid=tuple(str(size) for size in (*call.grid, 1, 1)[:3]),
-                writes=tuple(operand.name for operand in _written(call)),
+                writes=tuple(call.operands[name].name for name in call.writes),
                 bytes=str(call.bytes),
                 operations=str(call.operations),
                 label=label,
@@ -118,74 +119,40 @@ def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
     spans: dict[str, tuple[int, int]] = {}
     last = len(lowering.calls)
     for index, (_, call) in enumerate(lowering.calls):
-        for argument in call.arguments.values():
-            if isinstance(argument, Operand) and argument.name in lowering.buffers:
-                first, _ = spans.get(argument.name, (index, index))
-                spans[argument.name] = first, last if argument.name in OUTPUTS else index
+        for name in (operand.name for operand in call.operands.values()):
+            first, _ = spans.get(name, (index, index))
+            spans[name] = first, last if name in OUTPUTS else index
     return {
-        name: Life(value(lowering.buffers[name].bytes, limits), first, stop) for name, (first, stop) in spans.items()
+        name: Life(value(lowering.buffers[name].bytes, limits), *span)
+        for name, span in spans.items()
+        if name in lowering.buffers
     }
 
 
-def _written(call: Call) -> Iterator[Operand]:
-    for name in call.writes:
-        operand = call.arguments[name]
-        assert isinstance(operand, Operand)
-        yield operand
-
-
-def _argument(argument: object) -> Argument:
+def _argument(argument: GivenArgument) -> Argument:
     if isinstance(argument, Operand):
         return Argument(tensor=argument.name)
     if isinstance(argument, str):
         return Argument(size=argument)
-    if isinstance(argument, int):
-        return Argument(integer=argument)
-    assert isinstance(argument, float)
-    return Argument(real=argument)
+    return Argument(integer=argument) if isinstance(argument, int) else Argument(real=argument)
 
 
-def _module(variant: Variant) -> Module:
-    return Module(variant.kernel, dict(variant.constants), variant.types, variant.warps, variant.stages)
-
-
-def with_binaries(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:
+def with_code(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:
     """The modules with their machine code; then all cubins and all PTX, in order of first use, equal ones once."""
-    code, ptx = _Joined(), _Joined()
-    made = tuple(
-        replace(module, binary=_binary(cubin, code.offset(cubin.data), ptx.offset(cubin.ptx.encode())))
-        for module, cubin in zip(modules, cubins, strict=True)
-    )
-    return made, bytes(code.data), bytes(ptx.data)
+    code, code_at = _joined([cubin.data for cubin in cubins])
+    ptx, ptx_at = _joined([cubin.ptx.encode() for cubin in cubins])
+    placed = [
+        replace(cubin.code, offset=start, size=size, ptx_offset=ptx_start, ptx_size=ptx_size)
+        for cubin, (start, size), (ptx_start, ptx_size) in zip(cubins, code_at, ptx_at, strict=True)
+    ]
+    return tuple(replace(one, code=found) for one, found in zip(modules, placed, strict=True)), code, ptx
 
 
-class _Joined:
-    """Pieces end to end, each once."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self._offsets: dict[bytes, int] = {}
-
-    def offset(self, piece: bytes) -> int:
-        if piece not in self._offsets:
-            self._offsets[piece] = len(self.data)
-            self.data += piece
-        return self._offsets[piece]
-
-
-def _binary(cubin: Cubin, offset: int, ptx_offset: int) -> Binary:
-    return Binary(
-        offset=offset,
-        size=len(cubin.data),
-        entry=cubin.entry,
-        warps=cubin.warps,
-        shared=cubin.shared,
-        registers=cubin.registers,
-        spills=cubin.spills,
-        pdl=cubin.pdl,
-        global_scratch=cubin.global_scratch,
-        global_scratch_align=cubin.global_scratch_align,
-        profile_scratch=cubin.profile_scratch,
-        ptx_offset=ptx_offset,
-        ptx_size=len(cubin.ptx.encode()),
-    )
+def _joined(pieces: Sequence[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
+    """Pieces end to end, equal ones once, and where each begins and how long it is."""
+    places: dict[bytes, tuple[int, int]] = {}
+    end = 0
+    for piece in dict.fromkeys(pieces):
+        places[piece] = end, len(piece)
+        end += len(piece)
+    return b"".join(places), [places[piece] for piece in pieces]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
+from ....runtime.dtypes import DTYPES
 from ....runtime.engine_file.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan.inputs import INPUTS
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import Call, Operand
-from .kernels.linear.tiles import Tile
+from .kernels.linear.choose import SMALL_M
+from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
 from .kernels.sampling import sample as sampling
 from .kernels.sampling import tokens as token_kernels
 from .tuning.tactics import Key
 
-OPERAND_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32", "U8": "u8", "F8_E4M3": "u8", "F8_E8M0": "u8"}
 BIASES = 32
 """Biased tokens of a request that the device adds; of more, the host does."""
-SMALL_M = 64
-"""Tokens up to which a linear is bound by its weights, and takes the swapped form."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Lowering:
         assert expr is not None, f"{value.name} is neither computed nor a weight"
         stored = raw(expr)
         name = str(value.name)
-        return self._share(name, "weight", Operand(name, OPERAND_DTYPE[stored.dtype], stored.shape))
+        return self._share(name, "weight", Operand(name, DTYPES[stored.dtype].kernel, stored.shape))
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
         """A new buffer for a value: activations unless said otherwise; logits are float32."""
@@ -143,6 +142,15 @@ class Lowering:
         operand = Operand(name, dtype, shape)
         self.buffers[name] = operand
         return operand
+
+    def beside(self, y: Operand) -> Callable[..., Operand]:
+        """What makes buffers of the launches that compute y, named after it."""
+        return lambda name, dtype, *shape: self.buffer(f"{y.name}.{name}", dtype, *shape)
+
+    def counters(self, count: int = 1) -> Operand:
+        """Tickets that are 0 between launches, `count` at least."""
+        assert count <= COUNTERS, f"{count} counters"
+        return self.state("counters", "i32", COUNTERS)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
         made = INPUTS[name.partition(".")[0]]

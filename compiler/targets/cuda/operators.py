@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import attribute, width
+from ....passes.graph.graph import attribute
 from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
 from .call import Operand
 from .kernels import embed, gated, norm, quantize_activations
 from .kernels.attention import flash_decode as attention_decode
 from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
-from .kernels.linear import expand_fp8
-from .kernels.linear import fp8 as linear_fp8
-from .kernels.linear import large as linear_large
-from .kernels.linear import small as linear_small
-from .kernels.linear.tiles import COUNTERS, default_tile
-from .lowering import SMALL_M, Lowering, Model, Shape
+from .kernels.linear.choose import linear
+from .lowering import Lowering, Model, Shape
 from .tuning.tactics import key
 
 
@@ -37,7 +33,7 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     x = at.operand(node.inputs[0])
     at.alias(narrow, x)
     if at.narrow(narrow):
-        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow), block=None))
+        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow)))
 
 
 def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
@@ -48,23 +44,6 @@ def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand |
         at.alias(users[0].outputs[0], codes)
         return codes, scales
     return at.result(value), None
-
-
-def _linear_fp8(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias: Operand | None) -> None:
-    """On FP8 tensor cores; weights of another format become E4M3 first."""
-    assert node.inputs[0] is not None
-    codes, scales = at.quantized[node.inputs[0]]
-    y, sm, most = at.result(node.outputs[0]), at.model.sm, at.shape.limit(str(codes.shape[0]))
-    tile = at.model.tiles.get(key("fp8", width(node.outputs[0]), width(node.inputs[0]), "fp8", most))
-    if _format(node) != "fp8":
-        shape = width(node.outputs[0]), width(node.inputs[0])
-        wide = at.buffer(f"{y.name}.weight", "u8", *shape), at.buffer(f"{y.name}.weight_scale", "f32", shape[0])
-        at.add(node, expand_fp8.expand_fp8(weights, *wide, format=_format(node)))
-        weights = wide
-    at.add(
-        node,
-        linear_fp8.linear_fp8(codes, scales, weights, y, block=None, max_tokens=most, sm=sm, bias=bias, tile=tile),
-    )
 
 
 def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
@@ -80,48 +59,31 @@ def _activation(node: ir.Node) -> str:
 
 
 def _linear(at: Lowering, node: ir.Node) -> None:
-    fmt, x = _format(node), at.operand(node.inputs[0])
+    fmt, x, scales = _format(node), node.inputs[0], None
+    assert x is not None
     operands = tuple(map(at.operand, node.inputs[1:]))
     weights, bias = (operands[:-1], operands[-1]) if ops.has_bias(node) else (operands, None)
-    if node.inputs[0] in at.quantized:
-        _linear_fp8(at, node, weights, bias)
-        return
-    result, activation = _through_activation(node.outputs[0])
+    if x in at.quantized:
+        codes, scales = at.quantized[x]
+        result, activation = node.outputs[0], None
+    else:
+        codes, (result, activation) = at.operand(x), _through_activation(node.outputs[0])
     y = at.result(result, "f32" if result.is_graph_output() else None)
-    most, sm = at.shape.limit(str(x.shape[0])), at.model.sm
-    n, k = width(node.outputs[0]), width(node.inputs[0])
-    kind = "large" if most > SMALL_M else "small"
-    tile = at.model.tiles.get(key(kind, n, k, fmt, most)) if weights[0].dtype != "f32" else None
-    if kind == "large":
-        at.add(
-            node,
-            linear_large.linear_large(
-                *(x, weights, y), format=fmt, max_tokens=most, sm=sm, bias=bias, activation=activation, tile=tile
-            ),
-        )
-        return
-    sized = tile or default_tile("small", n, k, fmt, most, sm)
-    splits = sized.splits
-    workspace = counters = None
-    if splits > 1:
-        workspace = at.buffer(f"{y.name}.partial", "f32", splits, x.shape[0], n)
-        needed = linear_small.counters_for(n, most, sized)
-        assert needed <= COUNTERS, f"{node.name} needs {needed} counters"
-        counters = at.state("counters", "i32", COUNTERS)
-    at.add(
-        node,
-        linear_small.linear_small(
-            *(x, weights, y),
-            format=fmt,
-            max_tokens=most,
-            sm=sm,
-            bias=bias,
-            workspace=workspace,
-            counters=counters,
-            activation=activation,
-            tile=tile,
-        ),
-    )
+    most = at.shape.limit(str(codes.shape[0]))
+    stored = fmt if scales is None else "fp8"
+    for call in linear(
+        *(codes, weights, y),
+        format=fmt,
+        max_tokens=most,
+        sm=at.model.sm,
+        tile=lambda kind, n, k: at.model.tiles.get(key(kind, n, k, stored, most)),
+        make=at.beside(y),
+        counters=at.counters,
+        scales=scales,
+        bias=bias,
+        activation=activation,
+    ):
+        at.add(node, call)
 
 
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
@@ -201,11 +163,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
         return
     seen = at.model.max_blocks if kind.window is None else min(kind.window // BLOCK_TOKENS + 1, at.model.max_blocks)
     splits = attention_decode.splits_for(at.shape.sequences, kv_heads, seen, at.model.sm)
-
-    def room(name: str, dtype: str, *shape: int | str) -> Operand:
-        return at.buffer(f"{y.name}.{name}", dtype, *shape)
-
-    parts = attention_decode.parts_of(room, at.state("counters", "i32", COUNTERS), heads, size, splits)
+    parts = attention_decode.parts_of(at.beside(y), at.counters(), heads, size, splits)
     at.add(
         node,
         attention_decode.attention_decode(

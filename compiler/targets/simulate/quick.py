@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
@@ -18,25 +17,18 @@ from triton.runtime import interpreter
 core: Any = tl.core
 semantics: Any = TritonSemantic
 _their_unwrap = core._unwrap_if_constexpr
-_their_dtype_eq = core.dtype.__eq__
-_their_tuple_eq = core.tuple.__eq__
 _their_block_init = core.block_type.__init__
-_their_block_to_ir = core.block_type.to_ir
-_their_with_element = core.block_type.with_element_ty
 _their_broadcast = TritonSemantic.broadcast_impl_value
 _their_cast = TritonSemantic.cast
 _their_checked = TritonSemantic.binary_op_type_checking_impl
-_their_computation_type = TritonSemantic.computation_type_impl
 _their_broadcast_to = interpreter.InterpreterBuilder.create_broadcast
-_their_splat = interpreter.InterpreterBuilder.create_splat
 _BUILTIN_CODE = core.add.__code__
 """Of the wrapper that asks a builtin's caller for `_semantic`; read before the interpreter replaces `tl.add`."""
-_ONE, _TRUE = core.constexpr(1), core.constexpr(True)
+_ONE = core.constexpr(1)
 _NO_SHAPE = core.tuple([])
 _PLAIN = (int, str, bool, float, core.dtype, core.pointer_type, core.tensor, type(None))
 
 _block_types: dict[tuple[Any, ...], Any] = {}
-_computation_types: dict[tuple[Any, ...], Any] = {}
 _joined: dict[tuple[int, int], tuple[Any, ...]] = {}
 """The types to which two blocks must be broadcast, by their own; None where that is the one it has."""
 
@@ -44,20 +36,13 @@ _joined: dict[tuple[int, int], tuple[Any, ...]] = {}
 def install() -> None:
     """Replace them in this process, before the interpreter patches the language."""
     core._unwrap_if_constexpr = tl._unwrap_if_constexpr = _unwrap  # pyright: ignore[reportAttributeAccessIssue]
-    core.dtype.__eq__ = _dtype_eq
-    core.tuple.__eq__ = _tuple_eq
     core.block_type.__new__ = staticmethod(_block_type)
     core.block_type.__init__ = _block_init
-    core.block_type.to_ir = _block_to_ir
-    core.block_type.with_element_ty = _with_element
     core.tensor.__init__ = _tensor_init
     semantics.broadcast_impl_value = _broadcast
     semantics.cast = _cast
     semantics.binary_op_type_checking_impl = _checked
-    semantics.computation_type_impl = _computation_type
     interpreter.TensorHandle.__init__ = _handle_init
-    builder: Any = interpreter.InterpreterBuilder
-    builder.create_splat, builder.create_broadcast = _splat, _broadcast_to
     interpreter._patch_attr = _patch_attr  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -66,14 +51,6 @@ def _unwrap(value: Any) -> Any:
     if kind is core.constexpr:
         return value.value
     return value if kind in _PLAIN else _their_unwrap(value)
-
-
-def _dtype_eq(self: Any, other: Any) -> bool:
-    return self is other or _their_dtype_eq(self, other)
-
-
-def _tuple_eq(self: Any, other: Any) -> Any:
-    return _TRUE if self is other else _their_tuple_eq(self, other)
 
 
 def _block_type(cls: Any, element_ty: Any = None, shape: Any = None) -> Any:
@@ -86,7 +63,7 @@ def _block_type(cls: Any, element_ty: Any = None, shape: Any = None) -> Any:
     if found is None:
         found = object.__new__(cls)
         _their_block_init(found, element_ty, shape)  # raises for a shape that no block has: nothing is kept then
-        found.interpreted = core.tuple([core.constexpr(size) for size in found.shape]), core.constexpr(found.numel), {}
+        found.interpreted = core.tuple([core.constexpr(size) for size in found.shape]), core.constexpr(found.numel)
         _block_types[key] = found
     return found
 
@@ -101,26 +78,12 @@ def _block_init(self: Any, element_ty: Any, shape: Any) -> None:
         _their_block_init(self, element_ty, shape)
 
 
-def _block_to_ir(self: Any, builder: Any) -> Any:
-    known = self.interpreted[2]
-    if "ir" not in known:
-        known["ir"] = _their_block_to_ir(self, builder)
-    return known["ir"]
-
-
-def _with_element(self: Any, element: Any) -> Any:
-    known, key = self.interpreted[2], _identity(element)
-    if key not in known:
-        known[key] = _their_with_element(self, element)
-    return known[key]
-
-
 def _tensor_init(self: Any, handle: Any, type: Any) -> None:
     self.handle = handle
     self.type = type
     self.dtype = type.scalar
     if type.is_block():
-        self.shape, self.numel, _ = type.interpreted
+        self.shape, self.numel = type.interpreted
     else:
         self.shape, self.numel = _NO_SHAPE, _ONE
 
@@ -173,29 +136,6 @@ def _checked(
         if kind is right.dtype and not div_or_mod and not kind.is_ptr():
             return _broadcast(self, left, right)
     return _their_checked(self, left, right, left_ptr, right_ptr, check, div_or_mod)
-
-
-def _computation_type(self: Any, a: Any, a_is_scalar: bool, b: Any, b_is_scalar: bool, div_or_mod: bool) -> Any:
-    key = (a.name, a_is_scalar, b.name, b_is_scalar, div_or_mod)
-    if key not in _computation_types:
-        _computation_types[key] = _their_computation_type(self, a, a_is_scalar, b, b_is_scalar, div_or_mod)
-    return _computation_types[key]
-
-
-def _sizes(shape: Any) -> list[int]:
-    """numpy would ask for the sizes one by one, and for each Triton would wrap an index."""
-    return [_unwrap(size) for size in (shape.values if isinstance(shape, core.tuple) else shape)]
-
-
-def _splat(self: Any, block: Any, scalar: Any) -> Any:
-    if isinstance(scalar.dtype, core.block_type):
-        return _their_splat(self, block, scalar)
-    filled = np.full(_sizes(block.shape), scalar.data, dtype=interpreter._get_np_dtype(scalar.dtype))
-    return interpreter.TensorHandle(filled, scalar.dtype.scalar)
-
-
-def _broadcast_to(self: Any, handle: Any, shape: Any) -> Any:
-    return _their_broadcast_to(self, handle, _sizes(shape))
 
 
 def _handle_init(self: Any, data: Any, dtype: Any, attr: dict[str, Any] | None = None) -> None:

@@ -298,8 +298,8 @@ def test_inspect_shows_the_engine(call: Call, engine: Path):
 def test_inspect_shows_what_it_can_of_a_newer_engine(call: Call, engine: Path, tmp_path: Path):
     newer = tmp_path / "newer.llmc"
     data = engine.read_bytes()
-    assert data.count(b'\\"format\\":\\"1.0\\"') == 1
-    newer.write_bytes(data.replace(b'\\"format\\":\\"1.0\\"', b'\\"format\\":\\"9.0\\"'))
+    assert data.count(b'\\"format\\":\\"2.0\\"') == 1
+    newer.write_bytes(data.replace(b'\\"format\\":\\"2.0\\"', b'\\"format\\":\\"9.0\\"'))
     outcome = call("inspect", newer, "--json")
     assert outcome.code == 3
     assert outcome.json["manifest"]["format"] == "9.0"

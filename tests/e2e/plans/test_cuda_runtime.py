@@ -78,16 +78,16 @@ def test_requests_get_all_their_tokens_in_mixed_and_decode_steps(ran: Ran, name:
 
 
 def test_each_cubin_is_loaded_once_and_its_kernels_are_allowed_their_shared_memory(ran: Ran, name: str):
-    binaries = [module.binary for module in ran.plan.modules if module.binary is not None]
+    binaries = [module.code for module in ran.plan.modules if module.code is not None]
     lines = ran.traces[name]
     loading = [line for line in lines if line.name == "loading"]
     assert Counter(line.number("bytes") for line in loading) == Counter(
-        size for _, size in {(binary.offset, binary.size) for binary in binaries}
+        size for _, size in {(code.offset, code.size) for code in binaries}
     )
     assert {(line.number("ptx"), line.number("code")) for line in loading} == {(0, 0)}
     settings = [line for line in lines if line.name == "cuFuncSetAttribute"]
     asked = [line.number("value") for line in settings if line.number("attribute") == DYNAMIC_SHARED]
-    wide = sorted(binary.shared for binary in binaries if binary.shared > DEFAULT_SHARED)
+    wide = sorted(code.shared for code in binaries if code.shared > DEFAULT_SHARED)
     assert wide and sorted(asked) == wide
 
 
@@ -128,10 +128,11 @@ def _grid(launch: Launch, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def _check_launch(plan: Plan, launch: Launch, grid: tuple[int, ...], line: Line) -> None:
-    binary = plan.modules[launch.module].binary
-    assert binary is not None
+    module = plan.modules[launch.module]
+    code = module.code
+    assert code is not None
     found = (line.name, line.facts["entry"], line.facts["grid"], line.number("threads"), line.number("shared"))
-    assert found == ("cuLaunchKernelEx", binary.entry, ",".join(map(str, grid)), 32 * binary.warps, binary.shared)
+    assert found == ("cuLaunchKernelEx", code.entry, ",".join(map(str, grid)), 32 * module.warps, code.shared)
 
 
 def _check_values(plan: Plan, launch: Launch, sizes: dict[str, int], line: Line, memory: list[tuple[int, int]]) -> None:
@@ -161,7 +162,7 @@ def test_a_run_says_that_the_driver_compiled_what_it_refused(engine: Path, tmp_p
     environment = {**with_bindings(compiled(tmp_path), version), **given}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    images = {(module.binary.offset, module.binary.size) for module in plan.modules if module.binary is not None}
+    images = {(module.code.offset, module.code.size) for module in plan.modules if module.code is not None}
     first = plan.modules[0].kernel
     assert done.stderr.startswith(
         f"llmc: the driver refused the machine code of {len(images)} kernels and compiled their PTX; "

@@ -32,10 +32,11 @@ STUB_PTX = ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry {ent
 
 def code_of(module: Module) -> dict[str, Any]:
     """The fields of `Code` of a plan's module, but for the two places."""
-    binary = module.binary
-    assert binary is not None
-    same = ("entry", "warps", "shared", "global_scratch", "profile_scratch", "pdl", "registers", "spills")
-    return {"kernel": module.kernel, "types": module.types, **{name: getattr(binary, name) for name in same}}
+    code = module.code
+    assert code is not None
+    same = ("entry", "shared", "global_scratch", "profile_scratch", "pdl", "registers", "spills")
+    named = {"kernel": module.kernel, "types": module.types, "warps": module.warps}
+    return {**named, **{name: getattr(code, name) for name in same}}
 
 
 def small_carry(folder: Path, engine: Path, *, wrong: bool) -> Path:
@@ -72,11 +73,11 @@ def _plan(writer: CarryWriter, engine: Path) -> Plan:
         plan = Plan.from_json(opened.section(opened.manifest.profiles[TARGET].graph), what="a plan")
         modules = []
         for module in plan.modules:
-            assert module.binary is not None
-            image = contents.cubin(module.binary, module.kernel)
-            writer.add(code_of(module), image, contents.ptx(module.binary))
+            assert module.code is not None
+            image = contents.cubin(module.code, module.kernel)
+            writer.add(code_of(module), image, contents.ptx(module.code))
             offset, size = writer.place(image)
-            modules.append(replace(module, binary=replace(module.binary, offset=offset, size=size)))
+            modules.append(replace(module, code=replace(module.code, offset=offset, size=size)))
     return replace(plan, modules=tuple(modules))
 
 

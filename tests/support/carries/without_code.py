@@ -11,6 +11,7 @@ from support.fakes.libcuda import cubin
 from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.runtime.plan.plan import MachineCode
 
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu_pack  # pyright: ignore[reportMissingImports]
@@ -37,15 +38,8 @@ class NamedKernels(Kernels):
         for variant in dict.fromkeys(variants):
             entry = f"{variant.function}_{len(self.cubins):04}"
             data = self.cubins[variant].data if variant in self.cubins else cubin(entry)
-            facts = {"ctas": 1, "static_shared": 0, "global_scratch_align": 1, "profile_scratch_align": 1, "local": 0}
-            self.cubins.setdefault(
-                variant,
-                Cubin(
-                    sm=90, data=data, entry=entry, types=variant.types, warps=variant.warps, shared=1024,
-                    global_scratch=0, profile_scratch=0, pdl=True, cooperative=False, registers=32, spills=0,
-                    ptx=PTX.format(entry), **facts,
-                ),
-            )  # fmt: skip
+            code = MachineCode(entry, 1024, 32, 0, pdl=True)
+            self.cubins.setdefault(variant, Cubin(90, data, PTX.format(entry), variant.types, code))
 
 
 def small_carry(folder: Path, work: Path, wanted: gpu_pack.Contents = WANTED) -> Path:

@@ -17,7 +17,8 @@ from typing import Any
 import cuda.bindings
 import numpy as np
 
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.contents import EngineContents
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
@@ -48,7 +49,7 @@ class Noted:
 
 def device(engine: EngineFile, profile: str, plan: Plan, slots: int, *, pdl: bool, graphs: bool) -> CudaDevice:
     """The one place where a device is made."""
-    return CudaDevice.of_engine(engine, profile, replace(plan, pdl=pdl), slots, options=Options(graphs=graphs))
+    return CudaDevice(EngineContents(engine, profile), replace(plan, pdl=pdl), slots, graphs=graphs)
 
 
 def run(path: Path, *, pdl: bool, graphs: bool) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def check_format(checkpoint: Path, quantize: str, folder: Path, count: int) -> N
 def check_simulated(checkpoint: Path, quantize: str, folder: Path, count: int) -> None:
     """The launch plan, interpreted, says what the oracle says, to the rounding of 16-bit activations."""
     ids = some_ids(count, 5, CONFIG["vocab_size"])
-    limits = {"max_context": 256, "max_batch": 2}
-    path = llmc.build(checkpoint, folder / "a.llmc", targets=["sm_90"], quantize=quantize, **limits)
+    path = folder / "a.llmc"
+    llmc.build(checkpoint, path, targets=["sm_90"], quantize=quantize, max_context=256, max_batch=2)
     expected = quantized_logits(path, quantize, ids, checkpoint)
     with load(path, make_device=SimulatedDevice) as engine:
         assert difference(engine.logits(ids), expected) < 3e-2

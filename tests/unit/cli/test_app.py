@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import typer
 from llmc.cli import app as module
 from llmc.cli import main
 from llmc.cli.app import run
-from llmc.cli.common import console, huge_pages, progress, texts
+from llmc.cli.common import console, huge_pages, options, progress, texts
 from llmc.cli.prompts import batch
+from llmc.recipes.flags import BuildFlags
 from llmc.runtime import errors
 from llmc.runtime.errors import RecipeError
+from llmc.runtime.sampling.params import RANGES, Options, SamplingParams
 
 COMMANDS = ("build", "run", "inspect", "verify", "eval", "bench", "passes", "kernels", "tune", "doctor")
 
@@ -61,6 +64,30 @@ def test_every_flag_has_its_environment_twin():
                 assert option.envvar == "LLMC_" + long.removeprefix("--").replace("-", "_").upper(), (name, long)
 
 
+def test_a_variable_without_effect_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("LLMC_CASHE", "/tmp")
+    assert run(["--version"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "llmc 0.1.0\n"
+    assert shown.err == "llmc: no variable LLMC_CASHE is known (did you mean 'LLMC_CACHE'?): it has no effect\n"
+
+
+def test_a_build_s_flags_are_those_of_its_type():
+    assert list(options.BUILD_FLAGS) == list(BuildFlags.__annotations__)
+    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    for name in ("build", "passes"):
+        assert {*options.BUILD_FLAGS} <= {option.name for option in commands[name].params}
+
+
+def test_a_sampling_option_is_one_field():
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert {*RANGES} == fields - {"logit_bias"} and fields <= {*Options.__annotations__}
+    command = typer.main.get_command(module.app).commands["run"]  # type: ignore[attr-defined]
+    assert fields <= {option.name for option in command.params}
+    for name in RANGES:
+        assert "--" + name.replace("_", "-") in {text for option in command.params for text in option.opts}
+
+
 def test_the_environment_twin_works_and_the_flag_wins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -87,6 +114,7 @@ def test_the_environment_twin_works_and_the_flag_wins(
         (["build", "absent"], "Missing option '--output'"),
         (["build", "absent", "-o", "x.llmc", "--quantize", "in4"], "no weight format 'in4' (did you mean 'int4'?)"),
         (["build", "absent", "-o", "x.llmc", "--target", "cpu,gpu"], "no target 'gpu'"),
+        (["build", "absent", "-o", "x.llmc", "--target", "h10"], "no target 'h10' (did you mean 'h100'?), known: cpu"),
         (["build", "absent", "-o", "x.llmc", "--max-batch", "0"], "max_batch: 0 is not a number from 1 to 4096"),
     ],
 )

@@ -16,6 +16,9 @@ from llmc.compiler.targets import TARGETS
 from llmc.quantize import FORMATS
 from llmc.recipes import recipe as module
 from llmc.recipes.recipe import QuantizeRule, Recipe, bundled_recipes, load_recipe, with_flags
+from llmc.runtime.chips import GPUS
+from llmc.runtime.chips import TARGETS as RUNTIME_TARGETS
+from llmc.runtime.dtypes import WEIGHT_FORMATS
 from llmc.runtime.errors import RecipeError
 
 SCHEMA = json.loads((ROOT / "recipes/recipe.schema.json").read_text())
@@ -196,10 +199,10 @@ def test_bundled_recipes_do_not_extend_each_other():
 def test_the_schema_agrees_with_the_reader():
     formats = SCHEMA["$defs"]["format"]["enum"]
     assert sorted(formats) == sorted(["none", *FORMATS])
-    assert tuple(FORMATS) == module.FORMATS
+    assert tuple(FORMATS) == WEIGHT_FORMATS
     assert set(SCHEMA["properties"]) == set(module._KEYS)
     assert set(SCHEMA["properties"]["extends"]["enum"]) == set(bundled_recipes())
-    assert SCHEMA["properties"]["targets"]["items"]["enum"] == list(module.TARGETS)
+    assert SCHEMA["properties"]["targets"]["items"]["enum"] == [*RUNTIME_TARGETS, *GPUS]
     assert SCHEMA["properties"]["max_context"]["maximum"] == module.MAX_CONTEXT
     assert SCHEMA["properties"]["max_batch"]["maximum"] == module.MAX_BATCH
     rule = SCHEMA["properties"]["quantize"]["properties"]["rules"]["items"]
@@ -207,8 +210,18 @@ def test_the_schema_agrees_with_the_reader():
     assert set(json.loads(Recipe().canonical())) | {"extends"} == set(SCHEMA["properties"])
 
 
+def test_a_gpu_s_name_means_its_target(tmp_path: Path):
+    assert Recipe(targets=("H100", "cpu", "h200")).targets == ("sm_90", "cpu")
+    assert with_flags(None, targets=["b300"]).targets == ("sm_100",)
+    path = tmp_path / "r.yaml"
+    path.write_text("version: 1\ntargets: [l4, cpu]\n")
+    assert load_recipe(str(path)) == Recipe(targets=("sm_89", "cpu"))
+    with pytest.raises(RecipeError, match=r"no target 'h20' \(did you mean 'h200'\?\), known: cpu, .*, and GPUs: a100"):
+        Recipe(targets=("h20",))
+
+
 def test_targets_are_those_of_the_table():
-    assert set(module.TARGETS) == set(TARGETS) - {"null"}
+    assert set(RUNTIME_TARGETS) == set(TARGETS) - {"null"}
 
 
 def assert_follows(value: object, schema: dict) -> None:

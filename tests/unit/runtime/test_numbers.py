@@ -92,5 +92,5 @@ def test_e5m2_is_torchs() -> None:
 
 
 def test_to_f32_names_an_unknown_dtype() -> None:
-    with pytest.raises(ValueError, match="unknown dtype 'F8'; known: BOOL, U8"):
+    with pytest.raises(ValueError, match="unknown dtype 'F8'; known: BF16, F16"):
         numbers.to_f32(BYTES, "F8")

@@ -18,13 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .....runtime.environment import cache_folder
 from .....runtime.errors import EngineError
 from .....runtime.files.records import read
 from .....runtime.files.strict_json import canonical, loads
 from .assembler import assembler_version
 
-VARIABLE = "LLMC_CACHE"
-"""The folder of llmc's caches; set to nothing, there is no cache."""
 TOOLS = "tools.json"
 """The file that makes a cache a pack."""
 _PACKAGE = Path(__file__).resolve().parents[4]
@@ -76,13 +75,8 @@ class KernelCache:
     @staticmethod
     def default() -> KernelCache:
         """The cache that the environment asks for."""
-        asked = os.environ.get(VARIABLE)
-        if asked is not None:
-            return KernelCache(Path(asked) / "kernels" if asked else None)
-        try:
-            return KernelCache(Path.home() / ".cache" / "llmc" / "kernels")
-        except RuntimeError:  # nobody's home
-            return KernelCache(None)
+        folder = cache_folder()
+        return KernelCache(None if folder is None else folder / "kernels")
 
     def load(self, key: str) -> Any:
         """The answer kept under a key, or None: absent, unreadable or damaged are all the same to a build."""

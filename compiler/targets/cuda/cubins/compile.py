@@ -23,27 +23,29 @@ from typing import Any
 
 from .....runtime.chips import chip
 from .....runtime.cuda.launches import layout
+from .....runtime.dtypes import KERNEL_DTYPES
+from .....runtime.environment import for_worker
 from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
 from .....runtime.machine import cpu_count, memory
+from .....runtime.plan.plan import MachineCode
 from .....runtime.progress import Progress
-from ..call import Argument, Call, Constant, Operand
-from .cache import VARIABLE, KernelCache, key_of, sources_of
+from ..call import Argument, Call, Constant, Kernel, Operand
+from .cache import KernelCache, key_of, sources_of
 from .elf import Parameter, image_of
 from .worker import KERNELS, SETTINGS
 
-TYPES = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "i32": "*i32", "i64": "*i64", "u8": "*u8"}
-"""Triton's name of a pointer to a stored dtype. Sizes and whole numbers are i32, other numbers fp32."""
 EXTRA = "cuda-build"
 _NEEDED = ("torch", "triton")
 _WORKER_BYTES = 1 << 30
 """What a worker with torch and a large kernel takes at most."""
-_KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     f"from {__name__.partition('.targets')[0]}.kernel_imports import prepare; prepare(); "
     f"from {__package__}.worker import main; main()"
 )
 _LONGEST_REASON = 1500
+_UNASKED = ("kernel", "minimum_sm")
+"""Of a variant: what does not decide its cubin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,70 +81,64 @@ class Variant:
 
     def request(self, sm: int) -> dict[str, Any]:
         """What the compiler is asked: all that decides the cubin except sources and tools."""
-        return {
-            "file": self.file,
-            "function": self.function,
-            "constants": dict(self.constants),
-            "types": list(self.types),
-            "warps": self.warps,
-            "stages": self.stages,
-            "sm": sm,
-        }
+        facts = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _UNASKED}
+        return {**facts, "constants": dict(self.constants), "types": list(self.types), "sm": sm}
 
 
 @dataclass(frozen=True)
 class Cubin:
-    """A compiled kernel and what cuLaunchKernelEx needs of it.
+    """A compiled kernel. types: of its parameters, after which two pointers always follow: global and profile scratch.
 
-    A block has 32 * warps threads, a cluster ctas blocks. shared: dynamic shared memory of a block; static_shared comes
-    on top. Scratch is per block and cluster member. The function takes `types` and then always two pointers more:
-    global scratch and profile scratch. spills: bytes a thread stores and loads; local: its stack. ptx: what the cubin
-    was assembled from, for a driver that refuses it.
+    static_shared: bytes of shared memory beside the dynamic ones; local: a thread's stack. ptx: what the cubin was
+    assembled from, for a driver that refuses it.
     """
 
     sm: int
     data: bytes
-    entry: str
-    types: tuple[str, ...]
-    warps: int
-    ctas: int
-    shared: int
-    static_shared: int
-    global_scratch: int
-    global_scratch_align: int
-    profile_scratch: int
-    profile_scratch_align: int
-    pdl: bool
-    cooperative: bool
-    registers: int
-    spills: int
-    local: int
     ptx: str
+    types: tuple[str, ...]
+    code: MachineCode
+    static_shared: int = 0
+    local: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block, dynamic and static."""
+        return self.code.shared + self.static_shared
 
     @staticmethod
     def from_json(answer: Mapping[str, Any]) -> Cubin:
         """A worker's answer as a value."""
-        return Cubin(**{**answer, "data": base64.b64decode(answer["data"]), "types": tuple(answer["types"])})
+        code, data = MachineCode(**answer["code"]), base64.b64decode(answer["data"])
+        return Cubin(**{**answer, "data": data, "types": tuple(answer["types"]), "code": code})
 
 
 def variant_of(call: Call) -> Variant:
     """What must be compiled for a call."""
-    function = call.kernel.function.fn
+    return specialized(call.kernel, call.constants, map(_type, dict(call.ordered).values()), call.warps, call.stages)
+
+
+def specialized(
+    kernel: Kernel, constants: Mapping[str, Constant], types: Iterable[str], warps: int, stages: int
+) -> Variant:
+    """A kernel with its constants, in the order of its parameters."""
+    function = kernel.function.fn
     return Variant(
-        kernel=call.kernel.name,
+        kernel=kernel.name,
         file=function.__module__.removeprefix(f"{KERNELS}."),
         function=function.__name__,
-        constants=tuple((name, call.constants[name]) for name in call.kernel.parameters if name in call.constants),
-        types=tuple(_type(argument) for _, argument in call.ordered),
-        warps=call.warps,
-        stages=call.stages,
-        minimum_sm=call.kernel.minimum_sm,
+        constants=tuple((name, constants[name]) for name in kernel.parameters if name in constants),
+        types=tuple(types),
+        warps=warps,
+        stages=stages,
+        minimum_sm=kernel.minimum_sm,
     )
 
 
 def _type(argument: Argument) -> str:
+    """Triton's: sizes and whole numbers are i32, other numbers fp32."""
     if isinstance(argument, Operand):
-        return TYPES[argument.dtype]
+        return KERNEL_DTYPES[argument.dtype].pointer
     return "fp32" if isinstance(argument, float) else "i32"
 
 
@@ -206,7 +202,7 @@ def attempt(
                 continue
             cubin = Cubin.from_json(answer)
             try:
-                check_parameters(cubin)
+                check_parameters(cubin, variant.warps)
             except EngineError as error:
                 outcomes[variant] = error
                 continue
@@ -217,17 +213,17 @@ def attempt(
     return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
 
 
-def check_parameters(cubin: Cubin) -> None:
+def check_parameters(cubin: Cubin, warps: int) -> None:
     """That a kernel reads its parameters where `runtime/cuda/launches.py` puts them, and takes the plan's threads.
 
     Raises:
         EngineError: it does not; a launch would give it other numbers without any error of the driver.
     """
-    image = image_of(cubin.data, cubin.entry)
+    image = image_of(cubin.data, cubin.code.entry)
     wanted = [Parameter(one.offset, struct.calcsize(one.code)) for one in layout([*cubin.types, "*i8", "*i8"])]
-    if [*image.parameters] != wanted or image.threads != (32 * cubin.warps, 1, 1):
+    if [*image.parameters] != wanted or image.threads != (32 * warps, 1, 1):
         raise EngineError(
-            f"kernel {cubin.entry} for sm_{cubin.sm}: parameters {wanted}, {32 * cubin.warps} threads",
+            f"kernel {cubin.code.entry} for sm_{cubin.sm}: parameters {wanted}, {32 * warps} threads",
             found=f"{[*image.parameters]}, {image.threads}",
             fix="the Triton of this llmc: pip install -c constraints.txt",
         )
@@ -238,16 +234,16 @@ def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:
     return ResourceError(
         f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
         found="none of these sources",
-        fix=f"make the pack again from this llmc, or unset {VARIABLE} to compile",
+        fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
     )
 
 
 def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:
-    if isinstance(outcome, LlmcError) or (asked := outcome.shared + outcome.static_shared) <= most:
+    if isinstance(outcome, LlmcError) or outcome.shared <= most:
         return outcome
     return LlmcError(
         f"kernel {variant} for sm_{outcome.sm}",
-        found=f"{asked} bytes of shared memory per block, of at most {most}",
+        found=f"{outcome.shared} bytes of shared memory per block, of at most {most}",
         fix="smaller tiles or fewer stages",
     )
 
@@ -345,9 +341,14 @@ class _Worker:
             return self._process
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         folder = str(self._folder)
-        return {**kept, **SETTINGS, "TRITON_HOME": folder, "TRITON_CACHE_DIR": f"{folder}/cache", "TMPDIR": folder}
+        return {
+            **for_worker(),
+            **SETTINGS,
+            "TRITON_HOME": folder,
+            "TRITON_CACHE_DIR": f"{folder}/cache",
+            "TMPDIR": folder,
+        }
 
     def _buried(self, variant: Variant, sm: int) -> LlmcError:
         """The error of a worker that gave no answer; the next variant gets a new one."""

@@ -53,7 +53,7 @@ def figures_of(cubins: Mapping[Variant, Cubin], sm: int, program: Path) -> dict[
     """
     if not cubins:
         return {}
-    codes = [image_of(cubin.data, cubin.entry).code for cubin in cubins.values()]
+    codes = [image_of(cubin.data, cubin.code.entry).code for cubin in cubins.values()]
     listings = disassemble(codes, sm, program)
     return {
         variant: figures(variant, cubin, listing)
@@ -66,7 +66,7 @@ def figures(variant: Variant, cubin: Cubin, listing: Listing) -> Figures:
     loop = main_loop(listing)
     weights = weights_of(variant, loop)
     threads = 32 * variant.warps
-    resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.registers, cubin.shared + cubin.static_shared)
+    resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.code.registers, cubin.shared)
     told = not {one.name for one in loop} & _BULK
     return Figures(
         loop=len(loop) or None,

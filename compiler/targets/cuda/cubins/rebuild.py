@@ -7,12 +7,11 @@ from dataclasses import asdict
 from .....runtime.cuda.contents import EngineContents
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import EngineError, VerifyError
-from .....runtime.plan.plan import Module, Plan
+from .....runtime.plan.plan import Plan
 from .....runtime.progress import Progress
-from ..call import Kernel
 from ..kernels import suites
 from .cache import KernelCache, Tools, source_digest
-from .compile import Variant, compile_variants, need_compiler
+from .compile import Variant, compile_variants, need_compiler, specialized
 
 PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
 """How pip is asked for a tool's version."""
@@ -36,8 +35,8 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
     contents = EngineContents(engine, profile)
     wrong = []
     for module, variant in zip(plan.modules, variants, strict=True):
-        at, made = module.binary, cubins[variant]
-        if at is None or (contents.cubin(at, str(variant)), contents.ptx(at)) != (made.data, made.ptx):
+        code, made = module.code, cubins[variant]
+        if code is None or (contents.cubin(code, str(variant)), contents.ptx(code)) != (made.data, made.ptx):
             wrong.append(str(variant))
     if wrong:
         raise VerifyError(
@@ -54,8 +53,10 @@ def variants_of(plan: Plan, what: str) -> list[Variant]:
     Raises:
         EngineError: a kernel is none of this llmc.
     """
-    kernels = {kernel.name: (file, kernel) for file, suite in suites().items() for kernel in suite.kernels}
-    return [_variant(module, kernels, what) for module in plan.modules]
+    kernels = {kernel.name: kernel for suite in suites().values() for kernel in suite.kernels}
+    if strange := [module.kernel[:80] for module in plan.modules if module.kernel not in kernels]:
+        raise EngineError(f"{what}: a kernel of this llmc", found=strange[0], fix="build the engine again")
+    return [specialized(kernels[m.kernel], m.constants, m.types, m.warps, m.stages) for m in plan.modules]
 
 
 def _same_tools(engine: EngineFile, plan: Plan) -> None:
@@ -73,19 +74,3 @@ def _same_tools(engine: EngineFile, plan: Plan) -> None:
             found="built from other sources than those of this llmc",
             fix=f"llmc {engine.manifest.tools.get('llmc', 'of the build')}, or build the engine again",
         )
-
-
-def _variant(module: Module, kernels: dict[str, tuple[str, Kernel]], what: str) -> Variant:
-    if module.kernel not in kernels:
-        raise EngineError(f"{what}: a kernel of this llmc", found=module.kernel[:80], fix="build the engine again")
-    file, kernel = kernels[module.kernel]
-    return Variant(
-        kernel=kernel.name,
-        file=file,
-        function=kernel.function.fn.__name__,
-        constants=tuple((name, module.constants[name]) for name in kernel.parameters if name in module.constants),
-        types=module.types,
-        warps=module.warps,
-        stages=module.stages,
-        minimum_sm=kernel.minimum_sm,
-    )

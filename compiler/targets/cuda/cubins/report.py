@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from typing import Any
 
-from .....runtime.errors import LlmcError, RecipeError, Unsupported, nearest
+from .....runtime.errors import LlmcError, Unsupported
 from .....runtime.progress import Progress
-from .. import kernels
-from ..call import Suite
+from ..kernels import suites
 from .cache import KernelCache
 from .compile import Cubin, Variant, attempt, need_compiler, variant_of
 from .figures import Figures, figures_of
@@ -32,13 +30,13 @@ class Entry:
 
     @property
     def spills(self) -> int:
-        return self.outcome.spills if isinstance(self.outcome, Cubin) else 0
+        return self.outcome.code.spills if isinstance(self.outcome, Cubin) else 0
 
     @property
     def bad(self) -> bool:
         """Whether this must not be shipped: a kernel of real shapes that spills, or any that does not compile."""
         if isinstance(self.outcome, Cubin):
-            return self.decode and self.outcome.spills > 0
+            return self.decode and self.spills > 0
         return not isinstance(self.outcome, Unsupported)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,11 +54,11 @@ class Entry:
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
         return facts | {
-            "registers": outcome.registers,
-            "spills": outcome.spills,
+            "registers": outcome.code.registers,
+            "spills": outcome.code.spills,
             "local": outcome.local,
-            "shared": outcome.shared + outcome.static_shared,
-            "global_scratch": outcome.global_scratch,
+            "shared": outcome.shared,
+            "global_scratch": outcome.code.global_scratch,
             "bytes": len(outcome.data),
             **{field.name: getattr(self.figures, field.name, None) for field in fields(Figures)},
         }
@@ -99,16 +97,3 @@ def report(
             Entry(sm, variant, decode[variant], outcome, found.get(variant)) for variant, outcome in outcomes.items()
         ]
     return tuple(entries)
-
-
-def suites(files: Sequence[str] = ()) -> Mapping[str, Suite]:
-    """The suites of these kernel files, of all without any.
-
-    Raises:
-        RecipeError: there is no such file; names the nearest.
-    """
-    for name in files:
-        if name not in kernels.FILES:
-            known = ", ".join(kernels.FILES)
-            raise RecipeError(f"no kernel file {name!r}{nearest(name, kernels.FILES)}", fix=f"one of {known}")
-    return {name: import_module(f"{kernels.__name__}.{name}").SUITE for name in files or kernels.FILES}

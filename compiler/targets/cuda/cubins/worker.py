@@ -84,24 +84,25 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     knobs.runtime.add_stages_inspection_hook = hook
     compiled = triton.compile(source, target=GPUTarget("cuda", request["sm"], 32), options=options)
     facts: Any = compiled.metadata
-    if facts.tensordesc_meta:
-        raise NotImplementedError("tensor descriptors as arguments")
+    if facts.tensordesc_meta or facts.num_ctas != 1 or facts.launch_cooperative_grid:
+        raise NotImplementedError("tensor descriptors as arguments, clusters of blocks or cooperative launches")
+    found = resources(stages.log)
     return {
         "sm": request["sm"],
         "data": base64.b64encode(compiled.asm["cubin"]).decode(),
-        "entry": facts.name,
-        "types": request["types"],
-        "warps": facts.num_warps,
-        "ctas": facts.num_ctas,
-        "shared": facts.shared,
-        "global_scratch": facts.global_scratch_size,
-        "global_scratch_align": facts.global_scratch_align,
-        "profile_scratch": facts.profile_scratch_size,
-        "profile_scratch_align": facts.profile_scratch_align,
-        "pdl": request["sm"] >= WAITS_FROM,
-        "cooperative": facts.launch_cooperative_grid,
         "ptx": stages.ptx,
-        **resources(stages.log),
+        "types": request["types"],
+        "static_shared": found["static_shared"],
+        "local": found["local"],
+        "code": {
+            "entry": facts.name,
+            "shared": facts.shared,
+            "registers": found["registers"],
+            "spills": found["spills"],
+            "pdl": request["sm"] >= WAITS_FROM,
+            "global_scratch": facts.global_scratch_size,
+            "profile_scratch": facts.profile_scratch_size,
+        },
     }
 
 

@@ -5,12 +5,14 @@ Triton decides at the decorator, so the choice must be made before any kernel fi
 
 from __future__ import annotations
 
-import os
+from collections.abc import Collection
 from importlib import import_module
 
+from .....runtime.environment import settle
+from .....runtime.errors import RecipeError, nearest
 from ..call import Suite
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
+settle("TRITON_INTERPRET", "1")
 
 FILES = (
     "attention.flash_decode",
@@ -37,6 +39,13 @@ FILES = (
 """Kernel files by their dotted name inside this room."""
 
 
-def suites() -> dict[str, Suite]:
-    """The suites of all kernel files, by file name."""
-    return {name: import_module(f"{__name__}.{name}").SUITE for name in FILES}
+def suites(files: Collection[str] = FILES) -> dict[str, Suite]:
+    """The suites of these kernel files, by file name; of all without any.
+
+    Raises:
+        RecipeError: there is no such file; names the nearest.
+    """
+    for name in files:
+        if name not in FILES:
+            raise RecipeError(f"no kernel file {name!r}{nearest(name, FILES)}", fix=f"one of {', '.join(FILES)}")
+    return {name: import_module(f"{__name__}.{name}").SUITE for name in files or FILES}

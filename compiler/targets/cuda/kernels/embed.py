@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .....quantize import FORMATS
-from .....runtime.numbers import RAW_DTYPE
+from .....runtime.dtypes import DTYPES
 from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
 from .linear.dequantize import GROUP, e4m3, e8m0
 
@@ -98,9 +98,6 @@ def _row_bytes(table: Operand) -> int:
     return width * {"bf16": 2, "f16": 2, "f32": 4}[table.dtype]
 
 
-_KINDS = {"BF16": "bf16", "F32": "f32", "F16": "f16"}
-
-
 def _weights(format: str, vocab: int, width: int) -> tuple[dict[str, torch.Tensor], tuple[Operand, ...], torch.Tensor]:
     """Tensors by operand name, operands, and the table's numbers."""
     table = torch.randn(vocab, width, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
@@ -110,8 +107,8 @@ def _weights(format: str, vocab: int, width: int) -> tuple[dict[str, torch.Tenso
     parts = fmt.quantize(table)
     tensors, operands = {}, []
     for component in fmt.components(vocab, width):
-        raw = torch.from_numpy(parts[component.suffix].reshape(component.shape).astype(RAW_DTYPE[component.dtype]))
-        dtype = _KINDS.get(component.dtype, "u8")
+        raw = torch.from_numpy(parts[component.suffix].reshape(component.shape).astype(DTYPES[component.dtype].numpy))
+        dtype = DTYPES[component.dtype].kernel
         tensors[component.suffix] = raw.view(torch.bfloat16) if dtype == "bf16" else raw
         operands.append(Operand(component.suffix, dtype, component.shape))
     return tensors, tuple(operands), torch.from_numpy(fmt.dequantize(parts))

@@ -54,8 +54,8 @@ BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, MINIMUM_SM)
 STATIC = Kernel("quantize_static", quantize_static_kernel, MINIMUM_SM)
 
 
-def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: int | None) -> Call:
-    """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, block)] of blocks.
+def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> Call:
+    """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, 128)] of blocks.
 
     scales [1] is read instead: one number for the whole tensor, a weight of the engine. Calibration makes it of the
     largest magnitude that samples reach, divided by 448; what is larger in a run is saturated. NaN and infinities are
@@ -63,7 +63,7 @@ def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: 
     """
     tokens, k = x.shape
     static = scales.shape == (1,)
-    assert isinstance(k, int) and not (static and block)
+    assert isinstance(k, int)
     arguments: dict[str, Argument] = {"x": x, "codes": codes, "scales": scales}
     grid: tuple[int | str, ...] = (tokens,)
     kernel, constants, warps = ROWS, {"K": k, "COLUMNS": min(next_power(k), 4096)}, 8
@@ -72,10 +72,10 @@ def quantize_activations(x: Operand, codes: Operand, scales: Operand, *, block: 
         grid = (f"cdiv({product(tokens, k)}, {count})",)
         kernel, constants, warps = STATIC, {"K": k, "COUNT": count}, 4
         arguments["tokens"] = str(tokens)
-    elif block:
-        count = min(8, next_power(-(-k // block)))
-        grid = (tokens, -(-k // (block * count)))
-        kernel, constants, warps = BLOCKWISE, {"K": k, "BLOCK": block, "COUNT": count}, 4
+    elif len(scales.shape) == 2:
+        count = min(8, next_power(-(-k // BLOCK)))
+        grid = (tokens, -(-k // (BLOCK * count)))
+        kernel, constants, warps = BLOCKWISE, {"K": k, "BLOCK": BLOCK, "COUNT": count}, 4
     return Call(
         kernel,
         arguments,
@@ -127,7 +127,6 @@ def _cases() -> Iterator[Case]:
             Operand("x", dtype, ("tokens", k)),
             Operand("codes", "u8", ("tokens", k)),
             Operand("scales", "f32", scale_shape(form, "tokens", k)),
-            block=BLOCK if form == "blocks" else None,
         )
         inputs = {"x": x, "scales": scales} if form == "static" else {"x": x}
         expected = {"codes": codes, "scales": scales}
@@ -136,9 +135,9 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[Call]:
     codes, x = Operand("codes", "u8", ("tokens", 4096)), Operand("x", "bf16", ("tokens", 4096))
-    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens",)), block=None)
-    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens", 32)), block=BLOCK)
-    yield quantize_activations(x, codes, Operand("scales", "f32", (1,)), block=None)
+    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens",)))
+    yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens", 32)))
+    yield quantize_activations(x, codes, Operand("scales", "f32", (1,)))
 
 
 SUITE = Suite((ROWS, BLOCKWISE, STATIC), _cases, _calls)

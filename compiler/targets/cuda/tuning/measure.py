@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from .....runtime.cuda.driver import Driver
-from .....runtime.cuda.launches import NUMPY, Parameters, pack
+from .....runtime.cuda.launches import BoundLaunch, pack
 from .....runtime.cuda.ring import Pinned
-from .....runtime.errors import LlmcError
+from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.numbers import bf16_to_f32
 from .....runtime.plan.formula import value
 from ..call import ROUNDING, Call, Operand
@@ -49,16 +49,6 @@ class Form:
 
     call: Call
     cubin: Cubin
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A form on the GPU: its launch for every copy of the weights."""
-
-    function: Any
-    config: Any
-    parameters: tuple[Parameters, ...]
-    what: str
 
 
 def measure(
@@ -110,10 +100,8 @@ class _Bench:
         cleanup.callback(self._pinned.close)
         room: dict[str, int] = {}
         for form in forms:
-            for argument in form.call.arguments.values():
-                if isinstance(argument, Operand):
-                    nbytes = value(argument.bytes, sizes)
-                    room[argument.name] = max(room.get(argument.name, 0), nbytes)
+            for operand in form.call.operands.values():
+                room[operand.name] = max(room.get(operand.name, 0), value(operand.bytes, sizes))
         shared = {name: self._allocate(nbytes) for name, nbytes in room.items() if name not in weights}
         for name, address in shared.items():
             if name in contents:
@@ -132,20 +120,18 @@ class _Bench:
         self._counters = shared.get(_COUNTERS, 0), room.get(_COUNTERS, 0)
         scratch = zip(*(self._scratch_of(form) for form in forms), strict=True)
         self._scratch = [self._allocate(max(each)) if max(each) else 0 for each in scratch]
-        y = next(a for a in forms[0].call.arguments.values() if isinstance(a, Operand) and a.name == _RESULT)
-        self._y, self._y_bytes = y, room[_RESULT]
-        act = forms[0].call.arguments["x"]
-        assert isinstance(act, Operand)
-        self._tolerance = ROUNDING[y.dtype] + ROUNDING.get(act.dtype, ROUNDING["bf16"])
+        self._y, self._y_bytes = forms[0].call.operands[_RESULT], room[_RESULT]
+        act = forms[0].call.operands["x"].dtype
+        self._tolerance = ROUNDING[self._y.dtype] + ROUNDING.get(act, ROUNDING["bf16"])
 
-    def prepare(self, form: Form) -> _Ready:
-        """Load a form's code, and bind it to every copy of the weights."""
+    def prepare(self, form: Form) -> list[BoundLaunch]:
+        """A form's code, loaded and bound to every copy of the weights."""
         what = f"{form.call.kernel.name} with {dict(form.call.constants)}"
         module = self._driver.module(form.cubin.data, what)
         self._cleanup.callback(self._driver.unload, module)
-        function = self._driver.function(module, form.cubin.entry, form.cubin.shared, what)
-        config = self._driver.config(self._grid(form), form.cubin.warps, form.cubin.shared, self._stream)
-        parameters = []
+        function = self._driver.function(module, form.cubin.code.entry, form.cubin.code.shared, what)
+        config = self._driver.config(self._grid(form), form.call.warps, form.cubin.code.shared, self._stream)
+        launches = []
         for addresses in self._copies:
             values: list[int | float] = []
             for _, argument in form.call.ordered:
@@ -153,10 +139,11 @@ class _Bench:
                     values.append(addresses[argument.name])
                 else:
                     values.append(self._sizes[argument] if isinstance(argument, str) else argument)
-            parameters.append(pack([*form.cubin.types, "*i8", "*i8"], [*values, *self._scratch], what=what))
-        return _Ready(function, config, tuple(parameters), what)
+            parameters = pack([*form.cubin.types, "*i8", "*i8"], [*values, *self._scratch], what=what)
+            launches.append(BoundLaunch(function, config, parameters, what))
+        return launches
 
-    def result(self, ready: _Ready) -> np.ndarray | None:
+    def result(self, ready: Sequence[BoundLaunch]) -> np.ndarray | None:
         """What a form computes, float32; None if it left a counter behind."""
         driver, stream = self._driver, self._stream
         address = self._copies[0][_RESULT]
@@ -167,7 +154,7 @@ class _Bench:
         self._launch(ready, 0)
         if nbytes and self._receive(counters, nbytes).any():
             return None
-        raw = self._receive(address, self._y_bytes).view(NUMPY[self._y.dtype])
+        raw = self._receive(address, self._y_bytes).view(KERNEL_DTYPES[self._y.dtype].numpy)
         return bf16_to_f32(raw) if self._y.dtype == "bf16" else raw.astype(np.float32)
 
     def agrees(self, found: np.ndarray | None, expected: np.ndarray | None) -> bool:
@@ -176,18 +163,15 @@ class _Bench:
             return False
         return bool(np.abs(found - expected).max() <= self._tolerance * np.abs(expected).max())
 
-    def graph(self, ready: _Ready) -> tuple[Any, int]:
+    def graph(self, ready: Sequence[BoundLaunch]) -> tuple[Any, int]:
         """Launches over all copies of the weights as a graph, and how many they are."""
         count = max(len(self._copies), 4)
-        self._driver.begin_capture(self._stream)
-        try:
+
+        def launches() -> None:
             for index in range(count):
                 self._launch(ready, index % len(self._copies))
-        except BaseException:
-            with suppress(LlmcError):
-                self._driver.drop_graph(self._driver.end_capture(self._stream))
-            raise
-        graph = self._driver.end_capture(self._stream)
+
+        graph = self._driver.captured(self._stream, launches)
         self._cleanup.callback(self._driver.drop_graph, graph)
         return graph, count
 
@@ -210,15 +194,16 @@ class _Bench:
                 taken[index].append(driver.elapsed(*events[index]) / count)
         return {index: median(each[1:]) for index, each in taken.items()}  # the first round warms up
 
-    def _launch(self, ready: _Ready, copy: int) -> None:
-        self._driver.launch(ready.config, ready.function, ready.parameters[copy].address, ready.what)
+    def _launch(self, ready: Sequence[BoundLaunch], copy: int) -> None:
+        one = ready[copy]
+        self._driver.launch(one.config, one.function, one.parameters.address, one.label)
 
     def _grid(self, form: Form) -> tuple[int, ...]:
         return tuple(value(size, self._sizes) for size in (*form.call.grid, 1, 1)[:3])
 
     def _scratch_of(self, form: Form) -> tuple[int, int]:
         programs = math.prod(self._grid(form))
-        return form.cubin.global_scratch * programs, form.cubin.profile_scratch * programs
+        return form.cubin.code.global_scratch * programs, form.cubin.code.profile_scratch * programs
 
     def _event(self) -> Any:
         event = self._driver.event(timing=True)

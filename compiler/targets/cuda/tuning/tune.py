@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from .....runtime.cuda.driver import Driver
-from .....runtime.cuda.launches import NUMPY
+from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.engine_file.bind import evaluate, from_json
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import LlmcError
@@ -24,12 +24,13 @@ from .....runtime.numbers import f32_to_bf16
 from .....runtime.plan.formula import value
 from .....runtime.plan.plan import Launch, Plan, Program
 from .....runtime.progress import NO_PROGRESS, Progress
-from ..call import EMULATE, Call, Operand
+from ..call import Call, Operand
 from ..cubins.cache import KernelCache, source_digest
 from ..cubins.compile import Cubin, attempt, variant_of
 from ..kernels.linear import fp8 as linear_fp8
 from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
+from ..kernels.linear.choose import linear
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
 from .measure import Effort, Form, measure
 from .tactics import Key, Row, Table, key
@@ -50,8 +51,8 @@ _E4M3_BELOW_2 = 0xBF
 class Linear:
     """A linear of a plan in steps of at most `tokens`. operands: by parameter, and named so; sources: their tensors.
 
-    bytes: of its weights, in all launches of the program. block: of FP8 scales, None where they are of rows.
-    activation: of gate, where the weight is gate|up and the epilogue makes act(gate) * up of it.
+    bytes: of its weights, in all launches of the program. activation: of gate, where the weight is gate|up and the
+    epilogue makes act(gate) * up of it.
     """
 
     kind: str
@@ -63,7 +64,6 @@ class Linear:
     operands: Mapping[str, Operand]
     sources: Mapping[str, str]
     sizes: Mapping[str, int]
-    block: int | None
     activation: str | None
     bytes: int
 
@@ -78,21 +78,20 @@ class Linear:
 
     def call(self, tile: Tile, sm: int) -> Call:
         """The linear with a tile."""
-        found, (size, _) = self.operands, self.operands["x"].shape
-        optional = {name: found.get(name) for name in ("bias", "residual")}
-        common = {**optional, "max_tokens": self.tokens, "sm": sm, "tile": tile}
-        weights = tuple(found[name] for name in self.weights)
-        if self.kind == "fp8":
-            return linear_fp8.linear_fp8(found["x"], found["x_scale"], weights, found["y"], block=self.block, **common)
-        decoded = {**common, "format": self.format, "activation": self.activation}
-        if self.kind == "large":
-            return linear_large.linear_large(found["x"], weights, found["y"], **decoded)
-        workspace = counters = None
-        if tile.splits > 1:
-            workspace = Operand("workspace", "f32", (tile.splits, size, self.n))
-            counters = Operand("counters", "i32", (linear_small.counters_for(self.n, self.tokens, tile),))
-        both = {"workspace": workspace, "counters": counters}
-        return linear_small.linear_small(found["x"], weights, found["y"], **both, **decoded)
+        found = self.operands
+        (made,) = linear(
+            *(found["x"], tuple(found[name] for name in self.weights), found["y"]),
+            format=self.format,
+            max_tokens=self.tokens,
+            sm=sm,
+            tile=lambda kind, n, k: tile,
+            make=Operand.of,
+            counters=lambda count: Operand("counters", "i32", (count,)),
+            scales=found.get("x_scale"),
+            bias=found.get("bias"),
+            activation=self.activation,
+        )
+        return made
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,10 @@ class Tuner:
         linears, stop = linears_of(plan), self.clock() + self.limit
         rows: list[Row] = []
         wrong: list[str] = []
-        for linear in linears:
+        for one in linears:
             if self.clock() >= stop:
                 break
-            contents = contents_of(linear, engine, plan, facts.weights)
-            row = self._row(linear, plan.sm, contents, stop, wrong)
+            row = self._row(one, plan.sm, contents_of(one, engine, plan, facts.weights), stop, wrong)
             if row is not None:
                 rows.append(row)
                 self.found(row)
@@ -152,7 +150,7 @@ class Tuner:
             outcome = outcomes[variant_of(call)]
             if isinstance(outcome, LlmcError) and not forms:
                 raise outcome
-            if isinstance(outcome, Cubin) and (not forms or not outcome.spills):
+            if isinstance(outcome, Cubin) and (not forms or not outcome.code.spills):
                 forms[tile] = Form(call, outcome)
         times = measure(
             self.driver,
@@ -210,9 +208,8 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
     if module.kernel not in KINDS:
         return None
     kind, constants = KINDS[module.kernel], module.constants
-    names = [name for name in _KERNELS[kind].parameters if name not in constants and name != EMULATE]
     operands, sources = {}, {}
-    for name, argument in zip(names, launch.arguments, strict=True):
+    for name, argument in zip(_KERNELS[kind].given(constants), launch.arguments, strict=True):
         if argument.tensor is not None and name not in _PARTS:
             tensor = plan.tensor(program, argument.tensor)
             shape = tuple(int(size) if size.isdecimal() else size for size in tensor.shape)
@@ -229,7 +226,6 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
         operands=operands,
         sources=sources,
         sizes=program.limits,
-        block=linear_fp8.BLOCK if constants.get("BLOCKS") else None,
         activation=constants.get("ACTIVATION"),
         bytes=sum(value(operands[name].bytes, program.limits) for name in _WEIGHTS if name in operands),
     )
@@ -258,4 +254,4 @@ def _random(source: np.random.Generator, dtype: str, shape: list[int]) -> np.nda
     if dtype == "u8":
         return source.integers(0, 256, math.prod(shape), np.uint8).reshape(shape) & _E4M3_BELOW_2
     numbers = source.standard_normal(shape, np.float32)
-    return f32_to_bf16(numbers) if dtype == "bf16" else numbers.astype(NUMPY[dtype])
+    return f32_to_bf16(numbers) if dtype == "bf16" else numbers.astype(KERNEL_DTYPES[dtype].numpy)

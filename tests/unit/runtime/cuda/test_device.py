@@ -15,7 +15,8 @@ from support.running import run_some
 from support.toy_gpu import HEIGHT, IMAGES, KERNELS, MAX_BLOCKS, SHARED, VOCAB, answer, toy_engine, toy_plan
 
 from llmc.runtime.chips import target_for
-from llmc.runtime.cuda.device import CudaDevice, Options
+from llmc.runtime.cuda.contents import EngineContents
+from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError
@@ -34,7 +35,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: Any) -> Iterator[PagedExecutor]:
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, slots, driver=Driver(api), options=Options(**options))
+        return CudaDevice(EngineContents(engine, profile), plan, slots, driver=Driver(api), **options)
 
     made = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=batch)
     try:
@@ -46,8 +47,8 @@ def executor(path: Path, api: FakeApi, *, batch: int | None = None, **options: A
 @contextmanager
 def loaded(path: Path, api: FakeApi, slots: int = 4, plan: Plan | None = None, **options: Any) -> Iterator[CudaDevice]:
     with EngineFile.open(path) as engine:
-        given = {"driver": Driver(api), "options": Options(**options)}
-        device = CudaDevice.of_engine(engine, "sm_90", plan or toy_plan(), slots, **given)
+        given = {"driver": Driver(api), **options}
+        device = CudaDevice(EngineContents(engine, "sm_90"), plan or toy_plan(), slots, **given)
         try:
             yield device
         finally:
@@ -165,7 +166,7 @@ def test_scratch_is_for_the_kernels_that_ask_for_it(toy: Path):
 def test_programmatic_launch_is_for_kernels_that_wait_and_follow_another(toy: Path, switch: bool):
     plan = toy_plan()
     modules = tuple(
-        replace(one, binary=replace(one.binary, pdl=True)) if one.kernel in ("take", "choose") and one.binary else one
+        replace(one, code=replace(one.code, pdl=True)) if one.kernel in ("take", "choose") and one.code else one
         for one in plan.modules
     )
     api = FakeApi(KERNELS)
@@ -352,7 +353,7 @@ def test_a_plan_whose_launch_does_not_fit_its_module_is_refused(tmp_path: Path):
     damaged = replace(plan, modules=(wrong, *plan.modules[1:]))
     api = FakeApi({**KERNELS, "take": FakeKernel(wrong.types, KERNELS["take"].compute)})
     with EngineFile.open(toy_engine(tmp_path / "e.llmc", damaged)) as engine:
-        device = CudaDevice.of_engine(engine, "sm_90", damaged, 4, driver=Driver(api))
+        device = CudaDevice(EngineContents(engine, "sm_90"), damaged, 4, driver=Driver(api))
         with pytest.raises(EngineError, match=r"launch 'the take' of take\(\*fp32, .*\n  found: \*i32, \*i32, \*fp32"):
             device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ())
         device.close()

@@ -10,6 +10,7 @@ import pytest
 from support.fakes.driver import FakeApi, Result
 from support.toy_gpu import IMAGES, KERNELS, PTX, answer, toy_engine, toy_plan
 
+from llmc.runtime.cuda.contents import EngineContents
 from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver, RefusedCode
 from llmc.runtime.engine_file.file import EngineFile
@@ -22,7 +23,7 @@ from llmc.runtime.scheduling.scheduler import Scheduler
 @contextmanager
 def loaded(path: Path, api: FakeApi) -> Iterator[PagedExecutor]:
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
-        return CudaDevice.of_engine(engine, profile, plan, slots, driver=Driver(api))
+        return CudaDevice(EngineContents(engine, profile), plan, slots, driver=Driver(api))
 
     made = PagedExecutor(EngineFile.open(path), "sm_90", make, max_batch=4)
     try:

@@ -79,6 +79,7 @@ def test_fewer_sequences_are_named_if_they_would_fit():
 
 
 def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
+    from llmc.runtime.cuda.contents import EngineContents
     from llmc.runtime.cuda.device import CudaDevice
 
     api = FakeApi(KERNELS, memory=30_000)
@@ -86,7 +87,7 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
         EngineFile.open(toy_engine(tmp_path / "e.llmc")) as engine,
         pytest.raises(ResourceError, match=f"{engine.path}: profile 'sm_90': .* of GPU memory"),
     ):
-        CudaDevice.of_engine(engine, "sm_90", toy_plan(), 4, driver=Driver(api))
+        CudaDevice(EngineContents(engine, "sm_90"), toy_plan(), 4, driver=Driver(api))
     assert not api.calls["cuMemAlloc"] and not api.calls["cuMemHostAlloc"] and not any(api.live.values())
 
 

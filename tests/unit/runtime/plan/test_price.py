@@ -35,8 +35,8 @@ def test_a_launch_takes_what_is_slower_of_memory_and_arithmetic():
     first, second, logits, cache = priced(2, tokens=3, rows=2).lines
     assert (first.bytes, first.operations) == (WEIGHT_BYTES + 12, 1500)
     assert first.seconds == 1500 / SLOW.flops
-    assert (first.grid, first.kernel, first.binary) == ((2, 3, 1), "linear_kernel", BINARY)
-    assert (logits.bytes, logits.operations, logits.grid, logits.binary) == (20, 140000, (2, 3, 1), None)
+    assert (first.grid, first.kernel, first.code) == ((2, 3, 1), "linear_kernel", BINARY)
+    assert (logits.bytes, logits.operations, logits.grid, logits.code) == (20, 140000, (2, 3, 1), None)
     assert (cache.label, cache.bytes, cache.seconds) == (CACHE, 0, 0.0)
     assert second.label == "model.layers.1.down_proj_41"
     decode = priced(0).lines[0]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Unpack
 
 import torch
 import triton
 import triton.language as tl
 
+from ......runtime.chips import chip
 from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
-from ..linear.tiles import COUNTERS, MULTIPROCESSORS
-from .flash_prefill import capped, load_cached
+from ..linear.tiles import COUNTERS
+from .flash_prefill import Heads, bound, capped, load_cached
 from .reference import PAGE, Options, paged
 
 ROWS = 16
@@ -169,7 +171,7 @@ class Parts:
 
 def splits_for(sequences: int, kv_heads: int, max_blocks: int, sm: int) -> int:
     """Parts of a sequence: a power of two, so many that all processors have a program, if there are pages enough."""
-    wanted = MULTIPROCESSORS[sm] // (sequences * kv_heads)
+    wanted = chip(sm).processors // (sequences * kv_heads)
     most = min(MOST_SPLITS, max(max_blocks // LEAST_PAGES, 1))
     return max(min(1 << max(wanted, 1).bit_length() - 1, 1 << most.bit_length() - 1), 1)
 
@@ -182,48 +184,28 @@ def attention_decode(
     seq_lens: Operand,
     out: Operand,
     *,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
     splits: int,
     parts: Parts | None = None,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: Operand | None = None,
+    **heads: Unpack[Heads],
 ) -> Call:
     """Attention of one token per sequence, its own key and value being in the cache; a length of 0 gives zeros.
 
-    parts: for more than one split. window, softcap, sinks: see `attention_prefill`.
+    parts: for more than one split.
     """
-    width = block_tables.shape[1]
-    assert isinstance(width, int) and (splits == 1) == (parts is None)
+    assert (splits == 1) == (parts is None)
     room = {field.name: getattr(parts, field.name) if parts else None for field in fields(Parts)}
-    given = {name: operand for name, operand in {"sinks": sinks, **room}.items() if operand is not None}
-    written = ("out", *(room if parts else ()))
     moved = [q.bytes, out.bytes] + ([parts.partial.bytes, parts.lse.bytes] * 2 if parts else [])
+    members, kv_heads = heads["heads"] // heads["kv_heads"], heads["kv_heads"]
+    operands = {"q": q, "key": key, "value": value, "block_tables": block_tables, "seq_lens": seq_lens, "out": out}
+    arguments, constants = bound({**operands, **room}, heads)
     return Call(
         FP8 if key.dtype == "u8" else KERNEL,
-        {"q": q, "key": key, "value": value, "block_tables": block_tables, "seq_lens": seq_lens, "out": out, **given},
-        {
-            **{name: None for name in ("sinks", *room) if name not in given},
-            "HEADS": heads,
-            "KV_HEADS": kv_heads,
-            "HEAD_DIM": head_dim,
-            "SCALE": scale,
-            "WINDOW": window,
-            "SOFTCAP": softcap,
-            "MAX_BLOCKS": width,
-            "SPLITS": splits,
-            "COUNT": next_power(splits),
-            "ROWS": max(next_power(heads // kv_heads), ROWS),
-            "DIM": max(next_power(head_dim), 16),
-            "PAGE": PAGE,
-        },
+        arguments,
+        {**constants, "SPLITS": splits, "COUNT": next_power(splits), "ROWS": max(next_power(members), ROWS)},
         ("sequences", kv_heads, splits),
-        writes=written,
+        writes=("out", *(room if parts else ())),
         bytes=total(*moved),
-        operations=product("sequences", 2 * heads * head_dim * splits) if parts else 0,
+        operations=product("sequences", 2 * heads["heads"] * heads["head_dim"] * splits) if parts else 0,
         warps=4,
         stages=3,
     )
@@ -235,10 +217,6 @@ def parts_of(make: Callable[..., Operand], counters: Operand, heads: int, head_d
         return None
     shape = ("sequences", heads, splits)
     return Parts(make("partial", "f32", *shape, head_dim), make("lse", "f32", *shape), counters)
-
-
-def _operand(name: str, dtype: str, *shape: int | str) -> Operand:
-    return Operand(name, dtype, shape)
 
 
 def _cases() -> Iterator[Case]:
@@ -265,7 +243,7 @@ def _cases() -> Iterator[Case]:
             head_dim=options.head_dim,
             scale=options.scale,
             splits=splits,
-            parts=parts_of(_operand, counters, options.heads, options.head_dim, splits),
+            parts=parts_of(Operand.of, counters, options.heads, options.head_dim, splits),
             window=options.window,
             softcap=options.softcap,
             sinks=made.operands("sinks")[0] if options.sinks else None,
@@ -296,7 +274,7 @@ def _calls(sm: int) -> Iterator[Call]:
             head_dim=128,
             scale=128**-0.5,
             splits=splits,
-            parts=parts_of(_operand, Operand("counters", "i32", (COUNTERS,)), 32, 128, splits),
+            parts=parts_of(Operand.of, Operand("counters", "i32", (COUNTERS,)), 32, 128, splits),
         )
 
 

@@ -5,15 +5,16 @@ Dao, "FlashAttention-2" (2023), over blocks of queries of one sequence and all h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NotRequired, TypedDict, Unpack
 
 import triton
 import triton.language as tl
 
-from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ......runtime.chips import SHARED
+from ...call import ROUNDING, Argument, Call, Case, Constant, Kernel, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
-from ..linear.tiles import SHARED_BYTES
 from .reference import PAGE, Options, paged
 
 ROWS = 64
@@ -139,6 +140,44 @@ KERNEL = Kernel("attention_prefill", attention_prefill_kernel)
 FP8 = Kernel("attention_prefill_fp8", attention_prefill_kernel, MINIMUM_SM)
 
 
+class Heads(TypedDict):
+    """What attention's calls have in common.
+
+    window: positions a token sees, itself included (0: all). softcap: 0 for none. sinks f32 [heads]: logits that only
+    the denominator has.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: NotRequired[int]
+    softcap: NotRequired[float]
+    sinks: NotRequired[Operand | None]
+
+
+def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[str, Argument], dict[str, Constant]]:
+    """Arguments and constants that attention's calls share; operands that are None are constants."""
+    every = {**operands, "sinks": heads.get("sinks")}
+    tables = every["block_tables"]
+    assert tables is not None
+    width = tables.shape[1]
+    assert isinstance(width, int)
+    constants: dict[str, Constant] = {
+        **{name: None for name, one in every.items() if one is None},
+        "HEADS": heads["heads"],
+        "KV_HEADS": heads["kv_heads"],
+        "HEAD_DIM": heads["head_dim"],
+        "SCALE": heads["scale"],
+        "WINDOW": heads.get("window", 0),
+        "SOFTCAP": heads.get("softcap", 0.0),
+        "MAX_BLOCKS": width,
+        "DIM": max(next_power(heads["head_dim"]), 16),
+        "PAGE": PAGE,
+    }
+    return {name: one for name, one in every.items() if one is not None}, constants
+
+
 def attention_prefill(
     q: Operand,
     key: Operand,
@@ -148,25 +187,16 @@ def attention_prefill(
     seq_lens: Operand,
     out: Operand,
     *,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
     sm: int,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: Operand | None = None,
+    **heads: Unpack[Heads],
 ) -> Call:
     """Causal attention of the step's tokens, which are the last of each sequence's `seq_lens` positions.
 
-    window: positions a token sees, itself included (0: all). softcap: 0 for none. sinks f32 [heads]: logits that only
-    the denominator has. Tokens beyond query_start_loc[sequences] keep their output.
+    Tokens beyond query_start_loc[sequences] keep their output.
     """
-    members = next_power(heads // kv_heads)
+    members, size = next_power(heads["heads"] // heads["kv_heads"]), heads["head_dim"]
     queries = max(ROWS // members, 1)
-    tables_width = block_tables.shape[1]
-    assert isinstance(tables_width, int)
-    arguments = {
+    operands = {
         "q": q,
         "key": key,
         "value": value,
@@ -175,29 +205,17 @@ def attention_prefill(
         "seq_lens": seq_lens,
         "out": out,
     }
+    arguments, constants = bound(operands, heads)
     return Call(
         FP8 if key.dtype == "u8" else KERNEL,
-        {**arguments, "sequences": "sequences", **({"sinks": sinks} if sinks is not None else {})},
-        {
-            **({"sinks": None} if sinks is None else {}),
-            "HEADS": heads,
-            "KV_HEADS": kv_heads,
-            "HEAD_DIM": head_dim,
-            "SCALE": scale,
-            "WINDOW": window,
-            "SOFTCAP": softcap,
-            "MAX_BLOCKS": tables_width,
-            "QUERIES": queries,
-            "MEMBERS": members,
-            "DIM": max(next_power(head_dim), 16),
-            "PAGE": PAGE,
-        },
-        (f"tokens // {queries} + sequences", kv_heads),
+        {**arguments, "sequences": "sequences"},
+        {**constants, "QUERIES": queries, "MEMBERS": members},
+        (f"tokens // {queries} + sequences", heads["kv_heads"]),
         writes=("out",),
         bytes=total(q.bytes, out.bytes),
-        operations=product("tokens", 2 * heads * head_dim, PAGE),
-        warps=4 if head_dim <= 128 and sm in WARPGROUP_SM else 8,
-        stages=2 if head_dim <= 128 or SHARED_BYTES[sm] > 100 << 10 else 1,
+        operations=product("tokens", 2 * heads["heads"] * size, PAGE),
+        warps=4 if size <= 128 and sm in WARPGROUP_SM else 8,
+        stages=2 if size <= 128 or SHARED[sm] > 100 << 10 else 1,
     )
 
 

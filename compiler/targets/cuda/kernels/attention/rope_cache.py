@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import DTYPE_BYTES, ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, saturated
 
 PAGE = 64
@@ -117,7 +117,7 @@ def rope_cache(
 
     norms: weights [head_dim] of the RMSNorm that heads of q and of k go through first, and its epsilon.
     """
-    cached = 2 * kv_heads * head_dim * DTYPE_BYTES[key.dtype]
+    cached = 2 * kv_heads * head_dim * key.item_bytes
     named = dict(zip(("q_norm", "k_norm"), norms or (), strict=False))
     return Call(
         FP8 if key.dtype == "u8" else KERNEL,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ......quantize import FORMATS as QUANTIZED
+from ......runtime.dtypes import DTYPES
 from ...call import ROUNDING, Call, Case, Operand
 from ..gated import REFERENCE
 from .tiles import Tile, default_tile
@@ -18,7 +19,6 @@ FORMATS = ("dense", *QUANTIZED)
 LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 """Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
 GATE_UP = LLAMA_LAYERS[2]
-STORED = {"F8_E4M3": "u8", "U8": "u8", "F8_E8M0": "u8", "BF16": "bf16", "F32": "f32"}
 _TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -96,7 +96,7 @@ def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, .
     """The tensors of a weight [n, k]: of its format, or one of dtype `dense`."""
     if format == "dense":
         return (Operand("weight", dense, (n, k)),)
-    return tuple(Operand(c.suffix, STORED[c.dtype], c.shape) for c in QUANTIZED[format].components(n, k))
+    return tuple(Operand(c.suffix, DTYPES[c.dtype].kernel, c.shape) for c in QUANTIZED[format].components(n, k))
 
 
 def case(build: Callable[..., Call], spec: Spec) -> Case:

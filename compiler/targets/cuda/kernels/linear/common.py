@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 
-from ...call import Argument, Constant, Operand
+from ...call import Argument, Call, Constant, Kernel, Operand, product, total
 from .dequantize import (
     GROUP,
     PER_WORD,
@@ -19,7 +22,7 @@ from .dequantize import (
     permute_activations,
     scale_pairs,
 )
-from .tiles import Tile
+from .tiles import Tile, default_tile
 
 
 @triton.jit
@@ -277,51 +280,79 @@ def rows_of(y: Operand, activation: str | None) -> int:
     return 2 * n if activation else n
 
 
-def operands(
-    x: Operand,
-    weights: tuple[Operand, ...],
-    y: Operand,
-    format: str,
-    bias: Operand | None,
-    residual: Operand | None,
-    activation: str | None = None,
-) -> tuple[dict[str, Argument], dict[str, Constant]]:
-    """Arguments and constants that the linears of decoded weights share.
+def tile_for(kind: str, weights: tuple[Operand, ...], n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
+    """The tile of a linear where nothing was measured: `default_tile`, smaller where weights have 32 bits."""
+    tile = default_tile(kind, n, k, format, max_tokens, sm)
+    if weights[0].dtype != "f32":
+        return tile
+    return replace(tile, block_k=tile.block_k // 2, block_m=128 if kind == "large" else tile.block_m)
 
-    Raises:
-        ValueError: a residual is added to the product of gate and up.
-    """
-    if activation and residual:
-        raise ValueError("a residual is added to what an activation was applied to")
-    tokens, k = x.shape
-    n = rows_of(y, activation)
-    assert isinstance(k, int)
-    arguments: dict[str, Argument] = {"x": x, "w": weights[0], "y": y, "tokens": str(tokens)}
-    constants: dict[str, Constant] = {
+
+def named(weights: tuple[Operand, ...]) -> dict[str, Operand | None]:
+    """The tensors of a format by parameter, None where it has no such tensor."""
+    return dict(zip(("w", "scale", "tensor_scale"), (*weights, None, None), strict=False))
+
+
+def decoding(x: Operand, format: str, n: int, activation: str | None = None) -> dict[str, Constant]:
+    """What the linears of decoded weights [n, K] know of the format."""
+    return {
         "N": n,
-        "K": k,
+        "K": x.shape[-1],
         "FORMAT": format,
         "PER_WORD": PER_WORD.get(format, 0),
         "GROUP": GROUP.get(format, 0),
         "FACTOR": epilogue_factor(format, x.dtype),
         "ACTIVATION": activation,
     }
-    scale = weights[1] if len(weights) > 1 else None
-    tensor_scale = weights[2] if len(weights) > 2 else None
-    for name, operand in (("scale", scale), ("tensor_scale", tensor_scale), ("bias", bias), ("residual", residual)):
-        if operand is None:
-            constants[name] = None
-        else:
-            arguments[name] = operand
-    return arguments, constants
 
 
-def tile_constants(tile: Tile) -> dict[str, Constant]:
-    """The constexprs of a tile."""
-    return {
+def linear_call(
+    kernel: Kernel,
+    tile: Tile,
+    operands: Mapping[str, Operand | None],
+    constants: Mapping[str, Constant],
+    grid: tuple[int | str, ...],
+    *,
+    tokens: int | str,
+    bytes: str | None = None,
+    operations: str | None = None,
+) -> Call:
+    """The call of a linear [N, K] of `constants`: of tile, operands and constants what its kernel takes.
+
+    operands: by parameter, None where there is none; a workspace and counters are left out with one part of K. bytes,
+    operations: by default all other operands once, and a product for every token.
+
+    Raises:
+        ValueError: parts of K without a workspace and counters, or a residual of the product of gate and up.
+    """
+    if constants.get("ACTIVATION") and operands.get("residual"):
+        raise ValueError("a residual is added to what an activation was applied to")
+    room, split = ("workspace", "counters"), tile.splits > 1
+    if split and None in map(operands.get, room):
+        raise ValueError(f"{kernel.name}: {tile.splits} parts of K need a workspace and counters")
+    given = {name: one for name, one in operands.items() if one is not None and (split or name not in room)}
+    n, k = constants["N"], constants["K"]
+    assert isinstance(n, int) and isinstance(k, int)
+    fixed = {
+        **dict.fromkeys(operands),
+        **constants,
         "BLOCK_N": tile.block_n,
         "BLOCK_M": tile.block_m,
         "BLOCK_K": tile.block_k,
+        "SPLITS": tile.splits,
+        "SPAN": tile.span(k),
         "WARPS": tile.warps,
         "STAGES": tile.stages,
     }
+    sized: dict[str, Argument] = {"tokens": str(tokens)} if "tokens" in kernel.parameters else {}
+    return Call(
+        kernel,
+        {**given, **sized},
+        {name: fixed[name] for name in kernel.parameters if name in fixed and name not in given},
+        grid,
+        writes=("y", *room) if split else ("y",),
+        bytes=bytes or total(*(one.bytes for name, one in given.items() if name not in room)),
+        operations=operations or product(tokens, 2 * n * k),
+        warps=tile.warps,
+        stages=tile.stages,
+    )

@@ -18,10 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import ROUNDING, Call, Case, Constant, Kernel, Operand, Suite, product, total
+from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, product
 from ..fp8 import BLOCK, LARGEST, MINIMUM_SM, from_e4m3
 from ..quantize_activations import quantized, scale_shape
-from .common import dot, finish, gather_parts, tile_constants
+from .common import dot, finish, gather_parts, linear_call
 from .large import GROUP_TILES, grouped
 from .tiles import Tile, default_tile
 
@@ -119,7 +119,6 @@ def linear_fp8(
     weights: tuple[Operand, ...],
     y: Operand,
     *,
-    block: int | None,
     max_tokens: int,
     sm: int,
     bias: Operand | None = None,
@@ -131,42 +130,26 @@ def linear_fp8(
 ) -> Call:
     """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
 
-    block None: weight scales [N], x_scales [tokens], or [1] where they are calibrated; 128: [cdiv(N, 128),
-    cdiv(K, 128)] and [tokens, cdiv(K, 128)]. workspace and counters as `linear_small` wants them, where the tile has
+    Weight scales [N] go with x_scales [tokens], or [1] where they are calibrated; those of blocks, [cdiv(N, 128),
+    cdiv(K, 128)], with [tokens, cdiv(K, 128)]. workspace and counters as `linear_small` wants them, where the tile has
     more than one part of K.
     """
     tokens, k = x_codes.shape
     n = y.shape[-1]
-    static = x_scales.shape == (1,)
-    assert isinstance(n, int) and isinstance(k, int) and block in (None, BLOCK) and not (static and block)
-    assert promote or block is None, "scales of blocks are applied to the sums of 128 columns"
-    tile = tile or default_tile("fp8", n, k, "fp8", max_tokens, sm)
-    split = tile.splits > 1
-    if split and (workspace is None or counters is None):
-        raise ValueError(f"linear_fp8: {tile.splits} parts of K need a workspace and counters")
     w, w_scale = weights
-    optional = {
-        "bias": bias,
-        "residual": residual,
-        "workspace": workspace if split else None,
-        "counters": counters if split else None,
-    }
-    given = {name: operand for name, operand in optional.items() if operand is not None}
-    constants: dict[str, Constant] = {name: None for name in optional if name not in given}
-    constants |= {"N": n, "K": k, "BLOCKS": block is not None, "STATIC": static, "PROMOTE": promote}
-    constants |= {"GROUP_ROWS": GROUP_TILES, "SPLITS": tile.splits, "SPAN": tile.span(k)} | tile_constants(tile)
-    del constants["WARPS"]
-    moved = [o.bytes for o in (x_codes, x_scales, w, w_scale, y, bias, residual) if o is not None]
-    return Call(
+    static, blocks = x_scales.shape == (1,), len(w_scale.shape) == 2
+    assert isinstance(n, int) and isinstance(k, int) and not (static and blocks)
+    assert promote or not blocks, "scales of blocks are applied to the sums of 128 columns"
+    tile = tile or default_tile("fp8", n, k, "fp8", max_tokens, sm)
+    added = {"bias": bias, "residual": residual, "workspace": workspace, "counters": counters}
+    flags = {"BLOCKS": blocks, "STATIC": static, "PROMOTE": promote}
+    return linear_call(
         LINEAR,
-        {"x": x_codes, "x_scale": x_scales, "w": w, "w_scale": w_scale, "y": y, "tokens": str(tokens), **given},
-        constants,
+        tile,
+        {"x": x_codes, "x_scale": x_scales, "w": w, "w_scale": w_scale, "y": y, **added},
+        {"N": n, "K": k, **flags, "GROUP_ROWS": GROUP_TILES},
         (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)), tile.splits),
-        writes=("y", "workspace", "counters") if split else ("y",),
-        bytes=total(*moved),
-        operations=product(tokens, 2 * n * k),
-        warps=tile.warps,
-        stages=tile.stages,
+        tokens=tokens,
     )
 
 
@@ -242,13 +225,12 @@ def _operands(
     extra: dict[str, Operand],
     promote: bool = True,
 ) -> Call:
-    block = BLOCK if form == "blocks" else None
+    blocks = form == "blocks"
     return linear_fp8(
         Operand("x", "u8", ("tokens", k)),
         Operand("x_scale", "f32", scale_shape(form, "tokens", k)),
-        (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), -(-k // BLOCK)) if block else (n,))),
+        (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), -(-k // BLOCK)) if blocks else (n,))),
         Operand("y", dtype, ("tokens", n)),
-        block=block,
         max_tokens=max_tokens,
         sm=sm,
         tile=tile,

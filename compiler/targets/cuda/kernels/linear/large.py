@@ -6,16 +6,15 @@ Weight rows are the dot's first operand here too, for only that may come from re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, product, total
+from ...call import Call, Case, Kernel, Operand, Suite, product
 from . import cases as linear_cases
-from .common import dense_sum, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .common import decoding, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
 from .gated import finish_tile, run_of, tile_rows
-from .tiles import Tile, default_tile
+from .tiles import Tile
 
 GROUP_TILES = 8
 """Blocks of tokens that share a block of weight rows before the next one: what stays in L2."""
@@ -117,22 +116,14 @@ def linear_large(
     tokens, k = x.shape
     n = rows_of(y, activation)
     assert isinstance(k, int)
-    if tile is None:
-        tile = default_tile("large", n, k, format, max_tokens, sm)
-        if weights[0].dtype == "f32":
-            tile = replace(tile, block_k=tile.block_k // 2, block_m=128)
-    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
-    read = [o.bytes for o in (x, *weights, y, bias, residual) if o is not None]
-    return Call(
+    tile = tile or tile_for("large", weights, n, k, format, max_tokens, sm)
+    return linear_call(
         KERNEL,
-        arguments,
-        {**constants, **tile_constants(tile), "GROUP_ROWS": GROUP_TILES},
+        tile,
+        {"x": x, **named(weights), "y": y, "bias": bias, "residual": residual},
+        {**decoding(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
         (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)),),
-        writes=("y",),
-        bytes=total(*read),
-        operations=product(tokens, 2 * n * k),
-        warps=tile.warps,
-        stages=tile.stages,
+        tokens=tokens,
     )
 
 

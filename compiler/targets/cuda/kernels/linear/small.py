@@ -7,16 +7,25 @@ last of a block, told by an integer counter, adds them in the order of the parts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Constant, Kernel, Operand, Suite, product, total
+from ...call import Call, Case, Kernel, Operand, Suite
 from . import cases as linear_cases
-from .common import dense_sum, gather_parts, operands, quantized_sum, rows_of, scale_sum, tile_constants
+from .common import (
+    decoding,
+    dense_sum,
+    gather_parts,
+    linear_call,
+    named,
+    quantized_sum,
+    rows_of,
+    scale_sum,
+    tile_for,
+)
 from .gated import finish_tile, run_of, tile_rows
-from .tiles import Tile, default_tile
+from .tiles import Tile
 
 
 @triton.jit
@@ -100,11 +109,6 @@ def linear_small_kernel(
 KERNEL = Kernel("linear_small", linear_small_kernel)
 
 
-def counters_for(n: int, max_tokens: int, tile: Tile) -> int:
-    """How many counters a call with that tile needs."""
-    return -(-n // tile.block_n) * -(-max_tokens // tile.block_m)
-
-
 def linear_small(
     x: Operand,
     weights: tuple[Operand, ...],
@@ -123,38 +127,21 @@ def linear_small(
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
 
     Weights are the format's tensors in its order; format "dense" is one tensor, bf16, f16 or f32. With more than one
-    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, of `counters_for` at least. With an activation
+    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, one for each block of y. With an activation
     the weights are gate, then up, and y [tokens, N / 2] is what `gated` makes of their product.
     """
     tokens, k = x.shape
     n = rows_of(y, activation)
     assert isinstance(k, int)
-    if tile is None:
-        tile = default_tile("small", n, k, format, max_tokens, sm)
-        if weights[0].dtype == "f32":
-            tile = replace(tile, block_k=tile.block_k // 2)
-    arguments, constants = operands(x, weights, y, format, bias, residual, activation)
-    split = tile.splits > 1
-    if split and (workspace is None or counters is None):
-        raise ValueError(f"linear_small: {tile.splits} parts of K need a workspace and counters")
-    for name, operand in (("workspace", workspace), ("counters", counters)):
-        if split and operand is not None:
-            arguments[name] = operand
-        else:
-            constants[name] = None
-    sizes: dict[str, Constant] = {"SPLITS": tile.splits, "SPAN": tile.span(k)}
-    written = [o for o in (workspace, counters) if split and o is not None]
-    read = [o.bytes for o in (x, *weights, y, bias, residual) if o is not None]
-    return Call(
+    tile = tile or tile_for("small", weights, n, k, format, max_tokens, sm)
+    added = {"bias": bias, "residual": residual, "workspace": workspace, "counters": counters}
+    return linear_call(
         KERNEL,
-        arguments,
-        {**constants, **tile_constants(tile), **sizes},
+        tile,
+        {"x": x, **named(weights), "y": y, **added},
+        decoding(x, format, n, activation),
         (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
-        writes=("y", "workspace", "counters") if written else ("y",),
-        bytes=total(*read),
-        operations=product(tokens, 2 * n * k),
-        warps=tile.warps,
-        stages=tile.stages,
+        tokens=tokens,
     )
 
 

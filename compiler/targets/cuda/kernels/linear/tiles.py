@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ......runtime.chips import SHARED, chip
 from ...call import next_power
 from .dequantize import GROUP, PER_WORD, chunk
 
-MULTIPROCESSORS = {80: 108, 86: 72, 87: 16, 89: 128, 90: 132, 100: 148, 120: 170}
-"""Of the chip that the tiles of a compute capability are chosen for."""
-SHARED_BYTES = {
-    **{80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10},
-    **{90: 227 << 10, 100: 227 << 10, 120: 99 << 10},
-}
-"""Shared memory a program may have."""
 COUNTERS = 16384
 """Tickets for split-K: one per tile of outputs, zero between launches."""
 _PROGRAMS_WANTED = 4
@@ -52,17 +46,17 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
     if kind == "fp8":
         small = max_tokens <= 64
         block_m = max(16, next_power(max_tokens)) if small else 128
-        stages = 4 if SHARED_BYTES[sm] > 100 << 10 else 3 if small else 2
+        stages = 4 if SHARED[sm] > 100 << 10 else 3 if small else 2
         tile = Tile(64 if small else 128, 128, block_m, 1, 4 if small else 8, stages)
         return _split(tile, n, k, format, max_tokens, sm) if small else tile
     if kind == "large":
-        roomy = SHARED_BYTES[sm] > 200 << 10
+        roomy = SHARED[sm] > 200 << 10
         if format == "dense":
             return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
         # Scales of 128 columns are applied to a sum of their own: twice the registers, which mma.sync cannot spare.
         return Tile(128, chunk(format), 128 if roomy or GROUP[format] < 128 else 64, 1, 8, 1)
     block_m = min(64, max(16, next_power(max_tokens)))
-    roomy = SHARED_BYTES[sm] > 100 << 10
+    roomy = SHARED[sm] > 100 << 10
     if format == "dense":
         return _split(Tile(64, 64, block_m, 1, 4, 4 if roomy else 3), n, k, format, max_tokens, sm)
     if not roomy and block_m > 16:  # without the second stage some formats spill
@@ -100,8 +94,8 @@ def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Ti
     if format != "dense" and kind != "fp8" and tile.stages == 1:
         staged = chunk(format) * tile.block_m * act  # decoded weights stay in registers
     shared = int(max(1, tile.stages - 1) * staged)
-    if shared > SHARED_BYTES[sm]:
-        return f"{shared} bytes of shared memory, of at most {SHARED_BYTES[sm]}"
+    if shared > SHARED[sm]:
+        return f"{shared} bytes of shared memory, of at most {SHARED[sm]}"
     return ""
 
 
@@ -111,7 +105,7 @@ def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) ->
     Time in that of reading the weights with a full chip: longer where it is not full or its last round is not, plus
     the sums written and read once more. Those stay in L2, so that a byte is half of one of weights.
     """
-    tiles, chip = -(-n // tile.block_n), MULTIPROCESSORS[sm]
+    tiles, processors = -(-n // tile.block_n), chip(sm).processors
     blocks = -(-k // tile.block_k)
     weight_bytes = k * 4 / PER_WORD[format] if format in PER_WORD else k * 2
     best, best_time = 1, float("inf")
@@ -120,9 +114,9 @@ def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) ->
         if -(-blocks // span) != splits or (splits > 1 and span * tile.block_k < _LEAST_SPAN):
             continue
         programs = tiles * splits
-        even = programs / (-(-programs // chip) * chip)
+        even = programs / (-(-programs // processors) * processors)
         sums = 4 * splits * max_tokens / weight_bytes if splits > 1 else 0.0
-        time = 1 / (even * min(1.0, programs / (_PROGRAMS_WANTED * chip))) + sums
+        time = 1 / (even * min(1.0, programs / (_PROGRAMS_WANTED * processors))) + sums
         if time < 0.95 * best_time:
             best, best_time = splits, time
     return replace(tile, splits=best)

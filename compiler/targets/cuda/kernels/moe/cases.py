@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from ......quantize import FORMATS as QUANTIZED
+from ......runtime.chips import SHARED
 from ......runtime.plan.formula import value
 from ...call import ROUNDING, Call, Case, Operand, product
 from ..linear.cases import torch_dtype, weight_operands
-from ..linear.tiles import SHARED_BYTES, Tile, default_tile
+from ..linear.tiles import Tile, default_tile
 from .sort import blocks_formula, sorted_rows
 
 
@@ -171,4 +172,4 @@ def experts_tile(spec: Spec, sm: int) -> Tile:
     kind = "small" if each <= 64 else "large"
     tile = default_tile(kind, spec.n * busy, spec.k, spec.format, each, sm)
     # A third stage, with rows gathered, makes some formats spill on chips of little shared memory.
-    return replace(tile, stages=min(tile.stages, 2)) if SHARED_BYTES[sm] <= 100 << 10 else tile
+    return replace(tile, stages=min(tile.stages, 2)) if SHARED[sm] <= 100 << 10 else tile

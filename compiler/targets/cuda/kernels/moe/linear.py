@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from ...call import DTYPE_BYTES, Call, Case, Constant, Kernel, Operand, Suite, product, total
-from ..linear.common import dense_sum, finish, gather_parts, operands, quantized_sum, scale_sum, tile_constants
+from ...call import Call, Case, Kernel, Operand, Suite, product, total
+from ..linear.common import decoding, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
 
@@ -131,33 +131,21 @@ def moe_linear(
     n, k = y.shape[-1], x.shape[-1]
     experts = weights[0].shape[0]
     assert isinstance(n, int) and isinstance(k, int) and isinstance(experts, int)
-    split = tile.splits > 1
-    if split and (workspace is None or counters is None):
-        raise ValueError(f"moe_linear: {tile.splits} parts of K need a workspace and counters")
-    arguments, constants = operands(x, weights, y, format, bias, None)
-    # How many rows there are, the grid knows; what a row is added to, `moe_combine`.
-    del arguments["tokens"], constants["residual"], constants["ACTIVATION"]
-    arguments |= {"token_of_row": token_of_row, "expert_of_block": expert_of_block}
-    for name, operand in (("workspace", workspace), ("counters", counters)):
-        if split and operand is not None:
-            arguments[name] = operand
-        else:
-            constants[name] = None
-    sizes: dict[str, Constant] = {"SPLITS": tile.splits, "SPAN": tile.span(k), "GATHER": gather}
     # An expert's weights are read once where it has a token: no more experts than assignments.
     busy = f"min({experts}, tokens * {chosen})"
     read = [product(busy, f"({o.bytes}) // {experts}") for o in (*weights, *([bias] if bias else []))]
     (blocks,) = expert_of_block.shape
-    return Call(
+    rows = {"token_of_row": token_of_row, "expert_of_block": expert_of_block}
+    added = {"bias": bias, "workspace": workspace, "counters": counters}
+    return linear_call(
         KERNEL,
-        arguments,
-        {**constants, **tile_constants(tile), **sizes},
+        tile,
+        {"x": x, **named(weights), "y": y, **rows, **added},
+        {**decoding(x, format, n), "GATHER": gather},
         (-(-n // tile.block_n), blocks, tile.splits),
-        writes=("y", "workspace", "counters") if split else ("y",),
-        bytes=total(*read, product("tokens", chosen, k * DTYPE_BYTES[x.dtype] + n * DTYPE_BYTES[y.dtype])),
+        tokens="tokens",
+        bytes=total(*read, product("tokens", chosen, k * x.item_bytes + n * y.item_bytes)),
         operations=product("tokens", 2 * chosen * n * k),
-        warps=tile.warps,
-        stages=tile.stages,
     )
 
 

@@ -156,9 +156,7 @@ def maxima(logits: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def _call(vocab: int, biases: int, slots: int | str) -> Call:
-    def make(name: str, dtype: str, *shape: int | str) -> Operand:
-        return Operand(name, dtype, shape)
-
+    make = Operand.of
     logits, edited = (make(name, "f32", "rows", vocab) for name in ("logits", "edited"))
     counts = make("counts", "i32", slots, vocab)
     return tile_stats(logits, Edits.of(make, biases), counts, edited, TileMaxima.of(make, vocab))

@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.compiler.targets.cuda.arena import ALIGNMENT, Life, place
+from llmc.compiler.targets.cuda.arena import Life, place
+from llmc.runtime.plan.budget import ALIGNMENT
 
 LIVES = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),

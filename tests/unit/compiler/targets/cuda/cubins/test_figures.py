@@ -9,6 +9,7 @@ from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
 from llmc.compiler.targets.cuda.cubins.figures import figures, main_loop, on_their_way, weights_of
 from llmc.compiler.targets.cuda.cubins.sass import Instruction, Listing
 from llmc.runtime.chips import MULTIPROCESSORS
+from llmc.runtime.plan.plan import MachineCode
 
 
 def listing(*lines: str, start: int = 0) -> Listing:
@@ -22,7 +23,7 @@ def variant(warps: int = 4, **constants: int) -> Variant:
 
 
 def cubin(registers: int = 55, shared: int = 26624) -> Cubin:
-    return Cubin(90, b"", "k", (), 4, 1, shared, 0, 0, 1, 0, 1, True, False, registers, 0, 0, "")
+    return Cubin(90, b"", "", (), MachineCode("k", shared, registers, 0, pdl=True))
 
 
 TILE = {"K": 4096, "BLOCK_N": 64, "BLOCK_M": 16, "BLOCK_K": 128}

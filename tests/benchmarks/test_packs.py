@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins import compile
 from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
-from llmc.compiler.targets.cuda.cubins.pack import write_pack
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.progress import NO_PROGRESS
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from packing.pack import write_pack  # pyright: ignore[reportMissingImports]
 
 
 def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -21,9 +26,8 @@ def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Tools, "installed", staticmethod(lambda: tools))
     monkeypatch.setenv("LLMC_CACHE", str(folder / "user"))
     wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
-    answer = {"sm": 90, "data": "AAAA", "entry": "e", "types": [], "warps": 1, "ctas": 1, "shared": 0}
-    answer |= {"global_scratch": 0, "global_scratch_align": 1, "profile_scratch": 0, "profile_scratch_align": 1}
-    answer |= {"pdl": True, "cooperative": False, "registers": 9, "spills": 0, "local": 0, "ptx": "ptx"}
+    code = {"entry": "e", "shared": 0, "registers": 9, "spills": 0, "pdl": True}
+    answer = {"sm": 90, "data": "AAAA", "ptx": "ptx", "types": [], "local": 0, "code": code}
     for one in wanted:
         user = KernelCache(folder / "user" / "kernels")
         user.save(key_of(one.request(90), sources_of(one.file), tools), {**answer, "static_shared": 0})

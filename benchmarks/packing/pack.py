@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from .....runtime.errors import RecipeError
-from .....runtime.files.strict_json import canonical
-from .....runtime.progress import NO_PROGRESS, Progress
-from .cache import TOOLS, VARIABLE, KernelCache, Tools, key_of, sources_of
-from .compile import Variant, compile_variants
+from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
+from llmc.compiler.targets.cuda.cubins.compile import Variant, compile_variants
+from llmc.runtime.errors import RecipeError
+from llmc.runtime.files.strict_json import canonical
+from llmc.runtime.progress import NO_PROGRESS, Progress
 
 
 def write_pack(
@@ -27,7 +27,7 @@ def write_pack(
     """
     source, target = KernelCache.default(), KernelCache(folder)
     if source.folder is None or source.packed is not None:
-        fix = f"{VARIABLE} unset, or a folder that can be written"
+        fix = "LLMC_CACHE unset, or a folder that can be written"
         raise RecipeError("a cache of compiled kernels", found=f"{source.folder}", fix=fix)
     tools = Tools.installed()
     for sm, variants in wanted.items():

@@ -1,0 +1,60 @@
+"""A linear of a graph as kernel calls: which kernel, with which tile, epilogue and room for parts of K."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...call import Call, Operand
+from .common import rows_of, tile_for
+from .expand_fp8 import expand_fp8
+from .fp8 import linear_fp8
+from .large import linear_large
+from .small import linear_small
+from .tiles import Tile
+
+SMALL_M = 64
+"""Tokens up to which a linear is bound by its weights, and takes the swapped form."""
+
+
+def linear(
+    x: Operand,
+    weights: tuple[Operand, ...],
+    y: Operand,
+    *,
+    format: str,
+    max_tokens: int,
+    sm: int,
+    tile: Callable[[str, int, int], Tile | None],
+    make: Callable[..., Operand],
+    counters: Callable[[int], Operand],
+    scales: Operand | None = None,
+    bias: Operand | None = None,
+    activation: str | None = None,
+) -> list[Call]:
+    """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], or [tokens, N / 2] with an activation.
+
+    With scales f32 [tokens] x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of another format
+    become E4M3 first. tile: the measured one of a kind, N and K, if there is one. make: a buffer of a name, dtype and
+    shape; counters: so many i32 zeros.
+    """
+    n, k = rows_of(y, activation), x.shape[-1]
+    assert isinstance(k, int)
+    common = {"max_tokens": max_tokens, "sm": sm, "bias": bias}
+    if scales is not None:
+        before = []
+        if format != "fp8":
+            expanded = make("weight", "u8", n, k), make("weight_scale", "f32", n)
+            before.append(expand_fp8(weights, *expanded, format=format))
+            weights = expanded
+        return [*before, linear_fp8(x, scales, weights, y, tile=tile("fp8", n, k), **common)]
+    kind = "large" if max_tokens > SMALL_M else "small"
+    measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
+    sized = measured or tile_for(kind, weights, n, k, format, max_tokens, sm)
+    decoded = {**common, "format": format, "activation": activation, "tile": sized}
+    if kind == "large":
+        return [linear_large(x, weights, y, **decoded)]
+    room = {}
+    if sized.splits > 1:
+        blocks = -(-n // sized.block_n) * -(-max_tokens // sized.block_m)
+        room = {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
+    return [linear_small(x, weights, y, **room, **decoded)]

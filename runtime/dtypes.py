@@ -1,0 +1,64 @@
+"""Every number type and weight format by name: the one table of what files, plans, kernels and numpy call them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A number type that tensors are stored in.
+
+    name: in safetensors files. held, numpy: what holds it on the host, raw bits where numpy lacks the type. onnx:
+    TensorProto.DataType of the values ONNX Runtime is given, 0 for types it is never given. kernel, pointer: in launch
+    plans, and Triton's pointer to it; kernels read 8-bit floats and packed codes as u8. config: in config.json, for
+    types that weights of a checkpoint may have.
+    """
+
+    name: str
+    held: str
+    onnx: int = 0
+    kernel: str = ""
+    pointer: str = ""
+    config: str = ""
+
+    @property
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.held)
+
+    @property
+    def bytes(self) -> int:
+        return self.numpy.itemsize
+
+
+_TABLE = (
+    Dtype("BF16", "<u2", 16, "bf16", "*bf16", "bfloat16"),
+    Dtype("F16", "<f2", 10, "f16", "*fp16", "float16"),
+    Dtype("F32", "<f4", 1, "f32", "*fp32", "float32"),
+    Dtype("I32", "<i4", 6, "i32", "*i32"),
+    Dtype("I64", "<i8", 7, "i64", "*i64"),
+    Dtype("U8", "u1", 2, "u8", "*u8"),
+    Dtype("F8_E4M3", "u1", 0, "u8", "*u8"),
+    Dtype("F8_E8M0", "u1", 0, "u8", "*u8"),
+    Dtype("F8_E5M2", "u1"),
+    Dtype("BOOL", "?"),
+    Dtype("I8", "i1"),
+    Dtype("I16", "<i2"),
+    Dtype("U16", "<u2"),
+    Dtype("U32", "<u4"),
+    Dtype("U64", "<u8"),
+    Dtype("F64", "<f8"),
+)
+DTYPES: Mapping[str, Dtype] = {one.name: one for one in _TABLE}
+"""By safetensors name."""
+KERNEL_DTYPES: Mapping[str, Dtype] = {one.kernel: one for one in DTYPES.values() if one.kernel}
+"""By name in launch plans. Of u8 only the bits are known."""
+CONFIG_DTYPES: Mapping[str, str] = {one.config: one.name for one in DTYPES.values() if one.config}
+"""Name in config.json to safetensors name, for the types that weights of a checkpoint may have."""
+WEIGHT_FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
+"""What weights can be quantized to. `quantize` has what each does, and needs torch; names are judged before that."""
+NARROW_FORMATS = ("none", "fp8")
+"""Formats of activations in large products, and of the KV cache."""

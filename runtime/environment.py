@@ -1,0 +1,86 @@
+"""The one file that reads environment variables: what each means, and what happens to values that mean nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .errors import RecipeError, nearest
+
+VARIABLES: Mapping[str, str] = {
+    "LLMC_CACHE": "the folder of llmc's caches; set to nothing, there is no cache",
+    "LLMC_DEBUG": "show the traceback of an error",
+    "LLMC_JSON": "as --json: print one JSON object, errors too",
+    "LLMC_THREADS": "CPU threads, from 1 to 4096",
+}
+"""Those of llmc that are read here. Every flag of the command line has one too (`cli/common/options.py`)."""
+_TESTS = ("LLMC_FAKE_", "LLMC_SLOW")
+_OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+
+
+def debug() -> bool:
+    """Whether errors are shown with their traceback."""
+    return bool(os.environ.get("LLMC_DEBUG"))
+
+
+def json() -> bool:
+    """Whether a JSON object is wanted of every command, as with --json."""
+    return os.environ.get("LLMC_JSON", "0").lower() not in ("0", "false", "")
+
+
+def threads(asked: int | None) -> int | None:
+    """Threads asked for, else LLMC_THREADS, else None. RecipeError unless they are from 1 to 4096."""
+    name, text = ("LLMC_THREADS", os.environ.get("LLMC_THREADS", "")) if asked is None else ("threads", str(asked))
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) <= 4096:
+        raise RecipeError(name, found=repr(text), fix="a number from 1 to 4096")
+    return int(text)
+
+
+def cache_folder() -> Path | None:
+    """The folder of llmc's caches: LLMC_CACHE, else one of the user's; None if there is to be none, or no home."""
+    asked = os.environ.get("LLMC_CACHE")
+    if asked is not None:
+        return Path(asked) if asked else None
+    try:
+        return Path.home() / ".cache" / "llmc"
+    except RuntimeError:  # nobody's home
+        return None
+
+
+def hub_is_offline() -> bool:
+    """Whether huggingface_hub is told not to use the network, in the words that it takes for yes."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def dumb_terminal() -> bool:
+    """Whether the terminal cannot move its cursor."""
+    return os.environ.get("TERM") == "dumb"
+
+
+def with_huge_pages() -> dict[str, str] | None:
+    """This process's environment with huge pages for malloc (glibc 2.35 and newer); None if malloc has settings."""
+    return None if "GLIBC_TUNABLES" in os.environ else {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+def for_worker() -> dict[str, str]:
+    """What a compiler of kernels gets of this environment: nothing that could change a cubin's bytes."""
+    return {name: os.environ[name] for name in _OF_WORKERS if name in os.environ}
+
+
+def settle(name: str, value: str) -> None:
+    """Set a variable that a library is about to read; a user who has set it has decided."""
+    os.environ.setdefault(name, value)
+
+
+def unknown(flags: Iterable[str]) -> list[str]:
+    """A warning for each LLMC_* variable that is none of ours, nor of these flags."""
+    known = {*VARIABLES, *flags}
+    strange = sorted(name for name in os.environ if name.startswith("LLMC_") and name not in known)
+    return [
+        f"no variable {name} is known{nearest(name, known)}: it has no effect"
+        for name in strange
+        if not name.startswith(_TESTS)
+    ]

@@ -1,0 +1,125 @@
+"""Kernels and forms of their arguments that no lowering uses: one table, which can only shrink.
+
+A form is what a call fixes of a parameter: a tensor that is given or not (None), a name or a truth value as it is, and
+of a number whether it is 0. What a kernel file's cases and real calls have is offered; what the plans of `_TOYS` have
+is used. The rest is in `WAITING`: a kernel arrives with the lowering that calls it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.dumps import legal_graph
+
+from llmc.compiler.targets import Limits
+from llmc.compiler.targets.cuda.call import EMULATE, Kernel
+from llmc.compiler.targets.cuda.emit import draft
+from llmc.compiler.targets.cuda.kernels import suites
+from llmc.quantize import FORMATS
+from llmc.runtime.plan.plan import Plan
+
+WAITING = {
+    "moe_*": "families with experts",
+    "probe_*": "nothing: benchmarks measure launches and memory with them",
+    "quantize_blocks": "checkpoints in FP8 with scales of blocks",
+    "linear_fp8.BLOCKS=True": "checkpoints in FP8 with scales of blocks",
+    "quantize_static": "checkpoints with calibrated activations",
+    "linear_fp8.STATIC=True": "checkpoints with calibrated activations",
+    "linear_fp8.PROMOTE=False": "a measurement of what sums of 128 columns cost",
+    "linear_fp8.workspace=given": "FP8 activations in steps of few tokens",
+    "linear_fp8.counters=given": "FP8 activations in steps of few tokens",
+    "linear_*.residual=given": "a pass that moves the addition into the linear",
+    "linear_*.ACTIVATION=relu": "families with other activations than silu",
+    "linear_*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
+    "gated*.ACTIVATION=relu": "families with other activations than silu",
+    "gated*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
+    "attention_*.WINDOW=given": "families with a sliding window",
+    "attention_*.SOFTCAP=given": "families that cap the logits of attention (Gemma 2)",
+    "attention_*.sinks=given": "families with attention sinks (gpt-oss)",
+    "rope_cache*.[qk]_norm=given": "families that normalize the heads of q and k",
+    "rope_cache*.EPSILON=given": "families that normalize the heads of q and k",
+    "rope_cache.INTERLEAVED=True": "families that rotate neighbouring elements (Cohere)",
+}
+"""Patterns of what no lowering uses, and what each waits for. A lowering that uses what a line names removes it."""
+
+
+@dataclass(frozen=True)
+class _Toy:
+    """A model whose plans are looked at: changes of the toy's config, formats for some linears by glob."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+
+
+_BASE = {"hidden_size": 256, "intermediate_size": 256}
+"""Wide enough for blocks of 128 weights; no weight is ever made."""
+_TOYS = (
+    _Toy(),
+    _Toy({"hidden_size": 2048, "intermediate_size": 2048}),  # parts of K
+    _Toy({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
+)
+"""Every form that can be lowered is in one of them: a family that brings a form brings its line."""
+
+
+def _form(value: object) -> str:
+    if value is None or isinstance(value, bool | str):
+        return str(value)
+    return "given" if value else "0"
+
+
+def _forms(kernel: Kernel, constants: Mapping[str, object]) -> Iterator[str]:
+    yield kernel.name
+    for name in kernel.parameters:
+        if name != EMULATE:
+            yield f"{kernel.name}.{name}={_form(constants[name]) if name in constants else 'given'}"
+
+
+def _plans(folder: Path) -> Iterator[Plan]:
+    """The plans of every toy in every format, with FP8 activations and cache and without."""
+    for toy, quantize, fp8 in itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8")):
+        graph = legal_graph(folder, "sm_90", quantize, fp8, {**_BASE, **toy.config}, toy.rules)
+        yield draft(graph, Limits(256, 64, "bfloat16", fp8), 90)[0]
+
+
+@pytest.fixture(scope="module")
+def offered() -> set[str]:
+    every = suites().values()
+    calls = [
+        *(call for suite in every for call in suite.calls(90)),
+        *(c.call for suite in every for c in suite.cases()),
+    ]
+    forms = {form for call in calls for form in _forms(call.kernel, call.constants)}
+    return forms | {kernel.name for suite in every for kernel in suite.kernels}
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    kernels = {kernel.name: kernel for suite in suites().values() for kernel in suite.kernels}
+    modules = (module for plan in _plans(tmp_path_factory.mktemp("toys")) for module in plan.modules)
+    return {form for module in modules for form in _forms(kernels[module.kernel], module.constants)}
+
+
+def _lines(form: str) -> list[str]:
+    """The lines of the table that name a form; the line of a whole kernel names its forms too."""
+    return [line for line in WAITING if fnmatchcase(form, line) or fnmatchcase(form.partition(".")[0], line)]
+
+
+def test_what_no_lowering_uses_is_in_the_table(offered: set[str], used: set[str]):
+    assert sorted(form for form in offered - used if not _lines(form)) == [], "unused, and not in WAITING"
+
+
+def test_a_line_goes_when_a_lowering_uses_what_it_names(offered: set[str], used: set[str]):
+    assert {form: _lines(form) for form in sorted(used) if _lines(form)} == {}, "used now: remove the line"
+    needed = {line for form in offered - used for line in _lines(form)}
+    assert sorted(set(WAITING) - needed) == [], "no kernel offers this any more: remove the line"
+
+
+def test_what_a_lowering_uses_has_a_case_or_a_real_call(offered: set[str], used: set[str]):
+    assert sorted(used - offered) == []

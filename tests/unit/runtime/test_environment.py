@@ -1,0 +1,45 @@
+"""Environment variables are read in one file, and one that means nothing is named."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from repo.imports import package_sources
+
+import llmc.cli.app  # noqa: F401  (whose commands have the flags)
+from llmc.cli.common import options
+from llmc.runtime import environment
+
+
+def test_no_other_file_reads_the_environment():
+    reads = re.compile(r"\bos\s*\.\s*(environb?|getenv|putenv)\b|from os import .*(environ|getenv)")
+    assert {file for file, text in package_sources().items() if reads.search(text)} == {("runtime", "environment")}
+
+
+def test_variables_of_the_table_are_those_that_are_read():
+    text = package_sources()["runtime", "environment"]
+    read = set(re.findall(r'(?:os\.environ\.get\(|in |, )"(LLMC_[A-Z]+)"', text.split("def debug")[1]))
+    assert {*environment.VARIABLES} == read
+
+
+def test_unknown_variables_are_named_with_the_nearest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMC_CASHE", "x")
+    monkeypatch.setenv("LLMC_MAX_TOKEN", "3")
+    monkeypatch.setenv("LLMC_TEMPERATURE", "0")
+    monkeypatch.setenv("LLMC_FAKE_TRACE", "a test's")
+    assert environment.unknown(options.TWINS) == [
+        "no variable LLMC_CASHE is known (did you mean 'LLMC_CACHE'?): it has no effect",
+        "no variable LLMC_MAX_TOKEN is known (did you mean 'LLMC_MAX_TOKENS'?): it has no effect",
+    ]
+
+
+def test_a_library_s_setting_is_the_user_s_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMC_FAKE_X", "theirs")
+    environment.settle("LLMC_FAKE_X", "ours")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    settings = environment.with_huge_pages()
+    assert settings is not None and settings["LLMC_FAKE_X"] == "theirs"
+    assert settings["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "x")
+    assert environment.with_huge_pages() is None

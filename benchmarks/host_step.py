@@ -34,7 +34,8 @@ class Idle:
     """A device (`paged.Device`) whose every token is 7, at once."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
-        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
+        self.blocks: Mapping[str, int] = {cache.size: slots * cache.blocks for cache in plan.caches}
+        self.notes = ()
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler.build import lower, open_source
-from llmc.compiler.targets.target import Limits
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.pipeline import lower
+from llmc.compiler.targets import ProfileConfig
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.cpu.executor import CpuExecutor
 from llmc.runtime.engine_file.file import EngineFile
@@ -132,8 +133,8 @@ def plan_bytes(folder: Path, context: int) -> int:
     from llmc.compiler.targets.cuda.emit import draft
 
     source = open_source(folder, random_weights=0)
-    graph = lower(source, with_flags(None, quantize="int8", targets=["sm_90"]), context, None)[2]["sm_90"]
-    return memory(draft(graph, Limits(context, 1, "bfloat16", "none"), 90)[0], max_batch=1).sequence
+    graph = lower(source, with_flags(None, quantize="int8", targets=["sm_90"]), context)[1]["sm_90"]
+    return memory(draft(graph, ProfileConfig(context, 1, "bfloat16", "none"), 90)[0], max_batch=1).sequence
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_one_file_holds_everything(path: Path):
     assert [entry.name for entry in path.parent.iterdir()] == ["pico.llmc"]
     with EngineFile.open(path) as engine:
         model = engine.manifest.model
-        assert (model.architecture, model.layers, model.vocab_size) == ("LlamaForCausalLM", 8, 4096)
+        assert (model.architecture, len(model.caches), model.vocab_size) == ("LlamaForCausalLM", 8, 4096)
         assert list(engine.manifest.profiles) == ["cpu"]
         assert {"profiles/cpu/graph.onnx", "tokenizer/tokenizer.json", "measured.json"} <= set(engine.sections)
         # two 4-bit numbers per byte; the head, which is the embedding too, keeps 8 bits

@@ -36,7 +36,8 @@ class SimulatedDevice:
                 found="a plan made with others",
                 fix="build the engine again, or verify it on its GPU",
             )
-        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
+        self.blocks: Mapping[str, int] = {cache.size: slots * cache.blocks for cache in plan.caches}
+        self.notes = ()
         self._plan = plan
         self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
         self._fixed: dict[str, torch.Tensor] = {}

@@ -164,7 +164,8 @@ class Fake:
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
         self.made = profile, plan.sm, slots
-        self.blocks, self.notes = {cache.size: slots * cache.blocks for cache in plan.caches}, ()
+        self.blocks: Mapping[str, int] = {cache.size: slots * cache.blocks for cache in plan.caches}
+        self.notes = ()
         self._vocab = engine.manifest.model.vocab_size
         made.append(self)
 

@@ -59,24 +59,24 @@ def build(
     recipe: a bundled recipe's name, a YAML file, or a Recipe; quantize, activations, kv, targets, max_context and
     max_batch (recipes/flags.py) win over it. memory_limit: GiB of planned peak.
     accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
-    weights (for benchmarks). tactics: tables of tiles that `llmc tune` has written. Raises LlmcError; see
-    runtime/errors.py.
+    weights (for benchmarks). tactics: tables of tiles that `llmc tune` has written. What the user should know of the
+    engine is a UserWarning. Raises LlmcError; see runtime/errors.py.
     """
+    import warnings
     from pathlib import Path
 
-    from .compiler.build import build as build_engine
+    from .compiler.checkpoint.account import open_source
     from .compiler.targets.cuda.tuning.tactics import load as load_tactics
     from .recipes.recipe import with_flags
 
-    report = build_engine(
-        checkpoint,
-        Path(output),
-        with_flags(recipe, **flags),
-        memory_limit=memory_limit,
-        accept_config=accept_config,
-        random_weights=random_weights,
-        tactics=[load_tactics(Path(path)) for path in tactics],
-    )
+    chosen = with_flags(recipe, **flags)
+    source = open_source(checkpoint, accept_config, random_weights)
+    from .compiler.build import build as build_engine  # torch and onnx: after what can be refused without
+
+    tables = [load_tactics(Path(path)) for path in tactics]
+    report = build_engine(source, output, chosen, memory_limit=memory_limit, tactics=tables)
+    for warning in report.warnings:
+        warnings.warn(warning, stacklevel=2)
     return report.path
 
 

@@ -29,10 +29,10 @@ from packing.kernels import Kernels
 from packing.pack import write_pack
 from packing.plans import Drafted, all_drafted
 
-from llmc.compiler.targets import Table
 from llmc.compiler.targets.cuda.cubins.cache import Tools, source_digest
 from llmc.compiler.targets.cuda.cubins.compile import variant_of
 from llmc.compiler.targets.cuda.tuning import tactics
+from llmc.compiler.targets.cuda.tuning.tactics import Table
 
 MOST_BYTES = 40 << 20
 PARTS = ("code", "cases", "plans", "sweep", "engines", "simulated", "dump", "kernels", "tactics")

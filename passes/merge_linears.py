@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..runtime.engine_file.bind import Concat, stored
+from ..runtime.engine_file.bind import Concat, stored, widened
 from .graph import ops
 from .graph.graph import Graph, Quantized, block_of, width
 from .rewrite.pattern import Miss
 from .rewrite.rule import Outcome, Pass, take_over
+
+_ALONE, _SCALES, _FORMATS, _APART = 1, 2, 3, 4
+"""Depths of misses: how near a group of linears came to a merge."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class MergeLinears(Pass):
         outcome = Outcome()
         for nodes in _by_input(graph).values():
             if not self.gated and _is_gated(nodes):
-                outcome.note(Miss("the target keeps gate and up apart", 4), nodes[0])
+                outcome.note(Miss("the target keeps gate and up apart", _APART), nodes[0])
             elif len(nodes) == 1:
-                outcome.note(Miss("only one linear reads this input", 1), nodes[0])
+                outcome.note(Miss("only one linear reads this input", _ALONE), nodes[0])
             elif len({node.overload for node in nodes}) > 1:
-                outcome.note(Miss("the linears have different formats or only some have a bias", 3), nodes[0])
+                outcome.note(Miss("the linears have different formats or only some have a bias", _FORMATS), nodes[0])
             elif reason := _unmergeable(graph, nodes):
-                outcome.note(Miss(reason, 2), nodes[0])
+                outcome.note(Miss(reason, _SCALES), nodes[0])
             else:
                 _merge(graph, nodes)
                 outcome.fired += 1
@@ -95,6 +98,8 @@ def _merge(graph: Graph, nodes: list[ir.Node]) -> None:
     for column in zip(*(node.inputs[1:] for node in nodes), strict=True):
         exprs = [expr for value in column if (expr := graph.expr(value)) is not None]
         names = [str(value.name) for value in column if value is not None]
+        if len({expr.dtype for expr in exprs}) > 1:
+            exprs = [widened(expr) for expr in exprs]
         if exprs[0].shape:
             merged.append(graph.weight("+".join(names), Concat(tuple(exprs), 0)))
         else:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..quantize import FORMATS
-from ..runtime.engine_file.bind import Expr, Stored, ToF32, stored
+from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import Unsupported
 from .graph import ops
-from .graph.graph import MODULE, Canonical, Graph, Quantized
+from .graph.graph import BLOCK, MODULE, Canonical, Graph, Quantized
 from .rewrite.pattern import Miss
 from .rewrite.rule import Outcome, Pass, take_over
 
@@ -22,6 +22,14 @@ class QuantizeWeights(Pass):
 
     format_of: Callable[[str], str]
     """Module name to format name, or "none"."""
+
+    fires = (
+        "(float[2,3,128] x, float[4,128] W, float[4] B) => (float[2,3,4] y) { y = llmc.Linear:f32_bias(x, W, B) }",
+        "(int64[2,3] ids, float[8,128] T) => (float[2,3,8] y) "
+        "{ e = llmc.Embedding:f32(ids, T) y = llmc.Linear:f32(e, T) }",
+    )
+    tolerance = 1e-2
+    """Of int8, in which the examples are tried."""
 
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
@@ -57,10 +65,9 @@ def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[st
 
 def _tensor(graph: Graph, value: ir.Value | None) -> Stored:
     expr = graph.expr(value)
-    leaves = list(stored(expr)) if expr is not None else []
-    if len(leaves) != 1:
+    if not isinstance(expr, Stored):
         raise ValueError(f"weight {value} is not one stored tensor")
-    return leaves[0]
+    return expr
 
 
 def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tuple[str, ...]) -> None:
@@ -74,15 +81,14 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
     stem = tensor.name.removesuffix("weight")
     for component in fmt.components(rows, columns):
         canonical = Canonical(
-            f"{stem}{component.suffix}",
+            f"{stem}{component.name}",
             component.dtype,
             component.shape,
-            Quantized(name, tensor.name, component.suffix, shares),
-            group=f"{shares[0]}/{component.suffix}",
+            Quantized(name, tensor.name, component.name, shares),
+            group=f"{shares[0]}/{component.name}",
         )
-        promise = as_input(graph.store(canonical))
-        values.append(graph.weight(f"{canonical.name}.{name}", promise))
-    b = graph.build(node.metadata_props["block"], before=node)
+        values.append(graph.weight(f"{canonical.name}.{name}", graph.store(canonical)))
+    b = graph.build(node.metadata_props[BLOCK], before=node)
     bias = (node.inputs[2],) if ops.has_bias(node) else ()
     new = b.llmc(
         node.op_type,
@@ -91,8 +97,3 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
         name=node.metadata_props.get(MODULE, ""),
     )
     take_over(node.outputs[0], new)
-
-
-def as_input(tensor: Stored) -> Expr:
-    """What a function body reads: bf16 and fp16 widened, fp8 and e8m0 as their bytes."""
-    return ToF32(tensor) if tensor.dtype in ("BF16", "F16") else tensor

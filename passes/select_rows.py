@@ -19,6 +19,9 @@ _ROWWISE = {
     *(("", op) for op, _ in ops.ACTIVATIONS.values()),
 }
 
+_OPERATOR, _READERS = 1, 2
+"""Depths of misses: how near a selection came to a move."""
+
 
 class SelectRowsEarly(Pass):
     """SelectRows(f(x)) = f(SelectRows(x)) when f works row by row: the head and the last MLP see only wanted rows."""
@@ -57,13 +60,13 @@ def _movable(node: ir.Node, outcome: Outcome) -> bool:
     if value is None or producer is None:
         return False
     if (producer.domain, producer.op_type) not in _ROWWISE:
-        outcome.note(Miss(f"{producer.op_type} is not row-wise", 1), node)
+        outcome.note(Miss(f"{producer.op_type} is not row-wise", _OPERATOR), node)
         return False
     readers = [user for user, _ in value.uses()]
     if value.is_graph_output() or any(
         user.op_type != "SelectRows" or user.inputs[1] is not node.inputs[1] for user in readers
     ):
-        outcome.note(Miss("the value is read elsewhere too", 2), node)
+        outcome.note(Miss("the value is read elsewhere too", _READERS), node)
         return False
     return True
 

@@ -15,9 +15,7 @@ class Simplify(Pass):
         "(float[2,4] x) => (float[2,4] y) { a = Swish(x) b = Swish(x) y = Add(a, b) }",
         "(float[2,4] x) => (float[2,4] y) { unused = Relu(x) y = Swish(x) }",
     )
-    refuses = {
-        "": "(float[2,4] x) => (float[2,4] y) { a = Swish(x) b = Relu(x) y = Add(a, b) }",
-    }
+    refuses = {"": "(float[2,4] x) => (float[2,4] y) { a = Swish(x) b = Relu(x) y = Add(a, b) }"}
 
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()

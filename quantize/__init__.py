@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..runtime.dtypes import WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
-from .format import Component, Format, require_finite
+from .format import Format, require_finite
 from .formats.fp8 import FP8
 from .formats.int4 import INT4, INT4_G128
 from .formats.int8 import INT8, INT8_G128
@@ -22,4 +22,4 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-__all__ = ["FORMATS", "Component", "Format", "format_named", "require_finite"]
+__all__ = ["FORMATS", "Format", "format_named", "require_finite"]

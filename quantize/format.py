@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import CheckpointError, Unsupported
 from ..runtime.numbers import RAW_DTYPE
 from .chunks import each_chunk, result
@@ -19,16 +20,7 @@ zeros needs no special case; weights below about this size are stored as zero.""
 
 
 @dataclass(frozen=True)
-class Component:
-    """One tensor a quantized weight is stored as: `X.<suffix>`, its safetensors dtype and shape."""
-
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Stored:
+class Layout:
     """How one stored tensor follows the weight's logical [N, K]: `axes` is "nk", "n" or "" (one number per tensor)."""
 
     suffix: str
@@ -71,16 +63,16 @@ class Format:
     name: str
     summary: str
     block: int | None
-    stored: tuple[Stored, ...]
+    layouts: tuple[Layout, ...]
     error_bound: float
     body: str
     encode: Callable[[torch.Tensor, float], dict[str, np.ndarray]]
     decode: Callable[[Parts], np.ndarray]
     shares_scale: bool = False
 
-    def components(self, n: int, k: int) -> tuple[Component, ...]:
-        """The tensors that hold a weight [n, k]."""
-        return tuple(Component(part.suffix, part.dtype, part.shape(n, k)) for part in self.stored)
+    def components(self, n: int, k: int) -> tuple[Stored, ...]:
+        """The tensors that hold a weight [n, k], named by their suffixes."""
+        return tuple(Stored(part.suffix, part.dtype, part.shape(n, k)) for part in self.layouts)
 
     def bits_per_weight(self, n: int, k: int) -> float:
         """Stored bits, scales included, per weight of an [n, k] weight."""
@@ -117,14 +109,14 @@ class Format:
 
     def slice(self, parts: Parts, axis: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """The parts of weight rows (axis 0) or columns (axis 1) start:stop, as views. Unsupported inside a block."""
-        first = self.stored[0]
+        first = self.layouts[0]
         length = parts[first.suffix].shape[axis] * (first.step if axis else 1)
         unit = (self.block or 1) if axis else 1
         if not 0 <= start <= stop <= length or start % unit or stop % unit:
             asked = f"slice {'columns' if axis else 'rows'} {start}:{stop} of a {self.name} weight"
             raise Unsupported(asked, found=f"{length} in units of {unit}", fix=f"multiples of {unit} up to {length}")
         cut = {}
-        for part in self.stored:
+        for part in self.layouts:
             raw = parts[part.suffix]
             if axis == 0 and "n" in part.axes:
                 raw = raw[start:stop]

@@ -12,7 +12,6 @@ from ..runtime.chips import GPUS, TARGETS, target_of
 from ..runtime.dtypes import NARROW_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from ..runtime.files.safetensors import open_regular, read_at
-from ..runtime.files.strict_json import canonical
 from .flags import BuildFlags
 from .strict_yaml import Document, Mapping, Node
 
@@ -77,22 +76,20 @@ class Recipe:
                 return rule.format
         return self.default_format
 
-    def canonical(self) -> bytes:
-        """Canonical JSON: equal recipes give equal bytes whatever file, base or flags they came from."""
-        return canonical(
-            {
-                "version": self.version,
-                "quantize": {
-                    "default": self.default_format,
-                    "rules": [{"match": rule.match, "format": rule.format} for rule in self.rules],
-                    "activations": self.activations,
-                },
-                "kv": self.kv,
-                "targets": list(self.targets),
-                "max_context": self.max_context,
-                "max_batch": self.max_batch,
-            }
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Equal recipes give equal JSON whatever file, base or flags they came from."""
+        return {
+            "version": self.version,
+            "quantize": {
+                "default": self.default_format,
+                "rules": [{"match": rule.match, "format": rule.format} for rule in self.rules],
+                "activations": self.activations,
+            },
+            "kv": self.kv,
+            "targets": list(self.targets),
+            "max_context": self.max_context,
+            "max_batch": self.max_batch,
+        }
 
 
 def bundled_recipes() -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_engines import EngineSpec
 
-from llmc.compiler.build import lower, open_source
-from llmc.compiler.targets import Limits, Table, tables_for
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.pipeline import lower
+from llmc.compiler.targets import ProfileConfig, Tactics, tactics_of
 from llmc.compiler.targets.cuda.cubins.compile import Variant
 from llmc.compiler.targets.cuda.emit import draft
 from llmc.recipes.recipe import Recipe
@@ -24,7 +25,7 @@ class Drafted:
     variants: tuple[Variant, ...]
 
 
-def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Table] = ()) -> Drafted:
+def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Tactics] = ()) -> Drafted:
     """What an engine's plan launches; no weight is made, and no kernel compiled. tactics: as those of a build."""
     target = f"sm_{sm}"
     recipe = Recipe(
@@ -36,15 +37,15 @@ def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Table] = 
         kv=spec.kv,
     )
     checkpoint = open_source(spec.prepare(work), random_weights=None if spec.shape == "pico" else 1)
-    graph = lower(checkpoint, recipe, spec.max_context, None)[2][target]
-    limits = Limits(spec.max_context, spec.max_batch, checkpoint.config.dtype or "float32", spec.kv)
-    table = tables_for((target,), tactics).get(target)
-    plan, variants = draft(graph, replace(limits, tactics=table), sm)
+    graph = lower(checkpoint, recipe, spec.max_context)[1][target]
+    table = tactics_of((target,), tactics).get(target)
+    dtype = checkpoint.config.dtype or "float32"
+    plan, variants = draft(graph, ProfileConfig(spec.max_context, spec.max_batch, dtype, spec.kv, table), sm)
     return Drafted(plan, tuple(variants))
 
 
 def all_drafted(
-    specs: Mapping[str, EngineSpec], work: Path, sm: int, tactics: Collection[Table] = ()
+    specs: Mapping[str, EngineSpec], work: Path, sm: int, tactics: Collection[Tactics] = ()
 ) -> dict[str, Drafted]:
     """`drafted` of every spec, by its name."""
     return {name: drafted(spec, work, sm, tactics) for name, spec in specs.items()}

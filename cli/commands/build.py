@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
@@ -13,7 +12,7 @@ from ..common import console, extras, options, progress
 from ..common.options import flag
 
 if TYPE_CHECKING:
-    from ...compiler.build import BuildReport
+    from ...compiler.engine.report import BuildReport
     from ...recipes.recipe import Recipe
 
 Output = Annotated[
@@ -43,17 +42,13 @@ def build(
     extras.need("build", "llmc build")
     if memory_limit is not None and not 0 < memory_limit < math.inf:
         raise RecipeError(f"--memory-limit {memory_limit:g}", fix="GiB, a number above 0")
-    from ...compiler.checkpoint.account import check_checkpoint
-    from ...compiler.checkpoint.checkpoint import open_checkpoint
+    from ...compiler.checkpoint.account import open_source
     from ...recipes.recipe import with_flags
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
     plan = with_flags(recipe, **flags)
-    source = open_checkpoint(checkpoint, accept_config=accept_config or (), random_weights=random_weights)
-    check_checkpoint(source)
-    source = source.start_digest()
+    source = open_source(checkpoint, accept_config or (), random_weights)
     from ...compiler.build import build as build_engine
-    from ...compiler.build import chat_template_of
     from ...compiler.targets.cuda.tuning.tactics import load
 
     tables = [load(path) for path in tactics or ()]
@@ -67,8 +62,6 @@ def build(
         tactics=tables,
         progress=progress.for_terminal(quiet=json),
     )
-    if "tokenizer.json" in source.tokenizer and chat_template_of(source) is None:
-        report = replace(report, warnings=(*report.warnings, "no chat template: `llmc run --chat` will be refused"))
     for warning in report.warnings:
         console.note(f"warning: {warning}")
     console.show(_as_json(report), _as_text(report, verbose), json)

@@ -94,7 +94,7 @@ def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | N
     from ...compiler.oracle.reference import reference
 
     checkpoint = open_checkpoint(where, accept_config=manifest.checkpoint.accepted_config)
-    _same_tokenizer(manifest, checkpoint.small_digests, where)
+    _same_tokenizer(manifest, checkpoint.files.small_digests, where)
     return reference(checkpoint), None
 
 

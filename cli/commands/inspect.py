@@ -90,7 +90,7 @@ def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
         "tensors": len(infos),
         "bytes": sum(info.nbytes for info in infos),
         "dtypes": dict(sorted(Counter(info.dtype for info in infos).items())),
-        "files": {facts.name: facts.bytes for facts in checkpoint.files},
+        "files": {facts.name: facts.bytes for facts in checkpoint.files.facts},
         "ignored_config": dict(config.ignored),
         "accepted_config": list(config.accepted),
         "warnings": list(checkpoint.warnings),

@@ -19,11 +19,13 @@ def passes(
 ) -> None:
     """List the pipeline: which passes fired how often, and the nearest miss."""
     extras.need("build", "llmc passes")
-    from ...compiler.build import explain
+    from ...compiler.checkpoint.account import open_source
+    from ...compiler.pipeline import context_of, lower
     from ...recipes.recipe import with_flags
 
     plan = with_flags(recipe, **flags)
-    reports = explain(checkpoint, plan, accept_config=accept_config or (), random_weights=random_weights)
+    source = open_source(checkpoint, accept_config or (), random_weights)
+    _, _, reports = lower(source, plan, context_of(plan, source))
     rows = [console.facts(one, "phase", "name", "fired", "nearest_miss") for one in reports]
     lines = [tuple(map(str, row.values())) for row in rows]
     console.show({"passes": rows}, console.table([("phase", "pass", "fired", "nearest miss"), *lines], indent=""), json)

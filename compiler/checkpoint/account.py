@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from ...runtime.errors import CheckpointError, nearest
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 
 _SHOWN = 20
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose tensors are not those of its configuration; no weight is read."""
-    if checkpoint.random_seed is None:
-        check_tensors(checkpoint)
+def open_source(
+    where: str | Path, accept_config: Collection[str] = (), random_weights: int | None = None
+) -> Checkpoint:
+    """The front door of a build: `open_checkpoint`, whose tensors are judged and whose files are being hashed.
+
+    Raises:
+        CheckpointError: its tensors are not those of its configuration; and what `open_checkpoint` raises.
+    """
+    checkpoint = open_checkpoint(where, accept_config=accept_config, random_weights=random_weights)
+    check_tensors(checkpoint)
+    checkpoint.files.start_digest()
+    return checkpoint
 
 
 def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:

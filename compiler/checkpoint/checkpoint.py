@@ -2,83 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
+from ...runtime.files.strict_json import loads
+from ...runtime.text.chat import chat_template_source
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
-from .digest import Hashing
-from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, is_unchanged, refuse_hard_link
+from .digest import Files
+from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, refuse_hard_link
 from .random_source import RandomSource
 from .source import FileSource, Source
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_MAX_SMALL_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 128 << 20
 _MAX_TENSORS = 200_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose headers and small files have been read; no weight has.
-
-    `generation` holds sampling defaults (see Generation.defaults); `eos_ids` is the union of both configs; `tokenizer`
-    maps file names to contents (chat_template.jinja only if it is a file of its own). `revision` is the commit, if
-    known. `random_seed` is set if weights are random numbers: then bind a RandomSource with `with_source`.
-    """
+    """A checkpoint whose headers and small files have been read; no weight has. `source` and `files` are open."""
 
     path: Path
     config: Config
     generation: Mapping[str, float | int | bool]
+    """Sampling defaults (see Generation.defaults)."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
-    source: Source
+    """The union of both configs."""
     tokenizer: Mapping[str, bytes] = field(repr=False)
+    """Contents by file name; chat_template.jinja only if it is a file of its own."""
+    tokenizer_config: Mapping[str, object] = field(repr=False)
+    chat_template: str | None = field(repr=False)
     revision: str | None
-    files: tuple[FileFacts, ...]
+    """The commit, if known."""
     random_seed: int | None
+    """Set if weights are random numbers."""
     warnings: tuple[str, ...]
-    small_digests: Mapping[str, str] = field(repr=False)
-    weight_files: tuple[OpenFile, ...] = field(repr=False)
-    hashing: Hashing | None = field(default=None, repr=False, compare=False)
-
-    def with_source(self, source: Source) -> Checkpoint:
-        """The same checkpoint with its weights from elsewhere."""
-        return replace(self, source=source)
-
-    def random_source(self, shapes: Mapping[str, tuple[int, ...]]) -> RandomSource:
-        """Random weights of these shapes, of the dtype and spread that the config declares, from `random_seed`."""
-        return RandomSource(
-            shapes,
-            dtype=CONFIG_DTYPES[self.config.dtype or "bfloat16"],
-            seed=self.random_seed or 0,
-            initializer_range=self.config.initializer_range,
-        )
-
-    def digest(self) -> dict[str, str]:
-        """SHA-256 of every file by name: of the bytes that were parsed, of shards by streaming them on all cores."""
-        shards = (self.hashing or Hashing(self.weight_files)).result()
-        return dict(sorted({**self.small_digests, **shards}.items()))
-
-    def start_digest(self) -> Checkpoint:
-        """The same checkpoint, whose `digest` is under way: hashing frees the interpreter, and hides behind imports."""
-        return replace(self, hashing=Hashing(self.weight_files))
-
-    def unchanged(self) -> None:
-        """CheckpointError naming a file that was replaced, written to or removed since it was opened."""
-        for facts in self.files:
-            if not is_unchanged(facts):
-                raise CheckpointError(
-                    f"{facts.shown}: a file that stays as it is while the engine is built",
-                    found="it was changed, replaced or removed",
-                    fix="wait until the download has finished, then build again",
-                )
+    source: Source = field(repr=False)
+    files: Files = field(repr=False)
 
 
 def open_checkpoint(
@@ -91,28 +58,38 @@ def open_checkpoint(
     """
     path, warnings = _locate(where, random_weights is None)
     folder = Folder(path if os.path.isdir(path) else path.parent)
-    small = _SmallFiles(folder)
-    config = parse_config(small.need("config.json"), accept=accept_config, what=str(folder.path / "config.json"))
+    files = Files(folder)
+    config = parse_config(files.need("config.json"), accept=accept_config, what=str(folder.path / "config.json"))
     generation = Generation()
-    settings = small.get("generation_config.json")
+    settings = files.get("generation_config.json")
     if settings is not None:
         what = str(folder.path / "generation_config.json")
         generation = parse_generation(settings, vocab_size=config.decoder.vocab_size, what=what)
-    tokenizer = {name: data for name in TOKENIZER_FILES if (data := small.get(name, _MAX_TOKENIZER_BYTES)) is not None}
+    tokenizer = {name: data for name in TOKENIZER_FILES if (data := files.get(name, _MAX_TOKENIZER_BYTES)) is not None}
+    tokenizer_config, chat_template = _tokenizer_config(tokenizer, str(folder.path / "tokenizer_config.json"))
     if "tokenizer.json" not in tokenizer:
         warnings.append(_no_tokenizer(folder))
-    source: Source = RandomSource({})
-    shards: list[OpenFile] = []
-    if random_weights is None:
-        source, shards, notes = _open_weights(folder, small)
+    elif chat_template is None:
+        warnings.append("no chat template: `llmc run --chat` will be refused")
+    if random_weights is not None:
+        source: Source = RandomSource(
+            config.decoder.tensors(),
+            dtype=CONFIG_DTYPES[config.dtype or "bfloat16"],
+            seed=random_weights,
+            initializer_range=config.initializer_range,
+        )
+    else:
+        source, notes = _open_weights(files)
         warnings += notes
-        if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in shards}:
+        if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in files.shards}:
             raise CheckpointError(
                 f"{path}: a weight file of the checkpoint",
                 found=f"{folder.path} is made of others",
                 fix="pass the folder",
             )
         warnings += _check_dtypes(source, config)
+    warnings += config.notes
+    warnings += [f"generation_config.json: {key} is ignored" for key in generation.ignored]
     explicit = config.eos_ids if config.eos_given else ()
     return Checkpoint(
         path=folder.path,
@@ -120,19 +97,25 @@ def open_checkpoint(
         generation=generation.defaults,
         bos_id=config.bos_id if generation.bos_id is None else generation.bos_id,
         eos_ids=tuple(sorted({*explicit, *generation.eos_ids})) or config.eos_ids,
-        source=source,
         tokenizer=tokenizer,
+        tokenizer_config=tokenizer_config,
+        chat_template=chat_template,
         revision=folder.commit,
-        files=(*small.facts, *(shard.facts for shard in shards)),
         random_seed=random_weights,
-        warnings=(
-            *warnings,
-            *config.notes,
-            *(f"generation_config.json: {key} is ignored" for key in generation.ignored),
-        ),
-        small_digests=small.digests,
-        weight_files=tuple(shards),
+        warnings=tuple(warnings),
+        source=source,
+        files=files,
     )
+
+
+def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mapping[str, object], str | None]:
+    """tokenizer_config.json, empty if there is none, and the chat template in it or beside it."""
+    data = tokenizer.get("tokenizer_config.json")
+    config = {} if data is None else loads(data, what=what, error=CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{what}: a JSON object", found=type(config).__name__)
+    jinja = tokenizer.get("chat_template.jinja")
+    return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
 
 
 def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
@@ -154,36 +137,12 @@ def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
     return download(hub_id, weights=weights)
 
 
-class _SmallFiles:
-    """Reads the small files of a folder once each and remembers what was read."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self.facts: list[FileFacts] = []
-        self.digests: dict[str, str] = {}
-
-    def add(self, data: bytes, facts: FileFacts) -> None:
-        self.facts.append(facts)
-        self.digests[facts.name] = hashlib.sha256(data).hexdigest()
-
-    def need(self, name: str) -> bytes:
-        data, facts = self._folder.read(name, _MAX_SMALL_BYTES)
-        self.add(data, facts)
-        return data
-
-    def get(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes | None:
-        if not self._folder.has(name):
-            return None
-        data, facts = self._folder.read(name, max_bytes)
-        self.add(data, facts)
-        return data
-
-
-def _open_weights(folder: Folder, small: _SmallFiles) -> tuple[FileSource, list[OpenFile], list[str]]:
+def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     """All shards open, each tensor found where the index says, nothing else in them."""
+    folder = files.folder
     weights = find_weights(folder)
     if weights.index is not None:
-        small.add(*weights.index)
+        files.add(*weights.index)
     missing = [name for name in weights.shards if not folder.has(name)]
     if missing:
         raise CheckpointError(
@@ -192,14 +151,13 @@ def _open_weights(folder: Folder, small: _SmallFiles) -> tuple[FileSource, list[
             fix="download the missing files",
         )
     tensors: dict[str, tuple[OpenFile, TensorInfo]] = {}
-    shards = []
     for name in weights.shards:
         opened = folder.open(name)
         refuse_hard_link(folder, opened)
         header = _read_header(opened)
         if weights.listed is not None:
             _check_against_index(opened.facts, header, weights.listed)
-        shards.append(opened)
+        files.shards.append(opened)
         for info in header.tensors.values():
             tensors[info.name] = (opened, info)
     warnings = [
@@ -210,7 +168,7 @@ def _open_weights(folder: Folder, small: _SmallFiles) -> tuple[FileSource, list[
     found = sum(info.nbytes for _, info in tensors.values())
     if weights.total_size not in (None, found):
         warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
-    return FileSource(tensors), shards, warnings
+    return FileSource(tensors), warnings
 
 
 def _read_header(opened: OpenFile) -> Header:

@@ -1,36 +1,78 @@
-"""SHA-256 of a checkpoint's files on all cores, hidden behind what a build does meanwhile."""
+"""The files of a checkpoint while it is open: each read once, its SHA-256 taken on all cores behind other work."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 import weakref
-from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
 
+from ...runtime.errors import CheckpointError
 from ...runtime.machine import cpu_count
-from .folder import OpenFile
+from .folder import FileFacts, Folder, OpenFile, is_unchanged
 
 _HASH_BYTES = 4 << 20
+_MAX_SMALL_BYTES = 16 << 20
 
 
-class Hashing:
-    """SHA-256 of files, under way on all cores. Daemon threads; dropping the object stops them."""
+class Files:
+    """What has been read of a folder, and its weight files, which stay open."""
 
-    def __init__(self, files: Sequence[OpenFile]) -> None:
-        self._digests: dict[str, Future[str]] = {opened.facts.name: Future() for opened in files}
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.shards: list[OpenFile] = []
+        self.small_digests: dict[str, str] = {}
+        """SHA-256 by name of the files that were read whole: of the very bytes that were parsed."""
+        self._small: list[FileFacts] = []
+        self._shard_digests: dict[str, Future[str]] | None = None
+
+    @property
+    def facts(self) -> tuple[FileFacts, ...]:
+        """Every file, as it was when it was opened."""
+        return (*self._small, *(shard.facts for shard in self.shards))
+
+    def need(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes:
+        """A small file's content; CheckpointError if it is missing or too large."""
+        return self.add(*self.folder.read(name, max_bytes))
+
+    def get(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes | None:
+        """`need`, or None if there is no such file."""
+        return self.need(name, max_bytes) if self.folder.has(name) else None
+
+    def add(self, data: bytes, facts: FileFacts) -> bytes:
+        """Remember a file that was read."""
+        self._small.append(facts)
+        self.small_digests[facts.name] = hashlib.sha256(data).hexdigest()
+        return data
+
+    def start_digest(self) -> None:
+        """Begin to hash the weight files in daemon threads; dropping the object stops them."""
+        self._shard_digests = {opened.facts.name: Future() for opened in self.shards}
         waiting: SimpleQueue[tuple[OpenFile, Future[str]]] = SimpleQueue()
-        for entry in zip(files, self._digests.values(), strict=True):
+        for entry in zip(self.shards, self._shard_digests.values(), strict=True):
             waiting.put(entry)
         dropped = threading.Event()
         weakref.finalize(self, dropped.set)
-        for _ in range(min(cpu_count(), len(files))):
+        for _ in range(min(cpu_count(), len(self.shards))):
             threading.Thread(target=_hash_files, args=(waiting, dropped), name="llmc-digest", daemon=True).start()
 
-    def result(self) -> dict[str, str]:
-        """Hex digests by file name, when all are there; CheckpointError for a file that cannot be read."""
-        return {name: digest.result() for name, digest in self._digests.items()}
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file by name, when all are there; CheckpointError for a file that cannot be read."""
+        if self._shard_digests is None:
+            self.start_digest()
+        shards = {name: digest.result() for name, digest in (self._shard_digests or {}).items()}
+        return dict(sorted({**self.small_digests, **shards}.items()))
+
+    def unchanged(self) -> None:
+        """CheckpointError naming a file that was replaced, written to or removed since it was opened."""
+        for facts in self.facts:
+            if not is_unchanged(facts):
+                raise CheckpointError(
+                    f"{facts.shown}: a file that stays as it is while the engine is built",
+                    found="it was changed, replaced or removed",
+                    fix="wait until the download has finished, then build again",
+                )
 
 
 def _hash_files(waiting: SimpleQueue[tuple[OpenFile, Future[str]]], dropped: threading.Event) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError, Unsupported
-from ...runtime.files.safetensors import read_at
+from ...runtime.files.safetensors import kind_of_file, read_at
 from ...runtime.files.strict_json import loads
 from ..config.fields import shown
 
@@ -91,7 +91,7 @@ class Folder:
         now = os.fstat(fd)
         opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
         if not stat.S_ISREG(now.st_mode):
-            raise CheckpointError(f"{self.path / name}: a regular file", found=_kind(now.st_mode))
+            raise CheckpointError(f"{self.path / name}: a regular file", found=kind_of_file(now.st_mode))
         # A folder above the file may have been swapped between the two calls; then the path now leads elsewhere.
         if self._resolve(name) != path or not is_unchanged(opened.facts):
             raise CheckpointError(f"{self.path / name}: a file that stays in place", found="it was replaced meanwhile")
@@ -152,11 +152,6 @@ def is_unchanged(facts: FileFacts) -> bool:
 
 def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
-
-
-def _kind(mode: int) -> str:
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
-    return next((kind for test, kind in kinds if test(mode)), "a device")
 
 
 def check_shard_name(name: object, what: str) -> str:

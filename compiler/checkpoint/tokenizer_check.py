@@ -9,17 +9,19 @@ import string
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, EngineError, LlmcError
 from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, contained, token_text
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint  # the worker does without
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 # The largest public tokenizers (33 MB) take 3 s on a quiet machine; a loaded one must not refuse them.
@@ -32,91 +34,43 @@ TEMPLATE_MEMORY_BYTES = 384 * 1024**2
 SHOWN = 8
 ASKED = "check tokenizer.json"
 ASKED_TEMPLATE = "check the chat template"
-# Runs that make a backtracking regular expression explode, and texts that a sound vocabulary gives back unchanged.
-STRESS = tuple(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日"))
 TEXTS = ("Hello, world!", "def f(x):\n    return x ** 2\n", "  two  spaces  ", "Grüße, 日本語 🙂", "1234567.89")
+# Runs that make a backtracking regular expression explode, and plain texts.
+STRESS = (*(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日")), *TEXTS)
 DIALOGUE = ({"role": "user", "content": "Hello!"},)
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What the build records: `round_trips`: usual texts come back unchanged; `template_problem`: why the chat template
-    failed on one user message, "" if it did not or there is none."""
+def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[str] | None:
+    """Begin to judge a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
 
-    vocab_size: int
-    special_tokens: Mapping[str, int]
-    bos_token: str
-    eos_token: str
-    round_trips: bool
-    template_problem: str
-
-
-class Check:
-    """A check under way in a worker process."""
-
-    def __init__(self, future: Future[TokenizerFacts]) -> None:
-        self._future = future
-
-    def refuse_early(self) -> None:
-        """Raise what `result` would if the tokenizer is already known to be refused; never waits."""
-        if self._future.done():
-            self._future.result()
-
-    def result(self) -> TokenizerFacts:
-        """Wait for the verdict; CheckpointError if the tokenizer is refused."""
-        return self._future.result()
-
-
-def start_check(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    *,
-    chat_template: str | None = None,
-    deadline_s: float = DEADLINE_S,
-) -> Check:
-    """Begin `check_tokenizer` and return at once; also renders `chat_template` with one message."""
-    future: Future[TokenizerFacts] = Future()
+    The result is why the chat template failed on one user message, "" if it did not or there is none. It is a
+    CheckpointError if the tokenizer is too large, not JSON, too slow or too greedy, panics, or has ids twice, ids past
+    the embedding, ids the library would change, an end token that is not in the vocabulary; the ids are listed.
+    """
+    if "tokenizer.json" not in checkpoint.tokenizer:
+        return None
+    future: Future[str] = Future()
 
     def run() -> None:
         try:
-            future.set_result(_ask_worker(tokenizer_json, config, vocab_rows, eos_ids, chat_template, deadline_s))
+            future.set_result(_ask_worker(checkpoint, deadline_s))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=run, name="llmc-tokenizer-check", daemon=True).start()
-    return Check(future)
+    return future
 
 
-def check_tokenizer(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    *,
-    deadline_s: float = DEADLINE_S,
-) -> TokenizerFacts:
-    """Load a tokenizer in a worker process and judge it against an embedding of `vocab_rows` rows.
-
-    CheckpointError: too large, not JSON, ids twice, ids past the embedding, ids the library would change, an end token
-    that is not in the vocabulary, a panic, too slow or too greedy; the ids are listed.
-    """
-    return start_check(tokenizer_json, config, vocab_rows, eos_ids, deadline_s=deadline_s).result()
-
-
-def _ask_worker(
-    tokenizer_json: bytes,
-    config: Mapping[str, Any],
-    vocab_rows: int,
-    eos_ids: Collection[int],
-    chat_template: str | None,
-    deadline_s: float,
-) -> TokenizerFacts:
+def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
+    tokenizer_json = checkpoint.tokenizer["tokenizer.json"]
     if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
         raise CheckpointError(ASKED, found=f"{len(tokenizer_json)} bytes", fix=f"at most {MAX_TOKENIZER_BYTES} bytes")
-    tokens = {name: token_text(config, name) for name in ("bos_token", "eos_token")}
-    question = {"config": tokens, "rows": vocab_rows, "eos": sorted(set(eos_ids)), "template": chat_template}
+    question = {
+        "config": {name: token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token")},
+        "rows": checkpoint.config.decoder.vocab_size,
+        "eos": sorted(set(checkpoint.eos_ids)),
+        "template": checkpoint.chat_template,
+    }
     # -P: the working folder may be the checkpoint's, and a file of its must not pass for a module.
     command = [sys.executable, "-P", "-m", __name__]
     sent = json.dumps(question).encode() + b"\n" + tokenizer_json
@@ -133,7 +87,7 @@ def _ask_worker(
     reply = json.loads(lines[-1])
     if "refused" in reply:
         raise CheckpointError(ASKED_TEMPLATE if len(lines) > 1 else ASKED, found=reply["refused"], fix=reply["fix"])
-    return TokenizerFacts(**reply)
+    return reply["template_problem"]
 
 
 def _ending(code: int, said: str) -> str:
@@ -157,23 +111,13 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
         _check_library(tokenizer, declared, question["eos"])
         with contained("encode probe texts", CheckpointError):
             for text in STRESS:
-                tokenizer.encode(text)
-            round_trips = all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
+                tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:
             print("the tokenizer is sound", flush=True)
             _limit_template()
-        template_problem = _template_problem(tokenizer, question["template"])
+        return {"template_problem": _template_problem(tokenizer, question["template"])}
     except LlmcError as error:
         return {"refused": "; ".join(filter(None, (error.asked, error.found))), "fix": error.fix}
-    facts = TokenizerFacts(
-        vocab_size=tokenizer.vocab_size,
-        special_tokens=tokenizer.special_tokens,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        round_trips=round_trips,
-        template_problem=template_problem,
-    )
-    return asdict(facts)
 
 
 def _declared_ids(document: Any) -> list[tuple[str, int]]:

@@ -9,7 +9,6 @@ import onnx_ir as ir
 from ...passes.graph.attention import WINDOWED
 from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
-from ...runtime.engine_file.bind import Expr, ToF32
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.rope import RopeConfig
@@ -123,7 +122,7 @@ class _Assembly:
     def _parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
         dtype = self.checkpoint.source.info(tensor).dtype
         canonical = Canonical(tensor, dtype, shape, Copied(tensor), group=tensor)
-        return self.graph.weight(tensor, dense(self.graph.store(canonical)))
+        return self.graph.weight(tensor, self.graph.store(canonical))
 
     def _rope(self, mixer: Attention) -> tuple[ir.Value, ir.Value]:
         """The tables of a layer's rope, which layers with equal settings share."""
@@ -139,8 +138,3 @@ class _Assembly:
             values.append(self.graph.weight(name, self.graph.store(canonical)))
         self.ropes.append((mixer.rope, mixer.head_dim, values[0], values[1]))
         return values[0], values[1]
-
-
-def dense(tensor: Expr) -> Expr:
-    """A stored tensor as float32."""
-    return tensor if tensor.dtype == "F32" else ToF32(tensor)

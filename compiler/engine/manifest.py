@@ -9,37 +9,33 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ...passes.graph.graph import Canonical, Copied, Graph, Quantized
+from ...passes.graph.graph import Canonical, Copied, Quantized
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.bind import to_json
 from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
-from ...runtime.errors import CheckpointError
-from ...runtime.files.strict_json import canonical, loads
+from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..decoder.decoder import Decoder
-from ..targets import Emitted, Table, target_named
+from ..targets import CompiledProfile, Tactics, target_named
 
 
 def manifest_of(
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     recipe: Recipe,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, Tactics],
     context: int,
     decoder: Decoder,
-    graph: Graph,
-    profiles: Mapping[str, Emitted],
+    profiles: Mapping[str, CompiledProfile],
     digests: Mapping[str, str],
 ) -> Manifest:
     """The manifest of an engine whose weights are written; digests are those of the checkpoint's files by name.
 
-    tables: tactics by target, whose digests become part of the recipe. graph: after the front passes.
+    tables: tactics by target, whose digests become part of the recipe. decoder: its graph after the front passes.
     """
-    c, spec = source.config, decoder.spec
+    c, spec, tensors = checkpoint.config, decoder.spec, decoder.graph.canonical
     mixers = [layer.mixer for layer in spec.layers]
-    recipe_json = recipe.canonical()
-    if tables:
-        facts = loads(recipe_json, what="recipe", error=CheckpointError)
-        recipe_json = canonical({**facts, "tactics": {name: table.digest for name, table in tables.items()}})
+    measured = {"tactics": {name: table.digest for name, table in tables.items()}} if tables else {}
+    recipe_json = recipe.to_json() | measured
     return Manifest(
         model=ModelFacts(
             architecture=c.family.architecture,
@@ -52,11 +48,11 @@ def manifest_of(
             parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",
             tied=spec.tied,
-            bos=source.bos_id,
-            eos_ids=source.eos_ids,
-            generation=source.generation,
+            bos=checkpoint.bos_id,
+            eos_ids=checkpoint.eos_ids,
+            generation=checkpoint.generation,
         ),
-        formats={o.tensor: o.format for t in graph.canonical.values() if isinstance(o := t.origin, Quantized)},
+        formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
         profiles={
             name: Profile(
                 target=name,
@@ -69,11 +65,11 @@ def manifest_of(
             )
             for name, emitted in profiles.items()
         },
-        lineage={name: _lineage(tensor) for name, tensor in graph.canonical.items()},
+        lineage={name: _lineage(tensor) for name, tensor in tensors.items()},
         unused=decoder.unused,
-        recipe=loads(recipe_json, what="recipe", error=CheckpointError),
-        recipe_digest=hashlib.sha256(recipe_json).hexdigest(),
-        checkpoint=CheckpointFacts(digests, source.revision, c.accepted, source.random_seed),
+        recipe=recipe_json,
+        recipe_digest=hashlib.sha256(canonical(recipe_json)).hexdigest(),
+        checkpoint=CheckpointFacts(digests, checkpoint.revision, c.accepted, checkpoint.random_seed),
         tools=_tools(recipe),
     )
 

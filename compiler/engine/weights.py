@@ -12,23 +12,45 @@ import torch
 from ...passes.graph.graph import Canonical, Computed, Copied, Quantized
 from ...quantize import FORMATS
 from ...quantize.format import non_finite, require_finite
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, ResourceError
+from ...runtime.machine import memory
 from ..checkpoint.source import Source
-from .writer import EngineWriter, TensorSpec
+from .writer import EngineWriter, Groups
 
 CHUNK_BYTES = 16 << 20
 """Source bytes read at once; with reading ahead, two chunks and their codes are in memory."""
 
 _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_BASE_BYTES = 600 << 20
+"""Python with torch, onnx and onnxruntime, measured: what a build needs before the first weight."""
 Advance = Callable[[int], None]
 
 
-def specs(canonical: Mapping[str, Canonical]) -> tuple[TensorSpec, ...]:
-    """The engine's tensors, those of a group next to each other, groups in order of first use."""
-    groups: dict[str, list[TensorSpec]] = {}
+def chunk_bytes(memory_limit: float | None) -> int:
+    """Source bytes per chunk: reading ahead, quantizing and the probe hold about sixteen times that at once.
+
+    memory_limit: GiB, by default what is free.
+
+    Raises:
+        ResourceError: not even small chunks fit.
+    """
+    limit = memory_limit * (1 << 30) if memory_limit is not None else memory().available
+    chunk = min(CHUNK_BYTES, int(limit - _BASE_BYTES) // 16)
+    if chunk < 1 << 20:
+        raise ResourceError(
+            f"a build within {limit / (1 << 30):.2f} GiB",
+            found=f"llmc alone needs {_BASE_BYTES / (1 << 30):.2f} GiB",
+            fix=f"--memory-limit {(_BASE_BYTES + (16 << 20)) / (1 << 30) + 0.01:.2f} or more",
+        )
+    return chunk
+
+
+def groups(canonical: Mapping[str, Canonical]) -> Groups:
+    """The engine's tensors by group, in order of first use."""
+    found: dict[str, list[Canonical]] = {}
     for tensor in canonical.values():
-        groups.setdefault(tensor.group, []).append(TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.group))
-    return tuple(spec for group in groups.values() for spec in group)
+        found.setdefault(tensor.group, []).append(tensor)
+    return tuple(found.values())
 
 
 def source_bytes(canonical: Mapping[str, Canonical], source: Source) -> int:

@@ -6,19 +6,18 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
+from ...runtime.engine_file.bind import Stored
 from ...runtime.engine_file.file import (
     ALIGNMENT,
     MAGIC,
@@ -40,20 +39,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor to come. Those of one `group` follow each other in the list and in the file, with nothing between."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    group: str
+Groups = Sequence[Sequence[Stored]]
+"""The tensors to come, in the order of the file; those of a group follow each other with nothing between."""
 
 
-def default_reserve(tensors: Sequence[TensorSpec]) -> int:
+def default_reserve(groups: Groups) -> int:
     """Bytes kept for the header: lineage, bindings of some profiles, and a digest of 64 digits per 16 MiB."""
-    digests = sum(len(chunks(0, _nbytes(spec))) for spec in tensors)
-    return (128 << 10) + (2 << 10) * len(tensors) + 72 * digests
+    digests = [len(chunks(0, tensor.nbytes)) for group in groups for tensor in group]
+    return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests)
 
 
 class EngineWriter:
@@ -64,17 +57,19 @@ class EngineWriter:
     disk, a quota, a limit or a failing device is a ResourceError.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[TensorSpec], *, reserve_header: int | None = None) -> None:
+    def __init__(self, path: Path, groups: Groups, *, reserve_header: int | None = None) -> None:
         """Sweeps leftovers of killed builds of `path`, and reserves the space of the header and all tensors at once."""
-        reserve = default_reserve(tensors) if reserve_header is None else reserve_header
+        reserve = default_reserve(groups) if reserve_header is None else reserve_header
         self._path = Path(path)
         self._data_start = -(-(8 + reserve) // ALIGNMENT) * ALIGNMENT
-        self._infos = _layout(tensors, self._data_start)
-        self._weights = {spec.name: self._infos[spec.name] for spec in tensors}
+        self._infos = _layout(groups, self._data_start)
+        self._weights = {name: info for name, info in self._infos.items() if not name.startswith(RESERVED)}
         self._end = max((info.offset + info.nbytes for info in self._infos.values()), default=self._data_start)
         self._written = dict.fromkeys(self._weights, 0)
         self._digests: dict[str, list[Future[str]]] = {name: [] for name in self._weights}
         self._sections: dict[str, str] = {}
+        self.content_digest = ""
+        """What two machines agree on; `commit` sets it."""
         self._fd = -1
         with self._disk():
             _refuse_odd_target(self._path)
@@ -110,9 +105,13 @@ class EngineWriter:
             self._digests[name].append(self._pool.submit(sha256_range, self._fd, part))
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` (first axis) of what was written of a tensor, as a fresh array in its raw dtype."""
+        """Rows `start` to `stop` (first axis; -1: to the end) of what was written of a tensor, a fresh raw array.
+
+        A tensor without axes counts as one row, and comes without axes.
+        """
         info = self._weights[name]
         first, *rest = info.shape or (1,)
+        stop = first if stop < 0 else stop
         row = info.nbytes // max(first, 1)
         if not 0 <= start <= stop <= first or stop * row > self._written[name]:
             raise ValueError(f"{name}: rows {start} to {stop} are not written yet")
@@ -124,7 +123,7 @@ class EngineWriter:
                 if not got:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 done += got
-        return rows
+        return rows if info.shape else rows.reshape(())
 
     def section(self, name: str, data: bytes) -> None:
         """Appends a section. ValueError if the name is not plain or taken."""
@@ -147,13 +146,12 @@ class EngineWriter:
             digests = {name: tuple(done.result() for done in parts) for name, parts in self._digests.items()}
         empty = (hashlib.sha256().hexdigest(),)
         manifest = replace(
-            manifest,
-            sections=dict(self._sections),
-            tensors={name: parts or empty for name, parts in digests.items()},
+            manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
         )
-        manifest = replace(manifest, content_digest=content_digest(manifest, self._weights))
-        Manifest.from_json(manifest.to_json(), what=str(self._path))  # no engine that its reader would refuse
-        self._pwrite(self._header(manifest), 0)
+        self.content_digest = content_digest(manifest, self._weights)
+        text = replace(manifest, content_digest=self.content_digest).to_json()
+        Manifest.from_json(text, what=str(self._path))  # no engine that its reader would refuse
+        self._pwrite(self._header(text), 0)
         with self._disk():
             os.fsync(self._fd)
             os.rename(self._temp, self._path)
@@ -172,9 +170,7 @@ class EngineWriter:
     def __enter__(self) -> EngineWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abort()
 
     def _release(self) -> None:
@@ -189,9 +185,9 @@ class EngineWriter:
                 done = os.pwrite(self._fd, view, offset)
                 view, offset = view[done:], offset + done
 
-    def _header(self, manifest: Manifest) -> bytes:
+    def _header(self, manifest: bytes) -> bytes:
         """The first bytes of the file: length, then the header with its digest in place, padded with spaces."""
-        document: dict[str, object] = {"__metadata__": {"llmc.sha256": "0" * 64, "llmc": manifest.to_json().decode()}}
+        document: dict[str, object] = {"__metadata__": {"llmc.sha256": "0" * 64, "llmc": manifest.decode()}}
         for name, info in self._infos.items():
             begin = info.offset - self._data_start
             document[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [begin, begin + info.nbytes]}
@@ -298,31 +294,21 @@ def _free(folder: Path) -> str:
     return f", {facts.f_bavail * facts.f_frsize} bytes free in {folder}"
 
 
-def _layout(tensors: Sequence[TensorSpec], data_start: int) -> dict[str, TensorInfo]:
+def _layout(groups: Groups, data_start: int) -> dict[str, TensorInfo]:
     """Fixes every offset before any weight is read; a padding tensor goes before each group that needs one."""
     infos: dict[str, TensorInfo] = {}
-    at, group, groups = data_start, None, set[str]()
-    for spec in tensors:
-        if spec.group != group:
-            if spec.group in groups:
-                raise ValueError(f"{spec.name}: group {spec.group!r} is torn apart")
-            group = spec.group
-            groups.add(group)
-            if gap := -at % ALIGNMENT:
-                name = f"{PADDING}{len(groups)}"
-                infos[name] = TensorInfo(name, "U8", (gap,), at, gap)
-                at += gap
-        if not is_tensor_name(spec.name) or spec.name in infos:
-            raise ValueError(f"{spec.name!r}: a plain tensor name that is still free")
-        nbytes = _nbytes(spec)
-        if at % RAW_DTYPE[spec.dtype].itemsize:
-            raise ValueError(f"{spec.name}: {spec.dtype} cannot lie at byte {at}: give it another group")
-        infos[spec.name] = TensorInfo(spec.name, spec.dtype, spec.shape, at, nbytes)
-        at += nbytes
+    at = data_start
+    for index, group in enumerate(groups):
+        if gap := -at % ALIGNMENT:
+            name = f"{PADDING}{index + 1}"
+            infos[name] = TensorInfo(name, "U8", (gap,), at, gap)
+            at += gap
+        for tensor in group:
+            name, dtype = tensor.name, tensor.dtype
+            if not is_tensor_name(name) or name in infos:
+                raise ValueError(f"{name!r}: a plain tensor name that is still free")
+            if at % RAW_DTYPE[dtype].itemsize:
+                raise ValueError(f"{name}: {dtype} cannot lie at byte {at}: give it another group")
+            infos[name] = TensorInfo(name, dtype, tensor.shape, at, tensor.nbytes)
+            at += tensor.nbytes
     return infos
-
-
-def _nbytes(spec: TensorSpec) -> int:
-    if spec.dtype not in RAW_DTYPE:
-        raise ValueError(f"{spec.name}: a dtype of engines, not {spec.dtype}")
-    return math.prod(spec.shape) * RAW_DTYPE[spec.dtype].itemsize

@@ -21,7 +21,7 @@ from ...passes.graph import ops
 from ...passes.graph.graph import BLOCK, IR_VERSION, OPSET, Graph
 from ...quantize import FORMATS
 from ...quantize.chunks import on_all_cores
-from ...runtime.engine_file.bind import Concat, Expr, Stored, ToF32, evaluate
+from ...runtime.engine_file.bind import Expr, Stored, evaluate
 from ...runtime.numbers import to_f32
 
 Read = Callable[[str, int, int], np.ndarray]
@@ -61,10 +61,12 @@ class Oracle:
         self._read = read
         self._threads = threads
         self._sessions: dict[bytes, Any] = {}
+        self._bound: Mapping[str, Expr] = {}  # of the graph that runs
 
     def run(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All graph outputs by name. Quantized linears are decoded by their format, then multiplied densely."""
         values: dict[str, np.ndarray] = dict(inputs)
+        self._bound = graph.bound()
         outputs = [str(value.name) for value in graph.ir.outputs]
         blocks = _blocks(graph)
         reads = [{str(v.name) for node in nodes for v in node.inputs if v is not None} for nodes in blocks]
@@ -102,7 +104,7 @@ class Oracle:
             protos.append(proto)
         for name in dict.fromkeys(name for proto in protos for name in proto.input if name):
             if name not in made and name not in feeds:
-                feeds[name] = _Feed.value(values[name]) if name in values else self._weight(graph, name)
+                feeds[name] = _Feed.value(values[name]) if name in values else self._weight(name)
         values.update(zip(results, self._compute(protos, feeds, results), strict=True))
 
     def _dense_linear(self, graph: Graph, node: ir.Node, proto: onnx.NodeProto, feeds: dict[str, _Feed]) -> None:
@@ -124,16 +126,16 @@ class Oracle:
         return FORMATS[fmt].dequantize({s: self._raw(graph, v) for s, v in zip(suffixes, values, strict=True)})
 
     def _raw(self, graph: Graph, value: ir.Value | None) -> np.ndarray:
-        """The stored components behind a function input, before widening."""
+        """The stored component behind a function input: formats decode raw numbers themselves."""
         expr = graph.expr(value)
-        assert expr is not None
-        return evaluate(_narrow(expr), self._whole, initializer=str(value.name if value else ""))
+        assert expr is not None and value is not None
+        return evaluate(expr, self._whole, initializer=str(value.name))
 
     def _whole(self, name: str) -> np.ndarray:
         return self._read(name, 0, -1)
 
-    def _weight(self, graph: Graph, name: str) -> _Feed:
-        expr = graph.weights[name]
+    def _weight(self, name: str) -> _Feed:
+        expr = self._bound[name]
         return _Feed.weight(evaluate(expr, self._whole, initializer=name), expr.dtype)
 
     def _large(self, graph: Graph, node: ir.Node, values: dict[str, np.ndarray]) -> np.ndarray:
@@ -158,7 +160,7 @@ class Oracle:
 
         on_all_cores(range(0, total, step), multiply)
         if ops.has_bias(node):
-            y += self._weight(graph, str(node.inputs[-1].name)).array  # type: ignore[union-attr]
+            y += self._weight(str(node.inputs[-1].name)).array  # type: ignore[union-attr]
         return y
 
     def _rows(self, graph: Graph, fmt: str, weights: Sequence[ir.Value | None], start: int, stop: int) -> np.ndarray:
@@ -250,14 +252,4 @@ def _is_large(graph: Graph, node: ir.Node) -> bool:
 def _leaf(graph: Graph, value: ir.Value | None) -> Stored | None:
     """The stored tensor behind a weight, if it is one whole tensor."""
     expr = graph.expr(value)
-    narrow = None if expr is None else _narrow(expr)
-    return narrow if isinstance(narrow, Stored) else None
-
-
-def _narrow(expr: Expr) -> Expr:
-    """The stored bytes under a widening: formats decode raw components themselves."""
-    if isinstance(expr, ToF32) and expr.factor == 1.0:
-        return expr.of
-    if isinstance(expr, Concat):
-        return Concat(tuple(_narrow(part) for part in expr.parts), expr.axis)
-    return expr
+    return expr if isinstance(expr, Stored) else None

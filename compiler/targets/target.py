@@ -18,6 +18,13 @@ class Tactics(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def target(self) -> str: ...
+    @property
+    def gpu(self) -> str:
+        """The device they were measured on."""
+        ...
+
+    @property
     def digest(self) -> str: ...
     @property
     def kernels(self) -> str:
@@ -29,7 +36,7 @@ class Tactics(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProfileConfig:
     """The largest steps a profile is made for, and the checkpoint's own dtype ("bfloat16", "float16", "float32").
 
     tactics: measured tiles of the profile's chip, where there are some.
@@ -43,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Emitted:
+class CompiledProfile:
     """A profile's sections by file name, the weights they bind, and what a machine must have."""
 
     sections: Mapping[str, bytes]
@@ -64,7 +71,7 @@ class Precision:
     kv: str = "none"
 
 
-Emit = Callable[[Graph, Limits, Progress], Emitted]
+Emit = Callable[[Graph, ProfileConfig, Progress], CompiledProfile]
 
 
 @dataclass(frozen=True)
@@ -78,5 +85,7 @@ class Target:
     emit: Emit
     tools: Callable[[], Mapping[str, str]] = dict
     """Versions, by name, of what else decides the bytes that `emit` gives."""
+    tactics: Callable[[], Tactics | None] = lambda: None
+    """The measured choices that come with llmc for this target."""
     merge_gated: bool = True
     """Whether gate and up become one linear (`passes/merge_linears.py`)."""

@@ -2,7 +2,8 @@
 
 Weights are graph inputs that a binding expression (`runtime/engine_file/bind.py`) promises to fill; their bytes come
 from canonical tensors, each with an origin (copied from the checkpoint, quantized, computed). So a graph is a valid
-ONNX model at every stage, and no weight is read until somebody runs it or writes the engine.
+ONNX model at every stage, and no weight is read until somebody runs it or writes the engine. A promise says what is
+stored: that function bodies read bf16 and fp16 numbers as float32 is said once, by `Graph.bound`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from ...runtime.dtypes import DTYPES
-from ...runtime.engine_file.bind import Expr, Stored, stored
+from ...runtime.engine_file.bind import Expr, Stored, stored, widened
 from . import ops
 from .types import infer
 
@@ -55,12 +56,9 @@ Origin = Copied | Quantized | Computed
 
 
 @dataclass(frozen=True)
-class Canonical:
-    """A tensor the engine stores: raw dtype name, shape, where its bytes come from, and its neighbours in the file."""
+class Canonical(Stored):
+    """A tensor the engine stores, where its bytes come from, and its neighbours in the file."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
     origin: Origin
     group: str
 
@@ -98,14 +96,22 @@ class Graph:
         self.ir.inputs.append(value)
         return value
 
-    def weight(self, name: str, expr: Expr) -> ir.Value:
-        """A weight filled by `expr`; the same name with the same expression is one value."""
+    def weight(self, name: str, expr: Expr, *, wide: bool = True) -> ir.Value:
+        """A weight filled by `expr`; the same name with the same expression is one value.
+
+        wide: nodes read bf16 and fp16 numbers as float32, else as they are stored.
+        """
         if name in self.weights:
             if self.weights[name] != expr:
                 raise ValueError(f"weight {name!r} is promised twice, differently")
             return next(value for value in self.ir.inputs if value.name == name)
         self.weights[name] = expr
-        return self.input(name, expr.dtype, expr.shape)
+        return self.input(name, "F32" if wide and expr.dtype in ("BF16", "F16") else expr.dtype, expr.shape)
+
+    def bound(self) -> dict[str, Expr]:
+        """Weight to what its graph input is bound to: stored numbers, widened where the input is float32."""
+        wide = {value.name for value in self.ir.inputs if value.dtype == ir.DataType.FLOAT}
+        return {name: widened(expr) if name in wide else expr for name, expr in self.weights.items()}
 
     def expr(self, value: ir.Value | None) -> Expr | None:
         """The promise behind a value, or None if it is not a weight."""

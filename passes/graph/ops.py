@@ -98,7 +98,7 @@ def weight_suffixes(format_name: str) -> tuple[str, ...]:
     """The stored components a weight of this format has, in the operators' input order."""
     if format_name == DENSE:
         return ("weight",)
-    return tuple(component.suffix for component in FORMATS[format_name].components(128, 128))
+    return tuple(component.name for component in FORMATS[format_name].components(128, 128))
 
 
 def functions(nodes: Iterable[ir.Node]) -> list[onnx.FunctionProto]:
@@ -174,7 +174,7 @@ def _rowwise(overload: str) -> set[str]:
     if overload == DENSE:
         return {"weight"}
     fmt: Format = FORMATS[FORMAT_OF[overload]]
-    return {c.suffix for c in fmt.components(384, 128) if c.shape and c.shape[0] == 384}
+    return {c.name for c in fmt.components(384, 128) if c.shape and c.shape[0] == 384}
 
 
 def _dense(overload: str) -> str:

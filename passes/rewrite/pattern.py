@@ -16,6 +16,10 @@ import onnx_ir as ir
 COMMUTATIVE = {("", "Add"), ("", "Mul")}
 
 
+READ_OUTSIDE, CHECKED = 90, 100
+"""Depths of misses of whole patterns: somebody else reads an inner value; only the rule's own check refuses."""
+
+
 class Miss(Exception):
     """Why a pattern or its check refused; `depth` counts the operators that had matched: deeper is nearer."""
 
@@ -27,7 +31,7 @@ class Miss(Exception):
 def require(condition: object, reason: str) -> None:
     """Refuse the match with `reason` unless `condition` holds."""
     if not condition:
-        raise Miss(reason, depth=100)
+        raise Miss(reason, CHECKED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..graph.graph import Builder, Graph, block_of
-from .pattern import Match, Miss, Op, Patterns, is_operator, outside_reader, ways
+from .pattern import READ_OUTSIDE, Match, Miss, Op, Patterns, is_operator, outside_reader, ways
 
 
 class Pass:
@@ -102,7 +102,7 @@ def _match(rule: Rule, roots: tuple[Op, ...], node: ir.Node) -> Match:
         reason = "" if rule.shared_inner else outside_reader(roots, candidate)
         if not reason:
             return candidate
-        best = Miss(reason, depth=90)
+        best = Miss(reason, READ_OUTSIDE)
     raise best
 
 

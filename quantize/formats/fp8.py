@@ -13,7 +13,7 @@ import torch
 
 from ...runtime.numbers import E4M3
 from ..chunks import each_chunk, result
-from ..format import SMALLEST_SCALE, Format, Parts, Stored, bit_types, decode_blocks, largest
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, bit_types, decode_blocks, largest
 
 _TABLE = E4M3.copy()  # E4M3 cannot be written, which torch warns about
 
@@ -53,7 +53,7 @@ FP8 = Format(
     name="fp8",
     summary="8-bit E4M3, a float32 scale per output channel",
     block=None,
-    stored=(Stored("weight", "F8_E4M3", "nk"), Stored("weight_scale", "F32", "n")),
+    layouts=(Layout("weight", "F8_E4M3", "nk"), Layout("weight_scale", "F32", "n")),
     error_bound=16 / 448 + 2**-20,  # half of the step between 416 and 448
     body=E4M3_TEXT.replace("%BITS%", "weight")
     + """

@@ -25,8 +25,8 @@ from ..format import (
     SMALLEST_SCALE,
     UNPACK_PAIRS,
     Format,
+    Layout,
     Parts,
-    Stored,
     decode_blocks,
     nibble_pairs,
     non_finite,
@@ -94,7 +94,7 @@ def integer_format(name: str, bits: int, block: int) -> Format:
         name=name,
         summary=f"{bits}-bit integers, symmetric, a bf16 scale per {block} weights",
         block=block,
-        stored=(Stored("weight", "U8", "nk", per_byte), Stored("weight_scale", "BF16", "nk", block)),
+        layouts=(Layout("weight", "U8", "nk", per_byte), Layout("weight_scale", "BF16", "nk", block)),
         error_bound=1 / half + 2**-9,  # one step at the clipped end, plus the rounding of the scale
         body=(UNPACK_PAIRS if bits == 4 else _KEEP) + scale_text,
         encode=encode,

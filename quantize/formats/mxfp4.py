@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E8M0
-from ..format import SMALLEST_SCALE, Format, Parts, Stored, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 
 BLOCK = 32
@@ -49,7 +49,7 @@ MXFP4 = Format(
     name="mxfp4",
     summary="4-bit E2M1, a power-of-two scale per 32 weights",
     block=BLOCK,
-    stored=(Stored("weight", "U8", "nk", 2), Stored("weight_scale", "F8_E8M0", "nk", BLOCK)),
+    layouts=(Layout("weight", "U8", "nk", 2), Layout("weight_scale", "F8_E8M0", "nk", BLOCK)),
     error_bound=1 / 5,  # the largest weight of a block at 5 becomes 4
     body=DENSE_CODES
     + """

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E4M3
-from ..format import SMALLEST_SCALE, Format, Parts, Stored, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 from .fp8 import E4M3_TEXT
 
@@ -53,10 +53,10 @@ NVFP4 = Format(
     name="nvfp4",
     summary="4-bit E2M1, an E4M3 scale per 16 weights, a float32 scale per tensor",
     block=BLOCK,
-    stored=(
-        Stored("weight", "U8", "nk", 2),
-        Stored("weight_scale", "F8_E4M3", "nk", BLOCK),
-        Stored("weight_scale_2", "F32", ""),
+    layouts=(
+        Layout("weight", "U8", "nk", 2),
+        Layout("weight_scale", "F8_E4M3", "nk", BLOCK),
+        Layout("weight_scale_2", "F32", ""),
     ),
     error_bound=17 / 16 / 6 + 2**-10,  # half of the step from 4 to 6, with a scale rounded up by at most 1/16
     body=DENSE_CODES

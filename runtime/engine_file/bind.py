@@ -40,6 +40,10 @@ class Stored:
         if self.dtype not in RAW_DTYPE:  # asked first: a graph makes thousands of these, and hints are slow
             raise ValueError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * RAW_DTYPE[self.dtype].itemsize
+
     def evaluate(self, fetch: Fetch) -> np.ndarray:
         return fetch(self.name)
 
@@ -223,6 +227,13 @@ def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
         return None
     flat = base.reshape(-1).view(np.uint8)[start : start + total]
     return flat.view(first.dtype).reshape(rows, *first.shape[1:])
+
+
+def widened(expr: Expr) -> Expr:
+    """The same numbers as float32, if they are bf16 or fp16; other expressions as they are."""
+    if isinstance(expr, Concat):
+        return Concat(tuple(map(widened, expr.parts)), expr.axis)
+    return ToF32(expr) if expr.dtype in ("BF16", "F16") else expr
 
 
 def stored(expr: Expr) -> Iterator[Stored]:

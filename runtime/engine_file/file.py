@@ -10,14 +10,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
 from ..files.hashing import Range, chunks, sha256_ranges
-from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header_bytes
+from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header, read_header_bytes
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
@@ -51,12 +50,10 @@ def peek(path: Path) -> dict[str, Any]:
     Keys: `bytes`, `metadata` (strings), `manifest` (unchecked JSON, or None), `tensors` (name -> dtype and shape).
     EngineError if the file is no safetensors file at all.
     """
-    with open_regular(path, error=EngineError) as (fd, size):
-        raw = read_header_bytes(fd, size, what=str(path), error=EngineError, max_bytes=MAX_HEADER_BYTES)
-    header = parse_header(raw, size, what=str(path), error=EngineError, max_tensors=MAX_TENSORS)
+    header = read_header(path, error=EngineError, max_tensors=MAX_TENSORS, max_bytes=MAX_HEADER_BYTES)
     text = header.metadata.get("llmc")
     return {
-        "bytes": size,
+        "bytes": header.file_bytes,
         "metadata": {key: value for key, value in header.metadata.items() if key != "llmc"},
         "manifest": None if text is None else loads(text, what=f"{path}: manifest", error=EngineError),
         "tensors": {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in header.tensors.items()},
@@ -68,13 +65,7 @@ def verify_engine(path: Path, progress: Progress = NO_PROGRESS) -> EngineFile:
 
     EngineError if the file is sound but not for this reader, or cannot be opened.
     """
-    engine = EngineFile._open(path, damage=VerifyError)
-    try:
-        engine.check_all(progress)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
+    return EngineFile._open(path, VerifyError, progress)
 
 
 @dataclass(frozen=True)
@@ -112,17 +103,10 @@ class EngineFile:
 
         "header" checks the header now and each section when it is read; "full" checks every byte now.
         """
-        engine = cls._open(Path(path), damage=EngineError)
-        if verify == "full":
-            try:
-                engine._refuse_damage(progress, EngineError)
-            except BaseException:
-                engine.close()
-                raise
-        return engine
+        return cls._open(Path(path), EngineError, progress if verify == "full" else None)
 
     @classmethod
-    def _open(cls, path: Path, *, damage: type[LlmcError]) -> EngineFile:
+    def _open(cls, path: Path, damage: type[LlmcError], check_all: Progress | None) -> EngineFile:
         with open_regular(path, error=EngineError) as (fd, size):
             raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
             if not raw.startswith(MAGIC):
@@ -138,7 +122,14 @@ class EngineFile:
                     raise EngineError(f"{path}: only llmc and llmc.sha256 in __metadata__", found=repr(key))
             manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
             _check_layout(header, manifest, str(path))
-            return cls(path, fd, header, manifest)
+            engine = cls(path, fd, header, manifest)
+        try:
+            if check_all is not None:
+                engine.check_all(check_all, damage)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -172,10 +163,6 @@ class EngineFile:
             raise EngineError(f"{self.path}: section {name!r} that matches its digest", found="damaged bytes", fix=fix)
         return data
 
-    def check_all(self, progress: Progress = NO_PROGRESS) -> None:
-        """Reads the whole file on all cores; VerifyError names every damaged tensor and chunk, section and padding."""
-        self._refuse_damage(progress, VerifyError)
-
     def drop_pages(self) -> None:
         """Gives the mapped pages back to the system; whoever reads a view later gets them from the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -189,9 +176,7 @@ class EngineFile:
     def __enter__(self) -> EngineFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _view(self, info: TensorInfo) -> np.ndarray:
@@ -216,7 +201,8 @@ class EngineFile:
                 for index, (part, digest) in enumerate(zip(parts, self.manifest.tensors[name], strict=True)):
                     yield _Check(f"tensor {name!r} chunk {index + 1} of {len(parts)}", part, digest)
 
-    def _refuse_damage(self, progress: Progress, error: type[LlmcError]) -> None:
+    def check_all(self, progress: Progress = NO_PROGRESS, error: type[LlmcError] = VerifyError) -> None:
+        """Reads the whole file on all cores; `error` names every damaged tensor and chunk, section and padding."""
         self._refuse_closed()
         if content_digest(self.manifest, self.tensors) != self.manifest.content_digest:
             raise error(f"{self.path}: a manifest that matches its content digest", found="another digest")

@@ -51,13 +51,15 @@ class Header:
     file_bytes: int
 
 
-def read_header(path: Path, *, error: type[LlmcError], max_tensors: int = 200_000) -> Header:
+def read_header(
+    path: Path, *, error: type[LlmcError], max_tensors: int = 200_000, max_bytes: int = MAX_HEADER_BYTES
+) -> Header:
     """The header of a safetensors file, or `error` naming the file and the tensor at fault.
 
     Nothing is believed before it is compared with the file's real size, and no weight is read.
     """
     with open_regular(path, error=error) as (fd, size):
-        raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=MAX_HEADER_BYTES)
+        raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=max_bytes)
     return parse_header(raw, size, what=str(path), error=error, max_tensors=max_tensors)
 
 
@@ -71,7 +73,7 @@ def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, i
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise error(f"{path}: a regular file", found=_kind(facts.st_mode))
+            raise error(f"{path}: a regular file", found=kind_of_file(facts.st_mode))
         yield fd, facts.st_size
     finally:
         os.close(fd)
@@ -85,15 +87,9 @@ def read_at(fd: int, offset: int, nbytes: int, *, what: str, error: type[LlmcErr
         try:
             part = os.pread(fd, missing, offset + nbytes - missing)
         except OSError as problem:
-            raise error(
-                f"{what}: {nbytes} readable bytes at {offset}",
-                found=str(problem.strerror),
-            ) from None
+            raise error(f"{what}: {nbytes} readable bytes at {offset}", found=str(problem.strerror)) from None
         if not part:
-            raise error(
-                f"{what}: {nbytes} bytes at {offset}",
-                found=f"the end of the file {missing} bytes too early",
-            )
+            raise error(f"{what}: {nbytes} bytes at {offset}", found=f"the end of the file {missing} bytes too early")
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
@@ -110,18 +106,11 @@ def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], 
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
         expected = f"{what}: a header of {length} bytes, as its first 8 bytes say"
-        raise error(
-            expected,
-            found=f"a file of {size} bytes",
-            fix="fetch the file again: it is cut off or damaged",
-        )
+        raise error(expected, found=f"a file of {size} bytes", fix="fetch the file again: it is cut off or damaged")
     if length > max_bytes:
         raise error(f"{what}: a header of at most {max_bytes} bytes", found=f"{length} bytes")
     if length == 0 or start[8:9] != b"{":
-        raise error(
-            f"{what}: a safetensors header, which begins with '{{'",
-            found=f"{start[8:9]!r}, length {length}",
-        )
+        raise error(f"{what}: a safetensors header, which begins with '{{'", found=f"{start[8:9]!r}, length {length}")
     return read_at(fd, 8, length, what=what, error=error)
 
 
@@ -170,17 +159,11 @@ def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcEr
     if entry.keys() != set(fields):
         for key in entry:
             if key not in fields:
-                raise refuse(
-                    "only dtype, shape and data_offsets",
-                    f"the key {key!r}{nearest(key, fields)}",
-                )
+                raise refuse("only dtype, shape and data_offsets", f"the key {key!r}{nearest(key, fields)}")
         raise refuse("dtype, shape and data_offsets", f"only {sorted(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise refuse(
-            "a dtype of the safetensors format",
-            f"{dtype!r}{nearest(str(dtype), DTYPE_BITS)}",
-        )
+        raise refuse("a dtype of the safetensors format", f"{dtype!r}{nearest(str(dtype), DTYPE_BITS)}")
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(type(dim) is int and dim >= 0 for dim in shape):
         raise refuse(f"a shape of at most {_MAX_RANK} non-negative integers", shape)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
@@ -206,13 +189,7 @@ def _check_order(infos: list[TensorInfo], what: str, error: type[LlmcError]) -> 
             raise error(f"{what}: tensors listed in the order of the file", found=found)
 
 
-def _check_tiling(
-    infos: list[TensorInfo],
-    data_start: int,
-    file_bytes: int,
-    what: str,
-    error: type[LlmcError],
-) -> None:
+def _check_tiling(infos: list[TensorInfo], data_start: int, file_bytes: int, what: str, error: type[LlmcError]) -> None:
     end, before = data_start, "the header"
     for info in infos:
         if info.offset < end:
@@ -224,20 +201,13 @@ def _check_tiling(
         end, before = info.offset + info.nbytes, repr(info.name)
     if end > file_bytes:
         fix = "fetch the file again: it is cut off"
-        raise error(
-            f"{what}: a file of {end} bytes, where {before} ends",
-            found=f"{file_bytes} bytes",
-            fix=fix,
-        )
+        raise error(f"{what}: a file of {end} bytes, where {before} ends", found=f"{file_bytes} bytes", fix=fix)
     if end < file_bytes:
         found = f"{file_bytes} bytes, {file_bytes - end} more than the tensors cover"
         raise error(f"{what}: a file of {end} bytes, where {before} ends", found=found)
 
 
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-    )
+def kind_of_file(mode: int) -> str:
+    """What is no regular file, by the mode of its `stat`."""
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
     return next((name for test, name in kinds if test(mode)), "a device")

@@ -47,37 +47,22 @@ def loads(
     if len(raw) > max_bytes:
         raise error(f"{what}: JSON of at most {max_bytes} bytes", found=f"{len(raw)} bytes")
     if raw.startswith(b"\xef\xbb\xbf"):
-        raise error(
-            f"{what}: JSON without a byte order mark",
-            found="the bytes EF BB BF at the start",
-        )
-    values = max(
-        sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) + 1,
-        raw.count(b'"') // 4,
-    )
+        raise error(f"{what}: JSON without a byte order mark", found="the bytes EF BB BF at the start")
+    values = max(sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) + 1, raw.count(b'"') // 4)
     if values > max_values:
         raise error(f"{what}: JSON of at most {max_values} values", found=f"about {values}")
     if _too_deep(raw, max_depth):
-        raise error(
-            f"{what}: JSON nested at most {max_depth} levels deep",
-            found="deeper nesting",
-        )
+        raise error(f"{what}: JSON nested at most {max_depth} levels deep", found="deeper nesting")
     try:
         text = raw.decode()
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-        )
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
         if _SURROGATE.search(raw):
             canonical(value)
     except UnicodeDecodeError as problem:
         raise error(f"{what}: JSON in UTF-8", found=f"{problem.reason} at byte {problem.start}") from None
     except UnicodeEncodeError:
         raise error(
-            f"{what}: JSON strings of whole characters",
-            found="a lone surrogate (\\ud800 to \\udfff)",
+            f"{what}: JSON strings of whole characters", found="a lone surrogate (\\ud800 to \\udfff)"
         ) from None
     except json.JSONDecodeError as problem:
         start = raw[:64].lstrip().lower()
@@ -89,22 +74,13 @@ def loads(
     except _Refused as problem:
         raise error(f"{what}: unambiguous JSON", found=str(problem)) from None
     except ValueError:  # the interpreter's own limit on digits
-        raise error(
-            f"{what}: JSON numbers of sensible length",
-            found="an integer of thousands of digits",
-        ) from None
+        raise error(f"{what}: JSON numbers of sensible length", found="an integer of thousands of digits") from None
     return value
 
 
 def canonical(value: Any) -> bytes:
     """The one spelling of a value that digests are taken of: sorted keys, no spaces, UTF-8, finite numbers."""
-    return json.dumps(
-        value,
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _too_deep(raw: bytes, max_depth: int) -> bool:

@@ -112,8 +112,7 @@ def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Inputs of a step that does nothing: padding tokens of empty sequences, greedy rows that nobody keeps."""
-    wanted = inputs_for(plan.caches)
-    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in wanted.items()}
+    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in inputs_for(plan.caches).items()}
 
 
 @dataclass(slots=True)

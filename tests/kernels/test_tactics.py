@@ -12,11 +12,12 @@ from support.engines import quantized_logits, relative, small_checkpoint, some_i
 
 import llmc
 from llmc.cli.app import run
+from llmc.compiler.targets import tactics_of
 from llmc.compiler.targets.cuda.cubins.cache import source_digest
 from llmc.compiler.targets.cuda.kernels.linear.cases import FORMATS, LLAMA_LAYERS
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, wrong_tile
 from llmc.compiler.targets.cuda.tuning import tactics
-from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load, parse, tables_for
+from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load, parse
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.chips import CAPABILITIES
 from llmc.runtime.engine_file.file import EngineFile
@@ -109,15 +110,15 @@ def test_rows_are_found_by_the_size_of_the_step():
 
 def test_targets_get_the_given_table_else_the_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tactics, "_FOLDER", tmp_path)
-    assert tables_for(["cpu", "sm_90"], ()) == {}
+    assert tactics_of(["cpu", "sm_90"], ()) == {}
     replace(TABLE, sm=80).write(tmp_path / "sm_80.yaml")
-    assert tables_for(["sm_80", "sm_90"], [TABLE]) == {"sm_80": replace(TABLE, sm=80), "sm_90": TABLE}
+    assert tactics_of(["sm_80", "sm_90"], [TABLE]) == {"sm_80": replace(TABLE, sm=80), "sm_90": TABLE}
     other = replace(TABLE, sm=80, rows=())
-    assert tables_for(["sm_80"], [other]) == {"sm_80": other}
+    assert tactics_of(["sm_80"], [other]) == {"sm_80": other}
     with pytest.raises(RecipeError, match=r"for sm_90 \(NVIDIA H200\)\n  found: targets cpu"):
-        tables_for(["cpu"], [TABLE])
+        tactics_of(["cpu"], [TABLE])
     with pytest.raises(RecipeError, match="two tables of tiles for sm_90"):
-        tables_for(["sm_90"], [TABLE, TABLE])
+        tactics_of(["sm_90"], [TABLE, TABLE])
 
 
 @pytest.mark.parametrize("sm", CAPABILITIES)

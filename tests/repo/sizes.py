@@ -15,42 +15,42 @@ from support.paths import PACKAGE, ROOT
 SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
-    ".": 85,
+    ".": 84,
     "cli": 94,
-    "cli/commands": 1017,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1019,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 251,
     "cli/prompts": 163,
-    "compiler": 233,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
-    "compiler/checkpoint": 861,
+    "compiler": 142,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
+    "compiler/checkpoint": 822,
     "compiler/config": 382,
-    "compiler/decoder": 195,
-    "compiler/engine": 461,
+    "compiler/decoder": 192,
+    "compiler/engine": 485,  # report.py and memory planning came from build.py
     "compiler/families": 360,
-    "compiler/oracle": 257,
-    "compiler/targets": 63,
+    "compiler/oracle": 252,
+    "compiler/targets": 79,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 420,
-    "compiler/targets/cuda": 681,  # PTX beside the cubins
+    "compiler/targets/cuda": 692,  # PTX beside the cubins
     "compiler/targets/cuda/cubins": 906,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 759,
     "compiler/targets/cuda/kernels/linear": 1302,  # choose.py: what lowering and tuning each decided
     "compiler/targets/cuda/kernels/moe": 641,
     "compiler/targets/cuda/kernels/sampling": 603,
-    "compiler/targets/cuda/tuning": 533,
+    "compiler/targets/cuda/tuning": 514,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 265,  # quick.py: simulated steps take half the time
-    "passes": 368,
+    "passes": 372,
     "passes/graph": 506,
-    "passes/rewrite": 250,
-    "quantize": 209,
+    "passes/rewrite": 251,
+    "quantize": 205,
     "quantize/formats": 267,
-    "recipes": 311,
+    "recipes": 308,
     "runtime": 868,  # a device is made of contents
-    "runtime/cpu": 381,  # notes
+    "runtime/cpu": 433,  # notes
     "runtime/cuda": 977,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 564,
-    "runtime/files": 438,
-    "runtime/plan": 691,  # where PTX lies
+    "runtime/engine_file": 566,
+    "runtime/files": 383,
+    "runtime/plan": 726,  # where PTX lies
     "runtime/sampling": 248,
     "runtime/scheduling": 538,  # notes
     "runtime/text": 456,

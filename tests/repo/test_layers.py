@@ -21,7 +21,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("engine",), ("build",)),
+        *(("pipeline", "engine"), ("build",)),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
     ("compiler", "targets", "cuda"): (

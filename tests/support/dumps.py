@@ -10,8 +10,9 @@ from types import MappingProxyType
 
 from support.engines import SMALL
 
-from llmc.compiler.build import lower, open_source
-from llmc.compiler.targets import Limits
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.pipeline import lower
+from llmc.compiler.targets import ProfileConfig
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
 from llmc.recipes.recipe import QuantizeRule, with_flags
 from llmc.runtime.engine_file.bind import Expr, to_json
@@ -40,19 +41,19 @@ def legal_graph(
     source = open_source(folder, random_weights=0)
     recipe = with_flags(None, quantize=quantize, activations=fp8, kv=fp8, targets=[target])
     recipe = replace(recipe, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items())))
-    return lower(source, recipe, CONTEXT, None)[2][target]
+    return lower(source, recipe, CONTEXT)[1][target]
 
 
 def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:
     """The launch plan of a graph for sm_90; nothing is compiled."""
     from llmc.compiler.targets.cuda.emit import draft  # brings Triton in
 
-    return draft(graph, Limits(CONTEXT, BATCH, "bfloat16", fp8), 90)[0]
+    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8), 90)[0]
 
 
 def graph_text(graph: Graph) -> str:
     """The graph as ONNX text, each weight's expression and each stored tensor's origin."""
-    weights = [f"{name} = {_expression(expr)}" for name, expr in sorted(graph.weights.items())]
+    weights = [f"{name} = {_expression(expr)}" for name, expr in sorted(graph.bound().items())]
     stored = [
         f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {_origin(tensor)}" for tensor in graph.canonical.values()
     ]

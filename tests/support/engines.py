@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import save_file
 from support.paths import PICO
 
-from llmc.compiler.build import lower
-from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.compiler.build import build
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.engine.report import BuildReport
+from llmc.compiler.engine.writer import EngineWriter
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
-from llmc.recipes.recipe import with_flags
+from llmc.compiler.oracle.reference import reference
+from llmc.compiler.pipeline import lower
+from llmc.recipes.recipe import Recipe, with_flags
+from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 
@@ -68,6 +72,18 @@ def small_checkpoint(folder: Path, *, tokenizer: bool = True, **config: Any) -> 
     return folder
 
 
+def build_engine(
+    where: Path, output: Path, recipe: Recipe, *, random_weights: int | None = None, **options: Any
+) -> BuildReport:
+    """An engine through the two calls that the command line and the Python API make."""
+    return build(open_source(where, random_weights=random_weights), output, recipe, **options)
+
+
+def checkpoint_logits(where: Path, ids: list[int]) -> np.ndarray:
+    """Logits f32 [T, V] of the checkpoint itself."""
+    return reference(open_source(where))(ids)
+
+
 def some_ids(count: int, seed: int = 0, vocab: int = 4096) -> list[int]:
     """Ids of a vocabulary (PICO's), the same for the same seed."""
     return np.random.default_rng(seed).integers(0, vocab, count).tolist()
@@ -81,10 +97,10 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 def quantized_logits(path: Path, quantize: str, ids: list[int], source: Path = PICO) -> np.ndarray:
     """Logits [T,V] of the oracle of the quantized graph, over the weights that the engine of `source` holds."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_source(source)
     with EngineFile.open(path) as engine:
         (context,) = {profile.max_context for profile in engine.manifest.profiles.values()}
-        graph = lower(checkpoint, with_flags(None, quantize=quantize), context, None)[1]
+        graph = lower(checkpoint, with_flags(None, quantize=quantize), context)[0].graph
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
             rows = engine.tensor(name)
@@ -105,10 +121,10 @@ def forge(
     """A copy of an engine with something else in it: all digests are right, so only its content is wrong."""
     tensors, sections = tensors or {}, sections or {}
     with EngineFile.open(path) as engine:
-        specs = [TensorSpec(info.name, info.dtype, info.shape, info.name) for info in engine.tensors.values()]
-        with EngineWriter(target, specs) as writer:
-            for spec in specs:
-                writer.write(spec.name, 0, tensors.get(spec.name, engine.tensor(spec.name)))
+        groups = [[Stored(info.name, info.dtype, info.shape)] for info in engine.tensors.values()]
+        with EngineWriter(target, groups) as writer:
+            for name in engine.tensors:
+                writer.write(name, 0, tensors.get(name, engine.tensor(name)))
             for name in engine.sections:
                 if name not in sections and name not in drop:
                     writer.section(name, engine.section(name))

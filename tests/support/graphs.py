@@ -12,8 +12,7 @@ import onnxruntime as ort
 import torch
 
 from llmc.passes.graph import ops
-from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, dims
-from llmc.passes.quantize_weights import as_input
+from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, Quantized, dims
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Stored, evaluate
 
@@ -46,7 +45,7 @@ def parse(text: str, seed: int = 0) -> Example:
     for value in graph.ir.inputs:
         name, shape = str(value.name), tuple(int(d) for d in dims(value))
         if name in quantized:
-            graph.weights[name] = as_input(_store(graph, quantized[name]))
+            graph.weights[name] = _store(graph, quantized[name])
         elif name[0].isupper():
             tensors[name] = rng.normal(size=shape).astype(np.float32)
             graph.weights[name] = _store(graph, Stored(name, "F32", shape))
@@ -72,7 +71,7 @@ def _quantized_inputs(graph: Graph, rng: np.random.Generator, tensors: dict[str,
         for component, value in zip(fmt.components(rows, columns), node.inputs[1:], strict=False):
             assert value is not None
             name = str(value.name)
-            tensors[name] = np.asarray(parts[component.suffix]).reshape(component.shape)
+            tensors[name] = np.asarray(parts[component.name]).reshape(component.shape)
             found[name] = Stored(name, component.dtype, component.shape)
     return found
 
@@ -88,8 +87,9 @@ def _numbers(value: ir.Value, name: str, shape: tuple[int, ...], rng: np.random.
 def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs by stock ONNX Runtime, weights as constants; operators of llmc run as their function bodies."""
     model = graph.to_proto()
-    for name, expr in graph.weights.items():
-        array = np.ascontiguousarray(evaluate(expr, tensors.__getitem__, initializer=name))
+    stored = {**tensors, **quantized(graph, tensors)}
+    for name, expr in graph.bound().items():
+        array = np.ascontiguousarray(evaluate(expr, stored.__getitem__, initializer=name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     kept = [value for value in model.graph.input if value.name not in graph.weights]
     del model.graph.input[:]
@@ -101,6 +101,17 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     cached = {name: inputs["past"] for value in kept if (name := str(value.name)).startswith("window_lengths.")}
     results = session.run(names, {**inputs, **cached})
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+
+def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The components, not there yet, that the graph's formats make of dense tensors; all share the global scale."""
+    amax = max((float(np.abs(array).max()) for array in tensors.values() if array.dtype == np.float32), default=0.0)
+    made: dict[str, np.ndarray] = {}
+    for canonical in graph.canonical.values():
+        if isinstance(origin := canonical.origin, Quantized) and canonical.name not in tensors:
+            parts = FORMATS[origin.format].quantize(torch.from_numpy(tensors[origin.tensor]), amax)
+            made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)
+    return made
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

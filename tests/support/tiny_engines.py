@@ -7,15 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.compiler.engine.writer import EngineWriter
+from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import verify_engine
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Manifest, ModelFacts
 
-SPECS = (
-    TensorSpec("a", "BF16", (6, 100), "a"),
-    TensorSpec("b", "U8", (5, 70), "b"),
-    TensorSpec("scale", "F32", (), "scale"),
-)
+GROUPS = ([Stored("a", "BF16", (6, 100))], [Stored("b", "U8", (5, 70))], [Stored("scale", "F32", ())])
 MANIFEST = Manifest(
     model=ModelFacts("LlamaForCausalLM", "llama", 8, 4, 2, (LayerCache(1, 2),), 64, 40, "bfloat16", True, None, ()),
     formats={},
@@ -30,7 +27,7 @@ MANIFEST = Manifest(
 
 
 def build(path: Path, value: int = 1) -> Path:
-    with EngineWriter(path, SPECS) as writer:
+    with EngineWriter(path, GROUPS) as writer:
         writer.write("b", 0, np.full((2, 70), value, np.uint8))
         writer.write("a", 0, np.full((6, 100), value, np.uint16))
         writer.write("b", 140, np.full((3, 70), value, np.uint8))

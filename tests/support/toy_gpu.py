@@ -14,7 +14,7 @@ import numpy as np
 from support.fakes.driver import FakeKernel, Memory
 from support.plans import input_tensors
 
-from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.numbers import f32_to_bf16
@@ -31,14 +31,13 @@ ARRAYS = {
     "right.weight": np.arange(100, 108, dtype=np.uint8).reshape(2, 4),
     "far.weight": np.arange(50, 58, dtype=np.uint8).reshape(2, 4),
 }
-SPECS = (
-    TensorSpec("bias.weight", "F32", (4,), "bias"),
-    TensorSpec("height.weight", "BF16", (2,), "height"),
-    TensorSpec("left.weight", "U8", (3, 4), "codes"),
-    TensorSpec("right.weight", "U8", (2, 4), "codes"),
-    TensorSpec("far.weight", "U8", (2, 4), "far"),
+GROUPS = (
+    [Stored("bias.weight", "F32", (4,))],
+    [Stored("height.weight", "BF16", (2,))],
+    [Stored("left.weight", "U8", (3, 4)), Stored("right.weight", "U8", (2, 4))],
+    [Stored("far.weight", "U8", (2, 4))],
 )
-_STORED = {spec.name: Stored(spec.name, spec.dtype, spec.shape) for spec in SPECS}
+_STORED = {stored.name: stored for group in GROUPS for stored in group}
 _CODES = Concat((_STORED["left.weight"], _STORED["right.weight"]), 0)
 WEIGHTS: Mapping[str, Expr] = {
     "bias": _STORED["bias.weight"],
@@ -215,12 +214,12 @@ def toy_engine(
     plan: Plan | None = None,
     *,
     weights: Mapping[str, Expr] = WEIGHTS,
-    more: Mapping[TensorSpec, np.ndarray] | None = None,
+    more: Mapping[Stored, np.ndarray] | None = None,
     cubins: bytes = CUBINS,
     ptx: bytes = b"",
 ) -> Path:
     """An engine of the plan; `more` tensors follow those of the model."""
-    arrays = {**ARRAYS, **{spec.name: array for spec, array in (more or {}).items()}}
+    arrays = {**ARRAYS, **{stored.name: array for stored, array in (more or {}).items()}}
     bindings = {name: to_json(expr) for name, expr in weights.items()}
     profile = Profile("sm_90", "profiles/sm_90/plan.json", {"sm": 90}, bindings, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2)
     manifest = Manifest(
@@ -236,7 +235,7 @@ def toy_engine(
         checkpoint=CheckpointFacts({}),
         tools={},
     )
-    with EngineWriter(path, [*SPECS, *(more or {})]) as writer:
+    with EngineWriter(path, [*GROUPS, *([stored] for stored in more or {})]) as writer:
         for name, array in arrays.items():
             writer.write(name, 0, array)
         writer.section("profiles/sm_90/plan.json", (plan or toy_plan()).to_json())

@@ -6,17 +6,19 @@ from ....passes.graph.verify import LOGICAL
 from ....passes.rewrite.manager import Phase
 from ....passes.simplify import Simplify
 from ....runtime.cpu.onnx_scan import CPU_OPERATORS
-from ..target import Precision
+from ..target import Precision, Target
 from .emit import emit
 from .legalize import RULES
 
-__all__ = ["MERGE_GATED", "SUMMARY", "emit", "legalize"]
+__all__ = ["TARGET"]
 
 MERGE_GATED = False
 """Splitting the merged result costs more than the second product saves (docs/performance.md)."""
-SUMMARY = "ONNX Runtime on any CPU"
 
 
 def legalize(_: Precision) -> Phase:
     """Every logical operator becomes a kernel of the runtime's list; equal helper nodes become one."""
     return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS, during=LOGICAL)
+
+
+TARGET = Target("cpu", "ONNX Runtime on any CPU", legalize, emit, merge_gated=MERGE_GATED)

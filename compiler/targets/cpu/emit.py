@@ -8,15 +8,17 @@ import onnx
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims
-from ....runtime.engine_file.bind import WEIGHTS_LOCATION, Expr
+from ....runtime.engine_file.bind import WEIGHTS_LOCATION
+from ....runtime.progress import Progress
+from ..target import CompiledProfile, ProfileConfig
 
 EXACT, INT8_ACTIVATIONS = 1e-3, 1e-1
 """Tolerances of the probe. Measured: 5e-6 where all products are float32; up to 4e-2 (16 layers, random weights) where
 MatMulNBits rounds activations to int8."""
 
 
-def emit(graph: Graph) -> tuple[dict[str, bytes], str, dict[str, Expr], dict[str, int | list[str]], float]:
-    """Sections, the main section's name, every initializer's binding, what a machine needs, the probe's tolerance.
+def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledProfile:
+    """An ONNX model, the binding of every weight, and what a machine needs.
 
     The bytes depend on the graph alone: serialization is deterministic and nodes keep no labels.
     """
@@ -41,7 +43,7 @@ def emit(graph: Graph) -> tuple[dict[str, bytes], str, dict[str, Expr], dict[str
     dense = sum(4 * math.prod(map(int, dims(node.inputs[1]))) for node in graph.nodes if node.op_type == "FusedMatMul")
     fed = [name for name in graph.weights if name not in constant]
     needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": fed}
-    return sections, "graph.onnx", dict(graph.weights), needs, INT8_ACTIVATIONS if packed else EXACT
+    return CompiledProfile(sections, "graph.onnx", graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT)
 
 
 def _constant(graph: Graph) -> set[str]:

@@ -48,14 +48,10 @@ def nbits_weights(graph: Graph, fmt: str, values: Sequence[ir.Value | None]) -> 
     codes, scale = exprs[0], exprs[1]
     if not layout.doubled:
         return codes, scale
-    halved: Expr = ToF32(_raw(scale), 0.5)
+    halved: Expr = ToF32(scale, 0.5)
     if len(exprs) == 3:
         halved = Times(halved, Reshape(exprs[2], (1,)))
     return E2M1ToNbits8(codes), halved
-
-
-def _raw(expr: Expr) -> Expr:
-    return expr.of if isinstance(expr, ToF32) else expr
 
 
 class LinearToNbits(Rule):
@@ -175,8 +171,8 @@ class EmbeddingToGather(Rule):
                 quantize_axis=1,
             )
         expr = g.graph.expr(m.table[0])
-        if fmt == ops.DENSE and isinstance(expr, ToF32) and isinstance(expr.of, Stored):
-            narrow = g.graph.weight(f"{m.table[0].name}.{expr.of.dtype.lower()}", expr.of)
+        if fmt == ops.DENSE and isinstance(expr, Stored) and expr.dtype != "F32":
+            narrow = g.graph.weight(f"{m.table[0].name}.{expr.dtype.lower()}", expr, wide=False)
             return g("Cast", g("Gather", narrow, m.ids, axis=0), to=int(ir.DataType.FLOAT))
         return g("Gather", wide_weight(g, fmt, m.table), m.ids, axis=0)
 

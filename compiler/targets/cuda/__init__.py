@@ -11,9 +11,10 @@ from ....passes.rewrite.manager import Phase
 from ....runtime.chips import CAPABILITIES
 from ....runtime.errors import Unsupported
 from ....runtime.progress import Progress
-from ..target import Emitted, Limits, Precision, Target
+from ..target import CompiledProfile, Precision, ProfileConfig, Target
 from .cubins.cache import KernelCache
 from .legalize import LEGAL, PASSES, QuantizeActivations
+from .tuning.tactics import bundled
 
 __all__ = ["TARGETS"]
 
@@ -43,16 +44,16 @@ def _tools() -> dict[str, str]:
 
 
 def _target(sm: int) -> Target:
-    def emit(graph: Graph, limits: Limits, progress: Progress) -> Emitted:
+    def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledProfile:
         from .cubins.compile import need_compiler
 
         need_compiler()
         from .emit import emit  # brings Triton in, which other targets do without
 
-        return emit(graph, limits, sm, progress)
+        return emit(graph, config, sm, progress)
 
     summary = f"NVIDIA GPUs of compute capability {sm / 10:g}"
-    return Target(f"sm_{sm}", summary, partial(_legalize, sm), emit, tools=_tools)
+    return Target(f"sm_{sm}", summary, partial(_legalize, sm), emit, tools=_tools, tactics=partial(bundled, sm))
 
 
 TARGETS = tuple(map(_target, CAPABILITIES))

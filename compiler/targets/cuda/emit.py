@@ -10,13 +10,13 @@ from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
-from ..target import Emitted, Limits
+from ..target import CompiledProfile, ProfileConfig
 from .arena import Life, place
 from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Variant, compile_variants, variant_of
-from .lowering import Lowering, Model, Shape, raw
+from .lowering import Lowering, Model, Shape
 from .operators import lower
 from .tuning.tactics import HEURISTIC
 
@@ -27,28 +27,28 @@ TOLERANCE = 3e-2
 """Of the probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
 
 
-def emit(graph: Graph, limits: Limits, sm: int, progress: Progress) -> Emitted:
+def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> CompiledProfile:
     """Plan every program, compile every kernel once."""
-    table = limits.tactics
-    drafted, variants = draft(graph, limits, sm)
+    table = config.tactics
+    drafted, variants = draft(graph, config, sm)
     cubins = compile_variants(variants, sm, progress=progress)
     modules, code, ptx = with_code(drafted.modules, [cubins[variant] for variant in variants])
     plan = replace(drafted, modules=modules)
-    weights = {name: raw(graph.weights[name]) for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
-    notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if limits.dtype == "float32" else ()
+    weights = {name: graph.weights[name] for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
+    notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if config.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
     needs = {"sm": sm, "shared": max(cubin.shared for cubin in cubins.values())}
-    return Emitted(sections, "plan.json", weights, needs, TOLERANCE, notes)
+    return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes)
 
 
-def draft(graph: Graph, limits: Limits, sm: int) -> tuple[Plan, list[Variant]]:
+def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Variant]]:
     """The plan whose modules have no machine code yet, and what each module is compiled from, in the same order."""
-    table = limits.tactics
+    table = config.tactics
     tiles = table.tiles if table is not None else {}
-    context, batch = limits.max_context, limits.max_batch
-    model = Model(graph, sm, _activation(limits.dtype), context, batch, max_prefill(batch, context), limits.kv, tiles)
+    context, batch = config.max_context, config.max_batch
+    model = Model(graph, sm, _activation(config.dtype), context, batch, max_prefill(batch, context), config.kv, tiles)
     shared: dict[str, Tensor] = {}
     lowered = [lower(model, shape, shared) for shape in shapes(batch, context)]
     variants: dict[Variant, int] = {}

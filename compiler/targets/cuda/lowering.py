@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
-from ....runtime.engine_file.bind import Concat, Expr, Reshape, ToF32
 from ....runtime.plan.inputs import INPUTS
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import Call, Operand
@@ -108,9 +107,8 @@ class Lowering:
             return self._values[value]
         expr = self.model.graph.expr(value)
         assert expr is not None, f"{value.name} is neither computed nor a weight"
-        stored = raw(expr)
         name = str(value.name)
-        return self._share(name, "weight", Operand(name, DTYPES[stored.dtype].kernel, stored.shape))
+        return self._share(name, "weight", Operand(name, DTYPES[expr.dtype].kernel, expr.shape))
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
         """A new buffer for a value: activations unless said otherwise; logits are float32."""
@@ -207,12 +205,3 @@ class Lowering:
             chosen.sampled, slots, rows.penalty_slots, last, counts_of, slots=self.model.max_batch
         )
         self._call("keep tokens", kept)
-
-
-def raw(expr: Expr) -> Expr:
-    """The stored numbers of a weight as they are: kernels convert them when they read them."""
-    if isinstance(expr, ToF32) and expr.factor == 1.0:
-        return raw(expr.of)
-    if isinstance(expr, Concat):
-        return replace(expr, parts=tuple(map(raw, expr.parts)))
-    return replace(expr, of=raw(expr.of)) if isinstance(expr, Reshape) else expr

@@ -5,10 +5,8 @@ from __future__ import annotations
 from ....passes.graph.graph import Graph
 from ....passes.graph.verify import LOGICAL
 from ....passes.rewrite.manager import Phase
-from ....runtime.engine_file.bind import Expr
-from ..target import Precision
-
-SUMMARY = "nothing: the checked logical graph as text"
+from ....runtime.progress import Progress
+from ..target import CompiledProfile, Precision, ProfileConfig, Target
 
 
 def legalize(_: Precision) -> Phase:
@@ -16,6 +14,9 @@ def legalize(_: Precision) -> Phase:
     return Phase("null", (), LOGICAL)
 
 
-def emit(graph: Graph) -> tuple[dict[str, bytes], str, dict[str, Expr], dict[str, int], float]:
+def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledProfile:
     """The graph's text."""
-    return {"graph.txt": graph.text().encode()}, "graph.txt", dict(graph.weights), {}, 0.0
+    return CompiledProfile({"graph.txt": graph.text().encode()}, "graph.txt", graph.bound(), {}, 0.0)
+
+
+TARGET = Target("null", "nothing: the checked logical graph as text", legalize, emit)

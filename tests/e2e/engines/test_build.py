@@ -21,20 +21,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.engines import SMALL, PicoEngine, small_checkpoint
+from support.engines import SMALL, PicoEngine, build_engine, small_checkpoint
 from support.paths import PICO
 
 import llmc
 from llmc.cli.app import run as run_command
-from llmc.compiler.build import build, explain, lower
+from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.targets import Emitted, Limits, target_named
+from llmc.compiler.pipeline import lower
+from llmc.compiler.targets import CompiledProfile, ProfileConfig, target_named
 from llmc.passes.graph.graph import Graph
 from llmc.passes.graph.verify import LOGICAL
 from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
+from llmc.runtime.files.strict_json import canonical
 from llmc.runtime.probe import replay
 from llmc.runtime.progress import NO_PROGRESS
 
@@ -110,9 +112,9 @@ def test_the_manifest_names_files_formats_recipe_and_tools(pico_engine: PicoEngi
     assert len(manifest.formats) == 8 * len(linears) + 1
     assert manifest.formats["model.embed_tokens.weight"] == "int8"
     assert manifest.lineage["model.layers.0.mlp.up_proj.weight_scale"].sources[0] == "model.layers.0.mlp.up_proj.weight"
-    recipe = with_flags(None, quantize="int4").canonical()
-    assert manifest.recipe == json.loads(recipe)
-    assert manifest.recipe_digest == hashlib.sha256(recipe).hexdigest()
+    recipe = with_flags(None, quantize="int4").to_json()
+    assert manifest.recipe == recipe
+    assert manifest.recipe_digest == hashlib.sha256(canonical(recipe)).hexdigest()
     assert {"llmc", "torch", "onnx"} <= manifest.tools.keys()
     assert manifest.model.parameters == sum(t.numel() for shard in SHARDS for t in load_file(PICO / shard).values())
     assert (manifest.model.bos, manifest.model.eos_ids, manifest.unused) == (0, (1,), {})
@@ -139,7 +141,7 @@ def test_float32_and_unused_tensors(tmp_path: Path):
         "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
     }
     save_file({**tensors, **extra}, source / "model.safetensors")
-    report = build(source, tmp_path / "e.llmc", Recipe())
+    report = build_engine(source, tmp_path / "e.llmc", Recipe())
     assert report.unused == manifest_of(report.path).unused
     assert report.unused.keys() == extra.keys()
     assert all(report.unused.values())
@@ -149,7 +151,7 @@ def test_float32_and_unused_tensors(tmp_path: Path):
 
 
 def test_the_report_says_what_was_done(tmp_path: Path):
-    report = build(small_checkpoint(tmp_path / "c"), tmp_path / "e.llmc", INT8)
+    report = build_engine(small_checkpoint(tmp_path / "c"), tmp_path / "e.llmc", INT8)
     assert (report.path, report.bytes) == (tmp_path / "e.llmc", (tmp_path / "e.llmc").stat().st_size)
     assert [name for name, _ in report.stages][2:] == [
         "compile profiles",
@@ -160,8 +162,15 @@ def test_the_report_says_what_was_done(tmp_path: Path):
     ]
     assert report.content_digest == manifest_of(report.path).content_digest
     assert {one.name: one.fired for one in report.passes}["QuantizeWeights"] == 2 * 7 + 1
-    assert (report.warnings, report.unused) == ((), {})
+    assert (report.warnings, report.unused) == (("no chat template: `llmc run --chat` will be refused",), {})
     assert report.peak_rss_bytes > 1 << 27
+
+
+def test_what_the_user_should_know_reaches_library_users(tmp_path: Path):
+    source = small_checkpoint(tmp_path / "c")
+    with pytest.warns(UserWarning, match="no chat template: `llmc run --chat` will be refused") as caught:
+        llmc.build(source, tmp_path / "e.llmc", quantize="int8")
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
 
 
 def test_a_constant_tensor_is_a_warning_and_nan_is_refused(tmp_path: Path):
@@ -170,8 +179,8 @@ def test_a_constant_tensor_is_a_warning_and_nan_is_refused(tmp_path: Path):
     tensors[name].zero_()
     save_file(tensors, source / "model.safetensors")
     for quantize in ("none", "int4", "nvfp4"):
-        report = build(source, tmp_path / "e.llmc", with_flags(None, quantize=quantize))
-        assert report.warnings == (f"tensor {name} is constant",), quantize
+        report = build_engine(source, tmp_path / "e.llmc", with_flags(None, quantize=quantize))
+        assert report.warnings[1:] == (f"tensor {name} is constant",), quantize
     before = (tmp_path / "e.llmc").read_bytes()
     for value in (float("nan"), float("-inf")):
         tensors[name][-1, -1] = value
@@ -201,7 +210,7 @@ def test_random_weights_need_only_a_config_and_repeat(tmp_path: Path):
 
 
 def test_an_engine_without_a_tokenizer_takes_ids_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    report = build(small_checkpoint(tmp_path / "c", tokenizer=False), tmp_path / "e.llmc", INT8)
+    report = build_engine(small_checkpoint(tmp_path / "c", tokenizer=False), tmp_path / "e.llmc", INT8)
     assert report.warnings == ("no tokenizer.json: the engine will take token ids only",)
     with llmc.load(report.path) as engine:
         result = engine.generate([5, 6], max_tokens=3, ignore_eos=True)
@@ -240,16 +249,15 @@ def test_a_tokenizer_that_does_not_fit_stops_the_build(tmp_path: Path):
     assert "tokenizer.json" in refusal(source)
 
 
-def emit(target: str, legal: Graph) -> Emitted:
-    return target_named(target).emit(legal, Limits(64, 1, "bfloat16"), NO_PROGRESS)
+def emit(target: str, legal: Graph) -> CompiledProfile:
+    return target_named(target).emit(legal, ProfileConfig(64, 1, "bfloat16"), NO_PROGRESS)
 
 
 def test_the_null_target_checks_and_compiles_nothing():
     recipe: Any = SimpleNamespace(
-        format_of=lambda module: "int4", targets=("null",), rules=(), activations="none", kv="none"
+        format_of=lambda _: "int4", targets=("null",), rules=(), activations="none", kv="none"
     )
-    checkpoint = open_checkpoint(PICO)
-    _, graph, legal, reports = lower(checkpoint, recipe, 64, None)
+    decoder, legal, reports = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["null"]
     emitted = emit("null", legal["null"])
     assert (emitted.main, list(emitted.sections)) == ("graph.txt", ["graph.txt"])
@@ -257,23 +265,23 @@ def test_the_null_target_checks_and_compiles_nothing():
     assert {(node.domain, node.op_type) for node in text.node} <= set(LOGICAL)
     assert {value.name for value in text.input} >= set(emitted.weights)
     assert {one.phase for one in reports} == {"front", "back"}
-    assert "model.layers.0.mlp.gate_proj.weight_scale" in graph.canonical
+    assert "model.layers.0.mlp.gate_proj.weight_scale" in decoder.graph.canonical
 
 
 def test_two_targets_share_the_weights():
     recipe: Any = SimpleNamespace(
-        format_of=lambda module: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none"
+        format_of=lambda _: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none"
     )
-    _, graph, legal, _ = lower(open_checkpoint(PICO), recipe, 64, None)
+    decoder, legal, _ = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["cpu", "null"]
-    before = set(graph.canonical)
-    alone = lower(open_checkpoint(PICO), SimpleNamespace(**{**vars(recipe), "targets": ("cpu",)}), 64, None)  # type: ignore[arg-type]
-    assert before == set(alone[1].canonical)
-    assert emit("cpu", legal["cpu"]).sections == emit("cpu", alone[2]["cpu"]).sections
+    before = set(decoder.graph.canonical)
+    alone = lower(open_source(PICO), SimpleNamespace(**{**vars(recipe), "targets": ("cpu",)}), 64)  # type: ignore[arg-type]
+    assert before == set(alone[0].graph.canonical)
+    assert emit("cpu", legal["cpu"]).sections == emit("cpu", alone[1]["cpu"]).sections
 
 
 def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):
-    reports = explain(PICO, INT8, dump=tmp_path / "dump")
+    reports = lower(open_source(PICO), INT8, 512, tmp_path / "dump")[2]
     files = sorted((tmp_path / "dump").iterdir())
     expected = [(one.phase, one.name) for one in reports if one.fired]
     named = [re.fullmatch(r"(\d\d)-(\w+)-(\w+)\.txt", file.name) for file in files]
@@ -301,7 +309,7 @@ def test_what_cannot_be_is_refused_before_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: int, message: str
 ):
     monkeypatch.setattr("llmc.compiler.build.EngineWriter", lambda *_: pytest.fail("it went on"))
-    monkeypatch.setattr("llmc.compiler.checkpoint.checkpoint.Checkpoint.digest", lambda _: pytest.fail("it went on"))
+    monkeypatch.setattr("llmc.compiler.checkpoint.digest.Files.digests", lambda _: pytest.fail("it went on"))
     with pytest.raises(LlmcError, match=message) as caught:
         llmc.build(PICO, tmp_path / "e.llmc", **options)
     assert caught.value.exit_code == error

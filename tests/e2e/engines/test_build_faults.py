@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engines import PICO, PicoEngine, small_checkpoint
+from support.engines import PICO, PicoEngine, build_engine, small_checkpoint
 from support.warm import warm
 
 import llmc
 from llmc.cli.app import run as run_command
-from llmc.compiler.build import build
 from llmc.compiler.engine import weights
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile, verify_engine
 from llmc.runtime.errors import CheckpointError, ResourceError
 from llmc.runtime.machine import Memory
+from llmc.runtime.probe import Probe
 
 GIB = 1 << 30
 
@@ -84,7 +84,7 @@ def test_a_changed_file_is_exit_3_and_the_old_engine_stays(
 ):
     source, before = small_checkpoint(tmp_path / "c"), engine.read_bytes()
     monkeypatch.setattr(weights, "write", lambda *_, **__: touch(source / "model.safetensors") or ())
-    monkeypatch.setattr("llmc.compiler.build._probe", lambda *_: {})
+    monkeypatch.setattr("llmc.compiler.oracle.probe.measure", lambda *_, **__: Probe((), ()))
     assert run_command(["build", str(source), "-o", str(engine)]) == 3
     assert "it was changed, replaced or removed" in capsys.readouterr().err
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["c", "e.llmc"])
@@ -121,7 +121,7 @@ def test_no_space_at_any_stage_is_exit_4_and_the_old_engine_stays(
 
 
 COMPILER = """
-import llmc.compiler.build, llmc.compiler.oracle  # all that a build imports, before the children are forked
+import llmc.compiler.build  # all that a build imports, before the children are forked
 from llmc.cli.app import run
 """
 BUILD = 'return run(["build", *sys.argv[1:2], "-o", sys.argv[2], "--quantize", "none"])'
@@ -156,7 +156,7 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pic
             assert engine.read_bytes() in (old, new)
     assert killed > 0
     engine.write_bytes(old)
-    build(PICO, engine, with_flags(None, quantize="none"))
+    build_engine(PICO, engine, with_flags(None, quantize="none"))
     assert engine.read_bytes() == new
     assert names(tmp_path) == ["e.llmc"], "leftovers are swept"
 
@@ -165,7 +165,7 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pic
 def test_without_a_limit_the_free_memory_is_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: float, fits: bool
 ):
-    monkeypatch.setattr("llmc.compiler.build.memory", lambda: Memory(64 * GIB, int(available * GIB)))
+    monkeypatch.setattr("llmc.compiler.engine.weights.memory", lambda: Memory(64 * GIB, int(available * GIB)))
     source = small_checkpoint(tmp_path / "c", tokenizer=False)
     if fits:
         llmc.build(source, tmp_path / "e.llmc")

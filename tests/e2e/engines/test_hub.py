@@ -125,7 +125,7 @@ def test_links_of_a_snapshot_stay_in_its_repository(tmp_path: Path) -> None:
     other = make_cache(tmp_path, "org/other")
     checkpoint = open_checkpoint(snapshot)
     assert checkpoint.revision == COMMIT
-    assert [facts.name for facts in checkpoint.files] == ["config.json", "model.safetensors"]
+    assert [facts.name for facts in checkpoint.files.facts] == ["config.json", "model.safetensors"]
     os.link(snapshot / ".." / ".." / "blobs" / "bb", tmp_path / "second-name")
     open_checkpoint(snapshot)
     (snapshot / "model.safetensors").unlink()

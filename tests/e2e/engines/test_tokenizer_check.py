@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.samples.templates import LLAMA2, LLAMA31
 from support.samples.tokenizers import byte_level_chat, pico, sentencepiece
 
-from llmc.compiler.checkpoint.tokenizer_check import (
-    MAX_TOKENIZER_BYTES,
-    Check,
-    TokenizerFacts,
-    check_tokenizer,
-    start_check,
-)
+from llmc.compiler.checkpoint import tokenizer_check
+from llmc.compiler.checkpoint.tokenizer_check import DEADLINE_S, MAX_TOKENIZER_BYTES
 from llmc.runtime.errors import CheckpointError
 
 DATA, CONFIG = pico()
 ROWS = 4096
 RUNAWAY = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+
+
+def start_check(
+    data: bytes,
+    config: Mapping[str, Any],
+    rows: int,
+    eos_ids: list[int],
+    chat_template: str | None = None,
+    deadline_s: float = DEADLINE_S,
+) -> Future[str]:
+    checkpoint: Any = SimpleNamespace(
+        tokenizer={"tokenizer.json": data},
+        tokenizer_config=config,
+        config=SimpleNamespace(decoder=SimpleNamespace(vocab_size=rows)),
+        eos_ids=eos_ids,
+        chat_template=chat_template,
+    )
+    check = tokenizer_check.start_check(checkpoint, deadline_s=deadline_s)
+    assert check is not None
+    return check
+
+
+def check_tokenizer(*question: Any, **options: Any) -> str:
+    return start_check(*question, **options).result()
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> bytes:
@@ -34,29 +55,17 @@ def added(**fields: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda d: d["added_tokens"].append({**d["added_tokens"][0], **fields})
 
 
-def test_a_sound_tokenizer_gives_its_facts():
-    facts = check_tokenizer(DATA, CONFIG, ROWS, [1])
-    special = {entry["content"]: entry["id"] for entry in json.loads(DATA)["added_tokens"]}
-    assert facts == TokenizerFacts(ROWS, special, "<|begin_of_text|>", "<|end_of_text|>", True, "")
+def test_a_sound_tokenizer_passes():
+    assert check_tokenizer(DATA, CONFIG, ROWS, [1]) == ""
+    assert check_tokenizer(*sentencepiece(), 400, [2]) == ""
 
 
 def test_more_rows_than_tokens_are_padding():
-    assert check_tokenizer(DATA, CONFIG, ROWS + 64, [1]).vocab_size == ROWS
-
-
-def test_a_sentencepiece_tokenizer_passes():
-    facts = check_tokenizer(*sentencepiece(), 400, [2])
-    assert (facts.bos_token, facts.eos_token, facts.round_trips) == ("<s>", "</s>", True)
-
-
-def test_a_tokenizer_that_drops_text_does_not_round_trip():
-    data = changed(lambda d: d.update(normalizer={"type": "Lowercase"}))
-    assert not check_tokenizer(data, CONFIG, ROWS, [1]).round_trips
+    assert check_tokenizer(DATA, CONFIG, ROWS + 64, [1]) == ""
 
 
 def test_a_check_runs_beside_other_work():
     checks = [start_check(DATA, CONFIG, ROWS, [1]) for _ in range(2)]
-    assert all(isinstance(check, Check) for check in checks)
     assert checks[0].result() == checks[1].result() == checks[1].result()
 
 
@@ -127,7 +136,7 @@ def test_a_worker_that_is_late_is_killed():
 @pytest.mark.parametrize("template", (LLAMA2, LLAMA31))
 def test_a_template_that_renders_is_no_problem(template: str):
     data, config = byte_level_chat()
-    assert start_check(data, config, 5000, [1], chat_template=template).result().template_problem == ""
+    assert start_check(data, config, 5000, [1], chat_template=template).result() == ""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_a_template_that_renders_is_no_problem(template: str):
     ),
 )
 def test_a_template_that_fails_is_a_warning(template: str, problem: str):
-    assert start_check(DATA, CONFIG, ROWS, [1], chat_template=template).result().template_problem == problem
+    assert start_check(DATA, CONFIG, ROWS, [1], chat_template=template).result() == problem
 
 
 @pytest.mark.parametrize(
@@ -160,4 +169,4 @@ def test_a_template_bomb_is_refused(template: str, message: str | None):
 def test_modules_of_the_working_folder_are_not_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tokenizers.py").write_text("raise SystemExit('run by mistake')")
     monkeypatch.chdir(tmp_path)
-    assert check_tokenizer(DATA, CONFIG, ROWS, [1]).vocab_size == ROWS
+    assert check_tokenizer(DATA, CONFIG, ROWS, [1]) == ""

@@ -18,7 +18,7 @@ import resource, sys
 from pathlib import Path
 sys.path.append({str(ROOT / "tests")!r})
 import numpy as np
-from support.tiny_engines import MANIFEST, EngineWriter, TensorSpec, build
+from support.tiny_engines import MANIFEST, EngineWriter, Stored, build
 path = Path(sys.argv[1])
 """
 
@@ -39,7 +39,7 @@ def test_a_limit_on_file_sizes(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_engine(tmp_path: Path) -> None:
     code = """
-specs = [TensorSpec("w", "U8", (400, 1 << 20), "w")]
+specs = [[Stored("w", "U8", (400, 1 << 20))]]
 piece = np.zeros(4 << 20, np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with EngineWriter(path, specs) as writer:

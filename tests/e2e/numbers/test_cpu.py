@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.engines import CONTEXT, PicoEngine, quantized_logits, relative, some_ids
+from support.engines import CONTEXT, PicoEngine, checkpoint_logits, quantized_logits, relative, some_ids
 from support.paths import PICO
 
 import llmc
-from llmc.compiler.build import checkpoint_logits
 from llmc.runtime.cpu.executor import CpuExecutor, thread_count
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import RecipeError

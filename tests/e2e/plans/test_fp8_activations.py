@@ -10,10 +10,10 @@ from support.commands import Call
 from support.engines import NARROW, NARROW_BATCH, quantized_logits, relative, small_checkpoint, some_ids
 
 import llmc
-from llmc.compiler.build import lower
-from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
+from llmc.compiler.pipeline import lower
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile
@@ -49,9 +49,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int]) -> np.ndarray:
     """Logits [T,V] of the profile's own graph, where activations are rounded."""
-    source = open_checkpoint(checkpoint)
+    source = open_source(checkpoint)
     recipe = with_flags(None, quantize=quantize, activations="fp8", targets=["sm_90"])
-    graph = lower(source, recipe, 256, None)[2]["sm_90"]
+    graph = lower(source, recipe, 256)[1]["sm_90"]
     with EngineFile.open(path) as engine:
 
         def read(name: str, start: int, stop: int) -> np.ndarray:

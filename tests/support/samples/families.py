@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.engines import quantized_logits, some_ids
+from support.engines import checkpoint_logits, quantized_logits, some_ids
 
 import llmc
-from llmc.compiler.build import checkpoint_logits
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.load import load

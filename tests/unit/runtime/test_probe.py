@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.engines import PicoEngine, forge, relative
+from support.engines import PicoEngine, checkpoint_logits, forge, relative
 from support.paths import PICO
 
 import llmc
 from llmc.cli.app import run as run_command
-from llmc.compiler.build import checkpoint_logits
 from llmc.runtime import probe as probes
 from llmc.runtime.engine_file.file import EngineFile, verify_engine
 from llmc.runtime.engine_file.manifest import MEASURED, Manifest

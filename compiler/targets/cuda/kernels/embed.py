@@ -107,10 +107,10 @@ def _weights(format: str, vocab: int, width: int) -> tuple[dict[str, torch.Tenso
     parts = fmt.quantize(table)
     tensors, operands = {}, []
     for component in fmt.components(vocab, width):
-        raw = torch.from_numpy(parts[component.suffix].reshape(component.shape).astype(DTYPES[component.dtype].numpy))
+        raw = torch.from_numpy(parts[component.name].reshape(component.shape).astype(DTYPES[component.dtype].numpy))
         dtype = DTYPES[component.dtype].kernel
-        tensors[component.suffix] = raw.view(torch.bfloat16) if dtype == "bf16" else raw
-        operands.append(Operand(component.suffix, dtype, component.shape))
+        tensors[component.name] = raw.view(torch.bfloat16) if dtype == "bf16" else raw
+        operands.append(Operand(component.name, dtype, component.shape))
     return tensors, tuple(operands), torch.from_numpy(fmt.dequantize(parts))
 
 

@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,12 +104,12 @@ class Table:
         """What an engine's plan calls it: the GPU and the beginning of the digest."""
         return f"{self.gpu} {self.digest[:_SHOWN]}"
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the table as `to_yaml` spells it: comments and the order of rows do not count."""
         return hashlib.sha256(self.to_yaml()).hexdigest()
 
-    @cached_property
+    @property
     def tiles(self) -> Mapping[Key, Tile]:
         return {row.key: row.tile for row in self.rows}
 
@@ -172,31 +171,6 @@ def bundled(sm: int) -> Table | None:
     """The table that comes with llmc for a chip, if there is one."""
     path = _FOLDER / f"sm_{sm}.yaml"
     return load(path) if path.exists() else None
-
-
-def tables_for(targets: Iterable[str], given: Iterable[Table]) -> dict[str, Table]:
-    """The table of each target that has one: the given, else what comes with llmc.
-
-    Raises:
-        RecipeError: a given table is for no target, or two are for one.
-    """
-    targets = tuple(targets)
-    chosen: dict[str, Table] = {}
-    for table in given:
-        if table.target not in targets:
-            raise RecipeError(
-                f"a table of tiles for {table.target} ({table.gpu})",
-                found=f"targets {', '.join(targets)}",
-                fix=f"--target {table.target}, or no such table",
-            )
-        if table.target in chosen:
-            raise RecipeError(f"two tables of tiles for {table.target}", fix="one of them")
-        chosen[table.target] = table
-    for sm in CAPABILITIES:
-        target = f"sm_{sm}"
-        if target in targets and target not in chosen and (table := bundled(sm)) is not None:
-            chosen[target] = table
-    return chosen
 
 
 def _row(given: YamlMapping, sm: int) -> Row:

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.engines import build_engine, checkpoint_logits
 from support.samples.families import BOUND, CONFIG, LENGTH, NEW, Case, Written, answers, difference, write
 
 import llmc
-from llmc.compiler.build import build as build_engine
-from llmc.compiler.build import checkpoint_logits
 from llmc.recipes.recipe import Recipe
 from llmc.runtime.cpu import executor as cpu
 from llmc.runtime.engine_file.file import EngineFile

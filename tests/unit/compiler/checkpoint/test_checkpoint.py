@@ -19,8 +19,8 @@ from support.checkpoints import CONFIG, FIRST, INDEX, SECOND, refusal, write_ind
 from support.paths import PICO
 
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.checkpoint.digest import Hashing
-from llmc.compiler.checkpoint.folder import FileFacts, OpenFile
+from llmc.compiler.checkpoint.digest import Files
+from llmc.compiler.checkpoint.folder import FileFacts, Folder, OpenFile
 from llmc.runtime.errors import CheckpointError, Unsupported
 from llmc.runtime.numbers import bf16_to_f32, to_f32
 
@@ -37,15 +37,16 @@ def test_bundled_checkpoint_reads_as_the_safetensors_library_reads_it() -> None:
                 assert np.array_equal(to_f32(rows, checkpoint.source.info(name).dtype), tensor.float().numpy())
                 seen.add(name)
     assert set(checkpoint.source.names) == seen
-    assert checkpoint.digest() == {
+    assert checkpoint.files.digests() == {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in PICO.iterdir() if file.name != "README.md"
     }
-    assert {facts.name: facts.bytes for facts in checkpoint.files} == {
+    assert {facts.name: facts.bytes for facts in checkpoint.files.facts} == {
         file.name: file.stat().st_size for file in PICO.iterdir() if file.name != "README.md"
     }
     assert checkpoint.tokenizer["tokenizer.json"] == (PICO / "tokenizer.json").read_bytes()
-    assert (checkpoint.bos_id, checkpoint.eos_ids, checkpoint.revision, checkpoint.warnings) == (0, (1,), None, ())
-    checkpoint.unchanged()
+    assert (checkpoint.bos_id, checkpoint.eos_ids, checkpoint.revision) == (0, (1,), None)
+    assert checkpoint.warnings == ("no chat template: `llmc run --chat` will be refused",)
+    checkpoint.files.unchanged()
 
 
 class EndlessFile(OpenFile):
@@ -60,12 +61,14 @@ class EndlessFile(OpenFile):
 
 def test_hashing_ends_with_the_build_that_wanted_it() -> None:
     """A refused build must not read 100 GB before the process can end, nor go on doing so in one that lives on."""
-    opened = open_checkpoint(PICO).weight_files[0]
+    opened = open_checkpoint(PICO).files.shards[0]
     before = set(threading.enumerate())
-    hashing = Hashing([EndlessFile(replace(opened.facts, bytes=1 << 50))])
+    files = Files(Folder(PICO))
+    files.shards.append(EndlessFile(replace(opened.facts, bytes=1 << 50)))
+    files.start_digest()
     (worker,) = set(threading.enumerate()) - before
     assert worker.daemon
-    del hashing
+    del files
     gc.collect()
     worker.join(60)
     assert not worker.is_alive()

@@ -192,7 +192,7 @@ def test_file_that_changes_during_the_build(tmp_path: Path) -> None:
 
     def opened() -> Checkpoint:
         checkpoint = open_checkpoint(folder)
-        checkpoint.unchanged()
+        checkpoint.files.unchanged()
         return checkpoint
 
     checkpoint = opened()
@@ -200,12 +200,12 @@ def test_file_that_changes_during_the_build(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"model.safetensors: a file that stays as it is while the engine is built"
     ):
-        checkpoint.unchanged()
+        checkpoint.files.unchanged()
     checkpoint = opened()
     with weights.open("ab") as file:
         file.write(b"x")
     with pytest.raises(CheckpointError, match="wait until the download has finished"):
-        checkpoint.unchanged()
+        checkpoint.files.unchanged()
     weights.write_bytes(weights.read_bytes()[:-1])
     checkpoint = opened()
     os.truncate(weights, 1000)
@@ -213,7 +213,7 @@ def test_file_that_changes_during_the_build(tmp_path: Path) -> None:
         checkpoint.source.rows("w", 0, 64)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config.json: a file that stays"):
-        checkpoint.unchanged()
+        checkpoint.files.unchanged()
 
 
 @pytest.mark.parametrize(

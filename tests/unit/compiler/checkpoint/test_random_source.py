@@ -12,25 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import CONFIG
 
-from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.random_source import RandomSource
 from llmc.runtime.errors import CheckpointError
 
 
 def test_random_weights_need_only_a_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"torch_dtype": "float16", "initializer_range": 0.5}))
-    checkpoint = open_checkpoint(tmp_path, random_weights=7)
-    assert (checkpoint.random_seed, checkpoint.source.names) == (7, ())
-    bound = checkpoint.with_source(checkpoint.random_source({"w": (300, 100), "norm": (100,), "q.bias": (3,)}))
-    weights = bound.source.rows("w", 0, 300)
-    assert (weights.dtype, bound.source.info("w").nbytes) == (np.float16, 60_000)
+    checkpoint = open_source(tmp_path, random_weights=7)
+    checkpoint.files.unchanged()
+    assert checkpoint.files.digests().keys() == {"config.json"}
+    source = checkpoint.source
+    assert checkpoint.random_seed == 7
+    assert isinstance(source, RandomSource)
+    rows = source.rows("model.embed_tokens.weight", 0, CONFIG["vocab_size"])
+    assert rows.dtype == np.float16 and 0.3 < rows.astype(np.float32).std() < 0.7
+
+
+def test_rows_are_normal_or_constant() -> None:
+    source = RandomSource({"w": (300, 100), "norm": (100,), "q.bias": (3,)}, dtype="F16", seed=7, initializer_range=0.5)
+    weights = source.rows("w", 0, 300)
+    assert (weights.dtype, source.info("w").nbytes) == (np.float16, 60_000)
     assert abs(weights.astype(np.float32).std() - 0.5) < 0.02 and abs(weights.astype(np.float32).mean()) < 0.02
-    assert bound.source.rows("norm", 5, 9).tolist() == [1.0] * 4
-    assert bound.source.rows("q.bias", 0, 3).tolist() == [0.0] * 3
-    bound.unchanged()
-    assert bound.digest().keys() == {"config.json"}
+    assert source.rows("norm", 5, 9).tolist() == [1.0] * 4
+    assert source.rows("q.bias", 0, 3).tolist() == [0.0] * 3
     with pytest.raises(CheckpointError, match=r"'nrm' of random weights\n  found: no such name \(did you mean 'norm'"):
-        bound.source.info("nrm")
+        source.info("nrm")
 
 
 @given(st.integers(1, 40), st.integers(1, 70), st.data())

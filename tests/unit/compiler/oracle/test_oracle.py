@@ -14,14 +14,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from support import graphs
+from support.engines import build_engine
 
-from llmc.compiler.build import build, lower
-from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.decoder.decoder import Decoder
 from llmc.compiler.oracle import oracle as oracle_module
 from llmc.compiler.oracle import reference as reference_module
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
+from llmc.compiler.pipeline import lower
 from llmc.compiler.targets import target_named
 from llmc.compiler.targets.target import Precision
 from llmc.passes import back, run_phase
@@ -71,8 +73,7 @@ class Model:
 def _open(folder: Path, **config: object) -> Checkpoint:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    source = open_checkpoint(folder, random_weights=3)
-    return source.with_source(source.random_source(source.config.decoder.tensors()))
+    return open_source(folder, random_weights=3)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     def make(recipe: str, **config: object) -> Model:
         folder = tmp_path_factory.mktemp("oracle")
         source = _open(folder, **config)
-        graph = lower(source, RECIPES[recipe], 16, None)[1]
-        path = build(folder, folder / "a.llmc", RECIPES[recipe], random_weights=3).path
+        graph = lower(source, RECIPES[recipe], 16)[0].graph
+        path = build_engine(folder, folder / "a.llmc", RECIPES[recipe], random_weights=3).path
         with EngineFile.open(path) as engine:
             tensors = {name: engine.tensor(name).copy() for name in engine.tensors}
         rng = np.random.default_rng(4)

@@ -74,7 +74,7 @@ def numpy_codes(name: str, w: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def unpacked(fmt: Format, raw: np.ndarray) -> np.ndarray:
-    if fmt.stored[0].step == 1:
+    if fmt.layouts[0].step == 1:
         return raw
     return np.stack([raw & 15, raw >> 4], -1).reshape(len(raw), -1)
 
@@ -85,7 +85,7 @@ def test_bytes_are_those_of_the_definition(fmt: Format, dtype: torch.dtype) -> N
     w = weight(37, 384, seed=3, dtype=dtype)
     parts = fmt.quantize(w)
     expected = numpy_codes(fmt.name, w.float().numpy())
-    scale = to_f32(parts["weight_scale"], fmt.stored[1].dtype)
+    scale = to_f32(parts["weight_scale"], fmt.layouts[1].dtype)
     np.testing.assert_array_equal(scale, expected["scale"])
     np.testing.assert_array_equal(unpacked(fmt, parts["weight"]), expected["codes"].reshape(37, 384))
 
@@ -94,9 +94,9 @@ def test_bytes_are_those_of_the_definition(fmt: Format, dtype: torch.dtype) -> N
 def test_components_say_what_quantize_returns(fmt: Format) -> None:
     parts = fmt.quantize(weight(5, 256))
     stored = fmt.components(5, 256)
-    assert [c.suffix for c in stored] == list(parts)
+    assert [c.name for c in stored] == list(parts)
     for part in stored:
-        assert parts[part.suffix].shape == part.shape and parts[part.suffix].dtype == RAW_DTYPE[part.dtype]
+        assert parts[part.name].shape == part.shape and parts[part.name].dtype == RAW_DTYPE[part.dtype]
 
 
 def test_bits_per_weight() -> None:
@@ -148,7 +148,7 @@ def test_int4_holds_the_extreme_exactly_and_packs_the_low_nibble_first() -> None
 @every_format
 def test_zeros_store_no_zero_scale(fmt: Format) -> None:
     parts = fmt.quantize(torch.zeros(3, 128, dtype=torch.bfloat16))
-    for part in fmt.stored[1:]:
+    for part in fmt.layouts[1:]:
         assert (to_f32(parts[part.suffix], part.dtype) > 0).all()
     assert (fmt.dequantize(parts) == 0).all()
 
@@ -323,7 +323,7 @@ def test_the_onnx_text_is_dequantize(fmt: Format, shape: tuple[int, int]) -> Non
         parts["weight"].flat[: shape[1]] = np.arange(shape[1]) % 127  # every positive finite code
         parts["weight"][-1, -1] = 0x7F
     inputs = {}
-    for part in fmt.stored:
+    for part in fmt.layouts:
         raw = parts[part.suffix]
         inputs[part.suffix] = bf16_to_f32(raw) if part.dtype == "BF16" else raw
     signature = ", ".join(inputs)

@@ -12,7 +12,6 @@ import pytest
 from support.fakes.driver import FakeApi, Result, read_parameters
 from support.toy_gpu import ARRAYS, HEIGHT, KERNELS, MAX_BATCH, MAX_BLOCKS, WEIGHTS, toy_engine, toy_plan
 
-from llmc.compiler.engine.writer import TensorSpec
 from llmc.runtime.cuda import driver as driver_module
 from llmc.runtime.cuda import gpus, upload
 from llmc.runtime.cuda.driver import Driver
@@ -127,15 +126,14 @@ def test_weights_arrive_whatever_their_expressions(tmp_path: Path):
     assert found["columns"].tolist() == [*left[:, 1:3].flat]
 
 
-BIG = TensorSpec("big.weight", "U8", (5, CHUNK - 7), "big")
+BIG = Stored("big.weight", "U8", (5, CHUNK - 7))
 
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Plan, dict[str, Expr]]:
     """An engine with a tensor of five chunks, and weights that cut it where no chunk ends."""
     array = np.random.default_rng(0).integers(0, 256, BIG.shape, np.uint8)
-    stored = Stored(BIG.name, BIG.dtype, BIG.shape)
-    weights: dict[str, Expr] = {**WEIGHTS, "whole": stored, "rows": Slice(stored, 0, 1, 4)}
+    weights: dict[str, Expr] = {**WEIGHTS, "whole": BIG, "rows": Slice(BIG, 0, 1, 4)}
     shapes = {"whole": BIG.shape, "rows": (3, BIG.shape[1])}
     plan = toy_plan(tensors={name: Tensor("weight", "u8", tuple(map(str, shape))) for name, shape in shapes.items()})
     path = tmp_path_factory.mktemp("big") / "e.llmc"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors
 
-from llmc.compiler.engine.writer import EngineWriter, TensorSpec
+from llmc.compiler.engine.writer import EngineWriter
+from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import MAGIC, EngineFile, header_digest, peek, verify_engine
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
@@ -24,12 +25,11 @@ ARRAYS = {
     "norm.weight": np.linspace(0, 1, 3, dtype=np.float32),
     "empty.weight": np.zeros((0, 7), np.float32),
 }
-SPECS = (
-    TensorSpec("a.weight", "U8", (2, 5), "codes"),
-    TensorSpec("b.weight", "U8", (2, 3), "codes"),
-    TensorSpec("a.weight_scale", "BF16", (2, 2), "scales"),
-    TensorSpec("norm.weight", "F32", (3,), "norm"),
-    TensorSpec("empty.weight", "F32", (0, 7), "empty"),
+GROUPS = (
+    [Stored("a.weight", "U8", (2, 5)), Stored("b.weight", "U8", (2, 3))],
+    [Stored("a.weight_scale", "BF16", (2, 2))],
+    [Stored("norm.weight", "F32", (3,))],
+    [Stored("empty.weight", "F32", (0, 7))],
 )
 SECTIONS = {"profiles/cpu/graph.onnx": b"graph", "tokenizer.json": b"{}", "measured.json": b'{"speed":1}'}
 MANIFEST = Manifest(
@@ -48,7 +48,7 @@ MANIFEST = Manifest(
 
 
 def make(path: Path, *, manifest: Manifest = MANIFEST, sections: dict[str, bytes] = SECTIONS, reserve: int = 0) -> Path:
-    with EngineWriter(path, SPECS, reserve_header=reserve or None) as writer:
+    with EngineWriter(path, GROUPS, reserve_header=reserve or None) as writer:
         for name, array in ARRAYS.items():
             writer.write(name, 0, array)
         for name, data in sections.items():
@@ -193,7 +193,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 def test_chunks_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "big.llmc"
     chunk, size = 16 << 20, (32 << 20) + 5
-    with EngineWriter(path, [TensorSpec("w", "U8", (size,), "w")]) as writer:
+    with EngineWriter(path, [[Stored("w", "U8", (size,))]]) as writer:
         for start in range(0, size, 10_000_000):
             writer.write("w", start, np.full(min(10_000_000, size - start), start // 10_000_000, np.uint8))
         writer.section("profiles/cpu/graph.onnx", b"")

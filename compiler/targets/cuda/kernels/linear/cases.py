@@ -96,7 +96,7 @@ def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, .
     """The tensors of a weight [n, k]: of its format, or one of dtype `dense`."""
     if format == "dense":
         return (Operand("weight", dense, (n, k)),)
-    return tuple(Operand(c.suffix, DTYPES[c.dtype].kernel, c.shape) for c in QUANTIZED[format].components(n, k))
+    return tuple(Operand(c.name, DTYPES[c.dtype].kernel, c.shape) for c in QUANTIZED[format].components(n, k))
 
 
 def case(build: Callable[..., Call], spec: Spec) -> Case:

@@ -1,0 +1,65 @@
+"""From a checkpoint to the legal graph of every profile: the family's graph, then all passes."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ..passes import PassReport, back, front, run_phase
+from ..passes.graph.graph import MODULE, Graph
+from ..recipes.recipe import Recipe
+from ..runtime.errors import RecipeError, nearest
+from .checkpoint.checkpoint import Checkpoint
+from .decoder.decoder import Decoder, build
+from .targets import Precision, target_named
+
+DEFAULT_CONTEXT = 4096
+
+
+def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Positions of the engine: at most those the model is made for, unless its rope grows with them.
+
+    Raises:
+        RecipeError: the recipe asks for more.
+    """
+    limit, asked = checkpoint.config.decoder.positions, recipe.max_context
+    if asked is None:
+        return min(limit, DEFAULT_CONTEXT)
+    if asked > limit and not checkpoint.config.grows:
+        raise RecipeError(
+            f"max_context {asked}", found=f"a model of {limit} positions", fix=f"--max-context {limit} or less"
+        )
+    return asked
+
+
+def lower(
+    checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Path | None = None
+) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
+    """The logical graph after the front passes, the legal one of every profile, and what all passes did.
+
+    No weight is read. context: positions, those of `context_of` for an engine. dump: a folder for the graph after each
+    pass that changed it.
+    """
+    decoder = build(checkpoint, context)
+    graph = decoder.graph
+    _require_matches(recipe, graph)
+    reports = run_phase(front(recipe.format_of), graph, dump)
+    legal = {name: graph.copy() for name in recipe.targets}
+    for name, profile in legal.items():
+        target = target_named(name)
+        phases = back(merge_gated=target.merge_gated), target.legalize(Precision(recipe.activations, recipe.kv))
+        for phase in phases:
+            reports += run_phase(phase, profile, dump, len(reports))
+    return decoder, legal, reports
+
+
+def _require_matches(recipe: Recipe, graph: Graph) -> None:
+    """A rule that covers no linear is a mistake: its author meant one."""
+    linears = [node.metadata_props.get(MODULE, "") for node in graph.nodes if node.op_type == "Linear"]
+    for rule in recipe.rules:
+        if not any(fnmatchcase(name, rule.match) for name in linears):
+            raise RecipeError(
+                f"recipe rule {rule.match!r}{nearest(rule.match, linears)}",
+                found=f"none of the {len(linears)} linears has such a name",
+                fix=f"a glob on names such as {linears[0]!r}",
+            )

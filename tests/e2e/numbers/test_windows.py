@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from support.commands import Outcome
 from support.engines import quantized_logits, relative, some_ids
 from support.running import run_some
-from support.windowed import FAMILY, FULL, SLIDING, windowed_checkpoint
+from support.samples.windowed import FAMILY, FULL, SLIDING, windowed_checkpoint
 
 import llmc
 from llmc.compiler.families import FAMILIES

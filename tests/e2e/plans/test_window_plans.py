@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.engines import quantized_logits, relative, some_ids
-from support.windowed import FAMILY, FULL, SLIDING, windowed_checkpoint
+from support.samples.windowed import FAMILY, FULL, SLIDING, windowed_checkpoint
 
 import llmc
 from llmc.compiler.families import FAMILIES

@@ -226,7 +226,7 @@ def _cases() -> Iterator[Case]:
         (Options(4, 4, 80), (63, 64), 2),
         (Options(8, 1, 96), (200,), 4),
         (Options(2, 1, 128, window=20), (100, 5), 1),
-        (Options(2, 1, 128, window=70), (300, 5, 64), 3),
+        (Options(2, 1, 128, window=70), (300, 5, 64, 133, 134, 135), 3),
         (Options(3, 1, 256, softcap=30.0), (66,), 2),
         (Options(2, 2, 16, sinks=True), (40, 129), 1),
         (Options(2, 1, 16, sinks=True), (40, 0, 129), 2),

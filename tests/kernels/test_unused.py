@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.dumps import legal_graph
 
-from llmc.compiler.targets import Limits
+from llmc.compiler.targets import ProfileConfig
 from llmc.compiler.targets.cuda.call import EMULATE, Kernel
 from llmc.compiler.targets.cuda.emit import draft
 from llmc.compiler.targets.cuda.kernels import suites
@@ -85,7 +85,7 @@ def _plans(folder: Path) -> Iterator[Plan]:
     """The plans of every toy in every format, with FP8 activations and cache and without."""
     for toy, quantize, fp8 in itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8")):
         graph = legal_graph(folder, "sm_90", quantize, fp8, {**_BASE, **toy.config}, toy.rules)
-        yield draft(graph, Limits(256, 64, "bfloat16", fp8), 90)[0]
+        yield draft(graph, ProfileConfig(256, 64, "bfloat16", fp8), 90)[0]
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from .llama import LLAMA
+from importlib import import_module
+
 from .reading import Family
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (LLAMA,)}
+_FILES = (
+    "llama",
+    # one line a family
+)
+FAMILIES: dict[str, Family] = {
+    family.architecture: family for family in (import_module(f".{file}", __name__).FAMILY for file in _FILES)
+}
 """Architecture, as `architectures` in config.json names it, to what builds it."""

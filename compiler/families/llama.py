@@ -11,7 +11,7 @@ def _layer(config: Reading, index: int) -> LayerSpec:
     return config.layer(config.attention(bias=bias, output_bias=bias), config.mlp(bias=config.flag("mlp_bias")))
 
 
-LLAMA = Family(
+FAMILY = Family(
     "llama",
     "LlamaForCausalLM",
     _layer,

@@ -10,6 +10,7 @@ __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
     "llama",
+    "qwen2",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

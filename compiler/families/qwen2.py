@@ -1,0 +1,34 @@
+"""Qwen 2 and 2.5, and what was distilled into them: q, k and v have biases; upper layers may have a window."""
+
+from __future__ import annotations
+
+from .reading import Family, Reading
+from .spec import LayerSpec
+
+
+def window(config: Reading, index: int) -> int | None:
+    """The window of a layer: of those that `layer_types` names, else of those from `max_window_layers` on."""
+    if not config.flag("use_sliding_window"):
+        return None
+    kinds, first = config.kinds(), config.integer("max_window_layers", 0)
+    windowed = kinds[index] == "sliding_attention" if kinds else first is not None and index >= first
+    return config.integer("sliding_window", 1) if windowed else None
+
+
+def _layer(config: Reading, index: int) -> LayerSpec:
+    return config.layer(config.attention(bias=True, window=window(config, index)), config.mlp())
+
+
+FAMILY = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    _layer,
+    defaults={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": None,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+)

@@ -11,6 +11,7 @@ __all__ = ["FAMILIES", "Family"]
 _FILES = (
     "llama",
     "qwen2",
+    "qwen3",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

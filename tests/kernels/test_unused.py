@@ -42,8 +42,6 @@ WAITING = {
     "attention_*.WINDOW=given": "families with a sliding window",
     "attention_*.SOFTCAP=given": "families that cap the logits of attention (Gemma 2)",
     "attention_*.sinks=given": "families with attention sinks (gpt-oss)",
-    "rope_cache*.[qk]_norm=given": "families that normalize the heads of q and k",
-    "rope_cache*.EPSILON=given": "families that normalize the heads of q and k",
     "rope_cache.INTERLEAVED=True": "families that rotate neighbouring elements (Cohere)",
 }
 """Patterns of what no lowering uses, and what each waits for. A lowering that uses what a line names removes it."""
@@ -63,6 +61,7 @@ _TOYS = (
     _Toy(),
     _Toy({"hidden_size": 2048, "intermediate_size": 2048}),  # parts of K
     _Toy({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    _Toy({"architectures": ["Qwen3ForCausalLM"]}),
     _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""

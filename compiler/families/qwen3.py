@@ -1,0 +1,19 @@
+"""Qwen 3: each head of q and of k is normed before rope; the head size does not follow from the hidden size."""
+
+from __future__ import annotations
+
+from .qwen2 import FAMILY as QWEN2
+from .qwen2 import window
+from .reading import Family, Reading
+from .spec import LayerSpec
+
+
+def _layer(config: Reading, index: int) -> LayerSpec:
+    bias = config.flag("attention_bias")
+    mixer = config.attention(bias=bias, output_bias=bias, norms=True, window=window(config, index))
+    return config.layer(mixer, config.mlp())
+
+
+FAMILY = Family(
+    "qwen3", "Qwen3ForCausalLM", _layer, defaults={**QWEN2.defaults, "head_dim": 128, "attention_bias": None}
+)

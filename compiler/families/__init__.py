@@ -10,6 +10,7 @@ __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
     "llama",
+    "mistral",
     "qwen2",
     "qwen3",
     # one line a family

@@ -39,7 +39,6 @@ WAITING = {
     "linear_*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
     "gated*.ACTIVATION=relu": "families with other activations than silu",
     "gated*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
-    "attention_*.WINDOW=given": "families with a sliding window",
     "attention_*.SOFTCAP=given": "families that cap the logits of attention (Gemma 2)",
     "attention_*.sinks=given": "families with attention sinks (gpt-oss)",
     "rope_cache.INTERLEAVED=True": "families that rotate neighbouring elements (Cohere)",
@@ -62,6 +61,7 @@ _TOYS = (
     _Toy({"hidden_size": 2048, "intermediate_size": 2048}),  # parts of K
     _Toy({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     _Toy({"architectures": ["Qwen3ForCausalLM"]}),
+    _Toy({"architectures": ["MistralForCausalLM"], "sliding_window": 64}),
     _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""

@@ -232,6 +232,7 @@ def _cases() -> Iterator[Case]:
         (Options(2, 1, 16, sinks=True), (40, 0, 129), 2),
         (Options(8, 1, 128, cache="u8"), (70, 1), 1),
         (Options(3, 3, 96, cache="u8"), (130,), 2),
+        (Options(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")

@@ -229,6 +229,7 @@ def _cases() -> Iterator[Case]:
         (Options(2, 2, 16, sinks=True), (40, 129), (40, 3)),
         (Options(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
         (Options(2, 2, 80, cache="u8"), (65,), (65,)),
+        (Options(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
     ):
         made = paged(options, seq_lens, news, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")

@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...runtime.errors import LlmcError, ResourceError
+from ...runtime.machine import UNKNOWN
 
 PIPE_CLOSED = 141
 """Exit code when the reader of our output has gone: 128 + SIGPIPE, as for any program a closed pipe ends."""
@@ -47,6 +49,20 @@ def show(found: Mapping[str, Any], text: str, json: bool) -> None:
         out(text)
 
 
+class _Filler(string.Formatter):
+    """`{bytes!b}` is written as a size, `{bytes!g}` is divided by 10^9."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion in ("b", "g"):
+            return size(value) if conversion == "b" else value / 1e9
+        return super().convert_field(value, conversion)  # type: ignore[arg-type]
+
+
+def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
+    """A text with the facts that it names, so that text and JSON show the same ones."""
+    return _Filler().vformat(template, (), {**facts, **more})
+
+
 def error_json(error: LlmcError) -> dict[str, Any]:
     """How an error looks in JSON, wherever it is shown."""
     return {"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
@@ -78,7 +94,9 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people, in binary units."""
+    """Bytes for people, in binary units; "unknown" for those that the system does not say."""
+    if count == UNKNOWN:
+        return "unknown"
     value, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":

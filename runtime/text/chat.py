@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,20 +113,13 @@ def _compile(source: str) -> Any:
 
 def _with_large_stack(work: Callable[[], Any]) -> Any:
     """Run `work` on a thread whose stack the deepest template of the permitted size cannot exhaust."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
+    with ThreadPoolExecutor(1, "llmc-template") as pool:
+        usual = threading.stack_size(COMPILE_STACK_BYTES)
         try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    usual = threading.stack_size(COMPILE_STACK_BYTES)
-    try:
-        threading.Thread(target=run, name="llmc-template").start()
-    finally:
-        threading.stack_size(usual)
-    return done.result()
+            done = pool.submit(work)
+        finally:
+            threading.stack_size(usual)
+        return done.result()
 
 
 @contextmanager
@@ -219,14 +212,12 @@ class _Mask:
 
     def _hide_text(self, text: str) -> str:
         text = self._pattern.sub(lambda found: self._placeholder(found[0]), text)
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[:length] in self._tails:
-                text = self._placeholder(text[:length]) + text[length:]
-                break
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[-length:] in self._heads:
-                text = text[:-length] + self._placeholder(text[-length:])
-                break
+        cuts = range(min(self._longest, len(text)), 0, -1)
+        if length := next((cut for cut in cuts if text[:cut] in self._tails), 0):
+            text = self._placeholder(text[:length]) + text[length:]
+        cuts = range(min(self._longest, len(text)), 0, -1)
+        if length := next((cut for cut in cuts if text[-cut:] in self._heads), 0):
+            text = text[:-length] + self._placeholder(text[-length:])
         return text
 
     def _placeholder(self, text: str) -> str:
@@ -242,13 +233,9 @@ class _Mask:
         if not self._private:
             return rendered, []
         hidden = {private: text for text, private in self._private.items()}
-        parts: list[str] = []
-        ranges: list[tuple[int, int]] = []
-        length = 0
+        shown, ranges = "", []
         for part in re.split(f"([{''.join(hidden)}])", rendered):
-            text = hidden.get(part, part)
             if part in hidden:
-                ranges.append((length, length + len(text)))
-            parts.append(text)
-            length += len(text)
-        return "".join(parts), ranges
+                ranges.append((len(shown), len(shown) + len(hidden[part])))
+            shown += hidden.get(part, part)
+        return shown, ranges

@@ -255,11 +255,10 @@ class _ByteDetokenizer:
 
     def _text(self, data: bytes, final: bool) -> str:
         text = self._decoder.decode(data, final)
-        while text and self._strip:
-            if text[0] != " ":
-                self._strip = 0
-                break
-            text, self._strip = text[1:], self._strip - 1
+        if text and self._strip:
+            spaces = min(self._strip, len(text) - len(text.lstrip(" ")))
+            text = text[spaces:]
+            self._strip = 0 if text else self._strip - spaces
         return text
 
 

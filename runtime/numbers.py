@@ -43,6 +43,8 @@ E4M3: np.ndarray = _frozen(_e4m3())
 """float32 [256]: value of each FP8 code (the variant without infinities); 0x7F and 0xFF are NaN."""
 E8M0: np.ndarray = _frozen(_e8m0())
 """float32 [256]: 2^(code-127); 255 is NaN, 0 is a subnormal float32."""
+_E5M2 = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)  # the upper byte of a float16
+_VALUES = {"F8_E4M3": E4M3, "F8_E8M0": E8M0, "F8_E5M2": _E5M2}
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
@@ -72,12 +74,8 @@ def to_f32(raw: np.ndarray, dtype: str) -> np.ndarray:
     """
     if dtype == "BF16":
         return bf16_to_f32(raw)
-    if dtype == "F8_E4M3":
-        return E4M3[raw]
-    if dtype == "F8_E8M0":
-        return E8M0[raw]
-    if dtype == "F8_E5M2":  # the upper byte of a float16
-        return (raw.astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
+    if dtype in _VALUES:
+        return _VALUES[dtype][raw]
     if dtype in RAW_DTYPE:
         return raw.astype(np.float32, copy=False)
     raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(RAW_DTYPE)}")

@@ -38,9 +38,8 @@ def inspect(
 
         if not is_engine(subject):
             raise RecipeError(f"--plan of {subject}", found="no engine file", fix="an engine that llmc build has made")
-        step = launches.Step(program, tokens, context)
-        launches.show(subject, profile=profile, gpu=target, step=step, json=json)
-        return
+        asked = {"program": program, "tokens": tokens, "context": context}
+        return launches.show(subject, profile=profile, gpu=target, json=json, **asked)
     for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
         if value is not None:
             raise RecipeError(f"{name} without --plan")

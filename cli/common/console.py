@@ -50,12 +50,12 @@ def show(found: Mapping[str, Any], text: str, json: bool) -> None:
 
 
 class _Filler(string.Formatter):
-    """`{bytes!b}` is written as a size, `{bytes!g}` is divided by 10^9."""
+    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12."""
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
-        if conversion in ("b", "g"):
-            return size(value) if conversion == "b" else value / 1e9
-        return super().convert_field(value, conversion)  # type: ignore[arg-type]
+        if conversion == "b":
+            return size(value)
+        return value / {"g": 1e9, "t": 1e12}[conversion] if conversion else value
 
 
 def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
@@ -97,9 +97,5 @@ def size(count: int) -> str:
     """Bytes for people, in binary units; "unknown" for those that the system does not say."""
     if count == UNKNOWN:
         return "unknown"
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.2f} {unit}"
+    power = min((max(count, 1).bit_length() - 1) // 10, 3)
+    return f"{count / 1024**power:.2f} {'KMG'[power - 1]}iB" if power else f"{count} B"

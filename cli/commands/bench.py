@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -24,14 +23,6 @@ _TEXT = """\
   decode  {decode_tokens_per_s:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
   weights {weight_bytes_per_step!b} a step, {weight_bytes_per_s!g:.2f} GB/s: {percent:.0f} % of the \
 {memory_bytes_per_s!g:.1f} GB/s that {threads} threads read here"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
-
-    ttft_s: float
-    decode_tokens_per_s: float
 
 
 def bench(
@@ -62,8 +53,7 @@ def bench(
         prompts = _prompts(manifest.model.vocab_size, prompt_tokens, batch)
         runs = [_measure(loaded, prompts, new_tokens) for _ in range(repeat + 1)][1:]
         name, load_s = loaded.profile, loaded.load_s
-    decode = median(run.decode_tokens_per_s for run in runs)
-    ttft = median(run.ttft_s for run in runs)
+    ttft, decode = map(median, zip(*runs, strict=True))
     weights = manifest.profiles[name].needs["step_bytes"]
     facts = {
         "profile": name,
@@ -89,14 +79,15 @@ def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
     return [[(7919 * (index + 1) + 104729 * row) % vocabulary for index in range(length)] for row in range(count)]
 
 
-def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> Run:
+def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> tuple[float, float]:
+    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
     start = time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as pool:
         arrivals = list(pool.map(lambda ids: _arrivals(engine, ids, new_tokens), prompts))
     first = max(times[0] for times in arrivals)
     last = max(times[-1] for times in arrivals)
     after = sum(moment > first for times in arrivals for moment in times)
-    return Run(first - start, after / (last - first))
+    return first - start, after / (last - first)
 
 
 def _arrivals(engine: Engine, ids: list[int], new_tokens: int) -> list[float]:

@@ -60,40 +60,25 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._environment = _with_large_stack(lambda: _compile(source))
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
-        """The prompt text. RecipeError: the messages are no conversation, or the template refuses them (its own
-        message is shown); EngineError, Unsupported: the template is at fault, with its line."""
-        given = _checked(messages, tools, variables)
-        return self._render(given, add_generation_prompt)
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt text; variables are those of the template, such as `tools` and `add_generation_prompt` (True).
 
-    def encode(
-        self,
-        tokenizer: Tokenizer,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[int]:
+        Raises:
+            RecipeError: the messages are no conversation, or the template refuses them (its own message is shown).
+            EngineError, Unsupported: the template is at fault, with its line.
+        """
+        return self._render(_checked(messages, variables))
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """The prompt's ids: special tokens come from the template alone, never from messages, tools or variables."""
-        given = _checked(messages, tools, variables)
+        given = _checked(messages, variables)
         mask = _Mask(tokenizer, taken=self._source + json.dumps(given, ensure_ascii=False))
-        rendered = self._render(mask.hide(given), add_generation_prompt)
-        return tokenizer.encode_marked(*mask.reveal(rendered))
+        return tokenizer.encode_marked(*mask.reveal(self._render(mask.hide(given))))
 
-    def _render(self, given: dict[str, Any], add_generation_prompt: bool) -> str:
-        fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
-        variables = {"add_generation_prompt": add_generation_prompt, **self._tokens, **given}
+    def _render(self, given: dict[str, Any]) -> str:
         with self._lock, _template_errors("render the chat template"):
-            self._environment.fuel = fuel
-            return self._environment.render_template("chat", **variables)
+            self._environment.fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
+            return self._environment.render_template("chat", **self._tokens, **given)
 
 
 def _compile(source: str) -> Any:
@@ -170,7 +155,7 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=comma_colon, sort_keys=sort_keys)
 
 
-def _checked(messages: Any, tools: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """A fresh JSON copy of all a template may see; RecipeError names the message at fault."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise RecipeError("messages", found=repr(messages)[:80], fix="a list of {role, content} that is not empty")
@@ -179,7 +164,7 @@ def _checked(messages: Any, tools: Any, variables: Mapping[str, Any]) -> dict[st
         if not isinstance(role, str) or not WORD.fullmatch(role):
             found = repr(role if isinstance(message, Mapping) else message)[:80]
             raise RecipeError(f"messages[{index}].role", found=found, fix="a word such as user")
-    given = {**variables, "messages": [dict(message) for message in messages], "tools": tools}
+    given = {"add_generation_prompt": True, "tools": None, **variables, "messages": [dict(one) for one in messages]}
     try:
         # the bytes refuse lone surrogates, which minijinja would replace without a word
         return json.loads(json.dumps(given, allow_nan=False, ensure_ascii=False).encode("utf-8"))

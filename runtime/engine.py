@@ -174,9 +174,9 @@ def _is_batch(prompt: object) -> bool:
 
 
 def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(ids, bytes | bytearray):
-        raise RecipeError("a prompt", found=type(ids).__name__, fix="a string, or a list of whole numbers")
     try:
+        if isinstance(ids, bytes | bytearray):
+            raise TypeError(type(ids).__name__)
         return tuple(map(operator.index, ids))
     except TypeError as error:
         raise RecipeError("a prompt", found=str(error), fix="a string, or a list of whole numbers") from None

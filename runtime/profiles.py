@@ -87,17 +87,14 @@ def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = Fal
     if simulated:
         return planned(engine, name), {}
     reasons = fits(engine)
-    if name is not None:
-        if reasons[name]:
-            raise ResourceError(
-                f"{engine.path}: profile {name!r}", found=reasons[name], fix="another profile or machine"
-            )
-        return name, reasons
-    fitting = [n for n, reason in reasons.items() if not reason]
-    if not fitting:
-        found = "; ".join(f"{n}: {reason}" for n, reason in reasons.items()) or "no profile at all"
+    fitting = [one for one, reason in reasons.items() if not reason]
+    if name is None and not fitting:
+        found = "; ".join(f"{one}: {reason}" for one, reason in reasons.items()) or "no profile at all"
         raise ResourceError(f"{engine.path}: a profile for this machine", found=found, fix="llmc build --target cpu")
-    return best(engine, fitting), reasons
+    if name is not None and name not in fitting:
+        asked = f"{engine.path}: profile {name!r}"
+        raise ResourceError(asked, found=reasons[name], fix="another profile or machine")
+    return name or best(engine, fitting), reasons
 
 
 def refuse_unknown(engine: EngineFile, name: str) -> None:

@@ -12,20 +12,14 @@ from dataclasses import dataclass, field
 
 from ..errors import EngineError, nearest
 
-
-def _operators(domain: str, names: str) -> frozenset[tuple[str, str]]:
-    return frozenset((domain, name) for name in names.split())
-
-
-CPU_OPERATORS: frozenset[tuple[str, str]] = _operators(
-    "",
-    "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
+_NAMES = {
+    "": "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
     "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And",
-) | _operators(
-    "com.microsoft",
-    "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul GatherBlockQuantized QuickGelu",
-)
+    "com.microsoft": "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul "
+    "GatherBlockQuantized QuickGelu",
+}
+CPU_OPERATORS = frozenset((domain, name) for domain, names in _NAMES.items() for name in names.split())
 """(domain, operator) pairs a cpu profile's graph may use; they compute, and nothing else."""
 _MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
 _VARINT, _BYTES = 0, 2

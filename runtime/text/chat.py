@@ -142,17 +142,12 @@ def _strftime_now(form: str) -> str:
 
 
 def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """As transformers gives it to templates: json.dumps, nothing escaped for HTML."""
     if indent is not None and not 0 <= indent <= MAX_INDENT:
         raise EngineError("render the chat template", found=f"tojson(indent={indent})", fix=f"at most {MAX_INDENT}")
-    comma_colon = None if separators is None else (separators[0], separators[1])
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=comma_colon, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:

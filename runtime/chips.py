@@ -1,9 +1,9 @@
 """What the GPUs can do: the figures that choose tile sizes, refuse kernels too large for a chip, and price a plan.
 
 Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300 and DGX Spark (GB10);
-the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090, L2) and RTX Blackwell (RTX 5090), for matrix products
+the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090) and RTX Blackwell (RTX 5090), for matrix products
 accumulated in float32; the technical brief of Jetson AGX Orin; shared memory and what else blocks
-share: the CUDA programming guide's table of technical specifications per compute capability; processors and L2 of B200,
+share: the CUDA programming guide's table of technical specifications per compute capability; processors of B200,
 B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves
 of its 1 PFLOP/s of sparse FP4. Links: the same data sheets and whitepapers (NVLink of A100, RTX 3090, H100, H200, B200
 and B300; PCIe 4.0 or 5.0 x16 of the others).
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from .errors import RecipeError, nearest
 
-_KIB, _MIB, _GB, _TFLOPS = 1 << 10, 1 << 20, 10**9, 1e12
+_KIB, _GB, _TFLOPS = 1 << 10, 10**9, 1e12
 _RESERVED = _KIB
 """Bytes of each block's shared memory that the system keeps."""
 
@@ -66,7 +66,6 @@ class Chip:
     sm: int
     processors: int
     bandwidth: float
-    l2: int
     memory: int
     bf16: float
     fp8: float | None
@@ -86,19 +85,19 @@ class Chip:
 
 _PCIE_4, _PCIE_5 = 64 * _GB, 128 * _GB
 _GPUS = (
-    Chip("a100", 80, 108, 2.039e12, 40 * _MIB, 80 * _GB, 312 * _TFLOPS, None, 600 * _GB),
-    Chip("a10", 86, 72, 600e9, 6 * _MIB, 24 * _GB, 125 * _TFLOPS, None, _PCIE_4),
-    Chip("rtx3090", 86, 82, 936e9, 6 * _MIB, 24 * _GB, 71 * _TFLOPS, None, 112.5 * _GB),
-    Chip("orin", 87, 16, 204.8e9, 4 * _MIB, 64 * _GB, 42.5 * _TFLOPS, None, None),
-    Chip("l4", 89, 58, 300e9, 48 * _MIB, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, _PCIE_4),
-    Chip("l40s", 89, 142, 864e9, 96 * _MIB, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, _PCIE_4),
-    Chip("rtx4090", 89, 128, 1.008e12, 72 * _MIB, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, _PCIE_4),
-    Chip("h100", 90, 132, 3.35e12, 50 * _MIB, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB),
-    Chip("h200", 90, 132, 4.8e12, 50 * _MIB, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB, copy=4.3e12),
-    Chip("b200", 100, 148, 7.7e12, 132644864, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
-    Chip("b300", 103, 148, 8e12, 132644864, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
-    Chip("rtx5090", 120, 170, 1.792e12, 96 * _MIB, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, _PCIE_5),
-    Chip("gb10", 121, 48, 273e9, 24 * _MIB, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, None),
+    Chip("a100", 80, 108, 2.039e12, 80 * _GB, 312 * _TFLOPS, None, 600 * _GB),
+    Chip("a10", 86, 72, 600e9, 24 * _GB, 125 * _TFLOPS, None, _PCIE_4),
+    Chip("rtx3090", 86, 82, 936e9, 24 * _GB, 71 * _TFLOPS, None, 112.5 * _GB),
+    Chip("orin", 87, 16, 204.8e9, 64 * _GB, 42.5 * _TFLOPS, None, None),
+    Chip("l4", 89, 58, 300e9, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, _PCIE_4),
+    Chip("l40s", 89, 142, 864e9, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, _PCIE_4),
+    Chip("rtx4090", 89, 128, 1.008e12, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, _PCIE_4),
+    Chip("h100", 90, 132, 3.35e12, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB),
+    Chip("h200", 90, 132, 4.8e12, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB, copy=4.3e12),
+    Chip("b200", 100, 148, 7.7e12, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
+    Chip("b300", 103, 148, 8e12, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
+    Chip("rtx5090", 120, 170, 1.792e12, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, _PCIE_5),
+    Chip("gb10", 121, 48, 273e9, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, None),
 )
 _REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "rtx4090", 90: "h200", 100: "b200", 120: "rtx5090"}
 """The GPU whose figures a compute capability has when no GPU is named, for all that kernels are compiled for: of their

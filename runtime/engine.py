@@ -22,8 +22,6 @@ from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 512
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -97,15 +95,12 @@ class Engine(AbstractContextManager["Engine"]):
         _check_options(options)
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
-        stops = _stops(options.get("stop") or ())
-        if self._tokenizer is None and stops:
-            raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
         request = TextRequest(
             _token_ids(prompt),
             _max_tokens(options),
             self._params(options),
             ignore_eos=bool(options.get("ignore_eos")),
-            text=TextStream(self._tokenizer, stops),
+            text=TextStream(self._tokenizer, options.get("stop") or ()),
             load_s=self.load_s,
         )
         self._loop.submit(request)
@@ -179,9 +174,9 @@ def _is_batch(prompt: object) -> bool:
 
 
 def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(ids, bytes | bytearray):
-        raise RecipeError("a prompt", found=type(ids).__name__, fix="a string, or a list of whole numbers")
     try:
+        if isinstance(ids, bytes | bytearray):
+            raise TypeError(type(ids).__name__)
         return tuple(map(operator.index, ids))
     except TypeError as error:
         raise RecipeError("a prompt", found=str(error), fix="a string, or a list of whole numbers") from None
@@ -202,15 +197,3 @@ def _max_tokens(options: Options) -> int:
     if type(value) is not int or value < 1:
         raise RecipeError(f"max_tokens = {value!r}", found="out of range", fix="a whole number from 1")
     return value
-
-
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(stop, Sequence) or isinstance(stop, bytes):
-        raise RecipeError("stop", found=type(stop).__name__, fix="a string, or a list of them")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > MAX_STOPS:
-        raise RecipeError("stop", found=f"{len(stops)} strings", fix=f"at most {MAX_STOPS}")
-    for index, text in enumerate(stops):
-        if isinstance(text, str) and len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
-            raise RecipeError(f"stop[{index}]", found=f"{len(text)} characters", fix=f"at most {MAX_STOP_BYTES} bytes")
-    return stops

@@ -15,6 +15,11 @@ UNKNOWN = sys.maxsize
 """Bytes reported where the system does not say: planning then refuses nothing."""
 
 _BANDWIDTH_BYTES = 128 * 2**20
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of cgroup v2 and v1: the limit, the bytes used, and the key in memory.stat of those that can be reclaimed."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,10 @@ def cpu_count(root: Path = Path("/")) -> int:
 
 def memory(root: Path = Path("/")) -> Memory:
     """Memory of the machine, lowered to the limits of this process's cgroup and its ancestors."""
-    facts = _meminfo(root / "proc/meminfo")
-    if not facts:
-        return _memory_without_procfs()
-    total = facts["MemTotal"]
+    facts = _numbers(root / "proc/meminfo")
+    if not facts and sys.platform == "win32":
+        return Memory(UNKNOWN, UNKNOWN)
+    total = facts.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = facts.get("MemAvailable", facts.get("MemFree", total))
     for limit, used in _memory_limits(root):
         total = min(total, limit)
@@ -55,7 +60,7 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
-    peak = _meminfo(Path("/proc/self/status")).get("VmHWM")
+    peak = _numbers(Path("/proc/self/status")).get("VmHWM")
     if peak is not None:
         return peak
     if sys.platform == "win32":
@@ -82,28 +87,22 @@ def read_bandwidth(threads: int, repeat: int = 5) -> float:
 
 
 def _cpu_quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """(quota, period) of each cgroup with a quota."""
     for folder in _cgroup_folders(root, "cpu"):
-        fields = _text(folder / "cpu.max").split()
-        if len(fields) == 2 and fields[0].isdecimal() and fields[1].isdecimal() and int(fields[1]):
-            yield int(fields[0]), int(fields[1])
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if quota and period:
-            yield quota, period
+        one_file = _text(folder / "cpu.max").split()
+        two_files = [_text(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        for fields in (one_file, two_files):
+            if len(fields) == 2 and all(map(str.isdecimal, fields)) and int(fields[1]):
+                yield int(fields[0]), int(fields[1])
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, bytes used that cannot be reclaimed) of each cgroup with a limit."""
     for folder in _cgroup_folders(root, "memory"):
-        for limit_file, used_file, cache_key in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            limit, used = _number(folder / limit_file), _number(folder / used_file)
-            if limit is None or used is None:
-                continue
-            fields = (line.split() for line in _text(folder / "memory.stat").splitlines())
-            reclaimable = sum(int(f[1]) for f in fields if len(f) == 2 and f[0] == cache_key and f[1].isdecimal())
-            yield limit, used - reclaimable
+        for limit_file, used_file, cache_key in _MEMORY_FILES:
+            limit, used = _text(folder / limit_file).strip(), _text(folder / used_file).strip()
+            if limit.isdecimal() and used.isdecimal():
+                yield int(limit), int(used) - _numbers(folder / "memory.stat").get(cache_key, 0)
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
@@ -114,35 +113,23 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            base = mount
-        elif controller in controllers.split(","):
-            base = mount / controller
-        else:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
             continue
+        base = mount / controller if controllers else mount
         steps = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(steps), -1, -1):
             yield base.joinpath(*steps[:depth])
 
 
-def _meminfo(path: Path) -> dict[str, int]:
-    """The `Key: N kB` lines of a procfs file, in bytes."""
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines `Key: N kB` and `key N` of a file, kB as bytes."""
     fields = (line.split() for line in _text(path).splitlines())
-    return {f[0].rstrip(":"): int(f[1]) * 1024 for f in fields if len(f) == 3 and f[2] == "kB" and f[1].isdecimal()}
-
-
-def _memory_without_procfs() -> Memory:
-    if sys.platform == "win32":
-        return Memory(UNKNOWN, UNKNOWN)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Memory(total, total)
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdecimal() else None
+    return {
+        f[0].rstrip(":"): int(f[1]) * (1024 if f[2:] else 1)
+        for f in fields
+        if len(f) > 1 and f[1].isdecimal() and f[2:] in ([], ["kB"])
+    }
 
 
 def _text(path: Path) -> str:

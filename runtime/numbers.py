@@ -21,17 +21,6 @@ def _small_float(bits: int, exponent_bits: int, mantissa_bits: int, bias: int) -
     return np.where(code >> (bits - 1), -magnitude, magnitude).astype(np.float32)
 
 
-def _e4m3() -> np.ndarray:
-    values = _small_float(8, 4, 3, 7)
-    values[[0x7F, 0xFF]] = np.nan
-    return values
-
-
-def _e8m0() -> np.ndarray:
-    values = np.ldexp(np.float32(1), np.arange(-127, 128, dtype=np.int32))
-    return np.append(values, np.float32(np.nan))
-
-
 def _frozen(table: np.ndarray) -> np.ndarray:
     table.setflags(write=False)
     return table
@@ -39,10 +28,12 @@ def _frozen(table: np.ndarray) -> np.ndarray:
 
 E2M1: np.ndarray = _frozen(_small_float(4, 2, 1, 1))
 """float32 [16]: value of each FP4 code; 8 is -0."""
-E4M3: np.ndarray = _frozen(_e4m3())
+E4M3: np.ndarray = _frozen(np.where(np.arange(256) % 128 == 127, np.float32(np.nan), _small_float(8, 4, 3, 7)))
 """float32 [256]: value of each FP8 code (the variant without infinities); 0x7F and 0xFF are NaN."""
-E8M0: np.ndarray = _frozen(_e8m0())
+E8M0: np.ndarray = _frozen(np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan)))
 """float32 [256]: 2^(code-127); 255 is NaN, 0 is a subnormal float32."""
+_E5M2 = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)  # the upper byte of a float16
+_VALUES = {"F8_E4M3": E4M3, "F8_E8M0": E8M0, "F8_E5M2": _E5M2}
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
@@ -72,12 +63,8 @@ def to_f32(raw: np.ndarray, dtype: str) -> np.ndarray:
     """
     if dtype == "BF16":
         return bf16_to_f32(raw)
-    if dtype == "F8_E4M3":
-        return E4M3[raw]
-    if dtype == "F8_E8M0":
-        return E8M0[raw]
-    if dtype == "F8_E5M2":  # the upper byte of a float16
-        return (raw.astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
+    if dtype in _VALUES:
+        return _VALUES[dtype][raw]
     if dtype in RAW_DTYPE:
         return raw.astype(np.float32, copy=False)
     raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(RAW_DTYPE)}")

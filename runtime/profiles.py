@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .chips import SHARED, SM, capability, lacks, runs_on
 from .engine_file.file import EngineFile
 from .errors import EngineError, RecipeError, ResourceError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 _NO_BINDINGS = "cuda-bindings is not installed: pip install 'llmc[cuda]'"
 
@@ -49,42 +45,31 @@ def has_bindings() -> bool:
         return False
 
 
-def _cpu(_gpus: Gpus, _shared: int) -> str:
-    return ""
+def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
+    """Every profile of the engine with the reason why it does not fit the machine (this one by default), or ""."""
+    return {
+        name: "" if profile.target == "cpu" else _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
+        for name, profile in engine.manifest.profiles.items()
+    }
 
 
-def _cuda(sm: int, there: Gpus, shared: int) -> str:
+def _lacking(target: str, shared: int, there: Gpus) -> str:
+    """Why a target's code, whose blocks take so many bytes of shared memory, runs on none of these GPUs, or ""."""
+    if target not in SM:
+        return f"this llmc runs no target {target!r}"
     present = gpus() if there is None else there
     if not present:
         return "no NVIDIA GPU here" if there is None else "no NVIDIA GPU"
-    lacking = [lacks(sm, shared, gpu.sm) for gpu in present]
-    if "" in lacking:
+    reasons: dict[str, dict[str, None]] = {}
+    for gpu in present:
+        reason = lacks(SM[target], shared, gpu.sm)
+        name = f"this GPU ({gpu.name})" if there is None else gpu.name
+        has = SHARED[gpu.sm] if runs_on(SM[target], gpu.sm) else capability(gpu.sm)
+        reasons.setdefault(reason, {})[f"{name} has {has}"] = None
+    if "" in reasons:
         return _NO_BINDINGS if there is None and not has_bindings() else ""
-    names = [f"this GPU ({gpu.name})" if there is None else gpu.name for gpu in present]
-    reasons = []
-    for gpu, name, reason in zip(present, names, lacking, strict=True):
-        fits = runs_on(sm, gpu.sm)
-        reasons.append((reason, f"{name} has {SHARED[gpu.sm] if fits else capability(gpu.sm)}"))
-    first = max(reasons)[0]  # shared memory, where the capability would do
-    return ", ".join(dict.fromkeys([first, *(have for reason, have in reasons if reason == first)]))
-
-
-FITS: Mapping[str, Callable[[Gpus, int], str]] = {
-    **{target: partial(_cuda, sm) for target, sm in SM.items()},
-    "cpu": _cpu,
-}
-"""Target to the reason why a profile cannot run on a machine whose blocks take so many bytes of shared memory, or "";
-best target first."""
-
-
-def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
-    """Every profile of the engine with the reason why it does not fit the machine (this one by default), or ""."""
-    reasons = {}
-    for name, profile in engine.manifest.profiles.items():
-        check = FITS.get(profile.target)
-        shared = int(profile.needs.get("shared", 0))
-        reasons[name] = f"this llmc runs no target {profile.target!r}" if check is None else check(there, shared)
-    return reasons
+    first = max(reasons)  # shared memory, where the capability would do
+    return ", ".join([first, *reasons[first]])
 
 
 def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = False) -> tuple[str, dict[str, str]]:
@@ -102,17 +87,14 @@ def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = Fal
     if simulated:
         return planned(engine, name), {}
     reasons = fits(engine)
-    if name is not None:
-        if reasons[name]:
-            raise ResourceError(
-                f"{engine.path}: profile {name!r}", found=reasons[name], fix="another profile or machine"
-            )
-        return name, reasons
-    fitting = [n for n, reason in reasons.items() if not reason]
-    if not fitting:
-        found = "; ".join(f"{n}: {reason}" for n, reason in reasons.items()) or "no profile at all"
+    fitting = [one for one, reason in reasons.items() if not reason]
+    if name is None and not fitting:
+        found = "; ".join(f"{one}: {reason}" for one, reason in reasons.items()) or "no profile at all"
         raise ResourceError(f"{engine.path}: a profile for this machine", found=found, fix="llmc build --target cpu")
-    return best(engine, fitting), reasons
+    if name is not None and name not in fitting:
+        asked = f"{engine.path}: profile {name!r}"
+        raise ResourceError(asked, found=reasons[name], fix="another profile or machine")
+    return name or best(engine, fitting), reasons
 
 
 def refuse_unknown(engine: EngineFile, name: str) -> None:
@@ -126,7 +108,7 @@ def refuse_unknown(engine: EngineFile, name: str) -> None:
 
 def best(engine: EngineFile, names: Sequence[str]) -> str:
     """The profile of the best target among these, of which there is at least one."""
-    order = list(FITS)
+    order = [*SM, "cpu"]
     return min(names, key=lambda name: order.index(engine.manifest.profiles[name].target))
 
 

@@ -18,11 +18,7 @@ class Progress(Protocol):
 class _NoProgress:
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        yield _ignore
-
-
-def _ignore(_done: int) -> None:
-    return None
+        yield lambda _done: None
 
 
 NO_PROGRESS: Progress = _NoProgress()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from ...runtime.errors import RecipeError
 from ..common import console, huge_pages, options
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from ...runtime.engine import Engine
 
 
-@dataclass(frozen=True)
-class Run:
-    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
-
-    ttft_s: float
-    decode_tokens_per_s: float
+_TEXT = """\
+{engine}: profile {profile}, {threads} threads, batch {batch}, loaded in {load_s:.2f} s
+  prefill {prefill_tokens_per_s:.1f} tokens/s ({prompt_tokens} tokens a prompt, first token after {ttft_s:.3f} s)
+  decode  {decode_tokens_per_s:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
+  weights {weight_bytes_per_step!b} a step, {weight_bytes_per_s!g:.2f} GB/s: {percent:.0f} % of the \
+{memory_bytes_per_s!g:.1f} GB/s that {threads} threads read here"""
 
 
 def bench(
@@ -54,8 +53,7 @@ def bench(
         prompts = _prompts(manifest.model.vocab_size, prompt_tokens, batch)
         runs = [_measure(loaded, prompts, new_tokens) for _ in range(repeat + 1)][1:]
         name, load_s = loaded.profile, loaded.load_s
-    decode = median(run.decode_tokens_per_s for run in runs)
-    ttft = median(run.ttft_s for run in runs)
+    ttft, decode = map(median, zip(*runs, strict=True))
     weights = manifest.profiles[name].needs["step_bytes"]
     facts = {
         "profile": name,
@@ -73,7 +71,7 @@ def bench(
         "memory_bytes_per_s": round(bandwidth),
         "memory_share": round(weights * decode / batch / bandwidth, 4),
     }
-    console.show(facts, _text(engine, facts), json)
+    console.show(facts, console.fill(_TEXT, facts, engine=engine, percent=100 * facts["memory_share"]), json)
 
 
 def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
@@ -81,31 +79,17 @@ def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
     return [[(7919 * (index + 1) + 104729 * row) % vocabulary for index in range(length)] for row in range(count)]
 
 
-def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> Run:
+def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> tuple[float, float]:
+    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
     start = time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as pool:
         arrivals = list(pool.map(lambda ids: _arrivals(engine, ids, new_tokens), prompts))
     first = max(times[0] for times in arrivals)
     last = max(times[-1] for times in arrivals)
     after = sum(moment > first for times in arrivals for moment in times)
-    return Run(first - start, after / (last - first))
+    return first - start, after / (last - first)
 
 
 def _arrivals(engine: Engine, ids: list[int], new_tokens: int) -> list[float]:
     with engine.stream(ids, max_tokens=new_tokens, temperature=0.0, ignore_eos=True) as stream:
         return [time.perf_counter() for piece in stream if piece.token is not None]
-
-
-def _text(engine: str, facts: dict[str, Any]) -> str:
-    return (
-        f"{engine}: profile {facts['profile']}, {facts['threads']} threads, batch {facts['batch']}, loaded in "
-        f"{facts['load_s']:.2f} s\n"
-        f"  prefill {facts['prefill_tokens_per_s']:.1f} tokens/s ({facts['prompt_tokens']} tokens a prompt, "
-        f"first token after {facts['ttft_s']:.3f} s)\n"
-        f"  decode  {facts['decode_tokens_per_s']:.1f} tokens/s (median of {facts['repeat']} runs of "
-        f"{facts['new_tokens']} tokens)\n"
-        f"  weights {console.size(facts['weight_bytes_per_step'])} a step, "
-        f"{facts['weight_bytes_per_s'] / 1e9:.2f} GB/s: "
-        f"{100 * facts['memory_share']:.0f} % of the {facts['memory_bytes_per_s'] / 1e9:.1f} GB/s that "
-        f"{facts['threads']} threads read here"
-    )

@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 """After --for: a machine without a GPU."""
+_TOO_LARGE = "one sequence of {max_context} tokens needs {one!b}, {gpu} has {usable_bytes!b} free of {gpu_bytes!b}"
+_MEMORY = """\
+    memory of {gpu}: {gpu_bytes!b}, {usable_bytes!b} of it for: weights {weights!b}, \
+{max_batch} x {max_context} tokens {caches!b}, buffers {buffers!b}
+"""
+_ENOUGH = "    enough; the largest batch that fits is {largest_batch}"
+_TOO_LITTLE = "    too little for a batch of {max_batch}: llmc run --max-batch {largest_batch}"
+_MACHINE = """\
+llmc {llmc}, Python {python}, {system}
+  {versions}
+  {cpu}: {threads} threads
+  memory {memory_bytes!b}, available {memory_available_bytes!b}
+  ONNX Runtime providers: {all_providers}"""
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja", "torch", "onnx", "onnx-ir")
 
 
@@ -55,12 +68,6 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _known_size(count: int) -> str:
-    from ...runtime.machine import UNKNOWN
-
-    return "unknown" if count == UNKNOWN else console.size(count)
-
-
 def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
     """Which profiles run here, or on the machine of `--for`, and which GPU memory they take there."""
     from ...runtime.chips import SM, chip, runs_on
@@ -79,7 +86,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
             if sm is not None and not reasons[name]:
                 one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
                 memory[name] = _memory(engine, name, one)
-                reasons[name] = "" if memory[name]["largest_batch"] else _too_large(memory[name])
+                reasons[name] = "" if memory[name]["largest_batch"] else _filled(_TOO_LARGE, memory[name])
     fitting = [name for name, reason in reasons.items() if not reason]
     return {
         "path": path,
@@ -115,12 +122,10 @@ def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
     }
 
 
-def _too_large(memory: dict[str, Any]) -> str:
-    needed = memory["weights"] + memory["buffers"] + memory["cache_per_sequence"]
-    return (
-        f"one sequence of {memory['max_context']} tokens needs {console.size(needed)}, {memory['gpu']} has "
-        f"{console.size(memory['usable_bytes'])} free of {console.size(memory['gpu_bytes'])}"
-    )
+def _filled(template: str, memory: dict[str, Any]) -> str:
+    cache = memory["cache_per_sequence"]
+    one = memory["weights"] + memory["buffers"] + cache
+    return console.fill(template, memory, one=one, caches=memory["max_batch"] * cache)
 
 
 def _engine_lines(engine: dict[str, Any]) -> list[str]:
@@ -134,31 +139,14 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
     for name in engine["fit"]:
         lines.append(f"  {name}: fits")
         if name in engine.get("memory", {}):
-            lines += _memory_lines(engine["memory"][name])
+            memory = engine["memory"][name]
+            lines.append(_filled(_MEMORY + (_ENOUGH if memory["fits"] else _TOO_LITTLE), memory))
     return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
 
 
-def _memory_lines(memory: dict[str, Any]) -> list[str]:
-    batch, most = memory["max_batch"], memory["largest_batch"]
-    lines = [
-        f"    memory of {memory['gpu']}: {console.size(memory['gpu_bytes'])}, "
-        f"{console.size(memory['usable_bytes'])} of it for: weights {console.size(memory['weights'])}, "
-        f"{batch} x {memory['max_context']} tokens {console.size(batch * memory['cache_per_sequence'])}, "
-        f"buffers {console.size(memory['buffers'])}",
-    ]
-    if memory["fits"]:
-        return [*lines, f"    enough; the largest batch that fits is {most}"]
-    return [*lines, f"    too little for a batch of {batch}: llmc run --max-batch {most}"]
-
-
 def _text(facts: dict[str, Any]) -> str:
-    lines = [
-        f"llmc {facts['llmc']}, Python {facts['python']}, {facts['system']}",
-        "  " + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
-        f"  {facts['cpu']}: {facts['threads']} threads",
-        f"  memory {_known_size(facts['memory_bytes'])}, available {_known_size(facts['memory_available_bytes'])}",
-        f"  ONNX Runtime providers: {', '.join(facts['providers'])}",
-    ]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    lines = [console.fill(_MACHINE, facts, versions=versions, all_providers=", ".join(facts["providers"]))]
     for extra, absent in facts["missing"].items():
         lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): pip install 'llmc[{extra}]'")
     return "\n".join(lines + (_engine_lines(facts["engine"]) if "engine" in facts else []))

@@ -38,9 +38,8 @@ def inspect(
 
         if not is_engine(subject):
             raise RecipeError(f"--plan of {subject}", found="no engine file", fix="an engine that llmc build has made")
-        step = launches.Step(program, tokens, context)
-        launches.show(subject, profile=profile, gpu=target, step=step, json=json)
-        return
+        asked = {"program": program, "tokens": tokens, "context": context}
+        return launches.show(subject, profile=profile, gpu=target, json=json, **asked)
     for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
         if value is not None:
             raise RecipeError(f"{name} without --plan")
@@ -97,18 +96,19 @@ def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
     }
 
 
+_CHECKPOINT = """\
+checkpoint {path}{at}
+  {architecture}: {layers} layers, hidden {hidden_size}, intermediate {intermediate_size}, \
+{heads} heads and {kv_heads} kv heads of {head_dim}
+  vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
+  {tensors} tensors, {bytes!b}: {counts}
+  bos {bos}, eos {eos_ids}"""
+
+
 def _checkpoint_text(facts: dict[str, Any]) -> str:
-    lines = [
-        f"checkpoint {facts['path']}" + (f" at {facts['revision']}" if facts["revision"] else ""),
-        f"  {facts['architecture']}: {facts['layers']} layers, hidden {facts['hidden_size']}, "
-        f"intermediate {facts['intermediate_size']}, {facts['heads']} heads and {facts['kv_heads']} kv heads of "
-        f"{facts['head_dim']}",
-        f"  vocabulary {facts['vocab_size']}, {'tied' if facts['tied'] else 'untied'} head, "
-        f"context {facts['max_position_embeddings']}, rope {facts['rope']}",
-        f"  {facts['tensors']} tensors, {console.size(facts['bytes'])}: "
-        + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
-        f"  bos {facts['bos']}, eos {facts['eos_ids']}",
-    ]
+    at = f" at {facts['revision']}" if facts["revision"] else ""
+    counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
+    lines = [console.fill(_CHECKPOINT, facts, at=at, head="tied" if facts["tied"] else "untied", counts=counts)]
     lines += [f"  {name}: {console.size(size)}" for name, size in facts["files"].items()]
     if facts["ignored_config"]:
         lines.append(f"  config keys without effect: {', '.join(facts['ignored_config'])}")
@@ -143,28 +143,27 @@ def _profile_facts(engine: Any, profile: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+_ENGINE = """\
+engine {path}: {bytes!b}, format {format}
+  {model[architecture]}: {model[parameters]:,} parameters, {layers} layers, hidden {model[hidden_size]}, \
+{model[heads]} heads and {kv_heads}, vocabulary {model[vocab_size]}
+  weights: {tensors} tensors, {tensor_bytes!b}; modules: {counts}"""
+
+
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
-    model = facts["model"]
-    counts = Counter(facts["formats"].values())
-    lines = [
-        f"engine {facts['path']}: {console.size(facts['bytes'])}, format {facts['format']}",
-        f"  {model['architecture']}: {model['parameters']:,} parameters, {len(model['caches'])} layers, "
-        f"hidden {model['hidden_size']}, {model['heads']} heads and {_kv_heads(model['caches'])}, "
-        f"vocabulary {model['vocab_size']}",
-        f"  weights: {facts['tensors']} tensors, {console.size(facts['tensor_bytes'])}; modules: "
-        + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none quantized"),
-    ]
-    lines += [
-        f"  profile {name}: target {profile['target']}, context {profile['max_context']}, batch {profile['max_batch']}"
-        + (f", tiles {profile['tactics']}" if "tactics" in profile else "")
-        for name, profile in facts["profiles"].items()
-    ]
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
+    caches = facts["model"]["caches"]
+    more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
+    lines = [console.fill(_ENGINE, facts, **more)]
+    for name, profile in facts["profiles"].items():
+        tiles = f", tiles {profile['tactics']}" if "tactics" in profile else ""
+        text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{tiles}"
+        lines.append(console.fill(text, profile, name=name, tiles=tiles))
     lines += [f"  section {name}: {console.size(size)}" for name, size in facts["sections"].items()]
     lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
     if verbose:
         lines += [f"  {module}: {name}" for module, name in facts["formats"].items()]
-    lines.append(f"  content digest {facts['content_digest']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  content digest {facts['content_digest']}"])
 
 
 def _kv_heads(caches: list[dict[str, Any]]) -> str:

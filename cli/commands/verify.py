@@ -10,6 +10,12 @@ from ...runtime.errors import VerifyError
 from ..common import console, extras, options, progress, simulate
 from ..common.options import flag
 
+_AGREE = "best token equal at {top1_agree} of {positions} positions"
+_WRONG = "largest error {max_error:.3g}, tolerance {tolerance:.3g}; "
+_WHOLE = """\
+{engine}: {tensors} tensors and {sections} sections, {bytes!b}: all digests match
+  probe on {device}: largest error {max_error:.2e} of {tolerance:.2e} allowed, """
+
 
 def verify(
     engine: options.EngineFile,
@@ -27,35 +33,29 @@ def verify(
 
     path = Path(engine)
     with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
-        tensors, sections, size = len(opened.tensors), len(opened.sections), opened.file_bytes
+        size = {"bytes": opened.file_bytes, "tensors": len(opened.tensors), "sections": len(opened.sections)}
         chosen, reasons = choose(opened, profile, simulated=simulated)
     rebuilt = _rebuild(path, quiet=json) if rebuild_kernels else None
     report = replay(path, chosen, make_device=simulate.stand_in(simulated))
     if not report.ok:
         raise VerifyError(
             f"{engine}: profile {chosen!r} computes what it computed when it was built",
-            found=f"largest error {report.max_error:.3g}, tolerance {report.tolerance:.3g}; "
-            f"best token equal at {report.top1_agree} of {report.positions} positions",
+            found=console.fill(_WRONG + _AGREE, asdict(report)),
             fix="the same versions as in `llmc inspect`, or build the engine again",
         )
     facts = {
         **asdict(report),
-        "bytes": size,
-        "tensors": tensors,
-        "sections": sections,
+        **size,
         "profile": chosen,
         "simulated": simulated,
         "rebuilt_kernels": rebuilt,
         "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
     }
-    device = f"{chosen}, simulated" if simulated else chosen
-    lines = [
-        *(f"{engine}: profile {n}: {count} kernels compile to the same bytes" for n, count in (rebuilt or {}).items()),
-        f"{engine}: {tensors} tensors and {sections} sections, {console.size(size)}: all digests match",
-        f"  probe on {device}: largest error {report.max_error:.2e} of {report.tolerance:.2e} allowed, "
-        f"best token equal at {report.top1_agree} of {report.positions} positions",
+    again = [
+        f"{engine}: profile {n}: {count} kernels compile to the same bytes\n" for n, count in (rebuilt or {}).items()
     ]
-    console.show(facts, "\n".join(lines), json)
+    device = f"{chosen}, simulated" if simulated else chosen
+    console.show(facts, "".join(again) + console.fill(_WHOLE + _AGREE, facts, engine=engine, device=device), json)
 
 
 def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:

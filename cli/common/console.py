@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...runtime.errors import LlmcError, ResourceError
+from ...runtime.machine import UNKNOWN
 
 PIPE_CLOSED = 141
 """Exit code when the reader of our output has gone: 128 + SIGPIPE, as for any program a closed pipe ends."""
@@ -47,6 +49,20 @@ def show(found: Mapping[str, Any], text: str, json: bool) -> None:
         out(text)
 
 
+class _Filler(string.Formatter):
+    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion == "b":
+            return size(value)
+        return value / {"g": 1e9, "t": 1e12}[conversion] if conversion else value
+
+
+def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
+    """A text with the facts that it names, so that text and JSON show the same ones."""
+    return _Filler().vformat(template, (), {**facts, **more})
+
+
 def error_json(error: LlmcError) -> dict[str, Any]:
     """How an error looks in JSON, wherever it is shown."""
     return {"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
@@ -78,10 +94,8 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people, in binary units."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.2f} {unit}"
+    """Bytes for people, in binary units; "unknown" for those that the system does not say."""
+    if count == UNKNOWN:
+        return "unknown"
+    power = min((max(count, 1).bit_length() - 1) // 10, 3)
+    return f"{count / 1024**power:.2f} {'KMG'[power - 1]}iB" if power else f"{count} B"

@@ -6,28 +6,25 @@ that a newer ONNX adds, and ONNX Runtime acts on, passes unread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..errors import EngineError, nearest
 
-
-def _operators(domain: str, names: str) -> frozenset[tuple[str, str]]:
-    return frozenset((domain, name) for name in names.split())
-
-
-CPU_OPERATORS: frozenset[tuple[str, str]] = _operators(
-    "",
-    "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
+_NAMES = {
+    "": "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
     "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And",
-) | _operators(
-    "com.microsoft",
-    "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul GatherBlockQuantized QuickGelu",
-)
+    "com.microsoft": "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul "
+    "GatherBlockQuantized QuickGelu",
+}
+CPU_OPERATORS = frozenset((domain, name) for domain, names in _NAMES.items() for name in names.split())
 """(domain, operator) pairs a cpu profile's graph may use; they compute, and nothing else."""
 _MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED = {1: 8, 5: 4}
+"""Bytes of the other wire types."""
 
 
 def scan(
@@ -41,9 +38,41 @@ def scan(
     if len(data) > _MAX_BYTES:
         raise EngineError(f"{what}: a graph of less than 2 GiB", found=f"{len(data)} bytes")
     walk = _Walk(what, external, frozenset(operators))
-    for number, value in _fields(memoryview(data), what, _MODEL, "model"):
-        if number == 7:
-            walk.graph(value)
+    for graph in walk.read(_MODEL, memoryview(data))[7]:
+        fields = walk.read(_GRAPH, graph)
+        for node in fields[1]:
+            walk.node(node)
+        for tensor in fields[5]:
+            walk.tensor(tensor)
+
+
+@dataclass(frozen=True)
+class _Message:
+    """Field numbers of one message that may hold bytes or numbers, and what some of the refused ones would be."""
+
+    label: str
+    of_bytes: Collection[int]
+    of_numbers: Collection[int] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+_MODEL = _Message("model", {2, 3, 4, 6, 7, 8, 14}, {1, 5}, {20: "training information", 25: "a model local function"})
+_GRAPH = _Message("graph", {1, 2, 5, 10, 11, 12, 13, 14, 16}, refused={15: "a sparse initializer"})
+_NODE = _Message("node", {1, 2, 3, 4, 5, 6, 7, 9}, refused={8: "an overload of a function"})
+_ATTRIBUTE = _Message(
+    "attribute",
+    {1, 4, 5, 9, 10, 13},
+    {2, 3, 7, 8, 20},
+    {
+        6: "a subgraph",
+        11: "a list of subgraphs",
+        21: "a reference to a function",
+        22: "a sparse tensor",
+        23: "a list of sparse tensors",
+    },
+)
+_TENSOR = _Message("tensor", {6, 8, 9, 12, 13, 16}, {1, 2, 4, 5, 7, 10, 11, 14}, {3: "a segment"})
+_ENTRY = _Message("external data", {1, 2})
 
 
 @dataclass(frozen=True)
@@ -54,134 +83,81 @@ class _Walk:
     external: str | None
     operators: frozenset[tuple[str, str]]
 
-    def graph(self, data: memoryview) -> None:
-        for number, value in _fields(data, self.what, _GRAPH, "graph"):
-            if number == 1:
-                self.node(value)
-            elif number == 5:
-                self.tensor(value)
-
     def node(self, data: memoryview) -> None:
-        texts: dict[int, str] = {3: "", 4: "", 7: ""}
-        seen: set[int] = set()
-        for number, value in _fields(data, self.what, _NODE, "node"):
-            if number in texts:
-                if number in seen:  # readers disagree on which of two counts
-                    raise EngineError(f"{self.what}: nodes with one name, operator and domain", found="two")
-                seen.add(number)
-                texts[number] = self.text(value)
-            elif number == 5:
-                self.attribute(value)
-        name, operator, domain = texts[3], texts[4], texts[7]
+        fields = self.read(_NODE, data)
+        for attribute in fields[5]:
+            values = self.read(_ATTRIBUTE, attribute)
+            for tensor in values[5] + values[10]:
+                self.tensor(tensor)
+        texts = fields[3], fields[4], fields[7]
+        if max(map(len, texts)) > 1:  # readers disagree on which of two counts
+            raise EngineError(f"{self.what}: nodes with one name, operator and domain", found="two")
+        name, operator, domain = map(self.text, texts)
         if ("" if domain == "ai.onnx" else domain, operator) not in self.operators:
             shown = f"{domain}.{operator}" if domain else operator
             close = nearest(operator, [known for _, known in self.operators])
             found = f"operator {shown[:200]!r} at node {name[:200]!r}{close}"
             raise EngineError(f"{self.what}: a graph of operators this llmc knows", found=found)
 
-    def attribute(self, data: memoryview) -> None:
-        for number, value in _fields(data, self.what, _ATTRIBUTE, "attribute"):
-            if number in (5, 10):
-                self.tensor(value)
-
     def tensor(self, data: memoryview) -> None:
-        locations: list[str] = []
-        outside, name = False, ""
-        for number, value in _fields(data, self.what, _TENSOR, "tensor"):
-            if number == 8:
-                name = self.text(value)
-            elif number == 13:
-                outside = True
-                locations += self.location(value)
-            elif number == 14:
-                outside = outside or bytes(value) != b"\0"
+        fields = self.read(_TENSOR, data)
+        locations = [place for entry in fields[13] for place in self.location(entry)]
+        outside = fields[13] or any(bytes(value) != b"\0" for value in fields[14])
         if outside and (self.external is None or locations != [self.external]):
             expected = "no tensors outside" if self.external is None else f"tensors outside only in {self.external!r}"
-            raise EngineError(f"{self.what}: {expected}", found=f"tensor {name[:200]!r} in {locations[:4]}"[:500])
+            found = f"tensor {self.text(fields[8])[:200]!r} in {locations[:4]}"[:500]
+            raise EngineError(f"{self.what}: {expected}", found=found)
 
     def location(self, data: memoryview) -> list[str]:
         """What one entry of a tensor's external data says of the place; entries are key and value."""
-        texts = {1: "", 2: ""}
-        for number, value in _fields(data, self.what, _ENTRY, "external data"):
-            texts[number] = self.text(value)
-        if texts[1] not in ("location", "offset", "length", "checksum"):
-            raise EngineError(f"{self.what}: external data of known keys", found=f"{texts[1][:200]!r}")
-        return [texts[2]] if texts[1] == "location" else []
+        fields = self.read(_ENTRY, data)
+        key, value = self.text(fields[1]), self.text(fields[2])
+        if key not in ("location", "offset", "length", "checksum"):
+            raise EngineError(f"{self.what}: external data of known keys", found=f"{key[:200]!r}")
+        return [value] if key == "location" else []
 
-    def text(self, data: memoryview) -> str:
+    def text(self, data: Sequence[memoryview]) -> str:
+        """A text, of which protobuf takes the last; "" if there is none."""
         try:
-            return str(data, "utf-8")
+            return str(data[-1], "utf-8") if data else ""
         except UnicodeDecodeError:
-            raise EngineError(f"{self.what}: names in UTF-8", found=f"{bytes(data[:80])!r}") from None
+            raise EngineError(f"{self.what}: names in UTF-8", found=f"{bytes(data[-1][:80])!r}") from None
 
+    def read(self, message: _Message, data: memoryview) -> defaultdict[int, list[memoryview]]:
+        """The raw bytes of all fields of a message, by number; numbers stay undecoded, as they may be packed."""
+        fields: defaultdict[int, list[memoryview]] = defaultdict(list)
+        at, label = 0, message.label
+        while at < len(data):
+            key, at = self.varint(data, at)
+            number, wire = key >> 3, key & 7
+            if number not in message.of_bytes and number not in message.of_numbers:
+                found = f"{message.refused.get(number, f'field {number}')} in the {label}"
+                raise EngineError(f"{self.what}: a flat graph of fields this llmc knows", found=found)
+            if number in message.of_bytes and wire != _BYTES:
+                raise self.damaged(f"field {number} of the {label} of wire type {wire}")
+            start = at
+            if wire == _VARINT:
+                _, at = self.varint(data, at)
+            elif wire == _BYTES:
+                length, start = self.varint(data, at)
+                at = start + length
+            elif wire in _FIXED:
+                at += _FIXED[wire]
+            else:
+                raise self.damaged(f"wire type {wire} in the {label}")
+            if at > len(data):
+                raise self.damaged(f"the {label}, whose field {number} ends {at - len(data)} bytes behind it")
+            fields[number].append(data[start:at])
+        return fields
 
-@dataclass(frozen=True)
-class _Message:
-    """Field numbers of one message that may hold bytes or numbers, and what some of the refused ones would be."""
+    def varint(self, data: memoryview, at: int) -> tuple[int, int]:
+        """An unsigned number of at most 64 bits, and the position after it."""
+        value = 0
+        for index, byte in enumerate(data[at : at + 10]):
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80 and value < 1 << 64:
+                return value, at + index + 1
+        raise self.damaged(f"a damaged or cut number at byte {at} of a message")
 
-    of_bytes: frozenset[int]
-    of_numbers: frozenset[int]
-    refused: dict[int, str]
-
-
-def _message(of_bytes: str, of_numbers: str, **refused: int) -> _Message:
-    def numbers(text: str) -> frozenset[int]:
-        return frozenset(map(int, text.split()))
-
-    reasons = {number: reason.replace("_", " ") for reason, number in refused.items()}
-    return _Message(numbers(of_bytes), numbers(of_numbers), reasons)
-
-
-_MODEL = _message("2 3 4 6 7 8 14", "1 5", training_information=20, a_model_local_function=25)
-_GRAPH = _message("1 2 5 10 11 12 13 14 16", "", a_sparse_initializer=15)
-_NODE = _message("1 2 3 4 5 6 7 9", "", an_overload_of_a_function=8)
-_ATTRIBUTE = _message(
-    "1 4 5 9 10 13", "2 3 7 8 20", a_subgraph=6, a_list_of_subgraphs=11, a_reference_to_a_function=21,
-    a_sparse_tensor=22, a_list_of_sparse_tensors=23,
-)  # fmt: skip
-_TENSOR = _message("6 8 9 12 13 16", "1 2 4 5 7 10 11 14", a_segment=3)
-_ENTRY = _message("1 2", "")
-
-
-def _fields(data: memoryview, what: str, message: _Message, label: str) -> Iterator[tuple[int, memoryview]]:
-    """Number and raw bytes of each field of one protobuf message; numbers stay undecoded, as they may be packed."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at, what)
-        number, wire = key >> 3, key & 7
-        if number not in message.of_bytes and number not in message.of_numbers:
-            found = f"{message.refused.get(number, f'field {number}')} in the {label}"
-            raise EngineError(f"{what}: a flat graph of fields this llmc knows", found=found)
-        if number in message.of_bytes and wire != _BYTES:
-            raise EngineError(
-                f"{what}: well-formed protobuf", found=f"field {number} of the {label} of wire type {wire}"
-            )
-        start = at
-        if wire == _VARINT:
-            _, at = _varint(data, at, what)
-        elif wire == _BYTES:
-            length, start = _varint(data, at, what)
-            at = start + length
-        elif wire in _FIXED:
-            at += _FIXED[wire]
-        else:
-            raise EngineError(f"{what}: well-formed protobuf", found=f"wire type {wire} in the {label}")
-        if at > len(data):
-            found = f"the {label}, whose field {number} ends {at - len(data)} bytes behind it"
-            raise EngineError(f"{what}: well-formed protobuf", found=found)
-        yield number, data[start:at]
-
-
-_FIXED = {_FIXED64: 8, _FIXED32: 4}
-
-
-def _varint(data: memoryview, at: int, what: str) -> tuple[int, int]:
-    """An unsigned number of at most 64 bits, and the position after it."""
-    value = 0
-    for index, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            if value >= 1 << 64:
-                break
-            return value, at + index + 1
-    raise EngineError(f"{what}: well-formed protobuf", found=f"a damaged or cut number at byte {at} of a message")
+    def damaged(self, found: str) -> EngineError:
+        return EngineError(f"{self.what}: well-formed protobuf", found=found)

@@ -10,6 +10,7 @@ lies within rounding of a boundary.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,19 +37,14 @@ class Sampler:
     """Chooses the tokens of one sequence and remembers what penalties need; not thread-safe."""
 
     def __init__(self) -> None:
-        self._prompt: list[tuple[int, ...]] = []
-        self._generated: list[int] = []
-        self._seen: np.ndarray | None = None
-        self._counts: np.ndarray | None = None
-
-    @property
-    def last(self) -> int:
+        self._prompt: set[int] = set()
+        self._generated: Counter[int] = Counter()
+        self.last = 0
         """The token chosen last; 0 if none was."""
-        return self._generated[-1] if self._generated else 0
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Prompt tokens, as they are computed; generated tokens are counted by `sample` itself."""
-        self._prompt.append(tuple(tokens))
+        self._prompt.update(tokens)
 
     def sample(self, logits: np.ndarray, params: SamplingParams, position: int) -> Sampled:
         """Chooses the token at `position` (index in the sequence) from logits f32 [V], which stay unchanged.
@@ -70,10 +66,8 @@ class Sampler:
             if params.seed is None:
                 raise ValueError("sampling needs a seed: SamplingParams.seeded() draws one")
             token = draw(edited, params, uniform(params.seed, position))
-        self._generated.append(token)
-        if self._seen is not None and self._counts is not None:
-            self._seen[token] = True
-            self._counts[token] += 1
+        self._generated[token] += 1
+        self.last = token
         if not params.logprobs:
             return Sampled(token)
         return logprobs_of(logits, token, params.logprobs)
@@ -81,18 +75,13 @@ class Sampler:
     def edited(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
         """A copy of logits f32 [V] with penalties, then biases."""
         edited = logits.copy()
-        if self._seen is None or self._counts is None:
-            self._counts = np.bincount(np.array(self._generated, np.int64), minlength=len(logits)).astype(np.int32)
-            self._seen = self._counts > 0
-            for tokens in self._prompt:
-                self._seen[list(tokens)] = True
         if params.repetition_penalty != 1.0:
-            ids = np.flatnonzero(self._seen)
+            ids = np.array([*self._prompt.union(self._generated)], np.int64)
             values = edited[ids]
             edited[ids] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
         if params.presence_penalty or params.frequency_penalty:
-            ids = np.flatnonzero(self._counts)
-            counts = self._counts[ids].astype(np.float32)
+            ids = np.array([*self._generated], np.int64)
+            counts = np.array([*self._generated.values()], np.float32)
             edited[ids] -= params.presence_penalty + params.frequency_penalty * counts
         for token, bias in params.logit_bias:
             edited[token] += bias

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,40 +60,25 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._environment = _with_large_stack(lambda: _compile(source))
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
-        """The prompt text. RecipeError: the messages are no conversation, or the template refuses them (its own
-        message is shown); EngineError, Unsupported: the template is at fault, with its line."""
-        given = _checked(messages, tools, variables)
-        return self._render(given, add_generation_prompt)
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt text; variables are those of the template, such as `tools` and `add_generation_prompt` (True).
 
-    def encode(
-        self,
-        tokenizer: Tokenizer,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[int]:
+        Raises:
+            RecipeError: the messages are no conversation, or the template refuses them (its own message is shown).
+            EngineError, Unsupported: the template is at fault, with its line.
+        """
+        return self._render(_checked(messages, variables))
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """The prompt's ids: special tokens come from the template alone, never from messages, tools or variables."""
-        given = _checked(messages, tools, variables)
+        given = _checked(messages, variables)
         mask = _Mask(tokenizer, taken=self._source + json.dumps(given, ensure_ascii=False))
-        rendered = self._render(mask.hide(given), add_generation_prompt)
-        return tokenizer.encode_marked(*mask.reveal(rendered))
+        return tokenizer.encode_marked(*mask.reveal(self._render(mask.hide(given))))
 
-    def _render(self, given: dict[str, Any], add_generation_prompt: bool) -> str:
-        fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
-        variables = {"add_generation_prompt": add_generation_prompt, **self._tokens, **given}
+    def _render(self, given: dict[str, Any]) -> str:
         with self._lock, _template_errors("render the chat template"):
-            self._environment.fuel = fuel
-            return self._environment.render_template("chat", **variables)
+            self._environment.fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
+            return self._environment.render_template("chat", **self._tokens, **given)
 
 
 def _compile(source: str) -> Any:
@@ -113,20 +98,13 @@ def _compile(source: str) -> Any:
 
 def _with_large_stack(work: Callable[[], Any]) -> Any:
     """Run `work` on a thread whose stack the deepest template of the permitted size cannot exhaust."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
+    with ThreadPoolExecutor(1, "llmc-template") as pool:
+        usual = threading.stack_size(COMPILE_STACK_BYTES)
         try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    usual = threading.stack_size(COMPILE_STACK_BYTES)
-    try:
-        threading.Thread(target=run, name="llmc-template").start()
-    finally:
-        threading.stack_size(usual)
-    return done.result()
+            done = pool.submit(work)
+        finally:
+            threading.stack_size(usual)
+        return done.result()
 
 
 @contextmanager
@@ -164,20 +142,15 @@ def _strftime_now(form: str) -> str:
 
 
 def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """As transformers gives it to templates: json.dumps, nothing escaped for HTML."""
     if indent is not None and not 0 <= indent <= MAX_INDENT:
         raise EngineError("render the chat template", found=f"tojson(indent={indent})", fix=f"at most {MAX_INDENT}")
-    comma_colon = None if separators is None else (separators[0], separators[1])
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=comma_colon, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _checked(messages: Any, tools: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """A fresh JSON copy of all a template may see; RecipeError names the message at fault."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise RecipeError("messages", found=repr(messages)[:80], fix="a list of {role, content} that is not empty")
@@ -186,7 +159,7 @@ def _checked(messages: Any, tools: Any, variables: Mapping[str, Any]) -> dict[st
         if not isinstance(role, str) or not WORD.fullmatch(role):
             found = repr(role if isinstance(message, Mapping) else message)[:80]
             raise RecipeError(f"messages[{index}].role", found=found, fix="a word such as user")
-    given = {**variables, "messages": [dict(message) for message in messages], "tools": tools}
+    given = {"add_generation_prompt": True, "tools": None, **variables, "messages": [dict(one) for one in messages]}
     try:
         # the bytes refuse lone surrogates, which minijinja would replace without a word
         return json.loads(json.dumps(given, allow_nan=False, ensure_ascii=False).encode("utf-8"))
@@ -219,14 +192,12 @@ class _Mask:
 
     def _hide_text(self, text: str) -> str:
         text = self._pattern.sub(lambda found: self._placeholder(found[0]), text)
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[:length] in self._tails:
-                text = self._placeholder(text[:length]) + text[length:]
-                break
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[-length:] in self._heads:
-                text = text[:-length] + self._placeholder(text[-length:])
-                break
+        cuts = range(min(self._longest, len(text)), 0, -1)
+        if length := next((cut for cut in cuts if text[:cut] in self._tails), 0):
+            text = self._placeholder(text[:length]) + text[length:]
+        cuts = range(min(self._longest, len(text)), 0, -1)
+        if length := next((cut for cut in cuts if text[-cut:] in self._heads), 0):
+            text = text[:-length] + self._placeholder(text[-length:])
         return text
 
     def _placeholder(self, text: str) -> str:
@@ -242,13 +213,9 @@ class _Mask:
         if not self._private:
             return rendered, []
         hidden = {private: text for text, private in self._private.items()}
-        parts: list[str] = []
-        ranges: list[tuple[int, int]] = []
-        length = 0
+        shown, ranges = "", []
         for part in re.split(f"([{''.join(hidden)}])", rendered):
-            text = hidden.get(part, part)
             if part in hidden:
-                ranges.append((length, length + len(text)))
-            parts.append(text)
-            length += len(text)
-        return "".join(parts), ranges
+                ranges.append((len(shown), len(shown) + len(hidden[part])))
+            shown += hidden.get(part, part)
+        return shown, ranges

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import RecipeError
+from ..errors import RecipeError, Unsupported
 from .tokenizer import Tokenizer
+
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
 
 
 class TextStream:
@@ -16,11 +19,20 @@ class TextStream:
     Without a tokenizer all text is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stop: str | Sequence[str] = ()) -> None:
+        if not isinstance(stop, Sequence) or isinstance(stop, bytes):
+            raise RecipeError("stop", found=type(stop).__name__, fix="a string, or a list of them")
         self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if len(self._stops) > MAX_STOPS:
+            raise RecipeError("stop", found=f"{len(self._stops)} strings", fix=f"at most {MAX_STOPS}")
         for index, text in enumerate(self._stops):
             if not isinstance(text, str) or not text:
                 raise RecipeError(f"stop[{index}]", found=repr(text), fix="a string that is not empty")
+            if len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
+                found = f"{len(text)} characters"
+                raise RecipeError(f"stop[{index}]", found=found, fix=f"at most {MAX_STOP_BYTES} bytes")
+        if tokenizer is None and self._stops:
+            raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
         self._tokens = None if tokenizer is None else tokenizer.detokenizer()
         self._pieces: list[str] = []
         self._held = ""

@@ -122,15 +122,13 @@ class Tokenizer:
         parts: list[str] = []
         done = position = 0
         while found := self.special_pattern.search(text, position):
-            start = position = found.start()
-            for length in lengths:
-                token = self.special_tokens.get(text[start : start + length])
-                if token is not None and mask.find(1, start, start + length) < 0:
-                    parts += (text[done:start], twins[token])
-                    done = position = start + length
-                    break
-            else:
-                position += 1
+            start = found.start()
+            ends = [start + length for length in lengths if mask.find(1, start, start + length) < 0]
+            end = next((end for end in ends if text[start:end] in self.special_tokens), None)
+            if end is not None:
+                parts += (text[done:start], twins[self.special_tokens[text[start:end]]])
+                done = end
+            position = end or start + 1
         parts.append(text[done:])
         back = {tokenizer.token_to_id(twin): token for token, twin in twins.items()}
         ids = self._encode(tokenizer, "".join(parts), bos=False)
@@ -255,11 +253,10 @@ class _ByteDetokenizer:
 
     def _text(self, data: bytes, final: bool) -> str:
         text = self._decoder.decode(data, final)
-        while text and self._strip:
-            if text[0] != " ":
-                self._strip = 0
-                break
-            text, self._strip = text[1:], self._strip - 1
+        if text and self._strip:
+            spaces = min(self._strip, len(text) - len(text.lstrip(" ")))
+            text = text[spaces:]
+            self._strip = 0 if text else self._strip - spaces
         return text
 
 
@@ -297,19 +294,20 @@ def _byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
     """How a decoder of tokenizer.json treats bytes: (error handler, leading spaces to strip), or None if it is neither
     byte-level nor sentencepiece with byte fallback."""
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    names = [part["type"] for part in parts]
-    if names == ["ByteLevel"]:
-        return "replace", 0
-    if names[:3] != ["Replace", "ByteFallback", "Fuse"] or (parts[0]["pattern"], parts[0]["content"]) != (
-        {"String": "▁"},
-        " ",
-    ):
-        return None
-    if len(parts) == 3:
-        return BYTEWISE, 0
-    strip = parts[3]
-    if len(parts) == 4 and strip["type"] == "Strip" and (strip["content"], strip["stop"]) == (" ", 0):
-        return BYTEWISE, strip["start"]
+    match parts:
+        case [{"type": "ByteLevel"}]:
+            return "replace", 0
+        case [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            *rest,
+        ]:
+            match rest:
+                case []:
+                    return BYTEWISE, 0
+                case [{"type": "Strip", "content": " ", "start": start, "stop": 0}]:
+                    return BYTEWISE, start
     return None
 
 

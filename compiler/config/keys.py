@@ -53,7 +53,8 @@ _REASONS: dict[str, str] = {
         max_context_length n_ctx""",
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
     "it concerns encoder-decoder models only": "tie_encoder_decoder cross_attention_hidden_size",
-    "it acts only together with sliding_window": "max_window_layers use_sliding_window",
+    "this family reads no switch of windows, only sliding_window": "max_window_layers use_sliding_window",
+    "attention is causal": "is_causal",
     "it is a leftover of a quantized load; the tensors say what they are": """load_in_4bit load_in_8bit
         _load_in_4bit _load_in_8bit pre_quantization_dtype _pre_quantization_dtype bnb_4bit_compute_dtype
         bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_quant_storage""",
@@ -101,6 +102,8 @@ def judge_keys(
             raise RecipeError(
                 f"--accept-config {key}", found="a key that llmc understands", fix="the flag is for unknown keys only"
             )
+    if values.get("is_causal", True) is False:  # the one key whose false changes the numbers
+        raise Unsupported(f'{what}: "is_causal" as true', found="false: attention to later tokens")
     ignored, accepted, unknown = {}, [], []
     for key, value in values.items():
         if key in used:

@@ -28,7 +28,10 @@ _BY_TYPE: dict[str, frozenset[str]] = {
 ROPE_TYPES = tuple(_BY_TYPE)
 _ALIASES = {"su": "longrope"}  # the name longrope had before transformers 4.41
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-_HARMLESS = {"finetuned": "it says that the weights were trained with these frequencies"}
+_HARMLESS = {
+    "finetuned": "it says that the weights were trained with these frequencies",
+    "attn_factor": "it is for other runtimes: transformers reads attention_factor, and computes it where it is absent",
+}
 _KNOWN = frozenset().union(_COMMON, _HARMLESS, *_BY_TYPE.values())
 _MAX_POSITIONS = 2**31 - 1
 _MAX_FACTOR = 1e6

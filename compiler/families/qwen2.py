@@ -10,8 +10,8 @@ def window(config: Reading, index: int) -> int | None:
     """The window of a layer: of those that `layer_types` names, else of those from `max_window_layers` on."""
     if not config.flag("use_sliding_window"):
         return None
-    kinds, first = config.kinds(), config.integer("max_window_layers", 0)
-    windowed = kinds[index] == "sliding_attention" if kinds else first is not None and index >= first
+    kinds, first = config.kinds(), config.fields.need_integer("max_window_layers", 0, 4096)
+    windowed = kinds[index] == "sliding_attention" if kinds else index >= first
     return config.integer("sliding_window", 1) if windowed else None
 
 

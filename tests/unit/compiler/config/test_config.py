@@ -100,6 +100,7 @@ def test_accepting_a_key_that_cannot_be_accepted() -> None:
         ({"hidden_act": "gelu"}, '"hidden_act" of silu, swish\n  found: "gelu"'),
         ({"torch_dtype": "int8"}, '"dtype" of bfloat16, float16, half, float32, float, auto\n  found: "int8"'),
         ({"sliding_window": 4096}, '"sliding_window" off (null, false or empty)\n  found: 4096: attention that sees'),
+        ({"is_causal": False}, '"is_causal" as true\n  found: false: attention to later tokens'),
         ({"rope_interleaved": True}, '"rope_interleaved" off'),
         ({"is_encoder_decoder": True}, "an encoder beside the decoder"),
         ({"layer_types": ["full_attention"]}, '"layer_types" as a list of num_hidden_layers entries, 2'),
@@ -209,6 +210,9 @@ def test_rope_is_normalised() -> None:
         "mscale": 0.7,
     }  # fmt: skip
     assert yarn.ignored["rope_scaling.low_freq_factor"] == "rope type yarn has no such parameter"
+    other = read(rope_scaling=YARN | {"attn_factor": 0.8782488562869419})  # DeepSeek-R1-0528-Qwen3-8B
+    assert other.ignored["rope_scaling.attn_factor"].startswith("it is for other runtimes")
+    assert read(is_causal=True).ignored["is_causal"] == "attention is causal"
     derived = read(rope_scaling={"type": "yarn", "original_max_position_embeddings": 64})
     assert derived.decoder.layers[0].mixer.rope.parameters["factor"] == 4.0
     assert rope_of(rope_scaling=LLAMA3).parameters["original_max_position_embeddings"] == 256

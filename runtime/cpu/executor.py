@@ -118,16 +118,14 @@ class CpuExecutor:
                 self._session, self._fed, self._cache, slice(0, count), 1, count, self.vocab
             )
             call.rows[:] = np.arange(count)
-        for work in works:
-            slot = self._slots.index(work.sequence)
-            call.ids[slot, 0] = work.tokens[0]
+        slots = [self._slots.index(work.sequence) for work in works]
+        call.ids[slots, 0] = [work.tokens[0] for work in works]
         call.run()
-        return tuple(self._output(work, call.logits) for work in works)
-
-    def _output(self, work: Work, logits: np.ndarray) -> Output:
-        slot = self._slots.index(work.sequence)
-        row = logits[slot : slot + 1]
-        return self._samplers.output(work, row if work.rows == "none" else row.copy())
+        rows = [call.logits[slot : slot + 1] for slot in slots]
+        return tuple(
+            self._samplers.output(work, row if work.rows == "none" else row.copy())
+            for work, row in zip(works, rows, strict=True)
+        )
 
     def _slot(self, sequence: int) -> int:
         if sequence not in self._slots:

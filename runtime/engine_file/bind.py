@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -209,23 +209,21 @@ _PAIRS = _pair_table()
 
 def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
     """One view over arrays that follow each other in memory, or None."""
-    first = arrays[0]
-    address = first.__array_interface__["data"][0]
-    rows = 0
-    for array in arrays:
-        if not array.flags.c_contiguous or array.__array_interface__["data"][0] != address:
-            return None
-        address += array.nbytes
-        rows += array.shape[0]
-    base = first
+    first = base = arrays[0]
     while isinstance(base.base, np.ndarray):
         base = base.base
-    start = first.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    total = sum(array.nbytes for array in arrays)
-    if not base.flags.c_contiguous or start < 0 or start + total > base.nbytes:
+    ends = list(accumulate((array.nbytes for array in arrays), initial=_address(first)))
+    start, total = ends[0] - _address(base), ends[-1] - ends[0]
+    follow = all(_address(array) == end for array, end in zip(arrays, ends, strict=False))
+    whole = all(array.flags.c_contiguous for array in (base, *arrays))
+    if not follow or not whole or not 0 <= start <= base.nbytes - total:
         return None
     flat = base.reshape(-1).view(np.uint8)[start : start + total]
-    return flat.view(first.dtype).reshape(rows, *first.shape[1:])
+    return flat.view(first.dtype).reshape(sum(map(len, arrays)), *first.shape[1:])
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def widened(expr: Expr) -> Expr:

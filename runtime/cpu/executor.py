@@ -104,7 +104,7 @@ class CpuExecutor:
         tokens = np.array(work.tokens, np.int64)
         count = len(tokens) if work.rows == "all" else int(work.sample is not None or work.rows == "last")
         rows = np.arange(len(tokens) - max(count, 1), len(tokens), dtype=np.int64)
-        call = _Call(self._session, self._fed, self._cache, slice(slot, slot + 1), len(tokens), len(rows), self.vocab)
+        call = self._call(slice(slot, slot + 1), len(tokens), len(rows))
         call.ids[0], call.rows[:] = tokens, rows
         call.run()
         return self._samplers.output(work, call.logits if count else None)
@@ -114,20 +114,19 @@ class CpuExecutor:
         count = len(works)
         call = self._decoding.get(count)
         if call is None:
-            call = self._decoding[count] = _Call(
-                self._session, self._fed, self._cache, slice(0, count), 1, count, self.vocab
-            )
+            call = self._decoding[count] = self._call(slice(0, count), 1, count)
             call.rows[:] = np.arange(count)
-        for work in works:
-            slot = self._slots.index(work.sequence)
-            call.ids[slot, 0] = work.tokens[0]
+        slots = [self._slots.index(work.sequence) for work in works]
+        call.ids[slots, 0] = [work.tokens[0] for work in works]
         call.run()
-        return tuple(self._output(work, call.logits) for work in works)
+        rows = [call.logits[slot : slot + 1] for slot in slots]
+        return tuple(
+            self._samplers.output(work, row if work.rows == "none" else row.copy())
+            for work, row in zip(works, rows, strict=True)
+        )
 
-    def _output(self, work: Work, logits: np.ndarray) -> Output:
-        slot = self._slots.index(work.sequence)
-        row = logits[slot : slot + 1]
-        return self._samplers.output(work, row if work.rows == "none" else row.copy())
+    def _call(self, slots: slice, tokens: int, rows: int) -> _Call:
+        return _Call(self._session, self._fed, self._cache, slots, tokens, np.empty((rows, self.vocab), np.float32))
 
     def _slot(self, sequence: int) -> int:
         if sequence not in self._slots:
@@ -151,19 +150,12 @@ class _Call:
     """Inputs, outputs and caches of one call shape, bound once: a decode step then only fills in numbers."""
 
     def __init__(
-        self,
-        session: Any,
-        fed: Mapping[str, Any],
-        cache: SlotCaches,
-        slots: slice,
-        tokens: int,
-        rows: int,
-        vocab: int,
+        self, session: Any, fed: Mapping[str, Any], cache: SlotCaches, slots: slice, tokens: int, logits: np.ndarray
     ) -> None:
         batch = slots.stop - slots.start
         self.ids = np.zeros((batch, tokens), np.int64)
-        self.rows = np.zeros(rows, np.int64)
-        self.logits = np.empty((rows, vocab), np.float32)
+        self.rows = np.zeros(len(logits), np.int64)
+        self.logits = logits
         self._session, self._cache, self._slots, self._tokens = session, cache, slots, tokens
         self._binding = session.io_binding()
         lengths = {name: array[slots] for name, array in cache.lengths.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,7 @@ class Slice:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = list(self.of.shape)
-        shape[self.axis] = self.stop - self.start
-        return tuple(shape)
+        return _resized(self.of.shape, self.axis, self.stop - self.start)
 
     def evaluate(self, fetch: Fetch) -> np.ndarray:
         index = (slice(None),) * self.axis + (slice(self.start, self.stop),)
@@ -91,8 +89,7 @@ class Concat:
         _demand(0 <= self.axis < len(shape), f"axis {self.axis} of shape {list(shape)}")
         for part in self.parts:
             _demand(part.dtype == self.dtype, f"{self.dtype} joined with {part.dtype}")
-            rest = part.shape[: self.axis] + part.shape[self.axis + 1 :]
-            same = len(part.shape) == len(shape) and rest == shape[: self.axis] + shape[self.axis + 1 :]
+            same = len(part.shape) == len(shape) and _resized(part.shape, self.axis, shape[self.axis]) == shape
             _demand(same, f"{list(shape)} joined with {list(part.shape)} along axis {self.axis}")
 
     @property
@@ -101,9 +98,7 @@ class Concat:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = list(self.parts[0].shape)
-        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
-        return tuple(shape)
+        return _resized(self.parts[0].shape, self.axis, sum(part.shape[self.axis] for part in self.parts))
 
     def evaluate(self, fetch: Fetch) -> np.ndarray:
         arrays = [part.evaluate(fetch) for part in self.parts]
@@ -198,6 +193,10 @@ def _demand(condition: bool, found: str) -> None:
         raise ValueError(found)
 
 
+def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def _pair_table() -> np.ndarray:
     doubled = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int16)
     codes = np.concatenate([128 + doubled, 128 - doubled]).astype(np.uint8)
@@ -210,23 +209,21 @@ _PAIRS = _pair_table()
 
 def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
     """One view over arrays that follow each other in memory, or None."""
-    first = arrays[0]
-    address = first.__array_interface__["data"][0]
-    rows = 0
-    for array in arrays:
-        if not array.flags.c_contiguous or array.__array_interface__["data"][0] != address:
-            return None
-        address += array.nbytes
-        rows += array.shape[0]
-    base = first
+    first = base = arrays[0]
     while isinstance(base.base, np.ndarray):
         base = base.base
-    start = first.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    total = sum(array.nbytes for array in arrays)
-    if not base.flags.c_contiguous or start < 0 or start + total > base.nbytes:
+    ends = list(accumulate((array.nbytes for array in arrays), initial=_address(first)))
+    start, total = ends[0] - _address(base), ends[-1] - ends[0]
+    follow = all(_address(array) == end for array, end in zip(arrays, ends, strict=False))
+    whole = all(array.flags.c_contiguous for array in (base, *arrays))
+    if not follow or not whole or not 0 <= start <= base.nbytes - total:
         return None
     flat = base.reshape(-1).view(np.uint8)[start : start + total]
-    return flat.view(first.dtype).reshape(rows, *first.shape[1:])
+    return flat.view(first.dtype).reshape(sum(map(len, arrays)), *first.shape[1:])
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def widened(expr: Expr) -> Expr:
@@ -241,8 +238,7 @@ def stored(expr: Expr) -> Iterator[Stored]:
     if isinstance(expr, Stored):
         yield expr
     elif isinstance(expr, Concat):
-        for part in expr.parts:
-            yield from stored(part)
+        yield from chain.from_iterable(map(stored, expr.parts))
     else:
         yield from stored(expr.of)
         if isinstance(expr, Times):
@@ -274,16 +270,13 @@ _NAMES = {cls: name for name, cls in _OPS.items()}
 
 def to_json(expr: Expr) -> dict[str, Any]:
     """The expression as JSON: `{"op": name, field: value ...}`."""
-    result: dict[str, Any] = {"op": _NAMES[type(expr)]}
-    for field in expr.__dataclass_fields__:
-        value = getattr(expr, field)
-        if isinstance(value, tuple) and value and not isinstance(value[0], int):
-            result[field] = [to_json(part) for part in value]
-        elif isinstance(value, tuple):
-            result[field] = list(value)
-        else:
-            result[field] = to_json(value) if type(value) in _NAMES else value
-    return result
+    return {"op": _NAMES[type(expr)], **{key: _plain(value) for key, value in vars(expr).items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return to_json(value) if type(value) in _NAMES else value
 
 
 def from_json(data: Any, *, depth: int = 0) -> Expr:

@@ -189,13 +189,12 @@ class EngineFile:
 
     def _checks(self) -> Iterator[_Check]:
         for name, info in self._infos.items():
+            whole = Range(info.offset, info.nbytes)
             if name.startswith(PADDING):
-                zeros = hashlib.sha256(bytes(info.nbytes)).hexdigest()
-                yield _Check(f"padding {name!r}", Range(info.offset, info.nbytes), zeros)
+                yield _Check(f"padding {name!r}", whole, hashlib.sha256(bytes(info.nbytes)).hexdigest())
             elif name.startswith(RESERVED):
                 section = name.removeprefix(RESERVED)
-                digest = self.manifest.sections[section]
-                yield _Check(f"section {section!r}", Range(info.offset, info.nbytes), digest)
+                yield _Check(f"section {section!r}", whole, self.manifest.sections[section])
             else:
                 parts = chunks(info.offset, info.nbytes)
                 for index, (part, digest) in enumerate(zip(parts, self.manifest.tensors[name], strict=True)):

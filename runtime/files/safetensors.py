@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -169,12 +170,10 @@ def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcEr
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
         raise refuse("data_offsets of two non-negative integers", offsets)
     # A zero dimension must not hide huge ones: numpy computes strides from all of them.
-    bits, count = DTYPE_BITS[dtype], 1
-    for dim in shape:
-        count *= max(dim, 1)
-    if count * bits >= _LIMIT or offsets[1] >= _LIMIT:
+    bits = DTYPE_BITS[dtype] * math.prod(max(dim, 1) for dim in shape)
+    if bits >= _LIMIT or offsets[1] >= _LIMIT:
         raise refuse("fewer than 2^63 bits and bytes", f"shape {shape}, data_offsets {offsets}")
-    bits = 0 if 0 in shape else count * bits
+    bits = 0 if 0 in shape else bits
     if bits % 8:
         raise refuse("a whole number of bytes", f"{bits} bits of dtype {dtype} and shape {shape}")
     if offsets[1] - offsets[0] != bits // 8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from ..errors import LlmcError
@@ -102,11 +103,8 @@ def _too_deep(raw: bytes, max_depth: int) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _Refused(f"the key {key!r} twice in one object")
-            seen.add(key)
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _Refused(f"the key {twice!r} twice in one object")
     return made
 
 

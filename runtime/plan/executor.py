@@ -170,7 +170,10 @@ class PagedExecutor:
         sequence = self._sequences.get(work.sequence)
         new = sequence is None
         if sequence is None:
-            sequence = self._admit(work)
+            slot = self._slots.take(work.blocks)
+            if slot is None:
+                raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
+            sequence = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))
         if work.sample is not None and sequence.params is None:
             self._choose_by(sequence, work.sample)
         ids = work.tokens or (-1 - sequence.slot,)
@@ -181,13 +184,6 @@ class PagedExecutor:
         last = work.sample is not None or work.rows == "last" or not work.is_prompt  # decode programs compute them all
         rows = len(ids) if work.rows == "all" else int(last)
         return Part(sequence.slot, ids, work.start, rows, sampled, work.is_prompt, new)
-
-    def _admit(self, work: Work) -> _Sequence:
-        slot = self._slots.take(work.blocks)
-        if slot is None:
-            raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
-        made = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))
-        return made
 
     def _choose_by(self, sequence: _Sequence, params: SamplingParams) -> None:
         """The host chooses where the device lacks room for biases, or knowledge of the prompt's tokens."""

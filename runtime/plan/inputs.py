@@ -71,6 +71,8 @@ positions of a sequence after the step. query_start_loc: its first token. reset_
 logits_indices: the token whose logits are wanted. sample_positions: the position of the token that is chosen.
 """
 
+_AS_GIVEN = ("top_k", "top_p", "min_p", "logprobs", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Those that are SamplingParams' fields of the same names."""
 _OF_CACHE = ("slot_mapping", "block_tables")
 """Those whose names have the suffix of their kind of cache."""
 
@@ -138,7 +140,7 @@ class Slots:
         self._tables = {cache.suffix: np.zeros((count, plan.max_blocks), np.int32) for cache in plan.caches}
         self._kept = {
             name: made.idle_array((count, *map(int, plan.tensors[name].shape[1:])))
-            for name, made in {**_OF_SEQUENCE, **_OF_EDITS}.items()
+            for name, made in (_OF_SEQUENCE | _OF_EDITS).items()
         }
 
     def take(self, blocks: Sequence[Sequence[int]]) -> int | None:
@@ -156,17 +158,15 @@ class Slots:
     def choose_by(self, slot: int, params: SamplingParams) -> None:
         """How tokens of a slot are chosen; it has no more biases than fit."""
         kept = self._kept
-        for name, made in {**_OF_SEQUENCE, **_OF_EDITS}.items():
-            kept[name][slot] = made.idle
+        for name, array in kept.items():
+            array[slot] = INPUTS[name].idle
+        for name in _AS_GIVEN:
+            kept[name][slot] = getattr(params, name)
         kept["sample_slots"][slot] = slot
         kept["temperature"][slot] = 0.0 if params.greedy else params.temperature
-        kept["top_k"][slot], kept["top_p"][slot], kept["min_p"][slot] = params.top_k, params.top_p, params.min_p
         kept["seed"][slot] = np.uint64(params.seed or 0).astype(np.int64)
-        kept["logprobs"][slot] = params.logprobs
         if params.edits_logits:
             kept["penalty_slots"][slot] = slot
-            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
-                kept[name][slot] = getattr(params, name)
             for index, (token, bias) in enumerate(params.logit_bias):
                 kept["logit_bias_ids"][slot, index], kept["logit_bias"][slot, index] = token, bias
 

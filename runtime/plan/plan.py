@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -17,7 +18,6 @@ BLOCK_TOKENS = 64
 VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
 """Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
-_STATE_SIZES = ("slots",)
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ class Tensor:
         return tuple(value(dim, sizes) for dim in self.shape)
 
     def bytes(self, sizes: Mapping[str, int]) -> int:
-        size = KERNEL_DTYPES[self.dtype].bytes
-        for dim in self.dims(sizes):
-            size *= dim
-        return size
+        return math.prod(self.dims(sizes)) * KERNEL_DTYPES[self.dtype].bytes
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def _check(plan: Plan, what: str) -> None:
     if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
         found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
         raise EngineError(f"{what}: distinct kinds of cache, each of 1 to {plan.max_blocks} blocks", found=found[:200])
-    sizes = dict.fromkeys((*SIZES, *counts, *_STATE_SIZES), 1)
+    sizes = dict.fromkeys((*SIZES, *counts, "slots"), 1)
     for index, program in enumerate(plan.programs):
         where = f"{what}: program {index}"
         known = {**plan.tensors, **program.buffers}

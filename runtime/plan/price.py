@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -90,13 +91,11 @@ def price(
 
 def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
     """Equal launches of all layers as one line, in the order of the first."""
-    found: dict[object, Line] = {}
-    for line in lines:
-        label = _LAYER.sub(".*.", _SERIAL.sub("", line.label))
-        key = (label, line.kernel, line.grid, line.bytes, line.operations, line.code)
-        same = found.get(key)
-        found[key] = replace(line, label=label) if same is None else _both(same, line)
-    return tuple(found.values())
+    counts = Counter(replace(line, label=_LAYER.sub(".*.", _SERIAL.sub("", line.label))) for line in lines)
+    return tuple(
+        replace(line, bytes=line.bytes * n, operations=line.operations * n, seconds=line.seconds * n, count=n)
+        for line, n in counts.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -137,16 +136,6 @@ def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofli
     size, operations = value(launch.bytes, sizes), value(launch.operations, sizes)
     grid = tuple(value(formula, sizes) for formula in launch.grid)
     return Line(launch.label, module.kernel, grid, size, operations, roofline.seconds(size, operations), module.code)
-
-
-def _both(one: Line, other: Line) -> Line:
-    return replace(
-        one,
-        bytes=one.bytes + other.bytes,
-        operations=one.operations + other.operations,
-        seconds=one.seconds + other.seconds,
-        count=one.count + other.count,
-    )
 
 
 def _head_sizes(plan: Plan, cache: KVCache) -> int:

@@ -46,11 +46,11 @@ HELD: dict[str, int] = {
     "quantize/formats": 267,
     "recipes": 308,
     "runtime": 819,  # a device is made of contents
-    "runtime/cpu": 418,  # notes
+    "runtime/cpu": 410,  # notes
     "runtime/cuda": 977,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 566,
-    "runtime/files": 383,
-    "runtime/plan": 726,  # where PTX lies
+    "runtime/engine_file": 552,
+    "runtime/files": 380,
+    "runtime/plan": 698,  # where PTX lies
     "runtime/sampling": 238,
     "runtime/scheduling": 538,  # notes
     "runtime/text": 430,

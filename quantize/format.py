@@ -46,6 +46,18 @@ codes = Reshape (pairs, rows_by_rest)
 """
 """ONNX text: packed `weight` [N, K/2], low nibble first, to `codes` uint8 [N, K]."""
 
+
+def scaled_blocks(block: int, scale: str) -> str:
+    """ONNX text: `numbers` float32 [N, K] times the scales of that name [N, K/block], to `dense`."""
+    return f"""
+by_block = Constant <value = int64[3] {{0, -1, {block}}}> ()
+blocks = Reshape (numbers, by_block)
+scale_column = Unsqueeze ({scale}, last_axis)
+scaled = Mul (blocks, scale_column)
+dense = Reshape (scaled, rows_by_rest)
+"""
+
+
 Parts = Mapping[str, np.ndarray]
 """Raw arrays by suffix (numbers.RAW_DTYPE), of a whole weight or of a chunk of its rows."""
 

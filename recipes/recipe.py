@@ -178,15 +178,11 @@ def _read_bundled(name: str) -> Recipe:
 
 
 def _read(shown: str, path: Path) -> Recipe:
-    document = Document(shown, _bytes(shown, path), schema=SCHEMA)
-    return _recipe(document.mapping())
-
-
-def _bytes(shown: str, path: Path) -> bytes:
     with open_regular(path, error=RecipeError) as (fd, size):
         if size > _MAX_BYTES:
             raise RecipeError(f"the recipe {shown} is too large", found=f"{size} bytes, at most {_MAX_BYTES}")
-        return read_at(fd, 0, size, what=shown, error=RecipeError)
+        data = read_at(fd, 0, size, what=shown, error=RecipeError)
+    return _recipe(Document(shown, data, schema=SCHEMA).mapping())
 
 
 def _recipe(top: Mapping) -> Recipe:

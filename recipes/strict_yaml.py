@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import yaml
 
 from ..runtime.errors import RecipeError, nearest
 
+T = TypeVar("T")
 _MAX_DEPTH = 8
 _MAX_SHOWN = 100
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -107,53 +109,43 @@ class Node:
 
     def mapping(self) -> Mapping:
         """This value as a mapping."""
-        if not isinstance(self._node, yaml.MappingNode):
-            raise self.error(f"expected keys and values, found {self._kind()}")
-        return Mapping(self._document, self._node)
+        return Mapping(self._document, self._need("keys and values"))
 
     def items(self) -> tuple[Node, ...]:
         """This value as a list."""
-        if not isinstance(self._node, yaml.SequenceNode):
-            raise self.error(f"expected a list, found {self._kind()}")
-        return tuple(Node(self._document, node) for node in self._node.value)
+        return tuple(Node(self._document, node) for node in self._need("a list").value)
 
     def text(self, wrong: Callable[[str], str]) -> str:
         """This value as text; `wrong` gives the reason to refuse it, or ""."""
-        if not isinstance(self._node, yaml.ScalarNode) or self._is_integer() or self._is_empty():
-            raise self.error(f"expected text, found {self._kind()}")
-        if reason := wrong(self._node.value):
-            raise self.error(reason)
-        return self._node.value
+        return self._judged(self._need("text").value, wrong)
 
     def integer(self, wrong: Callable[[int], str]) -> int:
         """This value as an integer; `wrong` gives the reason to refuse it, or ""."""
-        if not self._is_integer():
-            raise self.error(f"expected an integer, found {self._kind()}")
-        digits = self._node.value.lstrip("+-")
+        text = self._need("an integer").value
+        digits = text.lstrip("+-")
         if len(digits) > 1 and digits.startswith("0"):
             raise self.error(f"a leading zero is octal to some readers: write {int(digits)}")
-        value = int(self._node.value)
+        return self._judged(int(text), wrong)
+
+    def _judged(self, value: T, wrong: Callable[[T], str]) -> T:
         if reason := wrong(value):
             raise self.error(reason)
         return value
 
-    def _plain(self) -> bool:
-        return isinstance(self._node, yaml.ScalarNode) and self._node.style is None
-
-    def _is_integer(self) -> bool:
-        return self._plain() and _INTEGER.fullmatch(self._node.value) is not None
-
-    def _is_empty(self) -> bool:
-        return self._plain() and self._node.value in _EMPTY
+    def _need(self, kind: str) -> Any:
+        """The node, if it is of this kind."""
+        found, value = self._kind(), self._node.value
+        if found != kind:
+            shown = {"text": f"the text {value[:_MAX_SHOWN]!r}", "an integer": f"the integer {value[:_MAX_SHOWN]!r}"}
+            raise self.error(f"expected {kind}, found {shown.get(found, found)}")
+        return self._node
 
     def _kind(self) -> str:
-        if isinstance(self._node, yaml.MappingNode):
-            return "keys and values"
-        if isinstance(self._node, yaml.SequenceNode):
-            return "a list"
-        if self._is_empty():
+        if not isinstance(self._node, yaml.ScalarNode):
+            return "keys and values" if isinstance(self._node, yaml.MappingNode) else "a list"
+        if self._node.style is None and self._node.value in _EMPTY:
             return "nothing (leave the key out)"
-        return f"the {'integer' if self._is_integer() else 'text'} {self._node.value[:_MAX_SHOWN]!r}"
+        return "an integer" if self._node.style is None and _INTEGER.fullmatch(self._node.value) else "text"
 
 
 class Mapping(Node):
@@ -161,30 +153,29 @@ class Mapping(Node):
 
     def __init__(self, document: Document, node: yaml.MappingNode) -> None:
         super().__init__(document, node)
-        self._keys: dict[str, Node] = {}
-        self._values: dict[str, Node] = {}
+        self._entries: dict[str, tuple[Node, Node]] = {}
         for key_node, value_node in node.value:
             key = Node(document, key_node)
             name = key.text(_wrong_key)
-            if name in self._keys:
+            if name in self._entries:
                 raise key.error(f"the key {name!r} stands here a second time")
-            self._keys[name], self._values[name] = key, Node(document, value_node)
+            self._entries[name] = key, Node(document, value_node)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return key in self._entries
 
     def __getitem__(self, key: str) -> Node:
-        return self._values[key]
+        return self._entries[key][1]
 
     def error_at(self, key: str, problem: str) -> RecipeError:
         """A refusal that points at a key."""
-        return self._keys[key].error(problem)
+        return self._entries[key][0].error(problem)
 
     def only(self, known: Collection[str]) -> None:
         """Refuse keys that are not among the known ones, with the nearest known name."""
-        for name, key in self._keys.items():
+        for name in self._entries:
             if name not in known:
-                raise key.error(f"unknown key {name!r}{nearest(name, known)}")
+                raise self.error_at(name, f"unknown key {name!r}{nearest(name, known)}")
 
 
 def _wrong_key(name: str) -> str:

@@ -71,15 +71,10 @@ def account(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _require_equal(checkpoint: Checkpoint, head: str, embedding: str) -> None:
     source = checkpoint.source
-    same = source.info(head).shape == source.info(embedding).shape
-    same = same and source.info(head).dtype == source.info(embedding).dtype
-    rows = source.info(head).shape[0] if same else 0
-    for start in range(0, rows, 4096):
-        stop = min(start + 4096, rows)
-        if source.rows(head, start, stop).tobytes() != source.rows(embedding, start, stop).tobytes():
-            same = False
-            break
-    if not same:
+    one, other = source.info(head), source.info(embedding)
+    same = (one.shape, one.dtype) == (other.shape, other.dtype)
+    spans = [(start, min(start + 4096, one.shape[0])) for start in range(0, one.shape[0], 4096)]
+    if not same or any(source.rows(head, *span).tobytes() != source.rows(embedding, *span).tobytes() for span in spans):
         raise CheckpointError(
             "config.json says tie_word_embeddings",
             found=f"tensor {head!r} that differs from {embedding!r}",

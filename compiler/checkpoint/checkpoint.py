@@ -10,8 +10,8 @@ from pathlib import Path
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
-from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import chat_template_source
+from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
 from .digest import Files
@@ -111,9 +111,7 @@ def open_checkpoint(
 def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mapping[str, object], str | None]:
     """tokenizer_config.json, empty if there is none, and the chat template in it or beside it."""
     data = tokenizer.get("tokenizer_config.json")
-    config = {} if data is None else loads(data, what=what, error=CheckpointError)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{what}: a JSON object", found=type(config).__name__)
+    config = {} if data is None else load_object(data, what)
     jinja = tokenizer.get("chat_template.jinja")
     return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
 

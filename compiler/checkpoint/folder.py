@@ -156,12 +156,10 @@ def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
 
 def check_shard_name(name: object, what: str) -> str:
     """A file name that means one file of this folder on every system, or CheckpointError."""
-    reason = "not a string"
-    if isinstance(name, str):
-        reason = _name_fault(name)
-    if reason or not isinstance(name, str):
+    reason = _name_fault(name) if isinstance(name, str) else "not a string"
+    if reason:
         raise CheckpointError(f"{what}: shard names that are plain file names", found=f"{shown(name)}: {reason}")
-    return name
+    return str(name)
 
 
 def _name_fault(name: str) -> str:

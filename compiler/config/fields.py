@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ...runtime.errors import CheckpointError
+from ...runtime.files.strict_json import loads
 
 D = TypeVar("D")
+NEEDED: Any = object()
+"""The default of a key that must be there."""
 
 
 def shown(value: Any) -> str:
     """A JSON value as it may stand in a message: short, on one line."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def load_object(data: bytes | str, what: str) -> dict[str, Any]:
+    """A JSON document that is an object; CheckpointError names `what`."""
+    found = loads(data, what=what, error=CheckpointError)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{what}: a JSON object", found=shown(found))
+    return found
 
 
 class Fields:
@@ -36,69 +47,57 @@ class Fields:
 
     def integer(self, key: str, low: int, high: int, default: D = None) -> int | D:
         """An integer in [low, high]; 4096.0 is none."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.refuse(key, f"an integer from {low} to {high}")
-        return value
+        return self._value(key, default, lambda value: is_int(value, low, high), f"an integer from {low} to {high}")
 
     def need_integer(self, key: str, low: int, high: int) -> int:
-        value = self.integer(key, low, high)
-        if value is None:
-            raise self.refuse(key, f"an integer from {low} to {high}")
-        return value
+        return self.integer(key, low, high, NEEDED)
 
     def number(self, key: str, low: float, high: float, default: D = None, *, open_low: bool = False) -> float | D:
         """A finite number in [low, high], or (low, high] with open_low."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not is_number(value, low, high, open_low=open_low):
-            raise self.refuse(
-                key, f"a number {'over' if open_low else 'from'} {low:g} {'and up ' * open_low}to {high:g}"
-            )
-        return float(value)
+        expected = f"a number {'over' if open_low else 'from'} {low:g} {'and up ' * open_low}to {high:g}"
+        value = self._value(key, default, lambda value: is_number(value, low, high, open_low=open_low), expected)
+        return value if value is default else float(value)
 
     def need_number(self, key: str, low: float, high: float, *, open_low: bool = False) -> float:
-        value = self.number(key, low, high, open_low=open_low)
-        if value is None:
-            raise self.refuse(key, f"a number {'over' if open_low else 'from'} {low:g}")
-        return value
+        return self.number(key, low, high, NEEDED, open_low=open_low)
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.refuse(key, "true or false")
-        return value
+        return self._value(key, default, lambda value: isinstance(value, bool), "true or false")
 
     def text(self, key: str, default: str) -> str:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self.refuse(key, "a string")
-        return value
+        return self._value(key, default, lambda value: isinstance(value, str), "a string")
 
     def table(self, key: str) -> Mapping[str, Any] | None:
         """A JSON object; None if absent or empty."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.refuse(key, "an object")
-        return value or None
+        return self._value(key, None, lambda value: isinstance(value, dict), "an object") or None
 
     def ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
         """Token ids, written as one integer or a list; -1 is an old way to say none. Sorted, without repeats."""
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [] if value is None else [value]
-        whole = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries)
-        if not whole or any(not -1 <= entry < vocab_size for entry in entries):
+        if not all(is_int(entry, -1, vocab_size - 1) for entry in entries):
             raise self.refuse(key, f"token ids below the vocabulary's {vocab_size} (one, a list, or null)")
         return tuple(sorted({entry for entry in entries if entry >= 0}))
+
+    def one_id(self, key: str, vocab_size: int) -> int | None:
+        found = self.ids(key, vocab_size)
+        if len(found) > 1:
+            raise self.refuse(key, "at most one token id")
+        return found[0] if found else None
+
+    def _value(self, key: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+        """The value of a key if it `fits`; of an absent one the default, which may be NEEDED."""
+        value = self.values.get(key)
+        if value is None and default is not NEEDED:
+            return default
+        if not fits(value):
+            raise self.refuse(key, expected)
+        return value
+
+
+def is_int(value: Any, low: int, high: int) -> bool:
+    """Whether a JSON value is an integer in [low, high]; true and 4096.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float, high: float, *, open_low: bool = False) -> bool:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...runtime.errors import CheckpointError
-from ...runtime.files.strict_json import loads
-from .fields import Fields, shown
+from .fields import Fields, load_object
 from .keys import is_empty
 
 _TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
@@ -46,9 +44,7 @@ def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generat
 
     top_k of -1 is an old way to say off and becomes 0. Keys that are null count as absent.
     """
-    raw = loads(data, what=what, error=CheckpointError)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{what}: a JSON object", found=shown(raw))
+    raw = load_object(data, what)
     fields = Fields(raw, what)
     top_k = fields.integer("top_k", -1, 2**31 - 1)
     found: dict[str, float | int | bool | None] = {
@@ -61,12 +57,9 @@ def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generat
         "max_length": fields.integer("max_length", 0, 2**31 - 1),
         "max_new_tokens": fields.integer("max_new_tokens", 0, 2**31 - 1),
     }
-    bos = fields.ids("bos_token_id", vocab_size)
-    if len(bos) > 1:
-        raise fields.refuse("bos_token_id", "at most one token id")
     return Generation(
         defaults={key: value for key, value in found.items() if value is not None},
-        bos_id=bos[0] if bos else None,
+        bos_id=fields.one_id("bos_token_id", vocab_size),
         eos_ids=fields.ids("eos_token_id", vocab_size),
         ignored=tuple(sorted(key for key in raw.keys() - found.keys() - _TOKENS if _matters(key, raw[key]))),
     )

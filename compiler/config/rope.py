@@ -6,7 +6,7 @@ the same file differently, the file is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +64,12 @@ def parse_rope(
     kind = _kind(fields)
     _refuse_partial(config, given, what)
     ignored = _judge(given, kind, name, fields.what)
-    theta = _one_value("rope_theta", config, given, what)
-    theta_fields = Fields({"rope_theta": theta}, what)
-    rope_theta = theta_fields.number("rope_theta", 1.0, 1e15, 10_000.0, open_low=True)
+    theta = _one_value("rope_theta", config, given, what).number("rope_theta", 1.0, 1e15, 10_000.0, open_low=True)
     notes: list[str] = []
     parameters: dict[str, float | int | bool | list[float]] = {}
     if "original_max_position_embeddings" in _BY_TYPE[kind]:
         original = _one_value("original_max_position_embeddings", config, given, what)
-        read = Fields({"original_max_position_embeddings": original}, fields.what)
-        known = read.integer("original_max_position_embeddings", 1, _MAX_POSITIONS)
+        known = original.integer("original_max_position_embeddings", 1, _MAX_POSITIONS)
         if known is None:
             notes.append(f"{name}: original_max_position_embeddings taken from max_position_embeddings")
         parameters["original_max_position_embeddings"] = max_position_embeddings if known is None else known
@@ -85,7 +82,7 @@ def parse_rope(
         parameters["factor"] = _need(fields, "factor", 1.0, _MAX_FACTOR)
     if kind in _READERS:
         _READERS[kind](fields, head_dim, parameters)
-    return RopeConfig(kind, rope_theta, parameters), ignored, notes
+    return RopeConfig(kind, theta, parameters), ignored, notes
 
 
 def _find(config: Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any]]:
@@ -138,7 +135,7 @@ def _judge(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[st
     return ignored
 
 
-def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], what: str) -> Any:
+def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], what: str) -> Fields:
     """A value that may stand at the top or among the rope settings; both only if equal."""
     outer, inner = config.get(key), given.get(key)
     if outer is not None and inner is not None and outer != inner:
@@ -147,7 +144,7 @@ def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], wh
             found=f"{shown(outer)} at the top, {shown(inner)} among the rope settings",
             fix="remove the one that is wrong: versions of transformers differ in which they read",
         )
-    return inner if outer is None else outer
+    return Fields({key: inner if outer is None else outer}, what)
 
 
 def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool = False) -> float:
@@ -171,10 +168,11 @@ def _read_yarn(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> Non
     if fast < slow:
         raise CheckpointError(f'{fields.what}: "beta_fast" of at least "beta_slow"', found=f"{fast:g} and {slow:g}")
     parameters.update(beta_fast=fast, beta_slow=slow, truncate=fields.flag("truncate", True))
-    for key in _OPTIONAL_YARN:
-        value = fields.number(key, 0.0, _MAX_FACTOR, None)
-        if value is not None:
-            parameters[key] = value
+    _read_optional(fields, _OPTIONAL_YARN, parameters)
+
+
+def _read_optional(fields: Fields, keys: Collection[str], parameters: dict[str, Any]) -> None:
+    parameters.update({key: fields.number(key, 0.0, _MAX_FACTOR) for key in keys if fields.has(key)})
 
 
 def _read_longrope(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> None:
@@ -186,9 +184,7 @@ def _read_longrope(fields: Fields, head_dim: int, parameters: dict[str, Any]) ->
         ):
             raise fields.refuse(key, f"a list of {head_dim // 2} positive numbers, half the head size")
         parameters[key] = [float(factor) for factor in entries]
-    scale = fields.number("attention_factor", 0.0, _MAX_FACTOR, None)
-    if scale is not None:
-        parameters["attention_factor"] = scale
+    _read_optional(fields, ("attention_factor",), parameters)
 
 
 _READERS = {"llama3": _read_llama3, "yarn": _read_yarn, "longrope": _read_longrope}

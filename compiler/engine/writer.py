@@ -221,11 +221,8 @@ _FIXES = {
 def sweep(path: Path) -> tuple[Path, ...]:
     """Deletes what killed builds of `path` left, and returns it; the file of a build that still lives is locked."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.[0-9a-f]{16}")
-    gone: list[Path] = []
-    for name in sorted(os.listdir(path.parent)):
-        if pattern.fullmatch(name) and _delete_if_stale(path.parent / name):
-            gone.append(path.parent / name)
-    return tuple(gone)
+    found = [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
+    return tuple(temp for temp in found if _delete_if_stale(temp))
 
 
 def _delete_if_stale(temp: Path) -> bool:

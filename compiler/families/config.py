@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import CheckpointError, Unsupported, nearest
-from ...runtime.files.strict_json import loads
-from ..config.fields import Fields, shown
+from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, judge_keys
 from . import FAMILIES
 from .reading import Family, Reading
@@ -59,9 +58,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     Raises CheckpointError (damaged, contradictory, out of range, unknown keys), Unsupported (known, but llmc does not
     compute it), RecipeError (an accepted key that is not there).
     """
-    raw = loads(data, what=what, error=CheckpointError)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{what}: a JSON object", found=shown(raw))
+    raw = load_object(data, what)
     values, notes = _lift_text_config(raw, what)
     family = _family(Fields(values, what))
     ignored, accepted = judge_keys(values, accept, what, family.defaults)
@@ -159,15 +156,13 @@ def _token_ids(
     fields: Fields, given: Mapping[str, Any], vocab_size: int, notes: list[str]
 ) -> tuple[int | None, tuple[int, ...]]:
     """BOS and EOS ids. An absent key means the architecture's default, if the vocabulary has it; null means none."""
-    found = []
-    for key in ("bos_token_id", "eos_token_id"):
-        default = key not in given and (fields.values.get(key) or 0) >= vocab_size
-        found.append(() if default else fields.ids(key, vocab_size))
-    bos, eos = found
-    if len(bos) > 1:
-        raise fields.refuse("bos_token_id", "at most one token id")
+
+    def has(key: str) -> bool:
+        return key in given or (fields.values.get(key) or 0) < vocab_size
+
     # Padding is never computed with; many fine-tunes name an id one past the vocabulary.
     pad = fields.values.get("pad_token_id")
-    if pad is not None and not (isinstance(pad, int) and not isinstance(pad, bool) and 0 <= pad < vocab_size):
+    if pad is not None and not is_int(pad, 0, vocab_size - 1):
         notes.append(f"pad_token_id = {shown(pad)}: not in the vocabulary of {vocab_size}; padding is not used")
-    return (bos[0] if bos else None), eos
+    bos = fields.one_id("bos_token_id", vocab_size) if has("bos_token_id") else None
+    return bos, fields.ids("eos_token_id", vocab_size) if has("eos_token_id") else ()

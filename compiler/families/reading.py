@@ -30,6 +30,11 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _count(key: str, high: int) -> cached_property[int]:
+    """A key that must be there: an integer from 1 to `high`."""
+    return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
+
+
 class Reading:
     """Typed access to the keys of one config.json, with its family's defaults; notes say where these were used.
 
@@ -43,17 +48,10 @@ class Reading:
         """Rope settings that their type has no use for, with the reason."""
         self.notes = [f"{key} = {shown(value)}: the default of the architecture" for key, value in absent.items()]
 
-    @cached_property
-    def hidden_size(self) -> int:
-        return self.fields.need_integer("hidden_size", 1, 2**18)
-
-    @cached_property
-    def layers(self) -> int:
-        return self.fields.need_integer("num_hidden_layers", 1, 2048)
-
-    @cached_property
-    def heads(self) -> int:
-        return self.fields.need_integer("num_attention_heads", 1, 4096)
+    hidden_size = _count("hidden_size", 2**18)
+    layers = _count("num_hidden_layers", 2048)
+    heads = _count("num_attention_heads", 4096)
+    positions = _count("max_position_embeddings", _MAX_POSITIONS)
 
     @cached_property
     def kv_heads(self) -> int:
@@ -72,10 +70,6 @@ class Reading:
             expected = f'{fields.what}: "head_dim" as an even number: rotary embedding turns pairs'
             raise CheckpointError(expected, found=str(size))
         return size
-
-    @cached_property
-    def positions(self) -> int:
-        return self.fields.need_integer("max_position_embeddings", 1, _MAX_POSITIONS)
 
     @cached_property
     def rope(self) -> RopeConfig:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 
 from ...passes.graph import ops
-from ...passes.graph.graph import BLOCK, IR_VERSION, OPSET, Graph
+from ...passes.graph.graph import BLOCK, IR_VERSION, OPSETS, Graph
 from ...quantize import FORMATS
 from ...quantize.chunks import on_all_cores
 from ...runtime.engine_file.bind import Expr, Stored, evaluate
@@ -71,11 +71,9 @@ class Oracle:
         blocks = _blocks(graph)
         reads = [{str(v.name) for node in nodes for v in node.inputs if v is not None} for nodes in blocks]
         for index, nodes in enumerate(blocks):
-            needed_later = set(outputs).union(*reads[index + 1 :]) if index + 1 < len(blocks) else set(outputs)
+            needed_later = set(outputs).union(*reads[index + 1 :])
             self._block(graph, nodes, values, needed_later)
-            for name in list(values):
-                if name not in needed_later:
-                    del values[name]
+            values = {name: value for name, value in values.items() if name in needed_later}
         return {name: values[name] for name in outputs}
 
     def _block(self, graph: Graph, nodes: list[ir.Node], values: dict[str, np.ndarray], needed_later: set[str]) -> None:
@@ -215,31 +213,23 @@ def _model(protos: list[onnx.NodeProto], feeds: Mapping[str, _Feed], results: li
     inputs = [helper.make_tensor_value_info(name, feed.kind, feed.shape) for name, feed in feeds.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in results]
     graph = helper.make_graph(protos, "block", inputs, outputs)
-    keys = dict.fromkeys((p.op_type, p.overload) for p in protos if p.domain == ops.DOMAIN)
-    opsets = [
-        helper.make_opsetid("", OPSET),
-        helper.make_opsetid(ops.DOMAIN, 1),
-        helper.make_opsetid("com.microsoft", 1),
-    ]
-    functions = [ops.function(*key) for key in keys]
-    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=IR_VERSION)
+    opsets = [helper.make_opsetid(*pair) for pair in OPSETS.items()]
+    return helper.make_model(graph, functions=ops.functions(protos), opset_imports=opsets, ir_version=IR_VERSION)
 
 
 def _blocks(graph: Graph) -> list[list[ir.Node]]:
     """Nodes grouped by block label, in graph order; a node whose input comes from a later label joins that label."""
     order: dict[str, list[ir.Node]] = {}
     placed: dict[ir.Node, int] = {}
-    labels: list[str] = []
     for node in graph.nodes:
         label = node.metadata_props.get(BLOCK, "")
-        if label not in order:
-            order[label] = []
-            labels.append(label)
+        order.setdefault(label, [])
+        labels = list(order)
         producers = (v.producer() for v in node.inputs if v is not None)
         index = max([labels.index(label), *(placed[p] for p in producers if p is not None)])
         placed[node] = index
         order[labels[index]].append(node)
-    return [order[label] for label in labels]
+    return list(order.values())
 
 
 def _is_large(graph: Graph, node: ir.Node) -> bool:

@@ -48,15 +48,20 @@ _SEES_WINDOW = """
   a = Attention <scale: float = @scale> (qt, present_key, present_value, mask)"""
 
 
-def _attention_steps(overload: str) -> str:
-    """q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past."""
-    return f"""
+# shapes by which heads are laid apart, [0, 0, -1, D], and side by side again
+_SHAPES = """
   zeros = Constant <value_ints = [0, 0]> ()
   minus = Constant <value_ints = [-1]> ()
   size = Constant <value_int: int = @head_dim> ()
   none = Constant <value_ints = [0]> ()
   size1 = Unsqueeze (size, none)
   split = Concat <axis = 0> (zeros, minus, size1)
+  joined = Concat <axis = 0> (zeros, minus)"""
+
+
+def _attention_steps(overload: str) -> str:
+    """q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past."""
+    return f"""
   q4 = Reshape (q, split)
   k4 = Reshape (k, split)
   v4 = Reshape (v, split)
@@ -68,50 +73,43 @@ def _attention_steps(overload: str) -> str:
   present_value = TensorScatter <axis = -2> (past_value, vt, past)
 {_SEES_WINDOW if WINDOWED in overload else _SEES_ALL}
   at = Transpose <perm = [0, 2, 1, 3]> (a)
-  joined = Concat <axis = 0> (zeros, minus)
   y = Reshape (at, joined)
 }}"""
 
 
+def _window(overload: str) -> str:
+    return ", window" if WINDOWED in overload else ""
+
+
 def cached_attention(overload: str) -> str:
-    window = ", window" if WINDOWED in overload else ""
     return f"""
-CachedAttention <heads, kv_heads, head_dim, scale{window}>
-  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {{{_attention_steps(overload)}"""
+CachedAttention <heads, kv_heads, head_dim, scale{_window(overload)}>
+  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {{{_SHAPES}
+{_attention_steps(overload)}"""
 
 
 def rope_attention(overload: str) -> str:
     """qkv [B,S,(A+2K)*D] queries, keys, values side by side, cos sin [C,D/2], positions [B,S], the rest as
     CachedAttention; norms are weights [D] of a HeadNorm of q and of k before rope."""
-    window = ", window" if WINDOWED in overload else ""
-    epsilon, norms, plain = "", "", ("unrotated_q", "unrotated_k")
+    epsilon, norms, plain, normed = "", "", "unrotated", ""
     if NORMED in overload:
-        epsilon, norms, plain = ", epsilon", ", q_norm, k_norm", ("normed_q", "normed_k")
-    normed = """
-  ends = Constant <value_ints = [0, 0]> ()
-  rest = Constant <value_ints = [-1]> ()
-  row = Unsqueeze (width, first)
-  by_head = Concat <axis = 0> (ends, rest, row)
-  side_by_side = Concat <axis = 0> (ends, rest)""" + "".join(
-        f"""
-  heads_{x} = Reshape (unrotated_{x}, by_head)
+        epsilon, norms, plain = ", epsilon", ", q_norm, k_norm", "normed"
+        normed = "".join(
+            f"""
+  heads_{x} = Reshape (unrotated_{x}, split)
   normed_heads_{x} = RMSNormalization <axis = -1, epsilon: float = @epsilon> (heads_{x}, {x}_norm)
-  normed_{x} = Reshape (normed_heads_{x}, side_by_side)"""
-        for x in "qk"
-    )
+  normed_{x} = Reshape (normed_heads_{x}, joined)"""
+            for x in "qk"
+        )
     return f"""
-RopeAttention <heads, kv_heads, head_dim, scale, interleaved{window}{epsilon}>
-  (qkv, cos, sin, positions, past_key, past_value, past_lengths{norms}) => (y, present_key, present_value) {{
+RopeAttention <heads, kv_heads, head_dim, scale, interleaved{_window(overload)}{epsilon}>
+  (qkv, cos, sin, positions, past_key, past_value, past_lengths{norms}) => (y, present_key, present_value) {{{_SHAPES}
   a_count = Constant <value_int: int = @heads> ()
   k_count = Constant <value_int: int = @kv_heads> ()
-  width = Constant <value_int: int = @head_dim> ()
-  first = Constant <value_ints = [0]> ()
-  a_width = Mul (a_count, width)
-  k_width = Mul (k_count, width)
-  a_widths = Unsqueeze (a_width, first)
-  k_widths = Unsqueeze (k_width, first)
-  widths = Concat <axis = 0> (a_widths, k_widths, k_widths)
-  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths){normed if norms else ""}
-  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> ({plain[0]}, cos, sin, positions)
-  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> ({plain[1]}, cos, sin, positions)
+  a_width = Mul (a_count, size1)
+  k_width = Mul (k_count, size1)
+  widths = Concat <axis = 0> (a_width, k_width, k_width)
+  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths){normed}
+  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> ({plain}_q, cos, sin, positions)
+  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> ({plain}_k, cos, sin, positions)
 {_attention_steps(overload)}"""

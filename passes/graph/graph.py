@@ -21,7 +21,7 @@ from ...runtime.engine_file.bind import Expr, Stored, stored, widened
 from . import ops
 from .types import infer
 
-OPSET = 24
+OPSETS = {"": 24, ops.DOMAIN: 1, "com.microsoft": 1}
 IR_VERSION = 11
 BLOCK = "block"
 MODULE = "module"
@@ -78,7 +78,7 @@ class Graph:
 
     @classmethod
     def new(cls, name: str) -> Graph:
-        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, ops.DOMAIN: 1, "com.microsoft": 1})
+        graph = ir.Graph([], [], nodes=[], name=name, opset_imports=OPSETS.copy())
         return cls(ir.Model(graph, ir_version=IR_VERSION, producer_name="llmc"))
 
     @property

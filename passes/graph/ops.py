@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from ...quantize.format import Format
 from . import attention
 
 DOMAIN = "llmc"
@@ -98,10 +97,10 @@ def weight_suffixes(format_name: str) -> tuple[str, ...]:
     """The stored components a weight of this format has, in the operators' input order."""
     if format_name == DENSE:
         return ("weight",)
-    return tuple(component.name for component in FORMATS[format_name].components(128, 128))
+    return tuple(part.suffix for part in FORMATS[format_name].layouts)
 
 
-def functions(nodes: Iterable[ir.Node]) -> list[onnx.FunctionProto]:
+def functions(nodes: Iterable[ir.Node | onnx.NodeProto]) -> list[onnx.FunctionProto]:
     """The definitions of all `llmc` operators among `nodes`, each once, in order of first use."""
     keys = dict.fromkeys((node.op_type, node.overload) for node in nodes if node.domain == DOMAIN)
     return [function(op, overload) for op, overload in keys]
@@ -173,8 +172,7 @@ def _component_names(overload: str) -> tuple[str, ...]:
 def _rowwise(overload: str) -> set[str]:
     if overload == DENSE:
         return {"weight"}
-    fmt: Format = FORMATS[FORMAT_OF[overload]]
-    return {c.name for c in fmt.components(384, 128) if c.shape and c.shape[0] == 384}
+    return {part.suffix for part in FORMATS[FORMAT_OF[overload]].layouts if "n" in part.axes}
 
 
 def _dense(overload: str) -> str:

@@ -44,7 +44,7 @@ def _linear_type(node: ir.Node) -> Typed:
 def _embedding_type(node: ir.Node) -> Typed:
     stored = _dims(node.inputs[1])[1]
     if node.overload != DENSE:
-        stored = stored * 128 // FORMATS[FORMAT_OF[node.overload]].components(128, 128)[0].shape[1]
+        stored *= FORMATS[FORMAT_OF[node.overload]].layouts[0].step
     return _float([*_dims(node.inputs[0]), stored])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -49,11 +49,11 @@ class Op:
     key: object = field(default_factory=object)
 
     def named(self, label: str) -> Op:
-        return Op(self.domain, self.type, self.args, label, self.output, self.key)
+        return replace(self, label=label)
 
     def out(self, index: int) -> Op:
         """Another result of the same node."""
-        return Op(self.domain, self.type, self.args, self.label, index, self.key)
+        return replace(self, output=index)
 
 
 class Domain:
@@ -78,21 +78,15 @@ class Patterns(Domain):
 
 @dataclass
 class Match:
-    """What a pattern captured: values by name, nodes by label."""
+    """What a pattern captured, by name: values, nodes by label, tuples of remaining inputs."""
 
-    values: dict[str, ir.Value | None] = field(default_factory=dict)
-    nodes: dict[str, ir.Node] = field(default_factory=dict)
+    captured: dict[str, Any] = field(default_factory=dict)
     by_key: dict[object, ir.Node] = field(default_factory=dict)
-    rests: dict[str, tuple[ir.Value | None, ...]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.values:
-            return self.values[name]
-        if name in self.rests:
-            return self.rests[name]
-        if name in self.nodes:
-            return self.nodes[name]
-        raise AttributeError(name)
+        if name not in self.captured:
+            raise AttributeError(name)
+        return self.captured[name]
 
 
 def ways(op: Op, node: ir.Node, match: Match, depth: int) -> Iterator[Match | Miss]:
@@ -116,11 +110,8 @@ def ways(op: Op, node: ir.Node, match: Match, depth: int) -> Iterator[Match | Mi
     if (op.domain, op.type) in COMMUTATIVE:
         orders.append(tuple(reversed(args)))
     for args in orders:
-        start = Match(dict(match.values), dict(match.nodes), {**match.by_key, op.key: node}, dict(match.rests))
-        if rest:
-            start.rests[rest] = remaining
-        if op.label:
-            start.nodes[op.label] = node
+        found = {name: what for name, what in ((rest, remaining), (op.label, node)) if name}
+        start = Match(match.captured | found, {**match.by_key, op.key: node})
         yield from _arguments(list(zip(args, inputs, strict=True)), start, depth + 1)
 
 
@@ -143,10 +134,10 @@ def _arguments(pairs: list[tuple[Op | str, ir.Value | None]], match: Match, dept
 
 def _value(pattern: Op | str, value: ir.Value | None, match: Match, depth: int) -> Iterator[Match | Miss]:
     if isinstance(pattern, str):
-        if pattern in match.values and match.values[pattern] is not value:
+        if match.captured.get(pattern, value) is not value:
             yield Miss(f"{pattern!r} stands for two different values", depth)
         else:
-            yield Match({**match.values, pattern: value}, match.nodes, match.by_key, match.rests)
+            yield Match({**match.captured, pattern: value}, match.by_key)
         return
     producer = value.producer() if value is not None else None
     if value is None or producer is None:

@@ -31,6 +31,7 @@ from ..format import (
     nibble_pairs,
     non_finite,
     pack_pairs,
+    scaled_blocks,
 )
 
 _KEEP = """
@@ -38,15 +39,10 @@ last_axis = Constant <value = int64[1] {-1}> ()
 rows_by_rest = Constant <value = int64[2] {0, -1}> ()
 codes = Identity (weight)
 """
-_SCALE = """
+_SIGNED = """
 zero_point = Constant <value = float {%ZERO%}> ()
-by_block = Constant <value = int64[3] {0, -1, %BLOCK%}> ()
 unsigned = Cast <to = 1> (codes)
 numbers = Sub (unsigned, zero_point)
-blocks = Reshape (numbers, by_block)
-scale_column = Unsqueeze (weight_scale, last_axis)
-scaled = Mul (blocks, scale_column)
-dense = Reshape (scaled, rows_by_rest)
 """
 
 
@@ -89,14 +85,15 @@ def integer_format(name: str, bits: int, block: int) -> Format:
     def decode(parts: Parts) -> np.ndarray:
         return decode_blocks(parts["weight"], bf16_to_f32(parts["weight_scale"]), table)
 
-    scale_text = _SCALE.replace("%ZERO%", f"{half}.0").replace("%BLOCK%", str(block))
     return Format(
         name=name,
         summary=f"{bits}-bit integers, symmetric, a bf16 scale per {block} weights",
         block=block,
         layouts=(Layout("weight", "U8", "nk", per_byte), Layout("weight_scale", "BF16", "nk", block)),
         error_bound=1 / half + 2**-9,  # one step at the clipped end, plus the rounding of the scale
-        body=(UNPACK_PAIRS if bits == 4 else _KEEP) + scale_text,
+        body=(UNPACK_PAIRS if bits == 4 else _KEEP)
+        + _SIGNED.replace("%ZERO%", f"{half}.0")
+        + scaled_blocks(block, "weight_scale"),
         encode=encode,
         decode=decode,
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E8M0
-from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks, scaled_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 
 BLOCK = 32
@@ -53,17 +53,13 @@ MXFP4 = Format(
     error_bound=1 / 5,  # the largest weight of a block at 5 becomes 4
     body=DENSE_CODES
     + """
-by_block = Constant <value = int64[3] {0, -1, 32}> ()
 e8m0_bias = Constant <value = float {127}> ()
 two = Constant <value = float {2}> ()
 biased = Cast <to = 1> (weight_scale)
 exponent = Sub (biased, e8m0_bias)
 scales = Pow (two, exponent)
-scale_column = Unsqueeze (scales, last_axis)
-blocks = Reshape (numbers, by_block)
-scaled = Mul (blocks, scale_column)
-dense = Reshape (scaled, rows_by_rest)
-""",
+"""
+    + scaled_blocks(BLOCK, "scales"),
     encode=_encode,
     decode=_decode,
 )

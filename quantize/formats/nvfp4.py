@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...runtime.numbers import E4M3
-from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks
+from ..format import SMALLEST_SCALE, Format, Layout, Parts, decode_blocks, scaled_blocks
 from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 from .fp8 import E4M3_TEXT
 
@@ -61,14 +61,8 @@ NVFP4 = Format(
     error_bound=17 / 16 / 6 + 2**-10,  # half of the step from 4 to 6, with a scale rounded up by at most 1/16
     body=DENSE_CODES
     + E4M3_TEXT.replace("%BITS%", "weight_scale")
-    + """
-by_block = Constant <value = int64[3] {0, -1, 16}> ()
-whole_scale = Mul (e4m3_numbers, weight_scale_2)
-scale_column = Unsqueeze (whole_scale, last_axis)
-blocks = Reshape (numbers, by_block)
-scaled = Mul (blocks, scale_column)
-dense = Reshape (scaled, rows_by_rest)
-""",
+    + "whole_scale = Mul (e4m3_numbers, weight_scale_2)"
+    + scaled_blocks(BLOCK, "whole_scale"),
     encode=_encode,
     decode=_decode,
     shares_scale=True,

@@ -21,14 +21,14 @@ HELD: dict[str, int] = {
     "cli/common": 258,  # texts are templates over the facts of --json
     "cli/prompts": 163,
     "compiler": 142,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
-    "compiler/checkpoint": 822,
-    "compiler/config": 388,
+    "compiler/checkpoint": 813,
+    "compiler/config": 364,
     "compiler/decoder": 192,
-    "compiler/engine": 485,  # report.py and memory planning came from build.py
-    "compiler/families": 422,
-    "compiler/oracle": 252,
+    "compiler/engine": 482,  # report.py and memory planning came from build.py
+    "compiler/families": 409,
+    "compiler/oracle": 242,
     "compiler/targets": 79,  # tactics came from cuda/tuning, CompiledProfile
-    "compiler/targets/cpu": 420,
+    "compiler/targets/cpu": 415,
     "compiler/targets/cuda": 692,  # PTX beside the cubins
     "compiler/targets/cuda/cubins": 906,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
@@ -40,11 +40,11 @@ HELD: dict[str, int] = {
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 266,  # quick.py: simulated steps take half the time
     "passes": 372,
-    "passes/graph": 506,
-    "passes/rewrite": 251,
-    "quantize": 205,
-    "quantize/formats": 267,
-    "recipes": 308,
+    "passes/graph": 497,
+    "passes/rewrite": 242,
+    "quantize": 213,
+    "quantize/formats": 254,
+    "recipes": 297,
     "runtime": 819,  # a device is made of contents
     "runtime/cpu": 410,  # notes
     "runtime/cuda": 977,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine

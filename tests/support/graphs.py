@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 
 from llmc.passes.graph import ops
-from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSET, Canonical, Copied, Graph, Quantized, dims
+from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSETS, Canonical, Copied, Graph, Quantized, dims
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Stored, evaluate
 
@@ -31,7 +31,7 @@ def parse(text: str, seed: int = 0) -> Example:
     rng = np.random.default_rng(seed)
     proto = onnx.parser.parse_graph(f"example {text}")
     keys = dict.fromkeys((n.op_type, n.overload) for n in proto.node if n.domain == ops.DOMAIN)
-    opsets = [onnx.helper.make_opsetid(*pair) for pair in (("", OPSET), (ops.DOMAIN, 1), ("com.microsoft", 1))]
+    opsets = [onnx.helper.make_opsetid(*pair) for pair in OPSETS.items()]
     functions = [ops.function(*key) for key in keys]
     model = onnx.helper.make_model(proto, functions=functions, opset_imports=opsets, ir_version=IR_VERSION)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)

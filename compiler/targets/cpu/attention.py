@@ -21,16 +21,13 @@ _ATTENTION = (
     "kr = RotaryEmbedding<num_heads=1>(k, C, S, p) y, nk, nv = llmc.CachedAttention"
     "<heads=2, kv_heads=1, head_dim=16, scale=0.25>(qr, kr, v, pk, pv, past) }"
 )
-_MERGED_ATTENTION = (
-    "(int64[1,3] ids, int32[1] past, float[1,3,64] x, float[1,1,4,16] pk, "
-    "float[1,1,4,16] pv, float[6,8] C, float[6,8] S) => (float[1,3,32] y, float[1,1,4,16] nk, float[1,1,4,16] nv) "
-    "{ sizes = Constant<value_ints=[32,16,16]>() q, k, v = Split<axis=-1>(x, sizes) p = llmc.Positions(ids, past) "
-    "qr = RotaryEmbedding<num_heads=2>(q, C, S, p) kr = RotaryEmbedding<num_heads=1>(k, C, S, p) "
-    "y, nk, nv = llmc.CachedAttention<heads=2, kv_heads=1, head_dim=16, scale=0.25>(qr, kr, v, pk, pv, past) }"
+_MERGED_ATTENTION = _ATTENTION.replace("float[1,3,32] q, float[1,3,16] k, float[1,3,16] v", "float[1,3,64] x").replace(
+    "{", "{ sizes = Constant<value_ints=[32,16,16]>() q, k, v = Split<axis=-1>(x, sizes)"
 )
 
 
-_WINDOWED = _ATTENTION.replace("CachedAttention<", "CachedAttention:windowed<window=2, ")
+def _windowed(text: str) -> str:
+    return text.replace("CachedAttention<", "CachedAttention:windowed<window=2, ")
 
 
 def _with_head(size: int) -> str:
@@ -46,7 +43,7 @@ class RopeAttentionToGroupQuery(Rule):
     refuses = {
         "the rope is interleaved": _ATTENTION.replace("num_heads=2", "num_heads=2, interleaved=1"),
         "the head size is no multiple of 16": _with_head(24),
-        "the layer has a window": _WINDOWED,
+        "the layer has a window": _windowed(_ATTENTION),
     }
 
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
@@ -69,15 +66,17 @@ class RopeAttentionToGroupQuery(Rule):
         return _group_query(g, m, qkv, m.cos, m.sin)
 
 
-class AttentionToGroupQuery(Rule):
-    """Cached attention whose rope the kernel does not know: rope stays an operator of its own."""
-
-    fires = (_with_head(24), _WINDOWED)
-    refuses = {"the head size is no multiple of 8": _with_head(20)}
-
+class _AnyAttention(Rule):
     def pattern(self, p: Patterns) -> tuple[Op, ...]:
         root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
         return root, root.out(1), root.out(2)
+
+
+class AttentionToGroupQuery(_AnyAttention):
+    """Cached attention whose rope the kernel does not know: rope stays an operator of its own."""
+
+    fires = (_with_head(24), _windowed(_ATTENTION))
+    refuses = {"the head size is no multiple of 8": _with_head(20)}
 
     def check(self, graph: Graph, m: Match) -> None:
         require(attribute(m.attention, "head_dim") % 8 == 0, "the head size is no multiple of 8")
@@ -86,14 +85,10 @@ class AttentionToGroupQuery(Rule):
         return _group_query(g, m, (m.q, m.k, m.v))
 
 
-class AttentionToStandard(Rule):
+class AttentionToStandard(_AnyAttention):
     """Cached attention of any head size is the standard Attention over a cache that TensorScatter updates."""
 
-    fires = (_with_head(20), _with_head(20).replace("CachedAttention<", "CachedAttention:windowed<window=2, "))
-
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
-        root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
-        return root, root.out(1), root.out(2)
+    fires = (_with_head(20), _windowed(_with_head(20)))
 
     def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
         split = g.ints(0, 0, -1, attribute(m.attention, "head_dim"))

@@ -20,7 +20,7 @@ from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from . import gpus
 from .contents import Contents
-from .driver import Driver
+from .driver import Driver, keep
 from .launches import Area, Bound, bind
 from .modules import Modules
 from .ring import Ring, Slot, Ticket
@@ -65,8 +65,7 @@ class CudaDevice:
                 self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
                 cleanup.callback(self._driver.close)
                 _refuse_other_chips(plan.sm, self._driver.sm, what)
-                self._stream = self._driver.stream()
-                cleanup.callback(self._driver.drop_stream, self._stream)
+                self._stream = keep(cleanup, self._driver.stream(), self._driver.drop_stream)
             with self._timed("plan"):
                 placement = contents.placement(plan)
                 most = max(slots, contents.max_batch)
@@ -74,13 +73,12 @@ class CudaDevice:
                 self.budget = budget(plan, weights=placement.bytes, slots=slots, state_slots=most, free=free, what=what)
                 self.blocks = self.budget.blocks
             with self._timed("kernels"):
-                modules = Modules(self._driver, contents, cleanup.callback)
+                modules = Modules(self._driver, contents, cleanup)
                 self._kernels = modules.kernels(plan)
                 self.notes = modules.notes
             with self._timed("memory"):
                 weights, self._area = self._allocate(self.budget, placement, most, cleanup)
-                self._ring = Ring(self._driver, self.budget.inputs)
-                cleanup.callback(self._ring.close)
+                self._ring = Ring(self._driver, self.budget.inputs, cleanup)
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
                 self._driver.wait(self._stream)
@@ -123,11 +121,7 @@ class CudaDevice:
         """All device memory of this plan; caches and states are zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
-            if not nbytes:
-                return 0
-            address = self._driver.allocate(aligned(nbytes), what)
-            cleanup.callback(self._driver.free, address)
-            return address
+            return keep(cleanup, self._driver.allocate(aligned(nbytes), what), self._driver.free) if nbytes else 0
 
         weights = allocate(parts.weights, "weights")
         tensors = {name: weights + offset for name, offset in placement.offsets.items()}

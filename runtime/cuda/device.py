@@ -206,11 +206,9 @@ def _ordinal(sm: int, what: str) -> int:
     found = gpus.look()
     if not found.gpus:
         raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
-    for gpu in found.gpus:
-        if runs_on(sm, gpu.sm):
-            return gpu.ordinal
-    _refuse_other_chips(sm, found.gpus[0].sm, what)
-    return found.gpus[0].ordinal
+    chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
+    _refuse_other_chips(sm, chosen.sm, what)
+    return chosen.ordinal
 
 
 def _refuse_other_chips(sm: int, chip: int, what: str) -> None:

@@ -23,7 +23,7 @@ from .contents import Contents
 from .driver import Driver, keep
 from .launches import Area, Bound, bind
 from .modules import Modules
-from .ring import Ring, Slot, Ticket
+from .ring import Ring, Slot
 from .upload import Placement
 
 _KEPT = 64
@@ -82,20 +82,18 @@ class CudaDevice:
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
                 self._driver.wait(self._stream)
-            cleanup.callback(self._drop_graphs)
-            cleanup.callback(self._driver.wait, self._stream)
             self._cleanup = cleanup.pop_all()
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
-    ) -> Ticket:
-        """Start a step behind those before it."""
+    ) -> int:
+        """Start a step behind those before it; its number, for `read`."""
         driver = self._driver
         driver.use()
         bound = self._bound(program, sizes)
         replayed = self._replays and self._plan.programs[program].decode
         graph = self._graph(program, bound) if replayed else None
-        ticket, slot = self._ring.next()
+        step, slot = self._ring.next()
         self._send(bound, inputs, slot)
         if graph is not None:
             driver.launch_graph(graph, self._stream)
@@ -103,9 +101,9 @@ class CudaDevice:
             self._launch(bound)
         self._fetch(bound, wanted, slot)
         driver.record(slot.done, self._stream)
-        return ticket
+        return step
 
-    def read(self, handle: Ticket) -> Mapping[str, np.ndarray]:
+    def read(self, handle: int) -> Mapping[str, np.ndarray]:
         """Wait for a step; the arrays are the caller's."""
         self._driver.use()
         return self._ring.read(handle)
@@ -114,6 +112,7 @@ class CudaDevice:
         """Free everything, also after an error that the GPU does not recover from."""
         with suppress(LlmcError):
             self._driver.use()
+            self._driver.wait(self._stream)
         with suppress(LlmcError):
             self._cleanup.close()
 
@@ -161,12 +160,9 @@ class CudaDevice:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
-                self._graphs[program] = self._driver.captured(self._stream, lambda: self._launch(bound))
+                graph = self._driver.captured(self._stream, lambda: self._launch(bound))
+            self._graphs[program] = keep(self._cleanup, graph, self._driver.drop_graph)
         return self._graphs[program]
-
-    def _drop_graphs(self) -> None:
-        while self._graphs:
-            self._driver.drop_graph(self._graphs.popitem()[1])
 
     def _launch(self, bound: Bound) -> None:
         launch = self._driver.launch

@@ -56,14 +56,6 @@ class Slot:
     """Offset among the results, and what lies there."""
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """A started step, for `Ring.read`."""
-
-    slot: int
-    step: int
-
-
 class Ring:
     """The slots. A step that is never read gives its slot up to the third one after it."""
 
@@ -78,25 +70,24 @@ class Ring:
             inputs.view(input_bytes)
             results.view(0)
 
-    def next(self) -> tuple[Ticket, Slot]:
-        """The slot of a new step; waits until the GPU is done with it."""
+    def next(self) -> tuple[int, Slot]:
+        """The number of a new step, and its slot; waits until the GPU is done with it."""
         self._steps += 1
-        index = self._steps % SLOTS
-        slot = self._slots[index]
+        slot = self._slots[self._steps % SLOTS]
         if slot.step:
             self._driver.wait_event(slot.done)
         slot.step, slot.outputs = self._steps, {}
-        return Ticket(index, self._steps), slot
+        return self._steps, slot
 
-    def read(self, ticket: Ticket) -> dict[str, np.ndarray]:
+    def read(self, step: int) -> dict[str, np.ndarray]:
         """Waits for a step, and copies its results out.
 
         Raises:
             LlmcError: its slot has been used again, which is a mistake of the caller.
         """
-        slot = self._slots[ticket.slot]
-        if slot.step != ticket.step:
-            raise LlmcError(f"the results of step {ticket.step}", found=f"step {slot.step} in its place")
+        slot = self._slots[step % SLOTS]
+        if slot.step != step:
+            raise LlmcError(f"the results of step {step}", found=f"step {slot.step} in its place")
         self._driver.wait_event(slot.done)
         size = max((offset + span.nbytes for offset, span in slot.outputs.values()), default=0)
         flat = slot.results.view(size)

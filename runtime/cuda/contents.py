@@ -23,15 +23,19 @@ class Contents(Protocol):
 
     def placement(self, plan: Plan) -> Placement:
         """Where the plan's weights lie in their one allocation."""
+        ...
 
     def cubin(self, code: MachineCode, what: str) -> bytes:
         """The machine code of a kernel, called `what` in errors."""
+        ...
 
     def ptx(self, code: MachineCode) -> str:
         """What it was assembled from, or ""."""
+        ...
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
         """Put the weights into their allocation at `base`; they are there when it returns."""
+        ...
 
 
 class EngineContents:

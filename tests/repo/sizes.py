@@ -47,7 +47,7 @@ HELD: dict[str, int] = {
     "recipes": 308,
     "runtime": 819,  # a device is made of contents
     "runtime/cpu": 418,  # notes
-    "runtime/cuda": 928,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/cuda": 932,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 566,
     "runtime/files": 383,
     "runtime/plan": 727,  # where PTX lies

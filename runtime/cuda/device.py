@@ -20,10 +20,10 @@ from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from . import gpus
 from .contents import Contents
-from .driver import Driver
+from .driver import Driver, keep
 from .launches import Area, Bound, bind
 from .modules import Modules
-from .ring import Ring, Slot, Ticket
+from .ring import Ring, Slot
 from .upload import Placement
 
 _KEPT = 64
@@ -65,8 +65,7 @@ class CudaDevice:
                 self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
                 cleanup.callback(self._driver.close)
                 _refuse_other_chips(plan.sm, self._driver.sm, what)
-                self._stream = self._driver.stream()
-                cleanup.callback(self._driver.drop_stream, self._stream)
+                self._stream = keep(cleanup, self._driver.stream(), self._driver.drop_stream)
             with self._timed("plan"):
                 placement = contents.placement(plan)
                 most = max(slots, contents.max_batch)
@@ -74,30 +73,27 @@ class CudaDevice:
                 self.budget = budget(plan, weights=placement.bytes, slots=slots, state_slots=most, free=free, what=what)
                 self.blocks = self.budget.blocks
             with self._timed("kernels"):
-                modules = Modules(self._driver, contents, cleanup.callback)
+                modules = Modules(self._driver, contents, cleanup)
                 self._kernels = modules.kernels(plan)
                 self.notes = modules.notes
             with self._timed("memory"):
                 weights, self._area = self._allocate(self.budget, placement, most, cleanup)
-                self._ring = Ring(self._driver, self.budget.inputs)
-                cleanup.callback(self._ring.close)
+                self._ring = Ring(self._driver, self.budget.inputs, cleanup)
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
                 self._driver.wait(self._stream)
-            cleanup.callback(self._drop_graphs)
-            cleanup.callback(self._driver.wait, self._stream)
             self._cleanup = cleanup.pop_all()
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
-    ) -> Ticket:
-        """Start a step behind those before it."""
+    ) -> int:
+        """Start a step behind those before it; its number, for `read`."""
         driver = self._driver
         driver.use()
         bound = self._bound(program, sizes)
         replayed = self._replays and self._plan.programs[program].decode
         graph = self._graph(program, bound) if replayed else None
-        ticket, slot = self._ring.next()
+        step, slot = self._ring.next()
         self._send(bound, inputs, slot)
         if graph is not None:
             driver.launch_graph(graph, self._stream)
@@ -105,9 +101,9 @@ class CudaDevice:
             self._launch(bound)
         self._fetch(bound, wanted, slot)
         driver.record(slot.done, self._stream)
-        return ticket
+        return step
 
-    def read(self, handle: Ticket) -> Mapping[str, np.ndarray]:
+    def read(self, handle: int) -> Mapping[str, np.ndarray]:
         """Wait for a step; the arrays are the caller's."""
         self._driver.use()
         return self._ring.read(handle)
@@ -116,6 +112,7 @@ class CudaDevice:
         """Free everything, also after an error that the GPU does not recover from."""
         with suppress(LlmcError):
             self._driver.use()
+            self._driver.wait(self._stream)
         with suppress(LlmcError):
             self._cleanup.close()
 
@@ -123,11 +120,7 @@ class CudaDevice:
         """All device memory of this plan; caches and states are zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
-            if not nbytes:
-                return 0
-            address = self._driver.allocate(aligned(nbytes), what)
-            cleanup.callback(self._driver.free, address)
-            return address
+            return keep(cleanup, self._driver.allocate(aligned(nbytes), what), self._driver.free) if nbytes else 0
 
         weights = allocate(parts.weights, "weights")
         tensors = {name: weights + offset for name, offset in placement.offsets.items()}
@@ -167,12 +160,9 @@ class CudaDevice:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
-                self._graphs[program] = self._driver.captured(self._stream, lambda: self._launch(bound))
+                graph = self._driver.captured(self._stream, lambda: self._launch(bound))
+            self._graphs[program] = keep(self._cleanup, graph, self._driver.drop_graph)
         return self._graphs[program]
-
-    def _drop_graphs(self) -> None:
-        while self._graphs:
-            self._driver.drop_graph(self._graphs.popitem()[1])
 
     def _launch(self, bound: Bound) -> None:
         launch = self._driver.launch
@@ -212,11 +202,9 @@ def _ordinal(sm: int, what: str) -> int:
     found = gpus.look()
     if not found.gpus:
         raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
-    for gpu in found.gpus:
-        if runs_on(sm, gpu.sm):
-            return gpu.ordinal
-    _refuse_other_chips(sm, found.gpus[0].sm, what)
-    return found.gpus[0].ordinal
+    chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
+    _refuse_other_chips(sm, chosen.sm, what)
+    return chosen.ordinal
 
 
 def _refuse_other_chips(sm: int, chip: int, what: str) -> None:

@@ -6,9 +6,9 @@ Streams, events, modules, functions and graphs are the binding's own objects; ad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..chips import target_for
 from ..errors import EngineError, LlmcError, ResourceError
@@ -16,8 +16,7 @@ from . import gpus
 
 EXTRA = "pip install 'llmc[cuda]'"
 _BINDINGS = "cuda.bindings.driver"
-DEFAULT_SHARED = 48 << 10
-"""Dynamic shared memory a block gets without asking."""
+DEFAULT_SHARED = 48 << 10  # dynamic shared memory a block gets without asking
 _WARP = 32
 _REFUSED_IMAGES = {
     "CUDA_ERROR_INVALID_IMAGE",
@@ -39,11 +38,15 @@ _FAILED_KERNELS = {
     "CUDA_ERROR_LAUNCH_TIMEOUT",
     "CUDA_ERROR_ASSERT",
 }
-_MIB = 1 << 20
-_LOG_BYTES = 8192
-_LOG_SHOWN = 600
-_MOST_SHARED = 100
-"""Percent: the carveout that leaves the first-level cache least."""
+_LOG_BYTES, _LOG_SHOWN = 8192, 600
+_MOST_SHARED = 100  # percent: the carveout that leaves the first-level cache least
+_Made = TypeVar("_Made")
+
+
+def keep(cleanup: ExitStack, made: _Made, drop: Callable[[_Made], object]) -> _Made:
+    """What a driver has just made, which `cleanup` drops."""
+    cleanup.callback(drop, made)
+    return made
 
 
 class RefusedCode(ResourceError):
@@ -173,10 +176,7 @@ class Driver:
         """
         log = bytearray(_LOG_BYTES)  # the bindings take no address here
         kinds = self._api.CUjit_option
-        given = {
-            kinds.CU_JIT_ERROR_LOG_BUFFER: log,
-            kinds.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: _LOG_BYTES,
-        }
+        given = {kinds.CU_JIT_ERROR_LOG_BUFFER: log, kinds.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: _LOG_BYTES}
         arguments = ptx.encode() + b"\0", len(given), list(given), list(given.values())
         try:
             return self._call(f"compiling the PTX of {what}", "cuModuleLoadDataEx", *arguments)
@@ -220,8 +220,7 @@ class Driver:
         config = self._api.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = _WARP * warps, 1, 1
-        config.sharedMemBytes = shared
-        config.hStream = stream
+        config.sharedMemBytes, config.hStream = shared, stream
         if pdl:
             attribute = self._api.CUlaunchAttribute()
             kinds = self._api.CUlaunchAttributeID
@@ -297,4 +296,4 @@ class Driver:
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / _MIB:.1f} MiB" if nbytes >= _MIB else f"{nbytes} bytes"
+    return f"{nbytes / 2**20:.1f} MiB" if nbytes >> 20 else f"{nbytes} bytes"

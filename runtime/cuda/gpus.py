@@ -43,11 +43,6 @@ class Found:
     problem: str = ""
 
 
-def devices() -> list[Gpu]:
-    """The GPUs this process may use, in the driver's order; none where there is no driver."""
-    return list(look().gpus)
-
-
 def look(library: Any = None) -> Found:
     """What the driver says; `library` stands in for its library."""
     if library is None:

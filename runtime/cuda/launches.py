@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,7 @@ def bind(
         **{name: area.inputs + offset for name, offset in offsets.items()},
         **{name: span.at for name, span in buffers.items()},
     }
-    known: dict[str, int] = {}
-
-    def evaluated(formula: str) -> int:
-        if formula not in known:
-            known[formula] = value(formula, sizes)
-        return known[formula]
-
+    evaluated = cache(partial(value, sizes=sizes))
     launches = []
     for launch in program.launches:
         grid = tuple(map(evaluated, launch.grid))
@@ -140,7 +135,7 @@ def bind(
             continue
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
-        values = [_value(argument, addresses, sizes) for argument in launch.arguments]
+        values = [argument.given(addresses, sizes) for argument in launch.arguments]
         needed = kernel.code.global_scratch, kernel.code.profile_scratch
         scratch = [address if size else 0 for address, size in zip(area.scratch, needed, strict=True)]
         early = plan.pdl and kernel.code.pdl and bool(launches)  # what precedes the first is no kernel
@@ -225,12 +220,6 @@ def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:
     if argument.tensor is not None:
         return (KERNEL_DTYPES[plan.tensor(program, argument.tensor).dtype].pointer,)
     return ("fp32", "fp64") if argument.real is not None else ("i32", "i64")
-
-
-def _value(argument: Argument, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> int | float:
-    if argument.tensor is not None:
-        return addresses[argument.tensor]
-    return sizes[argument.size] if argument.size is not None else argument.number
 
 
 def _span(tensor: Tensor, at: int, sizes: Mapping[str, int]) -> Span:

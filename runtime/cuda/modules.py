@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EngineError
 from ..plan.plan import MachineCode, Plan
 from .contents import Contents
-from .driver import Driver, RefusedCode
+from .driver import Driver, RefusedCode, keep
 from .launches import LoadedKernel
 
 
 @dataclass
 class Modules:
-    """Kernels loaded through a driver; equal machine code is loaded once. unload: told how to undo each loading.
+    """Kernels loaded through a driver; equal machine code is loaded once. `cleanup` unloads it.
 
     refused: kernels whose machine code the driver did not take, so that it compiled their PTX, and why.
     """
 
     driver: Driver
     contents: Contents
-    unload: Callable[..., Any]
+    cleanup: ExitStack
     refused: list[tuple[str, str]] = field(default_factory=list)
     _loaded: dict[tuple[int, int], Any] = field(default_factory=dict)
 
@@ -53,8 +53,7 @@ class Modules:
     def _function(self, code: MachineCode, kernel: str, what: str) -> Any:
         at = code.offset, code.size
         if at not in self._loaded:
-            self._loaded[at] = module = self._module(code, kernel, what)
-            self.unload(self.driver.unload, module)
+            self._loaded[at] = keep(self.cleanup, self._module(code, kernel, what), self.driver.unload)
         return self.driver.function(self._loaded[at], code.entry, code.shared, what)
 
     def _module(self, code: MachineCode, kernel: str, what: str) -> Any:

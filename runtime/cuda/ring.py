@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import LlmcError
-from .driver import Driver
+from .driver import Driver, keep
 from .launches import Span
 
 SLOTS = 3
@@ -19,9 +20,10 @@ _LEAST = 64 << 10
 
 
 class Pinned:
-    """Pinned memory that grows when more is asked for; what it held is then lost."""
+    """Pinned memory that grows when more is asked for; what it held is then lost. `cleanup` frees it."""
 
-    def __init__(self, driver: Driver, what: str) -> None:
+    def __init__(self, driver: Driver, what: str, cleanup: ExitStack) -> None:
+        cleanup.callback(self._free)
         self._driver = driver
         self._what = what
         self.address = 0
@@ -30,13 +32,13 @@ class Pinned:
     def view(self, nbytes: int) -> np.ndarray:
         """The first bytes, of which there may not have been so many before."""
         if nbytes > self._bytes or not self._bytes:
-            self.close()
+            self._free()
             room = max(_LEAST, 1 << nbytes.bit_length())
             self.address = self._driver.allocate_host(room, self._what)
             self._bytes = room
         return np.ctypeslib.as_array((ctypes.c_ubyte * self._bytes).from_address(self.address))[:nbytes]
 
-    def close(self) -> None:
+    def _free(self) -> None:
         if self._bytes:
             address, self.address, self._bytes = self.address, 0, 0
             self._driver.free_host(address)
@@ -54,51 +56,38 @@ class Slot:
     """Offset among the results, and what lies there."""
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """A started step, for `Ring.read`."""
-
-    slot: int
-    step: int
-
-
 class Ring:
     """The slots. A step that is never read gives its slot up to the third one after it."""
 
-    def __init__(self, driver: Driver, input_bytes: int) -> None:
-        """Room for the largest inputs and small results, so that most steps allocate nothing."""
+    def __init__(self, driver: Driver, input_bytes: int, cleanup: ExitStack) -> None:
+        """Room for the largest inputs and small results, so that most steps allocate nothing; `cleanup` frees it."""
         self._driver = driver
         self._slots: list[Slot] = []
         self._steps = 0
-        try:
-            for _ in range(SLOTS):
-                inputs, results = Pinned(driver, "a step's inputs"), Pinned(driver, "a step's results")
-                self._slots.append(Slot(inputs, results, driver.event()))
-                inputs.view(input_bytes)
-                results.view(0)
-        except BaseException:
-            self.close()
-            raise
+        for _ in range(SLOTS):
+            inputs, results = (Pinned(driver, f"a step's {what}", cleanup) for what in ("inputs", "results"))
+            self._slots.append(Slot(inputs, results, keep(cleanup, driver.event(), driver.drop_event)))
+            inputs.view(input_bytes)
+            results.view(0)
 
-    def next(self) -> tuple[Ticket, Slot]:
-        """The slot of a new step; waits until the GPU is done with it."""
+    def next(self) -> tuple[int, Slot]:
+        """The number of a new step, and its slot; waits until the GPU is done with it."""
         self._steps += 1
-        index = self._steps % SLOTS
-        slot = self._slots[index]
+        slot = self._slots[self._steps % SLOTS]
         if slot.step:
             self._driver.wait_event(slot.done)
         slot.step, slot.outputs = self._steps, {}
-        return Ticket(index, self._steps), slot
+        return self._steps, slot
 
-    def read(self, ticket: Ticket) -> dict[str, np.ndarray]:
+    def read(self, step: int) -> dict[str, np.ndarray]:
         """Waits for a step, and copies its results out.
 
         Raises:
             LlmcError: its slot has been used again, which is a mistake of the caller.
         """
-        slot = self._slots[ticket.slot]
-        if slot.step != ticket.step:
-            raise LlmcError(f"the results of step {ticket.step}", found=f"step {slot.step} in its place")
+        slot = self._slots[step % SLOTS]
+        if slot.step != step:
+            raise LlmcError(f"the results of step {step}", found=f"step {slot.step} in its place")
         self._driver.wait_event(slot.done)
         size = max((offset + span.nbytes for offset, span in slot.outputs.values()), default=0)
         flat = slot.results.view(size)
@@ -106,9 +95,3 @@ class Ring:
             name: flat[offset : offset + span.nbytes].copy().view(span.dtype).reshape(span.shape)
             for name, (offset, span) in slot.outputs.items()
         }
-
-    def close(self) -> None:
-        for slot in self._slots:
-            slot.inputs.close()
-            slot.results.close()
-            self._driver.drop_event(slot.done)

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from ..numbers import RAW_DTYPE
 from ..plan.budget import aligned
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
-from .driver import Driver
+from .driver import Driver, keep
 
 _PIECE = 1 << 20  # small enough to stay in a core's cache between the read and the hash
 _SPARE = 4
@@ -140,49 +140,38 @@ def upload(
     """
     jobs = list(_chunks(engine, placement))
     total = sum(job.part.nbytes for job in jobs)
-    with progress.stage("weights", total) as advance, _Staging(driver, len(jobs)) as staging:
-        staging.stream_file(engine, jobs, base, advance)
+    with progress.stage("weights", total) as advance, ExitStack() as cleanup:
+        staging = Staging(driver, len(jobs), cleanup)
+        with _readable(engine):  # whatever is there now: the digests decide
+            file = keep(cleanup, os.open(engine.path, os.O_RDONLY), os.close)
+        staging.stream_file(engine, file, jobs, base, advance)
         for name, (expr, offset) in placement.computed.items():
             staging.send(evaluate(expr, engine.tensor, initializer=name), base + offset)
 
 
-class _Staging:
-    """A ring of pinned slots of one chunk each, and the stream that copies from them."""
+class Staging:
+    """A ring of pinned slots of one chunk each, and the stream that copies from them; `cleanup` waits for it."""
 
-    def __init__(self, driver: Driver, jobs: int) -> None:
+    def __init__(self, driver: Driver, jobs: int, cleanup: ExitStack) -> None:
         self._driver = driver
         self._threads = max(1, min(cpu_count(), jobs))
         self._used = 0
-        with ExitStack() as undo:
-            self._stream = driver.stream()
-            undo.callback(driver.drop_stream, self._stream)
-            count = max(1, min(self._threads + _SPARE, jobs))
-            self._base = driver.allocate_host(count * CHUNK, "loading weights")
-            undo.callback(driver.free_host, self._base)
-            self._copied = []
-            for _ in range(count):
-                event = driver.event()
-                undo.callback(driver.drop_event, event)
-                self._copied.append(event)
-            undo.callback(driver.wait, self._stream)
-            self._cleanup = undo.pop_all()
+        self._stream = keep(cleanup, driver.stream(), driver.drop_stream)
+        count = max(1, min(self._threads + _SPARE, jobs))
+        self._base = keep(cleanup, driver.allocate_host(count * CHUNK, "loading weights"), driver.free_host)
+        self._copied = [keep(cleanup, driver.event(), driver.drop_event) for _ in range(count)]
+        cleanup.callback(driver.wait, self._stream)
 
-    def __enter__(self) -> _Staging:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
-
-    def stream_file(self, engine: EngineFile, jobs: list[_Chunk], base: int, advance: Callable[[int], None]) -> None:
+    def stream_file(
+        self, engine: EngineFile, file: int, jobs: list[_Chunk], base: int, advance: Callable[[int], None]
+    ) -> None:
         """Read, check and copy chunks; at most one per thread is being read."""
         waiting: deque[tuple[_Chunk, int, Future[str]]] = deque()
 
         def finish() -> None:
             job, slot, digest = waiting.popleft()
-            try:
+            with _readable(engine):
                 matches = digest.result() == job.digest
-            except OSError as problem:
-                raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
             if not matches:
                 found = f"{job.label} (bytes {job.part.offset} to {job.part.offset + job.part.nbytes})"
                 fix = "copy or build the engine again"
@@ -192,21 +181,14 @@ class _Staging:
             self._driver.record(self._copied[slot], self._stream)
             advance(job.part.nbytes)
 
-        try:
-            file = os.open(engine.path, os.O_RDONLY)  # whatever is there now: the digests decide
-        except OSError as problem:
-            raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
-        try:
-            with ThreadPoolExecutor(self._threads) as pool:
-                for job in jobs:
-                    if len(waiting) == self._threads:
-                        finish()
-                    slot = self._slot()
-                    waiting.append((job, slot, pool.submit(_read, file, job.part, self._view(slot))))
-                while waiting:
+        with ThreadPoolExecutor(self._threads) as pool:
+            for job in jobs:
+                if len(waiting) == self._threads:
                     finish()
-        finally:
-            os.close(file)
+                slot = self._slot()
+                waiting.append((job, slot, pool.submit(_read, file, job.part, self._view(slot))))
+            while waiting:
+                finish()
 
     def send(self, array: np.ndarray, target: int) -> None:
         """Copy a computed weight."""
@@ -230,6 +212,14 @@ class _Staging:
 
     def _view(self, slot: int) -> memoryview:
         return memoryview((ctypes.c_ubyte * CHUNK).from_address(self._address(slot))).cast("B")
+
+
+@contextmanager
+def _readable(engine: EngineFile) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
 
 
 def _read(file: int, part: Range, into: memoryview) -> str:

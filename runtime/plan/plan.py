@@ -105,12 +105,13 @@ class Argument:
     integer: int | None = None
     real: float | None = None
 
-    @property
-    def number(self) -> int | float:
-        """The fixed number this is."""
-        found = self.real if self.integer is None else self.integer
-        assert found is not None
-        return found
+    def given(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+        """What a launch passes: of `tensors` what stands for the tensor, a step's size, or the number."""
+        if self.tensor is not None:
+            return tensors[self.tensor]
+        if self.size is not None:
+            return sizes[self.size]
+        return self.real if self.integer is None else self.integer
 
 
 @dataclass(frozen=True)

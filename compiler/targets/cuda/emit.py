@@ -48,7 +48,8 @@ def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Vari
     table = config.tactics
     tiles = table.tiles if table is not None else {}
     context, batch = config.max_context, config.max_batch
-    model = Model(graph, sm, _activation(config.dtype), context, batch, max_prefill(batch, context), config.kv, tiles)
+    activation = "f16" if config.dtype == "float16" else "bf16"
+    model = Model(graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles)
     shared: dict[str, Tensor] = {}
     lowered = [lower(model, shape, shared) for shape in shapes(batch, context)]
     variants: dict[Variant, int] = {}
@@ -79,10 +80,6 @@ def shapes(max_batch: int, max_context: int) -> tuple[Shape, ...]:
     small = (Shape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
     prompt = max_prefill(max_batch, max_context)
     return (*decode, *small, Shape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
-
-
-def _activation(dtype: str) -> str:
-    return "f16" if dtype == "float16" else "bf16"
 
 
 def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:

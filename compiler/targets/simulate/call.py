@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from ....runtime.dtypes import KERNEL_DTYPES
 from ....runtime.plan.formula import value
 from ..cuda.call import EMULATE, Call, Kernel, Operand
 from . import interpreter
 
 interpreter.install()
 
-TORCH_DTYPE = {
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f32": torch.float32,
-    "i32": torch.int32,
-    "i64": torch.int64,
-    "u8": torch.uint8,
-}
+TORCH_DTYPE = {name: torch.from_numpy(np.empty(0, one.numpy)).dtype for name, one in KERNEL_DTYPES.items()}
+TORCH_DTYPE["bf16"] = torch.bfloat16
 
 
 def launch(call: Call, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:

@@ -74,10 +74,7 @@ class SimulatedDevice:
     def _launch(self, launch: Launch, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
         module = self._plan.modules[launch.module]
         kernel = self._kernels[module.kernel]
-        values = [
-            tensors[a.tensor] if a.tensor is not None else sizes[a.size] if a.size is not None else a.number
-            for a in launch.arguments
-        ]
+        values = [argument.given(tensors, sizes) for argument in launch.arguments]
         grid = tuple(value(formula, sizes) for formula in launch.grid)
         execute(kernel, dict(zip(kernel.given(module.constants), values, strict=True)), module.constants, grid)
 

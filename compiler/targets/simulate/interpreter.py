@@ -27,7 +27,6 @@ _TORCH = {
     tl.float8e4nv: torch.float8_e4m3fn,
     tl.float8e5: torch.float8_e5m2,
 }
-_BITS = {8: (np.uint8, torch.uint8), 16: (np.uint16, torch.int16), 32: (np.uint32, torch.int32)}
 _their_conversion = interpreter._convert_float
 _their_patch = interpreter._patch_lang
 _their_dot = interpreter.InterpreterBuilder.create_dot
@@ -39,28 +38,18 @@ def install() -> None:
     """Mend the interpreter of this process, which then only interprets; calling it again changes nothing."""
     quick.install()
     interpreter._convert_float = convert  # pyright: ignore[reportAttributeAccessIssue]
-    interpreter._patch_lang = _patched_once  # pyright: ignore[reportAttributeAccessIssue]
+    interpreter._patch_lang = lambda _: _patched()  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._get_np_dtype = _np_dtype  # pyright: ignore[reportAttributeAccessIssue]
     interpreter.InterpreterBuilder.create_dot = _dot  # pyright: ignore[reportAttributeAccessIssue]
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)  # its findings are only told in debug mode
 
 
-class _Kept:
-    """A patch of the language that is not taken back: the next call needs it again."""
-
-    def restore(self) -> None:
-        pass
-
-
-def _patched_once(_function: Any) -> _Kept:
-    _patch()
-    return _Kept()
-
-
 @cache
-def _patch() -> None:
+def _patched() -> SimpleNamespace:
+    """The patch of the language, which is not taken back: the next call needs it again."""
     _their_patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    return SimpleNamespace(restore=lambda: None)
 
 
 def _np_dtype(dtype: Any) -> np.dtype:
@@ -77,11 +66,10 @@ def _dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
 
 def convert(values: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
     """Bits of `values` (an array of `source` numbers or of their bits) as `target` numbers, as unsigned integers."""
-    if source not in _TORCH or target not in _TORCH or target.primitive_bitwidth not in _BITS:
+    if source not in _TORCH or target not in _TORCH or target is tl.float64:
         return _their_conversion(values, source, target, rounding)
     if source is tl.bfloat16 and target is tl.float32:
         return values.view(np.uint16).astype(np.uint32) << 16
     raw = torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).reshape(-1).copy())
     converted = raw.view(_TORCH[source]).to(_TORCH[target])
-    unsigned, signed = _BITS[target.primitive_bitwidth]
-    return converted.view(signed).numpy().view(unsigned).reshape(values.shape)
+    return converted.view(torch.uint8).numpy().view(f"u{converted.itemsize}").reshape(values.shape)

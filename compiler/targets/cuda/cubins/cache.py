@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ TOOLS = "tools.json"
 _PACKAGE = Path(__file__).resolve().parents[4]
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _WORKER = Path(__file__).resolve().with_name("worker.py")
-_DIGEST = 64
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,7 @@ class KernelCache:
 
 def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
     """The key of a request to the compiler: its own words, all sources it reads, and the tools' versions."""
-    facts = {
-        "request": request,
-        "sources": sources,
-        "triton": tools.triton,
-        "ptxas": tools.ptxas,
-    }
-    return hashlib.sha256(canonical(facts)).hexdigest()
+    return hashlib.sha256(canonical({"request": request, "sources": sources, **asdict(tools)})).hexdigest()
 
 
 def sources_of(file: str) -> str:

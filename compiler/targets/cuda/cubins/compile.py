@@ -14,11 +14,9 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from .....runtime.chips import chip
@@ -44,16 +42,16 @@ _START = (
     f"from {__package__}.worker import main; main()"
 )
 _LONGEST_REASON = 1500
-_UNASKED = ("kernel", "minimum_sm")
+_UNASKED = ("kernel", "minimum_sm", "kinds")
 """Of a variant: what does not decide its cubin."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Variant:
     """What one cubin is compiled from: a kernel with its constants and types; all calls with an equal one share it.
 
     types: of the arguments that are not constants, in order; every pointer is divisible by 16, no size is specialized.
-    Constants compare with their types: True is not 1, and 1.0 is neither.
+    kinds: of the constants, which so compare with their types: True is not 1, and 1.0 is neither.
     """
 
     kernel: str
@@ -64,16 +62,10 @@ class Variant:
     warps: int
     stages: int
     minimum_sm: int = 80
+    kinds: tuple[type, ...] = field(init=False)
 
-    @cached_property
-    def _identity(self) -> str:
-        return json.dumps([getattr(self, field.name) for field in fields(self)])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Variant) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(type(value) for _, value in self.constants))
 
     def __str__(self) -> str:
         constants = "".join(f" {name}={value}" for name, value in self.constants)
@@ -81,7 +73,7 @@ class Variant:
 
     def request(self, sm: int) -> dict[str, Any]:
         """What the compiler is asked: all that decides the cubin except sources and tools."""
-        facts = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _UNASKED}
+        facts = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _UNASKED}
         return {**facts, "constants": dict(self.constants), "types": list(self.types), "sm": sm}
 
 
@@ -193,7 +185,12 @@ def attempt(
         if answer := cache.load(keys[variant]):
             outcomes[variant] = Cubin.from_json(answer)
         elif cache.packed is not None:
-            outcomes[variant] = _not_packed(variant, sm, cache)
+            # another Triton's machine code among the pack's would be measured under the pack's name
+            outcomes[variant] = ResourceError(
+                f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
+                found="none of these sources",
+                fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
+            )
     missing = [variant for variant, outcome in outcomes.items() if outcome is None]
     with progress.stage(f"sm_{sm} kernels") as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
         for variant, answer in answers:
@@ -229,15 +226,6 @@ def check_parameters(cubin: Cubin, warps: int) -> None:
         )
 
 
-def _not_packed(variant: Variant, sm: int, cache: KernelCache) -> ResourceError:
-    """Another Triton's machine code among the pack's would be measured under the pack's name."""
-    return ResourceError(
-        f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
-        found="none of these sources",
-        fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
-    )
-
-
 def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:
     if isinstance(outcome, LlmcError) or outcome.shared <= most:
         return outcome
@@ -265,28 +253,29 @@ Answer = Mapping[str, Any] | LlmcError
 
 
 def _compile(variants: Sequence[Variant], sm: int, jobs: int | None) -> Generator[tuple[Variant, Answer], None, None]:
-    """Every variant's answer as it comes, from `jobs` workers."""
+    """Every variant's answer as it comes, from `jobs` workers, each of a thread of its own."""
     if not variants:
         return
     count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(variants))
-    with tempfile.TemporaryDirectory(prefix="llmc-kernels-") as folder, ThreadPoolExecutor(count) as threads:
-        workers = [_Worker(Path(folder, str(index))) for index in range(count)]
-        idle: SimpleQueue[_Worker] = SimpleQueue()
-        for worker in workers:
-            idle.put(worker)
+    mine = threading.local()
+    workers: list[_Worker] = []
 
-        def ask(variant: Variant) -> tuple[Variant, Answer]:
-            worker = idle.get()
-            try:
-                return variant, worker.ask(variant, sm)
-            finally:
-                idle.put(worker)
+    def start() -> None:
+        mine.worker = _Worker(tempfile.mkdtemp(dir=folder))
+        workers.append(mine.worker)
 
+    def ask(variant: Variant) -> tuple[Variant, Answer]:
+        return variant, mine.worker.ask(variant, sm)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="llmc-kernels-") as folder,
+        ThreadPoolExecutor(count, initializer=start) as threads,
+    ):
         try:
             for done in as_completed([threads.submit(ask, variant) for variant in variants]):
                 yield done.result()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)  # a thread that starts later finds nothing to ask
             for worker in workers:
                 worker.close()
 
@@ -294,15 +283,17 @@ def _compile(variants: Sequence[Variant], sm: int, jobs: int | None) -> Generato
 class _Worker:
     """A process of `worker.py`, started when it is first needed and again after it has died."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
+    def __init__(self, folder: str) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
 
     def ask(self, variant: Variant, sm: int) -> Answer:
-        process = self._running()
+        with self._lock:
+            if self._closed:
+                raise ResourceError("a kernel after the end of the build")
+            process = self._process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None
         line = ""
         with contextlib.suppress(OSError, ValueError):  # it died; how, its exit code says
@@ -313,64 +304,49 @@ class _Worker:
         answer = json.loads(line)
         if "error" not in answer:
             return answer
-        with self._lock:
-            self._end(patience=0)  # Triton keeps half a hash of what it refused, and accepts it the second time
+        self._end()  # Triton keeps half a hash of what it refused, and accepts it the second time
         return LlmcError(f"kernel {variant} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON])
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._end(patience=0)
+        self._closed = True
+        self._end()
 
-    def _running(self) -> subprocess.Popen[str]:
-        with self._lock:
-            if self._closed:
-                raise ResourceError("a kernel after the end of the build")
-            if self._process is None:
-                with open(self._folder / "stderr", "wb") as remarks:
-                    self._process = subprocess.Popen(
-                        [sys.executable, "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path])],
-                        env=self._environment(),
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=remarks,
-                        text=True,
-                        encoding="utf-8",
-                        start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
-                    )
-            return self._process
-
-    def _environment(self) -> dict[str, str]:
-        folder = str(self._folder)
-        return {
-            **for_worker(),
-            **SETTINGS,
-            "TRITON_HOME": folder,
-            "TRITON_CACHE_DIR": f"{folder}/cache",
-            "TMPDIR": folder,
-        }
+    def _started(self) -> subprocess.Popen[str]:
+        folder = self._folder
+        own = {"TRITON_HOME": folder, "TRITON_CACHE_DIR": f"{folder}/cache", "TMPDIR": folder}
+        with open(f"{folder}/stderr", "wb") as remarks:
+            return subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path])],
+                env={**for_worker(), **SETTINGS, **own},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=remarks,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
+            )
 
     def _buried(self, variant: Variant, sm: int) -> LlmcError:
         """The error of a worker that gave no answer; the next variant gets a new one."""
-        with self._lock:
-            code = self._end(patience=1)
+        code = self._end(patience=1)
         asked = f"kernel {variant} for sm_{sm}"
         if code == -signal.SIGKILL:
             return ResourceError(asked, found="its compiler was killed, as systems do without memory", fix="--jobs 1")
-        said = (self._folder / "stderr").read_text(encoding="utf-8", errors="replace").strip()
+        said = Path(self._folder, "stderr").read_text(encoding="utf-8", errors="replace").strip()
         how = "gave no answer" if code is None else f"ended with code {code}"
         return LlmcError(asked, found=f"its compiler {how}: {said[-_LONGEST_REASON:]}")
 
-    def _end(self, patience: float) -> int | None:
+    def _end(self, patience: float = 0) -> int | None:
         """Ends the process and what it started; the exit code if it had ended by itself."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        code = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(patience)
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(OSError), process:  # closing its stdin may find nobody
-            process.wait()
-        return code
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return None
+            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(patience)
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError), process:  # closing its stdin may find nobody
+                process.wait()
+            return code

@@ -93,7 +93,7 @@ def weights_of(variant: Variant, loop: tuple[Instruction, ...]) -> float:
     BLOCK_M of them, one a token. So it does not matter how many blocks of K the loop covers.
     """
     constants = dict(variant.constants)
-    block_n, block_m = _number(constants, "BLOCK_N"), _number(constants, "BLOCK_M")
+    block_n, block_m = (int(constants.get(name) or 0) for name in ("BLOCK_N", "BLOCK_M"))
     if not (block_n and block_m and "K" in constants):
         return 0
     weights = 0.0
@@ -127,8 +127,3 @@ def _copied(one: Instruction) -> int:
     if one.name != "LDGSTS":
         return 0
     return next((int(size) // 8 for size in one.modifiers if size in ("64", "128")), 4)
-
-
-def _number(constants: Mapping[str, object], name: str) -> int:
-    value = constants.get(name)
-    return value if isinstance(value, int) else 0

@@ -40,17 +40,9 @@ class Entry:
         return not isinstance(self.outcome, Unsupported)
 
     def as_json(self) -> dict[str, Any]:
-        variant, outcome = self.variant, self.outcome
-        facts: dict[str, Any] = {
-            "sm": self.sm,
-            "file": variant.file,
-            "kernel": variant.kernel,
-            "constants": dict(variant.constants),
-            "types": list(variant.types),
-            "warps": variant.warps,
-            "stages": variant.stages,
-            "decode": self.decode,
-        }
+        outcome = self.outcome
+        facts = {"kernel": self.variant.kernel, **self.variant.request(self.sm), "decode": self.decode}
+        del facts["function"]  # the kernel's, by which no one calls it
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
         return facts | {

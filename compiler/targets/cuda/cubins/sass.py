@@ -10,9 +10,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 from .....runtime.errors import ResourceError
@@ -112,11 +113,8 @@ def _parsed(text: str) -> Iterator[Instruction]:
 
 
 def _split(instructions: Iterable[Instruction], sizes: Sequence[int]) -> Iterator[Listing]:
-    rest = iter(instructions)
-    start = 0
+    rest, start = iter(instructions), 0
     for size in sizes:
-        own = [one for _, one in zip(range(size // _BYTES), rest, strict=False)]
-        yield Listing(
-            tuple(Instruction(one.address - start, one.guard, one.opcode, one.operands) for one in own), start
-        )
+        own = islice(rest, size // _BYTES)
+        yield Listing(tuple(replace(one, address=one.address - start) for one in own), start)
         start += size

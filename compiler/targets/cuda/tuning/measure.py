@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from .....runtime.cuda.driver import Driver
+from .....runtime.cuda.driver import Driver, keep
 from .....runtime.cuda.launches import BoundLaunch, pack
 from .....runtime.cuda.ring import Pinned
+from .....runtime.cuda.upload import Staging
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.numbers import bf16_to_f32
 from .....runtime.plan.formula import value
 from ..call import ROUNDING, Call, Operand
 from ..cubins.compile import Cubin
 
-_PIECE = 16 << 20
 _GARBAGE = 0xFF
 """As bytes of a floating-point result NaN: what a form does not write is never right."""
 _RESULT, _COUNTERS = "y", "counters"
@@ -94,29 +94,24 @@ class _Bench:
         cleanup: ExitStack,
     ) -> None:
         self._driver, self._sizes, self._cleanup = driver, sizes, cleanup
-        self._stream = driver.stream()
-        cleanup.callback(driver.drop_stream, self._stream)
-        self._pinned = Pinned(driver, "measuring")
-        cleanup.callback(self._pinned.close)
+        self._stream = keep(cleanup, driver.stream(), driver.drop_stream)
+        self._pinned = Pinned(driver, "measuring", cleanup)
         room: dict[str, int] = {}
         for form in forms:
             for operand in form.call.operands.values():
                 room[operand.name] = max(room.get(operand.name, 0), value(operand.bytes, sizes))
         shared = {name: self._allocate(nbytes) for name, nbytes in room.items() if name not in weights}
-        for name, address in shared.items():
-            if name in contents:
-                self._send(contents[name], address)
         read = sum(room[name] for name in weights)
         count = min(effort.copies, max(1, -(-effort.cold // read)))
-        self._copies: list[dict[str, int]] = []
-        for _ in range(count):
-            mine = {name: self._allocate(room[name]) for name in weights}
-            for name, address in mine.items():
-                if self._copies:
-                    driver.copy(address, self._copies[0][name], room[name], self._stream)
-                else:
-                    self._send(contents[name], address)
-            self._copies.append({**shared, **mine})
+        self._copies = [shared | {name: self._allocate(room[name]) for name in weights} for _ in range(count)]
+        first, *others = self._copies
+        with ExitStack() as sent:
+            staging = Staging(driver, 1, sent)
+            for name, array in contents.items():
+                staging.send(array, first[name])
+        for copy in others:
+            for name in weights:
+                driver.copy(copy[name], first[name], room[name], self._stream)
         self._counters = shared.get(_COUNTERS, 0), room.get(_COUNTERS, 0)
         scratch = zip(*(self._scratch_of(form) for form in forms), strict=True)
         self._scratch = [self._allocate(max(each)) if max(each) else 0 for each in scratch]
@@ -127,8 +122,7 @@ class _Bench:
     def prepare(self, form: Form) -> list[BoundLaunch]:
         """A form's code, loaded and bound to every copy of the weights."""
         what = f"{form.call.kernel.name} with {dict(form.call.constants)}"
-        module = self._driver.module(form.cubin.data, what)
-        self._cleanup.callback(self._driver.unload, module)
+        module = keep(self._cleanup, self._driver.module(form.cubin.data, what), self._driver.unload)
         function = self._driver.function(module, form.cubin.code.entry, form.cubin.code.shared, what)
         config = self._driver.config(self._grid(form), form.call.warps, form.cubin.code.shared, self._stream)
         launches = []
@@ -171,9 +165,7 @@ class _Bench:
             for index in range(count):
                 self._launch(ready, index % len(self._copies))
 
-        graph = self._driver.captured(self._stream, launches)
-        self._cleanup.callback(self._driver.drop_graph, graph)
-        return graph, count
+        return keep(self._cleanup, self._driver.captured(self._stream, launches), self._driver.drop_graph), count
 
     def times(
         self, graphs: Mapping[int, tuple[Any, int]], rounds: int, within_limit: Callable[[], bool]
@@ -206,25 +198,13 @@ class _Bench:
         return form.cubin.code.global_scratch * programs, form.cubin.code.profile_scratch * programs
 
     def _event(self) -> Any:
-        event = self._driver.event(timing=True)
-        self._cleanup.callback(self._driver.drop_event, event)
-        return event
+        return keep(self._cleanup, self._driver.event(timing=True), self._driver.drop_event)
 
     def _allocate(self, nbytes: int) -> int:
-        address = self._driver.allocate(nbytes, "measuring")
-        self._cleanup.callback(self._driver.free, address)
-        return address
-
-    def _send(self, array: np.ndarray, target: int) -> None:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _PIECE):
-            part = flat[start : start + _PIECE]
-            self._pinned.view(_PIECE)[: part.size] = part
-            self._driver.copy_in(target + start, self._pinned.address, part.size, self._stream)
-            self._driver.wait(self._stream)
+        return keep(self._cleanup, self._driver.allocate(nbytes, "measuring"), self._driver.free)
 
     def _receive(self, source: int, nbytes: int) -> np.ndarray:
-        host = self._pinned.view(max(nbytes, _PIECE))
+        host = self._pinned.view(nbytes)
         self._driver.copy_out(self._pinned.address, source, nbytes, self._stream)
         self._driver.wait(self._stream)
         return host[:nbytes].copy()

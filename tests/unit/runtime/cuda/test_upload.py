@@ -299,7 +299,7 @@ def test_why_there_is_no_gpu(library: FakeLibrary, problem: str):
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LIBRARY", "libcuda-that-is-not-there.so.1")
-    assert gpus.devices() == []
+    assert gpus.look().gpus == ()
     with pytest.raises(ResourceError, match=r"an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that") as refusal:
         Driver.load()
     assert refusal.value.exit_code == 4

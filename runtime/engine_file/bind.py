@@ -292,19 +292,16 @@ def from_json(data: Any, *, depth: int = 0) -> Expr:
     if cls is None:
         raise EngineError("weight binding", found=f"operation {name!r}{nearest(str(name), _OPS)}", fix="update llmc")
     known = {field.name: field for field in fields(cls)}
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key == "op":
-            continue
+    values = {key: value for key, value in data.items() if key != "op"}
+    for key in values:
         if key not in known:
             found = f"unknown field {key!r}{nearest(key, known)}"
             raise EngineError(f"weight binding {name!r}", found=found, fix="update llmc")
-        values[key] = _field(key, value, depth)
     missing = [key for key, field in known.items() if field.default is MISSING and key not in values]
     if missing:
         raise EngineError(f"weight binding {name!r}", found=f"no field {missing[0]!r}", fix="rebuild the engine")
     try:
-        return cls(**values)
+        return cls(**{key: _field(key, value, depth) for key, value in values.items()})
     except ValueError as error:
         raise EngineError(f"weight binding {name!r}", found=str(error), fix="rebuild the engine") from None
 

@@ -146,17 +146,13 @@ class EngineFile:
 
         Tensors of one group are views of adjacent bytes. EngineError for an unknown name.
         """
-        if name not in self.manifest.tensors:
-            known = self.manifest.tensors
-            raise EngineError(f"{self.path}: tensor {name!r}", found=f"no such tensor{nearest(name, known)}")
+        self._refuse_unknown("tensor", name, self.manifest.tensors)
         info = self._infos[name]
         return self._view(info).view(RAW_DTYPE[info.dtype]).reshape(info.shape)
 
     def section(self, name: str) -> bytes:
         """A section's bytes, checked against its digest. EngineError if it is unknown or damaged."""
-        if name not in self.manifest.sections:
-            known = self.manifest.sections
-            raise EngineError(f"{self.path}: section {name!r}", found=f"no such section{nearest(name, known)}")
+        self._refuse_unknown("section", name, self.manifest.sections)
         data = self._view(self._infos[RESERVED + name]).tobytes()
         if hashlib.sha256(data).hexdigest() != self.manifest.sections[name]:
             fix = "copy or build the engine again"
@@ -182,6 +178,10 @@ class EngineFile:
     def _view(self, info: TensorInfo) -> np.ndarray:
         self._refuse_closed()
         return self._bytes[info.offset : info.offset + info.nbytes]
+
+    def _refuse_unknown(self, kind: str, name: str, known: Mapping[str, object]) -> None:
+        if name not in known:
+            raise EngineError(f"{self.path}: {kind} {name!r}", found=f"no such {kind}{nearest(name, known)}")
 
     def _refuse_closed(self) -> None:
         if not self._release.alive:

@@ -48,7 +48,7 @@ HELD: dict[str, int] = {
     "runtime": 819,  # a device is made of contents
     "runtime/cpu": 410,  # notes
     "runtime/cuda": 932,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 552,
+    "runtime/engine_file": 548,
     "runtime/files": 380,
     "runtime/plan": 699,  # where PTX lies
     "runtime/sampling": 238,

@@ -87,23 +87,21 @@ class Folder:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as problem:
             found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
-            raise CheckpointError(f"{self.path / name}: a readable regular file", found=found) from None
+            raise self._error(name, "a readable regular file", found) from None
         now = os.fstat(fd)
         opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
         if not stat.S_ISREG(now.st_mode):
-            raise CheckpointError(f"{self.path / name}: a regular file", found=kind_of_file(now.st_mode))
+            raise self._error(name, "a regular file", kind_of_file(now.st_mode))
         # A folder above the file may have been swapped between the two calls; then the path now leads elsewhere.
         if self._resolve(name) != path or not is_unchanged(opened.facts):
-            raise CheckpointError(f"{self.path / name}: a file that stays in place", found="it was replaced meanwhile")
+            raise self._error(name, "a file that stays in place", "it was replaced meanwhile")
         return opened
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, FileFacts]:
         """A small file's content, refused unread if it is larger than `max_bytes`."""
         opened = self.open(name)
         if opened.facts.bytes > max_bytes:
-            raise CheckpointError(
-                f"{opened.facts.shown}: a file of at most {max_bytes} bytes", found=f"{opened.facts.bytes} bytes"
-            )
+            raise self._error(name, f"a file of at most {max_bytes} bytes", f"{opened.facts.bytes} bytes")
         data = read_at(opened.fd, 0, opened.facts.bytes, what=opened.facts.shown, error=CheckpointError)
         return data, opened.facts
 
@@ -112,19 +110,17 @@ class Folder:
             path = (self.path / name).resolve(strict=True)
         except FileNotFoundError:
             found = "a link to nothing" if self.has(name) else "no such file"
-            raise CheckpointError(
-                f"{self.path / name}: a file of the checkpoint", found=found, fix="download the checkpoint again"
-            ) from None
+            raise self._error(name, "a file of the checkpoint", found, "download the checkpoint again") from None
         except (OSError, RuntimeError) as problem:  # RuntimeError: links in a circle
             found = str(getattr(problem, "strerror", None) or problem)
-            raise CheckpointError(f"{self.path / name}: a file of the checkpoint", found=found) from None
+            raise self._error(name, "a file of the checkpoint", found) from None
         if not path.is_relative_to(self.root):
-            raise CheckpointError(
-                f"{self.path / name}: a file inside the checkpoint folder",
-                found=f"a link to {path}",
-                fix="copy the file into the folder",
-            )
+            asked = "a file inside the checkpoint folder"
+            raise self._error(name, asked, f"a link to {path}", "copy the file into the folder")
         return path
+
+    def _error(self, name: str, expected: str, found: str, fix: str = "") -> CheckpointError:
+        return CheckpointError(f"{self.path / name}: {expected}", found=found, fix=fix)
 
 
 def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:

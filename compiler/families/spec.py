@@ -42,8 +42,17 @@ class Norm:
         yield f"{prefix}{self.module}.weight", (self.size,)
 
 
+class _Parts:
+    """A record whose tensors are those of its fields, in their order."""
+
+    def tensors(self, prefix: str) -> Shapes:
+        for part in vars(self).values():
+            if isinstance(part, Linear | Norm | _Parts):
+                yield from part.tensors(prefix)
+
+
 @dataclass(frozen=True)
-class Attention:
+class Attention(_Parts):
     """Softmax attention over cached keys and values; q and k are rotated, after a norm of each head if there is one.
 
     window: the most positions a token sees, its own included; None: all before it.
@@ -62,14 +71,9 @@ class Attention:
     k_norm: Norm | None = None
     window: int | None = None
 
-    def tensors(self, prefix: str) -> Shapes:
-        for part in (self.q, self.k, self.v, self.o, self.q_norm, self.k_norm):
-            if part is not None:
-                yield from part.tensors(prefix)
-
 
 @dataclass(frozen=True)
-class GatedMlp:
+class GatedMlp(_Parts):
     """down(activation(gate(x)) * up(x))."""
 
     activation: str
@@ -77,23 +81,15 @@ class GatedMlp:
     up: Linear
     down: Linear
 
-    def tensors(self, prefix: str) -> Shapes:
-        for part in (self.gate, self.up, self.down):
-            yield from part.tensors(prefix)
-
 
 @dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(_Parts):
     """x = x + mixer(mixer_norm(x)); x = x + mlp(mlp_norm(x))."""
 
     mixer_norm: Norm
     mixer: Attention
     mlp_norm: Norm
     mlp: GatedMlp
-
-    def tensors(self, prefix: str) -> Shapes:
-        for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
-            yield from part.tensors(prefix)
 
 
 @dataclass(frozen=True)

@@ -58,16 +58,17 @@ def _list(item: Reader) -> Reader:
 
 def _mapping(item: Reader) -> Reader:
     def reader(value: Any, lenient: bool) -> Any:
-        made = {}
-        for name, one in _typed(value, dict, "an object").items():
-            try:
-                made[name] = item(one, lenient)
-            except _Wrong as wrong:
-                wrong.path.append(name[:256])
-                raise
-        return made
+        return {name: _inner(item, one, lenient, name) for name, one in _typed(value, dict, "an object").items()}
 
     return reader
+
+
+def _inner(item: Reader, value: Any, lenient: bool, key: str) -> Any:
+    try:
+        return item(value, lenient)
+    except _Wrong as wrong:
+        wrong.path.append(key[:256])
+        raise
 
 
 def _record(kind: Any) -> Reader:
@@ -86,11 +87,7 @@ def _record(kind: Any) -> Reader:
                     continue
                 raise _Wrong("only known keys", f"{key[:256]!r}{nearest(key, known)}")
             name, item = known[key]
-            try:
-                arguments[name] = item(one, lenient)
-            except _Wrong as wrong:
-                wrong.path.append(key)
-                raise
+            arguments[name] = _inner(item, one, lenient, key)
         return kind(**arguments)
 
     return reader

@@ -12,6 +12,7 @@ import torch
 from ...passes.graph.graph import Canonical, Computed, Copied, Quantized
 from ...quantize import FORMATS
 from ...quantize.format import non_finite, require_finite
+from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError
 from ...runtime.machine import memory
 from ..checkpoint.source import Source
@@ -20,7 +21,7 @@ from .writer import EngineWriter, Groups
 CHUNK_BYTES = 16 << 20
 """Source bytes read at once; with reading ahead, two chunks and their codes are in memory."""
 
-_TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_TORCH = {stored: getattr(torch, name) for name, stored in CONFIG_DTYPES.items()}
 _BASE_BYTES = 600 << 20
 """Python with torch, onnx and onnxruntime, measured: what a build needs before the first weight."""
 Advance = Callable[[int], None]

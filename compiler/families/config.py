@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, judge_keys
@@ -13,14 +14,7 @@ from . import FAMILIES
 from .reading import Family, Reading
 from .spec import DecoderSpec
 
-_DTYPES = {
-    "bfloat16": "bfloat16",
-    "float16": "float16",
-    "half": "float16",
-    "float32": "float32",
-    "float": "float32",
-    "auto": None,
-}
+_DTYPES = {**{name: name for name in CONFIG_DTYPES}, "half": "float16", "float": "float32", "auto": None}
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,17 @@ def test_what_no_lowering_uses_is_in_the_table(offered: set[str], used: set[str]
     assert sorted(form for form in offered - used if not _lines(form)) == [], "unused, and not in WAITING"
 
 
+def test_no_argument_is_off_everywhere(offered: set[str], used: set[str]):
+    """Of an argument that no case, no real call and no lowering turns on, nobody knows whether it works.
+
+    A kernel and its form for an FP8 cache are one function.
+    """
+    values: dict[str, set[str]] = {}
+    for name, _, value in (form.partition("=") for form in offered | used if "=" in form):
+        values.setdefault(name.replace("_fp8.", "."), set()).add(value)
+    assert sorted(name for name, found in values.items() if found <= {"None", "False", "0"}) == []
+
+
 def test_a_line_goes_when_a_lowering_uses_what_it_names(offered: set[str], used: set[str]):
     assert {form: _lines(form) for form in sorted(used) if _lines(form)} == {}, "used now: remove the line"
     needed = {line for form in offered - used for line in _lines(form)}

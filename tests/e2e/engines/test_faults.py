@@ -255,7 +255,7 @@ BAD_TOKENIZERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an LFS pointer": (_become("tokenizer.json", LFS), "a Git LFS pointer, not the file itself\n  try: git lfs pull"),
     "a configuration that is a list": (
         _become("tokenizer_config.json", b"[]"),
-        "tokenizer_config.json: a JSON object\n  found: list",
+        "tokenizer_config.json: a JSON object\n  found: []",
     ),
 }
 

@@ -98,7 +98,7 @@ def test_accepting_a_key_that_cannot_be_accepted() -> None:
         ({"eos_token_id": [2, "3"]}, 'found: [2, "3"]'),
         ({"bos_token_id": [1, 2]}, '"bos_token_id" as at most one token id'),
         ({"hidden_act": "gelu"}, '"hidden_act" of silu, swish\n  found: "gelu"'),
-        ({"torch_dtype": "int8"}, '"dtype" of bfloat16, float16, half, float32, float, auto\n  found: "int8"'),
+        ({"torch_dtype": "int8"}, '"dtype" of bfloat16, float16, float32, half, float, auto\n  found: "int8"'),
         ({"sliding_window": 4096}, '"sliding_window" off (null, false or empty)\n  found: 4096: attention that sees'),
         ({"is_causal": False}, '"is_causal" as true\n  found: false: attention to later tokens'),
         ({"rope_interleaved": True}, '"rope_interleaved" off'),

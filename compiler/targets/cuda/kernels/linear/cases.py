@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ......quantize import FORMATS as QUANTIZED
-from ......runtime.dtypes import DTYPES
+from ......runtime.dtypes import DTYPES, KERNEL_DTYPES
 from ...call import ROUNDING, Call, Case, Operand
 from ..gated import REFERENCE
 from .tiles import Tile, default_tile
@@ -19,12 +19,11 @@ FORMATS = ("dense", *QUANTIZED)
 LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 """Weights [N, K] of q|k|v, o, gate|up and down of Llama-3.1-8B."""
 GATE_UP = LLAMA_LAYERS[2]
-_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """Looked up when a case is made: a process that only compiles loads no torch."""
-    return getattr(torch, _TORCH[name])
+    return getattr(torch, KERNEL_DTYPES[name].config)
 
 
 @dataclass(frozen=True)

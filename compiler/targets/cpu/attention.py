@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ....passes.graph.graph import Builder, Graph, attribute, width
 from ....passes.rewrite.pattern import Match, Op, Patterns, require
 from ....passes.rewrite.rule import Rule
+from ....runtime.cpu.slots import lengths_name
 
 _ATTENTION = (
     "(int64[1,3] ids, int32[1] past, float[1,3,32] q, float[1,3,16] k, float[1,3,16] v, float[1,1,4,16] pk, "
@@ -111,9 +112,8 @@ def _cached(g: Builder, m: Match) -> ir.Value:
     window = attribute(m.attention, "window")
     if window is None:
         return m.past
-    name = f"window_lengths.{window}"
-    known = next((value for value in g.graph.ir.inputs if value.name == name), None)
-    return known if known is not None else g.graph.input(name, "I32", ["B"])
+    name = lengths_name(window)
+    return next((known for known in g.graph.ir.inputs if known.name == name), None) or g.graph.input(name, "I32", ["B"])
 
 
 def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window: int) -> ir.Value:

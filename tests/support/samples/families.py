@@ -16,6 +16,8 @@ import torch
 from support.engines import checkpoint_logits, quantized_logits, some_ids
 
 import llmc
+from llmc.compiler.families.config import parse_config
+from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.load import load
@@ -37,6 +39,9 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": None,
 }
 
+WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
+"""Wide enough for blocks of 128."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -56,6 +61,12 @@ class Written:
     ids: list[int]
     logits: np.ndarray
     continuation: list[int]
+
+
+def read(architecture: str, **changes: object) -> DecoderSpec:
+    """What a config of an architecture says; `...` leaves a key out."""
+    values = CONFIG | {"architectures": [architecture]} | changes
+    return parse_config(json.dumps({key: value for key, value in values.items() if value is not ...})).decoder
 
 
 def write(folder: Path, kind: str, case: Case, seed: int = 0) -> Path:

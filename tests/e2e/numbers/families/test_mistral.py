@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from support.samples import families
 from support.samples.families import (
-    CONFIG,
+    WIDE,
     Case,
     answers,
     check_against_transformers,
@@ -17,8 +18,6 @@ from support.samples.families import (
     write,
 )
 
-from llmc.compiler.families.config import parse_config
-from llmc.compiler.families.spec import DecoderSpec
 from llmc.quantize import FORMATS
 from llmc.runtime.errors import CheckpointError, Unsupported
 
@@ -31,14 +30,9 @@ CASES = {
     "head 24": Case({"sliding_window": 8, "head_dim": 24}),
     "head 20": Case({"sliding_window": 8, "head_dim": 20}),
 }
-WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
-"""Wide enough for blocks of 128."""
 
 
-def read(**changes: object) -> DecoderSpec:
-    """What a config of this family says; `...` leaves a key out."""
-    values = CONFIG | {"architectures": ["MistralForCausalLM"]} | changes
-    return parse_config(json.dumps({key: value for key, value in values.items() if value is not ...})).decoder
+read = partial(families.read, "MistralForCausalLM")
 
 
 @pytest.mark.parametrize("name", CASES)

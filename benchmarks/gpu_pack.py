@@ -30,7 +30,7 @@ from packing.pack import write_pack
 from packing.plans import Drafted, all_drafted
 
 from llmc.compiler.targets.cuda.cubins.cache import Tools, source_digest
-from llmc.compiler.targets.cuda.cubins.compile import variant_of
+from llmc.compiler.targets.cuda.cubins.compile import specialization_of
 from llmc.compiler.targets.cuda.tuning import tactics
 from llmc.compiler.targets.cuda.tuning.tactics import Table
 
@@ -99,19 +99,19 @@ def make(
     plans = all_drafted(wanted.plans, work, sm, tables.values())
     cases = cases_of(sm, wanted.files)
     linears = [*swept_linears(wanted, plans)]
-    kernels.compile(variant_of(case.call) for case in cases.values())
-    kernels.compile(variant for one in plans.values() for variant in one.variants)
-    kernels.compile((variant_of(form.call) for one in linears for form in one.forms), must=False)
+    kernels.compile(specialization_of(case.call) for case in cases.values())
+    kernels.compile(specialization for one in plans.values() for specialization in one.specializations)
+    kernels.compile((specialization_of(form.call) for one in linears for form in one.forms), must=False)
     written = Cases()
     for name, case in cases.items():
         written.add(name, case, kernels)
     writer.cases(written.carried, written.arrays)
     for name, one in plans.items():
-        writer.plan(name, kernels.placed(one.plan, one.variants))
+        writer.plan(name, kernels.placed(one.plan, one.specializations))
     writer.sweep([sweep.swept(one, kernels) for one in linears])
     writer.close()
     if wanted.kernels is not None:
-        write_pack(out / "kernels", {sm: plans[wanted.kernels].variants})
+        write_pack(out / "kernels", {sm: plans[wanted.kernels].specializations})
         writer.archive("kernels")
     for path in tables:
         (out / "tactics").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmc.runtime.plan.plan import BLOCK_TOKENS
-from llmc.runtime.scheduling.executor import Executor, Work
+from llmc.runtime.scheduling.executor import Executor, ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -77,26 +77,26 @@ def _rows(
         row = None
         for start in range(0, len(prompt), executor.max_prefill):
             part = tuple(prompt[start : start + executor.max_prefill])
-            (row,) = _step(executor, [Work(i, part, start, blocks[i], None, len(prompt), rows="last")])
+            (row,) = _step(executor, [ScheduledSequence(i, part, start, blocks[i], None, len(prompt), rows="last")])
         assert row is not None, "a prompt has a token"
         rows.append([row])
     for step in range(count - 1):
         fed = [int(row[-1].argmax()) for row in rows] if forced is None else [tokens[step] for tokens in forced]
-        works = [
-            Work(i, (fed[i],), len(prompt) + step, blocks[i], None, len(prompt), rows="last")
+        step = [
+            ScheduledSequence(i, (fed[i],), len(prompt) + step, blocks[i], None, len(prompt), rows="last")
             for i, prompt in enumerate(prompts)
         ]
-        for known, row in zip(rows, _step(executor, works), strict=True):
+        for known, row in zip(rows, _step(executor, step), strict=True):
             known.append(row)
     for i in range(len(prompts)):
         executor.release(i)
     return rows
 
 
-def _step(executor: Executor, works: Sequence[Work]) -> list[np.ndarray]:
-    """The last row of logits of every work."""
+def _step(executor: Executor, step: Sequence[ScheduledSequence]) -> list[np.ndarray]:
+    """The last row of logits of every step."""
     rows = []
-    for output in executor.collect(executor.submit(tuple(works))):
+    for output in executor.collect(executor.submit(tuple(step))):
         if output.error is not None or output.logits is None:
             raise output.error or RuntimeError("a step without logits")
         rows.append(output.logits[-1])

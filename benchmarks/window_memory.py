@@ -26,7 +26,7 @@ from llmc.runtime.cpu.executor import CpuExecutor
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
 from llmc.runtime.plan.price import memory
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 
 RESULTS = Path(__file__).parent / "results" / "window_memory.json"
 GOAL = 0.3
@@ -109,10 +109,10 @@ def of_process(path: Path) -> dict[str, Any]:
     started = time.perf_counter()
     for start in range(0, prompt, executor.max_prefill):
         tokens = tuple(2 + index % 1000 for index in range(start, min(start + executor.max_prefill, prompt)))
-        executor.submit((Work(0, tokens, start, ((0,),), None, prompt),))
+        executor.submit((ScheduledSequence(0, tokens, start, ((0,),), None, prompt),))
     decoding = time.perf_counter()
     for start in range(prompt, context):
-        executor.submit((Work(0, (5,), start, ((0,),), None, prompt),))
+        executor.submit((ScheduledSequence(0, (5,), start, ((0,),), None, prompt),))
     ended = time.perf_counter()
     return {
         "buffers": sum(array.nbytes for array in executor._cache.arrays.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..passes import PassReport, back, front, run_phase
+from ..passes import PassReport, model_passes, profile_passes, run_phase
 from ..passes.graph.graph import MODULE, Graph
 from ..recipes.recipe import Recipe
 from ..runtime.errors import RecipeError, nearest
@@ -35,7 +35,7 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 def lower(
     checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Path | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
-    """The logical graph after the front passes, the legal one of every profile, and what all passes did.
+    """The logical graph after the model_passes passes, the legal one of every profile, and what all passes did.
 
     No weight is read. context: positions, those of `context_of` for an engine. dump: a folder for the graph after each
     pass that changed it.
@@ -43,11 +43,14 @@ def lower(
     decoder = build(checkpoint, context)
     graph = decoder.graph
     _require_matches(recipe, graph)
-    reports = run_phase(front(recipe.format_of), graph, dump)
+    reports = run_phase(model_passes(recipe.format_of), graph, dump)
     legal = {name: graph.copy() for name in recipe.targets}
     for name, profile in legal.items():
         target = target_named(name)
-        phases = back(merge_gated=target.merge_gated), target.legalize(Precision(recipe.activations, recipe.kv))
+        phases = (
+            profile_passes(merge_gated=target.merge_gated),
+            target.legalize(Precision(recipe.activations, recipe.kv)),
+        )
         for phase in phases:
             reports += run_phase(phase, profile, dump, len(reports))
     return decoder, legal, reports

@@ -1,4 +1,4 @@
-"""The pipeline: which passes run, in which order. The front half runs once, the back half once per profile."""
+"""The pipeline: which passes run, in which order. Model passes run once, profile passes once per profile."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from .rewrite.rule import Pass
 from .select_rows import SelectRowsEarly
 from .simplify import Simplify
 
-__all__ = ["Pass", "PassReport", "Phase", "back", "front", "run_phase"]
+__all__ = ["Pass", "PassReport", "Phase", "model_passes", "profile_passes", "run_phase"]
 
 
-def front(format_of: Callable[[str], str]) -> Phase:
+def model_passes(format_of: Callable[[str], str]) -> Phase:
     """Once per build: tidy up, compute only wanted rows, choose weight formats."""
-    return Phase("front", (Simplify(), SelectRowsEarly(), QuantizeWeights(format_of)), LOGICAL)
+    return Phase("model", (Simplify(), SelectRowsEarly(), QuantizeWeights(format_of)), LOGICAL)
 
 
-def back(*, merge_gated: bool = True) -> Phase:
+def profile_passes(*, merge_gated: bool = True) -> Phase:
     """Per profile, before the target's legalization: merge and fuse."""
     return Phase(
-        "back", (MergeLinears(merge_gated), FuseAddNorm(), FuseMergedGated(), FuseGated(), Simplify()), LOGICAL
+        "profile",
+        (MergeLinears(merge_gated), FuseAddNorm(), FuseMergedGated(), FuseGated(), Simplify()),
+        LOGICAL,
     )

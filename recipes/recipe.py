@@ -63,8 +63,8 @@ class Recipe:
         _demand(wrong_format(self.default_format), "")
         _demand(wrong_targets(self.targets), "")
         object.__setattr__(self, "targets", tuple(dict.fromkeys(target_of(name) or name for name in self.targets)))
-        _demand(wrong_narrow(self.activations), "activations: ")
-        _demand(wrong_narrow(self.kv), "kv: ")
+        _demand(wrong_precision(self.activations), "activations: ")
+        _demand(wrong_precision(self.kv), "kv: ")
         if self.max_context is not None:
             _demand(wrong_number(self.max_context, MAX_CONTEXT), "max_context: ")
         _demand(wrong_number(self.max_batch, MAX_BATCH), "max_batch: ")
@@ -139,7 +139,7 @@ def wrong_format(name: str) -> str:
     return f"no weight format {name!r}{hint or ', known: ' + ', '.join(known)}"
 
 
-def wrong_narrow(name: str) -> str:
+def wrong_precision(name: str) -> str:
     """Why this is no format of activations or of the KV cache, or ""."""
     known = NARROW_FORMATS
     return "" if name in known else f"no format {name!r}{nearest(name, known)}, known: {', '.join(known)}"
@@ -199,10 +199,10 @@ def _recipe(top: Mapping) -> Recipe:
     if "quantize" in top:
         quantize = top["quantize"].mapping()
         quantize.only(("default", "rules", "activations"))
-        found |= _texts(quantize, default=wrong_format, activations=wrong_narrow)
+        found |= _texts(quantize, default=wrong_format, activations=wrong_precision)
         if "rules" in quantize:
             found["rules"] = base.rules + tuple(_rule(item) for item in quantize["rules"].items())
-    found |= _texts(top, kv=wrong_narrow)
+    found |= _texts(top, kv=wrong_precision)
     if "targets" in top:
         found["targets"] = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
         if wrong := wrong_targets(found["targets"]):

@@ -13,7 +13,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .errors import RecipeError, Unsupported, nearest
-from .sampling.params import Options, SamplingParams, defaults_of
+from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
@@ -73,11 +73,11 @@ class Engine(AbstractContextManager["Engine"]):
         return self._loop.capacity
 
     @overload
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
+    def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Result: ...
     @overload
-    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[Options]) -> list[Result]: ...
+    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[SamplingOptions]) -> list[Result]: ...
     def generate(
-        self, prompt: Prompt | list[str] | list[list[int]], **options: Unpack[Options]
+        self, prompt: Prompt | list[str] | list[list[int]], **options: Unpack[SamplingOptions]
     ) -> Result | list[Result]:
         """The result for one prompt (text or token ids), or those of a list of prompts, which run together.
 
@@ -90,7 +90,7 @@ class Engine(AbstractContextManager["Engine"]):
             results = [stream.result() for stream in streams]
         return results if batch else results[0]
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+    def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Stream:
         """Starts a request and gives an iterator over its pieces; closing or dropping it cancels the request."""
         _check_options(options)
         if isinstance(prompt, str):
@@ -114,13 +114,13 @@ class Engine(AbstractContextManager["Engine"]):
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)
 
     def chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[Options]
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[SamplingOptions]
     ) -> Result:
         """The answer to a conversation of {role, content} messages."""
         return self.generate(self.encode_chat(messages, tools=tools), **options)
 
     def stream_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[Options]
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[SamplingOptions]
     ) -> Stream:
         """The answer to a conversation, piece by piece."""
         return self.stream(self.encode_chat(messages, tools=tools), **options)
@@ -158,7 +158,7 @@ class Engine(AbstractContextManager["Engine"]):
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 
-    def _params(self, options: Options) -> SamplingParams:
+    def _params(self, options: SamplingOptions) -> SamplingParams:
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}
         if (bias := given.get("logit_bias")) is not None:
             if not isinstance(bias, Mapping):
@@ -183,14 +183,14 @@ def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in options.keys() - Options.__annotations__.keys():
-        raise RecipeError(f"unknown option {name!r}{nearest(name, Options.__annotations__)}")
+    for name in options.keys() - SamplingOptions.__annotations__.keys():
+        raise RecipeError(f"unknown option {name!r}{nearest(name, SamplingOptions.__annotations__)}")
     for name in _SWITCHES:
         if not isinstance(options.get(name), bool | None):
             raise RecipeError(f"{name} = {options.get(name)!r}", fix="true or false")
 
 
-def _max_tokens(options: Options) -> int:
+def _max_tokens(options: SamplingOptions) -> int:
     value = options.get("max_tokens")
     if value is None:
         return DEFAULT_MAX_TOKENS

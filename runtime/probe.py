@@ -124,15 +124,17 @@ def replay(
     """Run an engine's probe through one of its profiles on this machine, or on what stands in for a GPU."""
     from .load import open_executor
     from .profiles import choose
-    from .scheduling.executor import Work
+    from .scheduling.executor import ScheduledSequence
 
     with EngineFile.open(path) as engine:
         name, _ = choose(engine, profile, simulated=make_device is not None)
         probe = read_probe(engine)
         executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
         try:
-            work = Work(0, probe.ids, 0, ((0,),) * len(executor.caches), None, len(probe.ids), rows="all")
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(
+                0, probe.ids, 0, ((0,),) * len(executor.caches), None, len(probe.ids), rows="all"
+            )
+            (output,) = executor.collect(executor.submit((scheduled,)))
         finally:
             executor.close()
         assert output.logits is not None

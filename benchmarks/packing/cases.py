@@ -11,7 +11,7 @@ import torch
 from bringup.carry import CarriedCase, CaseTensor
 
 from llmc.compiler.targets.cuda.call import Case, Operand
-from llmc.compiler.targets.cuda.cubins.compile import variant_of
+from llmc.compiler.targets.cuda.cubins.compile import specialization_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.compiler.targets.simulate.call import TORCH_DTYPE
 from llmc.runtime.plan.formula import value
@@ -46,7 +46,9 @@ class Cases:
         )
         x, y, z = (value(formula, case.sizes) for formula in (*call.grid, 1, 1)[:3])
         tolerance = case.tolerance + case.device_tolerance
-        self.carried.append(CarriedCase(name, kernels.id(variant_of(call)), (x, y, z), arguments, tensors, tolerance))
+        self.carried.append(
+            CarriedCase(name, kernels.id(specialization_of(call)), (x, y, z), arguments, tensors, tolerance)
+        )
 
     def _tensor(self, operand: Operand, case: Case, written: bool) -> CaseTensor:
         shape = tuple(value(dim, case.sizes) for dim in operand.shape)

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
-from llmc.compiler.targets.cuda.cubins.compile import Variant, compile_variants
+from llmc.compiler.targets.cuda.cubins.compile import Specialization, compile_all
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.files.strict_json import canonical
 from llmc.runtime.progress import NO_PROGRESS, Progress
 
 
 def write_pack(
-    folder: Path, wanted: Mapping[int, Collection[Variant]], progress: Progress = NO_PROGRESS
+    folder: Path, wanted: Mapping[int, Collection[Specialization]], progress: Progress = NO_PROGRESS
 ) -> KernelCache:
     """Put kernels, by chip, into an empty folder; those in the user's cache are not compiled again.
 
@@ -30,10 +30,10 @@ def write_pack(
         fix = "LLMC_CACHE unset, or a folder that can be written"
         raise RecipeError("a cache of compiled kernels", found=f"{source.folder}", fix=fix)
     tools = Tools.installed()
-    for sm, variants in wanted.items():
-        compile_variants(variants, sm, progress=progress, cache=source)
-        for variant in variants:
-            key = key_of(variant.request(sm), sources_of(variant.file), tools)
+    for sm, specializations in wanted.items():
+        compile_all(specializations, sm, progress=progress, cache=source)
+        for specialization in specializations:
+            key = key_of(specialization.request(sm), sources_of(specialization.file), tools)
             target.save(key, source.load(key))
     (folder / TOOLS).write_bytes(canonical(asdict(tools)))
     return KernelCache(folder)

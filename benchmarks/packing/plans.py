@@ -11,7 +11,7 @@ from gpu_engines import EngineSpec
 from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.pipeline import lower
 from llmc.compiler.targets import ProfileConfig, Tactics, tactics_of
-from llmc.compiler.targets.cuda.cubins.compile import Variant
+from llmc.compiler.targets.cuda.cubins.compile import Specialization
 from llmc.compiler.targets.cuda.emit import draft
 from llmc.recipes.recipe import Recipe
 from llmc.runtime.plan.plan import Plan
@@ -22,7 +22,7 @@ class Drafted:
     """A plan whose modules have no machine code yet, and what each is compiled from."""
 
     plan: Plan
-    variants: tuple[Variant, ...]
+    specializations: tuple[Specialization, ...]
 
 
 def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Tactics] = ()) -> Drafted:
@@ -40,8 +40,8 @@ def drafted(spec: EngineSpec, work: Path, sm: int, tactics: Collection[Tactics] 
     graph = lower(checkpoint, recipe, spec.max_context)[1][target]
     table = tactics_of((target,), tactics).get(target)
     dtype = checkpoint.config.dtype or "float32"
-    plan, variants = draft(graph, ProfileConfig(spec.max_context, spec.max_batch, dtype, spec.kv, table), sm)
-    return Drafted(plan, tuple(variants))
+    plan, specializations = draft(graph, ProfileConfig(spec.max_context, spec.max_batch, dtype, spec.kv, table), sm)
+    return Drafted(plan, tuple(specializations))
 
 
 def all_drafted(

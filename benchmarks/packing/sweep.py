@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 
 from bringup.carry import Candidate, Swept
 
-from llmc.compiler.targets.cuda.call import Call, Operand
-from llmc.compiler.targets.cuda.cubins.compile import variant_of
+from llmc.compiler.targets.cuda.call import KernelCall, Operand
+from llmc.compiler.targets.cuda.cubins.compile import specialization_of
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, wrong_tile
-from llmc.compiler.targets.cuda.tuning.tune import Linear, linears_of
+from llmc.compiler.targets.cuda.tuning.tune import TunedLinear, linears_of
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Plan
 from packing.kernels import Kernels
@@ -38,7 +38,7 @@ class Form:
     """A linear with a tile. promote: None where the kernel has no such choice."""
 
     tile: Tile
-    call: Call
+    call: KernelCall
     promote: bool | None = None
 
     @property
@@ -50,7 +50,7 @@ class Form:
 class Wanted:
     """A linear at a number of tokens, and all of its forms, the heuristic's first. keep: spilling ones, too."""
 
-    linear: Linear
+    linear: TunedLinear
     forms: tuple[Form, ...]
     keep: bool = False
 
@@ -69,7 +69,7 @@ def prompts(plan: Plan) -> list[Wanted]:
     return [Wanted(one, tuple(_prompt_forms(one, plan.sm)), keep=True) for one in sized]
 
 
-def tiles(linear: Linear, sm: int) -> list[Tile]:
+def tiles(linear: TunedLinear, sm: int) -> list[Tile]:
     """The heuristic's tile, then the others that the chip may hold."""
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
     possible = [tile for tile in _changed(base, CHANGES) if _possible(linear, tile, sm)]
@@ -79,7 +79,7 @@ def tiles(linear: Linear, sm: int) -> list[Tile]:
 PROMPT_TILES: tuple[dict[str, int], ...] = ({"block_m": 128}, {"block_m": 256}, {"block_m": 256, "stages": 3})
 
 
-def _prompt_forms(linear: Linear, sm: int) -> Iterator[Form]:
+def _prompt_forms(linear: TunedLinear, sm: int) -> Iterator[Form]:
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
     for tile in (base, *(tile for tile in _changed(base, PROMPT_TILES) if _possible(linear, tile, sm))):
         call = linear.call(tile, sm)
@@ -95,14 +95,14 @@ def _changed(base: Tile, changes: Sequence[dict[str, int]]) -> Iterable[Tile]:
     return [tile for tile in dict.fromkeys(made) if tile != base]
 
 
-def _possible(linear: Linear, tile: Tile, sm: int) -> bool:
+def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:
     return not wrong_tile(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], tile, sm)
 
 
 def swept(wanted: Wanted, kernels: Kernels) -> Swept:
     """What is carried of a linear whose forms have been compiled, as far as they could be."""
     linear, sizes = wanted.linear, wanted.linear.sizes
-    forms = [form for form in wanted.forms if (known := kernels.cubins.get(variant_of(form.call))) is not None
+    forms = [form for form in wanted.forms if (known := kernels.cubins.get(specialization_of(form.call))) is not None
              and (form is wanted.forms[0] or wanted.keep or not known.code.spills)]  # fmt: skip
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for form in forms:
@@ -133,4 +133,4 @@ def _candidate(form: Form, kernels: Kernels, sizes: dict[str, int] | object) -> 
         argument.name if isinstance(argument, Operand) else sizes[argument] if isinstance(argument, str) else argument
         for _, argument in form.call.ordered
     )
-    return Candidate(form.numbers, kernels.id(variant_of(form.call)), (x, y, z), arguments)
+    return Candidate(form.numbers, kernels.id(specialization_of(form.call)), (x, y, z), arguments)

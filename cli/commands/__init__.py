@@ -1,1 +1,1 @@
-"""Each file declares its flags and prints its results; `launches.py` is `llmc inspect --plan`."""
+"""Each file declares its flags and prints its results; `launches.py` is `llmc inspect --launches`."""

@@ -70,10 +70,10 @@ def build(
 def _plan(recipe: Recipe) -> str:
     formats = ", ".join([recipe.default_format, *(f"{rule.match}: {rule.format}" for rule in recipe.rules)])
     context = recipe.max_context or "the model's, at most 4096"
-    narrow = f"; activations {recipe.activations}" if recipe.activations != "none" else ""
-    narrow += f"; KV cache {recipe.kv}" if recipe.kv != "none" else ""
+    fewer_bits = f"; activations {recipe.activations}" if recipe.activations != "none" else ""
+    fewer_bits += f"; KV cache {recipe.kv}" if recipe.kv != "none" else ""
     targets = ", ".join(recipe.targets)
-    return f"  weights {formats}{narrow}; targets {targets}; context {context}; batch {recipe.max_batch}"
+    return f"  weights {formats}{fewer_bits}; targets {targets}; context {context}; batch {recipe.max_batch}"
 
 
 def _as_json(report: BuildReport) -> dict[str, Any]:

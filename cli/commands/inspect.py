@@ -23,37 +23,43 @@ def is_engine(where: str) -> bool:
 def inspect(
     subject: Annotated[str, typer.Argument(metavar="CHECKPOINT|ENGINE", help="A folder, a hub id, or an engine file.")],
     accept_config: options.AcceptConfig = None,
-    plan: Annotated[bool, flag("--plan", "What each launch costs at the limits of a GPU, and tokens/s there.")] = False,
+    launches: Annotated[
+        bool, flag("--launches", "What each launch costs at the limits of a GPU, and tokens/s there.")
+    ] = False,
     profile: options.Profile = None,
     target: options.For = None,
-    program: Annotated[int | None, flag("--program", "With --plan: the program of this number.", min=0)] = None,
-    tokens: Annotated[int | None, flag("--tokens", "With --plan: a step with so many of a prompt.", min=1)] = None,
-    context: Annotated[int | None, flag("--context", "With --plan: tokens before it; by default half.", min=0)] = None,
+    program: Annotated[int | None, flag("--program", "With --launches: the program of this number.", min=0)] = None,
+    tokens: Annotated[int | None, flag("--tokens", "With --launches: a step with so many of a prompt.", min=1)] = None,
+    context: Annotated[
+        int | None, flag("--context", "With --launches: tokens before it; by default half.", min=0)
+    ] = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
     """Show the facts of a checkpoint or an engine, or what an engine's launch plan costs."""
-    if plan:
-        from . import launches
+    if launches:
+        from . import launches as priced
 
         if not is_engine(subject):
-            raise RecipeError(f"--plan of {subject}", found="no engine file", fix="an engine that llmc build has made")
+            raise RecipeError(
+                f"--launches of {subject}", found="no engine file", fix="an engine that llmc build has made"
+            )
         asked = {"program": program, "tokens": tokens, "context": context}
-        return launches.show(subject, profile=profile, gpu=target, json=json, **asked)
+        return priced.show(subject, profile=profile, gpu=target, json=json, **asked)
     for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
         if value is not None:
-            raise RecipeError(f"{name} without --plan")
+            raise RecipeError(f"{name} without --launches")
     if not is_engine(subject):
         facts = _checkpoint_facts(subject, accept_config or [])
         return console.show(facts, _checkpoint_text(facts), json)
-    from ...runtime.engine_file.file import EngineFile, peek
+    from ...runtime.engine_file.file import EngineFile, read_unchecked
 
     try:
         with EngineFile.open(subject) as engine:
             facts = _engine_facts(engine)
     except EngineError as error:
         # newer or damaged: print what can be read, then fail as any command would
-        partial = {**peek(Path(subject)), **console.error_json(error)}
+        partial = {**read_unchecked(Path(subject)), **console.error_json(error)}
         console.show(partial, _partial_text(partial), json)
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code) from error

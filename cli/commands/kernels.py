@@ -53,7 +53,7 @@ def _compiled_for(name: str) -> int:
 def _error(bad: Sequence[Entry]) -> VerifyError | None:
     if not bad:
         return None
-    first = [f"{entry.variant} on sm_{entry.sm}" for entry in bad[:_LONGEST_LISTING]]
+    first = [f"{entry.specialization} on sm_{entry.sm}" for entry in bad[:_LONGEST_LISTING]]
     more = f"; {len(bad) - len(first)} more" if len(bad) > len(first) else ""
     return VerifyError(
         "every kernel compiles, and none of a real model's shapes spills",
@@ -71,18 +71,18 @@ def _text(sm: int, entries: Sequence[Entry]) -> str:
     refused = []
     sizes = []
     for entry in entries:
-        variant, outcome = entry.variant, entry.outcome
-        given = {name: value for name, value in variant.constants if value is not None}
-        given |= {"warps": variant.warps, "stages": variant.stages}
+        specialization, outcome = entry.specialization, entry.outcome
+        given = {name: value for name, value in specialization.constants if value is not None}
+        given |= {"warps": specialization.warps, "stages": specialization.stages}
         constants = " ".join(f"{name}={value}" for name, value in given.items())
         if not isinstance(outcome, Cubin):
-            refused.append(f"  refused: {variant.file}: {variant}\n    {outcome.found}")
+            refused.append(f"  refused: {specialization.file}: {specialization}\n    {outcome.found}")
             continue
         sizes.append(len(outcome.data))
         numbers = map(str, (outcome.code.registers, outcome.code.spills, outcome.shared))
         use = "model" if entry.decode else "case"
         found = _figures(entry) if shown else ()
-        rows.append((variant.file, variant.kernel, use, *numbers, *found, str(sizes[-1]), constants))
+        rows.append((specialization.file, specialization.kernel, use, *numbers, *found, str(sizes[-1]), constants))
     spilling = sum(entry.spills > 0 for entry in entries)
     counts = f"{len(sizes)} cubins of {console.size(sum(sizes))}, {spilling} spill, {len(refused)} refused"
     return "\n".join([f"sm_{sm}: {counts}", *([console.table(rows)] if sizes else []), *refused])

@@ -1,4 +1,4 @@
-"""`llmc inspect --plan`: what every launch of a step costs at the limits of a GPU, and the tokens/s left then."""
+"""`llmc inspect --launches`: what every launch of a step costs at the limits of a GPU, and the tokens/s left then."""
 
 from __future__ import annotations
 

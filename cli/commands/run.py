@@ -62,7 +62,7 @@ def run(
         if prompts is not None:
             batch.run_all(loaded, requests, given, chat=chat, system=system)
         elif text is None:
-            conversation.hold(loaded, given, system=system, json=json)
+            conversation.chat_loop(loaded, given, system=system, json=json)
         else:
             ids = answers.prompt_ids(loaded, text, chat, system, special)
             for token in ids if show_prompt else ():

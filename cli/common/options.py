@@ -64,7 +64,7 @@ SAMPLING: Mapping[str, Any] = {
     name: Annotated[int | None if one.whole else float | None, flag("--" + name.replace("_", "-"), one.help)]
     for name, one in RANGES.items()
 }
-"""Those of `Options` that are one number."""
+"""Those of `SamplingOptions` that are one number."""
 
 
 def takes(group: Mapping[str, Any]) -> Callable[[Command], Command]:

@@ -15,7 +15,7 @@ from . import answers
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
-    from ...runtime.sampling.params import Options
+    from ...runtime.sampling.params import SamplingOptions
     from ...runtime.scheduling.request import Stream
 
 _AHEAD = 256
@@ -39,7 +39,9 @@ def read(path: str) -> list[PromptLine]:
     ]
 
 
-def run_all(engine: Engine, lines: Sequence[PromptLine], given: Options, *, chat: bool, system: str | None) -> None:
+def run_all(
+    engine: Engine, lines: Sequence[PromptLine], given: SamplingOptions, *, chat: bool, system: str | None
+) -> None:
     """Write one object per line; a line that fails has an `error`, and the first failure gives the exit code."""
     waiting: deque[Stream | LlmcError] = deque()
     codes: list[int] = []
@@ -59,7 +61,9 @@ def run_all(engine: Engine, lines: Sequence[PromptLine], given: Options, *, chat
         raise typer.Exit(codes[0])
 
 
-def _start(engine: Engine, line: PromptLine, given: Options, chat: bool, system: str | None) -> Stream | LlmcError:
+def _start(
+    engine: Engine, line: PromptLine, given: SamplingOptions, chat: bool, system: str | None
+) -> Stream | LlmcError:
     merged: Any = {**given, **line.options}
     try:
         if isinstance(line.prompt, tuple):
@@ -82,12 +86,12 @@ def _finish(request: Stream | LlmcError, codes: list[int]) -> None:
 def _parse(line: str, where: str) -> PromptLine:
     from ...runtime.errors import nearest
     from ...runtime.files.strict_json import loads
-    from ...runtime.sampling.params import Options
+    from ...runtime.sampling.params import SamplingOptions
 
     value = loads(line, what=where, error=RecipeError)
     if not isinstance(value, dict) or ("prompt" in value) == ("tokens" in value):
         raise RecipeError(f'{where}: an object with either "prompt" or "tokens"', found=line[:100])
-    known = ("prompt", "tokens", *Options.__annotations__)
+    known = ("prompt", "tokens", *SamplingOptions.__annotations__)
     for key in value:
         if key not in known:
             raise RecipeError(f"{where}: unknown key {key!r}{nearest(key, known)}")

@@ -11,10 +11,10 @@ from . import answers
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
-    from ...runtime.sampling.params import Options
+    from ...runtime.sampling.params import SamplingOptions
 
 
-def hold(engine: Engine, given: Options, *, system: str | None, json: bool) -> None:
+def chat_loop(engine: Engine, given: SamplingOptions, *, system: str | None, json: bool) -> None:
     """Answer message after message until the input ends; RecipeError when the context is full.
 
     Unsupported before the first line is read, if the engine cannot chat.

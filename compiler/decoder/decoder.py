@@ -67,7 +67,7 @@ class _Assembly:
         head = Linear(spec.embedding if spec.tied else spec.head, spec.vocab_size, spec.hidden_size)
         logits = b.llmc("SelectRows", self._linear(b, x, head, "", name=spec.head), rows)
         logits.name = "logits"
-        g.ir.outputs.insert(0, logits)
+        g.body.outputs.insert(0, logits)
 
     def _layer(self, index: int, layer: LayerSpec, x: ir.Value, past: ir.Value, positions: ir.Value) -> ir.Value:
         b, prefix = self.graph.build(f"layer.{index}"), self.spec.layer.format(index)
@@ -107,7 +107,7 @@ class _Assembly:
             **windowed,
         )
         key.name, value.name = f"present.{index}.key", f"present.{index}.value"
-        self.graph.ir.outputs.extend([key, value])
+        self.graph.body.outputs.extend([key, value])
         return y
 
     def _norm(self, b: Builder, x: ir.Value, norm: Norm, prefix: str) -> ir.Value:

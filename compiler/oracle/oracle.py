@@ -67,7 +67,7 @@ class Oracle:
         """All graph outputs by name. Quantized linears are decoded by their format, then multiplied densely."""
         values: dict[str, np.ndarray] = dict(inputs)
         self._bound = graph.bound()
-        outputs = [str(value.name) for value in graph.ir.outputs]
+        outputs = [str(value.name) for value in graph.body.outputs]
         blocks = _blocks(graph)
         reads = [{str(v.name) for node in nodes for v in node.inputs if v is not None} for nodes in blocks]
         for index, nodes in enumerate(blocks):

@@ -82,36 +82,36 @@ class Graph:
         return cls(ir.Model(graph, ir_version=IR_VERSION, producer_name="llmc"))
 
     @property
-    def ir(self) -> ir.Graph:
+    def body(self) -> ir.Graph:
         return self.model.graph
 
     @property
     def nodes(self) -> Iterator[ir.Node]:
-        return iter(self.ir)
+        return iter(self.body)
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
         """Declare a run-time input."""
         bits = ir.DataType(DTYPES[dtype].onnx or ir.DataType.UINT8)  # of 8-bit floats
         value = ir.Value(name=name, type=ir.TensorType(bits), shape=ir.Shape(shape))
-        self.ir.inputs.append(value)
+        self.body.inputs.append(value)
         return value
 
-    def weight(self, name: str, expr: Expr, *, wide: bool = True) -> ir.Value:
+    def weight(self, name: str, expr: Expr, *, widen: bool = True) -> ir.Value:
         """A weight filled by `expr`; the same name with the same expression is one value.
 
-        wide: nodes read bf16 and fp16 numbers as float32, else as they are stored.
+        widen: nodes read bf16 and fp16 numbers as float32, else as they are stored.
         """
         if name in self.weights:
             if self.weights[name] != expr:
                 raise ValueError(f"weight {name!r} is promised twice, differently")
-            return next(value for value in self.ir.inputs if value.name == name)
+            return next(value for value in self.body.inputs if value.name == name)
         self.weights[name] = expr
-        return self.input(name, "F32" if wide and expr.dtype in ("BF16", "F16") else expr.dtype, expr.shape)
+        return self.input(name, "F32" if widen and expr.dtype in ("BF16", "F16") else expr.dtype, expr.shape)
 
     def bound(self) -> dict[str, Expr]:
         """Weight to what its graph input is bound to: stored numbers, widened where the input is float32."""
-        wide = {value.name for value in self.ir.inputs if value.dtype == ir.DataType.FLOAT}
-        return {name: widened(expr) if name in wide else expr for name, expr in self.weights.items()}
+        widen = {value.name for value in self.body.inputs if value.dtype == ir.DataType.FLOAT}
+        return {name: widened(expr) if name in widen else expr for name, expr in self.weights.items()}
 
     def expr(self, value: ir.Value | None) -> Expr | None:
         """The promise behind a value, or None if it is not a weight."""
@@ -126,7 +126,7 @@ class Graph:
 
     def copy(self) -> Graph:
         """An independent graph: profiles are rewritten apart from each other."""
-        clone = self.ir.clone()
+        clone = self.body.clone()
         model = ir.Model(clone, ir_version=IR_VERSION, producer_name="llmc")
         return Graph(model, dict(self.weights), dict(self.canonical), self._names)
 
@@ -140,13 +140,13 @@ class Graph:
     def remove_dead(self) -> int:
         """Drop nodes and weights nobody reads; returns how many nodes went."""
         removed = 0
-        outputs = set(self.ir.outputs)
-        for node in reversed(list(self.ir)):
+        outputs = set(self.body.outputs)
+        for node in reversed(list(self.body)):
             if all(value not in outputs and not value.uses() for value in node.outputs):
-                self.ir.remove(node, safe=True)
+                self.body.remove(node, safe=True)
                 removed += 1
-        for value in [v for v in self.ir.inputs if v.name in self.weights and not v.uses() and v not in outputs]:
-            self.ir.inputs.remove(value)
+        for value in [v for v in self.body.inputs if v.name in self.weights and not v.uses() and v not in outputs]:
+            self.body.inputs.remove(value)
             del self.weights[value.name or ""]
         used = {leaf.name for expr in self.weights.values() for leaf in stored(expr)}
         self.canonical = {name: tensor for name, tensor in self.canonical.items() if name in used}
@@ -198,9 +198,9 @@ class Builder:
             value.name = f"{node.name}.{index}" if outputs > 1 else node.name
         infer(node)
         if self.before is None:
-            self.graph.ir.append(node)
+            self.graph.body.append(node)
         else:
-            self.graph.ir.insert_before(self.before, node)
+            self.graph.body.insert_before(self.before, node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
     def llmc(self, op: str, *inputs: ir.Value | None, **options: Any) -> Any:

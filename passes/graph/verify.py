@@ -54,17 +54,19 @@ def _known_overloads(graph: Graph) -> list[str]:
 
 def _ordered(graph: Graph) -> list[str]:
     """nodes come after what they read"""
-    ready = set(graph.ir.inputs)
+    ready = set(graph.body.inputs)
     late = []
     for node in graph.nodes:
         late += [str(value.name) for value in node.inputs if value is not None and value not in ready]
         ready.update(node.outputs)
-    return late + [str(value.name) for value in graph.ir.outputs if value not in ready]
+    return late + [str(value.name) for value in graph.body.outputs if value not in ready]
 
 
 def _unique(graph: Graph) -> list[str]:
     """names are unique"""
-    names = [value.name for value in graph.ir.inputs] + [v.name for node in graph.nodes for v in node.outputs if v.name]
+    names = [value.name for value in graph.body.inputs] + [
+        v.name for node in graph.nodes for v in node.outputs if v.name
+    ]
     return sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
 
 
@@ -76,7 +78,7 @@ def _promised(graph: Graph) -> list[str]:
             canonical = graph.canonical.get(leaf.name)
             if canonical is None or canonical.stored != leaf:
                 wrong.append(f"{name} reads {leaf.name}")
-    inputs = {value.name for value in graph.ir.inputs}
+    inputs = {value.name for value in graph.body.inputs}
     return wrong + [name for name in graph.weights if name not in inputs]
 
 

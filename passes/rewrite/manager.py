@@ -53,7 +53,7 @@ def run_phase(phase: Phase, graph: Graph, dump: Path | None = None, first: int =
         try:
             outcome = item.run(graph)
             if outcome.fired:
-                graph.ir.sort()
+                graph.body.sort()
             verify(graph, phase.operators if index == len(phase.passes) - 1 else allowed)
         except LlmcError:
             raise

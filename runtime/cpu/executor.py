@@ -21,7 +21,7 @@ from ..engine_file.manifest import LayerCache
 from ..errors import EngineError, RecipeError, ResourceError
 from ..machine import cpu_count, memory
 from ..numbers import RAW_DTYPE
-from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, Work, sequence_count
+from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
 from .onnx_scan import scan
 from .slots import PARTS, SlotCaches, buffer_shape, lengths_name
 
@@ -61,10 +61,10 @@ class CpuExecutor:
         weights = _bindings(engine.path, facts.weights)
         numbers = sum(math.prod(buffer_shape(cache, facts.max_context)) for cache in model.caches)
         _plan(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
-        fed = _fed(engine.path, weights, facts.needs)
+        as_inputs = _as_inputs(engine.path, weights, facts.needs)
         self._weights = _values(engine, weights)
-        constants = {name: value for name, value in self._weights.items() if name not in fed}
-        self._fed = {name: self._weights[name] for name in fed}
+        constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
+        self._as_inputs = {name: self._weights[name] for name in as_inputs}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
         _check_inputs(self._session, str(engine.path), model.caches, model.windows, model.vocab_size)
         engine.drop_pages()  # packed weights are copies: what was mapped to make them is no longer read
@@ -73,11 +73,11 @@ class CpuExecutor:
         self._slots: list[int] = []
         self._decoding: dict[int, _Call] = {}
 
-    def submit(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
+    def submit(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
         """Runs the step at once: the ticket is its result."""
-        if len(works) == 1 and (works[0].is_prompt or len(works[0].tokens) != 1):
-            return (self._prefill(works[0]),)
-        return self._decode(works)
+        if len(step) == 1 and (step[0].is_prompt or len(step[0].tokens) != 1):
+            return (self._prefill(step[0]),)
+        return self._decode(step)
 
     def collect(self, ticket: tuple[Output, ...]) -> tuple[Output, ...]:
         return ticket
@@ -96,37 +96,41 @@ class CpuExecutor:
         self._decoding.clear()
         self._cache.clear()
         self._session = None
-        self._weights, self._fed = {}, {}
+        self._weights, self._as_inputs = {}, {}
         self._engine.close()
 
-    def _prefill(self, work: Work) -> Output:
-        slot = self._slot(work.sequence)
-        tokens = np.array(work.tokens, np.int64)
-        count = len(tokens) if work.rows == "all" else int(work.sample is not None or work.rows == "last")
+    def _prefill(self, scheduled: ScheduledSequence) -> Output:
+        slot = self._slot(scheduled.sequence)
+        tokens = np.array(scheduled.tokens, np.int64)
+        count = (
+            len(tokens) if scheduled.rows == "all" else int(scheduled.sample is not None or scheduled.rows == "last")
+        )
         rows = np.arange(len(tokens) - max(count, 1), len(tokens), dtype=np.int64)
         call = self._call(slice(slot, slot + 1), len(tokens), len(rows))
         call.ids[0], call.rows[:] = tokens, rows
         call.run()
-        return self._samplers.output(work, call.logits if count else None)
+        return self._samplers.output(scheduled, call.logits if count else None)
 
-    def _decode(self, works: tuple[Work, ...]) -> tuple[Output, ...]:
-        self._gather({work.sequence for work in works})
-        count = len(works)
+    def _decode(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
+        self._gather({scheduled.sequence for scheduled in step})
+        count = len(step)
         call = self._decoding.get(count)
         if call is None:
             call = self._decoding[count] = self._call(slice(0, count), 1, count)
             call.rows[:] = np.arange(count)
-        slots = [self._slots.index(work.sequence) for work in works]
-        call.ids[slots, 0] = [work.tokens[0] for work in works]
+        slots = [self._slots.index(scheduled.sequence) for scheduled in step]
+        call.ids[slots, 0] = [scheduled.tokens[0] for scheduled in step]
         call.run()
         rows = [call.logits[slot : slot + 1] for slot in slots]
         return tuple(
-            self._samplers.output(work, row if work.rows == "none" else row.copy())
-            for work, row in zip(works, rows, strict=True)
+            self._samplers.output(scheduled, row if scheduled.rows == "none" else row.copy())
+            for scheduled, row in zip(step, rows, strict=True)
         )
 
     def _call(self, slots: slice, tokens: int, rows: int) -> _Call:
-        return _Call(self._session, self._fed, self._cache, slots, tokens, np.empty((rows, self.vocab), np.float32))
+        return _Call(
+            self._session, self._as_inputs, self._cache, slots, tokens, np.empty((rows, self.vocab), np.float32)
+        )
 
     def _slot(self, sequence: int) -> int:
         if sequence not in self._slots:
@@ -150,7 +154,13 @@ class _Call:
     """Inputs, outputs and caches of one call shape, bound once: a decode step then only fills in numbers."""
 
     def __init__(
-        self, session: Any, fed: Mapping[str, Any], cache: SlotCaches, slots: slice, tokens: int, logits: np.ndarray
+        self,
+        session: Any,
+        as_inputs: Mapping[str, Any],
+        cache: SlotCaches,
+        slots: slice,
+        tokens: int,
+        logits: np.ndarray,
     ) -> None:
         batch = slots.stop - slots.start
         self.ids = np.zeros((batch, tokens), np.int64)
@@ -165,7 +175,7 @@ class _Call:
         for name, array in cache.arrays.items():
             self._bind(self._binding.bind_input, f"past.{name}", array[slots])
             self._bind(self._binding.bind_output, f"present.{name}", array[slots])
-        for name, value in fed.items():
+        for name, value in as_inputs.items():
             _checked(name, self._binding.bind_ortvalue_input, name, value)
 
     @staticmethod
@@ -251,11 +261,11 @@ def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, A
         )
 
 
-def _fed(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
+def _as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
     """The weights that are inputs of the graph: read where they lie, where an initializer would be copied."""
     names = needs.get("weights_as_inputs", [])
     if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
-        raise EngineError(f"{path}: weights fed to the graph", found=repr(names)[:80], fix=_AGAIN)
+        raise EngineError(f"{path}: weights that are inputs of the graph", found=repr(names)[:80], fix=_AGAIN)
     return tuple(dict.fromkeys(str(name) for name in names))
 
 

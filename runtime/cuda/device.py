@@ -23,7 +23,7 @@ from .contents import Contents
 from .driver import Driver, keep
 from .launches import Area, Bound, bind
 from .modules import Modules
-from .ring import Ring, Slot
+from .ring import Ring, RingEntry
 from .upload import Placement
 
 _KEPT = 64
@@ -169,7 +169,7 @@ class CudaDevice:
         for one in bound.launches:
             launch(one.config, one.function, one.parameters.address, one.label)
 
-    def _send(self, bound: Bound, inputs: Mapping[str, np.ndarray], slot: Slot) -> None:
+    def _send(self, bound: Bound, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
         packed_inputs = slot.inputs.view(bound.input_bytes)
         for name, span in bound.inputs.items():
             array = inputs[name]
@@ -181,7 +181,7 @@ class CudaDevice:
         if bound.input_bytes:
             self._driver.copy_in(self._area.inputs, slot.inputs.address, bound.input_bytes, self._stream)
 
-    def _fetch(self, bound: Bound, wanted: Collection[str], slot: Slot) -> None:
+    def _fetch(self, bound: Bound, wanted: Collection[str], slot: RingEntry) -> None:
         spans = {name: bound.buffers[name] for name in sorted(wanted)}
         offsets, nbytes = packed({name: span.nbytes for name, span in spans.items()})
         slot.results.view(nbytes)

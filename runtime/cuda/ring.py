@@ -45,7 +45,7 @@ class Pinned:
 
 
 @dataclass(eq=False)
-class Slot:
+class RingEntry:
     """A step's inputs and results on the host; `done` is recorded behind both. step: which one has it, 0 for none."""
 
     inputs: Pinned
@@ -62,15 +62,15 @@ class Ring:
     def __init__(self, driver: Driver, input_bytes: int, cleanup: ExitStack) -> None:
         """Room for the largest inputs and small results, so that most steps allocate nothing; `cleanup` frees it."""
         self._driver = driver
-        self._slots: list[Slot] = []
+        self._slots: list[RingEntry] = []
         self._steps = 0
         for _ in range(SLOTS):
             inputs, results = (Pinned(driver, f"a step's {what}", cleanup) for what in ("inputs", "results"))
-            self._slots.append(Slot(inputs, results, keep(cleanup, driver.event(), driver.drop_event)))
+            self._slots.append(RingEntry(inputs, results, keep(cleanup, driver.event(), driver.drop_event)))
             inputs.view(input_bytes)
             results.view(0)
 
-    def next(self) -> tuple[int, Slot]:
+    def next(self) -> tuple[int, RingEntry]:
         """The number of a new step, and its slot; waits until the GPU is done with it."""
         self._steps += 1
         slot = self._slots[self._steps % SLOTS]

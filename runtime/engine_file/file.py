@@ -44,7 +44,7 @@ def is_tensor_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and ".." not in name
 
 
-def peek(path: Path) -> dict[str, Any]:
+def read_unchecked(path: Path) -> dict[str, Any]:
     """What a file says of itself, damaged or newer than this reader or not: for `inspect` when `open` refuses.
 
     Keys: `bytes`, `metadata` (strings), `manifest` (unchecked JSON, or None), `tensors` (name -> dtype and shape).

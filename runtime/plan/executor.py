@@ -16,8 +16,8 @@ from ..engine_file.file import EngineFile
 from ..errors import EngineError, RecipeError
 from ..sampling.draw import Sampled, not_finite
 from ..sampling.params import SamplingParams
-from ..scheduling.executor import CacheKind, Output, Samplers, Work, sequence_count
-from .inputs import Part, Slots, check_inputs, idle_inputs
+from ..scheduling.executor import CacheKind, Output, Samplers, ScheduledSequence, sequence_count
+from .inputs import PlacedSequence, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
 Handle = Any
@@ -54,28 +54,29 @@ MakeDevice = Callable[[EngineFile, str, Plan, int], Device]
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """A sequence under way. unmarked: part of its prompt came from the cache, so the device does not know its tokens.
-
-    hosted: only the host can choose its tokens; waiting: the step that gives the next one then.
-    """
+    """A running sequence."""
 
     slot: int
-    unmarked: bool
+    prompt_unknown: bool
+    """Part of its prompt came from the cache, so the device does not know those tokens."""
     params: SamplingParams | None = None
-    hosted: bool = False
+    sampled_on_host: bool = False
+    """The device cannot sample its tokens."""
     waiting: _Ticket | None = None
+    """If sampled on the host: the step that gives the next token."""
 
 
 @dataclass(slots=True)
 class _Ticket:
-    """A submitted step: its works, whether the host chooses the token of each, each one's rows of the logits, and its
-    outputs once they are known."""
+    """A submitted step. The lists have one entry per scheduled sequence."""
 
     handle: Handle
-    works: tuple[Work, ...]
-    hosted: list[bool]
+    step: tuple[ScheduledSequence, ...]
+    sampled_on_host: list[bool]
     rows: list[range]
+    """Rows of the step's logits."""
     outputs: tuple[Output, ...] | None = None
+    """None until they were read."""
 
 
 class PagedExecutor:
@@ -120,22 +121,22 @@ class PagedExecutor:
         self._slots = Slots(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}
 
-    def submit(self, works: tuple[Work, ...]) -> _Ticket:
+    def submit(self, step: tuple[ScheduledSequence, ...]) -> _Ticket:
         """Fill in the inputs and start the step; sequences whose token only the host can choose wait for it."""
-        parts = [self._part(work) for work in works]
-        sequences = [self._sequences[work.sequence] for work in works]
-        count = sum(len(part.ids) for part in parts)
-        decode = count == len(parts) and not any(part.prompt for part in parts)
-        rows = sum(part.rows for part in parts)
-        program = self._plan.program_for(decode=decode, tokens=count, sequences=len(parts), rows=rows)
-        sizes = program.limits if decode else {"tokens": count, "sequences": len(parts), "rows": rows}
+        placed = [self._place(scheduled) for scheduled in step]
+        sequences = [self._sequences[scheduled.sequence] for scheduled in step]
+        count = sum(len(one.ids) for one in placed)
+        decode = count == len(placed) and not any(one.prompt for one in placed)
+        rows = sum(one.rows for one in placed)
+        program = self._plan.program_for(decode=decode, tokens=count, sequences=len(placed), rows=rows)
+        sizes = program.limits if decode else {"tokens": count, "sequences": len(placed), "rows": rows}
         inputs = idle_inputs(self._plan, sizes)
-        rows_of = self._slots.fill(inputs, parts)
+        rows_of = self._slots.fill(inputs, placed)
         index = self._plan.programs.index(program)
-        handle = self._device.run(index, sizes, inputs, self._wanted(works, sequences) if rows else ())
-        ticket = _Ticket(handle, works, [sequence.hosted for sequence in sequences], rows_of)
-        for sequence, work in zip(sequences, works, strict=True):
-            sequence.waiting = ticket if sequence.hosted and work.sample is not None else None
+        handle = self._device.run(index, sizes, inputs, self._wanted(step, sequences) if rows else ())
+        ticket = _Ticket(handle, step, [sequence.sampled_on_host for sequence in sequences], rows_of)
+        for sequence, scheduled in zip(sequences, step, strict=True):
+            sequence.waiting = ticket if sequence.sampled_on_host and scheduled.sample is not None else None
         return ticket
 
     def collect(self, ticket: _Ticket) -> tuple[Output, ...]:
@@ -144,14 +145,14 @@ class PagedExecutor:
             read = self._device.read(ticket.handle)
             tokens, failed = (read[name].tolist() if name in read else [] for name in ("sampled", "status"))
             outputs = []
-            for work, hosted, rows in zip(ticket.works, ticket.hosted, ticket.rows, strict=True):
-                if work.sample is None or hosted:
-                    outputs.append(self._samplers.output(work, _logits(read, rows)))
+            for scheduled, sampled_on_host, rows in zip(ticket.step, ticket.sampled_on_host, ticket.rows, strict=True):
+                if scheduled.sample is None or sampled_on_host:
+                    outputs.append(self._samplers.output(scheduled, _logits(read, rows)))
                 elif failed[rows[-1]]:
-                    outputs.append(Output(error=not_finite(work.end)))
+                    outputs.append(Output(error=not_finite(scheduled.end)))
                 else:
-                    sampled = _sampled(read, rows[-1], tokens[rows[-1]], min(work.sample.logprobs, self.vocab))
-                    outputs.append(Output(sampled, work.wanted(_logits(read, rows))))
+                    sampled = _sampled(read, rows[-1], tokens[rows[-1]], min(scheduled.sample.logprobs, self.vocab))
+                    outputs.append(Output(sampled, scheduled.wanted(_logits(read, rows))))
             ticket.outputs = tuple(outputs)
         return ticket.outputs
 
@@ -165,40 +166,42 @@ class PagedExecutor:
         self._device.close()
         self._engine.close()
 
-    def _part(self, work: Work) -> Part:
-        """A work as the device takes it: the id of a token that it sampled itself is -1 - slot."""
-        sequence = self._sequences.get(work.sequence)
+    def _place(self, scheduled: ScheduledSequence) -> PlacedSequence:
+        """Place a sequence in its slot. The id of a token that only the device knows is -1 - slot."""
+        sequence = self._sequences.get(scheduled.sequence)
         new = sequence is None
         if sequence is None:
-            slot = self._slots.take(work.blocks)
+            slot = self._slots.take(scheduled.blocks)
             if slot is None:
                 raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
-            sequence = self._sequences[work.sequence] = _Sequence(slot, unmarked=bool(work.cached))
-        if work.sample is not None and sequence.params is None:
-            self._choose_by(sequence, work.sample)
-        ids = work.tokens or (-1 - sequence.slot,)
-        if not work.tokens and sequence.waiting is not None:
+            sequence = self._sequences[scheduled.sequence] = _Sequence(slot, prompt_unknown=bool(scheduled.cached))
+        if scheduled.sample is not None and sequence.params is None:
+            self._choose_by(sequence, scheduled.sample)
+        ids = scheduled.tokens or (-1 - sequence.slot,)
+        if not scheduled.tokens and sequence.waiting is not None:
             self.collect(sequence.waiting)
-            ids = (self._samplers.token(work.sequence),)
-        sampled = work.sample is not None and not sequence.hosted
-        last = work.sample is not None or work.rows == "last" or not work.is_prompt  # decode programs compute them all
-        rows = len(ids) if work.rows == "all" else int(last)
-        return Part(sequence.slot, ids, work.start, rows, sampled, work.is_prompt, new)
+            ids = (self._samplers.token(scheduled.sequence),)
+        sampled = scheduled.sample is not None and not sequence.sampled_on_host
+        last = (
+            scheduled.sample is not None or scheduled.rows == "last" or not scheduled.is_prompt
+        )  # decode programs compute them all
+        rows = len(ids) if scheduled.rows == "all" else int(last)
+        return PlacedSequence(sequence.slot, ids, scheduled.start, rows, sampled, scheduled.is_prompt, new)
 
     def _choose_by(self, sequence: _Sequence, params: SamplingParams) -> None:
         """The host chooses where the device lacks room for biases, or knowledge of the prompt's tokens."""
-        unknown = params.repetition_penalty != 1.0 and sequence.unmarked
-        sequence.params, sequence.hosted = params, unknown or len(params.logit_bias) > self._slots.max_biases
-        if not sequence.hosted:
+        unknown = params.repetition_penalty != 1.0 and sequence.prompt_unknown
+        sequence.params, sequence.sampled_on_host = params, unknown or len(params.logit_bias) > self._slots.max_biases
+        if not sequence.sampled_on_host:
             self._slots.choose_by(sequence.slot, params)
 
-    def _wanted(self, works: tuple[Work, ...], sequences: list[_Sequence]) -> set[str]:
+    def _wanted(self, step: tuple[ScheduledSequence, ...], sequences: list[_Sequence]) -> set[str]:
         """The buffers to read back."""
         wanted = {"sampled", "status"}
-        for work, sequence in zip(works, sequences, strict=True):
-            if work.rows != "none" or (sequence.hosted and work.sample is not None):
+        for scheduled, sequence in zip(step, sequences, strict=True):
+            if scheduled.rows != "none" or (sequence.sampled_on_host and scheduled.sample is not None):
                 wanted.add("logits")
-            if work.sample is not None and work.sample.logprobs and not sequence.hosted:
+            if scheduled.sample is not None and scheduled.sample.logprobs and not sequence.sampled_on_host:
                 wanted |= {"top_ids", "top_logits", "summary"}
         return wanted
 

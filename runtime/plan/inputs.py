@@ -118,17 +118,22 @@ def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 
 @dataclass(slots=True)
-class Part:
-    """A sequence's share of a step: its slot, the ids of its new tokens from position `start` on, the rows wanted of
-    the last ones; sampled: the device chooses a token; prompt: these are its prompt's; new: nothing came before."""
+class PlacedSequence:
+    """A scheduled sequence in its slot."""
 
     slot: int
     ids: tuple[int, ...]
+    """Of its new tokens."""
     start: int
+    """Position of the first of them."""
     rows: int
+    """Rows of logits wanted, those of its last tokens."""
     sampled: bool
+    """The device samples a token."""
     prompt: bool
+    """The tokens are prompt."""
     new: bool
+    """This is the first step of the sequence."""
 
 
 class Slots:
@@ -170,29 +175,29 @@ class Slots:
             for index, (token, bias) in enumerate(params.logit_bias):
                 kept["logit_bias_ids"][slot, index], kept["logit_bias"][slot, index] = token, bias
 
-    def fill(self, arrays: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[range]:
-        """Fill in idle inputs for a step of these parts, and give the rows of each."""
-        slots = np.array([part.slot for part in parts])
-        firsts = np.array([part.start for part in parts])
-        counts = np.array([len(part.ids) for part in parts])
-        ends, stops, sequences = firsts + counts, counts.cumsum(), len(parts)
+    def fill(self, arrays: Mapping[str, np.ndarray], placed: Sequence[PlacedSequence]) -> list[range]:
+        """Fill in idle inputs for a step of these sequences, and give the rows of each."""
+        slots = np.array([one.slot for one in placed])
+        firsts = np.array([one.start for one in placed])
+        counts = np.array([len(one.ids) for one in placed])
+        ends, stops, sequences = firsts + counts, counts.cumsum(), len(placed)
         total, of = int(stops[-1]), np.repeat(np.arange(sequences), counts)
         positions = np.arange(total) + (ends - stops)[of]
-        arrays["token_ids"][:total] = [token for part in parts for token in part.ids]
+        arrays["token_ids"][:total] = [token for one in placed for token in one.ids]
         arrays["positions"][:total] = positions
         for suffix, tables in self._tables.items():
             blocks = tables[slots[of], positions // BLOCK_TOKENS]
             arrays[f"slot_mapping{suffix}"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
             arrays[f"block_tables{suffix}"][:sequences] = tables[slots]
-        arrays["prompt_slots"][:total] = np.array([part.slot if part.prompt else -1 for part in parts])[of]
+        arrays["prompt_slots"][:total] = np.array([one.slot if one.prompt else -1 for one in placed])[of]
         arrays["seq_lens"][:sequences] = ends
         arrays["query_start_loc"][1 : sequences + 1] = stops
         arrays["query_start_loc"][sequences + 1 :] = total
-        arrays["reset_slots"][:sequences] = [part.slot if part.new else -1 for part in parts]
-        wanted = np.array([part.rows for part in parts])
+        arrays["reset_slots"][:sequences] = [one.slot if one.new else -1 for one in placed]
+        wanted = np.array([one.rows for one in placed])
         last = wanted.cumsum()
         arrays["logits_indices"][: last[-1]] = np.arange(last[-1]) + np.repeat(stops - last, wanted)
-        chosen = np.array([part.sampled for part in parts])
+        chosen = np.array([one.sampled for one in placed])
         self._fill_rows(arrays, last[chosen] - 1, slots[chosen], ends[chosen])
         return [range(stop - count, stop) for stop, count in zip(last.tolist(), wanted.tolist(), strict=True)]
 

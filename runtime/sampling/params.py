@@ -111,7 +111,7 @@ RANGES: Mapping[str, Range] = {
 """The parameters that are one number, which are also options of a request and of the command line."""
 
 
-class Options(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
     """How to generate. What is absent or None is the checkpoint's generation_config, else greedy; see SamplingParams.
 
     max_tokens: most tokens to generate (default 512), cut to what the context holds. stop: up to 16 strings that end

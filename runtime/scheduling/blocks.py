@@ -15,7 +15,7 @@ _ROOT = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Allocation:
     """Blocks of one sequence; the first `cached` positions already hold the keys and values of its prompt."""
 
     blocks: tuple[int, ...]
@@ -42,7 +42,7 @@ class BlockPool:
         """Blocks that no sequence uses."""
         return len(self._idle)
 
-    def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Lease | None:
+    def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Allocation | None:
         """Blocks for `positions` positions that begin with `prompt`, or None while there are too few.
 
         At least the prompt's last token is left to compute, since its logits are wanted; without `reuse` all are.
@@ -56,7 +56,7 @@ class BlockPool:
             self._idle.pop(block, None)
             self._users[block] += 1
         blocks = [*shared, *(self._fresh() for _ in range(fresh))]
-        return Lease(tuple(blocks), len(shared) * self._size)
+        return Allocation(tuple(blocks), len(shared) * self._size)
 
     def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
         """The first len(tokens) positions of `blocks` are computed, or will be before any later step: share them."""

@@ -1,20 +1,20 @@
 """What the scheduler asks of a device: so that one scheduler serves the cpu, GPUs and a fake one in tests.
 
 The rules both sides keep:
-* A sequence's first work starts after its `cached` tokens; each next one starts where the last ended. `blocks` is the
-  same in all works of a sequence and covers, of every kind of cache, all positions that the kind will ever keep of it.
+* A sequence is first scheduled after its `cached` tokens; each next time it starts where it last ended. `blocks` stays
+  the same and covers, of every kind of cache, all positions that the kind will ever keep of the sequence.
   They belong to the sequence alone until `release`, but for the blocks of its cached tokens: those are read by several,
   and written by none. Only an executor with one kind of cache, which keeps all positions, `shares`.
-* `sample` is the same in all works of a sequence that have one.
-* A step is a tuple of works, which run at once. It holds a sequence at most once. Prompt tokens of one step number at
-  most `max_prefill`. With `mixed` False a step is either one work with prompt tokens, or any number of works with one
-  generated token each.
+* `sample`, where it is not None, stays the same for a sequence.
+* A step is a tuple of scheduled sequences, which run at once. It holds a sequence at most once, and at most
+  `max_prefill` prompt tokens. With `mixed` False a step is either one sequence with prompt tokens, or any number of
+  sequences with one generated token each.
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
   before it were done.
-* `collect` gives one Output per work, in the step's order.
-* Of the prompt tokens of one step, at most `max_rows` belong to works that want "all" rows.
+* `collect` gives one Output per scheduled sequence, in the step's order.
+* Of the prompt tokens of one step, at most `max_rows` belong to sequences that want "all" rows.
 * At most `sequences` sequences are under way: a step has held them, and `release` has not been called.
-* `release` is called once per sequence, when all its works have been collected.
+* `release` is called once per sequence, when all its steps have been collected.
 * One thread at a time calls an executor.
 * What is wrong with one sequence is its Output's `error`. An exception of submit or collect ends all of them.
 """
@@ -54,13 +54,13 @@ class CacheKind:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledSequence:
     """New tokens of one sequence for one step.
 
     tokens are the ids at positions start, start + 1, ...; `()` stands for the one token the executor sampled last for
     this sequence (only if depth > 0). sample: choose the token after the last position. The first prompt_tokens
     positions of the sequence are its prompt. rows: which logits to give back: none, of the last token, or of all
-    tokens. cached: in a sequence's first work, its prompt's tokens whose keys and values the blocks already hold.
+    tokens. cached: only in its first step: the prompt's tokens whose keys and values the blocks already hold.
     blocks: those of the sequence, for each kind of cache in the executor's order.
     """
 
@@ -75,12 +75,12 @@ class Work:
 
     @property
     def end(self) -> int:
-        """The position after the last token: the cache's length after this work, and where a sampled token goes."""
+        """The position after the last token: the cache's length after this step, and where a sampled token goes."""
         return self.start + (len(self.tokens) or 1)
 
     @property
     def is_prompt(self) -> bool:
-        """True if the tokens are prompt (a work never mixes prompt and generated tokens)."""
+        """True if the tokens are prompt (prompt and generated tokens are never mixed)."""
         return self.start < self.prompt_tokens
 
     def wanted(self, logits: np.ndarray | None) -> np.ndarray | None:
@@ -90,7 +90,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The result of one work: a token if one was sampled, logits f32 [rows, V] if wanted (the receiver's to keep)."""
+    """The result of a scheduled sequence: a token if sampled, logits f32 [rows, V] if wanted (the receiver's own)."""
 
     sampled: Sampled | None = None
     logits: np.ndarray | None = None
@@ -115,7 +115,7 @@ class Executor(Protocol):
     max_prefill: int
     max_rows: int
 
-    def submit(self, works: tuple[Work, ...]) -> Ticket:
+    def submit(self, step: tuple[ScheduledSequence, ...]) -> Ticket:
         """Starts a step."""
 
     def collect(self, ticket: Ticket) -> tuple[Output, ...]:
@@ -135,25 +135,25 @@ class Samplers:
     def __init__(self) -> None:
         self._samplers: defaultdict[int, Sampler] = defaultdict(Sampler)
 
-    def output(self, work: Work, logits: np.ndarray | None) -> Output:
-        """The Output of one work from its logits f32 [R, V], the last row being that of its last token.
+    def output(self, scheduled: ScheduledSequence, logits: np.ndarray | None) -> Output:
+        """The Output of one scheduled sequence from its logits f32 [R, V], the last row being that of its last token.
 
-        Logits may be None if the work neither samples nor wants rows. Those of rows "last" and "all" are given out as
-        they are: the caller must not write to them again. Non-finite logits become the Output's error, and no token.
+        Logits may be None if it neither samples nor wants rows. Those of rows "last" and "all" are given out as they
+        are: the caller must not write to them again. Non-finite logits become the Output's error, and no token.
         """
-        sampler = self._samplers[work.sequence]
-        if work.is_prompt:
-            sampler.feed(work.cached + work.tokens)
-        wanted = work.wanted(logits)
-        if logits is None or work.sample is None:
+        sampler = self._samplers[scheduled.sequence]
+        if scheduled.is_prompt:
+            sampler.feed(scheduled.cached + scheduled.tokens)
+        wanted = scheduled.wanted(logits)
+        if logits is None or scheduled.sample is None:
             return Output(logits=wanted)
         try:
-            return Output(sampler.sample(logits[-1], work.sample, work.end), wanted)
+            return Output(sampler.sample(logits[-1], scheduled.sample, scheduled.end), wanted)
         except LlmcError as error:
             return Output(error=error)
 
     def token(self, sequence: int) -> int:
-        """What `Work.tokens == ()` stands for; 0 after a failed sampling, whose sequence is about to be released."""
+        """What `tokens == ()` stands for; 0 after a failed sampling, whose sequence is about to be released."""
         return self._samplers[sequence].last
 
     def release(self, sequence: int) -> None:

@@ -29,7 +29,7 @@ class Request:
     """Token ids in, tokens out. max_tokens 0 (with all_logits) computes the prompt's logits and no token.
 
     The scheduler keeps: blocks, those of each kind of cache; cached: tokens of the prompt that these held before;
-    computed: positions of submitted works; asked: tokens that these choose; open_works: works not collected yet.
+    computed: positions of submitted steps; asked: tokens that these choose; open_steps: those not collected yet.
     finish is set once, and nothing comes after it; "error" with its `error`.
     """
 
@@ -44,7 +44,7 @@ class Request:
     cached: int = field(default=0, init=False)
     computed: int = field(default=0, init=False)
     asked: int = field(default=0, init=False)
-    open_works: int = field(default=0, init=False)
+    open_steps: int = field(default=0, init=False)
     tokens: list[int] = field(default_factory=list, init=False)
     finish: FinishReason | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)

@@ -15,8 +15,8 @@ from collections.abc import Collection
 from itertools import count
 
 from ..errors import RecipeError
-from .blocks import BlockPool, Lease
-from .executor import Executor, Output, Ticket, Work
+from .blocks import Allocation, BlockPool
+from .executor import Executor, Output, ScheduledSequence, Ticket
 from .request import FinishReason, Request
 
 
@@ -32,7 +32,7 @@ class Scheduler:
         self._numbers = count()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
-        self._open: deque[tuple[Ticket, tuple[Work, ...]]] = deque()
+        self._open: deque[tuple[Ticket, tuple[ScheduledSequence, ...]]] = deque()
         self._prompt_had_turn = False
 
     @property
@@ -103,10 +103,10 @@ class Scheduler:
     def step(self) -> None:
         """Submits the next step, if any, and collects the one that is `depth` steps old; passes exceptions on."""
         self._admit()
-        works = self._plan()
-        if works:
-            self._open.append((self._executor.submit(works), works))
-        if self._open and not (works and len(self._open) <= self._executor.depth):
+        step = self._plan()
+        if step:
+            self._open.append((self._executor.submit(step), step))
+        if self._open and not (step and len(self._open) <= self._executor.depth):
             self._collect()
 
     def _under_way(self) -> list[Request]:
@@ -124,10 +124,10 @@ class Scheduler:
                 self._running[request.sequence] = request
             self._waiting.popleft()
 
-    def _lease(self, request: Request) -> list[Lease] | None:
+    def _lease(self, request: Request) -> list[Allocation] | None:
         """Blocks of every kind of cache, or None while one of them has too few."""
         length = len(request.prompt) + request.max_tokens
-        leases: list[Lease] = []
+        leases: list[Allocation] = []
         for kind, pool in zip(self._executor.caches, self._pools, strict=True):
             lease = pool.take(request.prompt, kind.kept(length), reuse=not request.all_logits)
             if lease is None:
@@ -140,7 +140,7 @@ class Scheduler:
         for pool, own in zip(self._pools, blocks, strict=False):
             pool.give(own)
 
-    def _plan(self) -> tuple[Work, ...]:
+    def _plan(self) -> tuple[ScheduledSequence, ...]:
         """The next step."""
         decoding = [request for request in self._running.values() if request.can_decode]
         prompts = [request for request in self._running.values() if request.in_prompt]
@@ -158,7 +158,7 @@ class Scheduler:
             rows -= size if request.all_logits else 0
         return tuple([self._work(request, size) for request, size in sizes.items()])
 
-    def _work(self, request: Request, size: int) -> Work:
+    def _work(self, request: Request, size: int) -> ScheduledSequence:
         """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
         start, prompt = request.computed, request.prompt
         known = request.tokens[-1:] if len(request.tokens) == request.asked else []
@@ -166,19 +166,21 @@ class Scheduler:
         sample = request.params if start + size >= len(prompt) and request.max_tokens else None
         rows = "all" if request.all_logits else "none"
         cached = prompt[: request.cached] if start == request.cached else ()
-        work = Work(request.sequence, tokens, start, request.blocks, sample, len(prompt), rows, cached)
-        request.computed = work.end
+        scheduled = ScheduledSequence(
+            request.sequence, tokens, start, request.blocks, sample, len(prompt), rows, cached
+        )
+        request.computed = scheduled.end
         request.asked += sample is not None
-        request.open_works += 1
-        if work.is_prompt:
-            self._pools[0].remember(prompt[: work.end], request.blocks[0])
-        return work
+        request.open_steps += 1
+        if scheduled.is_prompt:
+            self._pools[0].remember(prompt[: scheduled.end], request.blocks[0])
+        return scheduled
 
     def _collect(self) -> None:
-        ticket, works = self._open.popleft()
-        for work, output in zip(works, self._executor.collect(ticket), strict=True):
-            request = self._running[work.sequence]
-            request.open_works -= 1
+        ticket, step = self._open.popleft()
+        for scheduled, output in zip(step, self._executor.collect(ticket), strict=True):
+            request = self._running[scheduled.sequence]
+            request.open_steps -= 1
             if request.finish is None:
                 self._deliver(request, output)
             self._settle(request)
@@ -195,7 +197,7 @@ class Scheduler:
                 finish = "stop"
             elif len(request.tokens) == request.max_tokens:
                 finish = "length"
-        elif request.max_tokens == 0 and not request.in_prompt and request.open_works == 0:
+        elif request.max_tokens == 0 and not request.in_prompt and request.open_steps == 0:
             finish = "length"
         try:
             request.receive(output, finish)
@@ -205,7 +207,7 @@ class Scheduler:
 
     def _settle(self, request: Request) -> None:
         """Gives back what a request holds once it is over and no open step uses its blocks."""
-        if request.finish is None or request.open_works:
+        if request.finish is None or request.open_steps:
             return
         del self._running[request.sequence]
         self._give(request.blocks)

@@ -32,7 +32,7 @@ import host_step  # pyright: ignore[reportMissingImports]
 from gpu_tokens import Trace  # pyright: ignore[reportMissingImports]
 
 from llmc.compiler.targets.cuda.call import Case
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, specialization_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
@@ -233,7 +233,7 @@ def _beyond(memory: Memory, grid: Any, asked: int, last: int, taken: int, tokens
 
 def _take_case() -> tuple[Case, Cubin]:
     case = next(case for case in suites()["sampling.tokens"].cases() if case.name == "take")
-    types = variant_of(case.call).types
+    types = specialization_of(case.call).types
     cubin = Cubin(90, b"code", "", types, MachineCode("take_kernel", 0, 32, 0))
     return case, cubin
 

@@ -10,7 +10,7 @@ from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins import compile
 from llmc.compiler.targets.cuda.cubins.cache import TOOLS, KernelCache, Tools, key_of, sources_of
-from llmc.compiler.targets.cuda.cubins.compile import variant_of
+from llmc.compiler.targets.cuda.cubins.compile import specialization_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.progress import NO_PROGRESS
@@ -25,7 +25,7 @@ def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools = Tools("3.9.0", "assembler")
     monkeypatch.setattr(Tools, "installed", staticmethod(lambda: tools))
     monkeypatch.setenv("LLMC_CACHE", str(folder / "user"))
-    wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
+    wanted = [specialization_of(case.call) for case in suites()["sampling.tokens"].cases()]
     code = {"entry": "e", "shared": 0, "registers": 9, "spills": 0, "pdl": True}
     answer = {"sm": 90, "data": "AAAA", "ptx": "ptx", "types": [], "local": 0, "code": code}
     for one in wanted:
@@ -40,8 +40,8 @@ def test_cases_are_found_in_a_pack_with_no_compiler(tmp_path: Path, monkeypatch:
     packed(tmp_path, monkeypatch)
     monkeypatch.setattr(Tools, "installed", staticmethod(lambda: pytest.fail("asked which tools are here")))
     monkeypatch.setattr(compile, "find_spec", lambda name: None)
-    wanted = [variant_of(case.call) for case in suites()["sampling.tokens"].cases()]
-    found = compile.compile_variants(wanted, 90, progress=NO_PROGRESS)
+    wanted = [specialization_of(case.call) for case in suites()["sampling.tokens"].cases()]
+    found = compile.compile_all(wanted, 90, progress=NO_PROGRESS)
     assert len(found) == len({*wanted}) and all(cubin.data == b"\0\0\0" for cubin in found.values())
     assert KernelCache.default().tools.triton == "3.9.0"
 

@@ -19,7 +19,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -62,8 +62,8 @@ def test_prompt_logits_are_the_oracles(gpu: Driver, engine: tuple[Path, str]):
     with on_gpu(path, gpu.sm) as executor:
         rows = []
         for start, stop in ((0, 1), (1, 64), (64, 65), (65, 200)):
-            work = Work(0, tuple(ids[start:stop]), start, ((3, 0, 2, 1),), None, len(ids), rows="all")
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(0, tuple(ids[start:stop]), start, ((3, 0, 2, 1),), None, len(ids), rows="all")
+            (output,) = executor.collect(executor.submit((scheduled,)))
             rows.append(output.logits)
     assert relative(np.concatenate(rows), quantized_logits(path, quantize, ids)) < BOUND
 

@@ -8,18 +8,18 @@ from gpu.on_device import run_case
 from support.kernel_cases import CASES
 
 from llmc.compiler.targets.cuda.call import Operand
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, specialization_of, try_compile
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.progress import NO_PROGRESS
 
-Compiled = dict[Variant, Cubin | LlmcError]
+Compiled = dict[Specialization, Cubin | LlmcError]
 
 
 @pytest.fixture(scope="session")
 def compiled(gpu: Driver) -> Compiled:
     """All cases' kernels for this GPU, or why one could not be compiled."""
-    return attempt([variant_of(case.call) for case in CASES.values()], gpu.sm, progress=NO_PROGRESS)
+    return try_compile([specialization_of(case.call) for case in CASES.values()], gpu.sm, progress=NO_PROGRESS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -27,7 +27,7 @@ def test_case(gpu: Driver, compiled: Compiled, name: str):
     case = CASES[name]
     if gpu.sm < case.call.kernel.minimum_sm:
         pytest.skip(f"needs compute capability {case.call.kernel.minimum_sm / 10:g}")
-    cubin = compiled[variant_of(case.call)]
+    cubin = compiled[specialization_of(case.call)]
     if isinstance(cubin, LlmcError):
         raise cubin
     found = run_case(gpu, case, cubin)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmc.compiler.targets.cuda.cubins import assembler, worker
-from llmc.compiler.targets.cuda.cubins.compile import compile_variants, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import compile_all, specialization_of
 from llmc.compiler.targets.cuda.cubins.elf import image_of
 from llmc.compiler.targets.cuda.kernels import suites
 from llmc.runtime.chips import CAPABILITIES
@@ -77,8 +77,8 @@ def test_ptx_it_refuses_is_told_without_folders_of_this_machine():
 @pytest.mark.parametrize(("sm", "members"), [(100, ("sm_100", "sm_103")), (120, ("sm_120", "sm_121"))])
 def test_code_of_a_family_assembles_for_each_of_its_chips(sm: int, members: tuple[str, str], tmp_path: Path):
     """PTX with `.target sm_100f` is for the family: the assembler takes it for B300, and for no other family."""
-    variant = variant_of(next(iter(suites()["gated"].calls(sm))))
-    cubin = compile_variants([variant], sm, progress=NO_PROGRESS)[variant]
+    specialization = specialization_of(next(iter(suites()["gated"].calls(sm))))
+    cubin = compile_all([specialization], sm, progress=NO_PROGRESS)[specialization]
     assert f".target {assembler.ARCH[sm]}\n" in cubin.ptx and image_of(cubin.data, cubin.code.entry).abi == 8
     (tmp_path / "k.ptx").write_text(cubin.ptx)
     for chip, code in ((members[0], 0), (members[1], 0), ("sm_90a", 255)):
@@ -87,8 +87,8 @@ def test_code_of_a_family_assembles_for_each_of_its_chips(sm: int, members: tupl
 
 
 def test_the_wait_comes_before_the_first_instruction():
-    variant = variant_of(next(iter(suites()["gated"].calls(90))))
-    old, new = (compile_variants([variant], sm, progress=NO_PROGRESS)[variant] for sm in (80, 90))
+    specialization = specialization_of(next(iter(suites()["gated"].calls(90))))
+    old, new = (compile_all([specialization], sm, progress=NO_PROGRESS)[specialization] for sm in (80, 90))
     assert (old.code.pdl, new.code.pdl) == (False, True)
     ptx = old.ptx
     assert "griddepcontrol" not in ptx and new.ptx.count("griddepcontrol.wait;") == 1

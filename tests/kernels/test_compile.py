@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.targets.cuda.call import Call, Kernel, Operand
+from llmc.compiler.targets.cuda.call import Kernel, KernelCall, Operand
 from llmc.compiler.targets.cuda.cubins import assembler, cache, compile, worker
 from llmc.compiler.targets.cuda.cubins.cache import KernelCache, Tools
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, attempt, compile_variants, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, compile_all, specialization_of, try_compile
 from llmc.compiler.targets.cuda.kernels import gated, suites
 from llmc.runtime.chips import chip
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
@@ -27,13 +27,13 @@ from llmc.runtime.progress import NO_PROGRESS
 NO_CACHE = KernelCache(None)
 
 
-def call(width: int = 96, activation: str = "relu", dtype: str = "bf16") -> Call:
+def call(width: int = 96, activation: str = "relu", dtype: str = "bf16") -> KernelCall:
     x, y = Operand("x", dtype, ("tokens", 2 * width)), Operand("y", dtype, ("tokens", width))
     return gated.gated(x, y, activation=activation)
 
 
-RELU = variant_of(call())
-SILU = variant_of(call(activation="silu"))
+RELU = specialization_of(call())
+SILU = specialization_of(call(activation="silu"))
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +43,24 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> KernelCache:
 
 @pytest.fixture(scope="module")
 def cubins(kept: KernelCache) -> dict[int, Cubin]:
-    return {sm: compile_variants([RELU], sm, progress=NO_PROGRESS, cache=kept, jobs=1)[RELU] for sm in (80, 90)}
+    return {sm: compile_all([RELU], sm, progress=NO_PROGRESS, cache=kept, jobs=1)[RELU] for sm in (80, 90)}
 
 
 def failing(code: str, monkeypatch: pytest.MonkeyPatch) -> LlmcError:
     """The outcome of a kernel whose worker runs `code` instead."""
     monkeypatch.setattr(compile, "_START", code)
-    outcome = attempt([RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE)[RELU]
+    outcome = try_compile([RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE)[RELU]
     assert isinstance(outcome, LlmcError)
     return outcome
 
 
-def test_a_variant_is_what_a_call_compiles_to():
+def test_a_specialization_is_what_a_call_compiles_to():
     assert RELU.types == ("*bf16", "*bf16")
     assert RELU.constants == (("WIDTH", 96), ("ACTIVATION", "relu"), ("BLOCK", 1024))
     assert (RELU.kernel, RELU.file, RELU.function, RELU.warps, RELU.stages) == ("gated", "gated", "gated_kernel", 4, 2)
     assert str(RELU) == "gated WIDTH=96 ACTIVATION=relu BLOCK=1024 warps=4 stages=2"
-    assert RELU == variant_of(call()) != SILU
-    assert len({RELU, SILU, variant_of(call())}) == 2
+    assert RELU == specialization_of(call()) != SILU
+    assert len({RELU, SILU, specialization_of(call())}) == 2
 
 
 def test_every_dtype_and_number_has_a_type():
@@ -72,9 +72,9 @@ def test_every_dtype_and_number_has_a_type():
     ]
 
 
-def test_constants_of_other_types_are_other_variants():
-    variants = [replace(RELU, constants=(("WIDTH", value),)) for value in (1, True, 1.0, None)]
-    assert len(set(variants)) == 4
+def test_constants_of_other_types_are_other_specializations():
+    specializations = [replace(RELU, constants=(("WIDTH", value),)) for value in (1, True, 1.0, None)]
+    assert len(set(specializations)) == 4
 
 
 def test_a_cubin_tells_what_its_launch_needs(cubins: dict[int, Cubin]):
@@ -134,16 +134,18 @@ def test_resources_come_from_the_assembler():
 
 def test_a_kernel_for_newer_chips_is_refused():
     kernel = Kernel("gated", gated.gated_kernel, minimum_sm=89)
-    variant = variant_of(replace(call(), kernel=kernel))
+    specialization = specialization_of(replace(call(), kernel=kernel))
     with pytest.raises(Unsupported) as caught:
-        compile_variants([variant], 80, progress=NO_PROGRESS, cache=NO_CACHE)
-    assert str(caught.value) == (f"kernel {variant} for sm_80\n  found: it needs sm_89 or newer\n  try: a newer GPU")
+        compile_all([specialization], 80, progress=NO_PROGRESS, cache=NO_CACHE)
+    assert str(caught.value) == (
+        f"kernel {specialization} for sm_80\n  found: it needs sm_89 or newer\n  try: a newer GPU"
+    )
 
 
 def test_what_triton_refuses_names_kernel_constants_and_chip(kept: KernelCache, cubins: dict[int, Cubin]):
-    """And the other variants are compiled all the same."""
+    """And the other specializations are compiled all the same."""
     wrong = replace(RELU, constants=(("WIDTH", 96), ("ACTIVATION", "relu"), ("BLOCK", 1000)))
-    outcomes = attempt([wrong, RELU], 90, progress=NO_PROGRESS, cache=kept)
+    outcomes = try_compile([wrong, RELU], 90, progress=NO_PROGRESS, cache=kept)
     assert outcomes[RELU] == cubins[90]
     error = outcomes[wrong]
     assert type(error) is LlmcError
@@ -162,7 +164,7 @@ def test_more_shared_memory_than_a_block_has_is_refused(cubins: dict[int, Cubin]
 def test_a_missing_triton_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compile, "find_spec", lambda name: None if name == "triton" else object())
     with pytest.raises(ResourceError) as caught:
-        compile_variants([RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE)
+        compile_all([RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE)
     assert str(caught.value) == (
         "compiling kernels needs the extra 'cuda-build'\n  found: not installed: triton\n"
         "  try: pip install 'llmc[cuda-build]'"
@@ -171,7 +173,7 @@ def test_a_missing_triton_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch):
 
 def test_nothing_to_compile_needs_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compile, "find_spec", lambda name: None)
-    assert compile_variants([], 90, progress=NO_PROGRESS) == {}
+    assert compile_all([], 90, progress=NO_PROGRESS) == {}
 
 
 def test_a_worker_that_dies_names_the_kernel_and_what_it_said(monkeypatch: pytest.MonkeyPatch):
@@ -193,7 +195,7 @@ def test_the_kernels_after_a_failure_get_a_new_worker(
 ):
     code = f"if 'silu' in input(): {wrong}; raise SystemExit(1)\nprint({_kept_answer(kept)!r}, flush=True)\ninput()"
     monkeypatch.setattr(compile, "_START", code)
-    outcomes = attempt([SILU, RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE, jobs=1)
+    outcomes = try_compile([SILU, RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE, jobs=1)
     assert isinstance(outcomes[SILU], LlmcError)
     assert outcomes[RELU] == cubins[90]
 
@@ -217,7 +219,7 @@ def test_an_interrupt_ends_all_workers(cubins: dict[int, Cubin], kept: KernelCac
     monkeypatch.setattr(compile.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        attempt([SILU, RELU], 90, progress=_Interrupting(), cache=NO_CACHE, jobs=2)
+        try_compile([SILU, RELU], 90, progress=_Interrupting(), cache=NO_CACHE, jobs=2)
     assert time.monotonic() - begun < 20
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
@@ -233,27 +235,27 @@ def _kept_answer(kept: KernelCache) -> str:
 
 
 @pytest.fixture
-def counted(kept: KernelCache, cubins: dict[int, Cubin], monkeypatch: pytest.MonkeyPatch) -> list[Variant]:
-    """The variants that are compiled from here on; they get the answer that was kept for RELU."""
+def counted(kept: KernelCache, cubins: dict[int, Cubin], monkeypatch: pytest.MonkeyPatch) -> list[Specialization]:
+    """The specializations that are compiled from here on; they get the answer that was kept for RELU."""
     answer = kept.load(_entry(kept, 90).name)
-    compiled: list[Variant] = []
+    compiled: list[Specialization] = []
 
-    def fake(variants: list[Variant], sm: int, jobs: int | None) -> Generator[Any, None, None]:
-        compiled.extend(variants)
-        yield from ((variant, answer) for variant in variants)
+    def fake(specializations: list[Specialization], sm: int, jobs: int | None) -> Generator[Any, None, None]:
+        compiled.extend(specializations)
+        yield from ((specialization, answer) for specialization in specializations)
 
     monkeypatch.setattr(compile, "_compile", fake)
     return compiled
 
 
-def test_a_second_build_compiles_nothing(cubins: dict[int, Cubin], kept: KernelCache, counted: list[Variant]):
-    assert compile_variants([RELU], 90, progress=NO_PROGRESS, cache=kept)[RELU] == cubins[90]
+def test_a_second_build_compiles_nothing(cubins: dict[int, Cubin], kept: KernelCache, counted: list[Specialization]):
+    assert compile_all([RELU], 90, progress=NO_PROGRESS, cache=kept)[RELU] == cubins[90]
     assert counted == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "nonsense"])
 def test_a_damaged_entry_is_compiled_again(
-    damage: str, cubins: dict[int, Cubin], kept: KernelCache, counted: list[Variant], tmp_path: Path
+    damage: str, cubins: dict[int, Cubin], kept: KernelCache, counted: list[Specialization], tmp_path: Path
 ):
     whole = _entry(kept, 90).read_bytes()
     damaged = {
@@ -266,7 +268,7 @@ def test_a_damaged_entry_is_compiled_again(
     copy = KernelCache(tmp_path)
     _entry(copy, 90).write_bytes(damaged)
     for _ in range(2):
-        assert compile_variants([RELU], 90, progress=NO_PROGRESS, cache=copy)[RELU] == cubins[90]
+        assert compile_all([RELU], 90, progress=NO_PROGRESS, cache=copy)[RELU] == cubins[90]
     assert counted == [RELU]
     assert _entry(copy, 90).read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == [_entry(copy, 90).name]
@@ -284,10 +286,12 @@ def test_what_decides_the_bytes_decides_the_key():
     assert len(keys) == len(changes) + 4
 
 
-def test_a_file_edited_meanwhile_is_not_kept(counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_edited_meanwhile_is_not_kept(
+    counted: list[Specialization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     states = iter(("before", "after"))
     monkeypatch.setattr(compile, "sources_of", lambda file: next(states))
-    attempt([SILU], 90, progress=NO_PROGRESS, cache=KernelCache(tmp_path))
+    try_compile([SILU], 90, progress=NO_PROGRESS, cache=KernelCache(tmp_path))
     assert counted == [SILU]
     assert list(tmp_path.iterdir()) == []
 
@@ -302,48 +306,54 @@ def packed(kept: KernelCache, folder: Path) -> KernelCache:
 
 
 def test_a_pack_serves_whatever_triton_is_installed(
-    cubins: dict[int, Cubin], kept: KernelCache, counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cubins: dict[int, Cubin],
+    kept: KernelCache,
+    counted: list[Specialization],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     pack = packed(kept, tmp_path)
     monkeypatch.setattr(compile, "find_spec", lambda name: None)
-    assert compile_variants([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU] == cubins[90]
+    assert compile_all([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU] == cubins[90]
     assert pack.tools.triton == "1.2.3" and counted == []
 
 
-def test_a_pack_is_never_added_to(kept: KernelCache, counted: list[Variant], tmp_path: Path):
+def test_a_pack_is_never_added_to(kept: KernelCache, counted: list[Specialization], tmp_path: Path):
     pack = packed(kept, tmp_path)
     before = sorted(tmp_path.iterdir())
-    for variant, sm in ((SILU, 90), (RELU, 80)):
-        outcome = attempt([variant], sm, progress=NO_PROGRESS, cache=pack)[variant]
+    for specialization, sm in ((SILU, 90), (RELU, 80)):
+        outcome = try_compile([specialization], sm, progress=NO_PROGRESS, cache=pack)[specialization]
         assert isinstance(outcome, ResourceError) and "in the pack" in str(outcome)
     pack.save("key", {})
     assert counted == [] and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_pack_of_other_sources_is_refused(
-    kept: KernelCache, counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: KernelCache, counted: list[Specialization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pack = packed(kept, tmp_path)
     monkeypatch.setattr(compile, "sources_of", lambda file: "edited")
-    assert isinstance(attempt([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU], ResourceError)
+    assert isinstance(try_compile([RELU], 90, progress=NO_PROGRESS, cache=pack)[RELU], ResourceError)
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(counted: list[Variant], cubins: dict[int, Cubin], tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_no_error(
+    counted: list[Specialization], cubins: dict[int, Cubin], tmp_path: Path
+):
     (tmp_path / "file").write_text("")
     for folder in (None, tmp_path / "file" / "kernels"):
-        found = compile_variants([RELU], 90, progress=NO_PROGRESS, cache=KernelCache(folder))
+        found = compile_all([RELU], 90, progress=NO_PROGRESS, cache=KernelCache(folder))
         assert found[RELU] == cubins[90]
     assert counted == [RELU, RELU]
 
 
 def test_a_kernel_that_spills_for_the_sake_of_a_second_block_has_its_multiprocessor_to_itself():
     """Found by compiling everything with the assembler of CUDA 13.0: 24 bytes of spills at 72 registers."""
-    (variant,) = (
+    (specialization,) = (
         one
-        for one in map(variant_of, suites()["moe.linear"].calls(87))
+        for one in map(specialization_of, suites()["moe.linear"].calls(87))
         if dict(one.constants)["FORMAT"] == "mxfp4" and dict(one.constants)["SPLITS"] == 4
     )
-    cubin = compile_variants([variant], 87, progress=NO_PROGRESS)[variant]
+    cubin = compile_all([specialization], 87, progress=NO_PROGRESS)[specialization]
     assert "\n.reqntid 128\n.minnctapersm 1\n" in cubin.ptx
     assert cubin.code.spills == 0 and cubin.code.registers > 72
     spilling = assembler.assemble(cubin.ptx.replace(".minnctapersm 1\n", ""), 87)
@@ -360,8 +370,8 @@ def test_a_kernel_that_reads_its_parameters_elsewhere_is_refused(cubins: dict[in
 
 
 def test_a_wrong_parameter_block_is_one_kernels_outcome_and_is_not_kept(
-    counted: list[Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    counted: list[Specialization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(compile, "layout", lambda types: ())
-    (outcome,) = attempt([SILU], 90, progress=NO_PROGRESS, cache=KernelCache(tmp_path)).values()
+    (outcome,) = try_compile([SILU], 90, progress=NO_PROGRESS, cache=KernelCache(tmp_path)).values()
     assert isinstance(outcome, EngineError) and not [*tmp_path.iterdir()]

@@ -12,7 +12,7 @@ from golden.decode_path import decode_path
 from support.kernel_cases import CASES
 from support.paths import ROOT
 
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant, compile_variants, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, compile_all, specialization_of
 from llmc.compiler.targets.cuda.cubins.elf import Image, Parameter, image_of
 from llmc.compiler.targets.cuda.cubins.figures import Figures, figures_of, main_loop, on_their_way, weights_of
 from llmc.compiler.targets.cuda.cubins.report import Entry
@@ -28,8 +28,8 @@ SCRATCH = ("*i8", "*i8")
 GLOBAL = {"LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG", "UBLKCP", "UTMALDG", "UTMASTG"}
 """Accesses to memory that the kernel before may still write, or read. A prefetch is none."""
 LOCAL = {"LDL", "STL"}
-Compiled = dict[Variant, Cubin]
-Listings = dict[Variant, Listing]
+Compiled = dict[Specialization, Cubin]
+Listings = dict[Specialization, Listing]
 
 
 def listings_of(cubins: Compiled) -> Listings:
@@ -43,7 +43,7 @@ def listings_of(cubins: Compiled) -> Listings:
 @pytest.fixture(scope="module")
 def cubins() -> Compiled:
     """The decode path on sm_90."""
-    return compile_variants(decode_path(90), 90, progress=NO_PROGRESS)
+    return compile_all(decode_path(90), 90, progress=NO_PROGRESS)
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +56,23 @@ def newer(request: pytest.FixtureRequest) -> tuple[Compiled, Listings]:
     """Of a newer chip a linear and the attention that are split."""
     chosen = [one for one in decode_path(request.param) if is_split(one)]
     few = {one.kernel: one for one in reversed(chosen)}
-    compiled = compile_variants(few.values(), request.param, progress=NO_PROGRESS)
+    compiled = compile_all(few.values(), request.param, progress=NO_PROGRESS)
     return compiled, listings_of(compiled)
 
 
-def is_split(variant: Variant) -> bool:
-    splits = dict(variant.constants).get("SPLITS", 1)
+def is_split(specialization: Specialization) -> bool:
+    splits = dict(specialization.constants).get("SPLITS", 1)
     return isinstance(splits, int) and splits > 1
 
 
-def name_of(variant: Variant) -> str:
-    constants = " ".join(f"{name}={value}" for name, value in variant.constants if value is not None)
-    return f"{variant.file}: {variant.kernel}({' '.join(variant.types)}) {constants} warps={variant.warps}"
+def name_of(specialization: Specialization) -> str:
+    constants = " ".join(f"{name}={value}" for name, value in specialization.constants if value is not None)
+    signature = f"{specialization.kernel}({' '.join(specialization.types)})"
+    return f"{specialization.file}: {signature} {constants} warps={specialization.warps}"
 
 
-def facts(variant: Variant, cubin: Cubin, figures: Figures) -> dict[str, object]:
-    known = Entry(90, variant, True, cubin, figures).as_json()
+def facts(specialization: Specialization, cubin: Cubin, figures: Figures) -> dict[str, object]:
+    known = Entry(90, specialization, True, cubin, figures).as_json()
     kept = ("registers", "spills", "local", "shared", "loop", "instr_per_weight", "mma", "in_flight")
     return {name: list(known[name]) if name == "mma" else known[name] for name in kept}
 
@@ -118,13 +119,17 @@ def test_a_loop_of_a_linear_multiplies_the_weights_of_its_tile(cubins: Compiled,
     """
     linears = {one: listing for one, listing in listings.items() if one.kernel == "linear_small"}
     assert len(linears) > 10
-    for variant, listing in linears.items():
-        sizes = {name: value for name, value in variant.constants if isinstance(value, int)}
+    for specialization, listing in linears.items():
+        sizes = {name: value for name, value in specialization.constants if isinstance(value, int)}
         tile = sizes["BLOCK_N"] * sizes["BLOCK_K"]
         loop = main_loop(listing)
-        assert weights_of(variant, loop) == tile / (32 * variant.warps), variant
+        assert weights_of(specialization, loop) == tile / (32 * specialization.warps), specialization
         stage = tile * 4 // (sizes["PER_WORD"] or 2) + sizes["BLOCK_M"] * sizes["BLOCK_K"] * 2
-        assert on_their_way(loop) * 32 * variant.warps == (variant.stages - 1) * stage <= cubins[variant].code.shared
+        assert (
+            on_their_way(loop) * 32 * specialization.warps
+            == (specialization.stages - 1) * stage
+            <= cubins[specialization].code.shared
+        )
 
 
 def misplaced(image: Image, types: Sequence[str], warps: int) -> list[str]:
@@ -138,36 +143,41 @@ def misplaced(image: Image, types: Sequence[str], warps: int) -> list[str]:
     return [f"{name}: {found}, not {right}" for name, (found, right) in facts.items() if found != right]
 
 
-def shape(variant: Variant) -> tuple[int, ...]:
+def shape(specialization: Specialization) -> tuple[int, ...]:
     """Sizes of its parameters: what their places depend on."""
-    return tuple(field.size for field in layout(variant.types))
+    return tuple(field.size for field in layout(specialization.types))
 
 
 def test_parameters_lie_where_the_runtime_puts_them(cubins: Compiled):
     """Of the decode path, and of one case for every other sequence of sizes that a case has."""
-    known = {shape(variant) for variant in cubins}
-    others = {shape(variant): variant for variant in (variant_of(case.call) for case in CASES.values())}
-    more = [variant for sizes, variant in others.items() if sizes not in known]
-    every = cubins | compile_variants(more, 90, progress=NO_PROGRESS)
+    known = {shape(specialization) for specialization in cubins}
+    others = {
+        shape(specialization): specialization
+        for specialization in (specialization_of(case.call) for case in CASES.values())
+    }
+    more = [specialization for sizes, specialization in others.items() if sizes not in known]
+    every = cubins | compile_all(more, 90, progress=NO_PROGRESS)
     wrong = {v: misplaced(image_of(c.data, c.code.entry), c.types, v.warps) for v, c in every.items()}
-    assert {variant: found for variant, found in wrong.items() if found} == {}
-    assert len({shape(variant) for variant in every}) > 10
+    assert {specialization: found for specialization, found in wrong.items() if found} == {}
+    assert len({shape(specialization) for specialization in every}) > 10
 
 
 def test_newer_chips_take_the_same_parameters(newer: tuple[Compiled, Listings]):
-    for variant, cubin in newer[0].items():
-        assert misplaced(image_of(cubin.data, cubin.code.entry), cubin.types, variant.warps) == [], variant
+    for specialization, cubin in newer[0].items():
+        assert misplaced(image_of(cubin.data, cubin.code.entry), cubin.types, specialization.warps) == [], (
+            specialization
+        )
 
 
 def test_a_parameter_elsewhere_is_found(cubins: Compiled):
-    variant, cubin = next(iter(cubins.items()))
+    specialization, cubin = next(iter(cubins.items()))
     image = image_of(cubin.data, cubin.code.entry)
     moved = replace(image, parameters=(*image.parameters[:-1], Parameter(image.parameters[-1].offset + 8, 8)))
-    assert [one.partition(":")[0] for one in misplaced(moved, cubin.types, variant.warps)] == ["parameters"]
-    assert [one.partition(":")[0] for one in misplaced(image, cubin.types, 2 * variant.warps)] == ["threads"]
-    assert misplaced(replace(image, abi=7), cubin.types, variant.warps) == ["ELF: (65, 7), not (65, 8)"]
-    narrow = ["i32" if kind == "*i32" else kind for kind in variant.types]
-    assert narrow != list(variant.types) and misplaced(image, narrow, variant.warps) != []
+    assert [one.partition(":")[0] for one in misplaced(moved, cubin.types, specialization.warps)] == ["parameters"]
+    assert [one.partition(":")[0] for one in misplaced(image, cubin.types, 2 * specialization.warps)] == ["threads"]
+    assert misplaced(replace(image, abi=7), cubin.types, specialization.warps) == ["ELF: (65, 7), not (65, 8)"]
+    narrow = ["i32" if kind == "*i32" else kind for kind in specialization.types]
+    assert narrow != list(specialization.types) and misplaced(image, narrow, specialization.warps) != []
 
 
 def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
@@ -205,26 +215,30 @@ def unfenced(instructions: Sequence[Instruction]) -> list[str]:
 
 def test_kernels_wait_before_they_access_memory(listings: Listings, newer: tuple[Compiled, Listings]):
     every = [*listings.items(), *newer[1].items()]
-    assert {str(variant): found for variant, one in every if (found := too_early(one.instructions))} == {}
+    assert {str(specialization): found for specialization, one in every if (found := too_early(one.instructions))} == {}
 
 
 def test_sums_of_parts_are_visible_before_the_block_counts_itself(listings: Listings, newer: tuple[Compiled, Listings]):
-    split = [(variant, one) for variant, one in (*listings.items(), *newer[1].items()) if is_split(variant)]
+    split = [
+        (specialization, one)
+        for specialization, one in (*listings.items(), *newer[1].items())
+        if is_split(specialization)
+    ]
     assert len(split) > 10
-    for variant, one in split:
+    for specialization, one in split:
         names = [instruction.name for instruction in one.instructions]
-        assert "ATOMG" in names and "STG" in names[: names.index("ATOMG")], variant
-        assert unfenced(one.instructions) == [], variant
+        assert "ATOMG" in names and "STG" in names[: names.index("ATOMG")], specialization
+        assert unfenced(one.instructions) == [], specialization
 
 
 def test_the_decode_path_has_no_local_memory(listings: Listings, newer: tuple[Compiled, Listings]):
-    for variant, one in (*listings.items(), *newer[1].items()):
-        assert [x.opcode for x in one.instructions if x.name in LOCAL] == [], variant
+    for specialization, one in (*listings.items(), *newer[1].items()):
+        assert [x.opcode for x in one.instructions if x.name in LOCAL] == [], specialization
 
 
 def test_a_wrong_order_is_found(listings: Listings):
     """The same listings with one instruction taken out, or moved."""
-    one = next(one.instructions for variant, one in listings.items() if is_split(variant))
+    one = next(one.instructions for specialization, one in listings.items() if is_split(specialization))
     load = next(x for x in one if x.name == "LDGSTS")
     assert too_early([load, *one]) == [load.opcode]
     assert too_early([x for x in one if x.name != "ACQBULK"]) == ["no ACQBULK"]

@@ -13,7 +13,7 @@ import torch
 from support.kernel_cases import CASES
 
 from llmc.compiler.targets.cuda.call import Case, Operand
-from llmc.compiler.targets.cuda.cubins.compile import compile_variants, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import compile_all, specialization_of
 from llmc.compiler.targets.cuda.kernels.attention.reference import PAGE
 from llmc.compiler.targets.cuda.kernels.quantize_activations import quantized
 from llmc.compiler.targets.simulate.call import blank, launch
@@ -187,8 +187,8 @@ def test_a_scale_that_is_nan_is_nan_in_the_weights_made_of_it():
 
 def test_the_compiled_conversion_keeps_nan():
     """PTX for sm_89, where every number that becomes E4M3 had a product with 0 added to it."""
-    variant = variant_of(CASES["quantize_activations:static-bf16-3x1367"].call)
-    text = compile_variants([variant], 89, progress=NO_PROGRESS)[variant].ptx or ""
+    specialization = specialization_of(CASES["quantize_activations:static-bf16-3x1367"].call)
+    text = compile_all([specialization], 89, progress=NO_PROGRESS)[specialization].ptx or ""
     converted = re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32\s+%rs\d+, (%r\d+), (%r\d+);", text)
     added = re.findall(r"fma\.rn\.f32\s+(%r\d+), %r\d+, 0f00000000, %r\d+;", text)
     assert len(converted) == 8

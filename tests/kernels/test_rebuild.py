@@ -13,7 +13,7 @@ from support.engines import NARROW, NARROW_BATCH, forge, small_checkpoint
 import llmc
 from llmc.compiler.targets.cuda.cubins import rebuild
 from llmc.compiler.targets.cuda.cubins.cache import KernelCache
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.progress import Progress
@@ -34,23 +34,25 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[Variant, Cubin]:
+def made() -> dict[Specialization, Cubin]:
     """What the compiler has made of each kernel, without any cache, since this file began."""
     return {}
 
 
 @pytest.fixture(autouse=True)
-def _compiled_once(made: dict[Variant, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
+def _compiled_once(made: dict[Specialization, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler takes its time, and asked twice for the same it answers the same: the first test is about that."""
-    real = rebuild.compile_variants
+    real = rebuild.compile_all
 
-    def once(variants: list[Variant], sm: int, *, progress: Progress, cache: KernelCache) -> dict[Variant, Cubin]:
+    def once(
+        specializations: list[Specialization], sm: int, *, progress: Progress, cache: KernelCache
+    ) -> dict[Specialization, Cubin]:
         assert cache.folder is None, "a cache would answer instead of the compiler"
-        if missing := [variant for variant in variants if variant not in made]:
+        if missing := [specialization for specialization in specializations if specialization not in made]:
             made.update(real(missing, sm, progress=progress, cache=cache))
-        return {variant: made[variant] for variant in variants}
+        return {specialization: made[specialization] for specialization in specializations}
 
-    monkeypatch.setattr(rebuild, "compile_variants", once)
+    monkeypatch.setattr(rebuild, "compile_all", once)
 
 
 def section(path: Path, name: str) -> bytes:
@@ -58,7 +60,7 @@ def section(path: Path, name: str) -> bytes:
         return opened.section(name)
 
 
-def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, made: dict[Variant, Cubin]):
+def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, made: dict[Specialization, Cubin]):
     made.clear()
     count = len(json.loads(section(engine, PLAN))["modules"])
     code, said = call("verify", engine, "--profile", "cpu", "--rebuild-kernels")

@@ -10,9 +10,9 @@ import pytest
 from support.commands import Outcome
 
 from llmc.cli.common import extras
-from llmc.compiler.targets.cuda.call import Call, Kernel, Operand, Suite
+from llmc.compiler.targets.cuda.call import Kernel, KernelCall, Operand, Suite
 from llmc.compiler.targets.cuda.cubins import report, sass
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.cuda.cubins.figures import Figures
 from llmc.compiler.targets.cuda.kernels import gated
 from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for, target_of
@@ -23,7 +23,7 @@ CUBIN = Cubin(90, b"\x7fELF" * 600, ".version 9.0", ("*bf16",), MachineCode("k",
 FIGURES = Figures(94, 2.9375, ("HGMMA.64x16x16.F32.BF16", "HMMA.16816.F32.BF16"), 122880)
 
 
-def wide(width: int) -> Call:
+def wide(width: int) -> KernelCall:
     x, y = Operand("x", "bf16", ("tokens", 2 * width)), Operand("y", "bf16", ("tokens", width))
     return gated.gated(x, y, activation="relu")
 
@@ -38,15 +38,17 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[int, Cubin | LlmcError]:
 
     suite = Suite((gated.KERNEL,), lambda: [_Case()], lambda sm: [wide(64)])  # pyright: ignore[reportArgumentType]
 
-    def attempt(variants: dict[Variant, bool], sm: int, **_: object) -> dict[Variant, Cubin | LlmcError]:
-        return {one: given.get(dict(one.constants)["WIDTH"], replace(CUBIN, sm=sm)) for one in variants}  # type: ignore
+    def try_compile(
+        specializations: dict[Specialization, bool], sm: int, **_: object
+    ) -> dict[Specialization, Cubin | LlmcError]:
+        return {one: given.get(dict(one.constants)["WIDTH"], replace(CUBIN, sm=sm)) for one in specializations}  # type: ignore
 
     monkeypatch.setattr(report, "suites", lambda files: {"gated": suite})
 
-    def figures(cubins: dict[Variant, Cubin], sm: int, program: Path) -> dict[Variant, Figures]:
+    def figures(cubins: dict[Specialization, Cubin], sm: int, program: Path) -> dict[Specialization, Figures]:
         return {one: FIGURES if "WIDTH=64" in str(one) else Figures(None, None, (), 0) for one in cubins}
 
-    monkeypatch.setattr(report, "attempt", attempt)
+    monkeypatch.setattr(report, "try_compile", try_compile)
     monkeypatch.setattr(report, "figures_of", figures)
     return given
 

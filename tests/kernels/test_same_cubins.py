@@ -16,16 +16,16 @@ import hashlib, json, sys
 import llmc
 from llmc.compiler.targets.cuda.kernels import gated
 from llmc.compiler.targets.cuda.call import Operand
-from llmc.compiler.targets.cuda.cubins.compile import compile_variants, variant_of
+from llmc.compiler.targets.cuda.cubins.compile import compile_all, specialization_of
 from llmc.runtime.progress import NO_PROGRESS
-variants = []
+specializations = []
 for width, activation in ((96, "relu"), (1500, "silu"), (96, "gelu")):
     x, y = Operand("x", "bf16", ("tokens", 2 * width)), Operand("y", "bf16", ("tokens", width))
-    variants.append(variant_of(gated.gated(x, y, activation=activation)))
+    specializations.append(specialization_of(gated.gated(x, y, activation=activation)))
 if sys.argv[1] == "backwards":
-    variants.reverse()
-found = [compile_variants(variants, sm, progress=NO_PROGRESS, jobs=int(sys.argv[2])) for sm in (80, 90)]
-texts = {f"{v} {c[v].sm}": [c[v].data.hex(), c[v].ptx, c[v].code.registers] for c in found for v in variants}
+    specializations.reverse()
+found = [compile_all(specializations, sm, progress=NO_PROGRESS, jobs=int(sys.argv[2])) for sm in (80, 90)]
+texts = {f"{v} {c[v].sm}": [c[v].data.hex(), c[v].ptx, c[v].code.registers] for c in found for v in specializations}
 print(llmc.__file__)
 print(hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest())
 """

@@ -24,7 +24,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 
 ROW = Row("small", 128, 256, "int4", 1, Tile(64, 128, 16, 2, 4, 3), 4000, 5000)
 TABLE = Table(90, "NVIDIA H200", "13.0", "2026-01-31", "0" * 64, "3.9.0", (ROW,))
@@ -226,8 +226,8 @@ def test_measured_tiles_agree_with_the_oracle(built: Callable[[Table | None], Pa
         found = []
         for start, stop in ((0, 69), (69, 70)):  # a large step, then a decode step of one
             rows = "all" if start == 0 else "last"
-            work = Work(0, tuple(prompt[start:stop]), start, ((0, 1),), None, len(prompt), rows=rows)
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(0, tuple(prompt[start:stop]), start, ((0, 1),), None, len(prompt), rows=rows)
+            (output,) = executor.collect(executor.submit((scheduled,)))
             found.append(output.logits)
     finally:
         executor.close()

@@ -17,14 +17,14 @@ import llmc
 from llmc.cli.app import run
 from llmc.compiler.targets.cuda.call import EMULATE
 from llmc.compiler.targets.cuda.cubins.cache import source_digest
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.cuda.kernels.linear import large as linear_large
 from llmc.compiler.targets.cuda.kernels.linear import small as linear_small
 from llmc.compiler.targets.cuda.kernels.linear.tiles import default_tile, wrong_tile
 from llmc.compiler.targets.cuda.tuning import tune
 from llmc.compiler.targets.cuda.tuning.measure import Effort
 from llmc.compiler.targets.cuda.tuning.tactics import load
-from llmc.compiler.targets.cuda.tuning.tune import Linear, Tuned, Tuner, candidates, linears_of
+from llmc.compiler.targets.cuda.tuning.tune import Tuned, TunedLinear, Tuner, candidates, linears_of
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.engine_file.file import EngineFile
@@ -54,7 +54,7 @@ class Gpu(FakeApi):
         self.spills: Callable[[dict[str, Any]], int] = lambda facts: 0
         self.refuses: Callable[[dict[str, Any]], bool] = lambda facts: False
         self.read: dict[str, set[int]] = {}
-        self.compiled: list[Variant] = []
+        self.compiled: list[Specialization] = []
 
     def cuEventRecord(self, event: Any, stream: Any):
         self._queue(stream, lambda: setattr(event, "time", self.now))
@@ -63,24 +63,26 @@ class Gpu(FakeApi):
     def cuEventElapsedTime(self, start: Any, stop: Any):
         return super().cuEventElapsedTime(start, stop)[0], (stop.time - start.time) * 1e3
 
-    def attempt(self, variants: Iterable[Variant], sm: int, **_: Any) -> dict[Variant, Cubin | LlmcError]:
+    def try_compile(
+        self, specializations: Iterable[Specialization], sm: int, **_: Any
+    ) -> dict[Specialization, Cubin | LlmcError]:
         """In the place of the compiler."""
-        return {one: self._compile(one, sm) for one in variants}
+        return {one: self._compile(one, sm) for one in specializations}
 
-    def _compile(self, variant: Variant, sm: int) -> Cubin | LlmcError:
-        constants = dict(variant.constants)
-        facts = {**constants, "warps": variant.warps}
+    def _compile(self, specialization: Specialization, sm: int) -> Cubin | LlmcError:
+        constants = dict(specialization.constants)
+        facts = {**constants, "warps": specialization.warps}
         if self.refuses(facts):
-            return LlmcError(f"kernel {variant}", found="too large")
-        self.compiled.append(variant)
-        names = [n for n in KERNELS[variant.kernel].parameters if n not in constants and n != EMULATE]
+            return LlmcError(f"kernel {specialization}", found="too large")
+        self.compiled.append(specialization)
+        names = [n for n in KERNELS[specialization.kernel].parameters if n not in constants and n != EMULATE]
         entry = f"k{len(self.made)}"
 
         def compute(memory: Memory, grid: tuple[int, ...], *values: int) -> None:
             given = dict(zip(names, values, strict=False))
             columns = int(constants["N"] or 0) // (2 if constants["ACTIVATION"] else 1)
             count = int(given["tokens"]) * columns
-            kind = np.float32 if variant.types[names.index("y")] == "*fp32" else np.uint16
+            kind = np.float32 if specialization.types[names.index("y")] == "*fp32" else np.uint16
             number = np.array([self.result(facts)], np.float32)
             whole = number if kind is np.float32 else (number.view(np.uint32) >> 16).astype(np.uint16)
             memory.array(given["y"], kind, count)[:] = whole[0]
@@ -89,15 +91,15 @@ class Gpu(FakeApi):
             self.read.setdefault(entry, set()).add(given["w"])
             self.now += self.seconds(facts)
 
-        self.made[entry] = FakeKernel(variant.types, compute)
+        self.made[entry] = FakeKernel(specialization.types, compute)
         spills = self.spills(facts)
-        return Cubin(sm, b"code", "", variant.types, MachineCode(entry, 0, 32, spills))
+        return Cubin(sm, b"code", "", specialization.types, MachineCode(entry, 0, 32, spills))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     api = Gpu()
-    monkeypatch.setattr(tune, "attempt", api.attempt)
+    monkeypatch.setattr(tune, "try_compile", api.try_compile)
     monkeypatch.setattr(Driver, "load", staticmethod(lambda ordinal=0: Driver(api, ordinal)))
     monkeypatch.setattr(gpus, "look", lambda: gpus.Found("13.0", (GPU,)))
     return api
@@ -118,7 +120,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=2, quantize="int8")
 
 
-def linears(path: Path) -> tuple[Linear, ...]:
+def linears(path: Path) -> tuple[TunedLinear, ...]:
     with EngineFile.open(path) as engine:
         return linears_of(Plan.from_json(engine.section("profiles/sm_90/plan.json"), what="plan"))
 

@@ -17,10 +17,10 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 84,
     "cli": 94,
-    "cli/commands": 988,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 994,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 258,  # texts are templates over the facts of --json
-    "cli/prompts": 163,
-    "compiler": 142,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
+    "cli/prompts": 167,
+    "compiler": 145,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
     "compiler/checkpoint": 808,
     "compiler/config": 364,
     "compiler/decoder": 192,
@@ -28,31 +28,31 @@ HELD: dict[str, int] = {
     "compiler/families": 398,
     "compiler/oracle": 242,
     "compiler/targets": 79,  # tactics came from cuda/tuning, CompiledProfile
-    "compiler/targets/cpu": 415,
+    "compiler/targets/cpu": 417,
     "compiler/targets/cuda": 691,  # PTX beside the cubins
-    "compiler/targets/cuda/cubins": 866,  # the pinned assembler; elf, sass, figures: costs without a GPU
+    "compiler/targets/cuda/cubins": 877,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
-    "compiler/targets/cuda/kernels/linear": 1301,  # choose.py: what lowering and tuning each decided
-    "compiler/targets/cuda/kernels/moe": 641,
+    "compiler/targets/cuda/kernels/linear": 1310,  # choose.py: what lowering and tuning each decided
+    "compiler/targets/cuda/kernels/moe": 643,
     "compiler/targets/cuda/kernels/sampling": 603,
     "compiler/targets/cuda/tuning": 493,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 252,  # quick.py: simulated steps take half the time
-    "passes": 372,
-    "passes/graph": 497,
+    "passes": 374,
+    "passes/graph": 499,
     "passes/rewrite": 242,
     "quantize": 213,
     "quantize/formats": 254,
     "recipes": 297,
-    "runtime": 819,  # a device is made of contents
-    "runtime/cpu": 410,  # notes
+    "runtime": 821,  # a device is made of contents
+    "runtime/cpu": 420,  # notes
     "runtime/cuda": 932,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 548,
     "runtime/files": 375,
-    "runtime/plan": 699,  # where PTX lies
+    "runtime/plan": 701,  # where PTX lies
     "runtime/sampling": 238,
-    "runtime/scheduling": 538,  # notes
+    "runtime/scheduling": 540,  # notes
     "runtime/text": 430,
 }
 _NO_CODE = {

@@ -42,7 +42,7 @@ def parse(text: str, seed: int = 0) -> Example:
     tensors: dict[str, np.ndarray] = {}
     quantized = _quantized_inputs(graph, rng, tensors)
     inputs = {}
-    for value in graph.ir.inputs:
+    for value in graph.body.inputs:
         name, shape = str(value.name), tuple(int(d) for d in dims(value))
         if name in quantized:
             graph.weights[name] = _store(graph, quantized[name])
@@ -97,7 +97,7 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [str(value.name) for value in graph.ir.outputs]
+    names = [str(value.name) for value in graph.body.outputs]
     cached = {name: inputs["past"] for value in kept if (name := str(value.name)).startswith("window_lengths.")}
     results = session.run(names, {**inputs, **cached})
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}

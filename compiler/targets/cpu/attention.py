@@ -113,7 +113,9 @@ def _cached(g: Builder, m: Match) -> ir.Value:
     if window is None:
         return m.past
     name = lengths_name(window)
-    return next((known for known in g.graph.ir.inputs if known.name == name), None) or g.graph.input(name, "I32", ["B"])
+    return next((known for known in g.graph.body.inputs if known.name == name), None) or g.graph.input(
+        name, "I32", ["B"]
+    )
 
 
 def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window: int) -> ir.Value:

@@ -41,8 +41,8 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
     sections = {"graph.onnx": proto.SerializeToString(deterministic=True)}
     packed = sum(map(_packed_bytes, graph.nodes))
     dense = sum(4 * math.prod(map(int, dims(node.inputs[1]))) for node in graph.nodes if node.op_type == "FusedMatMul")
-    fed = [name for name in graph.weights if name not in constant]
-    needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": fed}
+    as_inputs = [name for name in graph.weights if name not in constant]
+    needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": as_inputs}
     return CompiledProfile(sections, "graph.onnx", graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT)
 
 

@@ -172,8 +172,8 @@ class EmbeddingToGather(Rule):
             )
         expr = g.graph.expr(m.table[0])
         if fmt == ops.DENSE and isinstance(expr, Stored) and expr.dtype != "F32":
-            narrow = g.graph.weight(f"{m.table[0].name}.{expr.dtype.lower()}", expr, wide=False)
-            return g("Cast", g("Gather", narrow, m.ids, axis=0), to=int(ir.DataType.FLOAT))
+            stored = g.graph.weight(f"{m.table[0].name}.{expr.dtype.lower()}", expr, widen=False)
+            return g("Cast", g("Gather", stored, m.ids, axis=0), to=int(ir.DataType.FLOAT))
         return g("Gather", wide_weight(g, fmt, m.table), m.ids, axis=0)
 
 

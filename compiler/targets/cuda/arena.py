@@ -13,7 +13,7 @@ from ....runtime.plan.budget import aligned
 
 
 @dataclass(frozen=True)
-class Life:
+class Lifetime:
     """A buffer's bytes, and the first and last launch that touch it."""
 
     bytes: int
@@ -21,7 +21,7 @@ class Life:
     last: int
 
 
-def place(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
+def place(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
     """Offsets by name, and the arena's bytes; equal input gives equal offsets."""
     offsets: dict[str, int] = {}
     for name in sorted(lives, key=lambda n: (-lives[n].bytes, n)):

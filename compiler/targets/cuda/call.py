@@ -72,7 +72,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """One launch as its kernel file describes it.
 
     arguments by parameter name, without constexprs; constants are the constexprs. grid: up to three formulas. writes:
@@ -116,7 +116,7 @@ class Case:
     """
 
     name: str
-    call: Call
+    call: KernelCall
     inputs: Mapping[str, Any]
     sizes: Mapping[str, int]
     expected: Mapping[str, Any]
@@ -130,7 +130,7 @@ class Suite:
 
     kernels: tuple[Kernel, ...]
     cases: Callable[[], Iterable[Case]]
-    calls: Callable[[int], Iterable[Call]] = field(default=lambda sm: ())
+    calls: Callable[[int], Iterable[KernelCall]] = field(default=lambda sm: ())
     """The calls of Llama-3.1-8B in this file's kernels for a chip: what is compiled to look at registers and spills."""
 
 

@@ -11,12 +11,12 @@ from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tenso
 from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import CompiledProfile, ProfileConfig
-from .arena import Life, place
+from .arena import Lifetime, place
 from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
-from .cubins.compile import Cubin, Variant, compile_variants, variant_of
-from .lowering import Lowering, Model, Shape
+from .cubins.compile import Cubin, Specialization, compile_all, specialization_of
+from .lowering import CudaProfile, Lowering, StepShape
 from .operators import lower
 from .tuning.tactics import HEURISTIC
 
@@ -30,9 +30,9 @@ TOLERANCE = 3e-2
 def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> CompiledProfile:
     """Plan every program, compile every kernel once."""
     table = config.tactics
-    drafted, variants = draft(graph, config, sm)
-    cubins = compile_variants(variants, sm, progress=progress)
-    modules, code, ptx = with_code(drafted.modules, [cubins[variant] for variant in variants])
+    drafted, specializations = draft(graph, config, sm)
+    cubins = compile_all(specializations, sm, progress=progress)
+    modules, code, ptx = with_code(drafted.modules, [cubins[specialization] for specialization in specializations])
     plan = replace(drafted, modules=modules)
     weights = {name: graph.weights[name] for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if config.dtype == "float32" else ()
@@ -43,29 +43,29 @@ def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> Co
     return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes)
 
 
-def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Variant]]:
+def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Specialization]]:
     """The plan whose modules have no machine code yet, and what each module is compiled from, in the same order."""
     table = config.tactics
     tiles = table.tiles if table is not None else {}
     context, batch = config.max_context, config.max_batch
     activation = "f16" if config.dtype == "float16" else "bf16"
-    model = Model(graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles)
+    profile = CudaProfile(graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles)
     shared: dict[str, Tensor] = {}
-    lowered = [lower(model, shape, shared) for shape in shapes(batch, context)]
-    variants: dict[Variant, int] = {}
-    programs = tuple(_program(lowering, variants) for lowering in lowered)
+    lowered = [lower(profile, shape, shared) for shape in step_shapes(batch, context)]
+    specializations: dict[Specialization, int] = {}
+    programs = tuple(_program(lowering, specializations) for lowering in lowered)
     plan = Plan(
         sm=sm,
-        activation=model.activation,
-        max_blocks=model.max_blocks,
-        caches=model.kv_caches,
+        activation=profile.activation,
+        max_blocks=profile.max_blocks,
+        caches=profile.kv_caches,
         kernels=source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
-        modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in variants),
+        modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in specializations),
         programs=programs,
     )
-    return plan, list(variants)
+    return plan, list(specializations)
 
 
 def max_prefill(max_batch: int, max_context: int) -> int:
@@ -73,16 +73,16 @@ def max_prefill(max_batch: int, max_context: int) -> int:
     return min(MAX_PREFILL, max_batch * max_context)
 
 
-def shapes(max_batch: int, max_context: int) -> tuple[Shape, ...]:
+def step_shapes(max_batch: int, max_context: int) -> tuple[StepShape, ...]:
     """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, small and large."""
     batches = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch] + [max_batch]
-    decode = tuple(Shape(True, n, n, n) for n in batches)
-    small = (Shape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
+    decode = tuple(StepShape(True, n, n, n) for n in batches)
+    small = (StepShape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
     prompt = max_prefill(max_batch, max_context)
-    return (*decode, *small, Shape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
+    return (*decode, *small, StepShape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
 
 
-def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
+def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> Program:
     shape, calls = lowering.shape, lowering.calls
     limits = {"tokens": shape.tokens, "sequences": shape.sequences, "rows": shape.rows}
     offsets, arena = place(_lives(lowering, limits))
@@ -93,7 +93,7 @@ def _program(lowering: Lowering, variants: dict[Variant, int]) -> Program:
     }
     launches = []
     for label, call in calls:
-        index = variants.setdefault(variant_of(call), len(variants))
+        index = specializations.setdefault(specialization_of(call), len(specializations))
         launches.append(
             Launch(
                 module=index,
@@ -112,7 +112,7 @@ OUTPUTS = ("logits", "sampled", "status", "top_ids", "top_logits", "summary")
 """Buffers the host reads when a step is done: they live to its end."""
 
 
-def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
+def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Lifetime]:
     spans: dict[str, tuple[int, int]] = {}
     last = len(lowering.calls)
     for index, (_, call) in enumerate(lowering.calls):
@@ -120,7 +120,7 @@ def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Life]:
             first, _ = spans.get(name, (index, index))
             spans[name] = first, last if name in OUTPUTS else index
     return {
-        name: Life(value(lowering.buffers[name].bytes, limits), *span)
+        name: Lifetime(value(lowering.buffers[name].bytes, limits), *span)
         for name, span in spans.items()
         if name in lowering.buffers
     }

@@ -136,9 +136,9 @@ class QuantizeActivations(Rule):
         require(producer is None or producer.op_type != "QuantizeActivations", "the activations are quantized")
 
     def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        narrow = g.llmc("QuantizeActivations", m.x)
+        quantized = g.llmc("QuantizeActivations", m.x)
         return g.llmc(
-            "Linear", narrow, *m.weights, overload=m.linear.overload, name=m.linear.metadata_props.get(MODULE, "")
+            "Linear", quantized, *m.weights, overload=m.linear.overload, name=m.linear.metadata_props.get(MODULE, "")
         )
 
 

@@ -11,7 +11,7 @@ from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
 from ....runtime.plan.inputs import INPUTS
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
-from .call import Call, Operand
+from .call import KernelCall, Operand
 from .kernels.linear.choose import SMALL_M
 from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
@@ -24,7 +24,7 @@ BIASES = 32
 
 
 @dataclass(frozen=True)
-class Shape:
+class StepShape:
     """A kind of step: see `runtime/plan/plan.py`, Program."""
 
     decode: bool
@@ -37,7 +37,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Model:
+class CudaProfile:
     """What every program of a profile shares. kv: format of the cache. tiles: measured ones (`tuning/tactics.py`).
 
     max_prefill: the most prompt tokens of a step.
@@ -78,10 +78,10 @@ class Model:
 class Lowering:
     """The calls of one program, as they are made; `shared` are the tensors all programs have in common."""
 
-    model: Model
-    shape: Shape
+    profile: CudaProfile
+    shape: StepShape
     shared: dict[str, Tensor]
-    calls: list[tuple[str, Call]] = field(default_factory=list)
+    calls: list[tuple[str, KernelCall]] = field(default_factory=list)
     buffers: dict[str, Operand] = field(default_factory=dict)
     quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
     """Activations as E4M3 codes [tokens, K] and scales [tokens]."""
@@ -96,7 +96,7 @@ class Lowering:
                 self.input("token_ids", i32, "tokens"),
                 self.state("last_tokens", i32, "slots"),
                 self.buffer("tokens", i32, "tokens"),
-                slots=self.model.max_batch,
+                slots=self.profile.max_batch,
             ),
         )
 
@@ -105,14 +105,14 @@ class Lowering:
         assert value is not None
         if value in self._values:
             return self._values[value]
-        expr = self.model.graph.expr(value)
+        expr = self.profile.graph.expr(value)
         assert expr is not None, f"{value.name} is neither computed nor a weight"
         name = str(value.name)
         return self._share(name, "weight", Operand(name, DTYPES[expr.dtype].kernel, expr.shape))
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
         """A new buffer for a value: activations unless said otherwise; logits are float32."""
-        made = self.buffer(str(value.name), dtype or self.model.activation, self.rows_of(value), width(value))
+        made = self.buffer(str(value.name), dtype or self.profile.activation, self.rows_of(value), width(value))
         self._values[value] = made
         return made
 
@@ -124,11 +124,11 @@ class Lowering:
         """Which size a value's rows are: of all new tokens, or of the wanted ones."""
         return "tokens" if len(dims(value)) == 3 or self.shape.decode else "rows"
 
-    def narrow(self, value: ir.Value) -> bool:
+    def wants_fp8(self, value: ir.Value) -> bool:
         """Whether the step is large enough for FP8 tensor cores."""
         return self.shape.limit(self.rows_of(value)) > SMALL_M
 
-    def narrow_result(self, value: ir.Value) -> tuple[Operand, Operand]:
+    def quantized_result(self, value: ir.Value) -> tuple[Operand, Operand]:
         """New buffers for activations as E4M3 codes and scales."""
         rows = self.rows_of(value)
         codes = self.buffer(f"{value.name}.codes", "u8", rows, width(value))
@@ -164,17 +164,17 @@ class Lowering:
         _, heads, _, size = dims(value)
         shape = (kind.size, heads, BLOCK_TOKENS, size)
         name = str(value.name)
-        dtype = "u8" if self.model.kv == "fp8" else self.model.activation
+        dtype = "u8" if self.profile.kv == "fp8" else self.profile.activation
         return self._share(name, "cache", Operand(name, dtype, shape))
 
-    def add(self, node: ir.Node, call: Call) -> None:
+    def add(self, node: ir.Node, call: KernelCall) -> None:
         """One launch, labelled by the module or operator it computes."""
         self._call(str(node.name), call)
 
     def alias(self, value: ir.Value, operand: Operand) -> None:
         self._values[value] = operand
 
-    def _call(self, label: str, call: Call) -> None:
+    def _call(self, label: str, call: KernelCall) -> None:
         self.calls.append((label, call))
 
     def _share(self, name: str, kind: str, operand: Operand) -> Operand:
@@ -195,13 +195,13 @@ class Lowering:
         counts_of = self.state("token_counts", "i32", "slots", vocab)
         if not self.shape.decode:
             self._remember_prompts(counts_of)
-        rows, penalty_slots = sampling.Rows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
+        rows, penalty_slots = sampling.SampledRows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
         edited = self.buffer("edited", "f32", "rows", vocab)
         tiles, chosen = tile_stats.TileMaxima.of(self.buffer, vocab), sampling.Chosen.of(self.buffer)
         self._call("sample", tile_stats.tile_stats(logits, penalty_slots, counts_of, edited, tiles))
         self._call("sample", sampling.choose(logits, edited, tiles, rows, chosen))
         last, slots = self.state("last_tokens", "i32", "slots"), self.input("sample_slots", "i32", "rows")
         kept = token_kernels.keep_tokens(
-            chosen.sampled, slots, rows.penalty_slots, last, counts_of, slots=self.model.max_batch
+            chosen.sampled, slots, rows.penalty_slots, last, counts_of, slots=self.profile.max_batch
         )
         self._call("keep tokens", kept)

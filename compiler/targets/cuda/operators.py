@@ -15,7 +15,7 @@ from .kernels.attention import flash_decode as attention_decode
 from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
 from .kernels.linear.choose import linear
-from .lowering import Lowering, Model, Shape
+from .lowering import CudaProfile, Lowering, StepShape
 from .tuning.tactics import key
 
 
@@ -27,20 +27,20 @@ def _embedding(at: Lowering, node: ir.Node) -> None:
 
 def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     """Steps of few tokens are bound by their weights: those keep their activations, and are the more exact for it."""
-    narrow = node.outputs[0]
-    if narrow in at.quantized:  # by what computed them
+    codes = node.outputs[0]
+    if codes in at.quantized:  # by what computed them
         return
     x = at.operand(node.inputs[0])
-    at.alias(narrow, x)
-    if at.narrow(narrow):
-        at.add(node, quantize_activations.quantize_activations(x, *at.narrow_result(narrow)))
+    at.alias(codes, x)
+    if at.wants_fp8(codes):
+        at.add(node, quantize_activations.quantize_activations(x, *at.quantized_result(codes)))
 
 
-def _result_or_narrow(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
+def _result_or_quantized(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
     """Where a result goes, and its scales if it is only ever read as E4M3, and so written as that."""
     users = [user for user, _ in value.uses()]
-    if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.narrow(value):
-        codes, scales = at.narrow_result(users[0].outputs[0])
+    if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value):
+        codes, scales = at.quantized_result(users[0].outputs[0])
         at.alias(users[0].outputs[0], codes)
         return codes, scales
     return at.result(value), None
@@ -75,8 +75,8 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         *(codes, weights, y),
         format=fmt,
         max_tokens=most,
-        sm=at.model.sm,
-        tile=lambda kind, n, k: at.model.tiles.get(key(kind, n, k, stored, most)),
+        sm=at.profile.sm,
+        tile=lambda kind, n, k: at.profile.tiles.get(key(kind, n, k, stored, most)),
         make=at.beside(y),
         counters=at.counters,
         scales=scales,
@@ -88,13 +88,13 @@ def _linear(at: Lowering, node: ir.Node) -> None:
 
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
     x, weight = map(at.operand, node.inputs)
-    y, scales = _result_or_narrow(at, node.outputs[0])
+    y, scales = _result_or_quantized(at, node.outputs[0])
     at.add(node, norm.rms_norm(x, weight, y, epsilon=attribute(node, "epsilon", 1e-5), scales=scales))
 
 
 def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
     x, residual, weight = map(at.operand, node.inputs)
-    (y, scales), total = _result_or_narrow(at, node.outputs[0]), at.result(node.outputs[1])
+    (y, scales), total = _result_or_quantized(at, node.outputs[0]), at.result(node.outputs[1])
     epsilon = attribute(node, "epsilon", 1e-5)
     at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales))
 
@@ -102,7 +102,7 @@ def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
 def _gated(at: Lowering, node: ir.Node) -> None:
     if at.computed(node.outputs[0]):  # in the epilogue of the linear
         return
-    y, scales = _result_or_narrow(at, node.outputs[0])
+    y, scales = _result_or_quantized(at, node.outputs[0])
     at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation(node), scales=scales))
 
 
@@ -123,10 +123,10 @@ def _norms(at: Lowering, node: ir.Node) -> tuple[Operand, Operand] | None:
 def _rope_attention(at: Lowering, node: ir.Node) -> None:
     heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
     qkv, cos, sin = map(at.operand, node.inputs[:3])
-    kind = at.model.kv_cache(node)
+    kind = at.profile.kv_cache(node)
     key, value = at.cache(node.inputs[4], kind), at.cache(node.inputs[5], kind)
     y = at.result(node.outputs[0])
-    q = at.buffer(f"{y.name}.q", at.model.activation, "tokens", heads * size)
+    q = at.buffer(f"{y.name}.q", at.profile.activation, "tokens", heads * size)
     at.add(
         node,
         rope_cache.rope_cache(
@@ -148,7 +148,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
             epsilon=attribute(node, "epsilon", 0.0),
         ),
     )
-    block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.model.max_blocks)
+    block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.profile.max_blocks)
     seq_lens = at.input("seq_lens", "i32", "sequences")
     common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
     common["window"] = kind.window or 0
@@ -157,12 +157,12 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
         at.add(
             node,
             attention_prefill.attention_prefill(
-                q, key, value, block_tables, query_start_loc, seq_lens, y, sm=at.model.sm, **common
+                q, key, value, block_tables, query_start_loc, seq_lens, y, sm=at.profile.sm, **common
             ),
         )
         return
-    seen = at.model.max_blocks if kind.window is None else min(kind.window // BLOCK_TOKENS + 1, at.model.max_blocks)
-    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, seen, at.model.sm)
+    seen = at.profile.max_blocks if kind.window is None else min(kind.window // BLOCK_TOKENS + 1, at.profile.max_blocks)
+    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, seen, at.profile.sm)
     parts = attention_decode.parts_of(at.beside(y), at.counters(), heads, size, splits)
     at.add(
         node,
@@ -190,11 +190,11 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
 }
 
 
-def lower(model: Model, shape: Shape, shared: dict[str, Tensor]) -> Lowering:
+def lower(profile: CudaProfile, shape: StepShape, shared: dict[str, Tensor]) -> Lowering:
     """The calls of a whole graph for one kind of step, and of what follows it: a token per row."""
-    at = Lowering(model, shape, shared)
+    at = Lowering(profile, shape, shared)
     at.take_tokens()
-    for node in model.graph.nodes:
+    for node in profile.graph.nodes:
         LOWER[node.op_type](at, node)
-    at.sample(model.graph.ir.outputs[0])
+    at.sample(profile.graph.body.outputs[0])
     return at

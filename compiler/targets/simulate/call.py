@@ -10,7 +10,7 @@ import torch
 
 from ....runtime.dtypes import KERNEL_DTYPES
 from ....runtime.plan.formula import value
-from ..cuda.call import EMULATE, Call, Kernel, Operand
+from ..cuda.call import EMULATE, Kernel, KernelCall, Operand
 from . import interpreter
 
 interpreter.install()
@@ -19,7 +19,7 @@ TORCH_DTYPE = {name: torch.from_numpy(np.empty(0, one.numpy)).dtype for name, on
 TORCH_DTYPE["bf16"] = torch.bfloat16
 
 
-def launch(call: Call, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
+def launch(call: KernelCall, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
     """Execute a call over `tensors` by operand name; written ones change in place."""
     arguments: dict[str, Any] = {}
     for name, argument in call.ordered:

@@ -19,7 +19,7 @@ from llmc.runtime.cpu.executor import CpuExecutor, thread_count
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Output, Rows, Work
+from llmc.runtime.scheduling.executor import Output, Rows, ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -49,8 +49,8 @@ def executor(path: Path) -> Iterator[CpuExecutor]:
         yield executor
 
 
-def submit(executor: CpuExecutor, *works: Work) -> tuple[Output, ...]:
-    return executor.collect(executor.submit(works))
+def submit(executor: CpuExecutor, *step: ScheduledSequence) -> tuple[Output, ...]:
+    return executor.collect(executor.submit(step))
 
 
 def feed(
@@ -60,7 +60,7 @@ def feed(
     parts = []
     for first in range(start, len(ids), chunk):
         tokens = tuple(ids[first : first + chunk])
-        (output,) = submit(executor, Work(sequence, tokens, first, ((0,),), None, len(ids), rows))
+        (output,) = submit(executor, ScheduledSequence(sequence, tokens, first, ((0,),), None, len(ids), rows))
         assert output.logits is not None
         parts.append(output.logits)
     return parts
@@ -88,9 +88,9 @@ def test_rows_are_none_the_last_or_all(executor: CpuExecutor):
     executor.release(0)
     assert last.shape == (1, 4096)
     assert relative(last, whole[-1:]) < TOLERANCE
-    (output,) = submit(executor, Work(1, tuple(ids), 0, ((0,),), None, 9))
+    (output,) = submit(executor, ScheduledSequence(1, tuple(ids), 0, ((0,),), None, 9))
     assert output == Output()
-    (output,) = submit(executor, Work(1, (5,), 9, ((0,),), GREEDY, 9))
+    (output,) = submit(executor, ScheduledSequence(1, (5,), 9, ((0,),), GREEDY, 9))
     executor.release(1)
     assert output.logits is None and output.sampled is not None
     assert output.sampled.token == int(logits_of(executor, [*ids, 5])[-1].argmax())
@@ -99,7 +99,7 @@ def test_rows_are_none_the_last_or_all(executor: CpuExecutor):
 def test_the_whole_context_can_be_filled(executor: CpuExecutor):
     ids = some_ids(CONTEXT)
     feed(executor, 0, ids[:-1], CONTEXT)
-    (output,) = submit(executor, Work(0, (ids[-1],), CONTEXT - 1, ((0,),), GREEDY, CONTEXT - 1, "last"))
+    (output,) = submit(executor, ScheduledSequence(0, (ids[-1],), CONTEXT - 1, ((0,),), GREEDY, CONTEXT - 1, "last"))
     executor.release(0)
     assert output.logits is not None
     assert relative(output.logits, checkpoint_logits(PICO, ids)[-1:]) < TOLERANCE
@@ -158,22 +158,22 @@ class Schedule:
         count = self._random.randint(1, one.prompt - one.fed)
         tokens = tuple(one.ids[one.fed : one.fed + count])
         sample = GREEDY if one.fed + count == one.prompt else None
-        work = Work(name, tokens, one.fed, ((name,),), sample, one.prompt, "last")
-        self._take(one, work, *submit(self._executor, work))
+        scheduled = ScheduledSequence(name, tokens, one.fed, ((name,),), sample, one.prompt, "last")
+        self._take(one, scheduled, *submit(self._executor, scheduled))
 
     def _decode(self, names: list[int]) -> None:
-        works = [self._token(name) for name in names]
-        for name, work, output in zip(names, works, submit(self._executor, *works), strict=True):
-            self._take(self._running[name], work, output)
+        step = [self._token(name) for name in names]
+        for name, scheduled, output in zip(names, step, submit(self._executor, *step), strict=True):
+            self._take(self._running[name], scheduled, output)
 
-    def _token(self, name: int) -> Work:
+    def _token(self, name: int) -> ScheduledSequence:
         one = self._running[name]
-        return Work(name, (one.ids[-1],), one.fed, ((name,),), GREEDY, one.prompt, "last")
+        return ScheduledSequence(name, (one.ids[-1],), one.fed, ((name,),), GREEDY, one.prompt, "last")
 
-    def _take(self, one: Running, work: Work, output: Output) -> None:
+    def _take(self, one: Running, scheduled: ScheduledSequence, output: Output) -> None:
         assert output.logits is not None
-        one.fed = work.end
-        one.seen[work.end - 1] = output.logits[0]
+        one.fed = scheduled.end
+        one.seen[scheduled.end - 1] = output.logits[0]
         if output.sampled is not None:
             one.ids.append(output.sampled.token)
 
@@ -221,12 +221,12 @@ def test_unknown_and_unfinished_sequences_can_be_released(executor: CpuExecutor)
     executor.release(12345)
     ids = some_ids(20)
     feed(executor, 0, ids, 20)
-    submit(executor, Work(1, tuple(ids[:4]), 0, ((1,),), None, 20))
+    submit(executor, ScheduledSequence(1, tuple(ids[:4]), 0, ((1,),), None, 20))
     feed(executor, 2, ids[:6], 6)
     executor.release(1)
     executor.release(1)
-    works = [Work(name, (7,), size, ((name,),), GREEDY, size, "last") for name, size in ((2, 6), (0, 20))]
-    outputs = submit(executor, *works)
+    step = [ScheduledSequence(name, (7,), size, ((name,),), GREEDY, size, "last") for name, size in ((2, 6), (0, 20))]
+    outputs = submit(executor, *step)
     executor.release(2)
     executor.release(0)
     for output, prompt in zip(outputs, (ids[:6], ids), strict=True):
@@ -238,11 +238,11 @@ def test_more_sequences_than_slots_are_refused(path: Path):
     with opened(path, slots=2) as executor:
         assert executor.sequences == 2
         for name in range(2):
-            submit(executor, Work(name, (1,), 0, ((name,),), None, 1))
+            submit(executor, ScheduledSequence(name, (1,), 0, ((name,),), None, 1))
         with pytest.raises(RecipeError, match="3 sequences at once\n  found: room for 2"):
-            submit(executor, Work(2, (1,), 0, ((2,),), None, 1))
+            submit(executor, ScheduledSequence(2, (1,), 0, ((2,),), None, 1))
         executor.release(0)
-        submit(executor, Work(2, (1,), 0, ((0,),), None, 1))
+        submit(executor, ScheduledSequence(2, (1,), 0, ((0,),), None, 1))
 
 
 def test_slots_are_those_of_the_profile_or_fewer(path: Path):

@@ -20,7 +20,7 @@ import llmc
 from llmc.compiler.families import FAMILIES
 from llmc.runtime.cpu.executor import CpuExecutor
 from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -57,7 +57,7 @@ def prompt_logits(executor: CpuExecutor, prompt: list[int], chunk: int) -> np.nd
     rows = []
     for start in range(0, len(prompt), chunk):
         tokens = tuple(prompt[start : start + chunk])
-        (output,) = executor.submit((Work(0, tokens, start, ((0,),), None, len(prompt), "all"),))
+        (output,) = executor.submit((ScheduledSequence(0, tokens, start, ((0,),), None, len(prompt), "all"),))
         rows.append(output.logits)
     executor.release(0)
     return np.concatenate(rows)

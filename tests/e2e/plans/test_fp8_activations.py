@@ -19,7 +19,7 @@ from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 
 BOUND = 3e-2
 """Largest max|a-b|/max|b| of logits: activations are bfloat16 between operators."""
@@ -66,8 +66,10 @@ def simulated_logits(path: Path, ids: list[int], steps: tuple[int, ...]) -> np.n
     try:
         rows, start = [], 0
         for count in steps:
-            work = Work(0, tuple(ids[start : start + count]), start, ((0, 1),), None, len(ids), rows="all")
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(
+                0, tuple(ids[start : start + count]), start, ((0, 1),), None, len(ids), rows="all"
+            )
+            (output,) = executor.collect(executor.submit((scheduled,)))
             rows.append(output.logits)
             start += count
         return np.concatenate(rows)

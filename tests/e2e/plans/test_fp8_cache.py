@@ -14,7 +14,7 @@ from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 
 VOCAB = NARROW["vocab_size"]
 
@@ -65,8 +65,10 @@ def test_logits_are_the_oracles_but_for_the_caches_rounding(engines: dict[str, P
         try:
             for count in steps:
                 prompt = 70 if start < 70 else start
-                work = Work(0, tuple(ids[start : start + count]), start, ((1, 0),), None, prompt, rows="all")
-                (output,) = executor.collect(executor.submit((work,)))
+                scheduled = ScheduledSequence(
+                    0, tuple(ids[start : start + count]), start, ((1, 0),), None, prompt, rows="all"
+                )
+                (output,) = executor.collect(executor.submit((scheduled,)))
                 rows.append(output.logits)
                 start += count
         finally:

@@ -28,7 +28,7 @@ def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_pat
     simulated = call("run", engine, "def", "--simulate", *flags).json
     assert len(simulated["token_ids"]) == 4
     assert simulated["token_ids"][0] == call("run", engine, "def", "--profile", "cpu", *flags).json["token_ids"][0]
-    plan = call("inspect", engine, "--plan", "--json").json
+    plan = call("inspect", engine, "--launches", "--json").json
     labels = {line["label"].rpartition("_")[0] for line in plan["launches"]}
     assert "model.layers.0.mlp.down_proj" in labels
     assert all(line["registers"] > 0 for line in plan["launches"])

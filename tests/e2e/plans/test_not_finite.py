@@ -15,7 +15,7 @@ from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import Output, Work
+from llmc.runtime.scheduling.executor import Output, ScheduledSequence
 
 GREEDY = SamplingParams()
 LONG, SHORT = 70, 30
@@ -52,11 +52,13 @@ def spoiled(engine: Path, position: int) -> Iterator[PagedExecutor]:
         executor.close()
 
 
-def step(executor: PagedExecutor, *works: tuple[tuple[int, ...], int]) -> list[Output]:
+def step(executor: PagedExecutor, *step: tuple[tuple[int, ...], int]) -> list[Output]:
     """The outputs of the two sequences, which get tokens from a position on."""
     chosen = [
-        Work(sequence, tokens, start, (((0, 1), (2,))[sequence],), GREEDY, (LONG, SHORT)[sequence], rows="last")
-        for sequence, (tokens, start) in enumerate(works)
+        ScheduledSequence(
+            sequence, tokens, start, (((0, 1), (2,))[sequence],), GREEDY, (LONG, SHORT)[sequence], rows="last"
+        )
+        for sequence, (tokens, start) in enumerate(step)
     ]
     return list(executor.collect(executor.submit(tuple(chosen))))
 

@@ -21,7 +21,7 @@ from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.sampling.draw import Sampler, draw
 from llmc.runtime.sampling.params import SamplingParams
 from llmc.runtime.sampling.philox import uniform
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -98,8 +98,8 @@ def check_requests(path: Path, quantize: str, source: Path, prompts: list[list[i
     """Prefill logits, then `count` greedy tokens of each request, of which three run together."""
     with simulated(path, batch=3) as executor:
         prompt = prompts[1]
-        work = Work(99, tuple(prompt), 0, ((0,),), None, len(prompt), rows="all")
-        (output,) = executor.collect(executor.submit((work,)))
+        scheduled = ScheduledSequence(99, tuple(prompt), 0, ((0,),), None, len(prompt), rows="all")
+        (output,) = executor.collect(executor.submit((scheduled,)))
         executor.release(99)
         assert output.logits is not None
         assert relative(output.logits, quantized_logits(path, quantize, prompt, source)) < BOUND
@@ -136,8 +136,8 @@ def test_prefill_logits_are_the_oracles_whatever_the_chunks(small: Path):
     with simulated(small) as executor:
         blocks, rows = ((3, 0, 2),), []
         for start, stop in ((0, 1), (1, 64), (64, 65), (65, 150)):
-            work = Work(0, tuple(prompt[start:stop]), start, blocks, None, len(prompt), rows="all")
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(0, tuple(prompt[start:stop]), start, blocks, None, len(prompt), rows="all")
+            (output,) = executor.collect(executor.submit((scheduled,)))
             rows.append(output.logits)
     assert relative(np.concatenate(rows), expected) < BOUND
 
@@ -168,8 +168,8 @@ def test_the_device_draws_what_numpy_draws(small: Path):
     ]
     for params in cases:
         with simulated(small, batch=1) as executor:
-            work = Work(0, tuple(prompt), 0, ((0,),), params, len(prompt), rows="last")
-            (output,) = executor.collect(executor.submit((work,)))
+            scheduled = ScheduledSequence(0, tuple(prompt), 0, ((0,),), params, len(prompt), rows="last")
+            (output,) = executor.collect(executor.submit((scheduled,)))
             assert output.logits is not None and params.seed is not None
             assert output.sampled is not None
             assert output.sampled.token == draw(output.logits[-1], params, uniform(params.seed, len(prompt)))
@@ -193,10 +193,10 @@ def check_like_a_sampler(executor: PagedExecutor, sequence: int, prompt: list[in
     sampler.feed(prompt)
     tokens = tuple(prompt)
     for start in (0, *range(len(prompt), len(prompt) + 3)):
-        work = Work(sequence, tokens, start, ((sequence % 2,),), params, len(prompt), rows="last")
-        (output,) = executor.collect(executor.submit((work,)))
+        scheduled = ScheduledSequence(sequence, tokens, start, ((sequence % 2,),), params, len(prompt), rows="last")
+        (output,) = executor.collect(executor.submit((scheduled,)))
         assert output.logits is not None and (sampled := output.sampled) is not None
-        expected = sampler.sample(output.logits[-1], params, work.end)
+        expected = sampler.sample(output.logits[-1], params, scheduled.end)
         assert sampled.token == expected.token
         assert sampled.logprob == pytest.approx(expected.logprob, abs=1e-5)
         assert [token for token, _ in sampled.top] == [token for token, _ in expected.top]

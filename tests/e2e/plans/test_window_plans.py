@@ -17,7 +17,7 @@ from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import KVCache
-from llmc.runtime.scheduling.executor import CacheKind, Work
+from llmc.runtime.scheduling.executor import CacheKind, ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -56,8 +56,8 @@ def test_a_ring_that_wraps_gives_the_oracles_logits(engine: Path):
     prompt, rows = ids(300, 1), []
     for start, stop in ((0, 63), (63, 127), (127, 128), (128, 192), (192, 250), (250, 299), (299, 300)):
         tokens = tuple(prompt[start:stop])
-        work = Work(0, tokens, start, ((3, 0, 2, 5, 7), (4, 1, 2)), None, len(prompt), rows="all")
-        (output,) = executor.collect(executor.submit((work,)))
+        scheduled = ScheduledSequence(0, tokens, start, ((3, 0, 2, 5, 7), (4, 1, 2)), None, len(prompt), rows="all")
+        (output,) = executor.collect(executor.submit((scheduled,)))
         rows.append(output.logits)
     executor.close()
     assert relative(np.concatenate(rows), oracle(engine, prompt)) < BOUND

@@ -10,7 +10,7 @@ from pathlib import Path
 from support.fakes.libcuda import cubin
 from support.paths import ROOT
 
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.runtime.plan.plan import MachineCode
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -32,14 +32,14 @@ PTX = "//\n.version 9.0\n.target sm_90a\n.visible .entry {0}()\n{{ ret; }}\n"
 
 
 class NamedKernels(Kernels):
-    """Kernels that no compiler has seen; those of refused variants do not compile."""
+    """Kernels that no compiler has seen; those of refused specializations do not compile."""
 
-    def compile(self, variants: Iterable[Variant], *, must: bool = True) -> None:
-        for variant in dict.fromkeys(variants):
-            entry = f"{variant.function}_{len(self.cubins):04}"
-            data = self.cubins[variant].data if variant in self.cubins else cubin(entry)
+    def compile(self, specializations: Iterable[Specialization], *, must: bool = True) -> None:
+        for specialization in dict.fromkeys(specializations):
+            entry = f"{specialization.function}_{len(self.cubins):04}"
+            data = self.cubins[specialization].data if specialization in self.cubins else cubin(entry)
             code = MachineCode(entry, 1024, 32, 0, pdl=True)
-            self.cubins.setdefault(variant, Cubin(90, data, PTX.format(entry), variant.types, code))
+            self.cubins.setdefault(specialization, Cubin(90, data, PTX.format(entry), specialization.types, code))
 
 
 def small_carry(folder: Path, work: Path, wanted: gpu_pack.Contents = WANTED) -> Path:

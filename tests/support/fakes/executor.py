@@ -13,7 +13,7 @@ import numpy as np
 
 from llmc.runtime.sampling.draw import Sampler
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import CacheKind, Output, Samplers, Work
+from llmc.runtime.scheduling.executor import CacheKind, Output, Samplers, ScheduledSequence
 
 
 def fake_logits(history: Sequence[int], vocab: int) -> np.ndarray:
@@ -66,7 +66,7 @@ class FakeExecutor:
         self.max_prefill, self.max_rows = max_prefill, max_rows
         self.shares, self.sequences, self.notes = shares, sequences, ()
         self.fail_at, self.broken_token = fail_at, broken_token
-        self.steps: list[tuple[Work, ...]] = []
+        self.steps: list[tuple[ScheduledSequence, ...]] = []
         self.closed = 0
         self._cache = [np.full((kind.blocks, block_tokens), -1, np.int64) for kind in self.caches]
         self._samplers = Samplers()
@@ -75,15 +75,15 @@ class FakeExecutor:
         self._params: dict[int, SamplingParams] = {}
         self._history: dict[int, list[int]] = {}
         self._released: set[int] = set()
-        self._open: deque[tuple[tuple[Work, ...], tuple[Output, ...]]] = deque()
+        self._open: deque[tuple[tuple[ScheduledSequence, ...], tuple[Output, ...]]] = deque()
 
-    def submit(self, works: tuple[Work, ...]) -> object:
+    def submit(self, step: tuple[ScheduledSequence, ...]) -> object:
         assert not self.closed
-        self._check_step(works)
+        self._check_step(step)
         if self.fail_at == len(self.steps):
             raise RuntimeError("the device is on fire")
-        self.steps.append(works)
-        ticket = (works, tuple(self._run(work) for work in works))
+        self.steps.append(step)
+        ticket = (step, tuple(self._run(scheduled) for scheduled in step))
         self._open.append(ticket)
         assert len(self._open) <= self.depth + 1
         return ticket
@@ -93,7 +93,7 @@ class FakeExecutor:
         return self._open.popleft()[1]
 
     def release(self, sequence: int) -> None:
-        assert all(work.sequence != sequence for works, _ in self._open for work in works), "released too early"
+        assert all(scheduled.sequence != sequence for step, _ in self._open for scheduled in step), "released too early"
         for kind, blocks in enumerate(self._blocks.pop(sequence)):
             for block in blocks:
                 self._users[kind, block].remove(sequence)
@@ -111,71 +111,73 @@ class FakeExecutor:
         """Sequences that are not released."""
         return len(self._blocks)
 
-    def _check_step(self, works: tuple[Work, ...]) -> None:
-        assert works, "an empty step"
-        assert len({work.sequence for work in works}) == len(works), "a sequence twice in a step"
-        prompts = [work for work in works if work.is_prompt]
-        assert sum(len(work.tokens) for work in prompts) <= self.max_prefill
-        assert sum(len(work.tokens) for work in prompts if work.rows == "all") <= self.max_rows
-        assert self.mixed or not prompts or len(works) == 1, "a mixed step"
-        for work in works:
-            self._check_work(work)
+    def _check_step(self, step: tuple[ScheduledSequence, ...]) -> None:
+        assert step, "an empty step"
+        assert len({scheduled.sequence for scheduled in step}) == len(step), "a sequence twice in a step"
+        prompts = [scheduled for scheduled in step if scheduled.is_prompt]
+        assert sum(len(scheduled.tokens) for scheduled in prompts) <= self.max_prefill
+        assert sum(len(scheduled.tokens) for scheduled in prompts if scheduled.rows == "all") <= self.max_rows
+        assert self.mixed or not prompts or len(step) == 1, "a mixed step"
+        for scheduled in step:
+            self._check_scheduled(scheduled)
 
-    def _check_work(self, work: Work) -> None:
-        name = work.sequence
+    def _check_scheduled(self, scheduled: ScheduledSequence) -> None:
+        name = scheduled.sequence
         assert name not in self._released
         first = name not in self._blocks
         assert len(self._blocks) + first <= self.sequences, "too many sequences"
-        assert work.start == len(self._history.get(name, work.cached)), "a gap or an overlap in positions"
-        assert first or not work.cached
-        if work.cached:
-            assert self.shares and work.is_prompt and len(work.cached) % self.block_tokens == 0
-        assert work.end <= self.max_context
-        if work.is_prompt:
-            assert work.tokens and work.end <= work.prompt_tokens
-            assert work.sample is None or work.end == work.prompt_tokens
+        assert scheduled.start == len(self._history.get(name, scheduled.cached)), "a gap or an overlap in positions"
+        assert first or not scheduled.cached
+        if scheduled.cached:
+            assert self.shares and scheduled.is_prompt and len(scheduled.cached) % self.block_tokens == 0
+        assert scheduled.end <= self.max_context
+        if scheduled.is_prompt:
+            assert scheduled.tokens and scheduled.end <= scheduled.prompt_tokens
+            assert scheduled.sample is None or scheduled.end == scheduled.prompt_tokens
         else:
-            assert len(work.tokens) == 1 or (work.tokens == () and self.depth > 0)
-            assert work.tokens in ((), (self._samplers.token(name),)), "not the token that was sampled"
-            assert work.sample is not None
-        assert self._blocks.setdefault(name, work.blocks) == work.blocks, "blocks changed"
-        if work.sample is not None:
-            assert self._params.setdefault(name, work.sample) == work.sample, "sampled in another way than before"
-        for index, (kind, blocks) in enumerate(zip(self.caches, work.blocks, strict=True)):
+            assert len(scheduled.tokens) == 1 or (scheduled.tokens == () and self.depth > 0)
+            assert scheduled.tokens in ((), (self._samplers.token(name),)), "not the token that was sampled"
+            assert scheduled.sample is not None
+        assert self._blocks.setdefault(name, scheduled.blocks) == scheduled.blocks, "blocks changed"
+        if scheduled.sample is not None:
+            assert self._params.setdefault(name, scheduled.sample) == scheduled.sample, (
+                "sampled in another way than before"
+            )
+        for index, (kind, blocks) in enumerate(zip(self.caches, scheduled.blocks, strict=True)):
             assert len(set(blocks)) == len(blocks) and all(0 <= block < kind.blocks for block in blocks)
-            assert len(blocks) * self.block_tokens >= kind.kept(work.end), "too few blocks"
+            assert len(blocks) * self.block_tokens >= kind.kept(scheduled.end), "too few blocks"
             if kind.positions is not None:
                 assert (len(blocks) - 1) * self.block_tokens < kind.positions, "more blocks than a ring has"
             for block in blocks:
                 self._users[index, block].add(name)
-            for position in range(work.start, work.end):
+            for position in range(scheduled.start, scheduled.end):
                 assert self._users[index, self._place(blocks, position)[0]] == {name}, "a block of another sequence"
-        if work.cached:
-            self._check_held(work, list(work.cached))
+        if scheduled.cached:
+            self._check_held(scheduled, list(scheduled.cached))
 
     def _place(self, blocks: tuple[int, ...], position: int) -> tuple[int, int]:
         """The block and the place in it of a position: where there are fewer blocks than positions, a ring."""
         index, offset = divmod(position, self.block_tokens)
         return blocks[index % len(blocks)], offset
 
-    def _check_held(self, work: Work, history: list[int]) -> None:
-        for kind, blocks, cache in zip(self.caches, work.blocks, self._cache, strict=True):
+    def _check_held(self, scheduled: ScheduledSequence, history: list[int]) -> None:
+        for kind, blocks, cache in zip(self.caches, scheduled.blocks, self._cache, strict=True):
             held = range(len(history) - kind.kept(len(history)), len(history))
             found = [int(cache[self._place(blocks, position)]) for position in held]
             assert found == [history[position] for position in held], "blocks that hold something else"
 
-    def _run(self, work: Work) -> Output:
-        tokens = work.tokens or (self._samplers.token(work.sequence),)
-        history = self._history.setdefault(work.sequence, list(work.cached))
-        for position, token in enumerate(tokens, work.start):
+    def _run(self, scheduled: ScheduledSequence) -> Output:
+        tokens = scheduled.tokens or (self._samplers.token(scheduled.sequence),)
+        history = self._history.setdefault(scheduled.sequence, list(scheduled.cached))
+        for position, token in enumerate(tokens, scheduled.start):
             history.append(token)
-            for blocks, cache in zip(work.blocks, self._cache, strict=True):
+            for blocks, cache in zip(scheduled.blocks, self._cache, strict=True):
                 cache[self._place(blocks, position)] = token
-        self._check_held(work, history)
-        if work.sample is None and work.rows == "none":
-            return self._samplers.output(work, None)
-        ends = range(work.start + 1, work.end + 1) if work.rows == "all" else [work.end]
+        self._check_held(scheduled, history)
+        if scheduled.sample is None and scheduled.rows == "none":
+            return self._samplers.output(scheduled, None)
+        ends = range(scheduled.start + 1, scheduled.end + 1) if scheduled.rows == "all" else [scheduled.end]
         logits = np.stack([fake_logits(history[:end], self.vocab) for end in ends])
         if tokens[-1] == self.broken_token:
             logits[-1, 3] = np.nan
-        return self._samplers.output(work, logits)
+        return self._samplers.output(scheduled, logits)

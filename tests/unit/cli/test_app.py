@@ -18,7 +18,7 @@ from llmc.cli.prompts import batch
 from llmc.recipes.flags import BuildFlags
 from llmc.runtime import errors
 from llmc.runtime.errors import RecipeError
-from llmc.runtime.sampling.params import RANGES, Options, SamplingParams
+from llmc.runtime.sampling.params import RANGES, SamplingOptions, SamplingParams
 
 COMMANDS = ("build", "run", "inspect", "verify", "eval", "bench", "passes", "kernels", "tune", "doctor")
 
@@ -81,7 +81,7 @@ def test_a_build_s_flags_are_those_of_its_type():
 
 def test_a_sampling_option_is_one_field():
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert {*RANGES} == fields - {"logit_bias"} and fields <= {*Options.__annotations__}
+    assert {*RANGES} == fields - {"logit_bias"} and fields <= {*SamplingOptions.__annotations__}
     command = typer.main.get_command(module.app).commands["run"]  # type: ignore[attr-defined]
     assert fields <= {option.name for option in command.params}
     for name in RANGES:

@@ -12,7 +12,7 @@ from support import graphs
 
 from llmc.compiler.targets.cpu.legalize import RULES
 from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
-from llmc.passes import back, front
+from llmc.passes import model_passes, profile_passes
 from llmc.passes.graph.graph import Canonical, Copied, Graph
 from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
 from llmc.passes.rewrite.manager import PassCrash, Phase, run_phase
@@ -24,7 +24,13 @@ from llmc.runtime.errors import Unsupported
 
 ALL = {
     item.name: item
-    for item in (*front(lambda _: "int8").passes, *back().passes, *RULES, QuantizeActivations(), *PASSES)
+    for item in (
+        *model_passes(lambda _: "int8").passes,
+        *profile_passes().passes,
+        *RULES,
+        QuantizeActivations(),
+        *PASSES,
+    )
 }
 FIRES = [(item, text) for item in ALL.values() for text in item.fires]
 REFUSES = [(item, reason, text) for item in ALL.values() for reason, text in item.refuses.items()]
@@ -41,7 +47,7 @@ def test_fires_and_keeps_numbers(item: Pass, text: str) -> None:
     example = graphs.parse(text)
     before = graphs.run(example.graph, example.tensors, example.inputs)
     assert item.run(example.graph).fired
-    example.graph.ir.sort()
+    example.graph.body.sort()
     verify(example.graph, EVERYTHING)
     after = graphs.run(example.graph, example.tensors, example.inputs)
     assert list(after) == list(before)
@@ -71,7 +77,7 @@ def test_quantize_weights_follows_the_format(name: str) -> None:
     for node in example.graph.nodes:
         node.metadata_props["module"] = str(node.outputs[0].name)
     before = graphs.run(example.graph, example.tensors, example.inputs)
-    reports = run_phase(Phase("front", (front(lambda _: name).passes[-1],), LOGICAL), example.graph)
+    reports = run_phase(Phase("model", (model_passes(lambda _: name).passes[-1],), LOGICAL), example.graph)
     assert reports[0].fired == 2
     embedding = next(node for node in example.graph.nodes if node.op_type == "Embedding")
     assert embedding.overload == name.replace("-", "_"), "a tied embedding follows the head"
@@ -91,14 +97,14 @@ def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 
 
 def test_linears_stored_in_different_types_merge_as_float32() -> None:
-    example = graphs.parse(back().passes[0].fires[0])
+    example = graphs.parse(profile_passes().passes[0].fires[0])
     before = graphs.run(example.graph, example.tensors, example.inputs)
     for name, dtype in (("Q", np.float16), ("K", np.float32)):
         example.tensors[name] = example.tensors[name].astype(dtype)
     leaf = Stored("Q", "F16", (8, 4))
     example.graph.weights["Q"] = leaf
     example.graph.canonical["Q"] = Canonical("Q", "F16", (8, 4), Copied("Q"), "Q")
-    assert back().passes[0].run(example.graph).fired
+    assert profile_passes().passes[0].run(example.graph).fired
     assert example.graph.weights["Q+K"].dtype == "F32"
     after = graphs.run(example.graph, example.tensors, example.inputs)
     assert all(graphs.difference(after[name], before[name]) < 1e-2 for name in before)
@@ -107,7 +113,7 @@ def test_linears_stored_in_different_types_merge_as_float32() -> None:
 def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
     example = graphs.parse("(float[2,48] x, float[4,48] W) => (float[2,4] y) { y = llmc.Linear:f32(x, W) }")
     with pytest.raises(Unsupported, match=re.escape("format int4 for W")) as caught:
-        front(lambda _: "int4").passes[-1].run(example.graph)
+        model_passes(lambda _: "int4").passes[-1].run(example.graph)
     assert "K = 48 is not a multiple of the block of 32" in str(caught.value)
     assert "`W: none`" in str(caught.value)
 
@@ -150,22 +156,22 @@ def test_a_broken_graph_stops_at_the_pass_that_broke_it(tmp_path: Path) -> None:
 
 def test_a_crash_names_the_passes_before_it() -> None:
     example = graphs.parse("(float[2,3] x) => (float[2,3] y) { y = Swish(x) }")
-    simplify = front(lambda _: "none").passes[0]
+    simplify = model_passes(lambda _: "none").passes[0]
     with pytest.raises(PassCrash, match="pass _Crashes of phase test failed: 'lost'; passes before it: Simplify; run"):
         run_phase(Phase("test", (simplify, _Crashes()), LOGICAL), example.graph)
 
 
 def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
     text = "(float[2,3,4] x, float[4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=-1>(x, W) }"
-    run_phase(back(), graphs.parse(text).graph, tmp_path)
+    run_phase(profile_passes(), graphs.parse(text).graph, tmp_path)
     assert list(tmp_path.iterdir()) == []
     text = (
         "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y) "
         "{ s = Add(x, r) y = RMSNormalization<axis=-1>(s, W) }"
     )
-    run_phase(back(), graphs.parse(text).graph, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["01-back-FuseAddNorm.txt"]
-    assert "AddRMSNorm" in (tmp_path / "01-back-FuseAddNorm.txt").read_text()
+    run_phase(profile_passes(), graphs.parse(text).graph, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["01-profile-FuseAddNorm.txt"]
+    assert "AddRMSNorm" in (tmp_path / "01-profile-FuseAddNorm.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
         ),
         ("every node has a block", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: n.metadata_props.clear()),
         ("every weight's promise", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
-        ("names are unique", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: setattr(g.ir.inputs[0], "name", "W")),
+        ("names are unique", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: setattr(g.body.inputs[0], "name", "W")),
     ],
 )
 def test_verify_finds(rule: str, text: str, breakage) -> None:  # type: ignore[no-untyped-def]

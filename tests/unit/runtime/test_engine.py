@@ -103,8 +103,13 @@ def test_a_text_prompt_is_encoded_and_its_special_tokens_are_plain_unless_asked_
     for asked in (False, True):
         engine.generate(f"x = {special}", max_tokens=1, special=asked)
         last = executor.steps[-1][0].sequence
-        works = [work for step in executor.steps for work in step if work.sequence == last and work.is_prompt]
-        ids = [token for work in works for token in work.tokens]
+        step = [
+            scheduled
+            for step in executor.steps
+            for scheduled in step
+            if scheduled.sequence == last and scheduled.is_prompt
+        ]
+        ids = [token for scheduled in step for token in scheduled.tokens]
         assert ids == tokenizer.encode(f"x = {special}", special=asked)
         assert (tokenizer.special_tokens[special] in ids[1:]) is asked
 
@@ -221,7 +226,7 @@ def test_a_cancelled_request_leaves_and_the_others_stay(engine_of: Open, tokeniz
         assert stream.result().text == tokenizer.decode(stream.result().token_ids)
     engine.close()
     assert executor.live == 0
-    assert max(work.end for step in executor.steps for work in step if work.sequence == 0) < 30
+    assert max(scheduled.end for step in executor.steps for scheduled in step if scheduled.sequence == 0) < 30
 
 
 def test_a_dropped_stream_is_cancelled(engine_of: Open, tokenizer: Tokenizer) -> None:

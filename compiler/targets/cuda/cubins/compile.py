@@ -27,7 +27,7 @@ from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupport
 from .....runtime.machine import cpu_count, memory
 from .....runtime.plan.plan import MachineCode
 from .....runtime.progress import Progress
-from ..call import Argument, Call, Constant, Kernel, Operand
+from ..call import Argument, Constant, Kernel, KernelCall, Operand
 from .cache import KernelCache, key_of, sources_of
 from .elf import Parameter, image_of
 from .worker import KERNELS, SETTINGS
@@ -43,11 +43,11 @@ _START = (
 )
 _LONGEST_REASON = 1500
 _UNASKED = ("kernel", "minimum_sm", "kinds")
-"""Of a variant: what does not decide its cubin."""
+"""Of a specialization: what does not decide its cubin."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class Specialization:
     """What one cubin is compiled from: a kernel with its constants and types; all calls with an equal one share it.
 
     types: of the arguments that are not constants, in order; every pointer is divisible by 16, no size is specialized.
@@ -105,17 +105,17 @@ class Cubin:
         return Cubin(**{**answer, "data": data, "types": tuple(answer["types"]), "code": code})
 
 
-def variant_of(call: Call) -> Variant:
+def specialization_of(call: KernelCall) -> Specialization:
     """What must be compiled for a call."""
     return specialized(call.kernel, call.constants, map(_type, dict(call.ordered).values()), call.warps, call.stages)
 
 
 def specialized(
     kernel: Kernel, constants: Mapping[str, Constant], types: Iterable[str], warps: int, stages: int
-) -> Variant:
+) -> Specialization:
     """A kernel with its constants, in the order of its parameters."""
     function = kernel.function.fn
-    return Variant(
+    return Specialization(
         kernel=kernel.name,
         file=function.__module__.removeprefix(f"{KERNELS}."),
         function=function.__name__,
@@ -134,80 +134,86 @@ def _type(argument: Argument) -> str:
     return "fp32" if isinstance(argument, float) else "i32"
 
 
-def compile_variants(
-    variants: Iterable[Variant],
+def compile_all(
+    specializations: Iterable[Specialization],
     sm: int,
     *,
     progress: Progress,
     jobs: int | None = None,
     cache: KernelCache | None = None,
-) -> dict[Variant, Cubin]:
-    """The cubin of every variant; `cache` is the user's unless given.
+) -> dict[Specialization, Cubin]:
+    """The cubin of every specialization; `cache` is the user's unless given.
 
     Raises:
         Unsupported: a kernel cannot be compiled for the chip.
         ResourceError: Triton is not installed, a worker was killed, or a kernel is not in the pack that stands in.
         LlmcError: Triton refuses a kernel; of several the first in order.
     """
-    outcomes = attempt(variants, sm, progress=progress, jobs=jobs, cache=cache)
+    outcomes = try_compile(specializations, sm, progress=progress, jobs=jobs, cache=cache)
     for outcome in outcomes.values():
         if isinstance(outcome, LlmcError):
             raise outcome
-    return {variant: outcome for variant, outcome in outcomes.items() if isinstance(outcome, Cubin)}
+    return {specialization: outcome for specialization, outcome in outcomes.items() if isinstance(outcome, Cubin)}
 
 
-def attempt(
-    variants: Iterable[Variant],
+def try_compile(
+    specializations: Iterable[Specialization],
     sm: int,
     *,
     progress: Progress,
     jobs: int | None = None,
     cache: KernelCache | None = None,
-) -> dict[Variant, Cubin | LlmcError]:
-    """As `compile_variants`, but every variant has its own outcome."""
+) -> dict[Specialization, Cubin | LlmcError]:
+    """As `compile_all`, but every specialization has its own outcome."""
     target = chip(sm)
     cache = cache or KernelCache.default()
-    outcomes: dict[Variant, Cubin | LlmcError | None] = dict.fromkeys(variants)
+    outcomes: dict[Specialization, Cubin | LlmcError | None] = dict.fromkeys(specializations)
     if not outcomes:
         return {}
     if cache.packed is None:
         need_compiler()
     tools = cache.tools
-    sources = {file: sources_of(file) for file in {variant.file for variant in outcomes}}
-    keys: dict[Variant, str] = {}
-    for variant in outcomes:
-        if sm < variant.minimum_sm:
-            outcomes[variant] = Unsupported(
-                f"kernel {variant} for sm_{sm}", found=f"it needs sm_{variant.minimum_sm} or newer", fix="a newer GPU"
+    sources = {file: sources_of(file) for file in {specialization.file for specialization in outcomes}}
+    keys: dict[Specialization, str] = {}
+    for specialization in outcomes:
+        if sm < specialization.minimum_sm:
+            outcomes[specialization] = Unsupported(
+                f"kernel {specialization} for sm_{sm}",
+                found=f"it needs sm_{specialization.minimum_sm} or newer",
+                fix="a newer GPU",
             )
             continue
-        keys[variant] = key_of(variant.request(sm), sources[variant.file], tools)
-        if answer := cache.load(keys[variant]):
-            outcomes[variant] = Cubin.from_json(answer)
+        keys[specialization] = key_of(specialization.request(sm), sources[specialization.file], tools)
+        if answer := cache.load(keys[specialization]):
+            outcomes[specialization] = Cubin.from_json(answer)
         elif cache.packed is not None:
             # another Triton's machine code among the pack's would be measured under the pack's name
-            outcomes[variant] = ResourceError(
-                f"kernel {variant} for sm_{sm} in the pack {cache.folder}",
+            outcomes[specialization] = ResourceError(
+                f"kernel {specialization} for sm_{sm} in the pack {cache.folder}",
                 found="none of these sources",
                 fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
             )
-    missing = [variant for variant, outcome in outcomes.items() if outcome is None]
+    missing = [specialization for specialization, outcome in outcomes.items() if outcome is None]
     with progress.stage(f"sm_{sm} kernels") as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
-        for variant, answer in answers:
+        for specialization, answer in answers:
             if isinstance(answer, LlmcError):
-                outcomes[variant] = answer
+                outcomes[specialization] = answer
                 continue
             cubin = Cubin.from_json(answer)
             try:
-                check_parameters(cubin, variant.warps)
+                check_parameters(cubin, specialization.warps)
             except EngineError as error:
-                outcomes[variant] = error
+                outcomes[specialization] = error
                 continue
-            if sources_of(variant.file) == sources[variant.file]:  # nobody edits it at this moment
-                cache.save(keys[variant], answer)
-            outcomes[variant] = cubin
+            if sources_of(specialization.file) == sources[specialization.file]:  # nobody edits it at this moment
+                cache.save(keys[specialization], answer)
+            outcomes[specialization] = cubin
             advance(len(cubin.data))
-    return {variant: _fitting(variant, outcome, target.shared) for variant, outcome in outcomes.items() if outcome}
+    return {
+        specialization: _fitting(specialization, outcome, target.shared)
+        for specialization, outcome in outcomes.items()
+        if outcome
+    }
 
 
 def check_parameters(cubin: Cubin, warps: int) -> None:
@@ -226,11 +232,11 @@ def check_parameters(cubin: Cubin, warps: int) -> None:
         )
 
 
-def _fitting(variant: Variant, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:
+def _fitting(specialization: Specialization, outcome: Cubin | LlmcError, most: int) -> Cubin | LlmcError:
     if isinstance(outcome, LlmcError) or outcome.shared <= most:
         return outcome
     return LlmcError(
-        f"kernel {variant} for sm_{outcome.sm}",
+        f"kernel {specialization} for sm_{outcome.sm}",
         found=f"{outcome.shared} bytes of shared memory per block, of at most {most}",
         fix="smaller tiles or fewer stages",
     )
@@ -252,11 +258,13 @@ def need_compiler() -> None:
 Answer = Mapping[str, Any] | LlmcError
 
 
-def _compile(variants: Sequence[Variant], sm: int, jobs: int | None) -> Generator[tuple[Variant, Answer], None, None]:
-    """Every variant's answer as it comes, from `jobs` workers, each of a thread of its own."""
-    if not variants:
+def _compile(
+    specializations: Sequence[Specialization], sm: int, jobs: int | None
+) -> Generator[tuple[Specialization, Answer], None, None]:
+    """Every specialization's answer as it comes, from `jobs` workers, each of a thread of its own."""
+    if not specializations:
         return
-    count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(variants))
+    count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(specializations))
     mine = threading.local()
     workers: list[_Worker] = []
 
@@ -264,15 +272,15 @@ def _compile(variants: Sequence[Variant], sm: int, jobs: int | None) -> Generato
         mine.worker = _Worker(tempfile.mkdtemp(dir=folder))
         workers.append(mine.worker)
 
-    def ask(variant: Variant) -> tuple[Variant, Answer]:
-        return variant, mine.worker.ask(variant, sm)
+    def ask(specialization: Specialization) -> tuple[Specialization, Answer]:
+        return specialization, mine.worker.ask(specialization, sm)
 
     with (
         tempfile.TemporaryDirectory(prefix="llmc-kernels-") as folder,
         ThreadPoolExecutor(count, initializer=start) as threads,
     ):
         try:
-            for done in as_completed([threads.submit(ask, variant) for variant in variants]):
+            for done in as_completed([threads.submit(ask, specialization) for specialization in specializations]):
                 yield done.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)  # a thread that starts later finds nothing to ask
@@ -289,7 +297,7 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
 
-    def ask(self, variant: Variant, sm: int) -> Answer:
+    def ask(self, specialization: Specialization, sm: int) -> Answer:
         with self._lock:
             if self._closed:
                 raise ResourceError("a kernel after the end of the build")
@@ -297,15 +305,15 @@ class _Worker:
         assert process.stdin is not None and process.stdout is not None
         line = ""
         with contextlib.suppress(OSError, ValueError):  # it died; how, its exit code says
-            print(json.dumps(variant.request(sm)), file=process.stdin, flush=True)
+            print(json.dumps(specialization.request(sm)), file=process.stdin, flush=True)
             line = process.stdout.readline()
         if not line.endswith("\n"):
-            return self._buried(variant, sm)
+            return self._buried(specialization, sm)
         answer = json.loads(line)
         if "error" not in answer:
             return answer
         self._end()  # Triton keeps half a hash of what it refused, and accepts it the second time
-        return LlmcError(f"kernel {variant} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON])
+        return LlmcError(f"kernel {specialization} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON])
 
     def close(self) -> None:
         self._closed = True
@@ -326,10 +334,10 @@ class _Worker:
                 start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
             )
 
-    def _buried(self, variant: Variant, sm: int) -> LlmcError:
-        """The error of a worker that gave no answer; the next variant gets a new one."""
+    def _buried(self, specialization: Specialization, sm: int) -> LlmcError:
+        """The error of a worker that gave no answer; the next specialization gets a new one."""
         code = self._end(patience=1)
-        asked = f"kernel {variant} for sm_{sm}"
+        asked = f"kernel {specialization} for sm_{sm}"
         if code == -signal.SIGKILL:
             return ResourceError(asked, found="its compiler was killed, as systems do without memory", fix="--jobs 1")
         said = Path(self._folder, "stderr").read_text(encoding="utf-8", errors="replace").strip()

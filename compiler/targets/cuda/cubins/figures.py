@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .....runtime.chips import MULTIPROCESSORS
-from .compile import Cubin, Variant
+from .compile import Cubin, Specialization
 from .elf import image_of
 from .sass import Instruction, Listing, disassemble
 
@@ -44,7 +44,7 @@ class Figures:
     in_flight: int | None
 
 
-def figures_of(cubins: Mapping[Variant, Cubin], sm: int, program: Path) -> dict[Variant, Figures]:
+def figures_of(cubins: Mapping[Specialization, Cubin], sm: int, program: Path) -> dict[Specialization, Figures]:
     """The figures of every kernel, compiled for one chip; program: the disassembler.
 
     Raises:
@@ -56,16 +56,16 @@ def figures_of(cubins: Mapping[Variant, Cubin], sm: int, program: Path) -> dict[
     codes = [image_of(cubin.data, cubin.code.entry).code for cubin in cubins.values()]
     listings = disassemble(codes, sm, program)
     return {
-        variant: figures(variant, cubin, listing)
-        for (variant, cubin), listing in zip(cubins.items(), listings, strict=True)
+        specialization: figures(specialization, cubin, listing)
+        for (specialization, cubin), listing in zip(cubins.items(), listings, strict=True)
     }
 
 
-def figures(variant: Variant, cubin: Cubin, listing: Listing) -> Figures:
+def figures(specialization: Specialization, cubin: Cubin, listing: Listing) -> Figures:
     """The figures of one kernel."""
     loop = main_loop(listing)
-    weights = weights_of(variant, loop)
-    threads = 32 * variant.warps
+    weights = weights_of(specialization, loop)
+    threads = 32 * specialization.warps
     resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.code.registers, cubin.shared)
     told = not {one.name for one in loop} & _BULK
     return Figures(
@@ -86,13 +86,13 @@ def main_loop(listing: Listing) -> tuple[Instruction, ...]:
     return loop if most else ()
 
 
-def weights_of(variant: Variant, loop: tuple[Instruction, ...]) -> float:
+def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) -> float:
     """Weights per thread that a linear's loop multiplies once, 0 in other kernels.
 
     A product of m x n x k by so many threads has m n k / threads multiplications for each, and a weight takes part in
     BLOCK_M of them, one a token. So it does not matter how many blocks of K the loop covers.
     """
-    constants = dict(variant.constants)
+    constants = dict(specialization.constants)
     block_n, block_m = (int(constants.get(name) or 0) for name in ("BLOCK_N", "BLOCK_M"))
     if not (block_n and block_m and "K" in constants):
         return 0
@@ -101,7 +101,7 @@ def weights_of(variant: Variant, loop: tuple[Instruction, ...]) -> float:
         kind, shape = _MMA.fullmatch(one.name), _SHAPE.search(one.opcode)
         if kind is not None and kind[1]:
             columns = _UTC_COLUMNS[one.name.removeprefix("UTC")[0]]
-            weights += min(block_n, _UTC_ROWS) * columns / (32 * variant.warps)
+            weights += min(block_n, _UTC_ROWS) * columns / (32 * specialization.warps)
         elif kind is not None and shape is not None:
             m, n, k = (int(size) for size in shape.groups() if size)
             weights += m * n * k / (128 if kind[2] else 32) / block_m

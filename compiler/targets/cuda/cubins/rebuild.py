@@ -11,7 +11,7 @@ from .....runtime.plan.plan import Plan
 from .....runtime.progress import Progress
 from ..kernels import suites
 from .cache import KernelCache, Tools, source_digest
-from .compile import Variant, compile_variants, need_compiler, specialized
+from .compile import Specialization, compile_all, need_compiler, specialized
 
 PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
 """How pip is asked for a tool's version."""
@@ -30,24 +30,24 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
     what = f"{engine.path}: {facts.graph}"
     plan = Plan.from_json(engine.section(facts.graph), what=what)
     _same_tools(engine, plan)
-    variants = variants_of(plan, what)
-    cubins = compile_variants(variants, plan.sm, progress=progress, cache=KernelCache(None))
+    specializations = specializations_of(plan, what)
+    cubins = compile_all(specializations, plan.sm, progress=progress, cache=KernelCache(None))
     contents = EngineContents(engine, profile)
     wrong = []
-    for module, variant in zip(plan.modules, variants, strict=True):
-        code, made = module.code, cubins[variant]
-        if code is None or (contents.cubin(code, str(variant)), contents.ptx(code)) != (made.data, made.ptx):
-            wrong.append(str(variant))
+    for module, specialization in zip(plan.modules, specializations, strict=True):
+        code, made = module.code, cubins[specialization]
+        if code is None or (contents.cubin(code, str(specialization)), contents.ptx(code)) != (made.data, made.ptx):
+            wrong.append(str(specialization))
     if wrong:
         raise VerifyError(
             f"{engine.path}: profile {profile!r} holds the machine code its sources compile to",
-            found=f"{len(wrong)} of {len(variants)} kernels differ, first {wrong[0]}",
+            found=f"{len(wrong)} of {len(specializations)} kernels differ, first {wrong[0]}",
             fix="do not run it: build the engine again",
         )
-    return len(variants)
+    return len(specializations)
 
 
-def variants_of(plan: Plan, what: str) -> list[Variant]:
+def specializations_of(plan: Plan, what: str) -> list[Specialization]:
     """What each module of a plan is compiled from.
 
     Raises:

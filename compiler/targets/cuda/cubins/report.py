@@ -10,20 +10,20 @@ from .....runtime.errors import LlmcError, Unsupported
 from .....runtime.progress import Progress
 from ..kernels import suites
 from .cache import KernelCache
-from .compile import Cubin, Variant, attempt, need_compiler, variant_of
+from .compile import Cubin, Specialization, need_compiler, specialization_of, try_compile
 from .figures import Figures, figures_of
 from .sass import disassembler
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does.
+    """A specialization on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does.
 
     figures: None if it was not compiled, or without a disassembler.
     """
 
     sm: int
-    variant: Variant
+    specialization: Specialization
     decode: bool
     outcome: Cubin | LlmcError
     figures: Figures | None = None
@@ -41,7 +41,7 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         outcome = self.outcome
-        facts = {"kernel": self.variant.kernel, **self.variant.request(self.sm), "decode": self.decode}
+        facts = {"kernel": self.specialization.kernel, **self.specialization.request(self.sm), "decode": self.decode}
         del facts["function"]  # the kernel's, by which no one calls it
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
@@ -76,16 +76,19 @@ def report(
     program = disassembler()
     entries = []
     for sm in sms:
-        decode: dict[Variant, bool] = {}
+        decode: dict[Specialization, bool] = {}
         for name, suite in chosen.items():
             for call in suite.calls(sm):
-                decode[variant_of(call)] = True
+                decode[specialization_of(call)] = True
             for call in cases[name]:
-                decode.setdefault(variant_of(call), False)
-        outcomes = attempt(decode, sm, progress=progress, jobs=jobs, cache=cache)
-        compiled = {variant: outcome for variant, outcome in outcomes.items() if isinstance(outcome, Cubin)}
+                decode.setdefault(specialization_of(call), False)
+        outcomes = try_compile(decode, sm, progress=progress, jobs=jobs, cache=cache)
+        compiled = {
+            specialization: outcome for specialization, outcome in outcomes.items() if isinstance(outcome, Cubin)
+        }
         found = figures_of(compiled, sm, program) if program is not None else {}
         entries += [
-            Entry(sm, variant, decode[variant], outcome, found.get(variant)) for variant, outcome in outcomes.items()
+            Entry(sm, specialization, decode[specialization], outcome, found.get(specialization))
+            for specialization, outcome in outcomes.items()
         ]
     return tuple(entries)

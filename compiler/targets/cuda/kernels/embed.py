@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .....quantize import FORMATS
 from .....runtime.dtypes import DTYPES
-from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from ..call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, product, total
 from .linear.dequantize import GROUP, e4m3, e8m0
 
 BLOCK = 1024
@@ -65,7 +65,7 @@ def embed_kernel(
 KERNEL = Kernel("embed", embed_kernel)
 
 
-def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str) -> Call:
+def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str) -> KernelCall:
     """Rows of the table at token_ids; weights are the format's components ("dense": one), in their order."""
     tokens, width = x.shape
     vocab = weights[0].shape[0]
@@ -74,7 +74,7 @@ def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, forma
     given = dict(zip(names, weights, strict=False))
     read = sum(FORMATS[format].bits_per_weight(1, width) for _ in "1") if format != "dense" else 0
     row = int(width * read / 8) if read else _row_bytes(weights[0])
-    return Call(
+    return KernelCall(
         KERNEL,
         {"token_ids": token_ids, **given, "x": x},
         {
@@ -126,7 +126,7 @@ def _cases() -> Iterator[Case]:
         yield Case(format, call, {"ids": ids, **tensors}, {"tokens": 6}, {"x": table[rows]}, ROUNDING[act])
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     table = Operand("weight", "bf16", (128256, 4096))
     yield embed(Operand("ids", "i32", ("tokens",)), (table,), Operand("x", "bf16", ("tokens", 4096)), format="dense")
 

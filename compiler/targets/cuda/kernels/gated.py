@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from ..call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -75,7 +75,7 @@ KERNEL = Kernel("gated", gated_kernel)
 FP8 = Kernel("gated_fp8", gated_fp8_kernel, MINIMUM_SM)
 
 
-def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> Call:
+def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> KernelCall:
     """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number.
 
     With scales f32 [tokens], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
@@ -83,7 +83,7 @@ def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = N
     tokens, width = y.shape
     assert isinstance(width, int)
     if scales is not None:
-        return Call(
+        return KernelCall(
             FP8,
             {"x": x, "y": y, "scales": scales},
             {"WIDTH": width, "ACTIVATION": activation, "BLOCK": 2048},
@@ -94,7 +94,7 @@ def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = N
             warps=8,
         )
     block = 1024
-    return Call(
+    return KernelCall(
         KERNEL,
         {"x": x, "y": y},
         {"WIDTH": width, "ACTIVATION": activation, "BLOCK": block},
@@ -140,7 +140,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"{activation}-fp8-{tokens}x{width}", call, {"x": x}, {"tokens": tokens}, outcome, 2**-7)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield gated(Operand("x", "bf16", ("tokens", 28672)), Operand("y", "bf16", ("tokens", 14336)), activation="silu")
     if sm >= MINIMUM_SM:
         y, scales = Operand("y", "u8", ("tokens", 14336)), Operand("scales", "f32", ("tokens",))

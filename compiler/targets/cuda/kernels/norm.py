@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 
@@ -57,7 +57,7 @@ NORM_FP8 = Kernel("rms_norm_fp8", rms_norm_kernel, MINIMUM_SM)
 GATHER = Kernel("gather_rows", gather_kernel)
 
 
-def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> Call:
+def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> KernelCall:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
     With scales f32 [tokens or rows], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
@@ -74,19 +74,19 @@ def add_rms_norm(
     *,
     epsilon: float,
     scales: Operand | None = None,
-) -> Call:
+) -> KernelCall:
     """x, residual [tokens or rows, H] -> y = RMSNorm of their sum, and the sum; scales: see `rms_norm`."""
     return _norm({"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}, scales, epsilon)
 
 
-def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float) -> Call:
+def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float) -> KernelCall:
     tokens, width = arguments["x"].shape
     assert isinstance(width, int)
     block = next_power(width)
     if scales is not None:
         arguments = {**arguments, "scales": scales}
     absent = dict.fromkeys(name for name in ("residual", "scales", "sums") if name not in arguments)
-    return Call(
+    return KernelCall(
         NORM if scales is None else NORM_FP8,
         arguments,
         {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block},
@@ -98,12 +98,12 @@ def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float)
     )
 
 
-def gather_rows(x: Operand, rows: Operand, y: Operand) -> Call:
+def gather_rows(x: Operand, rows: Operand, y: Operand) -> KernelCall:
     """The rows of x that y asks for."""
     count, width = y.shape
     assert isinstance(width, int)
     block = next_power(width)
-    return Call(
+    return KernelCall(
         GATHER,
         {"x": x, "rows": rows, "y": y},
         {"WIDTH": width, "BLOCK": block},
@@ -179,7 +179,7 @@ def _narrow_cases(random: torch.Generator) -> Iterator[Case]:
         yield Case(name, made, inputs, {"tokens": tokens}, expected, 2**-7)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     shape = ("tokens", 4096)
     x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
     yield rms_norm(x, weight, y, epsilon=1e-5)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..call import Call, Case, Kernel, Operand, Suite, product
+from ..call import Case, Kernel, KernelCall, Operand, Suite, product
 
 WORDS = 1 << 17
 """Words of 32 bits that a block reads: half a MiB."""
@@ -41,16 +41,16 @@ NULL = Kernel("probe_null", null_kernel)
 READ = Kernel("probe_read", read_kernel)
 
 
-def null(x: Operand) -> Call:
+def null(x: Operand) -> KernelCall:
     """A launch of one block that does nothing."""
-    return Call(NULL, {"x": x}, {}, (1,), (), 0, 0)
+    return KernelCall(NULL, {"x": x}, {}, (1,), (), 0, 0)
 
 
-def read(source: Operand, sums: Operand) -> Call:
+def read(source: Operand, sums: Operand) -> KernelCall:
     """source i32 [tokens, WORDS] is read by a block per row, which leaves its sum in sums i32 [tokens]."""
     tokens, words = source.shape
     assert words == WORDS
-    return Call(
+    return KernelCall(
         READ,
         {"source": source, "sums": sums},
         {"WORDS": WORDS, "TILE": _TILE},
@@ -61,7 +61,7 @@ def read(source: Operand, sums: Operand) -> Call:
     )
 
 
-def _read() -> Call:
+def _read() -> KernelCall:
     return read(Operand("source", "i32", ("tokens", WORDS)), Operand("sums", "i32", ("tokens",)))
 
 
@@ -72,7 +72,7 @@ def _cases() -> Iterator[Case]:
     yield Case("read", _read(), {"source": source}, {"tokens": 2}, {"sums": source.sum(1)}, 0.0)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield null(Operand("x", "i32", (64,)))
     yield _read()
 

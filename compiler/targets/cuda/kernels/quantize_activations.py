@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..call import Argument, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ..call import Argument, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from .fp8 import BLOCK, LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 
@@ -54,7 +54,7 @@ BLOCKWISE = Kernel("quantize_blocks", quantize_blocks_kernel, MINIMUM_SM)
 STATIC = Kernel("quantize_static", quantize_static_kernel, MINIMUM_SM)
 
 
-def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> Call:
+def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> KernelCall:
     """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, 128)] of blocks.
 
     scales [1] is read instead: one number for the whole tensor, a weight of the engine. Calibration makes it of the
@@ -76,7 +76,7 @@ def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> Call:
         count = min(8, next_power(-(-k // BLOCK)))
         grid = (tokens, -(-k // (BLOCK * count)))
         kernel, constants, warps = BLOCKWISE, {"K": k, "BLOCK": BLOCK, "COUNT": count}, 4
-    return Call(
+    return KernelCall(
         kernel,
         arguments,
         constants,
@@ -133,7 +133,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"{form}-{dtype}-{tokens}x{k}", call, inputs, {"tokens": tokens}, expected, 1e-6)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     codes, x = Operand("codes", "u8", ("tokens", 4096)), Operand("x", "bf16", ("tokens", 4096))
     yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens",)))
     yield quantize_activations(x, codes, Operand("scales", "f32", ("tokens", 32)))

@@ -22,7 +22,7 @@ from .....runtime.cuda.upload import Staging
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.numbers import bf16_to_f32
 from .....runtime.plan.formula import value
-from ..call import ROUNDING, Call, Operand
+from ..call import ROUNDING, KernelCall, Operand
 from ..cubins.compile import Cubin
 
 _GARBAGE = 0xFF
@@ -47,7 +47,7 @@ class Effort:
 class Form:
     """A call of the linear and its machine code."""
 
-    call: Call
+    call: KernelCall
     cubin: Cubin
 
 

@@ -24,9 +24,9 @@ from .....runtime.numbers import f32_to_bf16
 from .....runtime.plan.formula import value
 from .....runtime.plan.plan import Launch, Plan, Program
 from .....runtime.progress import NO_PROGRESS, Progress
-from ..call import Call, Operand
+from ..call import KernelCall, Operand
 from ..cubins.cache import KernelCache, source_digest
-from ..cubins.compile import Cubin, attempt, variant_of
+from ..cubins.compile import Cubin, specialization_of, try_compile
 from ..kernels.linear import fp8 as linear_fp8
 from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
@@ -48,7 +48,7 @@ _E4M3_BELOW_2 = 0xBF
 
 
 @dataclass(frozen=True)
-class Linear:
+class TunedLinear:
     """A linear of a plan in steps of at most `tokens`. operands: by parameter, and named so; sources: their tensors.
 
     bytes: of its weights, in all launches of the program. activation: of gate, where the weight is gate|up and the
@@ -76,7 +76,7 @@ class Linear:
         """The operands that another copy of the weights has elsewhere."""
         return tuple(name for name in _WEIGHTS if name in self.operands)
 
-    def call(self, tile: Tile, sm: int) -> Call:
+    def call(self, tile: Tile, sm: int) -> KernelCall:
         """The linear with a tile."""
         found = self.operands
         (made,) = linear(
@@ -141,13 +141,13 @@ class Tuner:
         return Tuned(table, len(linears), tuple(wrong))
 
     def _row(
-        self, linear: Linear, sm: int, contents: Mapping[str, np.ndarray], stop: float, wrong: list[str]
+        self, linear: TunedLinear, sm: int, contents: Mapping[str, np.ndarray], stop: float, wrong: list[str]
     ) -> Row | None:
         calls = {tile: linear.call(tile, sm) for tile in candidates(linear, sm)}
-        outcomes = attempt([variant_of(call) for call in calls.values()], sm, progress=self.progress)
+        outcomes = try_compile([specialization_of(call) for call in calls.values()], sm, progress=self.progress)
         forms: dict[Tile, Form] = {}
         for tile, call in calls.items():
-            outcome = outcomes[variant_of(call)]
+            outcome = outcomes[specialization_of(call)]
             if isinstance(outcome, LlmcError) and not forms:
                 raise outcome
             if isinstance(outcome, Cubin) and (not forms or not outcome.code.spills):
@@ -173,7 +173,7 @@ class Tuner:
         return Row(linear.kind, linear.n, linear.k, linear.format, linear.tokens, best, ns, heuristic_ns)
 
 
-def candidates(linear: Linear, sm: int) -> list[Tile]:
+def candidates(linear: TunedLinear, sm: int) -> list[Tile]:
     """The tiles to try: the heuristic's first, then its neighbours."""
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
     steps: dict[str, set[int]] = {
@@ -187,13 +187,13 @@ def candidates(linear: Linear, sm: int) -> list[Tile]:
     return [base, *(tile for tile in dict.fromkeys(tiles) if tile != base and _possible(linear, tile, sm))]
 
 
-def _possible(linear: Linear, tile: Tile, sm: int) -> bool:
+def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:
     return not wrong_tile(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], tile, sm)
 
 
-def linears_of(plan: Plan) -> tuple[Linear, ...]:
+def linears_of(plan: Plan) -> tuple[TunedLinear, ...]:
     """The distinct linears of a plan that a table can have, in the order in which they are worth measuring."""
-    found: dict[Key, Linear] = {}
+    found: dict[Key, TunedLinear] = {}
     for program in plan.programs:
         for launch in program.launches:
             if (linear := _linear(plan, program, launch)) is None:
@@ -203,7 +203,7 @@ def linears_of(plan: Plan) -> tuple[Linear, ...]:
     return tuple(sorted(found.values(), key=lambda one: (not one.decode, one.tokens, -one.bytes)))
 
 
-def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
+def _linear(plan: Plan, program: Program, launch: Launch) -> TunedLinear | None:
     module = plan.modules[launch.module]
     if module.kernel not in KINDS:
         return None
@@ -216,7 +216,7 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
             operands[name], sources[name] = Operand(name, tensor.dtype, shape), argument.tensor
     if operands["w"].dtype == "f32":
         return None
-    return Linear(
+    return TunedLinear(
         kind=kind,
         n=constants["N"],
         k=constants["K"],
@@ -232,7 +232,7 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> Linear | None:
 
 
 def contents_of(
-    linear: Linear, engine: EngineFile, plan: Plan, bindings: Mapping[str, object]
+    linear: TunedLinear, engine: EngineFile, plan: Plan, bindings: Mapping[str, object]
 ) -> dict[str, np.ndarray]:
     """What the operands hold: weights those of the engine, the rest random numbers, the same ones every time."""
     source = np.random.default_rng(0)

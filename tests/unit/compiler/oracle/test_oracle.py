@@ -26,7 +26,7 @@ from llmc.compiler.oracle.probe import inputs_for
 from llmc.compiler.pipeline import lower
 from llmc.compiler.targets import target_named
 from llmc.compiler.targets.target import Precision
-from llmc.passes import back, run_phase
+from llmc.passes import profile_passes, run_phase
 from llmc.passes.graph.graph import Computed, Graph
 from llmc.quantize import FORMATS
 from llmc.recipes.recipe import QuantizeRule, Recipe
@@ -55,7 +55,7 @@ RECIPES = {name: Recipe(default_format=name) for name in ("none", *FORMATS)} | {
 
 @dataclass
 class Model:
-    """A graph after the front phase, and the tensors an engine stores for it."""
+    """A graph after the model_passes phase, and the tensors an engine stores for it."""
 
     graph: Graph
     tensors: dict[str, np.ndarray]
@@ -121,7 +121,7 @@ def test_it_runs_every_stage(model: Callable[..., Model], recipe: str, tied: boo
     made = model(recipe, tie_word_embeddings=tied)
     expected = made.logits()
     graph = made.graph.copy()
-    run_phase(back(), graph)
+    run_phase(profile_passes(), graph)
     assert graph.text() != made.graph.text()
     assert graphs.difference(made.logits(graph), expected) < 1e-5
     run_phase(target_named("cpu").legalize(Precision()), graph)

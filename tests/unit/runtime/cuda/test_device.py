@@ -22,7 +22,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
-from llmc.runtime.scheduling.executor import Work
+from llmc.runtime.scheduling.executor import ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -93,8 +93,8 @@ def test_wanted_logits_come_back_whole_and_belong_to_the_caller(toy: Path):
     api = FakeApi(KERNELS)
     with executor(toy, api) as running:
         prompt = (4, 8, 15)
-        (first,) = running.collect(running.submit((Work(0, prompt, 0, ((1,),), None, 3, rows="all"),)))
-        (second,) = running.collect(running.submit((Work(0, (9,), 3, ((1,),), None, 3, rows="last"),)))
+        (first,) = running.collect(running.submit((ScheduledSequence(0, prompt, 0, ((1,),), None, 3, rows="all"),)))
+        (second,) = running.collect(running.submit((ScheduledSequence(0, (9,), 3, ((1,),), None, 3, rows="last"),)))
     assert first.logits is not None and second.logits is not None
     assert first.logits.argmax(axis=1).tolist() == [9, 17, 32]
     assert first.logits.max(axis=1).tolist() == [2 * HEIGHT] * 3

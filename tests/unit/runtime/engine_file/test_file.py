@@ -13,7 +13,7 @@ import safetensors
 
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Stored
-from llmc.runtime.engine_file.file import MAGIC, EngineFile, header_digest, peek, verify_engine
+from llmc.runtime.engine_file.file import MAGIC, EngineFile, header_digest, read_unchecked, verify_engine
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
 from llmc.runtime.files.safetensors import read_header
@@ -241,7 +241,7 @@ def test_manifests_that_are_refused(
     path = tmp_path / "m.llmc"
     text = refusal(path, forge(sample, change))
     assert all(message in text for message in messages)
-    assert peek(path)["manifest"]["model"] == change.get("model", json.loads(MANIFEST.to_json())["model"])
+    assert read_unchecked(path)["manifest"]["model"] == change.get("model", json.loads(MANIFEST.to_json())["model"])
 
 
 def test_a_newer_minor_version_may_say_more(sample: bytes, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_other_files(tmp_path: Path) -> None:
     safetensors_file.write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(EngineError, match="an engine made by llmc"):
         EngineFile.open(safetensors_file)
-    assert peek(safetensors_file) == {"bytes": 10, "metadata": {}, "manifest": None, "tensors": {}}
+    assert read_unchecked(safetensors_file) == {"bytes": 10, "metadata": {}, "manifest": None, "tensors": {}}
     assert "git lfs pull" in refusal(tmp_path / "m.llmc", b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(EngineError, match="a regular file"):
         EngineFile.open(tmp_path)

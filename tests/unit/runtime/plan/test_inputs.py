@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.plans import plan, windowed_plan
 
 from llmc.runtime.errors import EngineError
-from llmc.runtime.plan.inputs import INPUTS, Part, Slots, check_inputs, idle_inputs
+from llmc.runtime.plan.inputs import INPUTS, PlacedSequence, Slots, check_inputs, idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Tensor
 from llmc.runtime.sampling.params import SamplingParams
 
@@ -23,7 +23,7 @@ PARAMS = (
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> list[Part]:
+def parts(draw: st.DrawFn) -> list[PlacedSequence]:
     """A step of at most four sequences, each at some place of its eight blocks."""
     made = []
     for slot in draw(st.permutations(range(4)))[: draw(st.integers(1, 4))]:
@@ -31,13 +31,13 @@ def parts(draw: st.DrawFn) -> list[Part]:
         ids = draw(st.lists(st.integers(-4, 500), min_size=1, max_size=70))
         rows = draw(st.integers(0, len(ids)))
         sampled = rows > 0 and draw(st.booleans())
-        made.append(Part(slot, tuple(ids), start, rows, sampled, draw(st.booleans()), draw(st.booleans())))
+        made.append(PlacedSequence(slot, tuple(ids), start, rows, sampled, draw(st.booleans()), draw(st.booleans())))
     return made
 
 
 @settings(max_examples=60, deadline=None)
 @given(parts(), st.integers(0, 3))
-def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
+def test_a_step_is_what_loops_would_fill_in(step: list[PlacedSequence], padding: int):
     slots = Slots(windowed_plan(), 4)
     random = np.random.default_rng(1)
     tables, rings = random.permutation(32).reshape(4, 8), random.permutation(12).reshape(4, 3)
@@ -80,7 +80,7 @@ def test_a_step_is_what_loops_would_fill_in(step: list[Part], padding: int):
         assert arrays[name].dtype == expected[name].dtype
 
 
-def choose(arrays: dict[str, np.ndarray], row: int, part: Part, params: SamplingParams) -> None:
+def choose(arrays: dict[str, np.ndarray], row: int, part: PlacedSequence, params: SamplingParams) -> None:
     arrays["sample_positions"][row], arrays["sample_slots"][row] = part.start + len(part.ids), part.slot
     for name in ("temperature", "top_k", "top_p", "min_p", "logprobs"):
         arrays[name][row] = getattr(params, name)
@@ -104,7 +104,7 @@ def test_lanes_are_taken_while_there_are_any_and_forget_their_blocks():
     again = slots.take([[6, 5]])
     assert again == first
     arrays = idle_inputs(plan(), {"tokens": 1, "sequences": 1, "rows": 1})
-    slots.fill(arrays, [Part(first, (7,), 0, 1, False, True, True)])
+    slots.fill(arrays, [PlacedSequence(first, (7,), 0, 1, False, True, True)])
     assert arrays["block_tables"].tolist() == [[6, 5] * 4]
 
 

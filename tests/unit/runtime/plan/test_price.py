@@ -1,4 +1,4 @@
-"""What a plan costs is what its formulas say, and `llmc inspect --plan` shows it for the GPU that was named."""
+"""What a plan costs is what its formulas say, and `llmc inspect --launches` shows it for the GPU that was named."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def engine(pico_engine: PicoEngine, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_inspect_lists_every_launch(call: Call, engine: Path):
-    found = call("inspect", engine, "--plan", "--json").json
+    found = call("inspect", engine, "--launches", "--json").json
     assert (found["profile"], found["chip"]["name"], found["program"]) == ("sm_90", "sm_90", 0)
     assert found["chip"]["reachable_bandwidth"] == chip(90).reachable_bandwidth
     assert (found["sizes"], found["context"]) == ({"tokens": 1, "sequences": 1, "rows": 1}, 256)
@@ -145,12 +145,12 @@ def test_inspect_lists_every_launch(call: Call, engine: Path):
 
 def test_the_cache_counts_the_query_heads_of_the_model(call: Call, engine: Path):
     model = call("inspect", engine, "--json").json["model"]
-    found = call("inspect", engine, "--plan", "--context", 10, "--json").json
+    found = call("inspect", engine, "--launches", "--context", 10, "--json").json
     assert found["cache"]["operations"] == 2 * 10 * model["heads"] * SIZE * 2 * LAYERS
 
 
 def test_a_named_gpu_is_priced_with_its_own_figures_and_profile(call: Call, engine: Path):
-    found = call("inspect", engine, "--plan", "--for", "a100", "--program", 1, "--context", 7, "--json").json
+    found = call("inspect", engine, "--launches", "--for", "a100", "--program", 1, "--context", 7, "--json").json
     assert (found["profile"], found["chip"]["name"]) == ("sm_80", "a100")
     assert (found["program"], found["sizes"]["tokens"], found["context"]) == (1, 4, 7)
     assert found["cache"]["bytes"] == 4 * 7 * CACHED * 2
@@ -159,14 +159,14 @@ def test_a_named_gpu_is_priced_with_its_own_figures_and_profile(call: Call, engi
 
 
 def test_a_prompt_wants_one_row_of_logits(call: Call, engine: Path):
-    found = call("inspect", engine, "--plan", "--tokens", 20, "--json").json
+    found = call("inspect", engine, "--launches", "--tokens", 20, "--json").json
     assert (found["program"], found["sizes"]) == (2, {"tokens": 20, "sequences": 1, "rows": 1})
-    full = call("inspect", engine, "--plan", "--program", 2, "--json").json
+    full = call("inspect", engine, "--launches", "--program", 2, "--json").json
     assert full["sizes"] == {"tokens": 36, "sequences": 4, "rows": 4}
 
 
 def test_people_see_layers_together_and_the_limit(call: Call, engine: Path):
-    shown = call("inspect", engine, "--plan", "--for", "h100", "--program", 1).out
+    shown = call("inspect", engine, "--launches", "--for", "h100", "--program", 1).out
     lines = shown.splitlines()
     assert lines[0] == (
         f"{engine}: profile sm_90, program 1 (decode): 4 tokens of 4 sequences, 256 positions of each in the cache"
@@ -202,16 +202,16 @@ def test_people_see_layers_together_and_the_limit(call: Call, engine: Path):
     ],
 )
 def test_what_cannot_be_priced_is_refused(call: Call, engine: Path, arguments: list[str], code: int, message: str):
-    outcome = call("inspect", engine, "--plan", *arguments)
+    outcome = call("inspect", engine, "--launches", *arguments)
     assert (outcome.code, outcome.out) == (code, "")
     assert message in outcome.err
 
 
 def test_no_plan_nothing_to_price(call: Call, pico_engine: PicoEngine):
-    outcome = call("inspect", pico_engine("int8"), "--plan")
+    outcome = call("inspect", pico_engine("int8"), "--launches")
     assert outcome.code == 2
     assert "a profile of a GPU\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
-    outcome = call("inspect", PICO, "--plan")
+    outcome = call("inspect", PICO, "--launches")
     assert (outcome.code, outcome.err.splitlines()[1]) == (2, "  found: no engine file")
     outcome = call("inspect", pico_engine("int8"), "--tokens", 3)
-    assert (outcome.code, outcome.err) == (2, "llmc: --tokens without --plan\n")
+    assert (outcome.code, outcome.err) == (2, "llmc: --tokens without --launches\n")

@@ -14,7 +14,7 @@ from llmc.runtime.errors import EngineError, RecipeError
 from llmc.runtime.sampling.draw import Sampled, Sampler, draw
 from llmc.runtime.sampling.params import SamplingParams, defaults_of
 from llmc.runtime.sampling.philox import philox4x32, uniform
-from llmc.runtime.scheduling.executor import Samplers, Work
+from llmc.runtime.scheduling.executor import Samplers, ScheduledSequence
 
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -231,8 +231,8 @@ def test_logits_that_are_not_finite_are_an_error_and_never_a_token(bad: float, p
 
 def test_an_executor_reports_bad_logits_as_the_error_of_one_sequence() -> None:
     samplers = Samplers()
-    good = Work(1, (5, 6), 0, ((0,),), SamplingParams(), 2, "all")
-    bad = Work(2, (5, 6), 0, ((1,),), SamplingParams(), 2)
+    good = ScheduledSequence(1, (5, 6), 0, ((0,),), SamplingParams(), 2, "all")
+    bad = ScheduledSequence(2, (5, 6), 0, ((1,),), SamplingParams(), 2)
     rows = np.array([[0, 9, 0], [0, 0, 9]], np.float32)
     output = samplers.output(good, rows)
     assert output.sampled == Sampled(2) and output.logits is rows and samplers.token(1) == 2

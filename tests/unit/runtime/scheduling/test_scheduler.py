@@ -136,7 +136,7 @@ def test_a_mixed_step_has_all_decodes_and_a_budget_of_prompt_tokens() -> None:
     for length in (5, 9, 1):
         scheduler.add(Request(tuple(range(length)), 6))
     drain(scheduler)
-    sizes = [[len(work.tokens) for work in step] for step in executor.steps[:4]]
+    sizes = [[len(scheduled.tokens) for scheduled in step] for step in executor.steps[:4]]
     assert sizes == [[5, 3], [0, 6, 1], [0, 0, 0], [0, 0, 0]]
 
 
@@ -174,8 +174,8 @@ def test_a_shared_prefix_is_computed_once() -> None:
         scheduler.add(Request(other, 2))
     drain(scheduler)
     starts = {}
-    for work in (work for step in executor.steps for work in step if work.is_prompt):
-        starts.setdefault(work.sequence, (work.start, len(work.tokens)))
+    for scheduled in (scheduled for step in executor.steps for scheduled in step if scheduled.is_prompt):
+        starts.setdefault(scheduled.sequence, (scheduled.start, len(scheduled.tokens)))
     assert starts == {0: (0, 13), 1: (8, 2), 2: (12, 1), 3: (0, 14)}
     assert all_free(scheduler, executor)
     again = scheduler.add(Request(prompt, 2))

@@ -17,12 +17,12 @@ import triton
 import triton.language as tl
 
 from ......runtime.chips import chip
-from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
 from ..linear.tiles import COUNTERS
 from .flash_prefill import Heads, bound, capped, load_cached
-from .reference import PAGE, Options, paged
+from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 16
 """Least rows of a tensor-core product: a smaller group of heads is padded to them."""
@@ -187,7 +187,7 @@ def attention_decode(
     splits: int,
     parts: Parts | None = None,
     **heads: Unpack[Heads],
-) -> Call:
+) -> KernelCall:
     """Attention of one token per sequence, its own key and value being in the cache; a length of 0 gives zeros.
 
     parts: for more than one split.
@@ -198,7 +198,7 @@ def attention_decode(
     members, kv_heads = heads["heads"] // heads["kv_heads"], heads["kv_heads"]
     operands = {"q": q, "key": key, "value": value, "block_tables": block_tables, "seq_lens": seq_lens, "out": out}
     arguments, constants = bound({**operands, **room}, heads)
-    return Call(
+    return KernelCall(
         FP8 if key.dtype == "u8" else KERNEL,
         arguments,
         {**constants, "SPLITS": splits, "COUNT": next_power(splits), "ROWS": max(next_power(members), ROWS)},
@@ -221,18 +221,18 @@ def parts_of(make: Callable[..., Operand], counters: Operand, heads: int, head_d
 
 def _cases() -> Iterator[Case]:
     for options, seq_lens, splits in (
-        (Options(4, 2, 64), (1, 65, 0, 130), 1),
-        (Options(4, 2, 64), (1, 65, 0, 130), 4),
-        (Options(4, 4, 80), (63, 64), 2),
-        (Options(8, 1, 96), (200,), 4),
-        (Options(2, 1, 128, window=20), (100, 5), 1),
-        (Options(2, 1, 128, window=70), (300, 5, 64, 133, 134, 135), 3),
-        (Options(3, 1, 256, softcap=30.0), (66,), 2),
-        (Options(2, 2, 16, sinks=True), (40, 129), 1),
-        (Options(2, 1, 16, sinks=True), (40, 0, 129), 2),
-        (Options(8, 1, 128, cache="u8"), (70, 1), 1),
-        (Options(3, 3, 96, cache="u8"), (130,), 2),
-        (Options(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
+        (AttentionOptions(4, 2, 64), (1, 65, 0, 130), 1),
+        (AttentionOptions(4, 2, 64), (1, 65, 0, 130), 4),
+        (AttentionOptions(4, 4, 80), (63, 64), 2),
+        (AttentionOptions(8, 1, 96), (200,), 4),
+        (AttentionOptions(2, 1, 128, window=20), (100, 5), 1),
+        (AttentionOptions(2, 1, 128, window=70), (300, 5, 64, 133, 134, 135), 3),
+        (AttentionOptions(3, 1, 256, softcap=30.0), (66,), 2),
+        (AttentionOptions(2, 2, 16, sinks=True), (40, 129), 1),
+        (AttentionOptions(2, 1, 16, sinks=True), (40, 0, 129), 2),
+        (AttentionOptions(8, 1, 128, cache="u8"), (70, 1), 1),
+        (AttentionOptions(3, 3, 96, cache="u8"), (130,), 2),
+        (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")
@@ -258,7 +258,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"{options.name}-{splits}", call, inputs, sizes, expected, 2 * ROUNDING["bf16"])
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     cache = ("blocks", 8, PAGE, 128)
     shapes = ((1, "bf16"), (32, "bf16"), (1, "u8"), (32, "u8"))
     for sequences, stored in shapes if sm >= FP8.minimum_sm else shapes[:2]:

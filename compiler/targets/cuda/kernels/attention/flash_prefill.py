@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 
 from ......runtime.chips import SHARED
-from ...call import ROUNDING, Argument, Call, Case, Constant, Kernel, Operand, Suite, next_power, product, total
+from ...call import ROUNDING, Argument, Case, Constant, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
-from .reference import PAGE, Options, paged
+from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 64
 """Queries times heads of a program."""
@@ -189,7 +189,7 @@ def attention_prefill(
     *,
     sm: int,
     **heads: Unpack[Heads],
-) -> Call:
+) -> KernelCall:
     """Causal attention of the step's tokens, which are the last of each sequence's `seq_lens` positions.
 
     Tokens beyond query_start_loc[sequences] keep their output.
@@ -206,7 +206,7 @@ def attention_prefill(
         "out": out,
     }
     arguments, constants = bound(operands, heads)
-    return Call(
+    return KernelCall(
         FP8 if key.dtype == "u8" else KERNEL,
         {**arguments, "sequences": "sequences"},
         {**constants, "QUERIES": queries, "MEMBERS": members},
@@ -221,15 +221,15 @@ def attention_prefill(
 
 def _cases() -> Iterator[Case]:
     for options, seq_lens, news in (
-        (Options(4, 2, 64), (1, 65, 130), (1, 33, 130)),
-        (Options(4, 4, 80), (63, 64), (2, 1)),
-        (Options(8, 1, 96), (70,), (9,)),
-        (Options(2, 1, 128, window=20), (100, 5, 83, 84, 85), (70, 5, 1, 1, 2)),
-        (Options(3, 1, 256, softcap=30.0), (66,), (17,)),
-        (Options(2, 2, 16, sinks=True), (40, 129), (40, 3)),
-        (Options(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
-        (Options(2, 2, 80, cache="u8"), (65,), (65,)),
-        (Options(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
+        (AttentionOptions(4, 2, 64), (1, 65, 130), (1, 33, 130)),
+        (AttentionOptions(4, 4, 80), (63, 64), (2, 1)),
+        (AttentionOptions(8, 1, 96), (70,), (9,)),
+        (AttentionOptions(2, 1, 128, window=20), (100, 5, 83, 84, 85), (70, 5, 1, 1, 2)),
+        (AttentionOptions(3, 1, 256, softcap=30.0), (66,), (17,)),
+        (AttentionOptions(2, 2, 16, sinks=True), (40, 129), (40, 3)),
+        (AttentionOptions(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
+        (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
+        (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
     ):
         made = paged(options, seq_lens, news, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")
@@ -250,7 +250,7 @@ def _cases() -> Iterator[Case]:
         yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     cache = ("blocks", 8, PAGE, 128)
     for stored in ("bf16", "u8") if sm >= FP8.minimum_sm else ("bf16",):
         yield attention_prefill(

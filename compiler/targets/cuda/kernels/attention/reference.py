@@ -12,7 +12,7 @@ PAGE = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class AttentionOptions:
     """What changes a score: see `attention_decode.attention_decode`."""
 
     heads: int
@@ -38,7 +38,7 @@ class Options:
 class Paged:
     """Sequences of `seq_lens` positions in a cache of scattered blocks; `news` of each are queries of the step."""
 
-    options: Options
+    options: AttentionOptions
     seq_lens: tuple[int, ...]
     news: tuple[int, ...]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Paged:
         return tuple(Operand(name, *shapes[name]) for name in names)
 
 
-def paged(options: Options, seq_lens: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
+def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
     """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
     random = torch.Generator().manual_seed(seed)
     counts = [-(-length // PAGE) for length in seq_lens]
@@ -104,7 +104,7 @@ def paged(options: Options, seq_lens: tuple[int, ...], news: tuple[int, ...], se
 
 
 def _attend(
-    q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, sinks: torch.Tensor
+    q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions, sinks: torch.Tensor
 ) -> torch.Tensor:
     """q [T, A, D], key and value [K, L, D], the queries being the last T positions -> [T, A * D]."""
     tokens, heads, _ = q.shape

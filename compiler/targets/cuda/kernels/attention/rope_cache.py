@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, saturated
 
 PAGE = 64
@@ -112,14 +112,14 @@ def rope_cache(
     interleaved: bool = False,
     norms: tuple[Operand, Operand] | None = None,
     epsilon: float = 0.0,
-) -> Call:
+) -> KernelCall:
     """Rotate q and k of every token by its position, write k and v where the cache keeps them, as E4M3 if it is u8.
 
     norms: weights [head_dim] of the RMSNorm that heads of q and of k go through first, and its epsilon.
     """
     cached = 2 * kv_heads * head_dim * key.item_bytes
     named = dict(zip(("q_norm", "k_norm"), norms or (), strict=False))
-    return Call(
+    return KernelCall(
         FP8 if key.dtype == "u8" else KERNEL,
         {
             **named,
@@ -238,7 +238,7 @@ def _rotate(x: torch.Tensor, angle: torch.Tensor, interleaved: bool) -> torch.Te
     return turned.flatten(-2) if interleaved else turned.transpose(-1, -2).flatten(-2)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for stored in ("bf16", "u8") if sm >= FP8.minimum_sm else ("bf16",):
         operands = _operands(32, 8, 128, "bf16", stored, 128, 8192)
         yield rope_cache(*operands, heads=32, kv_heads=8, head_dim=128)

@@ -11,7 +11,7 @@ import torch
 
 from ......quantize import FORMATS as QUANTIZED
 from ......runtime.dtypes import DTYPES, KERNEL_DTYPES
-from ...call import ROUNDING, Call, Case, Operand
+from ...call import ROUNDING, Case, KernelCall, Operand
 from ..gated import REFERENCE
 from .tiles import Tile, default_tile
 
@@ -27,7 +27,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Spec:
+class LinearCase:
     """One case: the weight's format and shape, tokens, and what else the linear gets.
 
     With an activation the n rows are those of gate and up.
@@ -48,46 +48,48 @@ class Spec:
 
 
 SMALL = (
-    Spec("dense", 3, 40, 100, act="f16", weight="f16", bias=True, residual=True),
-    Spec("dense", 33, 70, 256, y="f32", weight="f32", max_tokens=64),
-    Spec("dense", 1, 130, 384, tile=Tile(64, 128, 16, 3, 4, 3)),
-    Spec("fp8", 1, 40, 160, bias=True, tile=Tile(64, 128, 16, 1, 4, 3)),
-    Spec("fp8", 3, 40, 67, act="f16", residual=True, tile=Tile(64, 64, 16, 1, 4, 1)),
-    Spec("int4", 33, 70, 160, max_tokens=64, residual=True),
-    Spec("int4", 3, 40, 320, act="f16", tile=Tile(64, 128, 16, 3, 4, 1)),
-    Spec("int4-g128", 3, 40, 384, tile=Tile(64, 128, 16, 3, 4, 1), bias=True),
-    Spec("int8", 3, 40, 160, act="f16", bias=True, residual=True),
-    Spec("int8", 1, 70, 96),
-    Spec("int8-g128", 2, 40, 256, tile=Tile(64, 128, 16, 1, 4, 3)),
-    Spec("int8-g128", 17, 130, 128, act="f16"),
-    Spec("nvfp4", 3, 70, 432, tile=Tile(64, 128, 16, 2, 4, 1), y="f32"),
-    Spec("nvfp4", 33, 40, 144, act="f16", max_tokens=64, bias=True),
-    Spec("mxfp4", 1, 40, 160, act="f16", residual=True),
-    Spec("mxfp4", 3, 130, 256, tile=Tile(128, 256, 16, 1, 4, 2)),
-    Spec("dense", 3, 134, 100, activation="silu", bias=True),
-    Spec("dense", 33, 70, 384, activation="gelu_pytorch_tanh", max_tokens=64, tile=Tile(32, 128, 32, 3, 4, 3)),
-    Spec("fp8", 33, 134, 160, activation="silu", bias=True, max_tokens=64),
-    Spec("int8", 3, 266, 320, act="f16", activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 3, 4, 3), bias=True),
-    Spec("int8-g128", 1, 70, 256, activation="relu", tile=Tile(32, 64, 16, 1, 4, 1)),
-    Spec("int4", 1, 128, 320, activation="silu", tile=Tile(64, 128, 16, 3, 4, 1)),
-    Spec("int4-g128", 33, 70, 384, act="f16", activation="silu", max_tokens=64, tile=Tile(64, 128, 64, 3, 4, 1)),
-    Spec("nvfp4", 3, 134, 432, activation="gelu_pytorch_tanh", tile=Tile(64, 128, 16, 2, 4, 1)),
-    Spec("mxfp4", 1, 70, 160, act="f16", activation="silu", bias=True),
+    LinearCase("dense", 3, 40, 100, act="f16", weight="f16", bias=True, residual=True),
+    LinearCase("dense", 33, 70, 256, y="f32", weight="f32", max_tokens=64),
+    LinearCase("dense", 1, 130, 384, tile=Tile(64, 128, 16, 3, 4, 3)),
+    LinearCase("fp8", 1, 40, 160, bias=True, tile=Tile(64, 128, 16, 1, 4, 3)),
+    LinearCase("fp8", 3, 40, 67, act="f16", residual=True, tile=Tile(64, 64, 16, 1, 4, 1)),
+    LinearCase("int4", 33, 70, 160, max_tokens=64, residual=True),
+    LinearCase("int4", 3, 40, 320, act="f16", tile=Tile(64, 128, 16, 3, 4, 1)),
+    LinearCase("int4-g128", 3, 40, 384, tile=Tile(64, 128, 16, 3, 4, 1), bias=True),
+    LinearCase("int8", 3, 40, 160, act="f16", bias=True, residual=True),
+    LinearCase("int8", 1, 70, 96),
+    LinearCase("int8-g128", 2, 40, 256, tile=Tile(64, 128, 16, 1, 4, 3)),
+    LinearCase("int8-g128", 17, 130, 128, act="f16"),
+    LinearCase("nvfp4", 3, 70, 432, tile=Tile(64, 128, 16, 2, 4, 1), y="f32"),
+    LinearCase("nvfp4", 33, 40, 144, act="f16", max_tokens=64, bias=True),
+    LinearCase("mxfp4", 1, 40, 160, act="f16", residual=True),
+    LinearCase("mxfp4", 3, 130, 256, tile=Tile(128, 256, 16, 1, 4, 2)),
+    LinearCase("dense", 3, 134, 100, activation="silu", bias=True),
+    LinearCase("dense", 33, 70, 384, activation="gelu_pytorch_tanh", max_tokens=64, tile=Tile(32, 128, 32, 3, 4, 3)),
+    LinearCase("fp8", 33, 134, 160, activation="silu", bias=True, max_tokens=64),
+    LinearCase(
+        "int8", 3, 266, 320, act="f16", activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 3, 4, 3), bias=True
+    ),
+    LinearCase("int8-g128", 1, 70, 256, activation="relu", tile=Tile(32, 64, 16, 1, 4, 1)),
+    LinearCase("int4", 1, 128, 320, activation="silu", tile=Tile(64, 128, 16, 3, 4, 1)),
+    LinearCase("int4-g128", 33, 70, 384, act="f16", activation="silu", max_tokens=64, tile=Tile(64, 128, 64, 3, 4, 1)),
+    LinearCase("nvfp4", 3, 134, 432, activation="gelu_pytorch_tanh", tile=Tile(64, 128, 16, 2, 4, 1)),
+    LinearCase("mxfp4", 1, 70, 160, act="f16", activation="silu", bias=True),
 )
 _LARGE_TILE = Tile(64, 128, 32, 1, 4, 1)
 LARGE = (
-    Spec("dense", 33, 70, 100, act="f16", weight="f16", bias=True, residual=True, tile=Tile(64, 32, 16, 1, 4, 3)),
-    Spec("dense", 3, 40, 64, weight="f32"),
-    Spec("fp8", 33, 70, 96, tile=Tile(64, 64, 16, 1, 4, 1), residual=True),
-    Spec("int4", 65, 200, 160, act="f16", tile=_LARGE_TILE),
-    Spec("int4-g128", 33, 70, 256, y="f32", tile=_LARGE_TILE),
-    Spec("int8", 33, 40, 96, tile=Tile(64, 64, 32, 1, 4, 1)),
-    Spec("int8-g128", 1, 40, 128, bias=True, tile=Tile(64, 64, 32, 1, 4, 1)),
-    Spec("nvfp4", 33, 70, 144, bias=True, tile=_LARGE_TILE),
-    Spec("mxfp4", 33, 40, 160, act="f16"),
-    Spec("dense", 33, 134, 100, activation="silu", bias=True, tile=Tile(64, 32, 16, 1, 4, 3)),
-    Spec("fp8", 3, 134, 96, activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 1, 4, 1)),
-    Spec("nvfp4", 65, 266, 144, activation="silu", tile=Tile(128, 128, 32, 1, 8, 1)),
+    LinearCase("dense", 33, 70, 100, act="f16", weight="f16", bias=True, residual=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    LinearCase("dense", 3, 40, 64, weight="f32"),
+    LinearCase("fp8", 33, 70, 96, tile=Tile(64, 64, 16, 1, 4, 1), residual=True),
+    LinearCase("int4", 65, 200, 160, act="f16", tile=_LARGE_TILE),
+    LinearCase("int4-g128", 33, 70, 256, y="f32", tile=_LARGE_TILE),
+    LinearCase("int8", 33, 40, 96, tile=Tile(64, 64, 32, 1, 4, 1)),
+    LinearCase("int8-g128", 1, 40, 128, bias=True, tile=Tile(64, 64, 32, 1, 4, 1)),
+    LinearCase("nvfp4", 33, 70, 144, bias=True, tile=_LARGE_TILE),
+    LinearCase("mxfp4", 33, 40, 160, act="f16"),
+    LinearCase("dense", 33, 134, 100, activation="silu", bias=True, tile=Tile(64, 32, 16, 1, 4, 3)),
+    LinearCase("fp8", 3, 134, 96, activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 1, 4, 1)),
+    LinearCase("nvfp4", 65, 266, 144, activation="silu", tile=Tile(128, 128, 32, 1, 8, 1)),
 )
 
 
@@ -98,7 +100,7 @@ def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, .
     return tuple(Operand(c.name, DTYPES[c.dtype].kernel, c.shape) for c in QUANTIZED[format].components(n, k))
 
 
-def case(build: Callable[..., Call], spec: Spec) -> Case:
+def case(build: Callable[..., KernelCall], spec: LinearCase) -> Case:
     """The case with numbers; expected: the float64 product with the weights the stored bytes stand for."""
     source = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
     weight = torch.randn(spec.n, spec.k, generator=source) * 0.05
@@ -154,8 +156,15 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
 
 
 def real(
-    build: Callable[..., Call], n: int, k: int, format: str, act: str, max_tokens: int, sm: int, kind: str = "small"
-) -> Call:
+    build: Callable[..., KernelCall],
+    n: int,
+    k: int,
+    format: str,
+    act: str,
+    max_tokens: int,
+    sm: int,
+    kind: str = "small",
+) -> KernelCall:
     """A call as the compiler makes it, gated if it is gate|up, else with a residual, and with what split-K wants."""
     gated = (n, k) == GATE_UP
     extra: dict[str, Any] = {"activation": "silu"} if gated else {"residual": Operand("residual", act, ("tokens", n))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...call import Call, Operand
+from ...call import KernelCall, Operand
 from .common import rows_of, tile_for
 from .expand_fp8 import expand_fp8
 from .fp8 import linear_fp8
@@ -30,7 +30,7 @@ def linear(
     scales: Operand | None = None,
     bias: Operand | None = None,
     activation: str | None = None,
-) -> list[Call]:
+) -> list[KernelCall]:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], or [tokens, N / 2] with an activation.
 
     With scales f32 [tokens] x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of another format

@@ -11,7 +11,7 @@ from dataclasses import replace
 import triton
 import triton.language as tl
 
-from ...call import Argument, Call, Constant, Kernel, Operand, product, total
+from ...call import Argument, Constant, Kernel, KernelCall, Operand, product, total
 from .dequantize import (
     GROUP,
     PER_WORD,
@@ -316,7 +316,7 @@ def linear_call(
     tokens: int | str,
     bytes: str | None = None,
     operations: str | None = None,
-) -> Call:
+) -> KernelCall:
     """The call of a linear [N, K] of `constants`: of tile, operands and constants what its kernel takes.
 
     operands: by parameter, None where there is none; a workspace and counters are left out with one part of K. bytes,
@@ -345,7 +345,7 @@ def linear_call(
         "STAGES": tile.stages,
     }
     sized: dict[str, Argument] = {"tokens": str(tokens)} if "tokens" in kernel.parameters else {}
-    return Call(
+    return KernelCall(
         kernel,
         {**given, **sized},
         {name: fixed[name] for name in kernel.parameters if name in fixed and name not in given},

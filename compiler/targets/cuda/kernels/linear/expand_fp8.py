@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ......quantize import FORMATS
-from ...call import Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 from . import cases as linear_cases
 from .dequantize import GROUP, PER_WORD, e4m3, e8m0
@@ -78,7 +78,7 @@ def expand_fp8_kernel(
 KERNEL = Kernel("expand_fp8", expand_fp8_kernel, MINIMUM_SM)
 
 
-def expand_fp8(weights: tuple[Operand, ...], codes: Operand, scales: Operand, *, format: str) -> Call:
+def expand_fp8(weights: tuple[Operand, ...], codes: Operand, scales: Operand, *, format: str) -> KernelCall:
     """Weights [N, K] in their format -> codes u8 [N, K] and scales f32 [N], as `linear_fp8` reads them."""
     n, k = codes.shape
     assert isinstance(n, int) and isinstance(k, int)
@@ -89,7 +89,7 @@ def expand_fp8(weights: tuple[Operand, ...], codes: Operand, scales: Operand, *,
         arguments["tensor_scale"] = weights[2]
     else:
         constants["tensor_scale"] = None
-    return Call(
+    return KernelCall(
         KERNEL,
         arguments,
         constants,
@@ -126,7 +126,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"{format}-{n}x{k}", call, inputs, {}, {"codes": codes, "scales": scale * whole}, 1e-6)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for format in GROUP:
         if format != "fp8":
             weights = linear_cases.weight_operands(format, 28672, 4096, "bf16")

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, product
+from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, product
 from ..fp8 import BLOCK, LARGEST, MINIMUM_SM, from_e4m3
 from ..quantize_activations import quantized, scale_shape
 from .common import dot, finish, gather_parts, linear_call
@@ -127,7 +127,7 @@ def linear_fp8(
     counters: Operand | None = None,
     tile: Tile | None = None,
     promote: bool = True,
-) -> Call:
+) -> KernelCall:
     """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
 
     Weight scales [N] go with x_scales [tokens], or [1] where they are calibrated; those of blocks, [cdiv(N, 128),
@@ -224,7 +224,7 @@ def _operands(
     tile: Tile,
     extra: dict[str, Operand],
     promote: bool = True,
-) -> Call:
+) -> KernelCall:
     blocks = form == "blocks"
     return linear_fp8(
         Operand("x", "u8", ("tokens", k)),
@@ -239,7 +239,7 @@ def _operands(
     )
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for form in ("rows", "blocks"):
         for max_tokens in (16, 64, 8192):
             tile = default_tile("fp8", 4096, 14336, "fp8", max_tokens, sm)

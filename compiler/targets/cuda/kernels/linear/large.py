@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, product
+from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 from . import cases as linear_cases
 from .common import decoding, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
 from .gated import finish_tile, run_of, tile_rows
@@ -111,7 +111,7 @@ def linear_large(
     residual: Operand | None = None,
     activation: str | None = None,
     tile: Tile | None = None,
-) -> Call:
+) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32; see `linear_small`."""
     tokens, k = x.shape
     n = rows_of(y, activation)
@@ -132,7 +132,7 @@ def _cases() -> Iterator[Case]:
         yield linear_cases.case(linear_large, spec)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
         yield linear_cases.real(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
     yield linear_cases.real(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")

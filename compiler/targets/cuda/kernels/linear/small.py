@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite
+from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
 from .common import (
     decoding,
@@ -123,7 +123,7 @@ def linear_small(
     counters: Operand | None = None,
     activation: str | None = None,
     tile: Tile | None = None,
-) -> Call:
+) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
 
     Weights are the format's tensors in its order; format "dense" is one tensor, bf16, f16 or f32. With more than one
@@ -150,7 +150,7 @@ def _cases() -> Iterator[Case]:
         yield linear_cases.case(linear_small, spec)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
         for n, k in linear_cases.LLAMA_LAYERS:
             yield linear_cases.real(linear_small, n, k, format, "bf16", 16, sm)

@@ -12,7 +12,7 @@ import torch
 from ......quantize import FORMATS as QUANTIZED
 from ......runtime.chips import SHARED
 from ......runtime.plan.formula import value
-from ...call import ROUNDING, Call, Case, Operand, product
+from ...call import ROUNDING, Case, KernelCall, Operand, product
 from ..linear.cases import torch_dtype, weight_operands
 from ..linear.tiles import Tile, default_tile
 from .sort import blocks_formula, sorted_rows
@@ -38,7 +38,7 @@ _NO_TILE = Tile(64, 64, 16)
 
 
 @dataclass(frozen=True)
-class Spec:
+class MoeCase:
     """One case of `moe_linear`: `used` experts get all tokens; gather: x has a row per token, not one per row."""
 
     format: str
@@ -57,20 +57,20 @@ class Spec:
 
 
 SPECS = (
-    Spec("dense", 1, 5, 2, 40, 100, Tile(64, 64, 16, 1, 4, 3), act="f16", weight="f16"),
-    Spec("dense", 33, 5, 4, 70, 256, Tile(64, 64, 16, 2, 4, 3), used=4, gather=False, bias=True),
-    Spec("dense", 33, 4, 2, 70, 64, Tile(64, 32, 32, 1, 4, 2), y="f32"),
-    Spec("fp8", 33, 5, 1, 40, 160, Tile(64, 128, 16, 1, 4, 3), used=1),
-    Spec("fp8", 3, 8, 2, 40, 67, Tile(64, 64, 16, 1, 4, 1), act="f16", gather=False, bias=True),
-    Spec("int4", 33, 5, 2, 70, 160, Tile(64, 128, 64, 1, 4, 1), used=4),
-    Spec("int4", 3, 5, 2, 40, 320, Tile(64, 128, 16, 3, 4, 1), act="f16", gather=False),
-    Spec("int4-g128", 3, 5, 1, 70, 256, Tile(64, 128, 16, 1, 4, 1)),
-    Spec("int8", 33, 5, 2, 40, 96, Tile(64, 64, 16, 1, 4, 1), act="f16", bias=True),
-    Spec("int8-g128", 1, 5, 4, 40, 128, Tile(64, 64, 16, 1, 4, 1), gather=False),
-    Spec("nvfp4", 3, 5, 2, 70, 432, Tile(64, 128, 16, 2, 4, 1), y="f32"),
-    Spec("nvfp4", 33, 5, 1, 40, 144, Tile(64, 128, 32, 1, 4, 1), act="f16", used=4, gather=False),
-    Spec("mxfp4", 1, 32, 4, 130, 160, Tile(64, 128, 16, 1, 4, 3), bias=True),
-    Spec("mxfp4", 140, 5, 4, 130, 256, Tile(128, 128, 128, 1, 8, 1), used=4, gather=False),
+    MoeCase("dense", 1, 5, 2, 40, 100, Tile(64, 64, 16, 1, 4, 3), act="f16", weight="f16"),
+    MoeCase("dense", 33, 5, 4, 70, 256, Tile(64, 64, 16, 2, 4, 3), used=4, gather=False, bias=True),
+    MoeCase("dense", 33, 4, 2, 70, 64, Tile(64, 32, 32, 1, 4, 2), y="f32"),
+    MoeCase("fp8", 33, 5, 1, 40, 160, Tile(64, 128, 16, 1, 4, 3), used=1),
+    MoeCase("fp8", 3, 8, 2, 40, 67, Tile(64, 64, 16, 1, 4, 1), act="f16", gather=False, bias=True),
+    MoeCase("int4", 33, 5, 2, 70, 160, Tile(64, 128, 64, 1, 4, 1), used=4),
+    MoeCase("int4", 3, 5, 2, 40, 320, Tile(64, 128, 16, 3, 4, 1), act="f16", gather=False),
+    MoeCase("int4-g128", 3, 5, 1, 70, 256, Tile(64, 128, 16, 1, 4, 1)),
+    MoeCase("int8", 33, 5, 2, 40, 96, Tile(64, 64, 16, 1, 4, 1), act="f16", bias=True),
+    MoeCase("int8-g128", 1, 5, 4, 40, 128, Tile(64, 64, 16, 1, 4, 1), gather=False),
+    MoeCase("nvfp4", 3, 5, 2, 70, 432, Tile(64, 128, 16, 2, 4, 1), y="f32"),
+    MoeCase("nvfp4", 33, 5, 1, 40, 144, Tile(64, 128, 32, 1, 4, 1), act="f16", used=4, gather=False),
+    MoeCase("mxfp4", 1, 32, 4, 130, 160, Tile(64, 128, 16, 1, 4, 3), bias=True),
+    MoeCase("mxfp4", 140, 5, 4, 130, 256, Tile(128, 128, 128, 1, 8, 1), used=4, gather=False),
 )
 
 
@@ -97,7 +97,7 @@ def stacked_weights(
     return stored, torch.from_numpy(exact).double()
 
 
-def case(build: Callable[..., Call], spec: Spec) -> Case:
+def case(build: Callable[..., KernelCall], spec: MoeCase) -> Case:
     """The case with numbers; expected: each row's float64 product with its expert, anything in rows of padding."""
     random = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
     choices = torch.rand(spec.tokens, spec.used or spec.experts, generator=random)
@@ -133,7 +133,7 @@ def case(build: Callable[..., Call], spec: Spec) -> Case:
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
 
-def _call(build: Callable[..., Call], tile: Tile, spec: Spec, dtype: str, bias: Operand | None) -> Call:
+def _call(build: Callable[..., KernelCall], tile: Tile, spec: MoeCase, dtype: str, bias: Operand | None) -> KernelCall:
     """The call for at most spec.tokens tokens."""
     blocks = blocks_formula(spec.experts, spec.chosen, tile.block_m)
     rows = product(blocks, tile.block_m)
@@ -157,15 +157,15 @@ def _call(build: Callable[..., Call], tile: Tile, spec: Spec, dtype: str, bias: 
     )
 
 
-def real(build: Callable[..., Call], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[Call]:
+def real(build: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[KernelCall]:
     """The two calls of a layer's experts: gate|up of the tokens, and down of the rows that gives."""
     for n, k, gather in ((2 * layer.width, layer.hidden, True), (layer.hidden, layer.width, False)):
-        spec = Spec(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)
+        spec = MoeCase(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)
         bias = Operand("bias", "bf16", (layer.experts, n)) if layer.bias else None
         yield _call(build, experts_tile(spec, sm), spec, "bf16", bias)
 
 
-def experts_tile(spec: Spec, sm: int) -> Tile:
+def experts_tile(spec: MoeCase, sm: int) -> Tile:
     """A linear's tile for as many tokens as an expert gets on average; all experts' blocks fill the chip together."""
     each = -(-spec.tokens * spec.chosen // spec.experts)
     busy = min(spec.experts, spec.tokens * spec.chosen)

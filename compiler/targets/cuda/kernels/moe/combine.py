@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import ROUNDING, Call, Case, Kernel, Operand, Suite, product, total
+from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, product, total
 from ..linear.cases import torch_dtype
 from .sort import blocks_formula, sorted_rows
 
@@ -43,14 +43,14 @@ KERNEL = Kernel("moe_combine", combine_kernel)
 
 def moe_combine(
     rows: Operand, row_of_assignment: Operand, weights: Operand, y: Operand, *, residual: Operand | None = None
-) -> Call:
+) -> KernelCall:
     """rows [R, H] of the experts, where `moe_sort` put them, and the weights of `moe_route` -> y [tokens, H]."""
     tokens, width = y.shape
     chosen = weights.shape[-1]
     assert isinstance(width, int) and isinstance(chosen, int)
     arguments = {"rows": rows, "row_of_assignment": row_of_assignment, "weights": weights, "y": y}
     read = [o.bytes for o in (row_of_assignment, weights, y, residual) if o is not None]
-    return Call(
+    return KernelCall(
         KERNEL,
         {**arguments, **({} if residual is None else {"residual": residual})},
         {**({"residual": None} if residual is None else {}), "CHOSEN": chosen, "WIDTH": width, "BLOCK": BLOCK},
@@ -61,7 +61,7 @@ def moe_combine(
     )
 
 
-def _call(experts: int, chosen: int, width: int, block_m: int, dtype: str, act: str, residual: bool) -> Call:
+def _call(experts: int, chosen: int, width: int, block_m: int, dtype: str, act: str, residual: bool) -> KernelCall:
     count = product(blocks_formula(experts, chosen, block_m), block_m)
     return moe_combine(
         Operand("rows", dtype, (count, width)),
@@ -96,7 +96,7 @@ def _cases() -> Iterator[Case]:
         yield Case(name, call, inputs, {"tokens": tokens}, {"y": expected}, ROUNDING[act])
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield _call(8, 2, 4096, 16, "bf16", "bf16", True)
     yield _call(32, 4, 2880, 16, "bf16", "bf16", True)
 

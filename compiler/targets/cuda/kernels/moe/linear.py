@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, product, total
+from ...call import Case, Kernel, KernelCall, Operand, Suite, product, total
 from ..linear.common import decoding, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
@@ -118,7 +118,7 @@ def moe_linear(
     bias: Operand | None = None,
     workspace: Operand | None = None,
     counters: Operand | None = None,
-) -> Call:
+) -> KernelCall:
     """Rows in the order of `moe_sort`, whose block_m is the tile's, times their experts' weights -> y [rows, N].
 
     x: [tokens, K] with gather, the first linear of the experts, else [rows, K]. weights: the format's tensors in its
@@ -154,7 +154,7 @@ def _cases() -> Iterator[Case]:
         yield moe_cases.case(moe_linear, spec)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for max_tokens in (1, 64, 2048):
         for format in ("dense", "fp8", "nvfp4"):
             yield from moe_cases.real(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)

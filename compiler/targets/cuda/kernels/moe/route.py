@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..linear.cases import torch_dtype
 from ..sampling.sample import ordered
 
@@ -93,7 +93,7 @@ def route(
     renormalize: bool = False,
     factor: float = 1.0,
     bias: Operand | None = None,
-) -> Call:
+) -> KernelCall:
     """logits [tokens, E] -> the k highest experts i32 [tokens, k], the lower id of equals, and weights f32 [tokens, k].
 
     score: "softmax" over all experts or "sigmoid"; renormalize: the k weights then sum to 1 (with softmax this is the
@@ -112,7 +112,7 @@ def route(
     columns = next_power(count)
     block = max(1, SCORES_OF_PROGRAM // columns)
     arguments = {"logits": logits, "experts": experts, "weights": weights, "tokens": str(tokens)}
-    return Call(
+    return KernelCall(
         KERNEL,
         {**arguments, **({} if bias is None else {"bias": bias})},
         {
@@ -147,7 +147,9 @@ def chosen_experts(
     return experts, weights * factor
 
 
-def _call(count: int, chosen: int, dtype: str, score: str, renormalize: bool, factor: float, bias: str | None) -> Call:
+def _call(
+    count: int, chosen: int, dtype: str, score: str, renormalize: bool, factor: float, bias: str | None
+) -> KernelCall:
     return route(
         Operand("logits", dtype, ("tokens", count)),
         Operand("experts", "i32", ("tokens", chosen)),
@@ -184,7 +186,7 @@ def _cases() -> Iterator[Case]:
     yield Case("route-wild", call, {"logits": wild}, {"tokens": 4}, {"experts": experts}, 0.0)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield _call(8, 2, "bf16", "softmax", True, 1.0, None)
     yield _call(32, 4, "bf16", "softmax", True, 1.0, None)
     yield _call(256, 8, "f32", "sigmoid", True, 2.5, "f32")

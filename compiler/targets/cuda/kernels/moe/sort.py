@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, next_power, product, total
+from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from .route import check_experts
 
 CHUNK = 1024
@@ -97,7 +97,7 @@ def sort_rows(
     offsets: Operand,
     *,
     block_m: int,
-) -> Call:
+) -> KernelCall:
     """experts i32 [tokens, k], each in range -> the order of rows in which experts are computed; all i32.
 
     token_of_row [blocks * block_m], -1 for padding; row_of_assignment [tokens, k]; expert_of_block [blocks], -1 for
@@ -118,7 +118,7 @@ def sort_rows(
         "counts": counts,
         "offsets": offsets,
     }
-    return Call(
+    return KernelCall(
         KERNEL,
         {"experts": experts, **written, "tokens": str(tokens)},
         {"EXPERTS": count, "CHOSEN": chosen, "BLOCK_M": block_m, "BINS": next_power(count), "CHUNK": CHUNK},
@@ -196,7 +196,7 @@ def _sort_case(name: str, experts: torch.Tensor, count: int, block_m: int) -> Ca
     return Case(name, call, inputs, {"tokens": tokens}, tables, 0.0)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     for count, chosen, block_m in ((8, 2, 16), (8, 2, 128), (32, 4, 16), (32, 4, 128)):
         yield sort_rows(*sort_operands(count, chosen, block_m), block_m=block_m)
 

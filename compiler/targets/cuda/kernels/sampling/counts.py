@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, product
+from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 
 PROMPT = 1 << 30
 """Set in the count of a token that the prompt holds."""
@@ -46,10 +46,10 @@ def _vocab(counts: Operand) -> int:
     return vocab
 
 
-def forget_counts(reset_slots: Operand, counts: Operand) -> Call:
+def forget_counts(reset_slots: Operand, counts: Operand) -> KernelCall:
     """What a slot's sequence before held is gone. Priced as if no sequence were new."""
     tiles = -(-_vocab(counts) // TILE)
-    return Call(
+    return KernelCall(
         FORGET,
         {"reset_slots": reset_slots, "counts": counts},
         {"VOCAB": _vocab(counts), "TILE": TILE},
@@ -60,9 +60,9 @@ def forget_counts(reset_slots: Operand, counts: Operand) -> Call:
     )
 
 
-def mark_prompt(tokens_of: Operand, prompt_slots: Operand, counts: Operand) -> Call:
+def mark_prompt(tokens_of: Operand, prompt_slots: Operand, counts: Operand) -> KernelCall:
     """Tokens of prompts are remembered as such; negative ids, which stand for sampled tokens, are not."""
-    return Call(
+    return KernelCall(
         MARK,
         {"tokens_of": tokens_of, "prompt_slots": prompt_slots, "counts": counts, "tokens": "tokens"},
         {"VOCAB": _vocab(counts), "MARK": PROMPT, "BLOCK": BLOCK},
@@ -96,7 +96,7 @@ def _cases() -> Iterator[Case]:
     yield Case("mark", call, given, {"tokens": len(ids)}, {"counts": after}, 0.0)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     counts = Operand("counts", "i32", (64, 128256))
     yield forget_counts(Operand("reset_slots", "i32", ("sequences",)), counts)
     yield mark_prompt(Operand("ids", "i32", ("tokens",)), Operand("prompt_slots", "i32", ("tokens",)), counts)

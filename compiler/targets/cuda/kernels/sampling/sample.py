@@ -21,7 +21,7 @@ import triton.language as tl
 from ......runtime.sampling.draw import draw
 from ......runtime.sampling.params import MAX_LOGPROBS, SamplingParams
 from ......runtime.sampling.philox import uniform
-from ...call import Call, Case, Kernel, Operand, Suite, next_power, total
+from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, total
 from .tile_stats import TileMaxima, maxima, tiles_of
 
 TILE = 2048
@@ -197,7 +197,7 @@ KERNEL = Kernel("choose", choose_kernel)
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampledRows:
     """What is given of every row of logits, all [rows]: see `runtime/sampling/draw.py`; sample_positions: its token's.
 
     penalty_slots: the slot of a row that penalties or biases change, else -1. logprobs: how many are wanted, 0 to 20.
@@ -213,9 +213,9 @@ class Rows:
     logprobs: Operand
 
     @staticmethod
-    def of(make: Callable[..., Operand]) -> Rows:
+    def of(make: Callable[..., Operand]) -> SampledRows:
         """From what makes an operand of a name, dtype and shape."""
-        return Rows(**{name: make(name, dtype, "rows") for name, dtype in ROW_DTYPES.items()})
+        return SampledRows(**{name: make(name, dtype, "rows") for name, dtype in ROW_DTYPES.items()})
 
 
 ROW_DTYPES = {
@@ -247,7 +247,7 @@ class Chosen:
         )
 
 
-def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: Rows, chosen: Chosen) -> Call:
+def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: SampledRows, chosen: Chosen) -> KernelCall:
     """A token per row of logits f32 [rows, V]; temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing.
 
     edited f32 [rows, V] and tiles: what `tile_stats` left. Priced as greedy, without log-probabilities.
@@ -257,7 +257,7 @@ def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: Rows, chos
     written = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
     read = {field.name: getattr(one, field.name) for one in (tiles, rows) for field in fields(one)}
     count = tiles_of(vocab)
-    return Call(
+    return KernelCall(
         KERNEL,
         {"logits": logits, "edited": edited, **read, **written, "vocab": vocab},
         {"TILES": count, "COUNT": max(32, next_power(count)), "TILE": TILE, "MOST": MAX_LOGPROBS},
@@ -269,13 +269,13 @@ def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: Rows, chos
     )
 
 
-def _calls_of(vocab: int) -> Call:
+def _calls_of(vocab: int) -> KernelCall:
     logits, edited = (Operand(name, "f32", ("rows", vocab)) for name in ("logits", "edited"))
 
     def make(name: str, dtype: str, *shape: int | str) -> Operand:
         return Operand(name, dtype, shape)
 
-    return choose(logits, edited, TileMaxima.of(make, vocab), Rows.of(make), Chosen.of(make))
+    return choose(logits, edited, TileMaxima.of(make, vocab), SampledRows.of(make), Chosen.of(make))
 
 
 def _cases() -> Iterator[Case]:
@@ -342,7 +342,7 @@ def _best(logits: np.ndarray, token: int, count: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield _calls_of(128256)
 
 

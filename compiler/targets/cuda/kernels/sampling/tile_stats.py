@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ......runtime.sampling.draw import Sampler
 from ......runtime.sampling.params import SamplingParams
-from ...call import Call, Case, Kernel, Operand, Suite, product
+from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 from .counts import COUNT_MASK, PROMPT
 
 TILE = 4096
@@ -125,14 +125,14 @@ class Edits:
         )
 
 
-def tile_stats(logits: Operand, edits: Edits, counts: Operand, edited: Operand, tiles: TileMaxima) -> Call:
+def tile_stats(logits: Operand, edits: Edits, counts: Operand, edited: Operand, tiles: TileMaxima) -> KernelCall:
     """What `choose` must know of every tile of every row of logits f32 [rows, V]. Priced as without edits."""
     rows, vocab = logits.shape
     biases = edits.logit_bias.shape[-1]
     assert isinstance(vocab, int) and isinstance(biases, int)
     written = {"edited": edited, **{field.name: getattr(tiles, field.name) for field in fields(tiles)}}
     read = {field.name: getattr(edits, field.name) for field in fields(edits)}
-    return Call(
+    return KernelCall(
         KERNEL,
         {"logits": logits, **read, "counts": counts, **written},
         {"VOCAB": vocab, "TILES": tiles_of(vocab), "TILE": TILE, "BIASES": biases, "MASK": COUNT_MASK},
@@ -155,7 +155,7 @@ def maxima(logits: np.ndarray) -> dict[str, torch.Tensor]:
     }
 
 
-def _call(vocab: int, biases: int, slots: int | str) -> Call:
+def _call(vocab: int, biases: int, slots: int | str) -> KernelCall:
     make = Operand.of
     logits, edited = (make(name, "f32", "rows", vocab) for name in ("logits", "edited"))
     counts = make("counts", "i32", slots, vocab)
@@ -200,7 +200,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"stats-{vocab}", call, tensors, {"rows": len(params)}, outcome, 1e-6)
 
 
-def _calls(sm: int) -> Iterator[Call]:
+def _calls(sm: int) -> Iterator[KernelCall]:
     yield _call(128256, 32, 64)
 
 

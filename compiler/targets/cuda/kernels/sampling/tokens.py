@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...call import Call, Case, Kernel, Operand, Suite, product
+from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 
 BLOCK = 128
 
@@ -49,9 +49,9 @@ TAKE = Kernel("take_tokens", take_kernel)
 KEEP = Kernel("keep_tokens", keep_kernel)
 
 
-def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) -> Call:
+def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) -> KernelCall:
     """Ids for the embedding; every id below zero is replaced by a token that was sampled."""
-    return Call(
+    return KernelCall(
         TAKE,
         {"asked": asked, "last": last, "taken": taken, "tokens": "tokens"},
         {"SLOTS": slots, "BLOCK": BLOCK},
@@ -65,11 +65,11 @@ def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) ->
 
 def keep_tokens(
     sampled: Operand, slots_of: Operand, penalty_slots: Operand, last: Operand, counts: Operand, *, slots: int
-) -> Call:
+) -> KernelCall:
     """The sampled tokens where the next step's `take_tokens` finds them; those of rows that edit logits are counted."""
     vocab = counts.shape[-1]
     assert isinstance(vocab, int)
-    return Call(
+    return KernelCall(
         KEEP,
         {
             "sampled": sampled,

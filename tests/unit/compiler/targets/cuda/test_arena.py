@@ -7,20 +7,20 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.compiler.targets.cuda.arena import Life, place
+from llmc.compiler.targets.cuda.arena import Lifetime, place
 from llmc.runtime.plan.budget import ALIGNMENT
 
 LIVES = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
     st.tuples(st.integers(0, 5000), st.integers(0, 8), st.integers(0, 8)).map(
-        lambda t: Life(t[0], min(t[1:]), max(t[1:]))
+        lambda t: Lifetime(t[0], min(t[1:]), max(t[1:]))
     ),
     max_size=12,
 )
 
 
 @given(LIVES)
-def test_no_two_live_buffers_overlap(lives: dict[str, Life]):
+def test_no_two_live_buffers_overlap(lives: dict[str, Lifetime]):
     offsets, arena = place(lives)
     assert set(offsets) == set(lives)
     for a, b in itertools.combinations(lives, 2):
@@ -34,10 +34,10 @@ def test_no_two_live_buffers_overlap(lives: dict[str, Life]):
 
 
 def test_a_chain_needs_two_buffers():
-    lives = {f"x{i}": Life(1024, i, i + 1) for i in range(20)}
+    lives = {f"x{i}": Lifetime(1024, i, i + 1) for i in range(20)}
     assert place(lives)[1] == 2048
 
 
 def test_a_buffer_fills_the_gap_that_one_before_it_left():
-    lives = {"a": Life(4096, 0, 1), "b": Life(1024, 0, 5), "c": Life(2048, 2, 3), "d": Life(2048, 2, 3)}
+    lives = {"a": Lifetime(4096, 0, 1), "b": Lifetime(1024, 0, 5), "c": Lifetime(2048, 2, 3), "d": Lifetime(2048, 2, 3)}
     assert place(lives)[1] == 5120

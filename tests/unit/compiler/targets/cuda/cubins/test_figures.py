@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmc.compiler.targets.cuda.cubins import sass
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Variant
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.cuda.cubins.figures import figures, main_loop, on_their_way, weights_of
 from llmc.compiler.targets.cuda.cubins.sass import Instruction, Listing
 from llmc.runtime.chips import MULTIPROCESSORS
@@ -18,8 +18,8 @@ def listing(*lines: str, start: int = 0) -> Listing:
     return Listing(tuple(sass._parsed(text)), start)
 
 
-def variant(warps: int = 4, **constants: int) -> Variant:
-    return Variant("k", "f", "k", tuple(constants.items()), (), warps, 3)
+def specialization(warps: int = 4, **constants: int) -> Specialization:
+    return Specialization("k", "f", "k", tuple(constants.items()), (), warps, 3)
 
 
 def cubin(registers: int = 55, shared: int = 26624) -> Cubin:
@@ -92,11 +92,11 @@ def test_the_main_loop_has_the_tensor_cores():
     ],
 )
 def test_weights_of_an_instruction(line: str, warps: int, weights: int):
-    assert weights_of(variant(warps, **TILE), listing(line).instructions) == weights
+    assert weights_of(specialization(warps, **TILE), listing(line).instructions) == weights
 
 
 def test_a_kernel_without_weights_has_no_figure_for_them():
-    found = figures(variant(PAGE=64), cubin(), listing(*LOOP, "BRA 0x0"))
+    found = figures(specialization(PAGE=64), cubin(), listing(*LOOP, "BRA 0x0"))
     assert (found.loop, found.instr_per_weight, found.mma) == (2, None, ("HGMMA.64x16x16.F32.BF16",))
 
 
@@ -104,7 +104,7 @@ def test_an_unrolled_loop_gives_the_same_figures():
     """Two stages on their way, of 16 bytes a thread each, in 8 blocks: the registers would allow 9."""
     once = (COPY, "LDGDEPBAR", "DEPBAR.LE SB0, 0x1", *LOOP)
     single, double = listing(*once, *once[3:], "BRA 0x0"), listing(*(once + once[3:]) * 2, "NOP", "BRA 0x0")
-    found = [figures(variant(**TILE), cubin(), one) for one in (single, double)]
+    found = [figures(specialization(**TILE), cubin(), one) for one in (single, double)]
     assert [one.loop for one in found] == [6, 12]
     assert [one.instr_per_weight for one in found] == [6 / 16, 12 / 32]
     assert [one.in_flight for one in found] == [2 * 16 * 128 * 8] * 2
@@ -114,7 +114,7 @@ def test_copies_of_every_width_are_counted_and_bulk_copies_are_not_guessed():
     loop = listing(COPY, COPY.replace("128", "64"), COPY.replace("128", "").replace("BYPASS.", ""), "LDGDEPBAR")
     assert on_their_way(loop.instructions) == 16 + 8 + 4
     assert on_their_way(listing("DEPBAR.LE SB0, 0x2", "LDG.E.128").instructions) == 0
-    bulk = figures(variant(**TILE), cubin(), listing("UBLKCP.S.G [UR8], [UR4], UR6", *LOOP, "BRA 0x0"))
+    bulk = figures(specialization(**TILE), cubin(), listing("UBLKCP.S.G [UR8], [UR4], UR6", *LOOP, "BRA 0x0"))
     assert bulk.in_flight is None
 
 

@@ -67,15 +67,20 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return INTERRUPTED
     except typer.TyperException as error:
-        return _fail(USAGE, "UsageError", f"{error.format_message()}\n  try: {_help_of(arguments)}", json_wanted)
+        return _fail(
+            USAGE,
+            "UsageError",
+            f"cannot read the command line: {error.format_message()}\n  try: {_help_of(arguments)}",
+            json_wanted,
+        )
     except LlmcError as error:
         return _fail(error.exit_code, type(error).__name__, str(error), json_wanted)
     except MemoryError:
-        return _fail(ENVIRONMENT, "ResourceError", "this process ran out of memory", json_wanted)
+        return _fail(ENVIRONMENT, "ResourceError", "cannot go on: this process ran out of memory", json_wanted)
     except OSError as error:
-        return _fail(ENVIRONMENT, "ResourceError", f"the system refused: {error}", json_wanted)
+        return _fail(ENVIRONMENT, "ResourceError", f"cannot go on: the system refused: {error}", json_wanted)
     except Exception as error:
-        reason = f"a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
+        reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
         return _fail(INTERNAL, "InternalError", f"{reason}\n  try: LLMC_DEBUG=1 for the traceback", json_wanted)
 
 
@@ -85,7 +90,7 @@ def _flags(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _help_of(arguments: Sequence[str]) -> str:
-    """The help that explains a command line, as a command."""
+    """The `--help` command for a command line."""
     named = arguments[0] if arguments else ""
     return f"llmc {named} --help" if named in {info.name for info in app.registered_commands} else "llmc --help"
 
@@ -98,7 +103,7 @@ def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
         try:
             console.out_json({"error": {"class": kind, "message": message, "exit_code": code}})
         except (LlmcError, SystemExit):
-            return code  # nobody reads stdout any more: the exit code of the first failure stays
+            return code  # stdout is closed: keep the exit code of the first failure
     return code
 
 

@@ -1,4 +1,4 @@
-"""What a build lays over its recipe: the keywords of `llmc.build`, of the command line's builds and of `with_flags`."""
+"""The options of a build that override its recipe: keywords of `llmc.build` and flags of the command line."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import TypedDict
 
 
 class BuildFlags(TypedDict, total=False):
-    """What is absent or None leaves the recipe's value.
-
-    quantize: one weight format for all ("int4", "fp8" ...) or "none". activations, kv: "fp8" or "none", for profiles
-    of GPUs. targets: kinds of machine, or GPUs by name; a text has commas between them. max_context: tokens of a
-    sequence. max_batch: sequences at the same time.
-    """
+    """An option that is absent or None leaves the recipe's value."""
 
     quantize: str | None
+    """One weight format for all linears ("int4", "fp8" ...), or "none"."""
     activations: str | None
+    """For profiles of GPUs: "fp8" or "none"."""
     kv: str | None
+    """For profiles of GPUs: "fp8" or "none"."""
     targets: Sequence[str] | str | None
+    """Targets or names of GPUs; in a text, commas separate them."""
     max_context: int | None
+    """Tokens of a sequence."""
     max_batch: int | None
+    """Sequences at the same time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,8 +24,8 @@ _FOLDER = Path(__file__).resolve().parent
 _MAX_BYTES = 16 * 1024
 _KEYS = ("version", "extends", "quantize", "kv", "targets", "max_context", "max_batch")
 _NOT_BUILT_YET = ("parallel", "gates")
-# A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format.
 _HEAD_FORMAT = {"int4": "int8", "int4-g128": "int8"}
+"""A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +37,41 @@ class QuantizeRule:
 
     def __post_init__(self) -> None:
         if not self.match:
-            raise RecipeError("a rule has an empty match", fix="a glob on module names, such as 'lm_head'")
-        _demand(wrong_format(self.format), f"rule {self.match}: ")
+            raise RecipeError("expected a rule's match as a glob on module names, such as 'lm_head'", found="''")
+        _demand(wrong_format(self.format))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the numbers and limits of an engine. Raises RecipeError for values out of range.
+    """Everything that decides the numbers and limits of an engine.
 
-    `max_context` None means the model's own context, at most 4096 tokens. activations "fp8": steps of many tokens
-    multiply quantized weights on FP8 tensor cores, with activations rounded to E4M3 by token. kv "fp8": the KV cache of
-    GPU profiles holds E4M3. A target given as a GPU, such as "h100", becomes the one whose code that GPU runs.
+    Raises:
+        RecipeError: a value is out of range.
     """
 
     version: int = 1
     default_format: str = "none"
     rules: tuple[QuantizeRule, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
+    """A GPU's name, such as "h100", becomes the target that it runs."""
     max_context: int | None = None
+    """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
     activations: str = "none"
+    """With "fp8", large steps multiply on FP8 tensor cores, with activations rounded to E4M3 by token."""
     kv: str = "none"
+    """With "fp8", the KV cache of GPU profiles holds E4M3."""
 
     def __post_init__(self) -> None:
-        _demand(wrong_version(self.version), "")
-        _demand(wrong_format(self.default_format), "")
-        _demand(wrong_targets(self.targets), "")
+        _demand(wrong_version(self.version))
+        _demand(wrong_format(self.default_format))
+        _demand(wrong_targets(self.targets))
         object.__setattr__(self, "targets", tuple(dict.fromkeys(target_of(name) or name for name in self.targets)))
-        _demand(wrong_precision(self.activations), "activations: ")
-        _demand(wrong_precision(self.kv), "kv: ")
+        _demand(wrong_precision("activations", self.activations))
+        _demand(wrong_precision("kv", self.kv))
         if self.max_context is not None:
-            _demand(wrong_number(self.max_context, MAX_CONTEXT), "max_context: ")
-        _demand(wrong_number(self.max_batch, MAX_BATCH), "max_batch: ")
+            _demand(wrong_number("max_context", self.max_context, MAX_CONTEXT))
+        _demand(wrong_number("max_batch", self.max_batch, MAX_BATCH))
 
     def format_of(self, module: str) -> str:
         """The format's name for a module's weight: the last matching rule, else the default; "none" keeps it."""
@@ -100,7 +104,8 @@ def bundled_recipes() -> tuple[str, ...]:
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a bundled recipe by name, or a file by its path (anything with a separator or ending in .yaml, .yml).
 
-    Raises RecipeError with line, column and a caret for everything that is not a recipe.
+    Raises:
+        RecipeError: it is not a recipe; the message gives line, column and a caret.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.name != name_or_path:
@@ -126,51 +131,51 @@ def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) 
 
 
 def wrong_version(version: int) -> str:
-    """Why this is no version we read, or ""."""
-    return "" if version == 1 else f"recipe version {version} is not known: this llmc reads version 1"
+    """Why `version` is refused, or ""."""
+    return "" if version == 1 else f"expected recipe version 1, found {version}"
 
 
 def wrong_format(name: str) -> str:
-    """Why this names no weight format, or ""."""
+    """Why `name` is refused as a weight format, or ""."""
     known = ("none", *WEIGHT_FORMATS)
     if name in known:
         return ""
     hint = nearest("none" if name in ("no", "off", "null") else name, known)
-    return f"no weight format {name!r}{hint or ', known: ' + ', '.join(known)}"
+    return f"expected a weight format, found {name!r}{hint or ', known: ' + ', '.join(known)}"
 
 
-def wrong_precision(name: str) -> str:
-    """Why this is no format of activations or of the KV cache, or ""."""
+def wrong_precision(key: str, name: str) -> str:
+    """Why `name` is refused as the format of activations or of the KV cache, or ""."""
     known = NARROW_FORMATS
-    return "" if name in known else f"no format {name!r}{nearest(name, known)}, known: {', '.join(known)}"
+    return "" if name in known else f"expected {key} of {' or '.join(known)}, found {name!r}{nearest(name, known)}"
 
 
 def wrong_targets(targets: tuple[str, ...]) -> str:
-    """Why these are no targets, or ""."""
+    """Why `targets` are refused, or ""."""
     for target in targets:
         if target_of(target) is None:
             known = f"known: {', '.join(TARGETS)}, and GPUs: {', '.join(GPUS)}"
-            return f"no target {target!r}{nearest(target, (*TARGETS, *GPUS))}, {known}"
+            return f"expected a target, found {target!r}{nearest(target, (*TARGETS, *GPUS))}, {known}"
     if not targets or len(set(targets)) != len(targets):
-        return "targets must name at least one target, each once"
+        return "expected targets to name at least one target, each once"
     return ""
 
 
-def wrong_number(value: int, largest: int) -> str:
-    """Why this is no count from 1 to `largest`, or ""."""
-    return "" if 1 <= value <= largest else f"{value} is not a number from 1 to {largest}"
+def wrong_number(key: str, value: int, largest: int) -> str:
+    """Why `value` is refused as a count from 1 to `largest`, or ""."""
+    return "" if 1 <= value <= largest else f"expected {key} from 1 to {largest}, found {value}"
 
 
-def _demand(wrong: str, prefix: str) -> None:
+def _demand(wrong: str) -> None:
     if wrong:
-        raise RecipeError(prefix + wrong)
+        raise RecipeError(wrong)
 
 
 def _read_bundled(name: str) -> Recipe:
     known = bundled_recipes()
     if name not in known:
         raise RecipeError(
-            f"no recipe {name!r}{nearest(name, known)}",
+            f"cannot find the recipe {name!r}{nearest(name, known)}",
             found=f"bundled recipes: {', '.join(known)}",
             fix="a name of this list, or a file by its path, such as ./my-recipe.yaml",
         )
@@ -180,7 +185,7 @@ def _read_bundled(name: str) -> Recipe:
 def _read(shown: str, path: Path) -> Recipe:
     with open_regular(path, error=RecipeError) as (fd, size):
         if size > _MAX_BYTES:
-            raise RecipeError(f"the recipe {shown} is too large", found=f"{size} bytes, at most {_MAX_BYTES}")
+            raise RecipeError(f"expected at most {_MAX_BYTES} bytes in the recipe {shown}", found=str(size))
         data = read_at(fd, 0, size, what=shown, error=RecipeError)
     return _recipe(Document(shown, data, schema=SCHEMA).mapping())
 
@@ -193,23 +198,23 @@ def _recipe(top: Mapping) -> Recipe:
             raise top.error_at(key, f"'{key}' is not built yet")
     top.only(_KEYS)
     if "version" not in top:
-        raise top.error("'version' is missing: write 'version: 1'")
+        raise top.error("expected 'version: 1'")
     base = _read_bundled(top["extends"].text(_wrong_base)) if "extends" in top else Recipe()
     found: dict[str, Any] = {}
     if "quantize" in top:
         quantize = top["quantize"].mapping()
         quantize.only(("default", "rules", "activations"))
-        found |= _texts(quantize, default=wrong_format, activations=wrong_precision)
+        found |= _texts(quantize, default=wrong_format, activations=partial(wrong_precision, "activations"))
         if "rules" in quantize:
             found["rules"] = base.rules + tuple(_rule(item) for item in quantize["rules"].items())
-    found |= _texts(top, kv=wrong_precision)
+    found |= _texts(top, kv=partial(wrong_precision, "kv"))
     if "targets" in top:
         found["targets"] = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
         if wrong := wrong_targets(found["targets"]):
             raise top.error_at("targets", wrong)
     for key, largest in (("max_context", MAX_CONTEXT), ("max_batch", MAX_BATCH)):
         if key in top:
-            found[key] = top[key].integer(lambda value, largest=largest: wrong_number(value, largest))
+            found[key] = top[key].integer(partial(wrong_number, key, largest=largest))
     return replace(base, **found)
 
 
@@ -221,7 +226,11 @@ def _texts(mapping: Mapping, **judges: Callable[[str], str]) -> dict[str, str]:
 
 def _wrong_base(name: str) -> str:
     known = bundled_recipes()
-    return "" if name in known else f"'extends' names no bundled recipe{nearest(name, known)}: {', '.join(known)}"
+    return (
+        ""
+        if name in known
+        else f"expected 'extends' to name a bundled recipe{nearest(name, known)}: {', '.join(known)}"
+    )
 
 
 def _rule(item: Node) -> QuantizeRule:
@@ -229,6 +238,6 @@ def _rule(item: Node) -> QuantizeRule:
     rule.only(("match", "format"))
     for key in ("match", "format"):
         if key not in rule:
-            raise rule.error(f"a rule needs '{key}'")
-    match = rule["match"].text(lambda text: "" if text else "an empty match: give a glob on module names")
+            raise rule.error(f"expected '{key}' in a rule")
+    match = rule["match"].text(lambda text: "" if text else "expected a glob on module names")
     return QuantizeRule(match, rule["format"].text(wrong_format))

@@ -22,11 +22,11 @@ _EMPTY = ("", "~", "null", "Null", "NULL")
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """A construct of YAML that this dialect leaves out."""
+    """A construct of YAML that this dialect refuses."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only: nothing is ever constructed from them by PyYAML."""
+    """Composes nodes only; PyYAML constructs no Python objects."""
 
     depth = 0
 
@@ -59,7 +59,7 @@ class Document:
         try:
             self.lines = data.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
-            raise RecipeError(f"{shown} is not UTF-8 text", found=f"byte {error.start}: {error.reason}") from error
+            raise RecipeError(f"expected UTF-8 text in {shown}", found=f"byte {error.start}: {error.reason}") from error
         for row, line in enumerate(self.lines):
             if "\t" in line:
                 raise self.error(row, line.index("\t"), "a tab: use spaces")
@@ -76,7 +76,7 @@ class Document:
         shown = "".join(c if c.isprintable() else "?" for c in line[first : first + _MAX_SHOWN])
         caret = " " * (column - first) + "^"
         return RecipeError(
-            f"{self.shown}:{row + 1}:{column + 1}: {problem}\n    {shown}\n    {caret}",
+            f"cannot read {self.shown}:{row + 1}:{column + 1}: {problem}\n    {shown}\n    {caret}",
             fix=f"the keys and values of {self.schema}",
         )
 
@@ -172,7 +172,11 @@ class Mapping(Node):
         return self._entries[key][0].error(problem)
 
     def only(self, known: Collection[str]) -> None:
-        """Refuse keys that are not among the known ones, with the nearest known name."""
+        """Check that all keys are known.
+
+        Raises:
+            RecipeError: one is not; the message names the nearest known key.
+        """
         for name in self._entries:
             if name not in known:
                 raise self.error_at(name, f"unknown key {name!r}{nearest(name, known)}")

@@ -48,7 +48,8 @@ def bench(
     with load(engine, profile, threads=threads, max_batch=batch) as loaded:
         if prompt_tokens + new_tokens > loaded.max_context:
             raise RecipeError(
-                f"{prompt_tokens} prompt tokens and {new_tokens} new ones", found=f"a context of {loaded.max_context}"
+                f"expected --prompt-tokens and --new-tokens of at most {loaded.max_context} together, the context",
+                found=f"{prompt_tokens} and {new_tokens}",
             )
         prompts = _prompts(manifest.model.vocab_size, prompt_tokens, batch)
         runs = [_measure(loaded, prompts, new_tokens) for _ in range(repeat + 1)][1:]

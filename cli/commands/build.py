@@ -41,7 +41,7 @@ def build(
     """Compile a checkpoint into an engine file."""
     extras.need("build", "llmc build")
     if memory_limit is not None and not 0 < memory_limit < math.inf:
-        raise RecipeError(f"--memory-limit {memory_limit:g}", fix="GiB, a number above 0")
+        raise RecipeError("expected --memory-limit in GiB, a number above 0", found=f"{memory_limit:g}")
     from ...compiler.checkpoint.account import open_source
     from ...recipes.recipe import with_flags
 

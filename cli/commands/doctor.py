@@ -41,7 +41,7 @@ def doctor(
 ) -> None:
     """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""
     if target is not None and engine is None:
-        raise RecipeError(f"--for {target} without ENGINE", fix=f"llmc doctor ENGINE --for {target}")
+        raise RecipeError("expected ENGINE with --for", fix=f"llmc doctor ENGINE --for {target}")
     facts = _facts()
     if engine is not None:
         facts["engine"] = _engine_facts(engine, target)

@@ -47,7 +47,7 @@ def evaluate(
             room = room if others is None else min(room, others)
         size = min(_WINDOW, room) if window is None else window
         if size > room:
-            raise RecipeError(f"a window of {size} tokens", found=f"a context of {room}")
+            raise RecipeError(f"expected --window of at most {room}, the context", found=str(size))
         cut = _cut(contents, loaded, manifest.model.bos, size, max_tokens)
         result = score(cut, loaded.logits, other)
     facts = {name: value for name, value in asdict(result).items() if value is not None}
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def _cut(contents: list[str], engine: Engine, bos: int | None, size: int, limit: int | None) -> Iterator[list[int]]:
-    """Windows over each text for itself, until `limit` tokens are scored."""
+    """Windows over one text at a time, until `limit` tokens are scored."""
     from ...runtime.evaluate import windows
 
     left = limit
@@ -77,9 +77,10 @@ def _cut(contents: list[str], engine: Engine, bos: int | None, size: int, limit:
 
 
 def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | None) -> tuple[Logits, int | None]:
-    """Logits and context of another engine, or of a checkpoint through the fp32 oracle, as long as any text.
+    """Logits and context of another engine; of a checkpoint the fp32 oracle's logits and no limit (None).
 
-    Both must have this engine's tokenizer.
+    Raises:
+        RecipeError: its tokenizer differs from this engine's.
     """
     if is_engine(where):
         from ...runtime.engine_file.file import EngineFile
@@ -100,4 +101,6 @@ def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | N
 
 def _same_tokenizer(manifest: Manifest, digests: Mapping[str, str], where: str) -> None:
     if manifest.checkpoint.files.get("tokenizer.json") != digests.get("tokenizer.json"):
-        raise RecipeError(f"{where} as the baseline", found="it has another tokenizer", fix="a baseline of one origin")
+        raise RecipeError(
+            f"expected a baseline with the engine's tokenizer, not {where}", found="another tokenizer.json"
+        )

@@ -15,7 +15,7 @@ from ..common.options import flag
 
 
 def is_engine(where: str) -> bool:
-    """Whether a path means an engine: a file that is not one of a checkpoint's weight files."""
+    """True if the path is an engine: a file, but no weight file of a checkpoint."""
     path = Path(where)
     return path.exists() and not path.is_dir() and path.suffix != ".safetensors"
 
@@ -41,14 +41,12 @@ def inspect(
         from . import launches as priced
 
         if not is_engine(subject):
-            raise RecipeError(
-                f"--launches of {subject}", found="no engine file", fix="an engine that llmc build has made"
-            )
+            raise RecipeError(f"expected an engine file for --launches, not {subject}", fix="a file of llmc build")
         asked = {"program": program, "tokens": tokens, "context": context}
         return priced.show(subject, profile=profile, gpu=target, json=json, **asked)
     for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
         if value is not None:
-            raise RecipeError(f"{name} without --launches")
+            raise RecipeError(f"expected --launches with {name}")
     if not is_engine(subject):
         facts = _checkpoint_facts(subject, accept_config or [])
         return console.show(facts, _checkpoint_text(facts), json)

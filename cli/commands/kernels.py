@@ -56,7 +56,7 @@ def _error(bad: Sequence[Entry]) -> VerifyError | None:
     first = [f"{entry.specialization} on sm_{entry.sm}" for entry in bad[:_LONGEST_LISTING]]
     more = f"; {len(bad) - len(first)} more" if len(bad) > len(first) else ""
     return VerifyError(
-        "every kernel compiles, and none of a real model's shapes spills",
+        "expected every kernel to compile, and none of a model's shapes to spill",
         found="; ".join(first) + more,
         fix="smaller tiles, more warps or fewer stages",
     )

@@ -55,14 +55,14 @@ def show(
     chip = chip or chip_named(plan.sm)
     if not runs_on(plan.sm, chip.sm):
         raise RecipeError(
-            f"{engine}: profile {name!r} on {chip.name}",
+            f"cannot price profile {name!r} of {engine} on {chip.name}",
             found=f"needs compute capability {capability(plan.sm)}, {chip.name} has {capability(chip.sm)}",
             fix=f"a GPU of that capability after --for, or llmc build --target {target_for(chip.sm)}",
         )
     index, sizes = _step(plan, program, tokens)
     before = facts.max_context // 2 if context is None else context
     if before > facts.max_context:
-        raise RecipeError(f"--context {before}", found=f"a context of {facts.max_context}")
+        raise RecipeError(f"expected --context from 0 to {facts.max_context}", found=str(before))
     limits = Roofline(chip.reachable_bandwidth, chip.bf16)
     found = price(plan, plan.programs[index], limits, sizes=sizes, context=before, heads=model.heads)
     shown = {"path": engine, "profile": name, **_facts(plan, index, chip, found)}
@@ -73,16 +73,16 @@ def _step(plan: Plan, number: int | None, tokens: int | None) -> tuple[int, dict
     """The program and its sizes: full, but for logits of a prompt, of which only the last token's are wanted."""
     programs = plan.programs
     if number is not None and tokens is not None:
-        raise RecipeError("--program and --tokens together", fix="one of them")
+        raise RecipeError("expected --program or --tokens, not both")
     if tokens is not None:
         mixed = [(index, program.tokens) for index, program in enumerate(programs) if not program.decode]
         for index, most in mixed:
             if most >= tokens:
                 return index, {"tokens": tokens, "sequences": 1, "rows": 1}
-        raise RecipeError(f"--tokens {tokens}", found=f"steps of at most {max(dict(mixed).values(), default=0)} tokens")
+        raise RecipeError(f"expected --tokens from 1 to {max(dict(mixed).values(), default=0)}", found=str(tokens))
     index = number or 0
     if index >= len(programs):
-        raise RecipeError(f"--program {index}", found=f"{len(programs)} programs, numbered from 0")
+        raise RecipeError(f"expected --program from 0 to {len(programs) - 1}", found=str(index))
     program = programs[index]
     return index, {**program.limits, "rows": min(program.rows, program.sequences)}
 

@@ -46,7 +46,7 @@ def run(
     huge_pages.ensure(Path(engine))
     _check(prompt, prompts, chat, system)
     if verify not in ("header", "full"):
-        raise RecipeError(f"--verify {verify}", fix="header or full")
+        raise RecipeError("expected --verify header or full", found=verify)
     biases = _biases(logit_bias or [])
     given: Any = {**sampling, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
     requests = batch.read(prompts) if prompts is not None else []
@@ -58,7 +58,7 @@ def run(
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:
-            _say_what_idles(engine, loaded.profile)
+            _warn_unused_gpu(engine, loaded.profile)
         if prompts is not None:
             batch.run_all(loaded, requests, given, chat=chat, system=system)
         elif text is None:
@@ -72,15 +72,15 @@ def run(
 
 def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None) -> None:
     if prompt is not None and prompts is not None:
-        raise RecipeError("PROMPT and --prompts together", fix="one of them")
+        raise RecipeError("expected PROMPT or --prompts, not both")
     if prompt is None and prompts is None and not chat:
-        raise RecipeError("llmc run without a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
+        raise RecipeError("expected a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
-        raise RecipeError("--system without --chat", fix="--chat --system TEXT")
+        raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
 
 
-def _say_what_idles(engine: str, used: str) -> None:
-    """That there is a GPU which this engine leaves alone: nobody should take the CPU's speed for the GPU's."""
+def _warn_unused_gpu(engine: str, used: str) -> None:
+    """Warn if a GPU is present but the chosen profile runs on the CPU."""
     from ...runtime.chips import SM, target_for
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.profiles import fits, gpus
@@ -103,5 +103,5 @@ def _biases(texts: list[str]) -> dict[int, float]:
         try:
             biases[int(token)] = float(number)
         except ValueError:
-            raise RecipeError(f"--logit-bias {text!r}", fix="TOKEN_ID=NUMBER, such as 42=-5") from None
+            raise RecipeError("expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5", found=repr(text)) from None
     return biases

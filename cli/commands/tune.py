@@ -35,7 +35,7 @@ def tune(
 ) -> None:
     """Measure the tiles of an engine's linears on this GPU, and write the table that llmc build takes."""
     if not 0 < time_limit < math.inf:
-        raise RecipeError(f"--time-limit {time_limit:g}", fix="seconds, a number above 0")
+        raise RecipeError("expected --time-limit in seconds, a number above 0", found=f"{time_limit:g}")
     extras.need("cuda-build", "llmc tune")
     from ...runtime.engine_file.file import EngineFile
 
@@ -44,7 +44,9 @@ def tune(
         name, gpu = _here(opened, profile)
         path = output or Path(f"{opened.manifest.profiles[name].target}.yaml")
         if not path.parent.is_dir() or path.is_dir():
-            raise RecipeError(f"--output {path}", found="no file can be there", fix="a file in a folder that exists")
+            raise RecipeError(
+                f"cannot write the table {path}", found="no such folder", fix="a file in a folder that exists"
+            )
         from ...compiler.targets.cuda.tuning.tune import Tuner
         from ...runtime.cuda.driver import Driver
 
@@ -61,7 +63,9 @@ def tune(
             driver.close()
     if not tuned.table.rows:
         raise ResourceError(
-            f"--time-limit {time_limit:g}", found=f"none of {tuned.linears} linears measured", fix="a longer one"
+            f"cannot measure a linear in {time_limit:g} s",
+            found=f"none of {tuned.linears} measured",
+            fix="a longer --time-limit",
         )
     tuned.table.write(path)
     for wrong in tuned.wrong:
@@ -99,7 +103,7 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
             return name, gpu
     have = ", ".join(f"{gpu.name} has {capability(gpu.sm)}" for gpu in found.gpus)
     raise ResourceError(
-        f"llmc tune measures on a GPU of compute capability {capability(SM[profiles[name].target])}",
+        f"cannot tune without a GPU of compute capability {capability(SM[profiles[name].target])}",
         found=have or found.problem,
         fix="the machine that the engine is to run on; without a table its tiles are chosen by a heuristic",
     )

@@ -1,4 +1,4 @@
-"""`llmc verify`: is this engine whole, and does it still compute what it computed when it was built?"""
+"""`llmc verify`: checks that an engine is whole, and that it computes what it computed when it was built."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def verify(
     report = replay(path, chosen, make_device=simulate.stand_in(simulated))
     if not report.ok:
         raise VerifyError(
-            f"{engine}: profile {chosen!r} computes what it computed when it was built",
+            f"expected profile {chosen!r} of {engine} to compute what it computed when it was built",
             found=console.fill(_WRONG + _AGREE, asdict(report)),
             fix="the same versions as in `llmc inspect`, or build the engine again",
         )
@@ -59,7 +59,11 @@ def verify(
 
 
 def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:
-    """How many kernels of each GPU profile were compiled again, to the same bytes."""
+    """Compile the kernels of each GPU profile again, and count those with the same bytes.
+
+    Raises:
+        VerifyError: bytes differ.
+    """
     extras.need("cuda-build", "--rebuild-kernels")
     from ...compiler.targets.cuda.cubins.rebuild import rebuild
     from ...runtime.chips import SM

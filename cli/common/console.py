@@ -15,11 +15,11 @@ from ...runtime.errors import LlmcError, ResourceError
 from ...runtime.machine import UNKNOWN
 
 PIPE_CLOSED = 141
-"""Exit code when the reader of our output has gone: 128 + SIGPIPE, as for any program a closed pipe ends."""
+"""Exit code after a closed pipe: 128 + SIGPIPE."""
 
 
 def out(text: str, end: str = "\n") -> None:
-    """Write a result and flush it, so that a reader sees it now. Ends the program silently if the reader has gone."""
+    """Write a result and flush it. Ends the program silently if the reader closed the pipe."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -37,7 +37,7 @@ def out_json(value: Mapping[str, Any]) -> None:
 
 
 def facts(of: Any, *names: str) -> dict[str, Any]:
-    """Attributes of a value, by name: how it is shown in JSON."""
+    """Attributes of a value by name, for JSON."""
     return {name: getattr(of, name) for name in names}
 
 
@@ -59,23 +59,23 @@ class _Filler(string.Formatter):
 
 
 def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
-    """A text with the facts that it names, so that text and JSON show the same ones."""
+    """Fill a template with facts, so that text and JSON show the same ones."""
     return _Filler().vformat(template, (), {**facts, **more})
 
 
 def error_json(error: LlmcError) -> dict[str, Any]:
-    """How an error looks in JSON, wherever it is shown."""
+    """An error as JSON."""
     return {"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
 
 
 def note(text: str, end: str = "\n") -> None:
-    """Write a remark to stderr. A stderr that is gone has no reader to tell."""
+    """Write a remark to stderr; ignored if stderr is closed."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def prepare_streams() -> None:
-    """A character that the terminal's encoding lacks is written as an escape instead of ending the program."""
+    """Write characters that the terminal's encoding lacks as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -94,7 +94,7 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people, in binary units; "unknown" for those that the system does not say."""
+    """Bytes for people, in binary units; "unknown" for UNKNOWN."""
     if count == UNKNOWN:
         return "unknown"
     power = min((max(count, 1).bit_length() - 1) // 10, 3)

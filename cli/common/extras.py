@@ -19,10 +19,14 @@ def missing(extra: str) -> tuple[str, ...]:
 
 
 def need(extra: str, what: str) -> None:
-    """Raise ResourceError if the extra is not installed."""
+    """Check that an extra is installed; `what` is the command or flag that uses it.
+
+    Raises:
+        ResourceError: it is not.
+    """
     if absent := missing(extra):
         raise ResourceError(
-            f"{what} needs the extra {extra!r}",
+            f"cannot use {what} without the extra {extra!r}",
             found=f"not installed: {', '.join(absent)}",
             fix=f"pip install 'llmc[{extra}]'",
         )

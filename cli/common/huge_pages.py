@@ -13,16 +13,16 @@ _allowed = False
 
 
 def allow_restart() -> None:
-    """Said by the start of the script: this process is llmc's alone."""
+    """Called by the `llmc` script: the process runs nothing but llmc, so it may be started again."""
     global _allowed
     _allowed = True
 
 
 def ensure(engine: Path) -> None:
-    """Start this process anew with malloc asking for huge pages, if the engine is large and nobody has set malloc.
+    """Restart this process with huge pages for malloc, if the engine is large and the user has not set malloc.
 
-    malloc reads its settings once, when a process starts. Starting anew costs some 20 ms; small engines do not gain
-    them back. A process that uses llmc as a library stays as it is.
+    malloc reads its settings once, when a process starts. A restart costs about 20 ms, more than a small engine gains.
+    A process that uses llmc as a library is never restarted.
     """
     settings = with_huge_pages()
     if not _allowed or sys.platform != "linux" or settings is None:

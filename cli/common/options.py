@@ -59,16 +59,16 @@ BUILD_FLAGS: Mapping[str, Any] = {
     ],
     "max_batch": MaxBatch,
 }
-"""Those of `BuildFlags`."""
+"""The options of `BuildFlags`."""
 SAMPLING: Mapping[str, Any] = {
     name: Annotated[int | None if one.whole else float | None, flag("--" + name.replace("_", "-"), one.help)]
     for name, one in RANGES.items()
 }
-"""Those of `SamplingOptions` that are one number."""
+"""The options of `SamplingOptions` that are one number."""
 
 
 def takes(group: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """Gives a command, which receives them as **keywords, a group of options; what is not given is None."""
+    """Add a group of options to a command. It receives them as **keywords, None where not given."""
 
     def give(command: Command) -> Command:
         own = signature(command, eval_str=True)

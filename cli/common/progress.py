@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal; elsewhere nothing but a sign of life every half minute."""
+"""Progress for people: bars on a terminal; elsewhere one line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Lines:
 
 
 class _Bars:
-    """One live display for all stages that are open: a terminal holds only one."""
+    """One live display for all open stages: rich allows one per terminal."""
 
     def __init__(self) -> None:
         self._lock, self._display = threading.Lock(), _display()
@@ -57,7 +57,7 @@ class _Bars:
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         display = self._display
         with self._lock:
-            display.start()  # no harm if it has
+            display.start()  # does nothing if it runs already
             task = display.add_task(name, total=total)
         try:
             yield lambda count: display.advance(task, count)

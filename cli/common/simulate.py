@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def stand_in(wanted: bool) -> MakeDevice | None:
-    """What `runtime` is given in place of a GPU."""
+    """The factory of simulated devices if `wanted`, else None."""
     return _interpreter if wanted else None
 
 

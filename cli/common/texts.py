@@ -1,4 +1,4 @@
-"""Texts that a user names on the command line: a file that cannot be read is the user's to mend, so exit code 2."""
+"""Texts that a user names on the command line. A file that cannot be read is a usage error: exit code 2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from ...runtime.errors import RecipeError
 
 
 def stdin() -> BinaryIO:
-    """The bytes of stdin. RecipeError if the process was started without one."""
+    """The bytes of stdin.
+
+    Raises:
+        RecipeError: the process has no stdin.
+    """
     if sys.stdin is None:
         raise RecipeError("cannot read stdin", found="it is closed")
     return sys.stdin.buffer
 
 
 def read_text(path: str) -> str:
-    """The UTF-8 text of a file exactly as it is, or of stdin for `-`. RecipeError if it cannot be read."""
+    """The UTF-8 text of a file, unchanged, or of stdin for `-`.
+
+    Raises:
+        RecipeError: it cannot be read, or is not UTF-8.
+    """
     name = "stdin" if path == "-" else path
     try:
         data = stdin().read() if path == "-" else Path(path).read_bytes()
@@ -27,8 +35,12 @@ def read_text(path: str) -> str:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """UTF-8 as text; RecipeError names the bytes' origin."""
+    """Bytes as UTF-8 text; `name` is their origin.
+
+    Raises:
+        RecipeError: they are not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{name} is not UTF-8 text", found=f"byte {error.start}: {error.reason}") from error
+        raise RecipeError(f"expected UTF-8 text in {name}", found=f"byte {error.start}: {error.reason}") from error

@@ -1,4 +1,4 @@
-"""From a prompt to tokens, from a stream to the screen: shared by single prompts, files of them and conversations."""
+"""Encodes a prompt and prints its stream: shared by single prompts, prompt files and conversations."""
 
 from __future__ import annotations
 

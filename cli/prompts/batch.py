@@ -31,7 +31,11 @@ class PromptLine:
 
 
 def read(path: str) -> list[PromptLine]:
-    """All lines of a file, checked before any of them runs. RecipeError names the line."""
+    """All lines of a file, checked before any of them runs.
+
+    Raises:
+        RecipeError: a line is wrong; the error names it.
+    """
     return [
         _parse(line, f"{path}:{number}")
         for number, line in enumerate(texts.read_text(path).split("\n"), start=1)
@@ -90,17 +94,17 @@ def _parse(line: str, where: str) -> PromptLine:
 
     value = loads(line, what=where, error=RecipeError)
     if not isinstance(value, dict) or ("prompt" in value) == ("tokens" in value):
-        raise RecipeError(f'{where}: an object with either "prompt" or "tokens"', found=line[:100])
+        raise RecipeError(f'expected an object with either "prompt" or "tokens" at {where}', found=line[:100])
     known = ("prompt", "tokens", *SamplingOptions.__annotations__)
     for key in value:
         if key not in known:
-            raise RecipeError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise RecipeError(f"expected a known key at {where}", found=f"{key!r}{nearest(key, known)}")
     prompt = value.pop("prompt", None)
     tokens = value.pop("tokens", None)
     if prompt is not None and not isinstance(prompt, str):
-        raise RecipeError(f'{where}: "prompt" is a text', found=f"{prompt!r}"[:100])
+        raise RecipeError(f'expected "prompt" as a text at {where}', found=f"{prompt!r}"[:100])
     if prompt is None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
-        raise RecipeError(f'{where}: "tokens" is a list of whole numbers', found=f"{tokens!r}"[:100])
+        raise RecipeError(f'expected "tokens" as a list of whole numbers at {where}', found=f"{tokens!r}"[:100])
     if isinstance(value.get("logit_bias"), dict):
         value["logit_bias"] = {_token(key, where): number for key, number in value["logit_bias"].items()}
     return PromptLine(prompt if prompt is not None else tuple(tokens), value)
@@ -108,5 +112,5 @@ def _parse(line: str, where: str) -> PromptLine:
 
 def _token(key: str, where: str) -> int:
     if not key.isdecimal():
-        raise RecipeError(f"{where}: logit_bias: token ids", found=repr(key[:100]))
+        raise RecipeError(f'expected token ids in "logit_bias" at {where}', found=repr(key[:100]))
     return int(key)

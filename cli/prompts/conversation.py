@@ -1,4 +1,4 @@
-"""A conversation at the terminal or from a pipe: lines are messages, blank ones are not, and all stay in the prompt."""
+"""A conversation at the terminal or from a pipe: each line that is not blank is a message; the prompt keeps all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 def chat_loop(engine: Engine, given: SamplingOptions, *, system: str | None, json: bool) -> None:
-    """Answer message after message until the input ends; RecipeError when the context is full.
+    """Answer one message after the other until the input ends.
 
-    Unsupported before the first line is read, if the engine cannot chat.
+    Raises:
+        Unsupported: the engine has no chat template; raised before the first line is read.
+        RecipeError: the context is full.
     """
     template = engine.chat_template
     messages = [{"role": "system", "content": system}] if system is not None else []

@@ -158,7 +158,7 @@ def test_a_spill_of_a_model_shape_fails(outcomes: dict[int, object], call: Calla
     assert found.code == 1
     assert "sm_90: 2 cubins of 4.69 KiB, 1 spill, 0 refused" in found.out
     assert found.err == (
-        "llmc: every kernel compiles, and none of a real model's shapes spills\n"
+        "llmc: expected every kernel to compile, and none of a model's shapes to spill\n"
         "  found: gated WIDTH=64 ACTIVATION=relu BLOCK=1024 warps=4 stages=2 on sm_90\n"
         "  try: smaller tiles, more warps or fewer stages\n"
     )
@@ -228,7 +228,7 @@ def test_without_triton_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, c
     found = call("kernels")
     assert (found.code, found.err) == (
         4,
-        "llmc: llmc kernels needs the extra 'cuda-build'\n  found: not installed: triton\n"
+        "llmc: cannot use llmc kernels without the extra 'cuda-build'\n  found: not installed: triton\n"
         "  try: pip install 'llmc[cuda-build]'\n",
     )
 

@@ -297,16 +297,16 @@ def test_too_short_a_limit_writes_nothing(
     engine: Path, gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     assert run(["tune", str(engine), "--time-limit", "1e-9", "-o", str(tmp_path / "t.yaml")]) == 4
-    assert "none of 20 linears measured\n  try: a longer one" in capsys.readouterr().err
+    assert "none of 20 measured\n  try: a longer --time-limit" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--time-limit", "0"), 2, "--time-limit 0\n  try: seconds, a number above 0"),
+        (("--time-limit", "0"), 2, "expected --time-limit in seconds, a number above 0\n  found: 0"),
         (("--profile", "sm_80"), 3, "profile 'sm_80'"),
-        (("-o", "/no/such/folder/t.yaml"), 2, "--output /no/such/folder/t.yaml\n  found: no file can be there"),
+        (("-o", "/no/such/folder/t.yaml"), 2, "cannot write the table /no/such/folder/t.yaml\n  found: no such folder"),
     ],
 )
 def test_usage_is_judged_first(
@@ -329,4 +329,4 @@ def test_without_the_gpu_it_ends_with_4(
     monkeypatch.setattr(gpus, "look", lambda: found)
     assert run(["tune", str(engine)]) == 4
     said = capsys.readouterr().err
-    assert "llmc tune measures on a GPU of compute capability 9.0" in said and message in said
+    assert "cannot tune without a GPU of compute capability 9.0" in said and message in said

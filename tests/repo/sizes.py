@@ -16,8 +16,8 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 84,
-    "cli": 94,
-    "cli/commands": 994,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli": 99,
+    "cli/commands": 999,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 258,  # texts are templates over the facts of --json
     "cli/prompts": 167,
     "compiler": 145,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
@@ -44,7 +44,7 @@ HELD: dict[str, int] = {
     "passes/rewrite": 242,
     "quantize": 213,
     "quantize/formats": 254,
-    "recipes": 297,
+    "recipes": 302,
     "runtime": 821,  # a device is made of contents
     "runtime/cpu": 420,  # notes
     "runtime/cuda": 932,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine

@@ -103,7 +103,7 @@ def test_build_refuses_too_little_memory_before_work(call: Call, tmp_path: Path)
 def test_build_refuses_a_memory_limit_that_is_no_size(call: Call, tmp_path: Path, limit: str):
     outcome = call("build", PICO, "-o", tmp_path / "x.llmc", "--memory-limit", limit)
     assert outcome.code == 2
-    assert outcome.err == f"llmc: --memory-limit {limit}\n  try: GiB, a number above 0\n"
+    assert outcome.err == f"llmc: expected --memory-limit in GiB, a number above 0\n  found: {limit}\n"
 
 
 def test_build_refuses_what_is_no_checkpoint(call: Call, tmp_path: Path):
@@ -236,7 +236,7 @@ def test_chat_answers_one_message_or_holds_a_conversation(call: Call, tmp_path: 
     process = start(*arguments)
     _, err = process.communicate(b"\xff\n")
     assert process.returncode == 2
-    assert b"stdin is not UTF-8 text\n  found: byte 0" in err
+    assert b"expected UTF-8 text in stdin\n  found: byte 0" in err
     code, shown = at_a_terminal([*map(str, arguments[:-1])], [b"hi\r", b"\x04"])
     assert code == 0 and shown.count("> ") == 2 and "3 tokens at" in shown, shown
 

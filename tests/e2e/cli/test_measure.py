@@ -43,7 +43,7 @@ def test_eval_measures_perplexity_and_distance(call: Call, engine: Path, text: P
 def test_eval_refuses_a_window_beyond_the_context(call: Call, engine: Path, text: Path):
     outcome = call("eval", engine, "--text", text, "--window", 513)
     assert outcome.code == 2
-    assert "a window of 513 tokens\n  found: a context of 512" in outcome.err
+    assert "expected --window of at most 512, the context\n  found: 513" in outcome.err
 
 
 def test_eval_windows_fit_a_shorter_baseline(call: Call, engine: Path, text: Path, tmp_path: Path):
@@ -51,7 +51,7 @@ def test_eval_windows_fit_a_shorter_baseline(call: Call, engine: Path, text: Pat
     arguments = ("eval", engine, "--text", text, "--max-tokens", 60, "--baseline", tmp_path / "x.llmc")
     assert call(*arguments, "--json").json["tokens"] == 60
     refused = call(*arguments, "--window", 33)
-    assert (refused.code, refused.err) == (2, "llmc: a window of 33 tokens\n  found: a context of 32\n")
+    assert (refused.code, refused.err) == (2, "llmc: expected --window of at most 32, the context\n  found: 33\n")
 
 
 def test_bench_reports_every_speed(call: Call, engine: Path):

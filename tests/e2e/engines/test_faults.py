@@ -334,12 +334,15 @@ def test_special_tokens_spelled_by_a_user_have_the_ids_of_plain_text(pico_engine
         ("version: 1\na: &a [x]\nb: [*a, *a]\n", ":2:4: anchors and aliases are not used here"),
         ("version: 1\n\tmax_batch: 4\n", ":2:1: a tab: use spaces"),
         ("version: 1\nmax_batch: 12:30\n", ":2:12: expected an integer, found the text '12:30'"),
-        ("version: 1\nquantize: {default: no}\n", ":2:21: no weight format 'no' (did you mean 'none'?)"),
-        ("warp: 9\nversion: 2\n", ":2:10: recipe version 2 is not known: this llmc reads version 1"),
+        ("version: 1\nquantize: {default: no}\n", ":2:21: expected a weight format, found 'no' (did you mean 'none'?)"),
+        ("warp: 9\nversion: 2\n", ":2:10: expected recipe version 1, found 2"),
         ("version: 1\nparallel: {tensor: 3}\n", ":2:1: 'parallel' is not built yet"),
-        ("version: 1\nkv: fp4\n", ":2:5: no format 'fp4' (did you mean 'fp8'?)"),
+        ("version: 1\nkv: fp4\n", ":2:5: expected kv of none or fp8, found 'fp4' (did you mean 'fp8'?)"),
         ("version: 1\ngates: []\n", ":2:1: 'gates' is not built yet"),
-        ("version: 1\ntargets: [sm_91]\n", ":2:11: no target 'sm_91' (did you mean 'sm_90'?), known: cpu"),
+        (
+            "version: 1\ntargets: [sm_91]\n",
+            ":2:11: expected a target, found 'sm_91' (did you mean 'sm_90'?), known: cpu",
+        ),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_at_its_place(call: Call, tmp_path: Path, text: str, said: str):

@@ -93,9 +93,9 @@ def test_the_environment_twin_works_and_the_flag_wins(
 ):
     monkeypatch.setenv("LLMC_RECIPE", "no-such-recipe")
     assert run(["passes", "absent"]) == 2
-    assert "no recipe 'no-such-recipe'" in capsys.readouterr().err
+    assert "cannot find the recipe 'no-such-recipe'" in capsys.readouterr().err
     assert run(["passes", "absent", "--recipe", "other"]) == 2
-    assert "no recipe 'other'" in capsys.readouterr().err
+    assert "cannot find the recipe 'other'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -104,18 +104,27 @@ def test_the_environment_twin_works_and_the_flag_wins(
         (["bild"], "No such command 'bild'. Did you mean 'build'?\n  try: llmc --help"),
         (["run", "e.llmc", "x", "--max-token", "3"], "--max-tokens"),
         (["run", "e.llmc", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
-        (["run", "e.llmc"], "llmc run without a prompt\n  try: PROMPT, - for stdin, --prompts FILE, or --chat"),
-        (["run", "e.llmc", "x", "--prompts", "f"], "PROMPT and --prompts together"),
-        (["run", "e.llmc", "x", "--system", "s"], "--system without --chat"),
-        (["run", "e.llmc", "x", "--verify", "all"], "--verify all\n  try: header or full"),
-        (["run", "e.llmc", "x", "--logit-bias", "a=1"], "--logit-bias 'a=1'\n  try: TOKEN_ID=NUMBER"),
+        (["run", "e.llmc"], "expected a prompt\n  try: PROMPT, - for stdin, --prompts FILE, or --chat"),
+        (["run", "e.llmc", "x", "--prompts", "f"], "expected PROMPT or --prompts, not both"),
+        (["run", "e.llmc", "x", "--system", "s"], "expected --chat with --system"),
+        (["run", "e.llmc", "x", "--verify", "all"], "expected --verify header or full\n  found: all"),
+        (
+            ["run", "e.llmc", "x", "--logit-bias", "a=1"],
+            "expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5\n  found: 'a=1'",
+        ),
         (["run", "e.llmc", "--prompts", "absent.jsonl"], "cannot read absent.jsonl\n  found: No such file"),
         (["eval", "e.llmc", "--text", "absent.txt"], "cannot read absent.txt"),
         (["build", "absent"], "Missing option '--output'"),
-        (["build", "absent", "-o", "x.llmc", "--quantize", "in4"], "no weight format 'in4' (did you mean 'int4'?)"),
-        (["build", "absent", "-o", "x.llmc", "--target", "cpu,gpu"], "no target 'gpu'"),
-        (["build", "absent", "-o", "x.llmc", "--target", "h10"], "no target 'h10' (did you mean 'h100'?), known: cpu"),
-        (["build", "absent", "-o", "x.llmc", "--max-batch", "0"], "max_batch: 0 is not a number from 1 to 4096"),
+        (
+            ["build", "absent", "-o", "x.llmc", "--quantize", "in4"],
+            "expected a weight format, found 'in4' (did you mean 'int4'?)",
+        ),
+        (["build", "absent", "-o", "x.llmc", "--target", "cpu,gpu"], "expected a target, found 'gpu'"),
+        (
+            ["build", "absent", "-o", "x.llmc", "--target", "h10"],
+            "expected a target, found 'h10' (did you mean 'h100'?), known: cpu",
+        ),
+        (["build", "absent", "-o", "x.llmc", "--max-batch", "0"], "expected max_batch from 1 to 4096, found 0"),
     ],
 )
 def test_usage_errors_have_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
@@ -129,7 +138,8 @@ def test_usage_errors_have_exit_code_2(arguments: list[str], message: str, capsy
 
 def test_the_hint_names_the_command(capsys: pytest.CaptureFixture[str]):
     run(["run", "e.llmc", "x", "--bogus"])
-    assert capsys.readouterr().err == "llmc: No such option: --bogus\n  try: llmc run --help\n"
+    said = "cannot read the command line: No such option: --bogus"
+    assert capsys.readouterr().err == f"llmc: {said}\n  try: llmc run --help\n"
 
 
 @pytest.mark.parametrize(
@@ -141,9 +151,17 @@ def test_the_hint_names_the_command(capsys: pytest.CaptureFixture[str]):
         (errors.EngineError("asked"), 3, "llmc: asked\n"),
         (errors.Unsupported("asked"), 3, "llmc: asked\n"),
         (errors.ResourceError("asked"), 4, "llmc: asked\n"),
-        (MemoryError(), 4, "llmc: this process ran out of memory\n"),
-        (OSError(28, "No space left on device"), 4, "llmc: the system refused: [Errno 28] No space left on device\n"),
-        (KeyError("x"), 70, "llmc: a bug in llmc: KeyError: 'x'\n  try: LLMC_DEBUG=1 for the traceback\n"),
+        (MemoryError(), 4, "llmc: cannot go on: this process ran out of memory\n"),
+        (
+            OSError(28, "No space left on device"),
+            4,
+            "llmc: cannot go on: the system refused: [Errno 28] No space left on device\n",
+        ),
+        (
+            KeyError("x"),
+            70,
+            "llmc: cannot go on: a bug in llmc: KeyError: 'x'\n  try: LLMC_DEBUG=1 for the traceback\n",
+        ),
     ],
 )
 def test_errors_become_exit_codes(
@@ -214,7 +232,7 @@ def test_a_missing_extra_gives_the_pip_line(
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(command) == 4
     assert capsys.readouterr().err == (
-        f"llmc: llmc {command[0]} needs the extra 'build'\n  found: not installed: torch\n"
+        f"llmc: cannot use llmc {command[0]} without the extra 'build'\n  found: not installed: torch\n"
         "  try: pip install 'llmc[build]'\n"
     )
 
@@ -275,13 +293,16 @@ def test_prompt_files_are_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a", "max_token": 3}', "p:1: unknown key 'max_token' (did you mean 'max_tokens'?)"),
-        ('{"prompt": "a", "tokens": [1]}', 'p:1: an object with either "prompt" or "tokens"'),
-        ('"a"', 'p:1: an object with either "prompt" or "tokens"'),
-        ('{"prompt": 3}', 'p:1: "prompt" is a text'),
-        ('{"tokens": [1.5]}', 'p:1: "tokens" is a list of whole numbers'),
-        ('{"tokens": [true]}', 'p:1: "tokens" is a list of whole numbers'),
-        ('{"tokens": [1], "logit_bias": {"x": 1}}', "p:1: logit_bias: token ids\n  found: 'x'"),
+        (
+            '{"prompt": "a", "max_token": 3}',
+            "expected a known key at p:1\n  found: 'max_token' (did you mean 'max_tokens'?)",
+        ),
+        ('{"prompt": "a", "tokens": [1]}', 'expected an object with either "prompt" or "tokens" at p:1'),
+        ('"a"', 'expected an object with either "prompt" or "tokens" at p:1'),
+        ('{"prompt": 3}', 'expected "prompt" as a text at p:1'),
+        ('{"tokens": [1.5]}', 'expected "tokens" as a list of whole numbers at p:1'),
+        ('{"tokens": [true]}', 'expected "tokens" as a list of whole numbers at p:1'),
+        ('{"tokens": [1], "logit_bias": {"x": 1}}', "expected token ids in \"logit_bias\" at p:1\n  found: 'x'"),
         ('{"prompt": "a"', "p:1"),
     ],
 )
@@ -295,5 +316,5 @@ def test_prompt_files_are_refused_by_line(tmp_path: Path, line: str, message: st
 
 def test_texts_must_be_utf8(tmp_path: Path):
     (tmp_path / "t").write_bytes(b"ab\xff")
-    with pytest.raises(RecipeError, match="is not UTF-8 text\n  found: byte 2"):
+    with pytest.raises(RecipeError, match=r"expected UTF-8 text in .*\n  found: byte 2"):
         texts.read_text(str(tmp_path / "t"))

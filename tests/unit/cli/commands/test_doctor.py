@@ -105,7 +105,7 @@ def test_memory_for_no_sequence_at_all(call: Call, pico_engine: PicoEngine, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--for", "h100"], "--for h100 without ENGINE\n  try: llmc doctor ENGINE --for h100"),
+        (["--for", "h100"], "expected ENGINE with --for\n  try: llmc doctor ENGINE --for h100"),
         (["ENGINE", "--for", "h201"], "no chip 'h201' (did you mean 'h200'?)"),
     ],
 )

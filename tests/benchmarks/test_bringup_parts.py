@@ -14,7 +14,8 @@ import pytest
 from support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
-from bringup import decode  # pyright: ignore[reportMissingImports]
+from bringup import decode, journal  # pyright: ignore[reportMissingImports]
+from bringup import perform as performing  # pyright: ignore[reportMissingImports]
 from bringup.bench import Bench  # pyright: ignore[reportMissingImports]
 from bringup.carry import CarriedCase, Carry  # pyright: ignore[reportMissingImports]
 from bringup.cases import order  # pyright: ignore[reportMissingImports]
@@ -89,21 +90,21 @@ def test_items_run_once_and_wrong_ones_do_not_stop_the_others(bench: Bench):
     assert "a            1 right, 1 wrong, 0 left out, 0.0 s" in lines and "  one: number 3" in lines
 
 
-def test_what_does_not_fit_into_its_step_has_what_the_others_left(bench: Bench):
+def test_what_does_not_fit_into_its_step_has_what_the_others_left(bench: Bench, clock: _Clock):
     steps = [
-        Step("a", 0.05, lambda bench: [Item("slow", _slow), item("late", {}), item("later", {})]),
+        Step("a", 0.05, lambda bench: [Item("slow", clock.slow), item("late", {}), item("later", {})]),
         Step("b", 9, lambda bench: [item("x", {})]),
     ]
-    perform(steps, bench, time.monotonic() + 60)
+    perform(steps, bench, clock.now + 60)
     assert [*bench.journal.outcomes] == ["a/slow", "b/x", "a/late", "a/later"] and bench.journal.ok
 
 
-def test_a_call_that_is_over_leaves_the_rest_out(bench: Bench):
+def test_a_call_that_is_over_leaves_the_rest_out(bench: Bench, clock: _Clock):
     steps = [
-        Step("a", 0.05, lambda bench: [Item("slow", _slow), item("late", {})]),
-        Step("b", 9, lambda bench: [Item("x", _slow)]),
+        Step("a", 0.05, lambda bench: [Item("slow", clock.slow), item("late", {})]),
+        Step("b", 9, lambda bench: [Item("x", clock.slow)]),
     ]
-    perform(steps, bench, time.monotonic() + 0.35)
+    perform(steps, bench, clock.now + 0.35)
     assert [*bench.journal.outcomes] == ["a/slow", "b/x", "a/late"]
     assert bench.journal.outcomes["a/late"] == {"left out": "the time of the call is over"}
 
@@ -115,9 +116,27 @@ def test_what_was_not_run_is_named(bench: Bench):
     assert bench.journal.outcomes["a/two"] == {"left out": "no time"} and not bench.journal.ok
 
 
-def _slow(_: Bench) -> Mapping[str, Any]:
-    time.sleep(0.12)
-    return {}
+class _Clock:
+    """A clock that only `slow` moves: how busy the machine is decides nothing."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def slow(self, _: Bench) -> Mapping[str, Any]:
+        self.now += 0.12
+        return {}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    for module in (journal, performing):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])

@@ -1,1 +1,1 @@
-"""ONNX in memory whose weights are expressions over stored tensors; the operators of domain `llmc`, their types, rules of a graph."""
+"""ONNX in memory: operators of domain `llmc`, their types, weight expressions, and the rules that a graph obeys."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+from functools import cache
 
 from support.paths import PACKAGE, ROOT
 
@@ -81,6 +82,7 @@ def code_lines(source: str) -> int:
     return len(lines - documentation)
 
 
+@cache
 def sizes() -> dict[str, int]:
     """Lines of code of every folder of the package that has Python files of its own, by path; "." is the root."""
     folders = [".", *sorted({str(p.parent.relative_to(ROOT)) for top in PACKAGE for p in (ROOT / top).rglob("*.py")})]

@@ -8,7 +8,7 @@ ENGINE := build/demo/pico-python.llmc
 # Plugins are named, because pytest else rewrites the assertions of every module of each installed one, such as hypothesis.
 PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypothesispytest
 
-.PHONY: venv demo quick test golden rehearsal sizes lint format clean
+.PHONY: venv demo hooks quick test golden rehearsal sizes lint format clean
 
 venv: $(VENV)/.dev
 
@@ -28,6 +28,10 @@ demo: $(VENV)/.build
 	mkdir -p $(dir $(ENGINE))
 	$(BIN)/llmc build $(CHECKPOINT) -o $(ENGINE) --quantize int8
 	$(BIN)/llmc run $(ENGINE) 'def parse_args(' --max-tokens 96 --temperature 0.4 --seed 1
+
+# `git commit` then runs .pre-commit-config.yaml, whose hooks are tools of .venv.
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
 
 test: $(VENV)/.dev
 	$(PYTEST) -n auto --dist loadfile

@@ -41,7 +41,7 @@ def test_what_is_common_to_targets_names_no_cuda_file(path: str):
 def test_the_table_of_targets_names_cuda_where_it_registers_it():
     text = (ROOT / "compiler/targets/__init__.py").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if "cuda" in line]
-    assert len(lines) == 2 and lines[0] == "from . import cpu, cuda, null" and "*cuda.TARGETS" in lines[1]
+    assert len(lines) == 2 and lines[0].startswith("from . import ") and "*cuda.TARGETS" in lines[1]
 
 
 def test_the_build_is_a_picture():

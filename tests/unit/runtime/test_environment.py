@@ -12,11 +12,6 @@ from llmc.cli.common import options
 from llmc.runtime import environment
 
 
-def test_no_other_file_reads_the_environment():
-    reads = re.compile(r"\bos\s*\.\s*(environb?|getenv|putenv)\b|from os import .*(environ|getenv)")
-    assert {file for file, text in package_sources().items() if reads.search(text)} == {("runtime", "environment")}
-
-
 def test_variables_of_the_table_are_those_that_are_read():
     text = package_sources()["runtime", "environment"]
     read = set(re.findall(r'(?:os\.environ\.get\(|in |, )"(LLMC_[A-Z]+)"', text.split("def debug")[1]))

@@ -103,7 +103,7 @@ def _whole(format: str, act: str, scaled: bool) -> tuple[str, str]:
     return text, ",".join(["=h"] * (2 * pairs) + ["r"] + ["r"] * scaled)
 
 
-_CODES = {
+CODES = {
     "fp8": "fp8",
     "int8": "int8",
     "int8-g128": "int8",
@@ -112,9 +112,10 @@ _CODES = {
     "nvfp4": "e2m1",
     "mxfp4": "e2m1",
 }
+"""How each format stores a weight: the one line that the kernels need of a format whose codes they know."""
 PTX = {
     (format, act, scaled): _whole(codes, act, scaled)
-    for format, codes in _CODES.items()
+    for format, codes in CODES.items()
     for act in ("bf16", "f16")
     for scaled in (False, True)
 }

@@ -81,7 +81,7 @@ def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, forma
             **{name: None for name in names[len(weights) :]},
             "VOCAB": vocab,
             "WIDTH": width,
-            "FORMAT": format.removesuffix("-g128"),
+            "FORMAT": format.partition("-")[0],
             "GROUP": GROUP.get(format) or 1,
             "BLOCK": BLOCK,
         },

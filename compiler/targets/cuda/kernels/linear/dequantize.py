@@ -18,11 +18,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..assembly import FACTOR, PTX
+from ......quantize import FORMATS
+from ..assembly import CODES, FACTOR, PTX
 
-PER_WORD = {"fp8": 4, "int8": 4, "int8-g128": 4, "int4": 8, "int4-g128": 8, "nvfp4": 8, "mxfp4": 8}
+PER_WORD = {name: 4 * one.layouts[0].step for name, one in FORMATS.items()}
 """Weights in 32 bits, by format."""
-GROUP = {"fp8": 0, "int8": 32, "int8-g128": 128, "int4": 32, "int4-g128": 128, "nvfp4": 16, "mxfp4": 32}
+GROUP = {name: one.block or 0 for name, one in FORMATS.items()}
 """Weights along K that share a scale; 0: the scale is of the row."""
 
 
@@ -44,6 +45,11 @@ def _assembly(format, act, scaled):
 @triton.constexpr_function
 def _constraints(format, scaled):
     return PTX[format, "f16", scaled][1]
+
+
+@triton.constexpr_function
+def _codes(format):
+    return CODES[format]
 
 
 @triton.constexpr_function
@@ -96,13 +102,13 @@ def _pair_value(pairs, ACT: tl.constexpr):
 @triton.jit
 def _one(words, pairs, Q: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, ACT: tl.constexpr):
     """Weight Q of every word without inline PTX: the same bits as the assembly gives."""
-    if FORMAT == "fp8":
+    if _codes(FORMAT) == "fp8":
         number = e4m3((words >> (8 * Q)) & 255)
         if not _is_bf16(ACT):
             number *= 2.0**-8
-    elif FORMAT == "int8" or FORMAT == "int8-g128":
+    elif _codes(FORMAT) == "int8":
         number = (((words >> (8 * Q)) & 255) - 128).to(tl.float32)
-    elif FORMAT == "int4" or FORMAT == "int4-g128":
+    elif _codes(FORMAT) == "int4":
         number = (((words >> (4 * Q)) & 15) - 8).to(tl.float32)
     else:
         code = (words >> (4 * Q)) & 15
@@ -135,7 +141,7 @@ def decode(
     words = fragment_rows(words, ROWS, WARPS, 16)
     if SCALED:
         pairs = fragment_rows(pairs, ROWS, WARPS, 16)
-    if FORMAT == "fp8" or FORMAT == "int8" or FORMAT == "int8-g128":
+    if _codes(FORMAT) == "fp8" or _codes(FORMAT) == "int8":
         if EMULATE:
             a = _one(words, pairs, 0, FORMAT, SCALED, ACT)
             b = _one(words, pairs, 1, FORMAT, SCALED, ACT)

@@ -8,7 +8,7 @@ ENGINE := build/demo/pico-python.llmc
 # Plugins are named, because pytest else rewrites the assertions of every module of each installed one, such as hypothesis.
 PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypothesispytest
 
-.PHONY: venv demo hooks quick test golden rehearsal sizes lint format clean
+.PHONY: venv demo hooks quick test golden scripts rehearsal sizes lint format clean
 
 venv: $(VENV)/.dev
 
@@ -41,6 +41,9 @@ quick: $(VENV)/.dev
 
 golden: $(VENV)/.dev
 	$(PYTEST) tests/golden/test_golden.py tests/kernels/test_figures.py --update-golden
+
+scripts: $(VENV)/.dev
+	$(PYTEST) tests/scripts/test_scripts.py --update-golden
 
 # The three calls of benchmarks/gpu.sh with all that is carried, over a driver whose kernels compute nothing: results that
 # are held against numbers are wrong, and all else must be there.

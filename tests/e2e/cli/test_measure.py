@@ -1,4 +1,4 @@
-"""The commands that judge an engine, on the bundled checkpoint: eval, bench, doctor, passes."""
+"""The commands that judge an engine, on the bundled checkpoint: eval and bench."""
 
 from __future__ import annotations
 
@@ -40,20 +40,6 @@ def test_eval_measures_perplexity_and_distance(call: Call, engine: Path, text: P
     assert "KL mean 0.000000" in same.out
 
 
-def test_eval_refuses_a_window_beyond_the_context(call: Call, engine: Path, text: Path):
-    outcome = call("eval", engine, "--text", text, "--window", 513)
-    assert outcome.code == 2
-    assert "expected --window of at most 512, the context\n  found: 513" in outcome.err
-
-
-def test_eval_windows_fit_a_shorter_baseline(call: Call, engine: Path, text: Path, tmp_path: Path):
-    assert call("build", CHECKPOINT, "-o", tmp_path / "x.llmc", "--max-context", 32).code == 0
-    arguments = ("eval", engine, "--text", text, "--max-tokens", 60, "--baseline", tmp_path / "x.llmc")
-    assert call(*arguments, "--json").json["tokens"] == 60
-    refused = call(*arguments, "--window", 33)
-    assert (refused.code, refused.err) == (2, "llmc: expected --window of at most 32, the context\n  found: 33\n")
-
-
 def test_bench_reports_every_speed(call: Call, engine: Path):
     arguments = ("bench", engine, "--prompt-tokens", 16, "--new-tokens", 4, "--batch", 2, "--repeat", 1)
     found = call(*arguments, "--json").json
@@ -62,17 +48,3 @@ def test_bench_reports_every_speed(call: Call, engine: Path):
     assert found["memory_share"] > 0
     assert "prefill" in call(*arguments).out
     assert call("bench", engine, "--prompt-tokens", 600).code == 2
-
-
-def test_doctor_says_which_profiles_fit(call: Call, engine: Path):
-    found = call("doctor", engine, "--json").json
-    assert found["engine"] == {"path": str(engine), "profile": "cpu", "fit": ["cpu"], "do_not_fit": {}}
-    assert "CPUExecutionProvider" in found["providers"]
-    assert "ONNX Runtime providers" in call("doctor").out
-
-
-def test_passes_lists_the_pipeline(call: Call):
-    rows = call("passes", CHECKPOINT, "--recipe", "cpu-int8", "--json").json["passes"]
-    fired = {row["name"]: row["fired"] for row in rows}
-    assert fired["MergeLinears"] == 8  # q, k and v of eight layers
-    assert "nearest miss" in call("passes", CHECKPOINT).out

@@ -195,13 +195,3 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path):
     assert second["bytes"] > 120_000_000
     assert second["peak_rss_bytes"] < 0.65 * GIB
     assert second["peak_rss_bytes"] - first["peak_rss_bytes"] < 128 << 20
-
-
-def test_a_folder_that_is_not_there_is_exit_4(tmp_path: Path):
-    source = small_checkpoint(tmp_path / "c", tokenizer=False)
-    with pytest.raises(ResourceError, match="mkdir -p for the folder of the engine"):
-        llmc.build(source, tmp_path / "no" / "e.llmc")
-    (tmp_path / "folder.llmc").mkdir()
-    with pytest.raises(ResourceError, match="there is something that is no file"):
-        llmc.build(source, tmp_path / "folder.llmc")
-    assert names(tmp_path) == ["c", "folder.llmc"]

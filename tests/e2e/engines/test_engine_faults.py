@@ -1,10 +1,9 @@
-"""Cut, forged and damaged engines met by a user at the command line: exit code and message (docs/faults.md, 1 to 8)."""
+"""Forged engines whose digests are right, met by a user at the command line (docs/faults.md, 3 to 7)."""
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 
 import onnx
@@ -19,27 +18,6 @@ from llmc.runtime.engine_file.manifest import Manifest
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(capsys)
-
-
-@pytest.mark.parametrize("kept", [0, 7, 100, 5000, 1_000_000, -1])
-def test_a_cut_engine_is_refused_with_both_sizes(call: Call, pico_engine: PicoEngine, tmp_path: Path, kept: int):
-    path, whole = tmp_path / "cut.llmc", pico_engine("int8").read_bytes()
-    path.write_bytes(whole[:kept])
-    code, text = call("run", path, "x")
-    assert code == 3
-    assert f"{len(whole[:kept])} bytes" in text
-    assert any(f"{size} bytes" in text for size in (8, struct.unpack("<Q", whole[:8])[0], len(whole)))
-    assert call("inspect", path)[0] == 3
-    assert call("verify", path)[0] == 1
-
-
-@pytest.mark.parametrize("length", [0, 1 << 31, 1 << 63, (1 << 64) - 1])
-def test_a_header_length_is_not_believed(call: Call, pico_engine: PicoEngine, tmp_path: Path, length: int):
-    path = tmp_path / "e.llmc"
-    path.write_bytes(struct.pack("<Q", length) + pico_engine("int8").read_bytes()[8:])
-    for command in (("run", path, "x"), ("inspect", path)):
-        code, text = call(*command)
-        assert (code, f"{length}" in text) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -96,20 +74,3 @@ def test_a_graph_that_fails_while_running_is_the_engines_fault(call: Call, pico_
     path = forge(pico_engine("int8"), tmp_path / "e.llmc", manifest=shorten)
     code, text = call("verify", path)
     assert (code, "a bug in llmc" in text) == (3, False)
-
-
-@pytest.mark.parametrize("where", ["header", "section"])
-def test_run_refuses_a_flipped_bit_of_what_it_reads_at_every_load(
-    call: Call, pico_engine: PicoEngine, tmp_path: Path, where: str
-):
-    raw = bytearray(pico_engine("int8").read_bytes())
-    at = 5000
-    if where == "section":
-        with EngineFile.open(pico_engine("int8")) as engine:
-            at = raw.index(engine.section("profiles/cpu/graph.onnx")) + 100
-    raw[at] ^= 4
-    path = tmp_path / "e.llmc"
-    path.write_bytes(raw)
-    assert call("run", path, "x")[0] == 3
-    code, text = call("verify", path)
-    assert (code, where in text) == (1, True)

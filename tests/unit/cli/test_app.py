@@ -1,4 +1,4 @@
-"""The command line without an engine: exit codes, streams, flags and the texts of refusals."""
+"""The command line without an engine: exit codes, flags, progress; `tests/scripts/cli` has its usage errors."""
 
 from __future__ import annotations
 
@@ -13,47 +13,16 @@ import typer
 from llmc.cli import app as module
 from llmc.cli import main
 from llmc.cli.app import run
-from llmc.cli.common import console, huge_pages, options, progress, texts
+from llmc.cli.common import console, huge_pages, options, progress
 from llmc.cli.prompts import batch
 from llmc.recipes.flags import BuildFlags
 from llmc.runtime import errors
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.sampling.params import RANGES, SamplingOptions, SamplingParams
 
-COMMANDS = ("build", "run", "inspect", "verify", "eval", "bench", "passes", "kernels", "tune", "doctor")
-
 
 def last_json(text: str) -> dict:
     return json.loads(text.rstrip("\n").split("\n")[-1])
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    assert run(arguments) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in COMMANDS)
-    assert "--install-completion" in shown
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
-    assert run([name, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"Usage: llmc {name}" in shown
-    assert "--json" in shown
-
-
-def test_version(capsys: pytest.CaptureFixture[str]):
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == "llmc 0.1.0\n"
-
-
-def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("_LLMC_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "llmc b")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    assert run([]) == 0
-    assert capsys.readouterr().out.split() == ["build", "bench"]
 
 
 def test_every_flag_has_its_environment_twin():
@@ -62,14 +31,6 @@ def test_every_flag_has_its_environment_twin():
             (long, *_), kind = option.opts, option.param_type_name
             if kind == "option" and long != "--help":
                 assert option.envvar == "LLMC_" + long.removeprefix("--").replace("-", "_").upper(), (name, long)
-
-
-def test_a_variable_without_effect_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("LLMC_CASHE", "/tmp")
-    assert run(["--version"]) == 0
-    shown = capsys.readouterr()
-    assert shown.out == "llmc 0.1.0\n"
-    assert shown.err == "llmc: no variable LLMC_CASHE is known (did you mean 'LLMC_CACHE'?): it has no effect\n"
 
 
 def test_a_build_s_flags_are_those_of_its_type():
@@ -86,60 +47,6 @@ def test_a_sampling_option_is_one_field():
     assert fields <= {option.name for option in command.params}
     for name in RANGES:
         assert "--" + name.replace("_", "-") in {text for option in command.params for text in option.opts}
-
-
-def test_the_environment_twin_works_and_the_flag_wins(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("LLMC_RECIPE", "no-such-recipe")
-    assert run(["passes", "absent"]) == 2
-    assert "cannot find the recipe 'no-such-recipe'" in capsys.readouterr().err
-    assert run(["passes", "absent", "--recipe", "other"]) == 2
-    assert "cannot find the recipe 'other'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["bild"], "No such command 'bild'. Did you mean 'build'?\n  try: llmc --help"),
-        (["run", "e.llmc", "x", "--max-token", "3"], "--max-tokens"),
-        (["run", "e.llmc", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
-        (["run", "e.llmc"], "expected a prompt\n  try: PROMPT, - for stdin, --prompts FILE, or --chat"),
-        (["run", "e.llmc", "x", "--prompts", "f"], "expected PROMPT or --prompts, not both"),
-        (["run", "e.llmc", "x", "--system", "s"], "expected --chat with --system"),
-        (["run", "e.llmc", "x", "--verify", "all"], "expected --verify header or full\n  found: all"),
-        (
-            ["run", "e.llmc", "x", "--logit-bias", "a=1"],
-            "expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5\n  found: 'a=1'",
-        ),
-        (["run", "e.llmc", "--prompts", "absent.jsonl"], "cannot read absent.jsonl\n  found: No such file"),
-        (["eval", "e.llmc", "--text", "absent.txt"], "cannot read absent.txt"),
-        (["build", "absent"], "Missing option '--output'"),
-        (
-            ["build", "absent", "-o", "x.llmc", "--quantize", "in4"],
-            "expected a weight format, found 'in4' (did you mean 'int4'?)",
-        ),
-        (["build", "absent", "-o", "x.llmc", "--target", "cpu,gpu"], "expected a target, found 'gpu'"),
-        (
-            ["build", "absent", "-o", "x.llmc", "--target", "h10"],
-            "expected a target, found 'h10' (did you mean 'h100'?), known: cpu",
-        ),
-        (["build", "absent", "-o", "x.llmc", "--max-batch", "0"], "expected max_batch from 1 to 4096, found 0"),
-    ],
-)
-def test_usage_errors_have_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    assert run(arguments) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err
-    assert shown.out == ""
-    assert run([*arguments, "--json"]) == 2
-    assert message in last_json(capsys.readouterr().out)["error"]["message"]
-
-
-def test_the_hint_names_the_command(capsys: pytest.CaptureFixture[str]):
-    run(["run", "e.llmc", "x", "--bogus"])
-    said = "cannot read the command line: No such option: --bogus"
-    assert capsys.readouterr().err == f"llmc: {said}\n  try: llmc run --help\n"
 
 
 @pytest.mark.parametrize(
@@ -288,33 +195,3 @@ def test_prompt_files_are_read(tmp_path: Path):
         batch.PromptLine("a", {"max_tokens": 3}),
         batch.PromptLine((1, 2), {"logit_bias": {5: 1.5}}),
     ]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            '{"prompt": "a", "max_token": 3}',
-            "expected a known key at p:1\n  found: 'max_token' (did you mean 'max_tokens'?)",
-        ),
-        ('{"prompt": "a", "tokens": [1]}', 'expected an object with either "prompt" or "tokens" at p:1'),
-        ('"a"', 'expected an object with either "prompt" or "tokens" at p:1'),
-        ('{"prompt": 3}', 'expected "prompt" as a text at p:1'),
-        ('{"tokens": [1.5]}', 'expected "tokens" as a list of whole numbers at p:1'),
-        ('{"tokens": [true]}', 'expected "tokens" as a list of whole numbers at p:1'),
-        ('{"tokens": [1], "logit_bias": {"x": 1}}', "expected token ids in \"logit_bias\" at p:1\n  found: 'x'"),
-        ('{"prompt": "a"', "p:1"),
-    ],
-)
-def test_prompt_files_are_refused_by_line(tmp_path: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("p").write_text(line + "\n")
-    with pytest.raises(RecipeError) as caught:
-        batch.read("p")
-    assert message in str(caught.value)
-
-
-def test_texts_must_be_utf8(tmp_path: Path):
-    (tmp_path / "t").write_bytes(b"ab\xff")
-    with pytest.raises(RecipeError, match=r"expected UTF-8 text in .*\n  found: byte 2"):
-        texts.read_text(str(tmp_path / "t"))

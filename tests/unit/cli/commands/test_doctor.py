@@ -102,19 +102,6 @@ def test_memory_for_no_sequence_at_all(call: Call, pico_engine: PicoEngine, tmp_
     assert call("doctor", path, "--for", "a100", "--json").json["engine"]["profile"] == "sm_80"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--for", "h100"], "expected ENGINE with --for\n  try: llmc doctor ENGINE --for h100"),
-        (["ENGINE", "--for", "h201"], "no chip 'h201' (did you mean 'h200'?)"),
-    ],
-)
-def test_refusals(call: Call, engine: Path, arguments: list[str], message: str):
-    outcome = call("doctor", *(engine if one == "ENGINE" else one for one in arguments))
-    assert (outcome.code, outcome.out) == (2, "")
-    assert message in outcome.err
-
-
 def test_the_table_of_gpus_needs_no_extra(call: Call, engine: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("llmc.cli.common.extras.find_spec", lambda name: None)
     assert call("doctor", engine, "--for", "h100").code == 0

@@ -9,11 +9,8 @@ import onnx_ir as ir
 from ..runtime.engine_file.bind import Concat, stored, widened
 from .graph import ops
 from .graph.graph import Graph, Quantized, block_of, width
-from .rewrite.pattern import Miss
-from .rewrite.rule import Outcome, Pass, take_over
-
-_ALONE, _SCALES, _FORMATS, _APART = 1, 2, 3, 4
-"""Depths of misses: how near a group of linears came to a merge."""
+from .rewrite.pattern import Depth, Miss
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,15 @@ class MergeLinears(Pass):
         outcome = Outcome()
         for nodes in _by_input(graph).values():
             if not self.gated and _is_gated(nodes):
-                outcome.note(Miss("the target keeps gate and up apart", _APART), nodes[0])
+                outcome.note(Miss("the target keeps gate and up apart", Depth.CHECKED), nodes[0])
             elif len(nodes) == 1:
-                outcome.note(Miss("only one linear reads this input", _ALONE), nodes[0])
+                outcome.note(Miss("only one linear reads this input", Depth.OPERATOR), nodes[0])
             elif len({node.overload for node in nodes}) > 1:
-                outcome.note(Miss("the linears have different formats or only some have a bias", _FORMATS), nodes[0])
+                outcome.note(
+                    Miss("the linears have different formats or only some have a bias", Depth.WEIGHTS), nodes[0]
+                )
             elif reason := _unmergeable(graph, nodes):
-                outcome.note(Miss(reason, _SCALES), nodes[0])
+                outcome.note(Miss(reason, Depth.WEIGHTS), nodes[0])
             else:
                 _merge(graph, nodes)
                 outcome.fired += 1
@@ -108,4 +107,4 @@ def _merge(graph: Graph, nodes: list[ir.Node]) -> None:
     sizes = [width(node.outputs[0]) for node in nodes]
     parts = b("Split", joined, b.ints(*sizes), outputs=len(nodes), axis=-1)
     for node, part in zip(nodes, parts, strict=True):
-        take_over(node.outputs[0], part)
+        replace_value(node.outputs[0], part)

@@ -12,8 +12,8 @@ from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import Unsupported
 from .graph import ops
 from .graph.graph import BLOCK, MODULE, Canonical, Graph, Quantized
-from .rewrite.pattern import Miss
-from .rewrite.rule import Outcome, Pass, take_over
+from .rewrite.pattern import Depth, Miss
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class QuantizeWeights(Pass):
             if ops.format_of(node) != ops.DENSE:
                 continue
             if chosen == "none":
-                outcome.note(Miss(f"{module} stays as it is"), node)
+                outcome.note(Miss(f"{module} stays as it is", Depth.CHECKED), node)
                 continue
             tensor = _tensor(graph, node.inputs[1])
             del graph.canonical[tensor.name]  # its name is the codes' from here on
@@ -96,4 +96,4 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
         overload=ops.overload_of(name, bias=bool(bias)),
         name=node.metadata_props.get(MODULE, ""),
     )
-    take_over(node.outputs[0], new)
+    replace_value(node.outputs[0], new)

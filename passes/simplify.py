@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .graph.graph import Graph
-from .rewrite.rule import Outcome, Pass, take_over
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 class Simplify(Pass):
@@ -25,7 +25,7 @@ class Simplify(Pass):
             if first is node or any(value.is_graph_output() for value in node.outputs):
                 continue
             for before, after in zip(node.outputs, first.outputs, strict=True):
-                take_over(before, after)
+                replace_value(before, after)
             outcome.fired += 1
         outcome.fired = max(outcome.fired, graph.remove_dead())
         return outcome

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..runtime.engine_file.bind import Concat, stored, widened
 from .graph import ops
-from .graph.graph import Graph, Quantized, block_of, width
+from .graph.graph import GATED, ROLE, Graph, Quantized, block_of, width
 from .rewrite.pattern import Depth, Miss
 from .rewrite.rule import Outcome, Pass, replace_value
 
@@ -39,7 +39,7 @@ class MergeLinears(Pass):
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
         for nodes in _by_input(graph).values():
-            if not self.gated and _is_gated(nodes):
+            if not self.gated and any(node.metadata_props.get(ROLE) == GATED for node in nodes):
                 outcome.note(Miss("the target keeps gate and up apart", Depth.CHECKED), nodes[0])
             elif len(nodes) == 1:
                 outcome.note(Miss("only one linear reads this input", Depth.OPERATOR), nodes[0])
@@ -55,11 +55,6 @@ class MergeLinears(Pass):
         if outcome.fired:
             graph.remove_dead()
         return outcome
-
-
-def _is_gated(nodes: list[ir.Node]) -> bool:
-    """Gate and up: the results meet in a product."""
-    return any(user.op_type == "Mul" for node in nodes for user, _ in node.outputs[0].uses())
 
 
 def _by_input(graph: Graph) -> dict[ir.Value | None, list[ir.Node]]:

@@ -11,7 +11,7 @@ from ..quantize import FORMATS
 from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import Unsupported
 from .graph import ops
-from .graph.graph import BLOCK, MODULE, Canonical, Graph, Quantized
+from .graph.graph import BLOCK, MODULE, ROLE, Canonical, Graph, Quantized
 from .rewrite.pattern import Depth, Miss
 from .rewrite.rule import Outcome, Pass, replace_value
 
@@ -95,5 +95,6 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
         *(node.inputs[0], *values, *bias),
         overload=ops.overload_of(name, bias=bool(bias)),
         name=node.metadata_props.get(MODULE, ""),
+        role=node.metadata_props.get(ROLE, ""),
     )
     replace_value(node.outputs[0], new)

@@ -23,8 +23,10 @@ from .types import infer
 
 OPSETS = {"": 24, ops.DOMAIN: 1, "com.microsoft": 1}
 IR_VERSION = 11
-BLOCK = "block"
-MODULE = "module"
+BLOCK, MODULE, ROLE = "block", "module", "role"
+"""Keys of a node's metadata: its block, the module of the checkpoint that it computes, and its part in the model."""
+GATED = "gated"
+"""The role of the two linears of a gated MLP, gate and up."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,10 @@ class Builder:
         overload: str = "",
         outputs: int = 1,
         name: str = "",
+        role: str = "",
         **attributes: Any,
     ) -> Any:
-        """One node; its value, or a tuple of them when `outputs` > 1. `name`: the checkpoint's module, if any."""
+        """One node; its value, or a tuple of them when `outputs` > 1. `name` is the checkpoint's module, if any."""
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         node = ir.Node(
@@ -192,7 +195,7 @@ class Builder:
             overload=overload,
             num_outputs=outputs,
             name=self.graph.fresh(name or op),
-            metadata_props={BLOCK: self.block, MODULE: name} if name else {BLOCK: self.block},
+            metadata_props={k: v for k, v in ((BLOCK, self.block), (MODULE, name), (ROLE, role)) if v},
         )
         for index, value in enumerate(node.outputs):
             value.name = f"{node.name}.{index}" if outputs > 1 else node.name

@@ -28,6 +28,11 @@ class QuantizeWeights(Pass):
         "(int64[2,3] ids, float[8,128] T) => (float[2,3,8] y) "
         "{ e = llmc.Embedding:f32(ids, T) y = llmc.Linear:f32(e, T) }",
     )
+    refuses = {
+        "the weight is quantized already": (
+            "(float[2,3,64] x, uint8[4,32] W, float[4,2] S) => (float[2,3,4] y) { y = llmc.Linear:int4(x, W, S) }"
+        ),
+    }
     tolerance = 1e-2
     """Of int8, in which the examples are tried."""
 
@@ -38,6 +43,7 @@ class QuantizeWeights(Pass):
             module = node.metadata_props.get(MODULE, "")
             chosen = self.format_of(module)
             if ops.format_of(node) != ops.DENSE:
+                outcome.note(Miss("the weight is quantized already", Depth.OPERATOR), node)
                 continue
             if chosen == "none":
                 outcome.note(Miss(f"{module} stays as it is", Depth.CHECKED), node)

@@ -92,7 +92,7 @@ def _takes(
     """
     where, types, takes = f"{rule.__name__}.{method.__name__}", get_type_hints(method), {**known, extra: kind}
     if extra in known:
-        raise TypeError(f"expected {rule.__name__}.pattern to capture nothing as {extra!r}, which is no capture")
+        raise TypeError(f"expected {rule.__name__}.pattern to capture nothing as {extra!r}, which {where} is given")
     names = tuple(inspect.signature(method).parameters)[1:]
     for name in names:
         if name not in takes:

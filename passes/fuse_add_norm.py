@@ -1,4 +1,4 @@
-"""Residual add and norm in one operator: the residual stream is read once."""
+"""Residual add and norm become one operator, so the residual stream is read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gated activation of an MLP as one operator: act(gate) * up, also straight from the merged linear."""
+"""The gated activation of an MLP, act(gate) * up, becomes one operator, also on the result of a merged linear."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPES = tuple(dict.fromkeys(op for op, _ in ACTIVATIONS.values()))
 
 
 def _activation(node: ir.Node) -> str:
-    """The table's name for an activation node, or "" if it is a variant the table lacks."""
+    """The activation's name in ACTIVATIONS, or "" if this variant is not in the table."""
     variant = {name: attr.value for name, attr in node.attributes.items() if (name, attr.value) not in _DEFAULTS}
     found = [name for name, entry in ACTIVATIONS.items() if entry == (node.op_type, variant)]
     return found[0] if found else ""

@@ -1,4 +1,4 @@
-"""Linears that read the same input become one (q, k, v; gate, up): the input is read, and quantized, once."""
+"""Linears that read one input become one linear (q, k, v; gate, up), so the input is read, and quantized, once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MergeLinears(Pass):
     """[x W1ᵀ, x W2ᵀ] = split(x [W1; W2]ᵀ): one read of x, one kernel."""
 
     gated: bool = True
-    """Also gate and up: a gain where a kernel takes them together, a loss where they must be split again."""
+    """Whether to merge gate and up: faster if a kernel reads both from one result, slower if they must be split."""
 
     fires = (
         "(float[2,3,4] x, float[8,4] Q, float[4,4] K) => (float[2,3,8] q, float[2,3,4] k) "
@@ -66,11 +66,11 @@ def _by_input(graph: Graph) -> dict[ir.Value | None, list[ir.Node]]:
 
 
 def _unmergeable(graph: Graph, nodes: list[ir.Node]) -> str:
-    """Scalars (a global scale) must be one number for all parts: true when one group of tensors shares it."""
+    """Why these linears cannot be one, or "". A scalar, a global scale, must be the same for all of them."""
     for column in zip(*(node.inputs[1:] for node in nodes), strict=True):
         exprs = [graph.expr(value) for value in column]
         if any(expr is None for expr in exprs):
-            return "a weight is not a promise"
+            return "a weight has no expression"
         if exprs[0] is not None and not exprs[0].shape:
             shared = {_shares(graph, value) for value in column}
             if len(shared) > 1:

@@ -1,4 +1,4 @@
-"""Put the recipe's weight formats on linears (and on the embedding a quantized head is tied to)."""
+"""Quantize the weights of linears, and the embedding tied to a quantized head, in the recipe's formats."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .rewrite.rule import Outcome, Pass, replace_value
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """A linear's weight becomes codes and scales; what reads the same stored tensor follows it."""
+    """A linear's weight becomes codes and scales; all other readers of its stored tensor use them too."""
 
     format_of: Callable[[str], str]
-    """Module name to format name, or "none"."""
+    """The format's name for a module's name, or "none"."""
 
     fires = (
         "(float[2,3,128] x, float[4,128] W, float[4] B) => (float[2,3,4] y) { y = llmc.Linear:f32_bias(x, W, B) }",
@@ -34,7 +34,7 @@ class QuantizeWeights(Pass):
         ),
     }
     tolerance = 1e-2
-    """Of int8, in which the examples are tried."""
+    """For int8, which the examples are tested in."""
 
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
@@ -48,9 +48,11 @@ class QuantizeWeights(Pass):
             if chosen == "none":
                 outcome.note(Miss(f"{module} stays as it is", Depth.CHECKED), node)
                 continue
-            tensor = _tensor(graph, node.inputs[1])
-            del graph.canonical[tensor.name]  # its name is the codes' from here on
-            for user in [n for n, _ in node.inputs[1].uses()]:  # type: ignore[union-attr]
+            weight = node.inputs[1]
+            assert weight is not None
+            tensor = _tensor(graph, weight)
+            del graph.canonical[tensor.name]  # the codes take its name
+            for user in [n for n, _ in weight.uses()]:
                 _quantize(graph, user, tensor, chosen, shares.get(tensor.name, (tensor.name,)))
             outcome.fired += 1
         if outcome.fired:
@@ -59,8 +61,8 @@ class QuantizeWeights(Pass):
 
 
 def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """Tensor to the tensors of all linears with its input and format: they may be merged, so they share a global scale
-    and lie next to each other."""
+    """For each linear's tensor the tensors of all linears with its input and format. These may be merged, so they share
+    a global scale and lie next to each other in the file."""
     groups: dict[tuple[ir.Value | None, str], list[str]] = {}
     for node in graph.nodes:
         if (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE):
@@ -82,7 +84,7 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
     reason = fmt.check(rows, columns)
     if reason:
         module = tensor.name.removesuffix(".weight")
-        raise Unsupported(f"format {name} for {module}", found=reason, fix=f"a recipe rule with `{module}: none`")
+        raise Unsupported(f"cannot store {module} as {name}", found=reason, fix=f"a recipe rule with `{module}: none`")
     values = []
     stem = tensor.name.removesuffix("weight")
     for component in fmt.components(rows, columns):

@@ -1,4 +1,4 @@
-"""Compute only the rows of logits somebody wants: row selection moves up through row-wise operators."""
+"""Compute only the rows of logits that are asked for: row selection moves up through row-wise operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWWISE = {
 
 
 class SelectRowsEarly(Pass):
-    """SelectRows(f(x)) = f(SelectRows(x)) when f works row by row: the head and the last MLP see only wanted rows."""
+    """SelectRows(f(x)) = f(SelectRows(x)) when f works row by row: the head and the last MLP compute fewer rows."""
 
     fires = (
         "(float[2,3,4] x, int64[1] rows, float[4] W, float[8,4] H) => (float[1,8] y) "

@@ -1,4 +1,4 @@
-"""Common subexpressions and dead code: equal nodes become one, so that later patterns see one value, not two."""
+"""Common subexpressions and dead code: equal nodes become one node, so that later patterns see one value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .rewrite.rule import Outcome, Pass, replace_value
 
 
 class Simplify(Pass):
-    """Equal nodes compute equal values: keep the first."""
+    """Equal nodes compute equal values: keeps the first."""
 
     fires = (
         "(float[2,4] x) => (float[2,4] y) { a = Swish(x) b = Swish(x) y = Add(a, b) }",

@@ -22,23 +22,23 @@ Captured = ir.Value | ir.Node | Rest | None
 
 
 class Depth(IntEnum):
-    """How near a miss came to a rewrite; a pass reports its deepest one. Within a pattern it is the number of operators
-    that matched, so the members count from there."""
+    """How near a miss came to a rewrite; a pass reports its deepest miss. Inside a pattern the depth is the number of
+    operators that matched, which stays below WEIGHTS."""
 
     NOTHING = 0
     """No operator matched."""
     OPERATOR = 1
-    """The first operator matched, its neighbours did not."""
+    """The first operator matched, but not its neighbours."""
     WEIGHTS = 80
     """All operators matched, but their weights do not go together."""
     READ_OUTSIDE = 90
     """All operators matched, but a value between them has another reader."""
     CHECKED = 100
-    """All matched, and the pass's own condition refused."""
+    """All matched, but the pass, the recipe or the target refused."""
 
 
 class Miss(Exception):
-    """Why a pattern or its check refused, and how deep the match had come."""
+    """Why a pattern or a check refused a place, and its depth (Depth, or the number of operators that matched)."""
 
     def __init__(self, reason: str, depth: int) -> None:
         super().__init__(reason)
@@ -141,7 +141,7 @@ class Match:
 
 
 def ways(op: Op, node: ir.Node, match: Match, depth: int) -> Iterator[Match | Miss]:
-    """All ways `op` matches `node`, extending `match`; misses are yielded as values so the nearest can be kept."""
+    """All ways in which `op` matches `node`, as extensions of `match`. Misses are yielded too, to find the nearest."""
     known = match.by_key.get(op.key)
     if known is not None and known is not node:
         yield Miss(f"{op.type} is another node than before", depth)
@@ -168,7 +168,7 @@ def ways(op: Op, node: ir.Node, match: Match, depth: int) -> Iterator[Match | Mi
 
 
 def is_operator(op: Op, node: ir.Node) -> bool:
-    """True if the node is of the pattern's domain and one of its types; its arguments are not looked at."""
+    """True if the node has the pattern's domain and one of its types; its inputs are not compared."""
     return node.domain == op.domain and node.op_type in op.type.split("|")
 
 
@@ -205,7 +205,7 @@ def _value(pattern: Op | str, value: ir.Value | None, match: Match, depth: int) 
 
 
 def outside_reader(roots: tuple[Op, ...], match: Match) -> str:
-    """The reason if a value inside the pattern, other than its results, is read outside or is a graph output."""
+    """Why a match cannot be replaced, or "": a value inside it, no result, has another reader or is a graph output."""
     nodes = list(match.by_key.values())
     results = {(match.by_key[root.key], root.output) for root in roots if root.key in match.by_key}
     for node, value in itertools.chain.from_iterable(((n, v) for v in n.outputs) for n in nodes):

@@ -19,13 +19,14 @@ from .pattern import Depth, Match, Miss, Op, Patterns, Rest, captures, is_operat
 
 
 class Pass:
-    """Anything that rewrites a graph. `fires` and `refuses` are its examples, in ONNX text: inputs with a capital first
-    letter are weights. The keys of `refuses` are the reasons its nearest miss must give."""
+    """Rewrites a graph. Its examples are graphs in ONNX text, whose inputs with a capital first letter are weights."""
 
     fires: ClassVar[Sequence[str]] = ()
+    """Graphs that the pass rewrites."""
     refuses: ClassVar[Mapping[str, str]] = {}
+    """Graphs that it leaves alone, by the reason of the nearest miss."""
     tolerance: ClassVar[float] = 1e-4
-    """Bound of max|a-b|/max|b| between the graphs before and after."""
+    """Bound of max|a-b| / max|b| between the results a after and b before."""
 
     @property
     def name(self) -> str:
@@ -41,14 +42,29 @@ class Pass:
 
 
 class Rule(Pass):
-    """A pass that rewrites one pattern. Subclasses give `pattern`, `rewrite`, and usually `check`.
+    """A pass that rewrites one pattern:
 
-    `check` and `rewrite` take the captures they need as parameters, by name; `check` may take the `graph` too,
-    `rewrite` the builder `g`. Names and types are compared with the pattern when the class is made.
+        class SquareRoot(Rule):
+            \"""The power 1/2 is a square root, which every kernel library has.\"""
+
+            fires = ("(float[2,3] x) => (float[2,3] y) { e = Constant<value_float=0.5>() y = Pow(x, e) }",)
+
+            @staticmethod
+            def pattern(p: Patterns) -> Op:
+                return p.Pow("x", p.Constant().named("exponent"))
+
+            def check(self, exponent: ir.Node) -> None:
+                require(attribute(exponent, "value_float") == 0.5, "the exponent is not 1/2")
+
+            def rewrite(self, g: Builder, x: ir.Value) -> ir.Value:
+                return g("Sqrt", x)
+
+    `check` and `rewrite` take by name the captures that they need; `check` may also take the `graph`, `rewrite` the
+    builder `g`. When the class is made, their names and types are compared with the pattern.
     """
 
     shared_inner: ClassVar[bool] = False
-    """Values inside the match may have other readers, which keep the nodes that compute them."""
+    """Whether values inside the match may have other readers; the nodes that compute them then stay."""
 
     roots: ClassVar[tuple[Op, ...]]
     """The operators whose results the rewrite replaces; matching starts at the first."""
@@ -63,10 +79,10 @@ class Rule(Pass):
 
     # To the type system (*args: Any, **kwargs: Any) means "any parameters", so a rule may override these with its own.
     def check(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse through `require`; must not change the graph."""
+        """Refuse a match through `require`; must not change the graph."""
 
     def rewrite(self, *args: Any, **kwargs: Any) -> ir.Value | Sequence[ir.Value]:
-        """New values for the pattern's results, in order."""
+        """The values that replace the pattern's results, in order."""
         raise TypeError(f"{self.name} has no rewrite")
 
     def __init_subclass__(cls) -> None:
@@ -127,7 +143,7 @@ class Outcome:
 
 
 def apply(rule: Rule, graph: Graph) -> Outcome:
-    """Rewrite every place where `rule` matches, walking the graph once in order."""
+    """Rewrite each match of `rule` in one walk through the graph, in order."""
     outcome = Outcome()
     for node in list(graph.nodes):
         if not is_operator(rule.roots[0], node) or node.graph is None:
@@ -172,7 +188,8 @@ def _replace(rule: Rule, graph: Graph, match: Match, node: ir.Node) -> None:
 
 
 def replace_value(before: ir.Value, after: ir.Value) -> None:
-    """Let `after` stand wherever `before` stood: uses, graph outputs, type, shape; outputs keep their public name."""
+    """Let every reader of `before` read `after`, which takes over its type and shape where it has none, and its name if
+    it is an output of the graph."""
     if after.type is None:
         after.type, after.shape = before.type, before.shape
     if before.is_graph_output():

@@ -63,19 +63,11 @@ class RopeAttentionToGroupQuery(Rule):
         require(attribute(attention, "window") is None, "the layer has a window")
 
     def rewrite(
-        self,
-        g: Builder,
-        q: ir.Value,
-        k: ir.Value,
-        v: ir.Value,
-        cos: ir.Value,
-        sin: ir.Value,
-        cache: Rest,
-        attention: ir.Node,
+        self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, rope_q: ir.Node, attention: ir.Node
     ) -> Sequence[ir.Value]:
         packed = _packed(q, k, v)
         qkv = (packed, None, None) if packed is not None else (q, k, v)
-        return _group_query(g, attention, qkv, cache, cos, sin)
+        return _group_query(g, attention, qkv, cache, rope_q.inputs[1:3])
 
 
 class _AnyAttention(Rule):
@@ -144,7 +136,9 @@ def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window:
     return g("And", g("GreaterOrEqual", distance, zero), near)
 
 
-def _group_query(g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, *rope: ir.Value) -> Sequence[ir.Value]:
+def _group_query(
+    g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: Sequence[ir.Value | None] = ()
+) -> Sequence[ir.Value]:
     """GroupQueryAttention counts by the last position (total - 1 per row) and the longest row's total, both int32."""
     query = qkv[0]
     assert query is not None

@@ -64,11 +64,17 @@ def _require_one_rope(rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value) -> 
 
 
 def _rope_attention(
-    g: Builder, inputs: Sequence[ir.Value | None], overload: str, attention: ir.Node, rope: ir.Node, **epsilon: float
+    g: Builder, qkv: ir.Value, cache: Rest, rope: ir.Node, attention: ir.Node, *norms: ir.Value, **epsilon: float
 ) -> Sequence[ir.Value]:
-    attributes = {name: attr.value for name, attr in attention.attributes.items()}
-    attributes["interleaved"] = attribute(rope, "interleaved", 0)
-    return g.llmc("RopeAttention", *inputs, outputs=3, overload=overload, **attributes, **epsilon)
+    return g.llmc(
+        "RopeAttention",
+        *(qkv, *rope.inputs[1:], *cache, *norms),
+        outputs=3,
+        overload="_".join(filter(None, (attention.overload, NORMED if norms else ""))),
+        **{name: attr.value for name, attr in attention.attributes.items()},
+        interleaved=attribute(rope, "interleaved", 0),
+        **epsilon,
+    )
 
 
 class FuseRopeAttention(Rule):
@@ -88,18 +94,9 @@ class FuseRopeAttention(Rule):
         _require_one_rope(rope_q, rope_k, positions)
 
     def rewrite(
-        self,
-        g: Builder,
-        qkv: ir.Value,
-        cos: ir.Value,
-        sin: ir.Value,
-        positions: ir.Value,
-        cache: Rest,
-        rope_q: ir.Node,
-        attention: ir.Node,
+        self, g: Builder, qkv: ir.Value, cache: Rest, rope_q: ir.Node, attention: ir.Node
     ) -> Sequence[ir.Value]:
-        inputs = (qkv, cos, sin, positions, *cache)
-        return _rope_attention(g, inputs, attention.overload, attention, rope_q)
+        return _rope_attention(g, qkv, cache, rope_q, attention)
 
 
 class FuseNormedRopeAttention(Rule):
@@ -123,19 +120,15 @@ class FuseNormedRopeAttention(Rule):
         self,
         g: Builder,
         qkv: ir.Value,
-        cos: ir.Value,
-        sin: ir.Value,
-        positions: ir.Value,
         cache: Rest,
+        rope_q: ir.Node,
+        attention: ir.Node,
         q_norm: ir.Value,
         k_norm: ir.Value,
         norm_q: ir.Node,
-        rope_q: ir.Node,
-        attention: ir.Node,
     ) -> Sequence[ir.Value]:
-        inputs = (qkv, cos, sin, positions, *cache, q_norm, k_norm)
-        overload = "_".join(filter(None, (attention.overload, NORMED)))
-        return _rope_attention(g, inputs, overload, attention, rope_q, epsilon=attribute(norm_q, "epsilon"))
+        epsilon = attribute(norm_q, "epsilon")
+        return _rope_attention(g, qkv, cache, rope_q, attention, q_norm, k_norm, epsilon=epsilon)
 
 
 class QuantizeActivations(Rule):

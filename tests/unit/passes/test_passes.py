@@ -149,7 +149,7 @@ def test_linears_stored_in_different_types_merge_as_float32() -> None:
 
 def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
     example = graphs.parse("(float[2,48] x, float[4,48] W) => (float[2,4] y) { y = llmc.Linear:f32(x, W) }")
-    with pytest.raises(Unsupported, match=re.escape("format int4 for W")) as caught:
+    with pytest.raises(Unsupported, match=re.escape("cannot store W as int4")) as caught:
         model_passes(lambda _: "int4").passes[-1].run(example.graph)
     assert "K = 48 is not a multiple of the block of 32" in str(caught.value)
     assert "`W: none`" in str(caught.value)
@@ -220,7 +220,7 @@ def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
             lambda n, g: setattr(n, "overload", "fp3"),
         ),
         ("every node has a block", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: n.metadata_props.clear()),
-        ("every weight's promise", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
+        ("every weight expression", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
         ("names are unique", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: setattr(g.body.inputs[0], "name", "W")),
     ],
 )

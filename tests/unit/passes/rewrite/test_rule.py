@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 from support import graphs
 
-from llmc.passes.graph.graph import Builder, Graph, width
+from llmc.passes.graph.graph import Builder, Graph, attribute, width
 from llmc.passes.rewrite.pattern import Depth, Op, Patterns, Rest, captures, require
 from llmc.passes.rewrite.rule import Rule
 
@@ -220,6 +222,19 @@ def test_the_deepest_miss_is_reported() -> None:
     )
     outcome = Products().run(graphs.parse(text).graph)
     assert outcome.miss is not None and (outcome.miss.reason, outcome.miss.depth) == ("want Relu, found Mul", 2)
+
+
+def test_the_rule_in_the_documentation_works() -> None:
+    names: dict[str, Any] = {**globals(), "attribute": attribute}
+    lines = (Rule.__doc__ or "").splitlines()
+    exec(textwrap.dedent("\n".join(line for line in lines[1:] if line.startswith(" " * 8) or not line)), names)
+    rule = names["SquareRoot"]()
+    example = graphs.parse(rule.fires[0])
+    assert rule.run(example.graph).fired == 1
+    assert [node.op_type for node in example.graph.nodes] == ["Sqrt"]
+    assert rule.reason == "The power 1/2 is a square root, which every kernel library has."
+    cube = rule.run(graphs.parse(rule.fires[0].replace("0.5", "3.0")).graph)
+    assert cube.miss is not None and cube.miss.reason == "the exponent is not 1/2"
 
 
 def test_a_name_stands_for_one_thing() -> None:

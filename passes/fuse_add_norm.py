@@ -1,4 +1,4 @@
-"""Residual add and norm in one operator: the residual stream is read once."""
+"""Residual add and norm become one operator, so the residual stream is read once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .graph.graph import Builder, Graph, attribute, dims
-from .rewrite.pattern import Match, Op, Patterns, require
+from .graph.graph import Builder, attribute, dims
+from .rewrite.pattern import Op, Patterns, require
 from .rewrite.rule import Rule
 
 
@@ -27,15 +27,15 @@ class FuseAddNorm(Rule):
         "{ s = Add(x, r) y = RMSNormalization<axis=1>(s, W) }",
     }
 
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
-        total = p.Add("x", "r").named("sum")
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
+        total = p.Add("x", "r")
         return p.RMSNormalization(total, "weight").named("norm"), total
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(m.x.shape is not None and m.x.shape == m.r.shape, "the add broadcasts")
-        axis = attribute(m.norm, "axis", -1)
-        require(axis in (-1, len(dims(m.x)) - 1), "the norm is not over the last axis")
+    def check(self, x: ir.Value, r: ir.Value, norm: ir.Node) -> None:
+        require(x.shape is not None and x.shape == r.shape, "the add broadcasts")
+        axis = attribute(norm, "axis", -1)
+        require(axis in (-1, len(dims(x)) - 1), "the norm is not over the last axis")
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        epsilon = attribute(m.norm, "epsilon", 1e-5)
-        return g.llmc("AddRMSNorm", m.x, m.r, m.weight, outputs=2, epsilon=epsilon)
+    def rewrite(self, g: Builder, x: ir.Value, r: ir.Value, weight: ir.Value, norm: ir.Node) -> Sequence[ir.Value]:
+        return g.llmc("AddRMSNorm", x, r, weight, outputs=2, epsilon=attribute(norm, "epsilon", 1e-5))

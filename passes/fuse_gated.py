@@ -1,19 +1,19 @@
-"""The gated activation of an MLP as one operator: act(gate) * up, also straight from the merged linear."""
+"""The gated activation of an MLP, act(gate) * up, becomes one operator, also on the result of a merged linear."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from .graph.graph import Builder, Graph
+from .graph.graph import Builder
 from .graph.ops import ACTIVATIONS
-from .rewrite.pattern import Match, Op, Patterns, require
+from .rewrite.pattern import Op, Patterns, require
 from .rewrite.rule import Rule
 
 _TYPES = tuple(dict.fromkeys(op for op, _ in ACTIVATIONS.values()))
 
 
 def _activation(node: ir.Node) -> str:
-    """The table's name for an activation node, or "" if it is a variant the table lacks."""
+    """The activation's name in ACTIVATIONS, or "" if this variant is not in the table."""
     variant = {name: attr.value for name, attr in node.attributes.items() if (name, attr.value) not in _DEFAULTS}
     found = [name for name, entry in ACTIVATIONS.items() if entry == (node.op_type, variant)]
     return found[0] if found else ""
@@ -39,17 +39,18 @@ class FuseMergedGated(Rule):
         "{ a, b, c = Split<axis=-1, num_outputs=3>(x) s = Swish(a) y = Mul(s, b) }",
     }
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         split = p.Split("x", "*sizes").named("split")
         return p.Mul(p.one_of(_TYPES, split.out(0)).named("act"), split.out(1))
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(_activation(m.act), f"no {m.act.op_type} of this kind is in the table")
-        halves = {str(value.shape[-1]) for value in m.split.outputs if value.shape is not None}
-        require(len(m.split.outputs) == 2 and len(halves) <= 1, "the split is not in two halves")
+    def check(self, act: ir.Node, split: ir.Node) -> None:
+        require(_activation(act), f"no {act.op_type} of this kind is in the table")
+        halves = {str(value.shape[-1]) for value in split.outputs if value.shape is not None}
+        require(len(split.outputs) == 2 and len(halves) <= 1, "the split is not in two halves")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        return g.llmc("GatedActivation", m.x, overload=f"merged_{_activation(m.act)}")
+    def rewrite(self, g: Builder, x: ir.Value, act: ir.Node) -> ir.Value:
+        return g.llmc("GatedActivation", x, overload=f"merged_{_activation(act)}")
 
 
 class FuseGated(Rule):
@@ -67,12 +68,13 @@ class FuseGated(Rule):
         "(float[2,3,4] y, float[2,3,4] z) { s = Swish(g) y = Mul(s, up) z = Relu(s) }",
     }
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.Mul(p.one_of(_TYPES, "gate").named("act"), "up")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(_activation(m.act), f"no {m.act.op_type} of this kind is in the table")
-        require(m.gate.shape is not None and m.gate.shape == m.up.shape, "the product broadcasts")
+    def check(self, gate: ir.Value, up: ir.Value, act: ir.Node) -> None:
+        require(_activation(act), f"no {act.op_type} of this kind is in the table")
+        require(gate.shape is not None and gate.shape == up.shape, "the product broadcasts")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        return g.llmc("GatedActivation", m.gate, m.up, overload=f"pair_{_activation(m.act)}")
+    def rewrite(self, g: Builder, gate: ir.Value, up: ir.Value, act: ir.Node) -> ir.Value:
+        return g.llmc("GatedActivation", gate, up, overload=f"pair_{_activation(act)}")

@@ -1,4 +1,4 @@
-"""Linears that read the same input become one (q, k, v; gate, up): the input is read, and quantized, once."""
+"""Linears that read one input become one linear (q, k, v; gate, up), so the input is read, and quantized, once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import onnx_ir as ir
 
 from ..runtime.engine_file.bind import Concat, stored, widened
 from .graph import ops
-from .graph.graph import Graph, Quantized, block_of, width
-from .rewrite.pattern import Miss
-from .rewrite.rule import Outcome, Pass, take_over
-
-_ALONE, _SCALES, _FORMATS, _APART = 1, 2, 3, 4
-"""Depths of misses: how near a group of linears came to a merge."""
+from .graph.graph import GATED, ROLE, Graph, Quantized, block_of, width
+from .rewrite.pattern import Depth, Miss
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class MergeLinears(Pass):
     """[x W1ᵀ, x W2ᵀ] = split(x [W1; W2]ᵀ): one read of x, one kernel."""
 
     gated: bool = True
-    """Also gate and up: a gain where a kernel takes them together, a loss where they must be split again."""
+    """Whether to merge gate and up: faster if a kernel reads both from one result, slower if they must be split."""
 
     fires = (
         "(float[2,3,4] x, float[8,4] Q, float[4,4] K) => (float[2,3,8] q, float[2,3,4] k) "
@@ -42,25 +39,22 @@ class MergeLinears(Pass):
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
         for nodes in _by_input(graph).values():
-            if not self.gated and _is_gated(nodes):
-                outcome.note(Miss("the target keeps gate and up apart", _APART), nodes[0])
+            if not self.gated and any(node.metadata_props.get(ROLE) == GATED for node in nodes):
+                outcome.note(Miss("the target keeps gate and up apart", Depth.CHECKED), nodes[0])
             elif len(nodes) == 1:
-                outcome.note(Miss("only one linear reads this input", _ALONE), nodes[0])
+                outcome.note(Miss("only one linear reads this input", Depth.OPERATOR), nodes[0])
             elif len({node.overload for node in nodes}) > 1:
-                outcome.note(Miss("the linears have different formats or only some have a bias", _FORMATS), nodes[0])
+                outcome.note(
+                    Miss("the linears have different formats or only some have a bias", Depth.WEIGHTS), nodes[0]
+                )
             elif reason := _unmergeable(graph, nodes):
-                outcome.note(Miss(reason, _SCALES), nodes[0])
+                outcome.note(Miss(reason, Depth.WEIGHTS), nodes[0])
             else:
                 _merge(graph, nodes)
                 outcome.fired += 1
         if outcome.fired:
             graph.remove_dead()
         return outcome
-
-
-def _is_gated(nodes: list[ir.Node]) -> bool:
-    """Gate and up: the results meet in a product."""
-    return any(user.op_type == "Mul" for node in nodes for user, _ in node.outputs[0].uses())
 
 
 def _by_input(graph: Graph) -> dict[ir.Value | None, list[ir.Node]]:
@@ -72,11 +66,11 @@ def _by_input(graph: Graph) -> dict[ir.Value | None, list[ir.Node]]:
 
 
 def _unmergeable(graph: Graph, nodes: list[ir.Node]) -> str:
-    """Scalars (a global scale) must be one number for all parts: true when one group of tensors shares it."""
+    """Why these linears cannot be one, or "". A scalar, a global scale, must be the same for all of them."""
     for column in zip(*(node.inputs[1:] for node in nodes), strict=True):
         exprs = [graph.expr(value) for value in column]
         if any(expr is None for expr in exprs):
-            return "a weight is not a promise"
+            return "a weight has no expression"
         if exprs[0] is not None and not exprs[0].shape:
             shared = {_shares(graph, value) for value in column}
             if len(shared) > 1:
@@ -108,4 +102,4 @@ def _merge(graph: Graph, nodes: list[ir.Node]) -> None:
     sizes = [width(node.outputs[0]) for node in nodes]
     parts = b("Split", joined, b.ints(*sizes), outputs=len(nodes), axis=-1)
     for node, part in zip(nodes, parts, strict=True):
-        take_over(node.outputs[0], part)
+        replace_value(node.outputs[0], part)

@@ -1,4 +1,4 @@
-"""Put the recipe's weight formats on linears (and on the embedding a quantized head is tied to)."""
+"""Quantize the weights of linears, and the embedding tied to a quantized head, in the recipe's formats."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from ..quantize import FORMATS
 from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import Unsupported
 from .graph import ops
-from .graph.graph import BLOCK, MODULE, Canonical, Graph, Quantized
-from .rewrite.pattern import Miss
-from .rewrite.rule import Outcome, Pass, take_over
+from .graph.graph import BLOCK, MODULE, ROLE, Canonical, Graph, Quantized
+from .rewrite.pattern import Depth, Miss
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """A linear's weight becomes codes and scales; what reads the same stored tensor follows it."""
+    """A linear's weight becomes codes and scales; all other readers of its stored tensor use them too."""
 
     format_of: Callable[[str], str]
-    """Module name to format name, or "none"."""
+    """The format's name for a module's name, or "none"."""
 
     fires = (
         "(float[2,3,128] x, float[4,128] W, float[4] B) => (float[2,3,4] y) { y = llmc.Linear:f32_bias(x, W, B) }",
         "(int64[2,3] ids, float[8,128] T) => (float[2,3,8] y) "
         "{ e = llmc.Embedding:f32(ids, T) y = llmc.Linear:f32(e, T) }",
     )
+    refuses = {
+        "the weight is quantized already": (
+            "(float[2,3,64] x, uint8[4,32] W, float[4,2] S) => (float[2,3,4] y) { y = llmc.Linear:int4(x, W, S) }"
+        ),
+    }
     tolerance = 1e-2
-    """Of int8, in which the examples are tried."""
+    """For int8, which the examples are tested in."""
 
     def run(self, graph: Graph) -> Outcome:
         outcome = Outcome()
@@ -38,13 +43,16 @@ class QuantizeWeights(Pass):
             module = node.metadata_props.get(MODULE, "")
             chosen = self.format_of(module)
             if ops.format_of(node) != ops.DENSE:
+                outcome.note(Miss("the weight is quantized already", Depth.OPERATOR), node)
                 continue
             if chosen == "none":
-                outcome.note(Miss(f"{module} stays as it is"), node)
+                outcome.note(Miss(f"{module} stays as it is", Depth.CHECKED), node)
                 continue
-            tensor = _tensor(graph, node.inputs[1])
-            del graph.canonical[tensor.name]  # its name is the codes' from here on
-            for user in [n for n, _ in node.inputs[1].uses()]:  # type: ignore[union-attr]
+            weight = node.inputs[1]
+            assert weight is not None
+            tensor = _tensor(graph, weight)
+            del graph.canonical[tensor.name]  # the codes take its name
+            for user in [n for n, _ in weight.uses()]:
                 _quantize(graph, user, tensor, chosen, shares.get(tensor.name, (tensor.name,)))
             outcome.fired += 1
         if outcome.fired:
@@ -53,8 +61,8 @@ class QuantizeWeights(Pass):
 
 
 def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """Tensor to the tensors of all linears with its input and format: they may be merged, so they share a global scale
-    and lie next to each other."""
+    """For each linear's tensor the tensors of all linears with its input and format. These may be merged, so they share
+    a global scale and lie next to each other in the file."""
     groups: dict[tuple[ir.Value | None, str], list[str]] = {}
     for node in graph.nodes:
         if (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE):
@@ -76,7 +84,7 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
     reason = fmt.check(rows, columns)
     if reason:
         module = tensor.name.removesuffix(".weight")
-        raise Unsupported(f"format {name} for {module}", found=reason, fix=f"a recipe rule with `{module}: none`")
+        raise Unsupported(f"cannot store {module} as {name}", found=reason, fix=f"a recipe rule with `{module}: none`")
     values = []
     stem = tensor.name.removesuffix("weight")
     for component in fmt.components(rows, columns):
@@ -95,5 +103,6 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
         *(node.inputs[0], *values, *bias),
         overload=ops.overload_of(name, bias=bool(bias)),
         name=node.metadata_props.get(MODULE, ""),
+        role=node.metadata_props.get(ROLE, ""),
     )
-    take_over(node.outputs[0], new)
+    replace_value(node.outputs[0], new)

@@ -1,4 +1,4 @@
-"""Compute only the rows of logits somebody wants: row selection moves up through row-wise operators."""
+"""Compute only the rows of logits that are asked for: row selection moves up through row-wise operators."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from .graph import ops
 from .graph.graph import BLOCK, Graph, block_of
-from .rewrite.pattern import Miss
-from .rewrite.rule import Outcome, Pass, take_over
+from .rewrite.pattern import Depth, Miss
+from .rewrite.rule import Outcome, Pass, replace_value
 
 _ROWWISE = {
     (ops.DOMAIN, "Linear"),
@@ -19,12 +19,9 @@ _ROWWISE = {
     *(("", op) for op, _ in ops.ACTIVATIONS.values()),
 }
 
-_OPERATOR, _READERS = 1, 2
-"""Depths of misses: how near a selection came to a move."""
-
 
 class SelectRowsEarly(Pass):
-    """SelectRows(f(x)) = f(SelectRows(x)) when f works row by row: the head and the last MLP see only wanted rows."""
+    """SelectRows(f(x)) = f(SelectRows(x)) when f works row by row: the head and the last MLP compute fewer rows."""
 
     fires = (
         "(float[2,3,4] x, int64[1] rows, float[4] W, float[8,4] H) => (float[1,8] y) "
@@ -60,13 +57,13 @@ def _movable(node: ir.Node, outcome: Outcome) -> bool:
     if value is None or producer is None:
         return False
     if (producer.domain, producer.op_type) not in _ROWWISE:
-        outcome.note(Miss(f"{producer.op_type} is not row-wise", _OPERATOR), node)
+        outcome.note(Miss(f"{producer.op_type} is not row-wise", Depth.OPERATOR), node)
         return False
     readers = [user for user, _ in value.uses()]
     if value.is_graph_output() or any(
         user.op_type != "SelectRows" or user.inputs[1] is not node.inputs[1] for user in readers
     ):
-        outcome.note(Miss("the value is read elsewhere too", _READERS), node)
+        outcome.note(Miss("the value is read elsewhere too", Depth.READ_OUTSIDE), node)
         return False
     return True
 
@@ -95,5 +92,5 @@ def _move(graph: Graph, select: ir.Node) -> None:
     assert moved is not None
     moved.metadata_props.update({k: v for k, v in producer.metadata_props.items() if k != BLOCK})
     for user in [user for user, _ in value.uses()]:
-        take_over(user.outputs[0], result)
+        replace_value(user.outputs[0], result)
     graph.remove_dead()

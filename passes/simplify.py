@@ -1,15 +1,15 @@
-"""Common subexpressions and dead code: equal nodes become one, so that later patterns see one value, not two."""
+"""Common subexpressions and dead code: equal nodes become one node, so that later patterns see one value."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from .graph.graph import Graph
-from .rewrite.rule import Outcome, Pass, take_over
+from .rewrite.rule import Outcome, Pass, replace_value
 
 
 class Simplify(Pass):
-    """Equal nodes compute equal values: keep the first."""
+    """Equal nodes compute equal values: keeps the first."""
 
     fires = (
         "(float[2,4] x) => (float[2,4] y) { a = Swish(x) b = Swish(x) y = Add(a, b) }",
@@ -25,7 +25,7 @@ class Simplify(Pass):
             if first is node or any(value.is_graph_output() for value in node.outputs):
                 continue
             for before, after in zip(node.outputs, first.outputs, strict=True):
-                take_over(before, after)
+                replace_value(before, after)
             outcome.fired += 1
         outcome.fired = max(outcome.fired, graph.remove_dead())
         return outcome

@@ -1,4 +1,4 @@
-"""The weight formats by name: the one table that recipes, passes and the store look things up in."""
+"""The table of weight formats by name, which recipes, passes and the engine's writer read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ FORMATS: dict[str, Format] = {name: _MADE[name] for name in WEIGHT_FORMATS}
 
 
 def format_named(name: str) -> Format:
-    """The format of that name. Raises RecipeError with the nearest known name."""
+    """The format of that name.
+
+    Raises:
+        RecipeError: no format has this name; the nearest one is suggested.
+    """
     if name not in FORMATS:
-        raise RecipeError(f"unknown weight format {name!r}{nearest(name, FORMATS)}", fix=f"one of {', '.join(FORMATS)}")
+        found = f"{name!r}{nearest(name, FORMATS)}"
+        raise RecipeError("expected a weight format", found=found, fix=f"one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 

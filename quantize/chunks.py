@@ -1,8 +1,8 @@
-"""Cache-sized chunks over all cores: why quantizing runs at a fraction of memory speed with plain torch operators.
+"""Cache-sized chunks over all cores, so that quantizing with plain torch operators is not bound by memory.
 
-A format is a chain of twenty cheap passes. Over a whole tensor each pass would go through memory; over a chunk it stays
-in the cache. The chunks are spread over threads of our own, because starting torch's thread team for every pass costs
-more than the pass. Every pass is elementwise or a maximum, so neither chunk size nor thread count changes a bit.
+A format is a chain of about twenty cheap passes. Over a whole tensor each pass would read and write memory; a chunk
+stays in the cache. The chunks are spread over our own threads, because to start torch's thread team for a pass takes
+longer than the pass. Each pass is elementwise or a maximum, so chunk size and thread count change no bit of the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..runtime.machine import cpu_count
 Task = TypeVar("Task")
 
 CHUNK = 1 << 18
-"""Weights per chunk. Its float32 and int16 copies (1.5 MiB) stay in cache; half of it costs up to a third in calls."""
+"""Weights per chunk. The float32 and int16 copies (1.5 MiB) stay in cache; half the chunk was up to a third slower."""
 
 
 _cores = functools.cache(cpu_count)
@@ -30,10 +30,10 @@ _local = threading.local()
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch itself stays serial.
+    """Threads in which torch itself is serial.
 
-    The first call of `get_num_threads` in a thread overwrites its setting with the process's, so it comes before ours;
-    all threads start here and the process's own setting is put back once.
+    The first call of `get_num_threads` in a thread overwrites the thread's setting with the process's, so it is called
+    before `set_num_threads`. All threads start here; then the process's own setting is restored.
     """
     started = threading.Barrier(threads + 1)
 
@@ -53,18 +53,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype | type) -> tuple[np.ndarray, torch.Tensor]:
-    """An uninitialised array and the tensor over it. numpy asks for huge pages, which makes the first touch of a large
-    result three times cheaper than in a tensor of torch's own."""
+    """An uninitialised array, and a tensor over the same memory. numpy allocates large arrays in huge pages, so the
+    first write is three times faster than to a tensor that torch allocates."""
     array = np.empty(shape, dtype)
     return array, torch.from_numpy(array)
 
 
 def each_chunk(units: int, weights_per_unit: int, worker: Callable[[Iterator[slice], int], None]) -> None:
-    """Run `worker(slices, most)` on every core until the slices of range(units) are used up.
+    """Run `worker(slices, most)` on every core, until all slices of range(units) are done.
 
-    A unit (a row, a block) is never split. Each worker draws slices of at most `most` units from one shared iterator,
-    so a busy core takes fewer; it allocates its scratch once. The first exception of a worker is raised here. Called
-    from a task of `on_all_cores`, it is serial.
+    A unit (a row, a block) is never split. Each worker takes slices of at most `most` units from one shared iterator,
+    so a busy core takes fewer, and allocates its scratch memory once. The first exception of a worker is raised here.
+    Within a task of `on_all_cores` this is serial.
     """
     most = min(max(1, CHUNK // weights_per_unit), max(1, units))
     starts = iter(range(0, units, most))  # next() on a range iterator is one atomic step
@@ -87,7 +87,7 @@ def each_chunk(units: int, weights_per_unit: int, worker: Callable[[Iterator[sli
 
 
 def on_all_cores(tasks: Iterable[Task], run: Callable[[Task], None]) -> None:
-    """Run every task, in no order, in threads where torch and `each_chunk` are serial; raises the first exception."""
+    """Run all tasks, in no order, in threads where torch and `each_chunk` are serial; raises the first exception."""
     left, lock = iter(tasks), threading.Lock()
 
     def work() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ...passes.graph.attention import WINDOWED
-from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
+from ...passes.graph.graph import GATED, Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ class Decoder:
 
 
 def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
-    """The logical graph of a checkpoint: fp32, dense weights as promises, one cache of capacity C per layer.
+    """The logical graph of a checkpoint: fp32, dense weights as expressions, one cache of capacity C per layer.
 
     Inputs `input_ids [B,S]`, `past_lengths [B]`, `logits_indices [R]`, `past.{l}.key/value [B,K,C,D]`; outputs
     `logits [R,V]`, `present.{l}.key/value`.
@@ -78,7 +78,7 @@ class _Assembly:
         return b("Add", x, self._mlp(b, layer.mlp, h, prefix))
 
     def _mlp(self, b: Builder, mlp: GatedMlp, x: ir.Value, prefix: str) -> ir.Value:
-        gate, up = (self._linear(b, x, part, prefix) for part in (mlp.gate, mlp.up))
+        gate, up = (self._linear(b, x, part, prefix, role=GATED) for part in (mlp.gate, mlp.up))
         op, attributes = ACTIVATIONS[mlp.activation]
         return self._linear(b, b("Mul", b(op, gate, **attributes), up), mlp.down, prefix)
 
@@ -114,10 +114,10 @@ class _Assembly:
         weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
         return b("RMSNormalization", x, weight, axis=-1, epsilon=norm.epsilon)
 
-    def _linear(self, b: Builder, x: ir.Value, linear: Linear, prefix: str, name: str = "") -> ir.Value:
+    def _linear(self, b: Builder, x: ir.Value, linear: Linear, prefix: str, name: str = "", role: str = "") -> ir.Value:
         weights = [self._parameter(tensor, shape) for tensor, shape in linear.tensors(prefix)]
         overload = overload_of(DENSE, bias=linear.bias)
-        return b.llmc("Linear", x, *weights, overload=overload, name=name or f"{prefix}{linear.module}")
+        return b.llmc("Linear", x, *weights, overload=overload, name=name or f"{prefix}{linear.module}", role=role)
 
     def _parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
         dtype = self.checkpoint.source.info(tensor).dtype

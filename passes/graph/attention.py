@@ -1,11 +1,10 @@
-"""The definitions of attention over a cache: what rotates, what is normed, and what a token sees.
+"""The definitions of attention over a cache: rope, norms of heads, and the mask.
 
 Letters and shapes as in `ops.py`.
 """
 
 from __future__ import annotations
 
-# x [B,S,N*D], weight [D] -> RMSNorm of each head of D
 HEAD_NORM = """
 HeadNorm <epsilon> (x, weight) => (y) {
   zeros = Constant <value_ints = [0, 0]> ()
@@ -17,15 +16,16 @@ HeadNorm <epsilon> (x, weight) => (y) {
   joined = Concat <axis = 0> (zeros, minus)
   y = Reshape (normed, joined)
 }"""
+"""x f32 [B, S, N*D], weight f32 [D] -> y, the RMSNorm of each head of D."""
 
 WINDOWED, NORMED = "windowed", "normed"
-"""In overloads of attention: a token sees `window` positions, its own included; heads of q and k are normed first."""
+"""In overloads of attention: a token attends to `window` positions, its own included; heads of q and k are normed."""
 
-# what a token of the new ones sees: all before it, or also no more than a window of them
 _SEES_ALL = """
   new = Shape <start = 1, end = 2> (q)
   total = Add (past, new)
   a = Attention <is_causal = 1, scale: float = @scale> (qt, present_key, present_value, , , , total)"""
+"""A new token attends to itself and to all tokens before it."""
 _SEES_WINDOW = """
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -46,9 +46,9 @@ _SEES_WINDOW = """
   near = Less (distance, reach)
   mask = And (seen, near)
   a = Attention <scale: float = @scale> (qt, present_key, present_value, mask)"""
+"""A new token attends to itself and to the `window` - 1 tokens before it."""
 
 
-# shapes by which heads are laid apart, [0, 0, -1, D], and side by side again
 _SHAPES = """
   zeros = Constant <value_ints = [0, 0]> ()
   minus = Constant <value_ints = [-1]> ()
@@ -57,10 +57,12 @@ _SHAPES = """
   size1 = Unsqueeze (size, none)
   split = Concat <axis = 0> (zeros, minus, size1)
   joined = Concat <axis = 0> (zeros, minus)"""
+"""Reshapes [B, S, A*D] to heads by `split` [0, 0, -1, D], and back by `joined` [0, 0, -1]."""
 
 
 def _attention_steps(overload: str) -> str:
-    """q [B,S,A*D], k v [B,S,K*D], past_key past_value [B,K,C,D], past_lengths [B] -> y [B,S,A*D], present as past."""
+    """q f32 [B, S, A*D], k and v f32 [B, S, K*D], past_key and past_value f32 [B, K, C, D], past_lengths i32 [B]
+    -> y f32 [B, S, A*D], present_key and present_value f32 [B, K, C, D]."""
     return f"""
   q4 = Reshape (q, split)
   k4 = Reshape (k, split)
@@ -89,8 +91,8 @@ CachedAttention <heads, kv_heads, head_dim, scale{_window(overload)}>
 
 
 def rope_attention(overload: str) -> str:
-    """qkv [B,S,(A+2K)*D] queries, keys, values side by side, cos sin [C,D/2], positions [B,S], the rest as
-    CachedAttention; norms are weights [D] of a HeadNorm of q and of k before rope."""
+    """qkv f32 [B, S, (A+2K)*D] holds queries, keys and values side by side; cos and sin f32 [C, D/2], positions i64
+    [B, S], all else as in CachedAttention. q_norm and k_norm f32 [D] are the weights of a HeadNorm before rope."""
     epsilon, norms, plain, normed = "", "", "unrotated", ""
     if NORMED in overload:
         epsilon, norms, plain = ", epsilon", ", q_norm, k_norm", "normed"

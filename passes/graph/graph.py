@@ -1,9 +1,9 @@
-"""The graph: ONNX in memory, whose weights are promises. What every pass reads and rewrites.
+"""The graph that every pass reads and rewrites: ONNX in memory, and an expression for each weight.
 
-Weights are graph inputs that a binding expression (`runtime/engine_file/bind.py`) promises to fill; their bytes come
-from canonical tensors, each with an origin (copied from the checkpoint, quantized, computed). So a graph is a valid
-ONNX model at every stage, and no weight is read until somebody runs it or writes the engine. A promise says what is
-stored: that function bodies read bf16 and fp16 numbers as float32 is said once, by `Graph.bound`.
+A weight is a graph input. Its weight expression (`runtime/engine_file/bind.py`) computes it from canonical tensors, the
+tensors an engine stores; each has an origin: copied from the checkpoint, quantized, or computed. So a graph is a valid
+ONNX model at every stage, and no weight is read before the graph runs or the engine is written. A weight expression
+gives numbers in their stored type; `Graph.bound` widens bf16 and fp16 to float32 for function bodies.
 """
 
 from __future__ import annotations
@@ -23,33 +23,37 @@ from .types import infer
 
 OPSETS = {"": 24, ops.DOMAIN: 1, "com.microsoft": 1}
 IR_VERSION = 11
-BLOCK = "block"
-MODULE = "module"
+BLOCK, MODULE, ROLE = "block", "module", "role"
+"""Keys of a node's metadata: its block, the module of the checkpoint that it computes, and its part in the model."""
+GATED = "gated"
+"""The role of the two linears of a gated MLP, gate and up."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """The bytes of a checkpoint tensor, as they are."""
+    """The unchanged bytes of a checkpoint tensor."""
 
     tensor: str
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """One stored component of a checkpoint tensor in a format; `shares` are the tensors that have one global scale."""
+    """One stored component (`suffix`) of a checkpoint tensor in a weight format."""
 
     format: str
     tensor: str
     suffix: str
     shares: tuple[str, ...]
+    """The tensors that share one global scale, this one included."""
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Numbers made by the compiler, such as rope tables."""
+    """Numbers that the compiler computes, such as rope tables."""
 
     data: np.ndarray
     how: str
+    """The settings behind the numbers, for people."""
 
 
 Origin = Copied | Quantized | Computed
@@ -57,10 +61,12 @@ Origin = Copied | Quantized | Computed
 
 @dataclass(frozen=True)
 class Canonical(Stored):
-    """A tensor the engine stores, where its bytes come from, and its neighbours in the file."""
+    """A tensor that the engine stores."""
 
     origin: Origin
+    """Where its bytes come from."""
     group: str
+    """Tensors of one group lie next to each other in the file."""
 
     @property
     def stored(self) -> Stored:
@@ -69,7 +75,7 @@ class Canonical(Stored):
 
 @dataclass
 class Graph:
-    """An ONNX graph, its weights' promises and the canonical tensors behind them."""
+    """An ONNX graph, its weight expressions, and the canonical tensors that they read."""
 
     model: ir.Model
     weights: dict[str, Expr] = field(default_factory=dict)
@@ -97,35 +103,35 @@ class Graph:
         return value
 
     def weight(self, name: str, expr: Expr, *, widen: bool = True) -> ir.Value:
-        """A weight filled by `expr`; the same name with the same expression is one value.
+        """The weight that `expr` computes; the same name with the same expression is one value.
 
-        widen: nodes read bf16 and fp16 numbers as float32, else as they are stored.
+        With `widen`, nodes read bf16 and fp16 numbers as float32, else in their stored type.
         """
         if name in self.weights:
             if self.weights[name] != expr:
-                raise ValueError(f"weight {name!r} is promised twice, differently")
+                raise ValueError(f"weight {name!r} has two expressions")
             return next(value for value in self.body.inputs if value.name == name)
         self.weights[name] = expr
         return self.input(name, "F32" if widen and expr.dtype in ("BF16", "F16") else expr.dtype, expr.shape)
 
     def bound(self) -> dict[str, Expr]:
-        """Weight to what its graph input is bound to: stored numbers, widened where the input is float32."""
+        """The expression of each weight, by name, in its graph input's type: widened where that is float32."""
         widen = {value.name for value in self.body.inputs if value.dtype == ir.DataType.FLOAT}
         return {name: widened(expr) if name in widen else expr for name, expr in self.weights.items()}
 
     def expr(self, value: ir.Value | None) -> Expr | None:
-        """The promise behind a value, or None if it is not a weight."""
+        """The expression of a weight, or None if `value` is no weight."""
         return None if value is None else self.weights.get(value.name or "")
 
     def store(self, tensor: Canonical) -> Stored:
-        """Register a canonical tensor; equal registrations are one."""
+        """Add a canonical tensor, unless an equal one is there."""
         known = self.canonical.setdefault(tensor.name, tensor)
         if known.dtype != tensor.dtype or known.shape != tensor.shape:
-            raise ValueError(f"canonical tensor {tensor.name!r} is made twice, differently")
+            raise ValueError(f"canonical tensor {tensor.name!r} has two types or shapes")
         return known.stored
 
     def copy(self) -> Graph:
-        """An independent graph: profiles are rewritten apart from each other."""
+        """An independent graph, because each profile rewrites its own."""
         clone = self.body.clone()
         model = ir.Model(clone, ir_version=IR_VERSION, producer_name="llmc")
         return Graph(model, dict(self.weights), dict(self.canonical), self._names)
@@ -138,7 +144,7 @@ class Graph:
         return Builder(self, block, before)
 
     def remove_dead(self) -> int:
-        """Drop nodes and weights nobody reads; returns how many nodes went."""
+        """Remove nodes and weights without a reader; returns how many nodes were removed."""
         removed = 0
         outputs = set(self.body.outputs)
         for node in reversed(list(self.body)):
@@ -153,7 +159,7 @@ class Graph:
         return removed
 
     def to_proto(self) -> onnx.ModelProto:
-        """A valid ONNX model with the functions it uses; weights are inputs."""
+        """A valid ONNX model with the functions that it uses; weights are inputs."""
         proto = ir.to_proto(self.model)
         proto.functions.extend(ops.functions(self.nodes))
         return proto
@@ -165,7 +171,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Builder:
-    """Appends nodes (or inserts them before one), labels their block and types their results."""
+    """Appends nodes to a graph, or inserts them before a node; sets their block and the types of their results."""
 
     graph: Graph
     block: str
@@ -179,9 +185,10 @@ class Builder:
         overload: str = "",
         outputs: int = 1,
         name: str = "",
+        role: str = "",
         **attributes: Any,
     ) -> Any:
-        """One node; its value, or a tuple of them when `outputs` > 1. `name`: the checkpoint's module, if any."""
+        """One node; its value, or a tuple of them when `outputs` > 1. `name` is the checkpoint's module, if any."""
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         node = ir.Node(
@@ -192,7 +199,7 @@ class Builder:
             overload=overload,
             num_outputs=outputs,
             name=self.graph.fresh(name or op),
-            metadata_props={BLOCK: self.block, MODULE: name} if name else {BLOCK: self.block},
+            metadata_props={k: v for k, v in ((BLOCK, self.block), (MODULE, name), (ROLE, role)) if v},
         )
         for index, value in enumerate(node.outputs):
             value.name = f"{node.name}.{index}" if outputs > 1 else node.name
@@ -215,13 +222,13 @@ class Builder:
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's Python value."""
+    """The Python value of a node's attribute."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
 
 def dims(value: ir.Value | None) -> tuple[int | str, ...]:
-    """A typed value's dimensions: numbers, or letters where they vary at run time."""
+    """The dimensions of a typed value: numbers, or letters where they vary at run time."""
     assert value is not None and value.shape is not None, f"no shape for {value}"
     return tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
 
@@ -234,7 +241,7 @@ def width(value: ir.Value | None) -> int:
 
 
 def block_of(nodes: Iterable[ir.Node]) -> str:
-    """The latest block among nodes, in graph order: a fused node belongs where its results are first complete."""
+    """The last block of these nodes, in graph order: there all inputs of a fused node are ready."""
     labels = [node.metadata_props.get(BLOCK, "") for node in nodes]
     return max(labels, key=_block_order)
 

@@ -1,7 +1,7 @@
-"""The operators of domain `llmc`: each is its definition, an ONNX function body that ONNX Runtime executes.
+"""The operators of domain `llmc`: each is defined by an ONNX function body, which ONNX Runtime executes.
 
-Dimension letters: B batch, S new tokens, T = B*S, R rows wanted, C cache capacity, H hidden, A heads, K kv heads, D
-head size, I intermediate, V vocabulary; N and K are also a linear's output and input size. Shapes are written [B,S,H].
+Dimension letters: B batch, S new tokens, T = B*S, R rows of logits, C cache capacity, H hidden, A heads, K kv heads, D
+head size, I intermediate, V vocabulary; N and K are also a linear's output and input size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from . import attention
 DOMAIN = "llmc"
 DENSE = "f32"
 
-# x [B,S,H], rows [R] indices into the T tokens -> [R,H]
 _SELECT_ROWS = """
 SelectRows (x, rows) => (y) {
   last = Shape <start = -1> (x)
@@ -28,8 +27,8 @@ SelectRows (x, rows) => (y) {
   tokens = Reshape (x, flat)
   y = Gather <axis = 0> (tokens, rows)
 }"""
+"""x f32 [B, S, H], rows i64 [R], indices into the T tokens -> y f32 [R, H]."""
 
-# input_ids [B,S], past_lengths [B] int32 -> positions [B,S] int64
 _POSITIONS = """
 Positions (input_ids, past_lengths) => (y) {
   size = Shape <start = 1, end = 2> (input_ids)
@@ -43,15 +42,15 @@ Positions (input_ids, past_lengths) => (y) {
   column = Unsqueeze (past, axis)
   y = Add (column, steps)
 }"""
+"""input_ids i64 [B, S], past_lengths i32 [B] -> y i64 [B, S], the position of each token."""
 
-# x r [...,H], weight [H] -> RMSNorm(x + r) * weight, x + r
 _ADD_RMS_NORM = """
 AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
   sum = Add (x, r)
   y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (sum, weight)
 }"""
+"""x and r f32 [..., H], weight f32 [H] -> y = RMSNorm(x + r) * weight, sum = x + r."""
 
-# x [...,K] -> x rounded to E4M3 with a scale per token, max|x| / 448: what W8A8 linears multiply
 _QUANTIZE_ACTIVATIONS = """
 QuantizeActivations (x) => (y) {
   last = Constant <value_ints = [-1]> ()
@@ -66,6 +65,7 @@ QuantizeActivations (x) => (y) {
   wide = Cast <to = 1> (codes)
   y = Mul (wide, scale)
 }"""
+"""x f32 [..., K] -> y, x rounded to E4M3 with a scale per token, max|x| / 448: the left factor of a W8A8 linear."""
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("Swish", {}),
@@ -94,28 +94,28 @@ def has_bias(node: ir.Node) -> bool:
 
 
 def weight_suffixes(format_name: str) -> tuple[str, ...]:
-    """The stored components a weight of this format has, in the operators' input order."""
+    """The stored components of a weight in this format, in the operators' input order."""
     if format_name == DENSE:
         return ("weight",)
     return tuple(part.suffix for part in FORMATS[format_name].layouts)
 
 
 def functions(nodes: Iterable[ir.Node | onnx.NodeProto]) -> list[onnx.FunctionProto]:
-    """The definitions of all `llmc` operators among `nodes`, each once, in order of first use."""
+    """The definition of each `llmc` operator among `nodes`, in order of first use."""
     keys = dict.fromkeys((node.op_type, node.overload) for node in nodes if node.domain == DOMAIN)
     return [function(op, overload) for op, overload in keys]
 
 
 @cache
 def function(op: str, overload: str) -> onnx.FunctionProto:
-    """The definition of one operator variant."""
+    """The definition of one overload of an operator."""
     text = _BODIES[op](overload)
     head = f'<domain: "{DOMAIN}", opset_import: ["" : 24], overload: "{overload}">'
     return onnx.parser.parse_function(head + text)
 
 
 def _linear_body(overload: str) -> str:
-    """x [...,K], weight in its format's components [N,K], optional bias [N] -> x Wᵀ + bias, [...,N]."""
+    """x f32 [..., K], the components of a weight W [N, K], maybe a bias f32 [N] -> y = x Wᵀ + bias, f32 [..., N]."""
     biased = overload.endswith("_bias")
     name = overload.removesuffix("_bias")
     inputs = ["x", *_component_names(name), *(["bias"] if biased else [])]
@@ -129,7 +129,7 @@ Linear ({", ".join(inputs)}) => (y) {{
 
 
 def _embedding_body(overload: str) -> str:
-    """input_ids [B,S], table in its format's components [V,H] -> [B,S,H]: rows are gathered, then decoded."""
+    """input_ids i64 [B, S], the components of a table [V, H] -> y f32 [B, S, H]; rows are dequantized once gathered."""
     names = _component_names(overload)
     rowwise = _rowwise(overload)
     gather = "\n  ".join(
@@ -150,7 +150,7 @@ Embedding (input_ids, {", ".join(f"table_{name}" for name in names)}) => (y) {{
 
 
 def _gated_body(overload: str) -> str:
-    """act(gate) * up; in the merged form the last axis is gate then up, [...,2I] -> [...,I]."""
+    """act(gate) * up; the merged form takes gate and up side by side, f32 [..., 2*I] -> f32 [..., I]."""
     merged, _, activation = overload.partition("_")
     op, attributes = ACTIVATIONS[activation]
     options = ", ".join(f'{key} = "{value}"' for key, value in attributes.items())

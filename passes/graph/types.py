@@ -1,4 +1,4 @@
-"""Types and shapes of results, so that every value of a logical graph can be checked and cut at."""
+"""Types and shapes of results: every value of a logical graph has them, so it can be checked and cut at any value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .ops import ACTIVATIONS, DENSE, DOMAIN, FORMAT_OF
 
 
 def infer(node: ir.Node) -> None:
-    """Type the results of a node, where llmc knows the operator; other nodes take the types of what they replace."""
+    """Set the types of a node's results, if llmc knows the operator; others take those of the values they replace."""
     rule = _INFER.get((node.domain, node.op_type))
     if rule is None or node.inputs[0] is None or node.inputs[0].shape is None:
         return

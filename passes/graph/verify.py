@@ -1,4 +1,4 @@
-"""The specification of a graph as rules per phase, run after every pass: a broken graph stops where it broke."""
+"""The rules that a graph obeys, checked after every pass, so that the pass which breaks one is known."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LOGICAL: frozenset[tuple[str, str]] = frozenset(
 
 
 class BrokenGraph(Exception):
-    """A pass left a graph that breaks a rule: our bug, so it is no LlmcError."""
+    """A pass left a graph that breaks a rule. That is a bug of llmc, so this is no LlmcError."""
 
 
 def verify(graph: Graph, operators: Collection[tuple[str, str]]) -> None:
-    """Check every rule.
+    """Check every rule, and that the graph has only these operators.
 
     Raises:
-        BrokenGraph: names the rule and the first offenders.
+        BrokenGraph: the graph breaks a rule; the message names the rule and the first five offenders.
     """
     for rule in _RULES:
         offenders = rule(graph)
@@ -70,8 +70,8 @@ def _unique(graph: Graph) -> list[str]:
     return sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
 
 
-def _promised(graph: Graph) -> list[str]:
-    """every weight's promise reads canonical tensors of its own shape"""
+def _known_tensors(graph: Graph) -> list[str]:
+    """every weight expression reads canonical tensors of its own shape"""
     wrong = []
     for name, expr in graph.weights.items():
         for leaf in stored(expr):
@@ -87,4 +87,4 @@ def _labelled(graph: Graph) -> list[str]:
     return [str(node.name) for node in graph.nodes if not node.metadata_props.get(BLOCK)]
 
 
-_RULES: tuple[Callable[[Graph], list[str]], ...] = (_known_overloads, _ordered, _unique, _promised, _labelled)
+_RULES: tuple[Callable[[Graph], list[str]], ...] = (_known_overloads, _ordered, _unique, _known_tensors, _labelled)

@@ -1,1 +1,1 @@
-"""Patterns of operators, rules that replace what they match, and phases that run and verify them."""
+"""The pattern language, rules that replace what they match, and phases that run passes and verify the graph."""

@@ -1,4 +1,4 @@
-"""Runs passes: times them, verifies after each, dumps what changed, and leaves a reproducer when one crashes."""
+"""Runs a phase of passes: times each, verifies the graph after it, dumps changes, and keeps the graph of a crash."""
 
 from __future__ import annotations
 
@@ -15,32 +15,38 @@ from .rule import Pass
 
 @dataclass(frozen=True)
 class PassReport:
-    """What one pass did: rewrites, seconds, and the reason of its nearest miss."""
+    """What one pass did to a graph."""
 
     phase: str
     name: str
     reason: str
+    """The first line of the pass's docstring."""
     fired: int
+    """The number of rewrites."""
     seconds: float
     nearest_miss: str
+    """Why the place that came nearest to a rewrite was left alone, or ""."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A named list of passes and the operators allowed after it (inside it, `during` too)."""
+    """A named list of passes."""
 
     name: str
     passes: tuple[Pass, ...]
     operators: Collection[tuple[str, str]]
+    """The operators, as (domain, type), that the graph may have after the phase."""
     during: Collection[tuple[str, str]] = ()
+    """More operators, which it may have between the passes."""
 
 
 class PassCrash(Exception):
-    """A pass failed: our bug. The message names the passes that ran before it and where the graph was written."""
+    """A pass failed: a bug of llmc. The message names the passes before it and the file with its input graph."""
 
 
 def run_phase(phase: Phase, graph: Graph, dump: Path | None = None, first: int = 0) -> tuple[PassReport, ...]:
-    """Run a phase's passes on `graph` in place. With `dump`, `NN-phase-pass.txt` is written for passes that fired.
+    """Run a phase's passes on `graph` in place. With `dump`, the graph after each pass that fired is written there, as
+    `NN-phase-pass.txt`; NN counts from `first`.
 
     Raises:
         PassCrash: a pass or the verification after it failed.

@@ -1,1 +1,1 @@
-"""One file per weight format, because each is read, tested and compared on its own; the table is in the parent."""
+"""One file per weight format, because each is read, tested and compared alone; `quantize/__init__.py` is the table."""

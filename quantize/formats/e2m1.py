@@ -21,20 +21,20 @@ code_index = Cast <to = 6> (codes)
 numbers = Gather (e2m1_values, code_index)
 """
 )
-"""Function-body lines: `weight` uint8 [N, K/2] -> `numbers` float32 [N, K]; and `last_axis`, `rows_by_rest`."""
+"""ONNX text: `weight` u8 [N, K/2] -> `numbers` f32 [N, K]; it also defines `last_axis` and `rows_by_rest`."""
 
 
 def encode_blocks(w: torch.Tensor, block: int, scale_of: Callable[[torch.Tensor, slice], torch.Tensor]) -> np.ndarray:
-    """E2M1 codes, uint8 [rows, K/2], of w [rows, K], the even k in the low nibble.
+    """The E2M1 codes u8 [rows, K/2] of w [rows, K], the even k in the low nibble.
 
-    `scale_of(amax, part)` gets the largest magnitudes of blocks `part` (float32 [m]), stores their scales and returns
-    TWICE their values in float32 [m]. Nearest code, ties to the even one, saturating at 6; the sign bit is the
-    weight's, so a small negative weight becomes -0.
+    `scale_of(amax, part)` takes the largest magnitudes f32 [m] of the blocks `part`, stores their scales, and returns
+    TWICE the scales' values, f32 [m]. A weight gets the nearest code, ties to even, saturating at 6; the code has the
+    weight's sign bit, so a small negative weight becomes -0.
 
-    The rounding: with a = |w|/scale, the code is round(min(2a, a + 2, a/2 + 4, 7)), for these lines meet where the
-    spacing of E2M1 doubles and turn its midpoints into halves. Each is rounded where it is exact: 2a on its own, the
-    other two as a leaky ReLU of slope 2 below zero of a/2 - 2, exact from a = 2 on. A quotient one ulp off a midpoint
-    is common (weights have 8 bits): a rounding that is only nearly exact differs from ModelOpt's in 2 of 10,000 codes.
+    The rounding: with a = |w|/scale, the code is round(min(2a, a + 2, a/2 + 4, 7)). These lines meet where the spacing
+    of E2M1 doubles, and they map its midpoints to halves. Each line is rounded where it is exact: 2a directly, the
+    other two as a leaky ReLU (slope 2 below zero) of a/2 - 2, which is exact from a = 2 on. Weights have 8 bits, so
+    quotients one ulp off a midpoint are common: a nearly exact rounding differs from ModelOpt's in 2 of 10,000 codes.
     """
     rows, k = w.shape
     array, codes = result((rows, k // 2), np.uint8)

@@ -1,7 +1,7 @@
-"""fp8: E4M3 weights with a float32 scale per output channel; what GPUs compute in, and half of bf16.
+"""fp8: E4M3 weights with a float32 scale per output channel; half the bytes of bf16, in a type that GPUs multiply.
 
-scale[n] = max|W[n]| / 448, code = nearest E4M3 of W / scale (ties to even). The layout is that of ModelOpt's
-per-channel FP8 and of compressed-tensors' FP8_DYNAMIC, but for the scale's shape [N].
+scale[n] = max|W[n]| / 448, code = nearest E4M3 of W / scale (ties to even). ModelOpt's per-channel FP8 and
+compressed-tensors' FP8_DYNAMIC have the same layout, except that the scale's shape here is [N].
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ...runtime.numbers import E4M3
 from ..chunks import each_chunk, result
 from ..format import SMALLEST_SCALE, Format, Layout, Parts, bit_types, decode_blocks, largest
 
-_TABLE = E4M3.copy()  # E4M3 cannot be written, which torch warns about
+_TABLE = E4M3.copy()  # E4M3 is read-only, and torch warns about such arrays
 
 E4M3_TEXT = f"""
 e4m3_values = Constant <value = float[256] {{{", ".join(f"{v:.9g}" for v in E4M3)}}}> ()
 e4m3_index = Cast <to = 6> (%BITS%)
 e4m3_numbers = Gather (e4m3_values, e4m3_index)
 """
-"""Function-body lines: uint8 bits named %BITS% -> `e4m3_numbers` float32, same shape."""
+"""ONNX text: u8 bits named %BITS% -> `e4m3_numbers` f32, same shape."""
 
 
 def _encode(w: torch.Tensor, amax: float) -> dict[str, np.ndarray]:

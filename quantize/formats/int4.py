@@ -1,4 +1,4 @@
-"""int4: the smallest weights every CPU kernel reads; two codes to a byte along K, low nibble first."""
+"""int4: the smallest weights that every CPU kernel reads; two codes a byte along K, low nibble first."""
 
 from __future__ import annotations
 

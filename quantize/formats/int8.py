@@ -1,4 +1,4 @@
-"""int8: half of bf16 at an accuracy that is hard to tell from it; one code to a byte."""
+"""int8: half the bytes of bf16 at nearly its accuracy; one code a byte."""
 
 from __future__ import annotations
 

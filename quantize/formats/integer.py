@@ -1,7 +1,7 @@
 """What int4 and int8 share: symmetric integers with a bfloat16 scale per block, rounded to nearest.
 
-The scale is the block's extreme weight (with its sign) over -2^(bits-1), so the extreme is held almost exactly and all
-codes are used. A negative scale is an ordinary number to every consumer. Measured on the linear weights of the bundled
+The scale is the block's extreme weight (with its sign) over -2^(bits-1), so the extreme is stored almost exactly and
+all codes are used. Scales may be negative; kernels only multiply by them. Measured on the linear weights of the bundled
 pico-python (relative RMS error, block 32 and 128):
 
     scale                 int4                int8
@@ -9,7 +9,7 @@ pico-python (relative RMS error, block 32 and 128):
     amax / (2^(b-1)-0.5)  0.0950   0.1116     0.00545   0.00653
     amax / (2^(b-1)-1)    0.0973   0.1183     0.00540   0.00653
 
-The price is the largest error: a weight opposite to the extreme and as large is off by one whole step.
+This raises the largest error: a weight as large as the extreme and of opposite sign is off by one whole step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ numbers = Sub (unsigned, zero_point)
 
 
 def integer_format(name: str, bits: int, block: int) -> Format:
-    """Signed integers of 4 or 8 bits stored as code + 2^(bits-1); scales BF16 [N, K/block]."""
+    """Signed integers of 4 or 8 bits, stored as code + 2^(bits-1); scales bf16 [N, K/block]."""
     half = 1 << (bits - 1)
     per_byte = 8 // bits
     numbers = np.arange(1 << bits, dtype=np.float32) - half

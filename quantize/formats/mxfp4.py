@@ -1,9 +1,9 @@
 """mxfp4: E2M1 weights with a power of two per 32, the OCP microscaling format.
 
-The format does not say which power of two a block gets, and tools differ. Here the exponent is that which puts the
-block's largest magnitude into [3.625, 7.25) (E2M1 ends at 6): rounding down costs clipping, rounding up costs a bit of
-resolution, and the switch at mantissa 1.8125 costs least. Relative RMS error on the linear weights (and on the
-embedding) of the bundled pico-python, by rule:
+The format does not specify a block's power of two, and tools differ. Here the scale puts the block's largest
+magnitude into [3.625, 7.25), where E2M1 ends at 6: a smaller scale clips the largest weights, a larger one loses a bit
+of resolution, and to switch at mantissa 1.8125 has the smallest error. Relative RMS error on the linear weights (and on
+the embedding) of the bundled pico-python, by rule:
 
     ceil(log2(amax/6)), ModelOpt            0.11637   0.12133
     floor(log2(amax)) - 2, OCP              0.11571   0.11925
@@ -24,7 +24,9 @@ from .e2m1 import DENSE_CODES, PAIRS, encode_blocks
 
 BLOCK = 32
 ROUND_UP_FROM = 1.8125
-_CARRY = int((2 - ROUND_UP_FROM) * 2**23)  # added to float32 bits, carries into the exponent from that mantissa on
+"""The mantissa of a block's largest magnitude from which the scale is the next power of two."""
+_CARRY = int((2 - ROUND_UP_FROM) * 2**23)
+"""Added to the bits of a float32, carries into the exponent if the mantissa is at least ROUND_UP_FROM."""
 _SMALLEST = int(np.log2(SMALLEST_SCALE)) + 127
 
 

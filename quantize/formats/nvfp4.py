@@ -1,9 +1,9 @@
 """nvfp4: E2M1 weights, an E4M3 scale per 16 and one float32 scale per tensor; the arithmetic of NVIDIA ModelOpt.
 
-The largest magnitude of the tensor becomes 6 * 448 and that of a block 6. Differences in bytes to ModelOpt's export: a
-weight of exactly -0 keeps its sign (code 8, also zero), and a tensor of zeros stores the smallest scale, not zero.
-The error bound holds for blocks of at least 2^-15 of the tensor's largest magnitude; below, the block scale is a
-subnormal E4M3 number and the bound applies to that magnitude instead.
+The largest magnitude of the tensor becomes 6 * 448 and that of a block 6. Two cases differ in bytes from ModelOpt's
+export: a weight of exactly -0 keeps its sign (code 8, also zero), and a tensor of zeros stores the smallest scale
+instead of zero. The error bound holds for blocks of at least 2^-15 of the tensor's largest magnitude; for smaller
+blocks, whose scale is a subnormal E4M3 number, it is relative to that magnitude.
 """
 
 from __future__ import annotations

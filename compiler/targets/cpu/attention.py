@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.graph.graph import Builder, Graph, attribute, width
-from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.graph.graph import Builder, attribute, width
+from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
 from ....runtime.cpu.slots import lengths_name
 
@@ -47,29 +47,33 @@ class RopeAttentionToGroupQuery(Rule):
         "the layer has a window": _windowed(_ATTENTION),
     }
 
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
         q = p.RotaryEmbedding("q", "cos", "sin", "positions").named("rope_q")
         k = p.RotaryEmbedding("k", "cos", "sin", "positions").named("rope_k")
-        root = p.llmc.CachedAttention(q, k, "v", "past_key", "past_value", "past").named("attention")
+        root = p.llmc.CachedAttention(q, k, "v", "*cache").named("attention")
         return root, root.out(1), root.out(2)
 
-    def check(self, graph: Graph, m: Match) -> None:
-        for node in (m.rope_q, m.rope_k):
+    def check(self, rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value, attention: ir.Node) -> None:
+        for node in (rope_q, rope_k):
             require(not attribute(node, "interleaved", 0), "the rope is interleaved")
-        producer = m.positions.producer()
+        producer = positions.producer()
         require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
-        require(attribute(m.attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
-        require(attribute(m.attention, "window") is None, "the layer has a window")
+        require(attribute(attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
+        require(attribute(attention, "window") is None, "the layer has a window")
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        packed = _packed(m)
-        qkv = (packed, None, None) if packed is not None else (m.q, m.k, m.v)
-        return _group_query(g, m, qkv, m.cos, m.sin)
+    def rewrite(
+        self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, rope_q: ir.Node, attention: ir.Node
+    ) -> Sequence[ir.Value]:
+        packed = _packed(q, k, v)
+        qkv = (packed, None, None) if packed is not None else (q, k, v)
+        return _group_query(g, attention, qkv, cache, rope_q.inputs[1:3])
 
 
 class _AnyAttention(Rule):
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
-        root = p.llmc.CachedAttention("q", "k", "v", "past_key", "past_value", "past").named("attention")
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
+        root = p.llmc.CachedAttention("q", "k", "v", "*cache").named("attention")
         return root, root.out(1), root.out(2)
 
 
@@ -79,11 +83,13 @@ class AttentionToGroupQuery(_AnyAttention):
     fires = (_with_head(24), _windowed(_ATTENTION))
     refuses = {"the head size is no multiple of 8": _with_head(20)}
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(attribute(m.attention, "head_dim") % 8 == 0, "the head size is no multiple of 8")
+    def check(self, attention: ir.Node) -> None:
+        require(attribute(attention, "head_dim") % 8 == 0, "the head size is no multiple of 8")
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        return _group_query(g, m, (m.q, m.k, m.v))
+    def rewrite(
+        self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, attention: ir.Node
+    ) -> Sequence[ir.Value]:
+        return _group_query(g, attention, (q, k, v), cache)
 
 
 class AttentionToStandard(_AnyAttention):
@@ -91,27 +97,28 @@ class AttentionToStandard(_AnyAttention):
 
     fires = (_with_head(20), _windowed(_with_head(20)))
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        split = g.ints(0, 0, -1, attribute(m.attention, "head_dim"))
-        q, k, v = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (m.q, m.k, m.v))
-        past = g("Cast", _cached(g, m), to=int(ir.DataType.INT64))
-        key, value = (
-            g("TensorScatter", cache, new, past, axis=-2) for cache, new in ((m.past_key, k), (m.past_value, v))
-        )
-        scale, window = attribute(m.attention, "scale"), attribute(m.attention, "window")
+    def rewrite(
+        self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, attention: ir.Node
+    ) -> Sequence[ir.Value]:
+        split = g.ints(0, 0, -1, attribute(attention, "head_dim"))
+        query, *new = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (q, k, v))
+        past = g("Cast", _cached(g, attention, cache), to=int(ir.DataType.INT64))
+        key, value = (g("TensorScatter", *pair, past, axis=-2) for pair in zip(cache[:2], new, strict=True))
+        scale, window = attribute(attention, "scale"), attribute(attention, "window")
         if window is None:
-            total = g("Add", past, g("Shape", m.q, start=1, end=2))
-            y = g("Attention", q, key, value, None, None, None, total, is_causal=1, scale=scale)
+            total = g("Add", past, g("Shape", q, start=1, end=2))
+            y = g("Attention", query, key, value, None, None, None, total, is_causal=1, scale=scale)
         else:
-            y = g("Attention", q, key, value, _window_mask(g, q, key, past, window), scale=scale)
+            y = g("Attention", query, key, value, _window_mask(g, query, key, past, window), scale=scale)
         return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1)), key, value
 
 
-def _cached(g: Builder, m: Match) -> ir.Value:
+def _cached(g: Builder, attention: ir.Node, cache: Rest) -> ir.Value:
     """How many positions the cache holds of each sequence, int32 [B]."""
-    window = attribute(m.attention, "window")
+    window, past = attribute(attention, "window"), cache[2]
     if window is None:
-        return m.past
+        assert past is not None
+        return past
     name = lengths_name(window)
     return next((known for known in g.graph.body.inputs if known.name == name), None) or g.graph.input(
         name, "I32", ["B"]
@@ -129,31 +136,33 @@ def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window:
     return g("And", g("GreaterOrEqual", distance, zero), near)
 
 
-def _group_query(g: Builder, m: Match, qkv: Sequence[ir.Value | None], *rope: ir.Value) -> Sequence[ir.Value]:
+def _group_query(
+    g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: Sequence[ir.Value | None] = ()
+) -> Sequence[ir.Value]:
     """GroupQueryAttention counts by the last position (total - 1 per row) and the longest row's total, both int32."""
     query = qkv[0]
     assert query is not None
     new = g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32))
-    total = g("Add", _cached(g, m), new)
-    window = attribute(m.attention, "window")
+    total = g("Add", _cached(g, attention, cache), new)
+    window = attribute(attention, "window")
     one = g("Cast", g.ints(1), to=int(ir.DataType.INT32))
     return g.ms(
         "GroupQueryAttention",
-        *(*qkv, m.past_key, m.past_value, g("Sub", total, one), g("ReduceMax", total, keepdims=0), *rope),
+        *(*qkv, *cache[:2], g("Sub", total, one), g("ReduceMax", total, keepdims=0), *rope),
         outputs=3,
-        num_heads=attribute(m.attention, "heads"),
-        kv_num_heads=attribute(m.attention, "kv_heads"),
-        scale=attribute(m.attention, "scale"),
+        num_heads=attribute(attention, "heads"),
+        kv_num_heads=attribute(attention, "kv_heads"),
+        scale=attribute(attention, "scale"),
         do_rotary=int(bool(rope)),
         rotary_interleaved=0,
         **({} if window is None else {"local_window_size": window}),
     )
 
 
-def _packed(m: Match) -> ir.Value | None:
+def _packed(*qkv: ir.Value) -> ir.Value | None:
     """The merged projection, if q, k and v are exactly its parts in order."""
-    split = m.q.producer()
-    if split is None or split.op_type != "Split" or list(split.outputs) != [m.q, m.k, m.v]:
+    split = qkv[0].producer()
+    if split is None or split.op_type != "Split" or tuple(split.outputs) != qkv:
         return None
     return split.inputs[0]
 
@@ -163,13 +172,14 @@ class HeadNormToSimplified(Rule):
 
     fires = ("(float[2,3,8] x, float[4] W) => (float[2,3,8] y) { y = llmc.HeadNorm<epsilon=0.001>(x, W) }",)
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.llmc.HeadNorm("x", "weight").named("norm")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        apart = g("Reshape", m.x, g.ints(0, 0, -1, width(m.weight)))
-        epsilon = attribute(m.norm, "epsilon")
-        normed = g("SimplifiedLayerNormalization", apart, m.weight, axis=-1, epsilon=epsilon, stash_type=1)
+    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, norm: ir.Node) -> ir.Value:
+        apart = g("Reshape", x, g.ints(0, 0, -1, width(weight)))
+        epsilon = attribute(norm, "epsilon")
+        normed = g("SimplifiedLayerNormalization", apart, weight, axis=-1, epsilon=epsilon, stash_type=1)
         return g("Reshape", normed, g.ints(0, 0, -1))
 
 
@@ -178,14 +188,15 @@ class PositionsToRange(Rule):
 
     fires = ("(int64[1,3] ids, int32[1] past) => (int64[1,3] y) { y = llmc.Positions(ids, past) }",)
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.llmc.Positions("ids", "past")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        size = g("Squeeze", g("Shape", m.ids, start=1, end=2), g.ints(0))
+    def rewrite(self, g: Builder, ids: ir.Value, past: ir.Value) -> ir.Value:
+        size = g("Squeeze", g("Shape", ids, start=1, end=2), g.ints(0))
         steps = g("Range", g("Constant", value_int=0), size, g("Constant", value_int=1))
-        past = g("Cast", m.past, to=int(ir.DataType.INT64))
-        return g("Add", g("Unsqueeze", past, g.ints(1)), steps)
+        cached = g("Cast", past, to=int(ir.DataType.INT64))
+        return g("Add", g("Unsqueeze", cached, g.ints(1)), steps)
 
 
 ATTENTION_RULES: tuple[Rule, ...] = (

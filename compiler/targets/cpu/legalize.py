@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import Builder, Graph, attribute
-from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.graph.graph import Builder, Graph, attribute, width
+from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
 from ....runtime.engine_file.bind import E2M1ToNbits8, Expr, Reshape, Stored, Times, ToF32
 from .attention import ATTENTION_RULES
@@ -41,8 +41,8 @@ ACCURACY_LEVEL = 4
 """int8 activations: at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
 
 
-def nbits_weights(graph: Graph, fmt: str, values: Sequence[ir.Value | None]) -> tuple[Expr, Expr]:
-    """Codes `[N, K]` or `[N, K/2]` uint8 and scales `[N, K/block]` float32 of a quantized weight."""
+def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
+    """Codes u8 [N, K] or u8 [N, K/2] and scales f32 [N, K/block] of a quantized weight."""
     layout = NBITS[fmt]
     exprs = [expr for value in values if (expr := graph.expr(value)) is not None]
     codes, scale = exprs[0], exprs[1]
@@ -72,25 +72,25 @@ class LinearToNbits(Rule):
         )
     }
 
-    def pattern(self, p: Patterns) -> Op:
-        return p.llmc.Linear("x", "*weights").named("linear")
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Linear("x", "weight", "*others").named("linear")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(ops.format_of(m.linear) in NBITS, "the format has no MatMulNBits layout")
+    def check(self, linear: ir.Node) -> None:
+        require(ops.format_of(linear) in NBITS, "the format has no MatMulNBits layout")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        fmt = ops.format_of(m.linear)
-        count = len(ops.weight_suffixes(fmt))
-        codes, scale = nbits_weights(g.graph, fmt, m.weights[:count])
+    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, others: Rest, linear: ir.Node) -> ir.Value:
+        fmt, name = ops.format_of(linear), weight.name
+        bias = others[-1:] if ops.has_bias(linear) else ()
+        codes, scale = nbits_weights(g.graph, fmt, (weight, *others[: len(others) - len(bias)]))
         layout, (rows, blocks) = NBITS[fmt], scale.shape
-        name = m.weights[0].name
         shaped = Reshape(codes, (rows, blocks, layout.blob))
         return g.ms(
             "MatMulNBits",
-            m.x,
+            x,
             g.graph.weight(f"{name}.nbits", shaped),
             g.graph.weight(f"{name}.scales", scale),
-            *((None, None, m.weights[count]) if ops.has_bias(m.linear) else ()),
+            *((None, None, *bias) if bias else ()),
             N=rows,
             K=blocks * layout.block,
             bits=layout.bits,
@@ -100,7 +100,7 @@ class LinearToNbits(Rule):
 
 
 class LinearToMatMul(Rule):
-    """A dense or fp8 linear is a float32 product with the weight read as it lies, [N,K]."""
+    """A dense or fp8 linear is a float32 product with the weight read as it lies, [N, K]."""
 
     fires = (
         "(float[2,3,64] x, float[4,64] W) => (float[2,3,4] y) { y = llmc.Linear:f32(x, W) }",
@@ -113,30 +113,29 @@ class LinearToMatMul(Rule):
         )
     }
 
-    def pattern(self, p: Patterns) -> Op:
-        return p.llmc.Linear("x", "*weights").named("linear")
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Linear("x", "weight", "*others").named("linear")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(ops.format_of(m.linear) in (ops.DENSE, "fp8"), "the format has no float32 form")
+    def check(self, linear: ir.Node) -> None:
+        require(ops.format_of(linear) in (ops.DENSE, "fp8"), "the format has no float32 form")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        weight = wide_weight(g, ops.format_of(m.linear), m.weights)
-        product = g.ms("FusedMatMul", m.x, weight, transA=0, transB=1)
-        if not ops.has_bias(m.linear):
+    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, others: Rest, linear: ir.Node) -> ir.Value:
+        weight = dequantized(g, ops.format_of(linear), weight, others)
+        product = g.ms("FusedMatMul", x, weight, transA=0, transB=1)
+        if not ops.has_bias(linear):
             return product
-        product.type = m.linear.outputs[0].type
-        return g("Add", product, m.weights[-1])
+        product.type = linear.outputs[0].type
+        return g("Add", product, others[-1])
 
 
-def wide_weight(g: Builder, fmt: str, values: Sequence[ir.Value | None]) -> ir.Value:
-    """The weight as a float32 input [N,K]."""
-    first = values[0]
-    assert first is not None
+def dequantized(g: Builder, fmt: str, weight: ir.Value, others: Rest) -> ir.Value:
+    """A dense or fp8 weight as an input f32 [N, K]."""
     if fmt == ops.DENSE:
-        return first
-    codes, scale = g.graph.expr(first), g.graph.expr(values[1])
+        return weight
+    codes, scale = g.graph.expr(weight), g.graph.expr(others[0])
     assert codes is not None and scale is not None
-    return g.graph.weight(f"{first.name}.f32", Times(ToF32(codes), scale))
+    return g.graph.weight(f"{weight.name}.f32", Times(ToF32(codes), scale))
 
 
 class EmbeddingToGather(Rule):
@@ -151,30 +150,30 @@ class EmbeddingToGather(Rule):
         "(int64[2,3] ids, uint8[8,64] T, float[8] S) => (float[2,3,64] y) { y = llmc.Embedding:fp8(ids, T, S) }",
     )
 
-    def pattern(self, p: Patterns) -> Op:
-        return p.llmc.Embedding("ids", "*table").named("embedding")
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Embedding("ids", "table", "*others").named("embedding")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        fmt = ops.format_of(m.embedding)
+    def rewrite(self, g: Builder, ids: ir.Value, table: ir.Value, others: Rest, embedding: ir.Node) -> ir.Value:
+        fmt, name = ops.format_of(embedding), table.name
         if fmt in NBITS:
-            codes, scale = nbits_weights(g.graph, fmt, m.table)
-            layout, name = NBITS[fmt], m.table[0].name
-            rows, blocks = scale.shape
+            codes, scale = nbits_weights(g.graph, fmt, (table, *others))
+            layout, (rows, blocks) = NBITS[fmt], scale.shape
             return g.ms(
                 "GatherBlockQuantized",
                 g.graph.weight(f"{name}.table", Reshape(codes, (rows, blocks * layout.blob))),
-                m.ids,
+                ids,
                 g.graph.weight(f"{name}.scales", scale),
                 bits=layout.bits,
                 block_size=layout.block,
                 gather_axis=0,
                 quantize_axis=1,
             )
-        expr = g.graph.expr(m.table[0])
+        expr = g.graph.expr(table)
         if fmt == ops.DENSE and isinstance(expr, Stored) and expr.dtype != "F32":
-            stored = g.graph.weight(f"{m.table[0].name}.{expr.dtype.lower()}", expr, widen=False)
-            return g("Cast", g("Gather", stored, m.ids, axis=0), to=int(ir.DataType.FLOAT))
-        return g("Gather", wide_weight(g, fmt, m.table), m.ids, axis=0)
+            stored = g.graph.weight(f"{name}.{expr.dtype.lower()}", expr, widen=False)
+            return g("Cast", g("Gather", stored, ids, axis=0), to=int(ir.DataType.FLOAT))
+        return g("Gather", dequantized(g, fmt, table, others), ids, axis=0)
 
 
 class AddNormToSkipNorm(Rule):
@@ -185,16 +184,14 @@ class AddNormToSkipNorm(Rule):
         "{ y, s = llmc.AddRMSNorm<epsilon=0.00001>(x, r, W) }",
     )
 
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
         root = p.llmc.AddRMSNorm("x", "r", "weight").named("norm")
         return root, root.out(1)
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
+    def rewrite(self, g: Builder, x: ir.Value, r: ir.Value, weight: ir.Value, norm: ir.Node) -> Sequence[ir.Value]:
         normed, mean, deviation, total = g.ms(
-            "SkipSimplifiedLayerNormalization",
-            *(m.x, m.r, m.weight),
-            outputs=4,
-            epsilon=attribute(m.norm, "epsilon"),
+            "SkipSimplifiedLayerNormalization", x, r, weight, outputs=4, epsilon=attribute(norm, "epsilon")
         )
         mean.name = deviation.name = ""
         return normed, total
@@ -210,15 +207,16 @@ class NormToSimplified(Rule):
         )
     }
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.RMSNormalization("x", "weight").named("norm")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(attribute(m.norm, "axis", -1) == -1, "the norm is not over the last axis")
+    def check(self, norm: ir.Node) -> None:
+        require(attribute(norm, "axis", -1) == -1, "the norm is not over the last axis")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        epsilon = attribute(m.norm, "epsilon", 1e-5)
-        return g("SimplifiedLayerNormalization", m.x, m.weight, axis=-1, epsilon=epsilon, stash_type=1)
+    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, norm: ir.Node) -> ir.Value:
+        epsilon = attribute(norm, "epsilon", 1e-5)
+        return g("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
 
 class GatedToElementwise(Rule):
@@ -230,18 +228,17 @@ class GatedToElementwise(Rule):
         "{ y = llmc.GatedActivation:pair_gelu_pytorch_tanh(g, u) }",
     )
 
-    def pattern(self, p: Patterns) -> Op:
-        return p.llmc.GatedActivation("*inputs").named("gated")
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.GatedActivation("x", "up?").named("gated")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        form, _, activation = m.gated.overload.partition("_")
-        inputs = m.inputs
-        if form == "merged":
-            inputs = g("Split", inputs[0], axis=-1, num_outputs=2, outputs=2)
-            for value in inputs:
-                value.type = m.gated.outputs[0].type
-                value.shape = m.gated.outputs[0].shape
-        return g("Mul", _activate(g, activation, inputs[0]), inputs[1])
+    def rewrite(self, g: Builder, x: ir.Value, up: ir.Value | None, gated: ir.Node) -> ir.Value:
+        activation, halves = gated.overload.partition("_")[2], (x, up)
+        if up is None:
+            halves = g("Split", x, axis=-1, num_outputs=2, outputs=2)
+            for value in halves:
+                value.type, value.shape = gated.outputs[0].type, gated.outputs[0].shape
+        return g("Mul", _activate(g, activation, halves[0]), halves[1])
 
 
 class SwishToQuickGelu(Rule):
@@ -252,14 +249,15 @@ class SwishToQuickGelu(Rule):
         "Swish has another slope than 1": "(float[2,3,4] x) => (float[2,3,4] y) { y = Swish<alpha=2.0>(x) }",
     }
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.Swish("x").named("swish")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(attribute(m.swish, "alpha", 1.0) == 1.0, "Swish has another slope than 1")
+    def check(self, swish: ir.Node) -> None:
+        require(attribute(swish, "alpha", 1.0) == 1.0, "Swish has another slope than 1")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        return _activate(g, "silu", m.x)
+    def rewrite(self, g: Builder, x: ir.Value) -> ir.Value:
+        return _activate(g, "silu", x)
 
 
 def _activate(g: Builder, activation: str, x: ir.Value) -> ir.Value:
@@ -276,11 +274,12 @@ class SelectRowsToGather(Rule):
 
     fires = ("(float[2,3,4] x, int64[2] rows) => (float[2,4] y) { y = llmc.SelectRows(x, rows) }",)
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.llmc.SelectRows("x", "rows")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        return g("Gather", g("Reshape", m.x, g.ints(-1, int(m.x.shape[-1]))), m.rows, axis=0)
+    def rewrite(self, g: Builder, x: ir.Value, rows: ir.Value) -> ir.Value:
+        return g("Gather", g("Reshape", x, g.ints(-1, width(x))), rows, axis=0)
 
 
 RULES: tuple[Rule, ...] = (

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ....passes.graph import ops
 from ....passes.graph.attention import NORMED
 from ....passes.graph.graph import MODULE, Builder, Graph, attribute
-from ....passes.rewrite.pattern import Match, Op, Patterns, require
+from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
 from ....runtime.errors import Unsupported
@@ -48,6 +48,35 @@ _NORMED = (
 )
 
 
+def _attention(p: Patterns, q: Op, k: Op, v: Op) -> tuple[Op, ...]:
+    """Attention over a cache, with the rope of q and k."""
+    q = p.RotaryEmbedding(q, "cos", "sin", "positions").named("rope_q")
+    k = p.RotaryEmbedding(k, "cos", "sin", "positions").named("rope_k")
+    root = p.llmc.CachedAttention(q, k, v, "*cache").named("attention")
+    return root, root.out(1), root.out(2)
+
+
+def _require_one_rope(rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value) -> None:
+    same = attribute(rope_q, "interleaved", 0) == attribute(rope_k, "interleaved", 0)
+    require(same, "q and k are rotated differently")
+    producer = positions.producer()
+    require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
+
+
+def _rope_attention(
+    g: Builder, qkv: ir.Value, cache: Rest, rope: ir.Node, attention: ir.Node, *norms: ir.Value, **epsilon: float
+) -> Sequence[ir.Value]:
+    return g.llmc(
+        "RopeAttention",
+        *(qkv, *rope.inputs[1:], *cache, *norms),
+        outputs=3,
+        overload="_".join(filter(None, (attention.overload, NORMED if norms else ""))),
+        **{name: attr.value for name, attr in attention.attributes.items()},
+        interleaved=attribute(rope, "interleaved", 0),
+        **epsilon,
+    )
+
+
 class FuseRopeAttention(Rule):
     """Rope of the merged q, k, v, the cache's update and attention are one operator, which two or three kernels do."""
 
@@ -56,56 +85,50 @@ class FuseRopeAttention(Rule):
         "q and k are rotated differently": _ATTENTION.replace("num_heads=1>(k", "num_heads=1, interleaved=1>(k"),
     }
 
-    def heads(self, p: Patterns, q: Op, k: Op) -> tuple[Op, Op]:
-        """What rope reads."""
-        return q, k
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
+        split = p.Split("qkv", "sizes?")
+        return _attention(p, split, split.out(1), split.out(2))
 
-    def pattern(self, p: Patterns) -> tuple[Op, ...]:
-        split = p.Split("qkv", "sizes")
-        q, k = self.heads(p, split, split.out(1))
-        q = p.RotaryEmbedding(q, "cos", "sin", "positions").named("rope_q")
-        k = p.RotaryEmbedding(k, "cos", "sin", "positions").named("rope_k")
-        root = p.llmc.CachedAttention(q, k, split.out(2), "past_key", "past_value", "past").named("attention")
-        return root, root.out(1), root.out(2)
+    def check(self, rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value) -> None:
+        _require_one_rope(rope_q, rope_k, positions)
 
-    def check(self, graph: Graph, m: Match) -> None:
-        same = attribute(m.rope_q, "interleaved", 0) == attribute(m.rope_k, "interleaved", 0)
-        require(same, "q and k are rotated differently")
-        producer = m.positions.producer()
-        require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
-
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        return self.attention(g, m)
-
-    def attention(self, g: Builder, m: Match, *norms: ir.Value, **epsilon: float) -> Sequence[ir.Value]:
-        overload = "_".join(filter(None, (m.attention.overload, NORMED if norms else "")))
-        return g.llmc(
-            "RopeAttention",
-            *(m.qkv, m.cos, m.sin, m.positions, m.past_key, m.past_value, m.past, *norms),
-            outputs=3,
-            overload=overload,
-            **{name: attr.value for name, attr in m.attention.attributes.items()},
-            interleaved=attribute(m.rope_q, "interleaved", 0),
-            **epsilon,
-        )
+    def rewrite(
+        self, g: Builder, qkv: ir.Value, cache: Rest, rope_q: ir.Node, attention: ir.Node
+    ) -> Sequence[ir.Value]:
+        return _rope_attention(g, qkv, cache, rope_q, attention)
 
 
-class FuseNormedRopeAttention(FuseRopeAttention):
+class FuseNormedRopeAttention(Rule):
     """The same where each head of q and of k is normed before rope."""
 
     fires = (_NORMED, _NORMED.replace("CachedAttention<", "CachedAttention:windowed<window=2, "))
     refuses = {"the norms have different epsilons": _NORMED.replace("epsilon=0.001>(k", "epsilon=0.002>(k")}
 
-    def heads(self, p: Patterns, q: Op, k: Op) -> tuple[Op, Op]:
-        return p.llmc.HeadNorm(q, "q_norm").named("norm_q"), p.llmc.HeadNorm(k, "k_norm").named("norm_k")
+    @staticmethod
+    def pattern(p: Patterns) -> tuple[Op, ...]:
+        split = p.Split("qkv", "sizes?")
+        q = p.llmc.HeadNorm(split, "q_norm").named("norm_q")
+        return _attention(p, q, p.llmc.HeadNorm(split.out(1), "k_norm").named("norm_k"), split.out(2))
 
-    def check(self, graph: Graph, m: Match) -> None:
-        super().check(graph, m)
-        same = attribute(m.norm_q, "epsilon") == attribute(m.norm_k, "epsilon")
+    def check(self, rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value, norm_q: ir.Node, norm_k: ir.Node) -> None:
+        _require_one_rope(rope_q, rope_k, positions)
+        same = attribute(norm_q, "epsilon") == attribute(norm_k, "epsilon")
         require(same, "the norms have different epsilons")
 
-    def rewrite(self, g: Builder, m: Match) -> Sequence[ir.Value]:
-        return self.attention(g, m, m.q_norm, m.k_norm, epsilon=attribute(m.norm_q, "epsilon"))
+    def rewrite(
+        self,
+        g: Builder,
+        qkv: ir.Value,
+        cache: Rest,
+        rope_q: ir.Node,
+        attention: ir.Node,
+        q_norm: ir.Value,
+        k_norm: ir.Value,
+        norm_q: ir.Node,
+    ) -> Sequence[ir.Value]:
+        epsilon = attribute(norm_q, "epsilon")
+        return _rope_attention(g, qkv, cache, rope_q, attention, q_norm, k_norm, epsilon=epsilon)
 
 
 class QuantizeActivations(Rule):
@@ -126,20 +149,19 @@ class QuantizeActivations(Rule):
         ),
     }
 
-    def pattern(self, p: Patterns) -> Op:
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
         return p.llmc.Linear("x", "*weights").named("linear")
 
-    def check(self, graph: Graph, m: Match) -> None:
-        require(ops.format_of(m.linear) != ops.DENSE, "the weight is not quantized")
-        require(not m.linear.outputs[0].is_graph_output(), "these are the logits")
-        producer = m.x.producer()
+    def check(self, x: ir.Value, linear: ir.Node) -> None:
+        require(ops.format_of(linear) != ops.DENSE, "the weight is not quantized")
+        require(not linear.outputs[0].is_graph_output(), "these are the logits")
+        producer = x.producer()
         require(producer is None or producer.op_type != "QuantizeActivations", "the activations are quantized")
 
-    def rewrite(self, g: Builder, m: Match) -> ir.Value:
-        quantized = g.llmc("QuantizeActivations", m.x)
-        return g.llmc(
-            "Linear", quantized, *m.weights, overload=m.linear.overload, name=m.linear.metadata_props.get(MODULE, "")
-        )
+    def rewrite(self, g: Builder, x: ir.Value, weights: Rest, linear: ir.Node) -> ir.Value:
+        quantized, module = g.llmc("QuantizeActivations", x), linear.metadata_props.get(MODULE, "")
+        return g.llmc("Linear", quantized, *weights, overload=linear.overload, name=module)
 
 
 class RefuseOthers(Pass):

@@ -13,8 +13,10 @@ from support import graphs
 from llmc.compiler.targets.cpu.legalize import RULES
 from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
 from llmc.passes import model_passes, profile_passes
-from llmc.passes.graph.graph import Canonical, Copied, Graph
+from llmc.passes.graph.graph import GATED, MODULE, ROLE, Canonical, Copied, Graph
 from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
+from llmc.passes.merge_linears import MergeLinears
+from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.rewrite.manager import PassCrash, Phase, run_phase
 from llmc.passes.rewrite.rule import Outcome, Pass
 from llmc.quantize import FORMATS
@@ -75,7 +77,7 @@ def test_quantize_weights_follows_the_format(name: str) -> None:
     )
     example = graphs.parse(text)
     for node in example.graph.nodes:
-        node.metadata_props["module"] = str(node.outputs[0].name)
+        node.metadata_props[MODULE] = str(node.outputs[0].name)
     before = graphs.run(example.graph, example.tensors, example.inputs)
     reports = run_phase(Phase("model", (model_passes(lambda _: name).passes[-1],), LOGICAL), example.graph)
     assert reports[0].fired == 2
@@ -96,6 +98,41 @@ def _parts(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {c.name: tensors[f"{stem.removesuffix('weight')}{c.name}"] for c in FORMATS[name].components(384, 128)}
 
 
+def test_a_module_that_the_recipe_leaves_alone_is_not_quantized() -> None:
+    text = (
+        "(float[2,64] x, float[4,64] W, float[4,64] V) => (float[2,4] y, float[2,4] z) "
+        "{ y = llmc.Linear:f32(x, W) z = llmc.Linear:f32(x, V) }"
+    )
+    example = graphs.parse(text)
+    for node in example.graph.nodes:
+        node.metadata_props[MODULE] = f"module.{node.outputs[0].name}"
+    outcome = QuantizeWeights(lambda module: "int8" if module == "module.y" else "none").run(example.graph)
+    assert outcome.fired == 1
+    assert outcome.miss is not None and outcome.miss.reason == "module.z stays as it is"
+    assert {node.metadata_props[MODULE]: node.overload for node in example.graph.nodes} == {
+        "module.y": "int8",
+        "module.z": "f32",
+    }
+
+
+def test_gate_and_up_keep_their_role_until_a_target_that_takes_them_apart() -> None:
+    text = (
+        "(float[2,3,32] x, int64[1] rows, float[32] N, float[64,32] G, float[64,32] U) => (float[1,64] y) "
+        "{ n = RMSNormalization<axis=-1>(x, N) g = llmc.Linear:f32(n, G) u = llmc.Linear:f32(n, U) "
+        "s = Swish(g) m = Mul(s, u) y = llmc.SelectRows(m, rows) }"
+    )
+    graph = graphs.parse(text).graph
+    for node in graph.nodes:
+        if node.op_type == "Linear":
+            node.metadata_props[ROLE] = GATED
+    run_phase(model_passes(lambda _: "int8"), graph)
+    linears = [node for node in graph.nodes if node.op_type == "Linear"]
+    assert [(node.overload, node.metadata_props[ROLE]) for node in linears] == [("int8", GATED)] * 2
+    apart = MergeLinears(gated=False).run(graph)
+    assert apart.miss is not None and apart.miss.reason == "the target keeps gate and up apart"
+    assert (apart.fired, MergeLinears().run(graph).fired) == (0, 1)
+
+
 def test_linears_stored_in_different_types_merge_as_float32() -> None:
     example = graphs.parse(profile_passes().passes[0].fires[0])
     before = graphs.run(example.graph, example.tensors, example.inputs)
@@ -112,7 +149,7 @@ def test_linears_stored_in_different_types_merge_as_float32() -> None:
 
 def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
     example = graphs.parse("(float[2,48] x, float[4,48] W) => (float[2,4] y) { y = llmc.Linear:f32(x, W) }")
-    with pytest.raises(Unsupported, match=re.escape("format int4 for W")) as caught:
+    with pytest.raises(Unsupported, match=re.escape("cannot store W as int4")) as caught:
         model_passes(lambda _: "int4").passes[-1].run(example.graph)
     assert "K = 48 is not a multiple of the block of 32" in str(caught.value)
     assert "`W: none`" in str(caught.value)
@@ -183,7 +220,7 @@ def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
             lambda n, g: setattr(n, "overload", "fp3"),
         ),
         ("every node has a block", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: n.metadata_props.clear()),
-        ("every weight's promise", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
+        ("every weight expression", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: g.canonical.clear()),
         ("names are unique", "{ y = llmc.Linear:f32(x, W) }", lambda n, g: setattr(g.body.inputs[0], "name", "W")),
     ],
 )

@@ -14,7 +14,7 @@ from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, compile_all, specialization_of
 from llmc.compiler.targets.cuda.cubins.elf import Image, Parameter, image_of
-from llmc.compiler.targets.cuda.cubins.figures import Figures, figures_of, main_loop, on_their_way, weights_of
+from llmc.compiler.targets.cuda.cubins.figures import Figures, figures_of, main_loop, thread_bytes_in_flight, weights_of
 from llmc.compiler.targets.cuda.cubins.report import Entry
 from llmc.compiler.targets.cuda.cubins.sass import Instruction, Listing, disassemble, disassembler
 from llmc.runtime.cuda.launches import layout
@@ -126,7 +126,7 @@ def test_a_loop_of_a_linear_multiplies_the_weights_of_its_tile(cubins: Compiled,
         assert weights_of(specialization, loop) == tile / (32 * specialization.warps), specialization
         stage = tile * 4 // (sizes["PER_WORD"] or 2) + sizes["BLOCK_M"] * sizes["BLOCK_K"] * 2
         assert (
-            on_their_way(loop) * 32 * specialization.warps
+            thread_bytes_in_flight(loop) * 32 * specialization.warps
             == (specialization.stages - 1) * stage
             <= cubins[specialization].code.shared
         )

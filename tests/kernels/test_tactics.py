@@ -17,7 +17,7 @@ from llmc.compiler.targets.cuda.cubins.cache import source_digest
 from llmc.compiler.targets.cuda.kernels.linear.cases import FORMATS, LLAMA_LAYERS
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, wrong_tile
 from llmc.compiler.targets.cuda.tuning import tactics
-from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load, parse
+from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load_table, parse_table
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.chips import CAPABILITIES
 from llmc.runtime.engine_file.file import EngineFile
@@ -35,11 +35,11 @@ def test_a_table_survives_its_file(tmp_path: Path):
     rows = (ROW, Row("large", 128, 256, "dense", 2050, Tile(128, 64, 128, 1, 8, 3), 7, 8), replace(ROW, tokens=64))
     table = replace(TABLE, gpu='odd "name": \\ é', rows=rows)
     table.write(tmp_path / "t.yaml")
-    found = load(tmp_path / "t.yaml")
+    found = load_table(tmp_path / "t.yaml")
     assert set(found.rows) == set(rows) and replace(found, rows=()) == replace(table, rows=())
     assert found.digest == table.digest == replace(table, rows=rows[::-1]).digest
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
-    assert parse("t", replace(TABLE, rows=()).to_yaml()).rows == ()
+    assert parse_table("t", replace(TABLE, rows=()).to_yaml()).rows == ()
 
 
 def test_a_table_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -52,11 +52,11 @@ def test_a_table_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         replace(TABLE, rows=()).write(tmp_path / "t.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
-    assert load(tmp_path / "t.yaml") == TABLE
+    assert load_table(tmp_path / "t.yaml") == TABLE
 
 
 def test_names_and_digests_are_of_what_counts():
-    again = parse("t", b"# another remark\n" + TABLE.to_yaml())
+    again = parse_table("t", b"# another remark\n" + TABLE.to_yaml())
     assert again.name == TABLE.name == f"NVIDIA H200 {TABLE.digest[:12]}"
     assert replace(TABLE, rows=(replace(ROW, ns=3999),)).digest != TABLE.digest
 
@@ -92,19 +92,19 @@ def test_what_is_no_table_is_refused_at_its_place(old: str, new: str, message: s
     text = TABLE.to_yaml().decode()
     assert old in text
     with pytest.raises(RecipeError) as caught:
-        parse("t", text.replace(old, new, 1).encode())
+        parse_table("t", text.replace(old, new, 1).encode())
     assert message in str(caught.value) and str(caught.value).startswith("t:")
 
 
 def test_a_linear_measured_twice_is_refused():
     table = replace(TABLE, rows=(replace(ROW, tokens=3), replace(ROW, tokens=4)))
     with pytest.raises(RecipeError, match="4 tokens: measured twice, also as small 128 x 256 int4, 3 tokens"):
-        parse("t", table.to_yaml())
+        parse_table("t", table.to_yaml())
 
 
 def test_rows_are_found_by_the_size_of_the_step():
     tiles = replace(TABLE, rows=(replace(ROW, tokens=6),)).tiles
-    found = [tokens for tokens in range(1, 20) if tactics.key("small", 128, 256, "int4", tokens) in tiles]
+    found = [tokens for tokens in range(1, 20) if tactics.tile_key("small", 128, 256, "int4", tokens) in tiles]
     assert found == [5, 6, 7, 8]
 
 

@@ -21,7 +21,7 @@ class Lifetime:
     last: int
 
 
-def place(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
+def place_buffers(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
     """Offsets by name, and the arena's bytes; equal input gives equal offsets."""
     offsets: dict[str, int] = {}
     for name in sorted(lives, key=lambda n: (-lives[n].bytes, n)):

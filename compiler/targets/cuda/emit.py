@@ -11,7 +11,7 @@ from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tenso
 from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import CompiledProfile, ProfileConfig
-from .arena import Lifetime, place
+from .arena import Lifetime, place_buffers
 from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
@@ -85,7 +85,7 @@ def step_shapes(max_batch: int, max_context: int) -> tuple[StepShape, ...]:
 def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> Program:
     shape, calls = lowering.shape, lowering.calls
     limits = {"tokens": shape.tokens, "sequences": shape.sequences, "rows": shape.rows}
-    offsets, arena = place(_lives(lowering, limits))
+    offsets, arena = place_buffers(_lifetimes(lowering, limits))
     buffers = {
         name: Tensor("buffer", operand.dtype, tuple(map(str, operand.shape)), offsets[name])
         for name, operand in sorted(lowering.buffers.items())
@@ -112,7 +112,7 @@ OUTPUTS = ("logits", "sampled", "status", "top_ids", "top_logits", "summary")
 """Buffers the host reads when a step is done: they live to its end."""
 
 
-def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Lifetime]:
+def _lifetimes(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Lifetime]:
     spans: dict[str, tuple[int, int]] = {}
     last = len(lowering.calls)
     for index, (_, call) in enumerate(lowering.calls):

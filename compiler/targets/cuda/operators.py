@@ -16,7 +16,7 @@ from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
 from .kernels.linear.choose import linear
 from .lowering import CudaProfile, Lowering, StepShape
-from .tuning.tactics import key
+from .tuning.tactics import tile_key
 
 
 def _embedding(at: Lowering, node: ir.Node) -> None:
@@ -50,11 +50,11 @@ def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
     """What a linear is to write: its result, or that of the activation which alone reads it, and which one this is."""
     users = [user for user, _ in value.uses()]
     if len(users) == 1 and users[0].op_type == "GatedActivation" and not value.is_graph_output():
-        return users[0].outputs[0], _activation(users[0])
+        return users[0].outputs[0], _activation_name(users[0])
     return value, None
 
 
-def _activation(node: ir.Node) -> str:
+def _activation_name(node: ir.Node) -> str:
     return node.overload.removeprefix("merged_")
 
 
@@ -76,7 +76,7 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         format=fmt,
         max_tokens=most,
         sm=at.profile.sm,
-        tile=lambda kind, n, k: at.profile.tiles.get(key(kind, n, k, stored, most)),
+        tile=lambda kind, n, k: at.profile.tiles.get(tile_key(kind, n, k, stored, most)),
         make=at.beside(y),
         counters=at.counters,
         scales=scales,
@@ -103,7 +103,7 @@ def _gated(at: Lowering, node: ir.Node) -> None:
     if at.computed(node.outputs[0]):  # in the epilogue of the linear
         return
     y, scales = _result_or_quantized(at, node.outputs[0])
-    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation(node), scales=scales))
+    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation_name(node), scales=scales))
 
 
 def _select_rows(at: Lowering, node: ir.Node) -> None:

@@ -308,7 +308,7 @@ class _Worker:
             print(json.dumps(specialization.request(sm)), file=process.stdin, flush=True)
             line = process.stdout.readline()
         if not line.endswith("\n"):
-            return self._buried(specialization, sm)
+            return self._worker_died(specialization, sm)
         answer = json.loads(line)
         if "error" not in answer:
             return answer
@@ -334,7 +334,7 @@ class _Worker:
                 start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
             )
 
-    def _buried(self, specialization: Specialization, sm: int) -> LlmcError:
+    def _worker_died(self, specialization: Specialization, sm: int) -> LlmcError:
         """The error of a worker that gave no answer; the next specialization gets a new one."""
         code = self._end(patience=1)
         asked = f"kernel {specialization} for sm_{sm}"

@@ -34,7 +34,7 @@ class Figures:
     the kernel is no linear. mma: the tensor-core instructions of the kernel with their shapes, each once. in_flight:
     bytes of asynchronous copies that a multiprocessor waits for at most, None where their sizes cannot be told.
 
-    in_flight = `on_their_way` x threads of a block x blocks resident. It counts weights and activations alike, and a
+    in_flight = `thread_bytes_in_flight` x threads of a block x blocks resident. It counts weights and activations, and a
     grid that fills the chip.
     """
 
@@ -72,7 +72,7 @@ def figures(specialization: Specialization, cubin: Cubin, listing: Listing) -> F
         loop=len(loop) or None,
         instr_per_weight=round(len(loop) / weights, 3) if weights else None,
         mma=tuple(sorted({one.opcode for one in listing.instructions if _MMA.fullmatch(one.name)})),
-        in_flight=on_their_way(loop) * threads * resident if told else None,
+        in_flight=thread_bytes_in_flight(loop) * threads * resident if told else None,
     )
 
 
@@ -108,7 +108,7 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
     return weights
 
 
-def on_their_way(loop: tuple[Instruction, ...]) -> int:
+def thread_bytes_in_flight(loop: tuple[Instruction, ...]) -> int:
     """Bytes of a thread's copies to shared memory that are on their way, at most.
 
     The loop waits (DEPBAR) until no more than so many groups of copies (LDGDEPBAR) are, and then starts further ones:

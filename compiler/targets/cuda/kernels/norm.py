@@ -142,7 +142,7 @@ def _cases() -> Iterator[Case]:
         )
         expected = {"y": normed["sum"], "s": added}
         yield Case(f"add-{name}", call, {"x": x, "r": residual, "weight": weight}, sizes, expected, ROUNDING[act])
-    yield from _narrow_cases(random)
+    yield from _quantized_cases(random)
     x = torch.randn(5, 40, generator=random).to(torch.bfloat16)
     rows = torch.tensor([4, -1, 0], dtype=torch.int32)
     call = gather_rows(
@@ -152,7 +152,7 @@ def _cases() -> Iterator[Case]:
     yield Case("gather", call, {"x": x, "rows": rows}, {"tokens": 5, "rows": 3}, {"y": expected}, 0.0)
 
 
-def _narrow_cases(random: torch.Generator) -> Iterator[Case]:
+def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
     """What is written is the number that E4M3 has nearest to the norm: within half a step of it."""
     tokens, width = 3, 200
     shape = ("tokens", width)

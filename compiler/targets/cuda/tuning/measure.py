@@ -51,7 +51,7 @@ class Form:
     cubin: Cubin
 
 
-def measure(
+def measure_forms(
     driver: Driver,
     forms: Sequence[Form],
     contents: Mapping[str, np.ndarray],

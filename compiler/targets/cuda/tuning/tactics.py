@@ -43,7 +43,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 Key = tuple[str, int, int, str, int]
 
 
-def key(kind: str, n: int, k: int, format: str, tokens: int) -> Key:
+def tile_key(kind: str, n: int, k: int, format: str, tokens: int) -> Key:
     """What a row is found by. Steps of as many tokens, rounded up to a power of two, share a row."""
     return kind, n, k, format, 1 << max(tokens - 1, 0).bit_length()
 
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def key(self) -> Key:
-        return key(self.kind, self.n, self.k, self.format, self.tokens)
+        return tile_key(self.kind, self.n, self.k, self.format, self.tokens)
 
     @property
     def numbers(self) -> dict[str, int | str]:
@@ -133,7 +133,7 @@ class Table:
             temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Table:
+def load_table(path: Path) -> Table:
     """A table's file.
 
     Raises:
@@ -143,11 +143,11 @@ def load(path: Path) -> Table:
     with open_regular(path, error=RecipeError) as (fd, size):
         if size > _MAX_BYTES:
             raise RecipeError(f"the table {path} is too large", found=f"{size} bytes, at most {_MAX_BYTES}")
-        return parse(str(path), read_at(fd, 0, size, what=str(path), error=RecipeError))
+        return parse_table(str(path), read_at(fd, 0, size, what=str(path), error=RecipeError))
 
 
-def parse(shown: str, text: bytes) -> Table:
-    """`load` of a text; `shown` is how messages name it."""
+def parse_table(shown: str, text: bytes) -> Table:
+    """`load_table` of a text; `shown` is how messages name it."""
     need_compiler()
     top = Document(shown, text, schema=_SCHEMA).mapping()
     _need(top, ("version", "sm", *_FACTS, "rows"))
@@ -168,7 +168,7 @@ def parse(shown: str, text: bytes) -> Table:
 def bundled(sm: int) -> Table | None:
     """The table that comes with llmc for a chip, if there is one."""
     path = _FOLDER / f"sm_{sm}.yaml"
-    return load(path) if path.exists() else None
+    return load_table(path) if path.exists() else None
 
 
 def _row(given: YamlMapping, sm: int) -> Row:

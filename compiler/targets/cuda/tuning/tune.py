@@ -32,8 +32,8 @@ from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
-from .measure import Effort, Form, measure
-from .tactics import Key, Row, Table, key
+from .measure import Effort, Form, measure_forms
+from .tactics import Key, Row, Table, tile_key
 
 KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
 _KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
@@ -69,7 +69,7 @@ class TunedLinear:
 
     @property
     def key(self) -> Key:
-        return key(self.kind, self.n, self.k, self.format, self.tokens)
+        return tile_key(self.kind, self.n, self.k, self.format, self.tokens)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Tuner:
         """Measure every linear of a profile, those of small decode steps and large weights first.
 
         Raises:
-            LlmcError: a heuristic tile does not compile, the driver refuses, or a kernel fails; see `measure`.
+            LlmcError: a heuristic tile does not compile, the driver refuses, or a kernel fails; see `measure_forms`.
         """
         facts = engine.manifest.profiles[profile]
         plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
@@ -152,7 +152,7 @@ class Tuner:
                 raise outcome
             if isinstance(outcome, Cubin) and (not forms or not outcome.code.spills):
                 forms[tile] = Form(call, outcome)
-        times = measure(
+        times = measure_forms(
             self.driver,
             list(forms.values()),
             contents,

@@ -220,7 +220,7 @@ def attention_prefill(
 
 
 def _cases() -> Iterator[Case]:
-    for options, seq_lens, news in (
+    for options, seq_lens, new_tokens in (
         (AttentionOptions(4, 2, 64), (1, 65, 130), (1, 33, 130)),
         (AttentionOptions(4, 4, 80), (63, 64), (2, 1)),
         (AttentionOptions(8, 1, 96), (70,), (9,)),
@@ -231,7 +231,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
     ):
-        made = paged(options, seq_lens, news, seed=5)
+        made = paged(options, seq_lens, new_tokens, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")
         call = attention_prefill(
             *operands,  # type: ignore[arg-type]
@@ -246,7 +246,7 @@ def _cases() -> Iterator[Case]:
         )
         names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
-        sizes = {"tokens": sum(news), "sequences": len(seq_lens)}
+        sizes = {"tokens": sum(new_tokens), "sequences": len(seq_lens)}
         yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
 
 

@@ -36,11 +36,11 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class Paged:
-    """Sequences of `seq_lens` positions in a cache of scattered blocks; `news` of each are queries of the step."""
+    """Sequences of `seq_lens` positions in a cache of scattered blocks; the last `new_tokens` of each are the queries."""
 
     options: AttentionOptions
     seq_lens: tuple[int, ...]
-    news: tuple[int, ...]
+    new_tokens: tuple[int, ...]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     expected: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -63,7 +63,7 @@ class Paged:
         return tuple(Operand(name, *shapes[name]) for name in names)
 
 
-def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
+def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tuple[int, ...], seed: int = 0) -> Paged:
     """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
     random = torch.Generator().manual_seed(seed)
     counts = [-(-length // PAGE) for length in seq_lens]
@@ -71,12 +71,12 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int,
     shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
     stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
     key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
-    q = torch.randn(sum(news), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
+    q = torch.randn(sum(new_tokens), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
     sinks = torch.randn(options.heads, generator=random)
     block_tables = torch.full((len(seq_lens), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
     used = torch.zeros(shape[0], PAGE, dtype=torch.bool)
     rows, at = [], 0
-    for index, (length, count, new) in enumerate(zip(seq_lens, counts, news, strict=True)):
+    for index, (length, count, new) in enumerate(zip(seq_lens, counts, new_tokens, strict=True)):
         blocks = [order.pop() for _ in range(count)]
         block_tables[index, :count] = torch.tensor(blocks, dtype=torch.int32)
         for position in range(length):
@@ -90,7 +90,7 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int,
         at += new
     for cache in (key, value):  # what no sequence has written must not matter, whatever it is
         cache.masked_fill_(~used[:, None, :, None], float("nan"))
-    query_start_loc = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
+    query_start_loc = torch.tensor([0, *torch.tensor(new_tokens).cumsum(0).tolist()], dtype=torch.int32)
     tensors = {
         "q": q,
         "key": key if options.cache == "bf16" else key.to(stored).view(torch.uint8),
@@ -100,7 +100,7 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int,
         "query_start_loc": query_start_loc,
         "sinks": sinks,
     }
-    return Paged(options, seq_lens, news, tensors, torch.cat(rows))
+    return Paged(options, seq_lens, new_tokens, tensors, torch.cat(rows))
 
 
 def _attend(

@@ -155,7 +155,7 @@ def case(build: Callable[..., KernelCall], spec: LinearCase) -> Case:
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
 
-def real(
+def model_call(
     build: Callable[..., KernelCall],
     n: int,
     k: int,

@@ -293,7 +293,7 @@ def named(weights: tuple[Operand, ...]) -> dict[str, Operand | None]:
     return dict(zip(("w", "scale", "tensor_scale"), (*weights, None, None), strict=False))
 
 
-def decoding(x: Operand, format: str, n: int, activation: str | None = None) -> dict[str, Constant]:
+def constants_of(x: Operand, format: str, n: int, activation: str | None = None) -> dict[str, Constant]:
     """What the linears of decoded weights [n, K] know of the format."""
     return {
         "N": n,

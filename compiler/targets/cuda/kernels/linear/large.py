@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 from . import cases as linear_cases
-from .common import decoding, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
+from .common import constants_of, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
 from .gated import finish_tile, run_of, tile_rows
 from .tiles import Tile
 
@@ -121,7 +121,7 @@ def linear_large(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, "bias": bias, "residual": residual},
-        {**decoding(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
+        {**constants_of(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
         (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)),),
         tokens=tokens,
     )
@@ -134,9 +134,9 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
-        yield linear_cases.real(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
-    yield linear_cases.real(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")
-    yield linear_cases.real(linear_large, 28672, 4096, "nvfp4", "f16", 8192, sm, "large")
+        yield linear_cases.model_call(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
+    yield linear_cases.model_call(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")
+    yield linear_cases.model_call(linear_large, 28672, 4096, "nvfp4", "f16", 8192, sm, "large")
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -14,7 +14,7 @@ import triton.language as tl
 from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
 from .common import (
-    decoding,
+    constants_of,
     dense_sum,
     gather_parts,
     linear_call,
@@ -139,7 +139,7 @@ def linear_small(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, **added},
-        decoding(x, format, n, activation),
+        constants_of(x, format, n, activation),
         (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
         tokens=tokens,
     )
@@ -153,11 +153,11 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
         for n, k in linear_cases.LLAMA_LAYERS:
-            yield linear_cases.real(linear_small, n, k, format, "bf16", 16, sm)
+            yield linear_cases.model_call(linear_small, n, k, format, "bf16", 16, sm)
         for n, k in linear_cases.LLAMA_LAYERS[2:]:
-            yield linear_cases.real(linear_small, n, k, format, "bf16", 64, sm)
-    yield linear_cases.real(linear_small, 4096, 4096, "nvfp4", "f16", 16, sm)
-    yield linear_cases.real(linear_small, 128256, 4096, "dense", "bf16", 16, sm)
+            yield linear_cases.model_call(linear_small, n, k, format, "bf16", 64, sm)
+    yield linear_cases.model_call(linear_small, 4096, 4096, "nvfp4", "f16", 16, sm)
+    yield linear_cases.model_call(linear_small, 128256, 4096, "dense", "bf16", 16, sm)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -157,7 +157,9 @@ def _call(build: Callable[..., KernelCall], tile: Tile, spec: MoeCase, dtype: st
     )
 
 
-def real(build: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[KernelCall]:
+def model_calls(
+    build: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int
+) -> Iterator[KernelCall]:
     """The two calls of a layer's experts: gate|up of the tokens, and down of the rows that gives."""
     for n, k, gather in ((2 * layer.width, layer.hidden, True), (layer.hidden, layer.width, False)):
         spec = MoeCase(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product, total
-from ..linear.common import decoding, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
+from ..linear.common import constants_of, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
 
@@ -141,7 +141,7 @@ def moe_linear(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, **rows, **added},
-        {**decoding(x, format, n), "GATHER": gather},
+        {**constants_of(x, format, n), "GATHER": gather},
         (-(-n // tile.block_n), blocks, tile.splits),
         tokens="tokens",
         bytes=total(*read, product("tokens", chosen, k * x.item_bytes + n * y.item_bytes)),
@@ -157,8 +157,8 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     for max_tokens in (1, 64, 2048):
         for format in ("dense", "fp8", "nvfp4"):
-            yield from moe_cases.real(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
-        yield from moe_cases.real(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
+            yield from moe_cases.model_calls(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
+        yield from moe_cases.model_calls(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

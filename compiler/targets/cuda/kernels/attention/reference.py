@@ -1,4 +1,4 @@
-"""Paged attention by definition, in float32 torch, and random caches for it: what the attention kernels are held to."""
+"""Paged attention in float32 torch, and random caches for it: the reference of the attention kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = 64
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What changes a score: see `attention_decode.attention_decode`."""
+    """The parameters of an attention case: see `flash_prefill.Heads`."""
 
     heads: int
     kv_heads: int
@@ -22,7 +22,7 @@ class AttentionOptions:
     softcap: float = 0.0
     sinks: bool = False
     cache: str = "bf16"
-    """Or "u8": E4M3."""
+    """The cache's dtype: "bf16", or "u8" for E4M3."""
 
     @property
     def scale(self) -> float:
@@ -36,7 +36,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class Paged:
-    """Sequences of `seq_lens` positions in a cache of scattered blocks; the last `new_tokens` of each are the queries."""
+    """Sequences of `seq_lens` positions in scattered blocks of a cache; the last `new_tokens` of each are queries."""
 
     options: AttentionOptions
     seq_lens: tuple[int, ...]
@@ -64,7 +64,7 @@ class Paged:
 
 
 def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tuple[int, ...], seed: int = 0) -> Paged:
-    """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
+    """Random tensors and the expected attention output. A length of 0 is padding, whose output is zero."""
     random = torch.Generator().manual_seed(seed)
     counts = [-(-length // PAGE) for length in seq_lens]
     order = torch.randperm(sum(counts) + 2, generator=random).tolist()
@@ -88,7 +88,7 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tupl
         queries = q[at : at + new].float().reshape(new, options.heads, options.head_dim)
         rows.append(_attend(queries, keys, values, options, sinks) if length else torch.zeros(new, q.shape[1]))
         at += new
-    for cache in (key, value):  # what no sequence has written must not matter, whatever it is
+    for cache in (key, value):  # positions that no sequence has written must not matter
         cache.masked_fill_(~used[:, None, :, None], float("nan"))
     query_start_loc = torch.tensor([0, *torch.tensor(new_tokens).cumsum(0).tolist()], dtype=torch.int32)
     tensors = {
@@ -106,7 +106,7 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tupl
 def _attend(
     q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions, sinks: torch.Tensor
 ) -> torch.Tensor:
-    """q [T, A, D], key and value [K, L, D], the queries being the last T positions -> [T, A * D]."""
+    """q [T, A, D], key and value [K, L, D] -> [T, A * D]; the queries are the last T positions."""
     tokens, heads, _ = q.shape
     length = key.shape[1]
     group = heads // key.shape[0]

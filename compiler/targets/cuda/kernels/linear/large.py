@@ -1,6 +1,6 @@
-"""Linears of many tokens (prefill, large batches): tiles for tensor cores, weights decoded on their way into them.
+"""Linears of many tokens (prefill, large batches): tiles for tensor cores, with weights decoded in registers.
 
-Weight rows are the dot's first operand here too, for only that may come from registers, where decoded weights are.
+Weight rows are the first operand of the dot here too: only the first operand may come from registers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .gated import finish_tile, run_of, tile_rows
 from .tiles import Tile
 
 GROUP_TILES = 8
-"""Blocks of tokens that share a block of weight rows before the next one: what stays in L2."""
+"""Blocks of tokens that use a block of weight rows before the next one is read, so that it stays in L2."""
 
 
 @triton.jit
 def grouped(program, rows, columns, GROUP_ROWS: tl.constexpr):
-    """Row and column of a program in a grid of rows x columns walked in bands of GROUP_ROWS rows, column by column."""
+    """(row, column) of a program in a grid of rows x columns, in bands of GROUP_ROWS rows, column by column."""
     band = program // (GROUP_ROWS * columns)
     first = band * GROUP_ROWS
     height = tl.minimum(rows - first, GROUP_ROWS)
@@ -57,9 +57,8 @@ def linear_large_kernel(
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
-    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
-
-    Grid: one dimension, a program per block of rows and of tokens. scale and tensor_scale: those of the format.
+    With ACTIVATION the weight has the rows of gate, then of up, and y [tokens, N / 2] is act(gate) * up. scale and
+    tensor_scale are the format's. Grid: one dimension, a program per block of rows and of tokens.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
@@ -79,17 +78,17 @@ def linear_large_kernel(
             read_token,
             0,
             K,
-            K,
-            FORMAT,
-            PER_WORD,
-            GROUP,
-            BLOCK_N,
-            BLOCK_M,
-            BLOCK_K,
-            EVEN,
-            WARPS,
-            STAGES,
-            EMULATE,
+            K=K,
+            FORMAT=FORMAT,
+            PER_WORD=PER_WORD,
+            GROUP=GROUP,
+            BLOCK_N=BLOCK_N,
+            BLOCK_M=BLOCK_M,
+            BLOCK_K=BLOCK_K,
+            EVEN=EVEN,
+            WARPS=WARPS,
+            STAGES=STAGES,
+            EMULATE=EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
     real = token < tokens

@@ -182,7 +182,7 @@ def test_a_parameter_elsewhere_is_found(cubins: Compiled):
 
 def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
     cubin = next(iter(cubins.values()))
-    with pytest.raises(EngineError, match=r"a cubin with the kernel 'k'\n  found: no ELF file of 64 bits"):
+    with pytest.raises(EngineError, match=r"expected a cubin with the kernel 'k'\n  found: not a 64-bit ELF file"):
         image_of(b"MZ", "k")
     with pytest.raises(EngineError, match=r"kernel 'other_kernel'\n  found: KeyError: '.nv.info.other_kernel'"):
         image_of(cubin.data, "other_kernel")
@@ -252,12 +252,12 @@ def test_a_wrong_order_is_found(listings: Listings):
 def test_a_disassembler_that_does_not_work_is_named(tmp_path: Path):
     program = tmp_path / "nvdisasm"
     fix = "try: pip install nvidia-cuda-nvdisasm"
-    with pytest.raises(ResourceError, match=rf"disassembling with {program}\n  found: .*No such file.*\n  {fix}"):
+    with pytest.raises(ResourceError, match=rf"cannot disassemble with {program}\n  found: .*No such file.*\n  {fix}"):
         disassemble([b"\0" * 16], 90, program)
     program.write_text("#!/bin/sh\necho unknown architecture >&2\nexit 3\n")
     program.chmod(0o755)
     with pytest.raises(ResourceError, match=f"found: unknown architecture\n  {fix}"):
         disassemble([b"\0" * 16], 90, program)
     program.write_text("#!/bin/sh\necho '/*0000*/ EXIT ;'\n")
-    with pytest.raises(ResourceError, match="found: not every instruction was told"):
+    with pytest.raises(ResourceError, match="found: it does not list every instruction"):
         disassemble([b"\0" * 32], 90, program)

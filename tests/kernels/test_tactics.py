@@ -97,7 +97,7 @@ def test_what_is_no_table_is_refused_at_its_place(old: str, new: str, message: s
     assert old in text
     with pytest.raises(RecipeError) as caught:
         parse_table("t", text.replace(old, new, 1).encode())
-    assert message in str(caught.value) and str(caught.value).startswith("t:")
+    assert message in str(caught.value) and str(caught.value).startswith("cannot read t:")
 
 
 def test_a_linear_measured_twice_is_refused():

@@ -182,7 +182,7 @@ def test_a_parameter_elsewhere_is_found(cubins: Compiled):
 
 def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
     cubin = next(iter(cubins.values()))
-    with pytest.raises(EngineError, match=r"expected a cubin with the kernel 'k'\n  found: not a 64-bit ELF file"):
+    with pytest.raises(EngineError, match=r"expected kernel 'k' in a cubin\n  found: not a 64-bit ELF file"):
         image_of(b"MZ", "k")
     with pytest.raises(EngineError, match=r"kernel 'other_kernel'\n  found: KeyError: '.nv.info.other_kernel'"):
         image_of(cubin.data, "other_kernel")

@@ -41,9 +41,7 @@ def assembler() -> Path:
         path = Path(folder) / "cu13" / "bin" / "ptxas"
         if path.is_file():
             return path
-    raise ResourceError(
-        f"cannot find the assembler of CUDA {RELEASE}", found="not installed", fix=f"pip install '{WHEEL}'"
-    )
+    raise ResourceError(f"cannot find ptxas of CUDA {RELEASE}", found="not installed", fix=f"pip install '{WHEEL}'")
 
 
 @cache
@@ -57,14 +55,12 @@ def assembler_version() -> str:
         said = subprocess.run([assembler(), "--version"], check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise ResourceError(
-            f"cannot run the assembler of CUDA {RELEASE}",
-            found=str(error),
-            fix=f"pip install --force-reinstall '{WHEEL}'",
+            f"cannot run ptxas of CUDA {RELEASE}", found=str(error), fix=f"pip install --force-reinstall '{WHEEL}'"
         ) from error
     version = _RELEASE.search(said)
     if version is None or version[1] != RELEASE:
         found = version[2] if version is not None else said.strip()[:200]
-        raise ResourceError(f"expected the assembler of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
+        raise ResourceError(f"expected ptxas of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
     return version[2]
 
 

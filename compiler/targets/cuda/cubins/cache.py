@@ -153,9 +153,7 @@ def _imported(path: Path, text: bytes) -> Iterator[Path]:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             for candidate in (base, *(base / alias.name for alias in node.names)):
                 for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
-                    if (
-                        file.is_file() and file != _KERNELS / "__init__.py"
-                    ):  # would change every key with each new kernel file
+                    if file.is_file() and file != _KERNELS / "__init__.py":  # it grows with every kernel file
                         yield file
 
 

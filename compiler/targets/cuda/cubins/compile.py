@@ -318,9 +318,8 @@ class _Worker:
         if "error" not in answer:
             return answer
         self._end()  # after a refusal Triton keeps a partial hash, and would accept the same kernel the next time
-        return LlmcError(
-            f"cannot compile kernel {specialization} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON]
-        )
+        found = answer["error"].strip()[:_LONGEST_REASON]
+        return LlmcError(f"cannot compile kernel {specialization} for sm_{sm}", found=found)
 
     def close(self) -> None:
         self._closed = True

@@ -51,13 +51,11 @@ def image_of(cubin: bytes, entry: str) -> Image:
         EngineError: it is not an ELF file, or has no such kernel.
     """
     if not cubin.startswith(_MAGIC):
-        raise EngineError(f"expected a cubin with the kernel {entry!r}", found="not a 64-bit ELF file")
+        raise EngineError(f"expected kernel {entry!r} in a cubin", found="not a 64-bit ELF file")
     try:
         return _read(cubin, entry)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise EngineError(
-            f"expected a cubin with the kernel {entry!r}", found=f"{type(error).__name__}: {error}"
-        ) from error
+        raise EngineError(f"expected kernel {entry!r} in a cubin", found=f"{type(error).__name__}: {error}") from error
 
 
 def _read(cubin: bytes, entry: str) -> Image:

@@ -45,9 +45,7 @@ def suites(files: Collection[str] = FILES) -> dict[str, Suite]:
     Raises:
         RecipeError: a file does not exist; names the nearest.
     """
-    for name in files:
-        if name not in FILES:
-            raise RecipeError(
-                f"cannot find kernel file {name!r}{nearest(name, FILES)}", fix=f"one of {', '.join(FILES)}"
-            )
+    for one in files:
+        if one not in FILES:
+            raise RecipeError(f"cannot find kernel file {one!r}{nearest(one, FILES)}", fix=f"one of {', '.join(FILES)}")
     return {name: import_module(f"{__name__}.{name}").SUITE for name in files or FILES}

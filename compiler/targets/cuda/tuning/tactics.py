@@ -179,9 +179,7 @@ def _row(given: YamlMapping, sm: int) -> Row:
     kind = given["kind"].text(lambda name: _wrong_name(name, KINDS))
     format = given["format"].text(lambda name: _wrong_name(name, ("fp8",) if kind == "fp8" else formats))
     number = {
-        name: given[name].integer(
-            lambda found: "" if 1 <= found <= _LARGEST else f"expected a number from 1 to {_LARGEST}, found {found}"
-        )
+        name: given[name].integer(lambda found: "" if 1 <= found <= _LARGEST else f"expected > 0, found {found}")
         for name in (*_LINEAR, *_TILE, *_TIMES)
         if name not in ("kind", "format")
     }

@@ -208,9 +208,7 @@ def _cases() -> Iterator[Case]:
             {"tokens": tokens},
             {**expected, "q": turned[:, :heads].reshape(tokens, -1)},
             ROUNDING["bf16"],
-            2.0**-10
-            if stored == "u8"
-            else 0.0,  # a device rounds the rotation differently, which may give the neighbour
+            2.0**-10 if stored == "u8" else 0.0,  # a device rounds the rotation differently: maybe to the neighbour
         )
 
 

@@ -160,14 +160,12 @@ def _call(build: Callable[..., KernelCall], tile: Tile, spec: MoeCase, dtype: st
     )
 
 
-def model_calls(
-    build: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int
-) -> Iterator[KernelCall]:
+def calls(make: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[KernelCall]:
     """The two calls of a layer's experts: gate|up of the tokens, then down of the resulting rows."""
     for n, k, gather in ((2 * layer.width, layer.hidden, True), (layer.hidden, layer.width, False)):
         spec = MoeCase(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)
         bias = Operand("bias", "bf16", (layer.experts, n)) if layer.bias else None
-        yield _call(build, experts_tile(spec, sm), spec, "bf16", bias)
+        yield _call(make, experts_tile(spec, sm), spec, "bf16", bias)
 
 
 def experts_tile(spec: MoeCase, sm: int) -> Tile:

@@ -157,8 +157,8 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     for max_tokens in (1, 64, 2048):
         for format in ("dense", "fp8", "nvfp4"):
-            yield from moe_cases.model_calls(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
-        yield from moe_cases.model_calls(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
+            yield from moe_cases.calls(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
+        yield from moe_cases.calls(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

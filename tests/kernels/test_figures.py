@@ -184,7 +184,9 @@ def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
     cubin = next(iter(cubins.values()))
     with pytest.raises(EngineError, match=r"expected kernel 'k' in a cubin\n  found: not a 64-bit ELF file"):
         image_of(b"MZ", "k")
-    with pytest.raises(EngineError, match=r"expected kernel 'other_kernel' in a cubin\n  found: KeyError: '.nv.info.other_kernel'"):
+    with pytest.raises(
+        EngineError, match=r"expected kernel 'other_kernel' in a cubin\n  found: KeyError: '.nv.info.other_kernel'"
+    ):
         image_of(cubin.data, "other_kernel")
     with pytest.raises(EngineError, match="found: error: unpack_from requires"):
         image_of(cubin.data[:100], cubin.code.entry)

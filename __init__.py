@@ -66,14 +66,14 @@ def build(
     from pathlib import Path
 
     from .compiler.checkpoint.account import open_source
-    from .compiler.targets.cuda.tuning.tactics import load as load_tactics
+    from .compiler.targets.cuda.tuning.tactics import load_table
     from .recipes.recipe import with_flags
 
     chosen = with_flags(recipe, **flags)
     source = open_source(checkpoint, accept_config, random_weights)
     from .compiler.build import build as build_engine  # torch and onnx: after what can be refused without
 
-    tables = [load_tactics(Path(path)) for path in tactics]
+    tables = [load_table(Path(path)) for path in tactics]
     report = build_engine(source, output, chosen, memory_limit=memory_limit, tactics=tables)
     for warning in report.warnings:
         warnings.warn(warning, stacklevel=2)

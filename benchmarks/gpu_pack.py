@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12, help="that the interpreter computes after each prompt")
     parser.add_argument("--tactics", type=Path, nargs="*", default=[], help="tables of tiles that the plans have")
     options = parser.parse_args()
-    tables = {path: tactics.load(path) for path in options.tactics}
+    tables = {path: tactics.load_table(path) for path in options.tactics}
     began = time.monotonic()
     make(options.out, options.work, options.sm, ALL, tables, options.tokens)
     found = sizes(options.out)

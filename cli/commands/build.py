@@ -49,9 +49,9 @@ def build(
     plan = with_flags(recipe, **flags)
     source = open_source(checkpoint, accept_config or (), random_weights)
     from ...compiler.build import build as build_engine
-    from ...compiler.targets.cuda.tuning.tactics import load
+    from ...compiler.targets.cuda.tuning.tactics import load_table
 
-    tables = [load(path) for path in tactics or ()]
+    tables = [load_table(path) for path in tactics or ()]
     console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
     report = build_engine(
         source,

@@ -57,7 +57,7 @@ def test_the_fastest_right_tiles_become_a_table(tmp_path: Path):
     assert (made.gpu, made.driver, made.date) == ("NVIDIA H100", "13.0", "2026-12-01")
     path = tmp_path / "sm_90.yaml"
     made.write(path)
-    assert tactics.load(path).tiles == made.tiles
+    assert tactics.load_table(path).tiles == made.tiles
 
 
 def test_measurements_are_held_against_their_own_chips_predictions(tmp_path: Path):

@@ -38,7 +38,7 @@ def test_it_is_the_wheels():
 
 
 def test_without_the_wheel_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    text = r"the assembler of CUDA 13.0\n  found: not installed\n  try: pip install 'nvidia-cuda-nvcc==13.0.\*'"
+    text = r"cannot find ptxas of CUDA 13.0\n  found: not installed\n  try: pip install 'nvidia-cuda-nvcc==13.0.\*'"
     for found in (None, SimpleNamespace(submodule_search_locations=[str(tmp_path)])):
         monkeypatch.setattr(assembler, "find_spec", lambda name, found=found: found)
         with pytest.raises(ResourceError, match=text):
@@ -51,7 +51,7 @@ def test_without_the_wheel_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch
 )
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch, said: str, found: str):
     monkeypatch.setattr(assembler.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
-    with pytest.raises(ResourceError, match=f"the assembler of CUDA 13.0\n  found: {found}\n  try: pip install"):
+    with pytest.raises(ResourceError, match=f"expected ptxas of CUDA 13.0\n  found: {found}\n  try: pip install"):
         assembler.assembler_version()
 
 

@@ -14,7 +14,7 @@ from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, compile_all, specialization_of
 from llmc.compiler.targets.cuda.cubins.elf import Image, Parameter, image_of
-from llmc.compiler.targets.cuda.cubins.figures import Figures, figures_of, main_loop, on_their_way, weights_of
+from llmc.compiler.targets.cuda.cubins.figures import Figures, figures_of, main_loop, thread_bytes_in_flight, weights_of
 from llmc.compiler.targets.cuda.cubins.report import Entry
 from llmc.compiler.targets.cuda.cubins.sass import Instruction, Listing, disassemble, disassembler
 from llmc.runtime.cuda.launches import layout
@@ -126,7 +126,7 @@ def test_a_loop_of_a_linear_multiplies_the_weights_of_its_tile(cubins: Compiled,
         assert weights_of(specialization, loop) == tile / (32 * specialization.warps), specialization
         stage = tile * 4 // (sizes["PER_WORD"] or 2) + sizes["BLOCK_M"] * sizes["BLOCK_K"] * 2
         assert (
-            on_their_way(loop) * 32 * specialization.warps
+            thread_bytes_in_flight(loop) * 32 * specialization.warps
             == (specialization.stages - 1) * stage
             <= cubins[specialization].code.shared
         )
@@ -182,9 +182,11 @@ def test_a_parameter_elsewhere_is_found(cubins: Compiled):
 
 def test_what_is_no_cubin_of_the_kernel_is_refused(cubins: Compiled):
     cubin = next(iter(cubins.values()))
-    with pytest.raises(EngineError, match=r"a cubin with the kernel 'k'\n  found: no ELF file of 64 bits"):
+    with pytest.raises(EngineError, match=r"expected kernel 'k' in a cubin\n  found: not a 64-bit ELF file"):
         image_of(b"MZ", "k")
-    with pytest.raises(EngineError, match=r"kernel 'other_kernel'\n  found: KeyError: '.nv.info.other_kernel'"):
+    with pytest.raises(
+        EngineError, match=r"expected kernel 'other_kernel' in a cubin\n  found: KeyError: '.nv.info.other_kernel'"
+    ):
         image_of(cubin.data, "other_kernel")
     with pytest.raises(EngineError, match="found: error: unpack_from requires"):
         image_of(cubin.data[:100], cubin.code.entry)
@@ -252,12 +254,12 @@ def test_a_wrong_order_is_found(listings: Listings):
 def test_a_disassembler_that_does_not_work_is_named(tmp_path: Path):
     program = tmp_path / "nvdisasm"
     fix = "try: pip install nvidia-cuda-nvdisasm"
-    with pytest.raises(ResourceError, match=rf"disassembling with {program}\n  found: .*No such file.*\n  {fix}"):
+    with pytest.raises(ResourceError, match=rf"cannot disassemble with {program}\n  found: .*No such file.*\n  {fix}"):
         disassemble([b"\0" * 16], 90, program)
     program.write_text("#!/bin/sh\necho unknown architecture >&2\nexit 3\n")
     program.chmod(0o755)
     with pytest.raises(ResourceError, match=f"found: unknown architecture\n  {fix}"):
         disassemble([b"\0" * 16], 90, program)
     program.write_text("#!/bin/sh\necho '/*0000*/ EXIT ;'\n")
-    with pytest.raises(ResourceError, match="found: not every instruction was told"):
+    with pytest.raises(ResourceError, match="found: it does not list every instruction"):
         disassemble([b"\0" * 32], 90, program)

@@ -95,6 +95,6 @@ def test_what_need_not_agree_is_refused(engine: Path, call: Call, tmp_path: Path
         plan = json.loads(section(engine, PLAN))
         changed = json.dumps({**plan, "kernels": "0" * 64}, sort_keys=True, separators=(",", ":")).encode()
         forged = forge(engine, tmp_path / "forged.llmc", sections={PLAN: changed})
-        reason = "built from other sources than those of this llmc"
+        reason = "built from other sources than this llmc has"
     exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")
     assert (exit_code, reason in said) == (3, True), said

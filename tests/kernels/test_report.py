@@ -213,7 +213,7 @@ def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_pa
     ("arguments", "message"),
     [
         (["--sm", "h2000"], "no chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, a10, "),
-        (["--file", "gatd"], "no kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
+        (["--file", "gatd"], "cannot find kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
     ],
 )

@@ -17,7 +17,7 @@ from llmc.compiler.targets.cuda.cubins.cache import source_digest
 from llmc.compiler.targets.cuda.kernels.linear.cases import FORMATS, LLAMA_LAYERS
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, wrong_tile
 from llmc.compiler.targets.cuda.tuning import tactics
-from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load, parse
+from llmc.compiler.targets.cuda.tuning.tactics import Row, Table, load_table, parse_table
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.chips import CAPABILITIES
 from llmc.runtime.engine_file.file import EngineFile
@@ -35,11 +35,11 @@ def test_a_table_survives_its_file(tmp_path: Path):
     rows = (ROW, Row("large", 128, 256, "dense", 2050, Tile(128, 64, 128, 1, 8, 3), 7, 8), replace(ROW, tokens=64))
     table = replace(TABLE, gpu='odd "name": \\ é', rows=rows)
     table.write(tmp_path / "t.yaml")
-    found = load(tmp_path / "t.yaml")
+    found = load_table(tmp_path / "t.yaml")
     assert set(found.rows) == set(rows) and replace(found, rows=()) == replace(table, rows=())
     assert found.digest == table.digest == replace(table, rows=rows[::-1]).digest
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
-    assert parse("t", replace(TABLE, rows=()).to_yaml()).rows == ()
+    assert parse_table("t", replace(TABLE, rows=()).to_yaml()).rows == ()
 
 
 def test_a_table_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -52,11 +52,11 @@ def test_a_table_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         replace(TABLE, rows=()).write(tmp_path / "t.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
-    assert load(tmp_path / "t.yaml") == TABLE
+    assert load_table(tmp_path / "t.yaml") == TABLE
 
 
 def test_names_and_digests_are_of_what_counts():
-    again = parse("t", b"# another remark\n" + TABLE.to_yaml())
+    again = parse_table("t", b"# another remark\n" + TABLE.to_yaml())
     assert again.name == TABLE.name == f"NVIDIA H200 {TABLE.digest[:12]}"
     assert replace(TABLE, rows=(replace(ROW, ns=3999),)).digest != TABLE.digest
 
@@ -74,37 +74,41 @@ def test_names_and_digests_are_of_what_counts():
         ("kind: small", "kind: smal", "no 'smal' (did you mean 'small'?), known: small, large, fp8"),
         ("kind: small", "kind: fp8", "no 'int4', known: fp8"),
         ("format: int4", "format: in4", "no 'in4' (did you mean 'int4'?)"),
-        ("splits: 2", "splits: 0", "0: a number above 0"),
+        ("splits: 2", "splits: 0", "expected > 0, found 0"),
         ("splits: 2", "splits: 3", "K = 256 in blocks of 128 does not divide into 3 parts"),
         ("kind: small", "kind: large", "splits 2 is not from 1 to 64, and 1 unless kind is small"),
-        ("block_n: 64", "block_n: 96", "small 128 x 256 int4, 1 token: block_n 96 is no power of two from 32 to 256"),
-        ("block_k: 128", "block_k: 64", "block_k 64 is no multiple of 128, what int4 is decoded in"),
+        (
+            "block_n: 64",
+            "block_n: 96",
+            "small 128 x 256 int4, 1 token: block_n 96 is not a power of two from 32 to 256",
+        ),
+        ("block_k: 128", "block_k: 64", "block_k 64 is not a multiple of 128, the chunk of int4"),
         ("stages: 3", "stages: 9", "stages 9 is not from 1 to 8"),
         (
             "format: int4, tokens: 1, block_n: 64, block_k: 128, block_m: 16, splits: 2, warps: 4, stages: 3",
             "format: dense, tokens: 1, block_n: 256, block_k: 128, block_m: 256, splits: 2, warps: 4, stages: 4",
             "small 128 x 256 dense, 1 token: 393216 bytes of shared memory, of at most 232448",
         ),
-        ("n: 128", "n: 100000000", "more than 16384 blocks of outputs, which parts of K cannot have"),
+        ("n: 128", "n: 100000000", "more than 16384 blocks of outputs, the most with parts of K"),
     ],
 )
 def test_what_is_no_table_is_refused_at_its_place(old: str, new: str, message: str):
     text = TABLE.to_yaml().decode()
     assert old in text
     with pytest.raises(RecipeError) as caught:
-        parse("t", text.replace(old, new, 1).encode())
-    assert message in str(caught.value) and str(caught.value).startswith("t:")
+        parse_table("t", text.replace(old, new, 1).encode())
+    assert message in str(caught.value) and str(caught.value).startswith("cannot read t:")
 
 
 def test_a_linear_measured_twice_is_refused():
     table = replace(TABLE, rows=(replace(ROW, tokens=3), replace(ROW, tokens=4)))
     with pytest.raises(RecipeError, match="4 tokens: measured twice, also as small 128 x 256 int4, 3 tokens"):
-        parse("t", table.to_yaml())
+        parse_table("t", table.to_yaml())
 
 
 def test_rows_are_found_by_the_size_of_the_step():
     tiles = replace(TABLE, rows=(replace(ROW, tokens=6),)).tiles
-    found = [tokens for tokens in range(1, 20) if tactics.key("small", 128, 256, "int4", tokens) in tiles]
+    found = [tokens for tokens in range(1, 20) if tactics.tile_key("small", 128, 256, "int4", tokens) in tiles]
     assert found == [5, 6, 7, 8]
 
 
@@ -262,7 +266,7 @@ def test_build_says_that_a_table_is_stale_and_inspect_names_it(
     command = ["build", str(built(None).parent / "checkpoint"), "-o", str(tmp_path / "e.llmc"), "--target", "sm_90"]
     command += ["--quantize", "int8", "--max-batch", "2", "--tactics", str(tmp_path / "t.yaml")]
     assert run(command) == 0
-    said = f"tiles {table.name} of sm_90 were measured with other kernels: llmc tune measures these"
+    said = f"tiles {table.name} of sm_90 were measured with other kernels: run llmc tune again"
     assert f"warning: {said}\n" in capsys.readouterr().err
     assert run(["inspect", str(tmp_path / "e.llmc")]) == 0
     assert f"profile sm_90: target sm_90, context 128, batch 2, tiles {table.name}\n" in capsys.readouterr().out
@@ -276,7 +280,7 @@ def test_a_table_is_refused_before_anything_is_built(tmp_path: Path, capsys: pyt
     (tmp_path / "t.yaml").write_bytes(TABLE.to_yaml().replace(b"warps: 4", b"warps: 5"))
     command = ["build", str(checkpoint), "-o", str(tmp_path / "e.llmc"), "--tactics", str(tmp_path / "t.yaml")]
     assert run(command) == 2
-    assert "t.yaml:10:5: small 128 x 256 int4, 1 token: warps 5 is no power of two" in capsys.readouterr().err
+    assert "t.yaml:10:5: small 128 x 256 int4, 1 token: warps 5 is not a power of two" in capsys.readouterr().err
     TABLE.write(tmp_path / "t.yaml")
     assert run(command) == 2
     assert "a table of tiles for sm_90 (NVIDIA H200)\n  found: targets cpu" in capsys.readouterr().err

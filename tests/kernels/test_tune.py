@@ -23,7 +23,7 @@ from llmc.compiler.targets.cuda.kernels.linear import small as linear_small
 from llmc.compiler.targets.cuda.kernels.linear.tiles import default_tile, wrong_tile
 from llmc.compiler.targets.cuda.tuning import tune
 from llmc.compiler.targets.cuda.tuning.measure import Effort
-from llmc.compiler.targets.cuda.tuning.tactics import load
+from llmc.compiler.targets.cuda.tuning.tactics import load_table
 from llmc.compiler.targets.cuda.tuning.tune import Tuned, TunedLinear, Tuner, candidates, linears_of
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.driver import Driver
@@ -251,12 +251,12 @@ def test_the_command_writes_a_table_that_a_build_takes(
     assert run(["tune", str(engine)]) == 0
     shown = capsys.readouterr()
     assert [path.name for path in tmp_path.iterdir()] == ["sm_90.yaml"]
-    table = load(tmp_path / "sm_90.yaml")
+    table = load_table(tmp_path / "sm_90.yaml")
     assert "20 of 20 linears" in shown.out and table.name in shown.out
     said = "small 512 x 64 int8, 1 token: 25.00 µs, 4.00 times as fast as the heuristic's tile\n"
     assert said in shown.err
     assert run(["tune", str(engine), "--json", "-o", "t.yaml"]) == 0
-    facts, second = json.loads(capsys.readouterr().out), load(tmp_path / "t.yaml")
+    facts, second = json.loads(capsys.readouterr().out), load_table(tmp_path / "t.yaml")
     assert (facts["path"], facts["name"], facts["profile"]) == ("t.yaml", second.name, "sm_90")
     assert sorted(map(str, facts["rows"])) == sorted(str(row.numbers) for row in second.rows) and facts["linears"] == 20
     monkeypatch.undo()

@@ -23,7 +23,7 @@ _FP8_SM = 89
 
 
 def _legalize(sm: int, precision: Precision) -> Phase:
-    """Rope, cache and attention become one operator, which the plan's launches compute.
+    """The passes that fuse rope, cache and attention into one operator, which the plan's launches compute.
 
     Raises:
         Unsupported: FP8 activations or an FP8 cache for a chip without FP8 conversions and tensor cores.
@@ -31,9 +31,9 @@ def _legalize(sm: int, precision: Precision) -> Phase:
     for name, format in (("activations", precision.activations), ("kv", precision.kv)):
         if format != "none" and sm < _FP8_SM:
             raise Unsupported(
-                f"{name} {format} on sm_{sm}",
+                f"cannot use --{name} {format} on sm_{sm}",
                 found="a chip without FP8",
-                fix=f"--{name} none, or an engine of its own for this target",
+                fix=f"--{name} none, or a separate engine for this target",
             )
     more = () if precision.activations == "none" else (QuantizeActivations(),)
     return Phase("cuda", (*PASSES, *more), LEGAL, during=LOGICAL)
@@ -48,7 +48,7 @@ def _target(sm: int) -> Target:
         from .cubins.compile import need_compiler
 
         need_compiler()
-        from .emit import emit  # brings Triton in, which other targets do without
+        from .emit import emit  # imports Triton, which other targets do not need
 
         return emit(graph, config, sm, progress)
 

@@ -1,7 +1,7 @@
-"""Where a program's buffers lie: those that are not alive at the same time share bytes (greedy by size).
+"""Places a program's buffers in one arena: buffers that are not live at the same time share bytes (greedy by size).
 
-The order and the fit are those of Pisarchyk and Lee, "Efficient memory management for deep neural net inference"
-(2020): the largest first, each at the lowest offset that is free during its whole life.
+Method: Pisarchyk and Lee, "Efficient memory management for deep neural net inference" (2020): the largest buffer
+first, each at the lowest offset that is free during its whole lifetime.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ....runtime.plan.budget import aligned
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A buffer's bytes, and the first and last launch that touch it."""
+    """A buffer's size in bytes, and the indices of the first and last launch that use it."""
 
     bytes: int
     first: int
     last: int
 
 
-def place(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
-    """Offsets by name, and the arena's bytes; equal input gives equal offsets."""
+def place_buffers(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
+    """(offset by name, size of the arena), in bytes; equal inputs give equal offsets."""
     offsets: dict[str, int] = {}
     for name in sorted(lives, key=lambda n: (-lives[n].bytes, n)):
         life, offset = lives[name], 0

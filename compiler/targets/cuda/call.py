@@ -1,9 +1,9 @@
-"""What a kernel file offers: a Triton function, calls of it with everything a plan needs, and cases that prove it.
+"""The types that a kernel file exports: a Triton function, its calls with all that a plan needs, and test cases.
 
-Kept by all kernels: dimensions known at build are constexprs; of run-time numbers only the sizes of
-`runtime/plan/formula.py` occur, as 32-bit integers. Pointers are aligned to 16 bytes and tensors are contiguous. A
-pointer that is not used is passed as the constant None. Programs of one grid may run in any order. Results do not
-depend on it: no floating-point atomics.
+Rules for all kernels: dimensions known at build are constexprs; the only run-time numbers are the sizes of
+`runtime/plan/formula.py`, as 32-bit integers. Pointers are aligned to 16 bytes and tensors are contiguous. An unused
+pointer is the constant None. Programs of one grid may run in any order, and results do not depend on it: no
+floating-point atomics.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from ....runtime.dtypes import KERNEL_DTYPES
 
 ROUNDING = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-20}
-"""What rounding a result to its dtype costs at most, relative to the largest: the least tolerance of a case."""
+"""Largest error of rounding a result to its dtype, relative to the largest value: the least tolerance of a case."""
 EMULATE = "EMULATE"
-"""A constexpr of kernels with inline PTX: True in the interpreter, which cannot run it, False on a device."""
+"""A constexpr of kernels with inline PTX: True in the interpreter, which cannot run PTX, False on a device."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor a kernel reads or writes: its name in the plan, dtype, and shape (formulas where it varies)."""
+    """A tensor that a kernel reads or writes: its name in the plan, dtype, and shape; sizes that vary are formulas."""
 
     name: str
     dtype: str
@@ -36,7 +36,7 @@ class Operand:
 
     @staticmethod
     def of(name: str, dtype: str, *shape: int | str) -> Operand:
-        """As the functions that make room for a kernel's results call what makes operands."""
+        """`Operand` in the call form that functions with a `make` parameter use."""
         return Operand(name, dtype, shape)
 
     @property
@@ -45,48 +45,49 @@ class Operand:
 
     @property
     def bytes(self) -> str:
-        """Its size as a formula."""
+        """The size in bytes, as a formula."""
         return product(*self.shape, self.item_bytes)
 
 
 Argument = Operand | int | float | str
-"""What a parameter gets: a tensor, a fixed number, or the name of a size."""
+"""The value of a parameter: a tensor, a fixed number, or the name of a size."""
 Constant = int | float | bool | str | None
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Triton function and the chips it can be compiled for (compute capability, such as 90)."""
+    """A Triton function, and the lowest compute capability it can be compiled for (such as 90)."""
 
     name: str
     function: Any
     minimum_sm: int = 80
 
-    @cached_property  # asked for with every call
+    @cached_property  # every call reads it
     def parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.function.fn).parameters)
 
     def given(self, constants: Container[str]) -> list[str]:
-        """The parameters that every launch gives, in order: all that are not constants."""
+        """The parameters that a launch passes, in order: all that are not constants."""
         return [name for name in self.parameters if name not in constants and name != EMULATE]
 
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One launch as its kernel file describes it.
-
-    arguments by parameter name, without constexprs; constants are the constexprs. grid: up to three formulas. writes:
-    the parameters whose tensors are written. bytes and operations (formulas): what must be moved and computed, the
-    price on a perfect machine.
-    """
+    """One launch of a kernel, with its price."""
 
     kernel: Kernel
     arguments: Mapping[str, Argument]
+    """Values by parameter name, without the constexprs."""
     constants: Mapping[str, Constant]
+    """The constexprs by parameter name."""
     grid: tuple[int | str, ...]
+    """Up to three formulas."""
     writes: tuple[str, ...]
+    """The parameters whose tensors are written."""
     bytes: int | str
+    """Bytes that must be moved (a formula): with `operations`, the price on a perfect machine."""
     operations: int | str
+    """Operations that must be computed (a formula)."""
     warps: int = 4
     stages: int = 2
 
@@ -108,30 +109,29 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Case:
-    """A call with numbers: torch tensors by operand name, sizes, and what the written ones must then hold.
-
-    A written operand without a tensor in `inputs` starts as garbage (NaN, or -1). tolerance: max|a-b| / max|b|, of all
-    elements of `expected` that are not NaN (NaN: any value is right there). device_tolerance: added to it on a device,
-    for arithmetic that is less exact there than in the interpreter.
-    """
+    """A call with inputs and expected outputs."""
 
     name: str
     call: KernelCall
     inputs: Mapping[str, Any]
+    """Torch tensors by operand name. A written operand without one starts as garbage (NaN, or -1)."""
     sizes: Mapping[str, int]
     expected: Mapping[str, Any]
+    """Torch tensors of the written operands by name; NaN: any value is right."""
     tolerance: float = 1e-5
+    """Of max|a-b| / max|b| over the elements of `expected` that are not NaN."""
     device_tolerance: float = 0.0
+    """Added to it on a device, for arithmetic that is less exact there than in the interpreter."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """All of a kernel file that the tests and `llmc kernels` walk through: kernels, cases, and calls of real shapes."""
+    """What the tests and `llmc kernels` read of a kernel file: kernels, cases, and calls with a real model's shapes."""
 
     kernels: tuple[Kernel, ...]
     cases: Callable[[], Iterable[Case]]
     calls: Callable[[int], Iterable[KernelCall]] = field(default=lambda sm: ())
-    """The calls of Llama-3.1-8B in this file's kernels for a chip: what is compiled to look at registers and spills."""
+    """The calls of Llama-3.1-8B for a compute capability; they are compiled to report registers and spills."""
 
 
 def product(*factors: int | str) -> str:

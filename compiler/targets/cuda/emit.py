@@ -1,4 +1,4 @@
-"""A legal graph as a profile's sections: the launch plan of every kind of step, and one file of all its cubins."""
+"""Turns a legal graph into a profile's sections: a launch plan with a program per kind of step, and all cubins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tenso
 from ....runtime.progress import Progress
 from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import CompiledProfile, ProfileConfig
-from .arena import Lifetime, place
+from .arena import Lifetime, place_buffers
 from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
@@ -21,14 +21,19 @@ from .operators import lower
 from .tuning.tactics import HEURISTIC
 
 MAX_PREFILL = 2048
-"""Prompt tokens per step: enough for arithmetic to hide the weights, few enough for decoding requests to wait for."""
+"""Prompt tokens per step: enough to be bound by arithmetic, few enough that decoding requests do not wait long."""
 SMALL_PREFILL = 64
+"""Tokens of the smaller program for mixed steps."""
 TOLERANCE = 3e-2
-"""Of the probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
+"""Tolerance of the golden probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
 
 
 def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> CompiledProfile:
-    """Plan every program, compile every kernel once."""
+    """Plan every program and compile every kernel once.
+
+    Raises:
+        LlmcError: a kernel cannot be compiled; see `compile_all`.
+    """
     table = config.tactics
     drafted, specializations = draft(graph, config, sm)
     cubins = compile_all(specializations, sm, progress=progress)
@@ -37,14 +42,14 @@ def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> Co
     weights = {name: graph.weights[name] for name, tensor in plan.tensors.items() if tensor.kind == "weight"}
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if config.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
-        notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: llmc tune measures these",)
+        notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: run llmc tune again",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
     needs = {"sm": sm, "shared": max(cubin.shared for cubin in cubins.values())}
     return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes)
 
 
 def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Specialization]]:
-    """The plan whose modules have no machine code yet, and what each module is compiled from, in the same order."""
+    """The plan, whose modules have no machine code yet, and the specialization of each module, in the same order."""
     table = config.tactics
     tiles = table.tiles if table is not None else {}
     context, batch = config.max_context, config.max_batch
@@ -85,7 +90,7 @@ def step_shapes(max_batch: int, max_context: int) -> tuple[StepShape, ...]:
 def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> Program:
     shape, calls = lowering.shape, lowering.calls
     limits = {"tokens": shape.tokens, "sequences": shape.sequences, "rows": shape.rows}
-    offsets, arena = place(_lives(lowering, limits))
+    offsets, arena = place_buffers(_lifetimes(lowering, limits))
     buffers = {
         name: Tensor("buffer", operand.dtype, tuple(map(str, operand.shape)), offsets[name])
         for name, operand in sorted(lowering.buffers.items())
@@ -109,10 +114,10 @@ def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> 
 
 
 OUTPUTS = ("logits", "sampled", "status", "top_ids", "top_logits", "summary")
-"""Buffers the host reads when a step is done: they live to its end."""
+"""Buffers that the host reads after a step: they stay allocated to the end of the program."""
 
 
-def _lives(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Lifetime]:
+def _lifetimes(lowering: Lowering, limits: Mapping[str, int]) -> dict[str, Lifetime]:
     spans: dict[str, tuple[int, int]] = {}
     last = len(lowering.calls)
     for index, (_, call) in enumerate(lowering.calls):
@@ -135,7 +140,7 @@ def _argument(argument: GivenArgument) -> Argument:
 
 
 def with_code(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple[Module, ...], bytes, bytes]:
-    """The modules with their machine code; then all cubins and all PTX, in order of first use, equal ones once."""
+    """(modules with their machine code, all cubins, all PTX): bytes in order of first use, equal ones stored once."""
     code, code_at = _joined([cubin.data for cubin in cubins])
     ptx, ptx_at = _joined([cubin.ptx.encode() for cubin in cubins])
     placed = [
@@ -146,7 +151,7 @@ def with_code(modules: Sequence[Module], cubins: Sequence[Cubin]) -> tuple[tuple
 
 
 def _joined(pieces: Sequence[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Pieces end to end, equal ones once, and where each begins and how long it is."""
+    """Pieces joined, equal ones stored once, and the (offset, size) of each piece."""
     places: dict[bytes, tuple[int, int]] = {}
     end = 0
     for piece in dict.fromkeys(pieces):

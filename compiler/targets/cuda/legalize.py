@@ -1,4 +1,4 @@
-"""Logical operators to those a launch plan computes: rope, cache and attention become one operator."""
+"""Rewrites logical operators to those a launch plan computes: rope, cache and attention become one operator."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class FuseNormedRopeAttention(Rule):
 
 
 class QuantizeActivations(Rule):
-    """A quantized linear multiplies E4M3 activations: large steps then run on FP8 tensor cores. The head does not."""
+    """Quantizes the activations of quantized linears to E4M3, so large steps use FP8 tensor cores; not for the head."""
 
     tolerance = 5e-2
     fires = (
@@ -165,14 +165,14 @@ class QuantizeActivations(Rule):
 
 
 class RefuseOthers(Pass):
-    """What no launch computes is refused by its name, before any kernel is compiled."""
+    """Refuses operators that no launch computes, by name, before any kernel is compiled."""
 
     def run(self, graph: Graph) -> Outcome:
         for node in graph.nodes:
             merged = node.op_type != "GatedActivation" or len(node.inputs) == 1
             if (node.domain, node.op_type) not in LEGAL or not merged:
                 raise Unsupported(
-                    f"{node.op_type} ({node.outputs[0].name}) on a GPU",
+                    f"cannot compute {node.op_type} ({node.outputs[0].name}) on a GPU",
                     found="q, k and v, or gate and up, that could not become one linear",
                     fix="one weight format for all of them, with --target cpu for the engine as it is",
                 )

@@ -1,4 +1,4 @@
-"""The calls of one program as they are made, and the tensors they run over: what functions of operators write to."""
+"""Collects the kernel calls of one program and the tensors they use; the functions of `operators.py` add to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .kernels.sampling import tokens as token_kernels
 from .tuning.tactics import Key
 
 BIASES = 32
-"""Biased tokens of a request that the device adds; of more, the host does."""
+"""Biased tokens of a request that the device can add; a request with more is sampled on the host."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,7 @@ class StepShape:
 
 @dataclass(frozen=True)
 class CudaProfile:
-    """What every program of a profile shares. kv: format of the cache. tiles: measured ones (`tuning/tactics.py`).
-
-    max_prefill: the most prompt tokens of a step.
-    """
+    """The facts that all programs of a profile share."""
 
     graph: Graph
     sm: int
@@ -49,8 +46,11 @@ class CudaProfile:
     max_context: int
     max_batch: int
     max_prefill: int
+    """The most prompt tokens of a step."""
     kv: str
+    """The format of the cache."""
     tiles: Mapping[Key, Tile] = field(default_factory=dict)
+    """Measured tiles (`tuning/tactics.py`)."""
 
     @property
     def max_blocks(self) -> int:
@@ -59,8 +59,8 @@ class CudaProfile:
     def kv_cache(self, node: ir.Node) -> KVCache:
         """The kind of cache of an attention operator.
 
-        All tokens of a step are written before attention reads: a ring holds them and what the first of them sees,
-        wherever in a block that begins.
+        All tokens of a step are written before attention reads, so a ring must hold them and the window of the first
+        of them, which may begin anywhere in a block.
         """
         window = attribute(node, "window")
         if window is None:
@@ -69,14 +69,14 @@ class CudaProfile:
 
     @property
     def kv_caches(self) -> tuple[KVCache, ...]:
-        """The kinds of cache of all layers, that of all positions first."""
+        """The kinds of cache of all layers; the one without a window comes first."""
         kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type == "RopeAttention"}
         return tuple(sorted(kinds, key=lambda kind: kind.window or 0))
 
 
 @dataclass
 class Lowering:
-    """The calls of one program, as they are made; `shared` are the tensors all programs have in common."""
+    """The calls of one program, in launch order; `shared` holds the tensors that all programs use."""
 
     profile: CudaProfile
     shape: StepShape
@@ -88,7 +88,7 @@ class Lowering:
     _values: dict[ir.Value, Operand] = field(default_factory=dict)
 
     def take_tokens(self) -> None:
-        """The step's token ids; those that only the device knows come from the state of their slot."""
+        """Read the step's token ids; ids that are still only on the device come from the state of their slot."""
         i32 = "i32"
         self._call(
             "take tokens",
@@ -101,7 +101,7 @@ class Lowering:
         )
 
     def operand(self, value: ir.Value | None) -> Operand:
-        """The tensor behind a value: computed before, or a weight."""
+        """The tensor of a value: the result of an earlier launch, or a weight."""
         assert value is not None
         if value in self._values:
             return self._values[value]
@@ -111,25 +111,25 @@ class Lowering:
         return self._share(name, "weight", Operand(name, DTYPES[expr.dtype].kernel, expr.shape))
 
     def result(self, value: ir.Value, dtype: str | None = None) -> Operand:
-        """A new buffer for a value: activations unless said otherwise; logits are float32."""
+        """A new buffer for a value, in `dtype` or by default in the dtype of activations."""
         made = self.buffer(str(value.name), dtype or self.profile.activation, self.rows_of(value), width(value))
         self._values[value] = made
         return made
 
     def computed(self, value: ir.Value) -> bool:
-        """Whether a launch made before writes it."""
+        """True if an earlier launch already produces this value."""
         return value in self._values
 
     def rows_of(self, value: ir.Value) -> str:
-        """Which size a value's rows are: of all new tokens, or of the wanted ones."""
+        """The size that counts a value's rows: "tokens", or "rows" after the selection of rows."""
         return "tokens" if len(dims(value)) == 3 or self.shape.decode else "rows"
 
     def wants_fp8(self, value: ir.Value) -> bool:
-        """Whether the step is large enough for FP8 tensor cores."""
+        """True if the step is large enough for FP8 tensor cores."""
         return self.shape.limit(self.rows_of(value)) > SMALL_M
 
     def quantized_result(self, value: ir.Value) -> tuple[Operand, Operand]:
-        """New buffers for activations as E4M3 codes and scales."""
+        """New buffers for a value as E4M3 codes u8 [rows, K] and scales f32 [rows]."""
         rows = self.rows_of(value)
         codes = self.buffer(f"{value.name}.codes", "u8", rows, width(value))
         scales = self.buffer(f"{value.name}.scales", "f32", rows)
@@ -142,11 +142,11 @@ class Lowering:
         return operand
 
     def beside(self, y: Operand) -> Callable[..., Operand]:
-        """What makes buffers of the launches that compute y, named after it."""
+        """A function that makes buffers whose names begin with y's: for the launches that compute y."""
         return lambda name, dtype, *shape: self.buffer(f"{y.name}.{name}", dtype, *shape)
 
     def counters(self, count: int = 1) -> Operand:
-        """Tickets that are 0 between launches, `count` at least."""
+        """At least `count` integer counters, which are 0 between launches."""
         assert count <= COUNTERS, f"{count} counters"
         return self.state("counters", "i32", COUNTERS)
 
@@ -159,7 +159,7 @@ class Lowering:
         return self._share(name, "state", Operand(name, dtype, shape))
 
     def cache(self, value: ir.Value | None, kind: KVCache) -> Operand:
-        """The paged form [blocks, K, 64, D] of a past key or value [B, K, C, D]."""
+        """The paged cache [blocks, K, 64, D] of a past key or value [B, K, C, D]."""
         assert value is not None
         _, heads, _, size = dims(value)
         shape = (kind.size, heads, BLOCK_TOKENS, size)
@@ -168,7 +168,7 @@ class Lowering:
         return self._share(name, "cache", Operand(name, dtype, shape))
 
     def add(self, node: ir.Node, call: KernelCall) -> None:
-        """One launch, labelled by the module or operator it computes."""
+        """Add a launch, labelled by the module or operator it computes."""
         self._call(str(node.name), call)
 
     def alias(self, value: ir.Value, operand: Operand) -> None:
@@ -182,13 +182,13 @@ class Lowering:
         return operand
 
     def _remember_prompts(self, counts_of: Operand) -> None:
-        """Which tokens the sequences of a step begin with; steps that only decode have no prompts."""
+        """Mark the prompt tokens of a step's sequences in the counts; decode steps have no prompts."""
         ids, prompt_slots = self.input("token_ids", "i32", "tokens"), self.input("prompt_slots", "i32", "tokens")
         self._call("penalties", counts.forget_counts(self.input("reset_slots", "i32", "sequences"), counts_of))
         self._call("penalties", counts.mark_prompt(ids, prompt_slots, counts_of))
 
     def sample(self, value: ir.Value) -> None:
-        """A token per row of logits, kept on the device for the next step and written out for the host."""
+        """Sample a token per row of logits; it stays on the device for the next step and is sent to the host."""
         logits = self._values[value]
         vocab = logits.shape[-1]
         assert isinstance(vocab, int)

@@ -1,4 +1,4 @@
-"""Each operator of a legal graph as kernel calls: one function per operator, one table."""
+"""Lowers each operator of a legal graph to kernel calls: one function per operator, one table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
 from .kernels.linear.choose import linear
 from .lowering import CudaProfile, Lowering, StepShape
-from .tuning.tactics import key
+from .tuning.tactics import tile_key
 
 
 def _embedding(at: Lowering, node: ir.Node) -> None:
@@ -26,9 +26,9 @@ def _embedding(at: Lowering, node: ir.Node) -> None:
 
 
 def _quantize_activations(at: Lowering, node: ir.Node) -> None:
-    """Steps of few tokens are bound by their weights: those keep their activations, and are the more exact for it."""
+    """Small steps are memory-bound, so their activations stay 16-bit, which is also more exact."""
     codes = node.outputs[0]
-    if codes in at.quantized:  # by what computed them
+    if codes in at.quantized:  # an earlier kernel wrote the codes
         return
     x = at.operand(node.inputs[0])
     at.alias(codes, x)
@@ -37,7 +37,7 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
 
 
 def _result_or_quantized(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
-    """Where a result goes, and its scales if it is only ever read as E4M3, and so written as that."""
+    """(buffer, None) for a result, or (E4M3 codes, scales) if `QuantizeActivations` is its only reader."""
     users = [user for user, _ in value.uses()]
     if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value):
         codes, scales = at.quantized_result(users[0].outputs[0])
@@ -47,14 +47,14 @@ def _result_or_quantized(at: Lowering, value: ir.Value) -> tuple[Operand, Operan
 
 
 def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
-    """What a linear is to write: its result, or that of the activation which alone reads it, and which one this is."""
+    """If a gated activation is the only reader, fuse it: (output value, activation or None)."""
     users = [user for user, _ in value.uses()]
     if len(users) == 1 and users[0].op_type == "GatedActivation" and not value.is_graph_output():
-        return users[0].outputs[0], _activation(users[0])
+        return users[0].outputs[0], _activation_name(users[0])
     return value, None
 
 
-def _activation(node: ir.Node) -> str:
+def _activation_name(node: ir.Node) -> str:
     return node.overload.removeprefix("merged_")
 
 
@@ -76,7 +76,7 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         format=fmt,
         max_tokens=most,
         sm=at.profile.sm,
-        tile=lambda kind, n, k: at.profile.tiles.get(key(kind, n, k, stored, most)),
+        tile=lambda kind, n, k: at.profile.tiles.get(tile_key(kind, n, k, stored, most)),
         make=at.beside(y),
         counters=at.counters,
         scales=scales,
@@ -100,22 +100,22 @@ def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
 
 
 def _gated(at: Lowering, node: ir.Node) -> None:
-    if at.computed(node.outputs[0]):  # in the epilogue of the linear
+    if at.computed(node.outputs[0]):  # fused into the linear
         return
     y, scales = _result_or_quantized(at, node.outputs[0])
-    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation(node), scales=scales))
+    at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation_name(node), scales=scales))
 
 
 def _select_rows(at: Lowering, node: ir.Node) -> None:
     x = at.operand(node.inputs[0])
     if at.shape.decode:
-        at.alias(node.outputs[0], x)  # every token is wanted, in order
+        at.alias(node.outputs[0], x)  # a decode step needs the logits of every token
         return
     at.add(node, norm.gather_rows(x, at.input("logits_indices", "i32", "rows"), at.result(node.outputs[0])))
 
 
 def _norms(at: Lowering, node: ir.Node) -> tuple[Operand, Operand] | None:
-    """The weights of the norms that heads of q and of k go through before rope."""
+    """The weights of the norms of the heads of q and k before rope, if there are any."""
     weights = node.inputs[7:]
     return (at.operand(weights[0]), at.operand(weights[1])) if weights else None
 
@@ -191,7 +191,7 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
 
 
 def lower(profile: CudaProfile, shape: StepShape, shared: dict[str, Tensor]) -> Lowering:
-    """The calls of a whole graph for one kind of step, and of what follows it: a token per row."""
+    """The calls of a whole graph for one kind of step, and of the sampling after it."""
     at = Lowering(profile, shape, shared)
     at.take_tokens()
     for node in profile.graph.nodes:

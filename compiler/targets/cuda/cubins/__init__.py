@@ -1,1 +1,1 @@
-"""Compiles Triton kernels in processes of their own; equal inputs give equal bytes; keeps them in a cache or a pack."""
+"""Compiles Triton kernels in separate processes; equal inputs give equal bytes; keeps cubins in a cache or a pack."""

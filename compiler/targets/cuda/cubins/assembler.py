@@ -1,7 +1,7 @@
-"""PTX to machine code by the oldest assembler of a CUDA major: every driver of that major takes what it makes.
+"""Assembles PTX with the oldest assembler of a CUDA major version: every driver of that version runs its output.
 
-Triton brings a newer assembler, whose machine code an older driver of the same major may refuse. The pinned wheel
-`nvidia-cuda-nvcc` has the one of CUDA 13.0; drivers from 580 on run it (CUDA Compatibility, minor versions).
+Triton has a newer assembler, whose machine code an older driver of the same major version may refuse. The pinned wheel
+`nvidia-cuda-nvcc` has the assembler of CUDA 13.0; drivers from 580 on run its code (CUDA Compatibility, minor version).
 """
 
 from __future__ import annotations
@@ -16,63 +16,64 @@ from pathlib import Path
 from .....runtime.errors import ResourceError
 
 RELEASE = "13.0"
-"""Of CUDA; its assembler reads PTX ISA 9.0."""
+"""Of CUDA."""
 PTX_ISA = 90
+"""The PTX version that the assembler of this release reads (9.0)."""
 WHEEL = f"nvidia-cuda-nvcc=={RELEASE}.*"
 ARCH = {80: "sm_80", 86: "sm_86", 87: "sm_87", 89: "sm_89", 90: "sm_90a", 100: "sm_100f", 120: "sm_120f"}
-"""What the assembler is asked for by compute capability. a: instructions of that chip alone (wgmma); f: those of its
-family, so that sm_100f runs on 10.0 and 10.3, and sm_120f on 12.0 and 12.1 (PTX ISA, `.target`)."""
+"""The assembler's target by compute capability. a: instructions of that chip only (wgmma); f: of its family, so that
+sm_100f runs on 10.0 and 10.3, and sm_120f on 12.0 and 12.1 (PTX ISA, `.target`)."""
 _FLAGS = ("-lineinfo", "-suppress-debug-info", "-v", "--regAllocOptLevel=2")
-"""Triton's own: without line information, telling resources, and around an error of register allocation."""
+"""Triton's own flags: no line information, resources in the output, and a way around a register allocation bug."""
 _RELEASE = re.compile(r"release (\d+\.\d+), (V[\d.]+)")
 _TARGET = re.compile(r"^\.target sm_\w+", re.MULTILINE)
 
 
 @cache
 def assembler() -> Path:
-    """The program, wherever the wheel is installed.
+    """The assembler of the installed wheel.
 
     Raises:
-        ResourceError: it is not there.
+        ResourceError: it is not installed.
     """
     found = find_spec("nvidia")
     for folder in found.submodule_search_locations or () if found is not None else ():
         path = Path(folder) / "cu13" / "bin" / "ptxas"
         if path.is_file():
             return path
-    raise ResourceError(f"the assembler of CUDA {RELEASE}", found="not installed", fix=f"pip install '{WHEEL}'")
+    raise ResourceError(f"cannot find ptxas of CUDA {RELEASE}", found="not installed", fix=f"pip install '{WHEEL}'")
 
 
 @cache
 def assembler_version() -> str:
-    """What it says of itself, such as "V13.0.88".
+    """The assembler's version, such as "V13.0.88".
 
     Raises:
-        ResourceError: it is not there, does not start, or is of another release.
+        ResourceError: it is not installed, does not start, or is of another release.
     """
     try:
         said = subprocess.run([assembler(), "--version"], check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise ResourceError(
-            f"the assembler of CUDA {RELEASE}", found=str(error), fix=f"pip install --force-reinstall '{WHEEL}'"
+            f"cannot run ptxas of CUDA {RELEASE}", found=str(error), fix=f"pip install --force-reinstall '{WHEEL}'"
         ) from error
     version = _RELEASE.search(said)
     if version is None or version[1] != RELEASE:
         found = version[2] if version is not None else said.strip()[:200]
-        raise ResourceError(f"the assembler of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
+        raise ResourceError(f"expected ptxas of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
     return version[2]
 
 
 def targeted(ptx: str, sm: int) -> str:
-    """The PTX of one kernel, for the chip or family that `ARCH` names."""
+    """The PTX of one kernel with its `.target` set to the chip or family of `ARCH`."""
     return _TARGET.sub(f".target {ARCH[sm]}", ptx, count=1)
 
 
 def assemble(ptx: str, sm: int) -> tuple[bytes, str]:
-    """The cubin of a kernel's PTX, and what the assembler said of its resources.
+    """(cubin, output of the assembler) of a kernel's PTX.
 
     Raises:
-        RuntimeError: it refuses; says why.
+        RuntimeError: the assembler refuses; says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")

@@ -1,7 +1,7 @@
-"""Compiled kernels on disk, by a digest of everything that decides their bytes: a second build compiles nothing.
+"""Caches compiled kernels on disk by a digest of everything that decides their bytes: a second build compiles nothing.
 
-Entries are never changed or removed; `llmc` builds that run at the same time share them. A cache that says which tools
-made it is a pack: it serves machines with other tools or none, and nothing is added to it.
+Entries are never changed or removed, so builds that run at the same time can share them. A cache with a file of its
+tools' versions is a pack: it serves machines with other tools or none, and nothing is added to it.
 """
 
 from __future__ import annotations
@@ -33,32 +33,36 @@ _WORKER = Path(__file__).resolve().with_name("worker.py")
 
 @dataclass(frozen=True)
 class Tools:
-    """What compiles kernels: Triton's version and the assembler's."""
+    """Versions of the tools that compile kernels: Triton and the assembler."""
 
     triton: str
     ptxas: str
 
     @staticmethod
     def installed() -> Tools:
-        """Those of this process."""
+        """The tools of this process.
+
+        Raises:
+            ResourceError: the assembler is not installed, or does not work.
+        """
         return Tools(importlib.metadata.version("triton"), assembler_version())
 
 
 @dataclass(frozen=True)
 class KernelCache:
-    """Answers of the compiler by key in `folder`; None keeps nothing.
+    """Answers of the compiler by key in `folder`; with None nothing is kept.
 
-    An entry is the SHA-256 of the rest in hexadecimal, a line end, and JSON that repeats the key.
+    An entry is a SHA-256 in hexadecimal, a line end, and the JSON that it is the digest of, which repeats the key.
     """
 
     folder: Path | None
 
     @cached_property
     def packed(self) -> Tools | None:
-        """The tools that made the entries, if this is a pack.
+        """The tools that made the entries if this is a pack, else None.
 
         Raises:
-            EngineError: the file that says so is damaged.
+            EngineError: the file of the tools' versions is damaged.
         """
         try:
             text = (self.folder / TOOLS).read_bytes() if self.folder is not None else None
@@ -68,17 +72,17 @@ class KernelCache:
 
     @property
     def tools(self) -> Tools:
-        """What has compiled, or compiles, the kernels that this cache gives."""
+        """The tools that compile, or have compiled, the kernels of this cache."""
         return self.packed or Tools.installed()
 
     @staticmethod
     def default() -> KernelCache:
-        """The cache that the environment asks for."""
+        """The user's cache; see LLMC_CACHE."""
         folder = cache_folder()
         return KernelCache(None if folder is None else folder / "kernels")
 
     def load(self, key: str) -> Any:
-        """The answer kept under a key, or None: absent, unreadable or damaged are all the same to a build."""
+        """The answer of a key, or None if the entry is absent, unreadable or damaged: the kernel is then compiled."""
         if self.folder is None:
             return None
         try:
@@ -91,7 +95,7 @@ class KernelCache:
         return entry["answer"] if isinstance(entry, dict) and entry.get("key") == key else None
 
     def save(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Keep an answer. A folder that cannot be written costs the next build time, and this one nothing."""
+        """Keep an answer. If the folder cannot be written, nothing is kept and no error is raised."""
         if self.folder is None or self.packed is not None:
             return
         body = canonical({"key": key, "answer": answer})
@@ -108,17 +112,17 @@ class KernelCache:
 
 
 def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
-    """The key of a request to the compiler: its own words, all sources it reads, and the tools' versions."""
+    """The key of a request to the compiler: a digest of the request, the sources, and the tools' versions."""
     return hashlib.sha256(canonical({"request": request, "sources": sources, **asdict(tools)})).hexdigest()
 
 
 def sources_of(file: str) -> str:
-    """A digest of everything that decides what a kernel file's kernels compile to, except the tools."""
+    """A digest of all sources that decide the machine code of a kernel file's kernels."""
     return _digest(_closure((_KERNELS.joinpath(*file.split(".")).with_suffix(".py"), _WORKER)))
 
 
 def source_digest() -> str:
-    """A digest of every kernel's source: an interpreter with the same computes what the engine's cubins do."""
+    """A digest of all kernels' sources: if it equals an engine's, the interpreter runs the kernels of its cubins."""
     return _digest(_closure(sorted(_KERNELS.rglob("*.py"))))
 
 
@@ -128,9 +132,9 @@ def _digest(sources: Mapping[str, bytes]) -> str:
 
 
 def _closure(files: Iterable[Path]) -> dict[str, bytes]:
-    """The files and all of this package that they import at their top, transitively, by path inside the package.
+    """The files and all files of this package that they import at the top, transitively, by path inside the package.
 
-    A kernel sees constants of its own module only; what functions import cannot reach it.
+    A kernel sees only constants of its own module, so imports inside functions cannot change it.
     """
     found: dict[str, bytes] = {}
     waiting = list(files)
@@ -149,7 +153,7 @@ def _imported(path: Path, text: bytes) -> Iterator[Path]:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             for candidate in (base, *(base / alias.name for alias in node.names)):
                 for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
-                    if file.is_file() and file != _KERNELS / "__init__.py":  # it changes with every new file
+                    if file.is_file() and file != _KERNELS / "__init__.py":  # it grows with every kernel file
                         yield file
 
 

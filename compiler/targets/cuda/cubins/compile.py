@@ -1,4 +1,4 @@
-"""Kernels to cubins, ahead of time and with no GPU; equal inputs give equal bytes, wherever and by however many."""
+"""Compiles kernels to cubins ahead of time, without a GPU; equal inputs give equal bytes with any number of workers."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ from .elf import Parameter, image_of
 from .worker import KERNELS, SETTINGS
 
 EXTRA = "cuda-build"
+"""The extra that installs the compiler."""
 _NEEDED = ("torch", "triton")
 _WORKER_BYTES = 1 << 30
-"""What a worker with torch and a large kernel takes at most."""
+"""Most memory that a worker takes, with torch and a large kernel."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     f"from {__name__.partition('.targets')[0]}.kernel_imports import prepare; prepare(); "
     f"from {__package__}.worker import main; main()"
 )
 _LONGEST_REASON = 1500
+"""Characters of a compiler's message that an error shows."""
 _UNASKED = ("kernel", "minimum_sm", "kinds")
-"""Of a specialization: what does not decide its cubin."""
+"""Fields of a specialization that do not decide its cubin."""
 
 
 @dataclass(frozen=True)
 class Specialization:
-    """What one cubin is compiled from: a kernel with its constants and types; all calls with an equal one share it.
-
-    types: of the arguments that are not constants, in order; every pointer is divisible by 16, no size is specialized.
-    kinds: of the constants, which so compare with their types: True is not 1, and 1.0 is neither.
-    """
+    """The inputs of one cubin: a kernel with its constants and types. Calls with equal inputs share a cubin."""
 
     kernel: str
     file: str
     function: str
     constants: tuple[tuple[str, Constant], ...]
     types: tuple[str, ...]
+    """Triton types of the arguments in order; every pointer is divisible by 16, no size is specialized."""
     warps: int
     stages: int
     minimum_sm: int = 80
     kinds: tuple[type, ...] = field(init=False)
+    """Python types of the constants, so that True, 1 and 1.0 differ."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(type(value) for _, value in self.constants))
@@ -72,26 +72,26 @@ class Specialization:
         return f"{self.kernel}{constants} warps={self.warps} stages={self.stages}"
 
     def request(self, sm: int) -> dict[str, Any]:
-        """What the compiler is asked: all that decides the cubin except sources and tools."""
+        """The request to the compiler: everything that decides the cubin except sources and tools."""
         facts = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _UNASKED}
         return {**facts, "constants": dict(self.constants), "types": list(self.types), "sm": sm}
 
 
 @dataclass(frozen=True)
 class Cubin:
-    """A compiled kernel. types: of its parameters, after which two pointers always follow: global and profile scratch.
-
-    static_shared: bytes of shared memory beside the dynamic ones; local: a thread's stack. ptx: what the cubin was
-    assembled from, for a driver that refuses it.
-    """
+    """A compiled kernel."""
 
     sm: int
     data: bytes
     ptx: str
+    """The PTX that `data` was assembled from, for a driver that refuses machine code."""
     types: tuple[str, ...]
+    """Of the parameters; two pointers always follow them: global and profile scratch."""
     code: MachineCode
     static_shared: int = 0
+    """Bytes of static shared memory of a block."""
     local: int = 0
+    """Bytes of a thread's stack."""
 
     @property
     def shared(self) -> int:
@@ -100,20 +100,20 @@ class Cubin:
 
     @staticmethod
     def from_json(answer: Mapping[str, Any]) -> Cubin:
-        """A worker's answer as a value."""
+        """Parse a worker's answer."""
         code, data = MachineCode(**answer["code"]), base64.b64decode(answer["data"])
         return Cubin(**{**answer, "data": data, "types": tuple(answer["types"]), "code": code})
 
 
 def specialization_of(call: KernelCall) -> Specialization:
-    """What must be compiled for a call."""
+    """The specialization of a call."""
     return specialized(call.kernel, call.constants, map(_type, dict(call.ordered).values()), call.warps, call.stages)
 
 
 def specialized(
     kernel: Kernel, constants: Mapping[str, Constant], types: Iterable[str], warps: int, stages: int
 ) -> Specialization:
-    """A kernel with its constants, in the order of its parameters."""
+    """The specialization of a kernel; its constants are put in the order of the parameters."""
     function = kernel.function.fn
     return Specialization(
         kernel=kernel.name,
@@ -128,7 +128,7 @@ def specialized(
 
 
 def _type(argument: Argument) -> str:
-    """Triton's: sizes and whole numbers are i32, other numbers fp32."""
+    """The Triton type of an argument: sizes and integers are i32, other numbers fp32."""
     if isinstance(argument, Operand):
         return KERNEL_DTYPES[argument.dtype].pointer
     return "fp32" if isinstance(argument, float) else "i32"
@@ -146,8 +146,8 @@ def compile_all(
 
     Raises:
         Unsupported: a kernel cannot be compiled for the chip.
-        ResourceError: Triton is not installed, a worker was killed, or a kernel is not in the pack that stands in.
-        LlmcError: Triton refuses a kernel; of several the first in order.
+        ResourceError: Triton is not installed, a worker was killed, or the cache is a pack without a kernel.
+        LlmcError: Triton refuses a kernel; the first in order if there are several.
     """
     outcomes = try_compile(specializations, sm, progress=progress, jobs=jobs, cache=cache)
     for outcome in outcomes.values():
@@ -164,7 +164,11 @@ def try_compile(
     jobs: int | None = None,
     cache: KernelCache | None = None,
 ) -> dict[Specialization, Cubin | LlmcError]:
-    """As `compile_all`, but every specialization has its own outcome."""
+    """As `compile_all`, but each specialization gets its cubin or its error.
+
+    Raises:
+        ResourceError: Triton or the assembler is not installed.
+    """
     target = chip(sm)
     cache = cache or KernelCache.default()
     outcomes: dict[Specialization, Cubin | LlmcError | None] = dict.fromkeys(specializations)
@@ -178,7 +182,7 @@ def try_compile(
     for specialization in outcomes:
         if sm < specialization.minimum_sm:
             outcomes[specialization] = Unsupported(
-                f"kernel {specialization} for sm_{sm}",
+                f"cannot compile kernel {specialization} for sm_{sm}",
                 found=f"it needs sm_{specialization.minimum_sm} or newer",
                 fix="a newer GPU",
             )
@@ -187,10 +191,10 @@ def try_compile(
         if answer := cache.load(keys[specialization]):
             outcomes[specialization] = Cubin.from_json(answer)
         elif cache.packed is not None:
-            # another Triton's machine code among the pack's would be measured under the pack's name
+            # Compiling here would mix another Triton's machine code into measurements of the pack.
             outcomes[specialization] = ResourceError(
-                f"kernel {specialization} for sm_{sm} in the pack {cache.folder}",
-                found="none of these sources",
+                f"cannot find kernel {specialization} for sm_{sm} in the pack {cache.folder}",
+                found="no machine code of these sources",
                 fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
             )
     missing = [specialization for specialization, outcome in outcomes.items() if outcome is None]
@@ -205,7 +209,7 @@ def try_compile(
             except EngineError as error:
                 outcomes[specialization] = error
                 continue
-            if sources_of(specialization.file) == sources[specialization.file]:  # nobody edits it at this moment
+            if sources_of(specialization.file) == sources[specialization.file]:  # not edited meanwhile
                 cache.save(keys[specialization], answer)
             outcomes[specialization] = cubin
             advance(len(cubin.data))
@@ -217,16 +221,16 @@ def try_compile(
 
 
 def check_parameters(cubin: Cubin, warps: int) -> None:
-    """That a kernel reads its parameters where `runtime/cuda/launches.py` puts them, and takes the plan's threads.
+    """Check that a kernel reads its parameters where `runtime/cuda/launches.py` puts them, and the plan's threads.
 
     Raises:
-        EngineError: it does not; a launch would give it other numbers without any error of the driver.
+        EngineError: it does not; a launch would pass it wrong numbers, and the driver would report no error.
     """
     image = image_of(cubin.data, cubin.code.entry)
     wanted = [Parameter(one.offset, struct.calcsize(one.code)) for one in layout([*cubin.types, "*i8", "*i8"])]
     if [*image.parameters] != wanted or image.threads != (32 * warps, 1, 1):
         raise EngineError(
-            f"kernel {cubin.code.entry} for sm_{cubin.sm}: parameters {wanted}, {32 * warps} threads",
+            f"expected kernel {cubin.code.entry} for sm_{cubin.sm} with parameters {wanted}, {32 * warps} threads",
             found=f"{[*image.parameters]}, {image.threads}",
             fix="the Triton of this llmc: pip install -c constraints.txt",
         )
@@ -236,20 +240,21 @@ def _fitting(specialization: Specialization, outcome: Cubin | LlmcError, most: i
     if isinstance(outcome, LlmcError) or outcome.shared <= most:
         return outcome
     return LlmcError(
-        f"kernel {specialization} for sm_{outcome.sm}",
+        f"cannot run kernel {specialization} on sm_{outcome.sm}",
         found=f"{outcome.shared} bytes of shared memory per block, of at most {most}",
         fix="smaller tiles or fewer stages",
     )
 
 
 def need_compiler() -> None:
-    """Raises ResourceError with the pip line where the packages that compile kernels are not installed.
+    """Check that the packages which compile kernels are installed; the assembler is checked when a kernel needs it.
 
-    That the assembler is there is asked when a kernel needs it, and then by its own name.
+    Raises:
+        ResourceError: a package is missing; says how to install it.
     """
     if absent := [module for module in _NEEDED if find_spec(module) is None]:
         raise ResourceError(
-            f"compiling kernels needs the extra {EXTRA!r}",
+            f"cannot compile kernels without the extra {EXTRA!r}",
             found=f"not installed: {', '.join(absent)}",
             fix=f"pip install 'llmc[{EXTRA}]'",
         )
@@ -261,7 +266,7 @@ Answer = Mapping[str, Any] | LlmcError
 def _compile(
     specializations: Sequence[Specialization], sm: int, jobs: int | None
 ) -> Generator[tuple[Specialization, Answer], None, None]:
-    """Every specialization's answer as it comes, from `jobs` workers, each of a thread of its own."""
+    """The answers in the order in which `jobs` workers give them; each worker has its own thread."""
     if not specializations:
         return
     count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(specializations))
@@ -283,13 +288,13 @@ def _compile(
             for done in as_completed([threads.submit(ask, specialization) for specialization in specializations]):
                 yield done.result()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)  # a thread that starts later finds nothing to ask
+            threads.shutdown(wait=False, cancel_futures=True)  # a thread that starts later gets no request
             for worker in workers:
                 worker.close()
 
 
 class _Worker:
-    """A process of `worker.py`, started when it is first needed and again after it has died."""
+    """A process of `worker.py`, started at the first request and again after it has died."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -300,20 +305,21 @@ class _Worker:
     def ask(self, specialization: Specialization, sm: int) -> Answer:
         with self._lock:
             if self._closed:
-                raise ResourceError("a kernel after the end of the build")
+                raise ResourceError("cannot compile a kernel after the end of the build")
             process = self._process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None
         line = ""
-        with contextlib.suppress(OSError, ValueError):  # it died; how, its exit code says
+        with contextlib.suppress(OSError, ValueError):  # it died; the exit code tells how
             print(json.dumps(specialization.request(sm)), file=process.stdin, flush=True)
             line = process.stdout.readline()
         if not line.endswith("\n"):
-            return self._buried(specialization, sm)
+            return self._worker_died(specialization, sm)
         answer = json.loads(line)
         if "error" not in answer:
             return answer
-        self._end()  # Triton keeps half a hash of what it refused, and accepts it the second time
-        return LlmcError(f"kernel {specialization} for sm_{sm}", found=answer["error"].strip()[:_LONGEST_REASON])
+        self._end()  # after a refusal Triton keeps a partial hash, and would accept the same kernel the next time
+        found = answer["error"].strip()[:_LONGEST_REASON]
+        return LlmcError(f"cannot compile kernel {specialization} for sm_{sm}", found=found)
 
     def close(self) -> None:
         self._closed = True
@@ -331,21 +337,22 @@ class _Worker:
                 stderr=remarks,
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # so that ptxas ends with it, and Ctrl-C reaches this process alone
+                start_new_session=True,  # ptxas ends with the group, and Ctrl-C reaches this process only
             )
 
-    def _buried(self, specialization: Specialization, sm: int) -> LlmcError:
-        """The error of a worker that gave no answer; the next specialization gets a new one."""
+    def _worker_died(self, specialization: Specialization, sm: int) -> LlmcError:
+        """The error for a worker that died; the next request starts a new one."""
         code = self._end(patience=1)
-        asked = f"kernel {specialization} for sm_{sm}"
+        kernel = f"{specialization} for sm_{sm}"
         if code == -signal.SIGKILL:
-            return ResourceError(asked, found="its compiler was killed, as systems do without memory", fix="--jobs 1")
+            found = "its compiler was killed, probably for lack of memory"
+            return ResourceError(f"cannot compile kernel {kernel}", found=found, fix="--jobs 1")
         said = Path(self._folder, "stderr").read_text(encoding="utf-8", errors="replace").strip()
         how = "gave no answer" if code is None else f"ended with code {code}"
-        return LlmcError(asked, found=f"its compiler {how}: {said[-_LONGEST_REASON:]}")
+        return LlmcError(f"cannot compile kernel {kernel}", found=f"its compiler {how}: {said[-_LONGEST_REASON:]}")
 
     def _end(self, patience: float = 0) -> int | None:
-        """Ends the process and what it started; the exit code if it had ended by itself."""
+        """End the process and its children; the exit code if it had ended by itself within `patience` seconds."""
         with self._lock:
             process, self._process = self._process, None
             if process is None:
@@ -355,6 +362,6 @@ class _Worker:
                 code = process.wait(patience)
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(OSError), process:  # closing its stdin may find nobody
+            with contextlib.suppress(OSError), process:  # its stdin may be closed already
                 process.wait()
             return code

@@ -1,7 +1,7 @@
-"""What a cubin says of itself: its machine code, where its parameters lie, how large its blocks are.
+"""Reads a cubin: its machine code, the layout of its parameters, the threads of a block.
 
-A cubin is an ELF file of 64 bits. Attributes are as cuobjdump -elf names them (EIATTR_...); their layout was found on
-cubins of ptxas 13.0 and 13.4.
+A cubin is a 64-bit ELF file. Attributes have the names that cuobjdump -elf gives them (EIATTR_...); their layout was
+determined from cubins of ptxas 13.0 and 13.4.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _HEADER, _SECTION = struct.Struct("<40xQ10xHHH"), struct.Struct("<IIQQQQIIQQ")
 _NOBITS = 8
 """The type of a section that has a size but no bytes in the file."""
 _WITH_BYTES = 4
-"""The format of an attribute whose bytes follow; the value of every other one is in its header."""
+"""The format of an attribute whose bytes follow it; all others have their value in the header."""
 _REQUIRED_THREADS, _PARAMETER = 0x10, 0x17
 """EIATTR_REQNTID: three u32. EIATTR_KPARAM_INFO: index u32, ordinal u16, offset u16, u32 with the size at bit 18."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Where the driver reads a kernel's parameter: offset and size in bytes."""
+    """Offset and size in bytes of a kernel's parameter."""
 
     offset: int
     size: int
@@ -32,27 +32,30 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Image:
-    """osabi, abi: bytes 7 and 8 of the file. threads: of a block, (x, y, z), or None where any number is allowed."""
+    """One kernel of a cubin."""
 
     osabi: int
+    """Byte 7 of the file."""
     abi: int
+    """Byte 8 of the file."""
     code: bytes
     parameters: tuple[Parameter, ...]
     threads: tuple[int, int, int] | None
+    """Threads of a block, (x, y, z), or None if any number is allowed."""
 
 
 def image_of(cubin: bytes, entry: str) -> Image:
     """Read the cubin of one kernel.
 
     Raises:
-        EngineError: it is no ELF file, or has no such kernel.
+        EngineError: it is not an ELF file, or has no such kernel.
     """
     if not cubin.startswith(_MAGIC):
-        raise EngineError(f"a cubin with the kernel {entry!r}", found="no ELF file of 64 bits")
+        raise EngineError(f"expected kernel {entry!r} in a cubin", found="not a 64-bit ELF file")
     try:
         return _read(cubin, entry)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise EngineError(f"a cubin with the kernel {entry!r}", found=f"{type(error).__name__}: {error}") from error
+        raise EngineError(f"expected kernel {entry!r} in a cubin", found=f"{type(error).__name__}: {error}") from error
 
 
 def _read(cubin: bytes, entry: str) -> Image:

@@ -1,6 +1,6 @@
-"""What a kernel's instructions tell of its speed before any GPU has run it: figures that a change must not spoil.
+"""Measures of speed from a kernel's instructions, without a GPU: a change must not make them worse.
 
-The main loop is the shortest that has a tensor-core instruction, else the one with the most loads.
+The main loop is the shortest loop with a tensor-core instruction, else the loop with the most loads.
 """
 
 from __future__ import annotations
@@ -16,36 +16,33 @@ from .elf import image_of
 from .sass import Instruction, Listing, disassemble
 
 _MMA = re.compile(r"(UTC)?[HQIO](G)?MMA")
-"""Tensor-core instructions of a thread block (UTC), of four warps (G), of one warp; HFMA2.MMA is none."""
+"""Tensor-core instructions of a thread block (UTC), of four warps (G), of one warp; HFMA2.MMA is not one."""
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)|(16)(8)(\d+)")
 _WAIT = re.compile(r"SB\d, 0x([0-9a-f]+)$")
 _LOADS = {"LDG", "LDGSTS", "LDS", "LD"}
 _BULK = {"UBLKCP", "UTMALDG", "UTMALDG2D"}
-"""Copies whose size is no part of the instruction."""
+"""Copies whose size is not part of the instruction."""
 _UTC_ROWS, _UTC_COLUMNS = 128, {"H": 16, "Q": 32, "I": 32, "O": 64}
-"""Rows and, by kind, columns of weights that an instruction of a block multiplies: it keeps its shape in a register."""
+"""Rows and, by kind, columns of weights of a block's instruction, whose shape is in a register and not in its name."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the instructions of one kernel tell.
-
-    loop: instructions of the main loop. instr_per_weight: those for each weight that a thread multiplies, None where
-    the kernel is no linear. mma: the tensor-core instructions of the kernel with their shapes, each once. in_flight:
-    bytes of asynchronous copies that a multiprocessor waits for at most, None where their sizes cannot be told.
-
-    in_flight = `on_their_way` x threads of a block x blocks resident. It counts weights and activations alike, and a
-    grid that fills the chip.
-    """
+    """Figures of one kernel."""
 
     loop: int | None
+    """Instructions of the main loop."""
     instr_per_weight: float | None
+    """Instructions of the main loop per weight that a thread multiplies; None if the kernel is not a linear."""
     mma: tuple[str, ...]
+    """The kernel's tensor-core instructions with their shapes, each once."""
     in_flight: int | None
+    """Most bytes of asynchronous copies, of weights and activations, in flight on a multiprocessor of a full chip:
+    `thread_bytes_in_flight` x threads of a block x resident blocks. None if the sizes are unknown."""
 
 
 def figures_of(cubins: Mapping[Specialization, Cubin], sm: int, program: Path) -> dict[Specialization, Figures]:
-    """The figures of every kernel, compiled for one chip; program: the disassembler.
+    """The figures of kernels compiled for one chip; `program` is the disassembler.
 
     Raises:
         ResourceError: the disassembler does not work.
@@ -67,17 +64,17 @@ def figures(specialization: Specialization, cubin: Cubin, listing: Listing) -> F
     weights = weights_of(specialization, loop)
     threads = 32 * specialization.warps
     resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.code.registers, cubin.shared)
-    told = not {one.name for one in loop} & _BULK
+    sizes_known = not {one.name for one in loop} & _BULK
     return Figures(
         loop=len(loop) or None,
         instr_per_weight=round(len(loop) / weights, 3) if weights else None,
         mma=tuple(sorted({one.opcode for one in listing.instructions if _MMA.fullmatch(one.name)})),
-        in_flight=on_their_way(loop) * threads * resident if told else None,
+        in_flight=thread_bytes_in_flight(loop) * threads * resident if sizes_known else None,
     )
 
 
 def main_loop(listing: Listing) -> tuple[Instruction, ...]:
-    """The instructions of the main loop; none without a loop that loads."""
+    """The instructions of the main loop; empty if no loop loads."""
     for loop in listing.loops:
         if any(_MMA.fullmatch(one.name) for one in loop):
             return loop
@@ -87,10 +84,10 @@ def main_loop(listing: Listing) -> tuple[Instruction, ...]:
 
 
 def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) -> float:
-    """Weights per thread that a linear's loop multiplies once, 0 in other kernels.
+    """Weights per thread that one iteration of a linear's loop multiplies; 0 for other kernels.
 
-    A product of m x n x k by so many threads has m n k / threads multiplications for each, and a weight takes part in
-    BLOCK_M of them, one a token. So it does not matter how many blocks of K the loop covers.
+    A product of m x n x k gives each thread m n k / threads multiplications, and a weight takes part in BLOCK_M of
+    them, one per token. So the number of blocks of K in an iteration does not matter.
     """
     constants = dict(specialization.constants)
     block_n, block_m = (int(constants.get(name) or 0) for name in ("BLOCK_N", "BLOCK_M"))
@@ -108,10 +105,10 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
     return weights
 
 
-def on_their_way(loop: tuple[Instruction, ...]) -> int:
-    """Bytes of a thread's copies to shared memory that are on their way, at most.
+def thread_bytes_in_flight(loop: tuple[Instruction, ...]) -> int:
+    """Most bytes of a thread's copies to shared memory that are in flight at a time.
 
-    The loop waits (DEPBAR) until no more than so many groups of copies (LDGDEPBAR) are, and then starts further ones:
+    The loop waits (DEPBAR) until at most a given number of groups of copies (LDGDEPBAR) is left, then starts more:
     bytes of an iteration x (groups left by a wait / groups of an iteration + 1 / waits of an iteration).
     """
     copied = sum(map(_copied, loop))
@@ -123,7 +120,7 @@ def on_their_way(loop: tuple[Instruction, ...]) -> int:
 
 
 def _copied(one: Instruction) -> int:
-    """Bytes that a thread's instruction copies to shared memory without waiting."""
+    """Bytes that an instruction copies to shared memory asynchronously, per thread."""
     if one.name != "LDGSTS":
         return 0
     return next((int(size) // 8 for size in one.modifiers if size in ("64", "128")), 4)

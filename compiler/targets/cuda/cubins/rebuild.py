@@ -1,4 +1,4 @@
-"""Compiles the kernels of a finished engine again and compares bytes: its machine code is what its sources say."""
+"""Compiles the kernels of a finished engine again and compares bytes: is its machine code from these sources?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .cache import KernelCache, Tools, source_digest
 from .compile import Specialization, compile_all, need_compiler, specialized
 
 PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
-"""How pip is asked for a tool's version."""
+"""pip's requirement for a version of each tool."""
 
 
 def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
-    """Compile every kernel of a GPU profile, without any cache; how many there are.
+    """Compile every kernel of a GPU profile without a cache and compare; returns the number of kernels.
 
     Raises:
-        EngineError: it was built by another Triton or from other kernels, so that its bytes need not agree.
+        EngineError: it was built by other tools or from other kernels, so its bytes need not agree.
         ResourceError: Triton is not installed.
         VerifyError: machine code differs; names the kernels.
     """
@@ -40,7 +40,7 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
             wrong.append(str(specialization))
     if wrong:
         raise VerifyError(
-            f"{engine.path}: profile {profile!r} holds the machine code its sources compile to",
+            f"expected the machine code of these sources in profile {profile!r} of {engine.path}",
             found=f"{len(wrong)} of {len(specializations)} kernels differ, first {wrong[0]}",
             fix="do not run it: build the engine again",
         )
@@ -48,14 +48,14 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
 
 
 def specializations_of(plan: Plan, what: str) -> list[Specialization]:
-    """What each module of a plan is compiled from.
+    """The specialization of each module of a plan; `what` names the plan in errors.
 
     Raises:
-        EngineError: a kernel is none of this llmc.
+        EngineError: this llmc has no such kernel.
     """
     kernels = {kernel.name: kernel for suite in suites().values() for kernel in suite.kernels}
-    if strange := [module.kernel[:80] for module in plan.modules if module.kernel not in kernels]:
-        raise EngineError(f"{what}: a kernel of this llmc", found=strange[0], fix="build the engine again")
+    if unknown := [module.kernel[:80] for module in plan.modules if module.kernel not in kernels]:
+        raise EngineError(f"expected kernels of this llmc in {what}", found=unknown[0], fix="build the engine again")
     return [specialized(kernels[m.kernel], m.constants, m.types, m.warps, m.stages) for m in plan.modules]
 
 
@@ -64,13 +64,13 @@ def _same_tools(engine: EngineFile, plan: Plan) -> None:
         built = engine.manifest.tools.get(tool, "none")
         if built != here:
             raise EngineError(
-                f"{engine.path}: kernels to compile again",
+                f"cannot compile the kernels of {engine.path} again",
                 found=f"built with {tool} {built}, here is {here}",
                 fix=f"pip install '{PIN[tool]}{built.removeprefix('V')}', or build the engine again",
             )
     if plan.kernels != source_digest():
         raise EngineError(
-            f"{engine.path}: kernels to compile again",
-            found="built from other sources than those of this llmc",
+            f"cannot compile the kernels of {engine.path} again",
+            found="built from other sources than this llmc has",
             fix=f"llmc {engine.manifest.tools.get('llmc', 'of the build')}, or build the engine again",
         )

@@ -1,4 +1,4 @@
-"""What every kernel costs on every chip, before any GPU has run it: registers, spills, shared memory, size."""
+"""Reports the cost of every kernel on every chip without a GPU: registers, spills, shared memory, size."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from .sass import disassembler
 
 @dataclass(frozen=True)
 class Entry:
-    """A specialization on a chip. decode: Llama-3.1-8B runs it (`Suite.calls`); otherwise only a test case does.
-
-    figures: None if it was not compiled, or without a disassembler.
-    """
+    """A specialization on a chip."""
 
     sm: int
     specialization: Specialization
     decode: bool
+    """True if Llama-3.1-8B runs it (`Suite.calls`), False if only a test case does."""
     outcome: Cubin | LlmcError
     figures: Figures | None = None
+    """None if it was not compiled, or without a disassembler."""
 
     @property
     def spills(self) -> int:
@@ -34,7 +33,7 @@ class Entry:
 
     @property
     def bad(self) -> bool:
-        """Whether this must not be shipped: a kernel of real shapes that spills, or any that does not compile."""
+        """True for an error: a kernel of a real model's shapes spills, or any kernel does not compile."""
         if isinstance(self.outcome, Cubin):
             return self.decode and self.spills > 0
         return not isinstance(self.outcome, Unsupported)
@@ -42,7 +41,7 @@ class Entry:
     def as_json(self) -> dict[str, Any]:
         outcome = self.outcome
         facts = {"kernel": self.specialization.kernel, **self.specialization.request(self.sm), "decode": self.decode}
-        del facts["function"]  # the kernel's, by which no one calls it
+        del facts["function"]  # `kernel` already names it
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
         return facts | {
@@ -64,11 +63,11 @@ def report(
     jobs: int | None = None,
     cache: KernelCache | None = None,
 ) -> tuple[Entry, ...]:
-    """Compile every call of the kernel files (all by default) for the chips; in the order of chips and files.
+    """Compile every call of the kernel files (by default all) for the chips; entries by chip, then by file.
 
     Raises:
-        RecipeError: there is no such kernel file.
-        ResourceError: no compiler is installed, or the disassembler that is does not work.
+        RecipeError: a kernel file does not exist.
+        ResourceError: no compiler is installed, or the installed disassembler does not work.
     """
     need_compiler()
     chosen = suites(files)

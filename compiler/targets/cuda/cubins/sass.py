@@ -1,7 +1,7 @@
-"""The instructions of compiled kernels, by NVIDIA's disassembler: all kernels of a chip in one run of it.
+"""Disassembles compiled kernels with NVIDIA's disassembler: all kernels of a chip in one run.
 
-It takes half a second to start and little for an instruction, so it gets the code of all kernels one after another, as
-raw bytes. Addresses are made the kernels' own again.
+The program takes half a second to start and little time per instruction, so it gets the code of all kernels joined, as
+raw bytes. Addresses are made relative to each kernel afterwards.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from pathlib import Path
 from .....runtime.errors import ResourceError
 
 WHEEL = "nvidia-cuda-nvdisasm"
+"""The wheel that has the disassembler."""
 _PLACES = (("nvidia", "cu13/bin/nvdisasm"), ("triton", "backends/nvidia/bin/nvdisasm"))
-"""The wheel's, then Triton's, which may be older than Triton's assembler."""
+"""The wheel's program, then Triton's, which may be older than Triton's assembler."""
 _BYTES = 16
-"""Of an instruction, since Volta."""
+"""Size of an instruction since Volta."""
 _SUFFIX_FROM = 90
-"""Kernels of newer chips are compiled with the features that only this chip has ("sm_90a")."""
+"""From this capability on, kernels are compiled for one chip with its own features ("sm_90a")."""
 _LINE = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.MULTILINE)
 _TARGET = re.compile(r"0x([0-9a-f]+)$")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. address: in bytes from the kernel's start; guard: its predicate ("@!P0") or ""."""
+    """One instruction."""
 
     address: int
+    """Bytes from the kernel's start."""
     guard: str
+    """The predicate, such as "@!P0", or ""."""
     opcode: str
     operands: str
 
@@ -50,16 +53,16 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A kernel's instructions in the order of their addresses, and `start`, which targets of branches count from."""
+    """A kernel's instructions by address; targets of branches are relative to `start`."""
 
     instructions: tuple[Instruction, ...]
     start: int = 0
 
     @cached_property
     def loops(self) -> tuple[tuple[Instruction, ...], ...]:
-        """What lies between a backward branch and its target, both included; shortest first.
+        """The instructions from the target of a backward branch to the branch, both included; shortest first.
 
-        Rare paths are put behind the kernel's end and jump back: what has an end inside is no loop.
+        Rare paths lie behind the kernel's EXIT and jump back, so a range with an EXIT inside is not a loop.
         """
         found = []
         for index, one in enumerate(self.instructions):
@@ -70,7 +73,7 @@ class Listing:
 
 
 def disassembler() -> Path | None:
-    """The program that is installed, if any."""
+    """The installed program, if there is one."""
     for package, path in _PLACES:
         spec = find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -80,10 +83,10 @@ def disassembler() -> Path | None:
 
 
 def disassemble(codes: Sequence[bytes], sm: int, program: Path) -> tuple[Listing, ...]:
-    """The listing of every kernel's code, in order.
+    """The listings of kernels' code, in order.
 
     Raises:
-        ResourceError: the program cannot be run, or does not know this code.
+        ResourceError: the program cannot be run, or cannot decode this code.
     """
     with tempfile.NamedTemporaryFile(prefix="llmc-", suffix=".sass") as file:
         file.write(b"".join(codes))
@@ -99,12 +102,12 @@ def disassemble(codes: Sequence[bytes], sm: int, program: Path) -> tuple[Listing
         raise _unusable(program, done.stderr.strip()[:300])
     listings = tuple(_split(_parsed(done.stdout), [len(code) for code in codes]))
     if sum(len(one.instructions) for one in listings) * _BYTES != sum(map(len, codes)):
-        raise _unusable(program, "not every instruction was told")
+        raise _unusable(program, "it does not list every instruction")
     return listings
 
 
 def _unusable(program: Path, found: str) -> ResourceError:
-    return ResourceError(f"disassembling with {program}", found=found, fix=f"pip install {WHEEL}")
+    return ResourceError(f"cannot disassemble with {program}", found=found, fix=f"pip install {WHEEL}")
 
 
 def _parsed(text: str) -> Iterator[Instruction]:

@@ -1,8 +1,8 @@
-"""The compiler process: Triton without its interpreter, one request per line on stdin, one answer per line on stdout.
+"""The compiler process: Triton without its interpreter; one request per line on stdin, one answer per line on stdout.
 
-Triton decides at import whether kernels are interpreted, and the process that plans interprets them. So compiling has
-processes of its own, with an environment of their own: nothing a user has set changes the bytes of a cubin. The key of
-the kernel cache covers this file's text.
+Triton decides at import whether kernels are interpreted, and the process that plans interprets them. So kernels are
+compiled in separate processes, with a fixed environment: a user's variables cannot change the bytes of a cubin. The key
+of the kernel cache covers this file's text.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
 """The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
 SETTINGS = {
     "TRITON_INTERPRET": "0",
-    "TRITON_DISABLE_LINE_INFO": "1",  # with it cubins hold paths, and are twice as large
-    "TRITON_DEFAULT_FP_FUSION": "1",  # said aloud, as Triton is about to change its default
+    "TRITON_DISABLE_LINE_INFO": "1",  # line information holds paths, and doubles the size of a cubin
+    "TRITON_DEFAULT_FP_FUSION": "1",  # explicit, because Triton is about to change its default
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
-"""Environment of a worker, next to folders of its own (`compile.py`)."""
+"""Environment of a worker, besides its own folders (`compile.py`)."""
 WAITS_FROM = 90
-"""Newer chips launch kernels early: theirs first say that the next may come, then wait for what came before."""
+"""First capability with programmatic dependent launch: kernels allow the next launch, then wait for the last one."""
 _BODY = "\n// %bb.0:"
 _THREADS = re.compile(r"^\.reqntid \d+$", re.MULTILINE)
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -42,7 +42,7 @@ _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
 def main() -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what Triton and its tools print is no answer
+    os.dup2(2, 1)  # keeps the output of Triton and its tools out of the answers
     for line in sys.stdin:
         try:
             answer = compile_one(json.loads(line))
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The innermost cause first: Triton wraps an error once for every function it was called through."""
+    """An error and its causes, innermost first: Triton wraps an error once for each function of the call stack."""
     if error is not None:
         yield from causes(error.__cause__)
         yield error
 
 
 def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A cubin and what its launch needs, as `Cubin.from_json` reads it."""
+    """A cubin and the facts that a launch needs, in the form that `Cubin.from_json` reads."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -107,19 +107,19 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stages:
-    """Triton's hook for its stages: kernels of new chips wait at their very beginning, and our assembler makes cubins.
+    """Triton's hook for its stages: it adds a wait to kernels of new chips, and assembles with the pinned assembler.
 
-    Every thread waits before its first access to memory, so a launch that is allowed to start early (PTX ISA,
-    griddepcontrol) reads only what its predecessor has finished, and so does any other launch. log: of the assembler.
-    ptx: what the cubin is of.
+    Every thread waits before its first access to memory, so a launch that may start early (PTX ISA, griddepcontrol)
+    reads only what the launch before has finished.
     """
 
     def __init__(self, sm: int) -> None:
         self._sm = sm
         self.log = self.ptx = ""
+        """The assembler's output, and the PTX of the cubin."""
 
     def __call__(self, *arguments: Any) -> tuple[str, str] | None:
-        """Change the stages. Without arguments Triton asks for the key of the change; every kernel is compiled anew."""
+        """Change the stages; without arguments, return the hook's cache key (unused: each kernel is compiled anew)."""
         if not arguments:
             return "llmc", "llmc"
         stages: dict[str, Any] = arguments[1]
@@ -144,16 +144,20 @@ class Stages:
 
 
 def for_one_block(ptx: str) -> str:
-    """The PTX of one kernel, without the wish that two of its blocks fit on a multiprocessor.
+    """The PTX of one kernel, with one block per multiprocessor as the target of register allocation.
 
-    Unasked, the assembler of CUDA 13.0 keeps registers low enough for another block, and spills for it (PTX ISA,
+    By default the assembler of CUDA 13.0 keeps registers low enough for a second block, and spills for that (PTX ISA,
     .minnctapersm).
     """
     return _THREADS.sub(r"\g<0>\n.minnctapersm 1", ptx, count=1)
 
 
 def with_wait(ptx: str) -> str:
-    """The PTX of one kernel, with the two instructions of programmatic dependent launch before its own."""
+    """The PTX of one kernel, with the two instructions of programmatic dependent launch before its first.
+
+    Raises:
+        RuntimeError: the text has another form than the PTX of one kernel.
+    """
     head, body, rest = ptx.partition(_BODY)
     line, end, rest = rest.partition("\n")
     if not end or _BODY in rest:
@@ -162,10 +166,14 @@ def with_wait(ptx: str) -> str:
 
 
 def resources(log: str) -> dict[str, int]:
-    """Registers per thread, bytes of spills, of a thread's stack and of static shared memory, from `ptxas -v`."""
+    """Registers per thread, bytes of spills, of a thread's stack and of static shared memory, from `ptxas -v`.
+
+    Raises:
+        RuntimeError: the output does not say.
+    """
     registers, spills = _REGISTERS.findall(log), _SPILLS.findall(log)
     if not registers or not spills:
-        raise RuntimeError(f"ptxas told no resources: {log[-300:]!r}")
+        raise RuntimeError(f"no resources in the output of ptxas: {log[-300:]!r}")
     return {
         "registers": max(map(int, registers)),
         "local": max(int(stack) for stack, _, _ in spills),

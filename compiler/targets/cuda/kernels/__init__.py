@@ -1,6 +1,6 @@
-"""The kernels by file. A process that imports them interprets them; `cubins/` compiles in processes of its own.
+"""The kernels by file. A process that imports them interprets them; `cubins/` compiles them in other processes.
 
-Triton decides at the decorator, so the choice must be made before any kernel file is imported.
+Triton decides at the decorator, so TRITON_INTERPRET must be set before any kernel file is imported.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ FILES = (
     "sampling.tile_stats",
     "sampling.tokens",
 )
-"""Kernel files by their dotted name inside this room."""
+"""Dotted names of the kernel files inside this package."""
 
 
 def suites(files: Collection[str] = FILES) -> dict[str, Suite]:
-    """The suites of these kernel files, by file name; of all without any.
+    """The suites of these kernel files by file name; all if `files` is empty.
 
     Raises:
-        RecipeError: there is no such file; names the nearest.
+        RecipeError: a file does not exist; names the nearest.
     """
-    for name in files:
-        if name not in FILES:
-            raise RecipeError(f"no kernel file {name!r}{nearest(name, FILES)}", fix=f"one of {', '.join(FILES)}")
+    for one in files:
+        if one not in FILES:
+            raise RecipeError(f"cannot find kernel file {one!r}{nearest(one, FILES)}", fix=f"one of {', '.join(FILES)}")
     return {name: import_module(f"{__name__}.{name}").SUITE for name in files or FILES}

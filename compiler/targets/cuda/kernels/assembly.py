@@ -1,7 +1,7 @@
-"""PTX that turns a 32-bit word of weights into pairs of bf16 or f16, one to two instructions a weight.
+"""PTX that decodes a 32-bit word of weights to pairs of bf16 or f16, with one to two instructions per weight.
 
-Register p<r> becomes the weights (r, r + P/2) of a word's P: both halves of a word are then decoded by the same masks.
-Weights come out multiplied by the pair of scales s where the text is `scaled`, and too small by `FACTOR`.
+Register p<r> gets the weights (r, r + P/2) of a word's P weights: the same masks then decode both halves of a word.
+With `scaled`, weights are multiplied by the pair of scales s. Weights are too small by `FACTOR`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ FACTOR = {
     ("mxfp4", "bf16"): 2.0**16,
     ("mxfp4", "f16"): 2.0**4,
 }
-"""What sums are still to be multiplied by: powers of two that are cheaper to apply there than to each weight."""
+"""The factor that a sum over K still lacks: a power of two, cheaper to apply to the sum than to each weight."""
 _ONE = {"bf16": "0x3F803F80", "f16": "0x3C003C00"}
 _MINUS_ONE = {"bf16": "0xBF80BF80", "f16": "0xBC00BC00"}
 _MINUS_ZERO = "0x80008000"
 
 
 def _fma(act: str, register: str, a: str, b: str, c: str) -> str:
-    """register = a * b + c, in pairs; numbers go through registers, which this instruction wants."""
+    """register = a * b + c, in pairs; constants are first moved to registers, which the instruction needs."""
     text = ""
     for free, operand in (("c", b), ("d", c)):
         text += f"mov.b32 {free}, {operand}; " if operand.startswith("0x") else ""
@@ -30,7 +30,7 @@ def _fma(act: str, register: str, a: str, b: str, c: str) -> str:
 
 def _e2m1(act: str) -> str:
     if act == "f16":
-        # The high byte of an f16 is all that E2M1 fills, so four weights are placed at once and then spread.
+        # E2M1 fills only the high byte of an f16, so four weights are placed at once and then spread.
         lines = (
             "shl.b32 a, w, 4; shl.b32 b, w, 1; and.b32 b, b, 0x0E0E0E0E; lop3.b32 a, a, 0x80808080, b, 0xEA; "
             "prmt.b32 p0, a, 0, 0x2404; prmt.b32 p2, a, 0, 0x3414; "
@@ -55,7 +55,7 @@ def _shifted(register: str, shift: str) -> str:
 
 
 def _int4(act: str) -> str:
-    # OR-ing a code into the mantissa of 128 (bf16) or 1024 (f16) adds it; 8 more than that is subtracted.
+    # OR-ing a code into the mantissa of 128 (bf16) or 1024 (f16) adds it; then 136 or 1032 is subtracted.
     base, minus = {"bf16": ("0x43004300", "0xC308C308"), "f16": ("0x64006400", "0xE408E408")}[act]
     lines = ""
     for r in range(4):
@@ -72,7 +72,7 @@ def _int8(act: str) -> str:
             lines += f"lop3.b32 p{r}, a, 0x00FF00FF, 0x64006400, 0xEA; "
             lines += _fma(act, f"p{r}", f"p{r}", _ONE[act], "0xE480E480")
         else:
-            # 128 + (code & 127), less 128 where the code's first bit is set and less 256 where not.
+            # 128 + (code & 127), minus 128 if the code's first bit is set, else minus 256.
             lines += f"lop3.b32 p{r}, a, 0x007F007F, 0x43004300, 0xEA; "
             lines += "lop3.b32 b, a, 0x00800080, 0x43004300, 0xAE; "
             lines += _fma(act, f"p{r}", "b", _MINUS_ONE[act], f"p{r}")
@@ -119,7 +119,7 @@ PTX = {
     for act in ("bf16", "f16")
     for scaled in (False, True)
 }
-"""Inline PTX and its constraints by format, dtype of the result and whether a pair of scales is multiplied in.
+"""Inline PTX and its constraints by format, dtype of the result, and `scaled`.
 
-Outputs: p0 low, p0 high, p1 low, .. (16 bits each); inputs: the word, and where scaled the pair.
+Outputs: p0 low, p0 high, p1 low, ... (16 bits each). Inputs: the word, and the pair of scales if scaled.
 """

@@ -1,4 +1,4 @@
-"""Rows of the embedding table, in any weight format: gathered, then decoded."""
+"""Gathers rows of the embedding table, in any weight format, and dequantizes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 1024
 
 @triton.jit
 def e2m1(code):
-    """E2M1 codes (0 to 15, i32) as float32."""
+    """E2M1 codes (i32, 0 to 15) as f32."""
     bits = ((code & 8) << 28) | ((code & 7) << 22)
     return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
 
@@ -36,7 +36,7 @@ def embed_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """token_ids i32 [tokens], a table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; foreign ids read row 0."""
+    """token_ids i32 [tokens], table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; ids out of range read row 0."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(token_ids + token).to(tl.int64)
     row = tl.where((row >= 0) & (row < VOCAB), row, 0)
@@ -66,7 +66,7 @@ KERNEL = Kernel("embed", embed_kernel)
 
 
 def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str) -> KernelCall:
-    """Rows of the table at token_ids; weights are the format's components ("dense": one), in their order."""
+    """Rows of the table at token_ids -> x [tokens, H]; weights are the format's components in order (dense: one)."""
     tokens, width = x.shape
     vocab = weights[0].shape[0]
     assert isinstance(width, int) and isinstance(vocab, int)
@@ -99,7 +99,7 @@ def _row_bytes(table: Operand) -> int:
 
 
 def _weights(format: str, vocab: int, width: int) -> tuple[dict[str, torch.Tensor], tuple[Operand, ...], torch.Tensor]:
-    """Tensors by operand name, operands, and the table's numbers."""
+    """(tensors by operand name, operands, the dequantized table f32 [vocab, width])."""
     table = torch.randn(vocab, width, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
     if format == "dense":
         return {"weight": table}, (Operand("weight", "bf16", (vocab, width)),), table.float()

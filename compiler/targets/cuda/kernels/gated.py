@@ -1,4 +1,4 @@
-"""act(gate) * up over the merged product of the gate and up linears: one read and one write of the activations."""
+"""act(gate) * up over the output of the merged gate|up linear: activations are read once and written once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "relu": lambda x: torch.relu(x),
 }
-"""What `activate` is to compute. A process that only compiles loads no torch, so nothing here may ask for it early."""
+"""The reference of `activate`. A process that only compiles loads no torch, so torch is used only inside functions."""
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def gated_kernel(x, y, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    """x [tokens, 2 * WIDTH] gate then up -> y [tokens, WIDTH]."""
+    """x [tokens, 2 * WIDTH], gate then up -> y [tokens, WIDTH]. Grid: tokens, blocks of columns."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -48,7 +48,7 @@ def gated_kernel(x, y, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def gated_fp8_kernel(x, y, scales, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    """x [tokens, 2 * WIDTH] gate then up -> y u8 [tokens, WIDTH], E4M3 bits, and scales f32 [tokens]. Grid: tokens."""
+    """x [tokens, 2 * WIDTH], gate then up -> y u8 [tokens, WIDTH] (E4M3), scales f32 [tokens]. Grid: tokens."""
     token = tl.program_id(0).to(tl.int64)
     row = x + token * 2 * WIDTH
     largest = tl.zeros([BLOCK], tl.float32)
@@ -64,7 +64,7 @@ def gated_fp8_kernel(x, y, scales, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr
 
 @triton.jit
 def _product(row, start, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    """act(gate) * up of BLOCK columns from `start` on as float32; 0 past the row's end."""
+    """act(gate) * up of BLOCK columns from `start` as f32; 0 past the row's end."""
     column = start + tl.arange(0, BLOCK)
     gate = tl.load(row + column, column < WIDTH, 0.0).to(tl.float32)
     up = tl.load(row + WIDTH + column, column < WIDTH, 0.0).to(tl.float32)
@@ -76,9 +76,9 @@ FP8 = Kernel("gated_fp8", gated_fp8_kernel, MINIMUM_SM)
 
 
 def gated(x: Operand, y: Operand, *, activation: str, scales: Operand | None = None) -> KernelCall:
-    """x [tokens, 2I] -> y [tokens, I], both bf16 or f16; I is any number.
+    """x [tokens, 2 * I] -> y [tokens, I], both bf16 or f16.
 
-    With scales f32 [tokens], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
+    With scales f32 [tokens], y is u8: the codes that `quantize_activations` would give for the f32 result.
     """
     tokens, width = y.shape
     assert isinstance(width, int)
@@ -135,7 +135,7 @@ def _cases() -> Iterator[Case]:
             activation=activation,
             scales=Operand("scales", "f32", ("tokens",)),
         )
-        # neighbours in E4M3 are neighbours as bits: one of 254 is what a rounding of float32 may turn
+        # Neighbours in E4M3 are neighbours as bits: float32 rounding may move a code by 1 of 254.
         outcome = {"y": codes, "scales": scale}
         yield Case(f"{activation}-fp8-{tokens}x{width}", call, {"x": x}, {"tokens": tokens}, outcome, 2**-7)
 

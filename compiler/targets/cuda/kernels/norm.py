@@ -1,4 +1,4 @@
-"""RMSNorm, alone and after a residual sum, and the rows of activations that are wanted: one program per token."""
+"""RMSNorm, with or without a residual sum before it, and the selection of rows: one program per token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rms_norm_kernel(
     """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
-    With scales f32 [tokens], y is E4M3 (u8), to be multiplied by them.
+    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -60,7 +60,7 @@ GATHER = Kernel("gather_rows", gather_kernel)
 def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> KernelCall:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
-    With scales f32 [tokens or rows], y is u8: E4M3, as `quantize_activations` gives of the float32 result.
+    With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result.
     """
     return _norm({"x": x, "weight": weight, "y": y}, scales, epsilon)
 
@@ -75,7 +75,7 @@ def add_rms_norm(
     epsilon: float,
     scales: Operand | None = None,
 ) -> KernelCall:
-    """x, residual [tokens or rows, H] -> y = RMSNorm of their sum, and the sum; scales: see `rms_norm`."""
+    """x, residual [tokens or rows, H] -> sums = x + residual, y = RMSNorm(sums); for scales see `rms_norm`."""
     return _norm({"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}, scales, epsilon)
 
 
@@ -99,7 +99,7 @@ def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float)
 
 
 def gather_rows(x: Operand, rows: Operand, y: Operand) -> KernelCall:
-    """The rows of x that y asks for."""
+    """x [tokens, H] at rows i32 [R] -> y [R, H]."""
     count, width = y.shape
     assert isinstance(width, int)
     block = next_power(width)
@@ -142,7 +142,7 @@ def _cases() -> Iterator[Case]:
         )
         expected = {"y": normed["sum"], "s": added}
         yield Case(f"add-{name}", call, {"x": x, "r": residual, "weight": weight}, sizes, expected, ROUNDING[act])
-    yield from _narrow_cases(random)
+    yield from _quantized_cases(random)
     x = torch.randn(5, 40, generator=random).to(torch.bfloat16)
     rows = torch.tensor([4, -1, 0], dtype=torch.int32)
     call = gather_rows(
@@ -152,8 +152,8 @@ def _cases() -> Iterator[Case]:
     yield Case("gather", call, {"x": x, "rows": rows}, {"tokens": 5, "rows": 3}, {"y": expected}, 0.0)
 
 
-def _narrow_cases(random: torch.Generator) -> Iterator[Case]:
-    """What is written is the number that E4M3 has nearest to the norm: within half a step of it."""
+def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
+    """The written code is the E4M3 number nearest to the norm, within half a step."""
     tokens, width = 3, 200
     shape = ("tokens", width)
     x, residual = (torch.randn(tokens, width, generator=random).to(torch.bfloat16) for _ in range(2))
@@ -174,7 +174,7 @@ def _narrow_cases(random: torch.Generator) -> Iterator[Case]:
         scale = normed.abs().amax(1).clamp(min=LEAST) / LARGEST
         codes = (normed / scale[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         expected = {"y": codes, "scales": scale, **extra}
-        # neighbours in E4M3 are neighbours as bits: one of 254 is what a rounding of float32 may turn
+        # Neighbours in E4M3 are neighbours as bits: float32 rounding may move a code by 1 of 254.
         inputs = {"x": x, "weight": weight} | ({"r": residual} if extra else {})
         yield Case(name, made, inputs, {"tokens": tokens}, expected, 2**-7)
 

@@ -1,9 +1,9 @@
-"""Kernels that only measure a chip: what a launch costs, and how fast memory is read where nothing is written.
+"""Kernels that measure a chip: the cost of a launch, and the speed of reading memory without writing.
 
-Linears of few tokens read their weights and write next to nothing, so the speed of a copy is not their ceiling.
+Linears of few tokens read their weights and write almost nothing, so the speed of a copy is not their limit.
 """
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from ..call import Case, Kernel, KernelCall, Operand, Suite, product
 
 WORDS = 1 << 17
-"""Words of 32 bits that a block reads: half a MiB."""
+"""32-bit words that a block reads: half a MiB."""
 _TILE = 2048
 
 
@@ -47,7 +47,7 @@ def null(x: Operand) -> KernelCall:
 
 
 def read(source: Operand, sums: Operand) -> KernelCall:
-    """source i32 [tokens, WORDS] is read by a block per row, which leaves its sum in sums i32 [tokens]."""
+    """source i32 [tokens, WORDS] -> sums i32 [tokens]; a block reads each row."""
     tokens, words = source.shape
     assert words == WORDS
     return KernelCall(

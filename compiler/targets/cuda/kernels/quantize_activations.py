@@ -1,4 +1,4 @@
-"""Activations as E4M3 for `linear_fp8`, with scales of their own (of tokens, or blocks of them) or a calibrated one."""
+"""Quantizes activations to E4M3 for `linear_fp8`: a scale per token, per block of 128 columns, or one calibrated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .fp8 import BLOCK, LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 
 @triton.jit
 def quantize_rows_kernel(x, codes, scales, K: tl.constexpr, COLUMNS: tl.constexpr):
-    """x [tokens, K] -> codes u8 [tokens, K], E4M3 bits, and scales f32 [tokens]. Grid: tokens."""
+    """x [tokens, K] -> codes u8 [tokens, K] (E4M3 bits) and scales f32 [tokens]. Grid: tokens."""
     token = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([COLUMNS], tl.float32)
     for k in range(0, K, COLUMNS):
@@ -43,7 +43,7 @@ def quantize_blocks_kernel(x, codes, scales, K: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def quantize_static_kernel(x, codes, scales, tokens, K: tl.constexpr, COUNT: tl.constexpr):
-    """x [tokens, K] / scales f32 [1], at most 448 in magnitude -> codes u8 [tokens, K]. Grid: COUNT numbers each."""
+    """x [tokens, K] / scales f32 [1], saturated at 448 -> codes u8 [tokens, K]. Grid: blocks of COUNT numbers."""
     place = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     inside = place < tokens.to(tl.int64) * K
     tl.store(codes + place, to_e4m3(tl.load(x + place, inside, 0.0).to(tl.float32), tl.load(scales)), inside)
@@ -55,11 +55,10 @@ STATIC = Kernel("quantize_static", quantize_static_kernel, MINIMUM_SM)
 
 
 def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> KernelCall:
-    """x [tokens, K] -> codes u8 [tokens, K] and scales f32: [tokens], or [tokens, cdiv(K, 128)] of blocks.
+    """x [tokens, K] -> codes u8 [tokens, K] and scales f32 [tokens], or f32 [tokens, cdiv(K, 128)] of blocks.
 
-    scales [1] is read instead: one number for the whole tensor, a weight of the engine. Calibration makes it of the
-    largest magnitude that samples reach, divided by 448; what is larger in a run is saturated. NaN and infinities are
-    NaN as codes.
+    Scales f32 [1] are read and not written: one number for the whole tensor, a weight of the engine. Calibration sets
+    it to the largest magnitude of its samples / 448; larger numbers are saturated. NaN and infinity have the code NaN.
     """
     tokens, k = x.shape
     static = scales.shape == (1,)
@@ -89,14 +88,14 @@ def quantize_activations(x: Operand, codes: Operand, scales: Operand) -> KernelC
 
 
 def scale_shape(form: str, tokens: int | str, k: int) -> tuple[int | str, ...]:
-    """Of the scales of activations [tokens, K]."""
+    """The shape of the scales of activations [tokens, K]; form is "rows", "blocks" or "static"."""
     return {"rows": (tokens,), "blocks": (tokens, -(-k // BLOCK)), "static": (1,)}[form]
 
 
 def quantized(x: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (u8) and scales of x [tokens, K]: of "rows", of "blocks", or a "static" one that saturates a few.
+    """The reference: codes u8 and scales of x [tokens, K], per "rows", per "blocks", or "static" (saturates a few).
 
-    What is not finite is NaN as a code, and as in `scale_of`, maxima pass over NaN.
+    Numbers that are not finite have the code NaN; maxima ignore NaN, as in `scale_of`.
     """
     tokens, k = x.shape
     width = BLOCK if form == "blocks" else k

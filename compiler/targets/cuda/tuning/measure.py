@@ -1,7 +1,7 @@
-"""One linear on a GPU in many forms: all forms must agree with the first, and are timed with weights in no cache.
+"""Times the forms of one linear on a GPU, with weights outside of caches; all results must agree with the first.
 
-A form's launches are one CUDA graph, so that the host's own time is not in the measured one. Every launch of it reads
-another copy of the weights; the copies together are larger than any L2, as the weights of a model are while it decodes.
+A form is a call with one tile. Its launches are one CUDA graph, so the time excludes the host. Each launch reads a
+different copy of the weights; together the copies are larger than any L2, like a model's weights during decoding.
 """
 
 from __future__ import annotations
@@ -26,32 +26,31 @@ from ..call import ROUNDING, KernelCall, Operand
 from ..cubins.compile import Cubin
 
 _GARBAGE = 0xFF
-"""As bytes of a floating-point result NaN: what a form does not write is never right."""
+"""This byte repeated is NaN in every floating-point dtype, so elements that a form does not write are never right."""
 _RESULT, _COUNTERS = "y", "counters"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a linear is measured. rounds: of which the median counts.
-
-    cold: bytes of weights that are read before the first are read again; twice the largest L2 (B200). copies: of the
-    weights, at most; with less than cold / copies bytes they come from a cache.
-    """
+    """How thoroughly a linear is measured."""
 
     rounds: int = 25
+    """The result is their median."""
     cold: int = 256 << 20
+    """Bytes of weights that are read before a copy is read again: twice the largest L2 (B200)."""
     copies: int = 512
+    """Most copies of the weights; weights of less than cold / copies bytes are read from a cache."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A call of the linear and its machine code."""
+    """A call of the linear with one tile, and its machine code."""
 
     call: KernelCall
     cubin: Cubin
 
 
-def measure(
+def measure_forms(
     driver: Driver,
     forms: Sequence[Form],
     contents: Mapping[str, np.ndarray],
@@ -61,10 +60,10 @@ def measure(
     effort: Effort,
     within_limit: Callable[[], bool],
 ) -> list[float | None] | None:
-    """Seconds of a launch of each form, None where its result differs from the first's; None if time ran out.
+    """Seconds of a launch of each form, None for a form whose result differs from the first's; None if time ran out.
 
-    contents: the bytes of every operand that is read, by name, those of `weights` among them. Forms write `y`, and may
-    have a workspace, and counters that start as zeros and must be zeros afterwards.
+    `contents` holds the values of every operand that is read, by name, also those named in `weights`. Forms write `y`;
+    they may have a workspace, and counters, which start as zeros and must be zeros afterwards.
 
     Raises:
         ResourceError: not enough memory, or the driver refuses.
@@ -81,7 +80,7 @@ def measure(
 
 
 class _Bench:
-    """The memory of one linear, on one stream; all of it is given back by `cleanup`."""
+    """The device memory of one linear, on one stream; `cleanup` frees all of it."""
 
     def __init__(
         self,
@@ -120,7 +119,7 @@ class _Bench:
         self._tolerance = ROUNDING[self._y.dtype] + ROUNDING.get(act, ROUNDING["bf16"])
 
     def prepare(self, form: Form) -> list[BoundLaunch]:
-        """A form's code, loaded and bound to every copy of the weights."""
+        """Load a form's code and bind a launch to every copy of the weights."""
         what = f"{form.call.kernel.name} with {dict(form.call.constants)}"
         module = keep(self._cleanup, self._driver.module(form.cubin.data, what), self._driver.unload)
         function = self._driver.function(module, form.cubin.code.entry, form.cubin.code.shared, what)
@@ -138,7 +137,7 @@ class _Bench:
         return launches
 
     def result(self, ready: Sequence[BoundLaunch]) -> np.ndarray | None:
-        """What a form computes, float32; None if it left a counter behind."""
+        """The result of a form as float32; None if a counter is not 0 afterwards."""
         driver, stream = self._driver, self._stream
         address = self._copies[0][_RESULT]
         driver.fill(address, _GARBAGE, self._y_bytes, stream)
@@ -152,13 +151,13 @@ class _Bench:
         return bf16_to_f32(raw) if self._y.dtype == "bf16" else raw.astype(np.float32)
 
     def agrees(self, found: np.ndarray | None, expected: np.ndarray | None) -> bool:
-        """Whether two results differ by no more than roundings: max|a-b| <= tolerance * max|b|; NaN never does."""
+        """True if two results differ only by rounding: max|a-b| <= tolerance * max|b|; False for NaN."""
         if found is None or expected is None:
             return False
         return bool(np.abs(found - expected).max() <= self._tolerance * np.abs(expected).max())
 
     def graph(self, ready: Sequence[BoundLaunch]) -> tuple[Any, int]:
-        """Launches over all copies of the weights as a graph, and how many they are."""
+        """(graph of launches over all copies of the weights, number of launches)."""
         count = max(len(self._copies), 4)
 
         def launches() -> None:
@@ -170,7 +169,7 @@ class _Bench:
     def times(
         self, graphs: Mapping[int, tuple[Any, int]], rounds: int, within_limit: Callable[[], bool]
     ) -> dict[int, float] | None:
-        """The median time of a launch by form. Every round has all forms, in turns forwards and backwards."""
+        """Median seconds of a launch by form. Each round runs all forms, alternately forwards and backwards."""
         driver, stream = self._driver, self._stream
         events = {index: (self._event(), self._event()) for index in graphs}
         taken: dict[int, list[float]] = {index: [] for index in graphs}

@@ -1,7 +1,7 @@
-"""Tables of measured tiles, one per chip: read strictly, written in one spelling, so that they are inputs of a build.
+"""Tables of measured tiles, one per chip: read strictly and written canonically, because they are inputs of a build.
 
-A table overrides `default_tile` for the linears it has; tiles change a kernel's speed and not what it computes, so a
-table measured with other kernels is still of use.
+A table overrides `default_tile` for its linears. Tiles change a kernel's speed and not its results, so a table that was
+measured with other kernels is still useful.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 HEURISTIC = "heuristic"
-"""What a plan records where no table was used."""
+"""The name that a plan records if no table was used."""
 _FOLDER = Path(__file__).resolve().parents[4] / "recipes" / "tactics"
 _MAX_BYTES = 1 << 20
 _SCHEMA = "a table of tiles (docs/gpu.md)"
@@ -43,31 +43,30 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 Key = tuple[str, int, int, str, int]
 
 
-def key(kind: str, n: int, k: int, format: str, tokens: int) -> Key:
-    """What a row is found by. Steps of as many tokens, rounded up to a power of two, share a row."""
+def tile_key(kind: str, n: int, k: int, format: str, tokens: int) -> Key:
+    """The key of a row. Steps share a row if their tokens, rounded up to a power of two, are equal."""
     return kind, n, k, format, 1 << max(tokens - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A linear [n, k] whose weight has a format, in steps of at most `tokens`, and the tile that was fastest.
-
-    kind: see `kernels/linear/tiles.py`. ns, heuristic_ns: nanoseconds of a launch with this tile and the heuristic's,
-    weights not in any cache.
-    """
+    """The fastest tile of a linear [n, k] with weights of a format, in steps of at most `tokens`."""
 
     kind: str
+    """See `kernels/linear/tiles.py`."""
     n: int
     k: int
     format: str
     tokens: int
     tile: Tile
     ns: int
+    """Nanoseconds of a launch with this tile, with weights outside of caches."""
     heuristic_ns: int
+    """The same with the heuristic's tile."""
 
     @property
     def key(self) -> Key:
-        return key(self.kind, self.n, self.k, self.format, self.tokens)
+        return tile_key(self.kind, self.n, self.k, self.format, self.tokens)
 
     @property
     def numbers(self) -> dict[str, int | str]:
@@ -81,16 +80,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one chip, and what they were measured with; driver: the CUDA version it supports.
-
-    kernels: digest of the kernels' sources (`cache.source_digest`).
-    """
+    """The rows of one chip, and the versions they were measured with."""
 
     sm: int
     gpu: str
     driver: str
+    """The CUDA version that the driver supports."""
     date: str
     kernels: str
+    """Digest of the kernels' sources (`cache.source_digest`)."""
     triton: str
     rows: tuple[Row, ...]
 
@@ -100,12 +98,12 @@ class Table:
 
     @property
     def name(self) -> str:
-        """What an engine's plan calls it: the GPU and the beginning of the digest."""
+        """The table's name in an engine's plan: the GPU and the beginning of the digest."""
         return f"{self.gpu} {self.digest[:_SHOWN]}"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the table as `to_yaml` spells it: comments and the order of rows do not count."""
+        """SHA-256 of `to_yaml`: independent of comments and of the order of rows."""
         return hashlib.sha256(self.to_yaml()).hexdigest()
 
     @property
@@ -121,7 +119,7 @@ class Table:
         return "\n".join([*lines, ""]).encode()
 
     def write(self, path: Path) -> None:
-        """Put the table at `path`, all of it or nothing."""
+        """Write the table to `path` atomically."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(temporary, "xb") as file:
@@ -133,21 +131,21 @@ class Table:
             temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Table:
-    """A table's file.
+def load_table(path: Path) -> Table:
+    """Read a table's file.
 
     Raises:
-        RecipeError: it is no table, or a row has a tile that its linear cannot have; names the line.
-        ResourceError: what judges tiles, the extra that compiles kernels, is not installed.
+        RecipeError: the file is not a table, or a row has a tile that its linear cannot have; names the line.
+        ResourceError: the extra that compiles kernels is not installed; tiles are checked with it.
     """
     with open_regular(path, error=RecipeError) as (fd, size):
         if size > _MAX_BYTES:
-            raise RecipeError(f"the table {path} is too large", found=f"{size} bytes, at most {_MAX_BYTES}")
-        return parse(str(path), read_at(fd, 0, size, what=str(path), error=RecipeError))
+            raise RecipeError(f"cannot read the table {path}", found=f"{size} bytes, at most {_MAX_BYTES}")
+        return parse_table(str(path), read_at(fd, 0, size, what=str(path), error=RecipeError))
 
 
-def parse(shown: str, text: bytes) -> Table:
-    """`load` of a text; `shown` is how messages name it."""
+def parse_table(shown: str, text: bytes) -> Table:
+    """Read a table from its text; `shown` names it in messages. Raises as `load_table`."""
     need_compiler()
     top = Document(shown, text, schema=_SCHEMA).mapping()
     _need(top, ("version", "sm", *_FACTS, "rows"))
@@ -166,9 +164,9 @@ def parse(shown: str, text: bytes) -> Table:
 
 
 def bundled(sm: int) -> Table | None:
-    """The table that comes with llmc for a chip, if there is one."""
+    """The table that llmc ships for a chip, if there is one. Raises as `load_table`."""
     path = _FOLDER / f"sm_{sm}.yaml"
-    return load(path) if path.exists() else None
+    return load_table(path) if path.exists() else None
 
 
 def _row(given: YamlMapping, sm: int) -> Row:
@@ -181,7 +179,7 @@ def _row(given: YamlMapping, sm: int) -> Row:
     kind = given["kind"].text(lambda name: _wrong_name(name, KINDS))
     format = given["format"].text(lambda name: _wrong_name(name, ("fp8",) if kind == "fp8" else formats))
     number = {
-        name: given[name].integer(lambda found: "" if 1 <= found <= _LARGEST else f"{found}: a number above 0")
+        name: given[name].integer(lambda found: "" if 1 <= found <= _LARGEST else f"expected > 0, found {found}")
         for name in (*_LINEAR, *_TILE, *_TIMES)
         if name not in ("kind", "format")
     }

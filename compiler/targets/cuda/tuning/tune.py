@@ -1,8 +1,8 @@
-"""Measures tiles for the linears of an engine on the GPU of this machine: what `llmc tune` writes a table of.
+"""Measures tiles for the linears of an engine on the GPU of this machine; `llmc tune` writes them to a table.
 
-The tiles tried for a linear are those that differ from the heuristic's in at most two fields, each by one step: blocks
-and warps by a factor of two, stages and parts of K by one, parts of K also by a factor of two. What the chip cannot
-hold, and what spills registers, is not measured.
+A linear is measured with the tiles that differ from the heuristic's in at most two fields, each by one step: blocks and
+warps by a factor of two, stages and parts of K by one, parts of K also by a factor of two. Tiles that do not fit the
+chip or spill registers are not measured.
 """
 
 from __future__ import annotations
@@ -32,28 +32,24 @@ from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
-from .measure import Effort, Form, measure
-from .tactics import Key, Row, Table, key
+from .measure import Effort, Form, measure_forms
+from .tactics import Key, Row, Table, tile_key
 
 KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
 _KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
 _WEIGHTS = ("w", "scale", "tensor_scale", "w_scale")
 """Parameters that hold weights."""
 _PARTS = ("workspace", "counters")
-"""Parameters that a call has or has not by its tile."""
+"""Parameters that a call has only if its tile splits K."""
 _WORTH = 0.99
-"""Of the heuristic's time: what is less faster than that is noise, and the heuristic's tile stays."""
+"""A tile replaces the heuristic's only below this fraction of its time: a smaller gain is noise."""
 _E4M3_BELOW_2 = 0xBF
-"""A mask after which a byte is an E4M3 number, and no NaN."""
+"""Masking a byte with it gives an E4M3 number below 2, and never NaN."""
 
 
 @dataclass(frozen=True)
 class TunedLinear:
-    """A linear of a plan in steps of at most `tokens`. operands: by parameter, and named so; sources: their tensors.
-
-    bytes: of its weights, in all launches of the program. activation: of gate, where the weight is gate|up and the
-    epilogue makes act(gate) * up of it.
-    """
+    """A linear of a plan in steps of at most `tokens`."""
 
     kind: str
     n: int
@@ -62,22 +58,26 @@ class TunedLinear:
     tokens: int
     decode: bool
     operands: Mapping[str, Operand]
+    """Operands by parameter; each has its parameter's name."""
     sources: Mapping[str, str]
+    """The plan's tensors of the operands, by parameter."""
     sizes: Mapping[str, int]
     activation: str | None
+    """The activation of gate, if the weight is gate|up and the epilogue computes act(gate) * up."""
     bytes: int
+    """Bytes of the weights in all launches."""
 
     @property
     def key(self) -> Key:
-        return key(self.kind, self.n, self.k, self.format, self.tokens)
+        return tile_key(self.kind, self.n, self.k, self.format, self.tokens)
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The operands that another copy of the weights has elsewhere."""
+        """The operands that hold weights: each copy of the weights has its own."""
         return tuple(name for name in _WEIGHTS if name in self.operands)
 
     def call(self, tile: Tile, sm: int) -> KernelCall:
-        """The linear with a tile."""
+        """The call of the linear with a tile."""
         found = self.operands
         (made,) = linear(
             *(found["x"], tuple(found[name] for name in self.weights), found["y"]),
@@ -96,32 +96,33 @@ class TunedLinear:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came out: rows, and how many linears there are. wrong: tiles whose result was not that of the heuristic."""
+    """The result of tuning a profile."""
 
     table: Table
     linears: int
+    """Linears of the profile; fewer rows than linears mean that time ran out."""
     wrong: tuple[str, ...]
+    """Tiles whose result differed from the heuristic's."""
 
 
 @dataclass
 class Tuner:
-    """Measures on a GPU. limit: seconds after which no further linear is measured, and an unfinished one is dropped.
-
-    found is told of every row.
-    """
+    """Measures the linears of a profile on a GPU."""
 
     driver: Driver
     limit: float
+    """Seconds after which no further linear is measured; an unfinished one is dropped."""
     effort: Effort = field(default_factory=Effort)
     clock: Callable[[], float] = time.monotonic
     progress: Progress = NO_PROGRESS
     found: Callable[[Row], None] = lambda row: None
+    """Called with every row as soon as it is measured."""
 
     def tune(self, engine: EngineFile, profile: str, *, gpu: str, date: str) -> Tuned:
-        """Measure every linear of a profile, those of small decode steps and large weights first.
+        """Measure every linear of a profile; linears of small decode steps and with large weights come first.
 
         Raises:
-            LlmcError: a heuristic tile does not compile, the driver refuses, or a kernel fails; see `measure`.
+            LlmcError: a heuristic tile does not compile, the driver refuses, or a kernel fails; see `measure_forms`.
         """
         facts = engine.manifest.profiles[profile]
         plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
@@ -152,7 +153,7 @@ class Tuner:
                 raise outcome
             if isinstance(outcome, Cubin) and (not forms or not outcome.code.spills):
                 forms[tile] = Form(call, outcome)
-        times = measure(
+        times = measure_forms(
             self.driver,
             list(forms.values()),
             contents,
@@ -192,7 +193,7 @@ def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:
 
 
 def linears_of(plan: Plan) -> tuple[TunedLinear, ...]:
-    """The distinct linears of a plan that a table can have, in the order in which they are worth measuring."""
+    """The distinct linears of a plan that a table can hold: of decode steps, few tokens and large weights first."""
     found: dict[Key, TunedLinear] = {}
     for program in plan.programs:
         for launch in program.launches:
@@ -234,7 +235,7 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> TunedLinear | None:
 def contents_of(
     linear: TunedLinear, engine: EngineFile, plan: Plan, bindings: Mapping[str, object]
 ) -> dict[str, np.ndarray]:
-    """What the operands hold: weights those of the engine, the rest random numbers, the same ones every time."""
+    """Values of the operands by parameter: the engine's weights, and random numbers with a fixed seed."""
     source = np.random.default_rng(0)
     contents = {}
     for name, operand in linear.operands.items():

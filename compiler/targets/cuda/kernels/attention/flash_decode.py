@@ -1,9 +1,9 @@
-"""Attention of one new token per sequence: the cache is read once, by as many programs as fill the chip.
+"""Attention of one new token per sequence: the cache is read once, by enough programs to fill the chip.
 
-Split-KV after Dao et al., "Flash-Decoding" (2023): parts of a sequence leave their output and log-sum-exp, and the
-program that comes last of a sequence and kv head, told by an integer counter, weighs them.
+Split-KV after Dao et al., "Flash-Decoding" (2023): splits of a sequence store their output and log-sum-exp, and the
+last program of a sequence and kv head, found by an integer counter, combines them.
 """
-# Triton's library is typed as if reductions might be tuples and its loops were none.
+# Triton's type stubs type reductions as if they might be tuples, and reject its loops.
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .flash_prefill import Heads, bound, capped, load_cached
 from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 16
-"""Least rows of a tensor-core product: a smaller group of heads is padded to them."""
+"""Fewest rows of a tensor-core product; a smaller group of heads is padded."""
 MOST_SPLITS = 32
 LEAST_PAGES = 2
-"""Pages that a split should have, or its start and end cost more than it saves."""
+"""Fewest pages of a split: below it, the start and end of a program cost more than the split saves."""
 
 
 @triton.jit
@@ -60,8 +60,8 @@ def attention_decode_kernel(
     """q [sequences, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
     [sequences, MAX_BLOCKS], seq_lens i32 [sequences] -> out as q.
 
-    Program (sequence, kv head, split). With more than one split, partial f32 [sequences, HEADS, SPLITS, HEAD_DIM], lse
-    f32 [sequences, HEADS, SPLITS] (log 2) and counters i32 [sequences, KV_HEADS], zeros.
+    Grid: sequences, kv heads, splits. More than one split needs partial f32 [sequences, HEADS, SPLITS, HEAD_DIM], lse
+    f32 [sequences, HEADS, SPLITS] (base 2) and counters i32 [sequences, KV_HEADS], zeros.
     """
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -132,7 +132,7 @@ def weigh_parts(
     COUNT: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """A head's parts as one, weighed by their sums in fixed order; a sequence without positions gives zeros."""
+    """Combine a head's splits, weighted by their sums, in a fixed order; a sequence without positions gives zeros."""
     row = (sequence * HEADS + head).to(tl.int64)
     split = tl.arange(0, COUNT)
     sums = tl.load(lse + row * SPLITS + split, split < SPLITS, -1e30, cache_modifier=".cg")
@@ -158,19 +158,18 @@ FP8 = Kernel("attention_decode_fp8", attention_decode_kernel, MINIMUM_SM)
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the splits of `attention_decode` leave what they found.
-
-    partial f32 [sequences, heads, splits, head_dim], lse f32 [sequences, heads, splits], and counters i32, zeros, of
-    sequences * kv_heads at least: fewer than a chip's processors, or nothing is split.
-    """
+    """The workspace of `attention_decode` for more than one split."""
 
     partial: Operand
+    """f32 [sequences, heads, splits, head_dim]."""
     lse: Operand
+    """f32 [sequences, heads, splits]."""
     counters: Operand
+    """i32, zeros, at least sequences * kv_heads: fewer than a chip's processors, otherwise nothing is split."""
 
 
 def splits_for(sequences: int, kv_heads: int, max_blocks: int, sm: int) -> int:
-    """Parts of a sequence: a power of two, so many that all processors have a program, if there are pages enough."""
+    """Splits of a sequence: a power of two that gives every processor a program, if there are enough pages."""
     wanted = chip(sm).processors // (sequences * kv_heads)
     most = min(MOST_SPLITS, max(max_blocks // LEAST_PAGES, 1))
     return max(min(1 << max(wanted, 1).bit_length() - 1, 1 << most.bit_length() - 1), 1)
@@ -188,9 +187,9 @@ def attention_decode(
     parts: Parts | None = None,
     **heads: Unpack[Heads],
 ) -> KernelCall:
-    """Attention of one token per sequence, its own key and value being in the cache; a length of 0 gives zeros.
+    """Attention of one token per sequence; its own key and value are in the cache already. A length of 0 gives zeros.
 
-    parts: for more than one split.
+    More than one split needs `parts`.
     """
     assert (splits == 1) == (parts is None)
     room = {field.name: getattr(parts, field.name) if parts else None for field in fields(Parts)}
@@ -212,7 +211,7 @@ def attention_decode(
 
 
 def parts_of(make: Callable[..., Operand], counters: Operand, heads: int, head_dim: int, splits: int) -> Parts | None:
-    """Room for `splits`, from what makes an operand of a name, dtype and shape; none is needed for one."""
+    """The workspace for `splits`, None for one split; `make` makes an operand of a name, dtype and shape."""
     if splits == 1:
         return None
     shape = ("sequences", heads, splits)

@@ -1,6 +1,6 @@
-"""Attention of many new tokens over the paged cache: prompts and decoding sequences mixed, scores never stored.
+"""Attention of many new tokens over the paged cache, of prompts and decoding sequences; scores are never stored.
 
-Dao, "FlashAttention-2" (2023), over blocks of queries of one sequence and all heads that share a kv head.
+Dao, "FlashAttention-2" (2023). A block is queries of one sequence and all heads that share a kv head.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..linear.common import dot
 from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 64
-"""Queries times heads of a program."""
+"""Queries x heads of a program."""
 WARPGROUP_SM = (90, 100)
-"""Chips whose tensor cores read operands from shared memory; others keep them in registers, and need more threads."""
+"""Chips whose tensor cores read operands from shared memory; others keep them in registers and need more threads."""
 
 
 @triton.jit
 def load_cached(cache, offset, inside, ACT: tl.constexpr):
-    """Keys or values in ACT: stored so, or as E4M3 bits (u8), which every 16-bit float holds exactly; 0 outside."""
+    """Keys or values in ACT, stored in ACT or as E4M3 bits (u8), which ACT represents exactly; 0 outside."""
     if cache.dtype.element_ty == tl.uint8:
         numbers = from_e4m3(tl.load(cache + offset, inside, 0), ACT)
     else:
@@ -35,7 +35,7 @@ def load_cached(cache, offset, inside, ACT: tl.constexpr):
 
 @triton.jit
 def capped(scores, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Scores in units of log 2; with SOFTCAP, SOFTCAP * tanh(score / SOFTCAP) (Gemma 2)."""
+    """Scaled scores in base 2 (times log2 e); with SOFTCAP, SOFTCAP * tanh(score / SOFTCAP) (Gemma 2)."""
     if SOFTCAP > 0.0:
         x = scores * (2.0 * SCALE / SOFTCAP)
         scores = SOFTCAP * (1.0 - 2.0 / (1.0 + tl.exp(x))) * 1.4426950408889634
@@ -71,8 +71,8 @@ def attention_prefill_kernel(
     """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
     [sequences, MAX_BLOCKS], query_start_loc i32 [sequences + 1], seq_lens i32 [sequences] -> out as q.
 
-    Program (block, kv head): QUERIES tokens of the sequence whose blocks include `block`; sequence i's blocks start at
-    query_start_loc[i] // QUERIES + i, so that their number needs no table.
+    Grid: blocks, kv heads. A block is QUERIES tokens of one sequence; the blocks of sequence i start at
+    query_start_loc[i] // QUERIES + i, which needs no table.
     """
     block = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -141,23 +141,22 @@ FP8 = Kernel("attention_prefill_fp8", attention_prefill_kernel, MINIMUM_SM)
 
 
 class Heads(TypedDict):
-    """What attention's calls have in common.
-
-    window: positions a token sees, itself included (0: all). softcap: 0 for none. sinks f32 [heads]: logits that only
-    the denominator has.
-    """
+    """The parameters that both attention calls share."""
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
     window: NotRequired[int]
+    """Positions a token attends to, itself included; 0: all."""
     softcap: NotRequired[float]
+    """0: none."""
     sinks: NotRequired[Operand | None]
+    """f32 [heads]: logits that are added to the denominator only."""
 
 
 def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[str, Argument], dict[str, Constant]]:
-    """Arguments and constants that attention's calls share; operands that are None are constants."""
+    """(arguments, constants) that both attention calls share; operands that are None become constants."""
     every = {**operands, "sinks": heads.get("sinks")}
     tables = every["block_tables"]
     assert tables is not None
@@ -192,7 +191,7 @@ def attention_prefill(
 ) -> KernelCall:
     """Causal attention of the step's tokens, which are the last of each sequence's `seq_lens` positions.
 
-    Tokens beyond query_start_loc[sequences] keep their output.
+    The output of tokens beyond query_start_loc[sequences] is not written.
     """
     members, size = next_power(heads["heads"] // heads["kv_heads"]), heads["head_dim"]
     queries = max(ROWS // members, 1)
@@ -220,7 +219,7 @@ def attention_prefill(
 
 
 def _cases() -> Iterator[Case]:
-    for options, seq_lens, news in (
+    for options, seq_lens, new_tokens in (
         (AttentionOptions(4, 2, 64), (1, 65, 130), (1, 33, 130)),
         (AttentionOptions(4, 4, 80), (63, 64), (2, 1)),
         (AttentionOptions(8, 1, 96), (70,), (9,)),
@@ -231,7 +230,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
     ):
-        made = paged(options, seq_lens, news, seed=5)
+        made = paged(options, seq_lens, new_tokens, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")
         call = attention_prefill(
             *operands,  # type: ignore[arg-type]
@@ -239,14 +238,14 @@ def _cases() -> Iterator[Case]:
             kv_heads=options.kv_heads,
             head_dim=options.head_dim,
             scale=options.scale,
-            sm=90 if options.head_dim <= 128 else 89,  # what fits the chip with the least shared memory
+            sm=90 if options.head_dim <= 128 else 89,  # must fit the chip with the least shared memory
             window=options.window,
             softcap=options.softcap,
             sinks=made.operands("sinks")[0] if options.sinks else None,
         )
         names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
-        sizes = {"tokens": sum(news), "sequences": len(seq_lens)}
+        sizes = {"tokens": sum(new_tokens), "sequences": len(seq_lens)}
         yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
 
 

@@ -1,4 +1,4 @@
-"""Paged attention by definition, in float32 torch, and random caches for it: what the attention kernels are held to."""
+"""Paged attention in float32 torch, and random caches for it: the reference of the attention kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = 64
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What changes a score: see `attention_decode.attention_decode`."""
+    """The parameters of an attention case: see `flash_prefill.Heads`."""
 
     heads: int
     kv_heads: int
@@ -22,7 +22,7 @@ class AttentionOptions:
     softcap: float = 0.0
     sinks: bool = False
     cache: str = "bf16"
-    """Or "u8": E4M3."""
+    """The cache's dtype: "bf16", or "u8" for E4M3."""
 
     @property
     def scale(self) -> float:
@@ -36,11 +36,11 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class Paged:
-    """Sequences of `seq_lens` positions in a cache of scattered blocks; `news` of each are queries of the step."""
+    """Sequences of `seq_lens` positions in scattered blocks of a cache; the last `new_tokens` of each are queries."""
 
     options: AttentionOptions
     seq_lens: tuple[int, ...]
-    news: tuple[int, ...]
+    new_tokens: tuple[int, ...]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     expected: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -63,20 +63,20 @@ class Paged:
         return tuple(Operand(name, *shapes[name]) for name in names)
 
 
-def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int, ...], seed: int = 0) -> Paged:
-    """Random tensors, and what attention over them gives. A length of 0 is padding, whose output is zero."""
+def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tuple[int, ...], seed: int = 0) -> Paged:
+    """Random tensors and the expected attention output. A length of 0 is padding, whose output is zero."""
     random = torch.Generator().manual_seed(seed)
     counts = [-(-length // PAGE) for length in seq_lens]
     order = torch.randperm(sum(counts) + 2, generator=random).tolist()
     shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
     stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
     key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
-    q = torch.randn(sum(news), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
+    q = torch.randn(sum(new_tokens), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
     sinks = torch.randn(options.heads, generator=random)
     block_tables = torch.full((len(seq_lens), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
     used = torch.zeros(shape[0], PAGE, dtype=torch.bool)
     rows, at = [], 0
-    for index, (length, count, new) in enumerate(zip(seq_lens, counts, news, strict=True)):
+    for index, (length, count, new) in enumerate(zip(seq_lens, counts, new_tokens, strict=True)):
         blocks = [order.pop() for _ in range(count)]
         block_tables[index, :count] = torch.tensor(blocks, dtype=torch.int32)
         for position in range(length):
@@ -88,9 +88,9 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int,
         queries = q[at : at + new].float().reshape(new, options.heads, options.head_dim)
         rows.append(_attend(queries, keys, values, options, sinks) if length else torch.zeros(new, q.shape[1]))
         at += new
-    for cache in (key, value):  # what no sequence has written must not matter, whatever it is
+    for cache in (key, value):  # positions that no sequence has written must not matter
         cache.masked_fill_(~used[:, None, :, None], float("nan"))
-    query_start_loc = torch.tensor([0, *torch.tensor(news).cumsum(0).tolist()], dtype=torch.int32)
+    query_start_loc = torch.tensor([0, *torch.tensor(new_tokens).cumsum(0).tolist()], dtype=torch.int32)
     tensors = {
         "q": q,
         "key": key if options.cache == "bf16" else key.to(stored).view(torch.uint8),
@@ -100,13 +100,13 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], news: tuple[int,
         "query_start_loc": query_start_loc,
         "sinks": sinks,
     }
-    return Paged(options, seq_lens, news, tensors, torch.cat(rows))
+    return Paged(options, seq_lens, new_tokens, tensors, torch.cat(rows))
 
 
 def _attend(
     q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions, sinks: torch.Tensor
 ) -> torch.Tensor:
-    """q [T, A, D], key and value [K, L, D], the queries being the last T positions -> [T, A * D]."""
+    """q [T, A, D], key and value [K, L, D] -> [T, A * D]; the queries are the last T positions."""
     tokens, heads, _ = q.shape
     length = key.shape[1]
     group = heads // key.shape[0]

@@ -1,4 +1,4 @@
-"""Norm and rope of q and k and the paged cache's write in one pass over the merged product: k and v are stored once."""
+"""Norm and rope of q and k, and the write of k and v to the paged cache, in one pass over the merged q, k, v."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..fp8 import MINIMUM_SM, saturated
 
 PAGE = 64
 BLOCK = 8
-"""Heads of a program."""
+"""Heads per program."""
 
 
 @triton.jit
 def as_stored(numbers, cache):
-    """Numbers in the cache's dtype; E4M3 bits (u8), as `saturated` gives them, where it holds bytes."""
+    """Numbers in the cache's dtype; in a cache of u8, E4M3 bits as `saturated` gives them."""
     return saturated(numbers) if cache.dtype.element_ty == tl.uint8 else numbers.to(cache.dtype.element_ty)
 
 
@@ -43,12 +43,12 @@ def rope_cache_kernel(
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """qkv [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], positions and slot_mapping i32 [tokens], cos, sin f32
-    [C, HEAD_DIM / 2] -> q [tokens, HEADS * HEAD_DIM], and each slot of key, value
-    [blocks, KV_HEADS, PAGE, HEAD_DIM]; slot -1: none.
+    """qkv [tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM], positions and slot_mapping i32 [tokens], cos and sin f32
+    [C, HEAD_DIM / 2] -> q [tokens, HEADS * HEAD_DIM], and key and value [blocks, KV_HEADS, PAGE, HEAD_DIM] at the
+    token's slot; slot -1 writes nothing.
 
     q_norm, k_norm [HEAD_DIM] or None: weights of an RMSNorm of each head of q and of k before rope (Qwen 3, Gemma 3).
-    Caches of u8 hold E4M3. Program (token, block of heads); heads are those of q, then of k, then of v.
+    Caches of u8 hold E4M3. Grid: tokens, blocks of heads; the heads of q come first, then of k, then of v.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -113,9 +113,9 @@ def rope_cache(
     norms: tuple[Operand, Operand] | None = None,
     epsilon: float = 0.0,
 ) -> KernelCall:
-    """Rotate q and k of every token by its position, write k and v where the cache keeps them, as E4M3 if it is u8.
+    """Rotate q and k of every token by its position, and write k and v to the cache, as E4M3 if the cache is u8.
 
-    norms: weights [head_dim] of the RMSNorm that heads of q and of k go through first, and its epsilon.
+    `norms` are the weights [head_dim] of the RMSNorm of each head of q and of k before rope, `epsilon` is theirs.
     """
     cached = 2 * kv_heads * head_dim * key.item_bytes
     named = dict(zip(("q_norm", "k_norm"), norms or (), strict=False))
@@ -198,7 +198,7 @@ def _cases() -> Iterator[Case]:
             **extra,
         )
         zeros = torch.zeros_like(cache).to(kind)
-        if stored == "u8":  # bits are compared: two neighbours differ by 1 of up to 254
+        if stored == "u8":  # bits are compared: neighbours in E4M3 differ by 1 of up to 254
             expected = {name: tensor.to(kind).view(torch.uint8) for name, tensor in expected.items()}
             zeros = zeros.view(torch.uint8)
         yield Case(
@@ -208,7 +208,7 @@ def _cases() -> Iterator[Case]:
             {"tokens": tokens},
             {**expected, "q": turned[:, :heads].reshape(tokens, -1)},
             ROUNDING["bf16"],
-            2.0**-10 if stored == "u8" else 0.0,  # a device's own rounding of the rotation may reach the neighbour
+            2.0**-10 if stored == "u8" else 0.0,  # a device rounds the rotation differently: maybe to the neighbour
         )
 
 

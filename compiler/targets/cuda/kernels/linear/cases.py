@@ -1,4 +1,4 @@
-"""Cases and real calls of the linears: small shapes with masked edges in every format, and those of Llama-3.1-8B."""
+"""Cases and calls of the linears: small shapes with masked edges in every format, and shapes of Llama-3.1-8B."""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ GATE_UP = LLAMA_LAYERS[2]
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Looked up when a case is made: a process that only compiles loads no torch."""
+    """The torch dtype of a plan's dtype; not a table, because a process that only compiles loads no torch."""
     return getattr(torch, KERNEL_DTYPES[name].config)
 
 
 @dataclass(frozen=True)
 class LinearCase:
-    """One case: the weight's format and shape, tokens, and what else the linear gets.
-
-    With an activation the n rows are those of gate and up.
-    """
+    """One case of a linear [n, k]; with an activation, n counts the rows of gate and of up."""
 
     format: str
     tokens: int
@@ -94,14 +91,14 @@ LARGE = (
 
 
 def weight_operands(format: str, n: int, k: int, dense: str) -> tuple[Operand, ...]:
-    """The tensors of a weight [n, k]: of its format, or one of dtype `dense`."""
+    """The tensors of a weight [n, k] in its format; "dense" is one tensor of dtype `dense`."""
     if format == "dense":
         return (Operand("weight", dense, (n, k)),)
     return tuple(Operand(c.name, DTYPES[c.dtype].kernel, c.shape) for c in QUANTIZED[format].components(n, k))
 
 
 def case(build: Callable[..., KernelCall], spec: LinearCase) -> Case:
-    """The case with numbers; expected: the float64 product with the weights the stored bytes stand for."""
+    """The case with its tensors; the expected output is the float64 product with the dequantized weights."""
     source = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
     weight = torch.randn(spec.n, spec.k, generator=source) * 0.05
     inputs: dict[str, Any] = {}
@@ -151,11 +148,11 @@ def case(build: Callable[..., KernelCall], spec: LinearCase) -> Case:
         **extra,
     )
     name = f"{spec.format}-{spec.activation or spec.act}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}"
-    # Weights are rounded once more, to the act dtype, where a scale of a group is multiplied in.
+    # Weights with a scale per group are rounded once more, to the act dtype.
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
 
-def real(
+def model_call(
     build: Callable[..., KernelCall],
     n: int,
     k: int,
@@ -165,7 +162,7 @@ def real(
     sm: int,
     kind: str = "small",
 ) -> KernelCall:
-    """A call as the compiler makes it, gated if it is gate|up, else with a residual, and with what split-K wants."""
+    """A call with a model's shape: gated for gate|up, else with a residual; with a workspace if K is split."""
     gated = (n, k) == GATE_UP
     extra: dict[str, Any] = {"activation": "silu"} if gated else {"residual": Operand("residual", act, ("tokens", n))}
     tile = default_tile(kind, n, k, format, max_tokens, sm)

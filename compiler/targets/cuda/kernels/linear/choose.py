@@ -1,4 +1,4 @@
-"""A linear of a graph as kernel calls: which kernel, with which tile, epilogue and room for parts of K."""
+"""Chooses the kernel calls of a linear: kernel, tile, epilogue, and workspace for parts of K."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .small import linear_small
 from .tiles import Tile
 
 SMALL_M = 64
-"""Tokens up to which a linear is bound by its weights, and takes the swapped form."""
+"""Up to this many tokens a linear is memory-bound by its weights and uses `linear_small`."""
 
 
 def linear(
@@ -33,9 +33,9 @@ def linear(
 ) -> list[KernelCall]:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], or [tokens, N / 2] with an activation.
 
-    With scales f32 [tokens] x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of another format
-    become E4M3 first. tile: the measured one of a kind, N and K, if there is one. make: a buffer of a name, dtype and
-    shape; counters: so many i32 zeros.
+    With scales f32 [tokens], x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of other formats
+    are first converted to E4M3. `tile` returns the measured tile of a kind, N and K, if there is one. `make` returns
+    a buffer of a name, dtype and shape; `counters` an operand of at least that many i32 zeros.
     """
     n, k = rows_of(y, activation), x.shape[-1]
     assert isinstance(k, int)

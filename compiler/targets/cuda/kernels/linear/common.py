@@ -1,6 +1,6 @@
-"""What the linears share: sums over K for every weight format, the epilogue, the sum over parts of K."""
+"""Shared by the linears: sums over K for every weight format, the epilogue, the sum over parts of K."""
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .tiles import Tile, default_tile
 
 @triton.jit
 def dot(a, b, acc, EMULATE: tl.constexpr):
-    """acc + a @ b in float32; the interpreter has no arithmetic on bf16."""
+    """acc + a @ b in f32; the operands are cast for the interpreter, which has no bf16 arithmetic."""
     if EMULATE:
         acc += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
@@ -37,9 +37,9 @@ def dot(a, b, acc, EMULATE: tl.constexpr):
 
 @triton.jit
 def load_words(w, rows, first, K: tl.constexpr, PER_WORD: tl.constexpr, EVEN: tl.constexpr):
-    """16 words of each of `rows` (i64) of packed weights u8 [N, K * 4 / PER_WORD] from weight `first` of the row on.
+    """16 words of each of `rows` (i64) of packed weights u8 [N, K * 4 / PER_WORD], from weight `first` of the row on.
 
-    Words past the row's end are 0. Where rows are no whole number of words they are put together of bytes.
+    Words past the row's end are 0. If a row is not a whole number of words, its words are assembled from bytes.
     """
     word = first // PER_WORD + tl.arange(0, 16)
     if K % PER_WORD == 0:
@@ -56,7 +56,7 @@ def load_words(w, rows, first, K: tl.constexpr, PER_WORD: tl.constexpr, EVEN: tl
 
 @triton.jit
 def load_activations(x, token, first, K: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
-    """Rows `token` (i64) of x [tokens, K], COLUMNS of them from `first` on; 0 past the row's end."""
+    """Rows `token` (i64) of x [tokens, K], COLUMNS columns from `first` on; 0 past the row's end."""
     column = first + tl.arange(0, COLUMNS)
     address = x + token[:, None] * K + column[None, :]
     return tl.load(address) if EVEN else tl.load(address, column[None, :] < K, 0.0)
@@ -64,11 +64,11 @@ def load_activations(x, token, first, K: tl.constexpr, COLUMNS: tl.constexpr, EV
 
 @triton.jit
 def load_scales(scale, row, first, K: tl.constexpr, PER_WORD: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr):
-    """The scales of a chunk as stored: one a word [rows, 16], or one a row [rows] where a group is a chunk or more.
+    """The stored scales of a chunk: one per word [rows, 16], or one per row [rows] if a group is a chunk or more.
 
-    A pointer a word looks wasteful, but gives each thread the scales it needs: the compiler merges equal loads. Scales
-    of a byte are read two at a time, for half the loads, and since a load of bytes makes the compiler lay out fragments
-    of mma.sync for operands of 8 bits.
+    There is a pointer per word so that each thread loads the scales it needs; the compiler merges equal loads. 8-bit
+    scales are read two at a time: this halves the loads, and a load of bytes would make the compiler lay out fragments
+    of mma.sync for 8-bit operands.
     """
     local = tl.arange(0, 16) * PER_WORD // GROUP
     if GROUP >= 16 * PER_WORD:
@@ -106,7 +106,7 @@ def add_chunk(
     WARPS: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """acc [BLOCK_N, BLOCK_M], rows as `fragment_rows` has them, plus a chunk's words [BLOCK_N, 16] times its tile."""
+    """acc [BLOCK_N, BLOCK_M], rows ordered as by `fragment_rows`, plus a chunk's words [BLOCK_N, 16] times its tile."""
     ACT: tl.constexpr = tile.dtype
     tile = tl.trans(permute_activations(tile, BLOCK_M, PER_WORD))
     if GROUP == 0:
@@ -145,10 +145,10 @@ def quantized_sum(
 ):
     """Weight rows `row` i64 [BLOCK_N] times tokens `token` i64 [BLOCK_M], columns start:stop -> f32 [BLOCK_N, BLOCK_M].
 
-    Short of `epilogue_factor` and of scales of rows and tensors. BLOCK_K is a multiple of the chunk, start < stop, and
-    start is a multiple of BLOCK_K; EVEN: stop is too. row and token are inside their tensors. STAGES of 1: the next
-    chunk is read into registers while this one is decoded; more: chunks wait in shared memory, at about a fifth more
-    instructions and with more bytes on their way.
+    The sum still lacks `epilogue_factor` and the scales of rows and tensors. BLOCK_K is a multiple of the chunk,
+    start < stop, and start is a multiple of BLOCK_K; with EVEN stop is too. row and token are inside their tensors.
+    With STAGES 1 the next chunk is read into registers while this one is decoded; with more, chunks wait in shared
+    memory, which costs about a fifth more instructions and keeps more bytes in flight.
     """
     CHUNK: tl.constexpr = 16 * PER_WORD
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -213,7 +213,7 @@ def dense_sum(
 
 @triton.jit
 def scale_sum(acc, scale, tensor_scale, row, FORMAT: tl.constexpr, FACTOR: tl.constexpr):
-    """What `quantized_sum` leaves out: FACTOR, and the scales of rows or of the tensor."""
+    """Multiply a `quantized_sum` by FACTOR and by the scales of rows or of the tensor."""
     if FORMAT == "fp8":
         acc *= (tl.load(scale + row) * FACTOR)[:, None]
     elif FORMAT == "nvfp4":
@@ -225,7 +225,7 @@ def scale_sum(acc, scale, tensor_scale, row, FORMAT: tl.constexpr, FACTOR: tl.co
 
 @triton.jit
 def add_bias(acc, row, bias, N: tl.constexpr):
-    """The sum [rows, tokens] plus bias [N], if there is one."""
+    """The sum [rows, tokens] plus bias [N] if there is one."""
     if bias is not None:
         acc += tl.load(bias + row, row < N, 0.0).to(tl.float32)[:, None]
     return acc
@@ -243,9 +243,9 @@ def finish(acc, row, token, inside, bias, residual, y, N: tl.constexpr):
 
 @triton.jit
 def comes_last(counter, PARTS: tl.constexpr):
-    """Whether this program is the last of PARTS to say that what it has written is there; the others' can then be read.
+    """Ticket counter (acquire-release): True in the last of PARTS programs, when all partial sums are visible.
 
-    counter i32 holds 0 between launches.
+    counter i32 is 0 between launches.
     """
     tl.debug_barrier()
     last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == PARTS - 1
@@ -258,9 +258,9 @@ def comes_last(counter, PARTS: tl.constexpr):
 def gather_parts(
     acc, row, token, inside, workspace, counters, block, part, tokens, N: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """Leave this part's sum in workspace [SPLITS, tokens, N]; (sum of all parts, True) for the last to come.
+    """Store this part's sum in workspace f32 [SPLITS, tokens, N]; the last program gets (sum of all parts, True).
 
-    counters i32 [blocks] hold 0 between launches.
+    counters i32 [blocks] are 0 between launches.
     """
     address = token[None, :].to(tl.int64) * N + row[:, None]
     size = tokens.to(tl.int64) * N
@@ -274,14 +274,14 @@ def gather_parts(
 
 
 def rows_of(y: Operand, activation: str | None) -> int:
-    """How many rows the weight behind y has: with an activation those of gate and of up."""
+    """N of the weight behind y [tokens, N], or [tokens, N / 2] with an activation: rows of gate and of up."""
     n = y.shape[-1]
     assert isinstance(n, int)
     return 2 * n if activation else n
 
 
 def tile_for(kind: str, weights: tuple[Operand, ...], n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
-    """The tile of a linear where nothing was measured: `default_tile`, smaller where weights have 32 bits."""
+    """The tile of a linear without a measured one: `default_tile`, smaller for 32-bit weights."""
     tile = default_tile(kind, n, k, format, max_tokens, sm)
     if weights[0].dtype != "f32":
         return tile
@@ -289,12 +289,12 @@ def tile_for(kind: str, weights: tuple[Operand, ...], n: int, k: int, format: st
 
 
 def named(weights: tuple[Operand, ...]) -> dict[str, Operand | None]:
-    """The tensors of a format by parameter, None where it has no such tensor."""
+    """The tensors of a format by parameter; None if it has no such tensor."""
     return dict(zip(("w", "scale", "tensor_scale"), (*weights, None, None), strict=False))
 
 
-def decoding(x: Operand, format: str, n: int, activation: str | None = None) -> dict[str, Constant]:
-    """What the linears of decoded weights [n, K] know of the format."""
+def constants_of(x: Operand, format: str, n: int, activation: str | None = None) -> dict[str, Constant]:
+    """The constants of a linear [n, K] that follow from the weight format and the activation."""
     return {
         "N": n,
         "K": x.shape[-1],
@@ -317,13 +317,13 @@ def linear_call(
     bytes: str | None = None,
     operations: str | None = None,
 ) -> KernelCall:
-    """The call of a linear [N, K] of `constants`: of tile, operands and constants what its kernel takes.
+    """The call of a linear [N, K]: `constants`, with the fields of the tile that the kernel takes.
 
-    operands: by parameter, None where there is none; a workspace and counters are left out with one part of K. bytes,
-    operations: by default all other operands once, and a product for every token.
+    operands: by parameter, None for absent ones; workspace and counters are dropped if the tile has one part of K.
+    bytes and operations default to every other operand once, and a product for every token.
 
     Raises:
-        ValueError: parts of K without a workspace and counters, or a residual of the product of gate and up.
+        ValueError: parts of K without a workspace and counters, or a residual with an activation.
     """
     if constants.get("ACTIVATION") and operands.get("residual"):
         raise ValueError("a residual is added to what an activation was applied to")

@@ -1,16 +1,16 @@
-"""Decoding quantized weights in registers, at one to two instructions a weight, straight into tensor-core fragments.
+"""Decodes quantized weights in registers, with one to two instructions per weight, into tensor-core fragments.
 
 A thread of an `mma` fragment of a 16-bit A operand [rows, 16] holds columns 2t, 2t+1, 2t+8 and 2t+9 (t = lane % 4),
-not neighbours. A product does not depend on the order of K, so the kernels permute K: a thread reads 16 consecutive
-bytes of a weight row, and what it decodes from them is called columns it owns. The activations go through registers
-into shared memory anyway and take the same order there (`permute_activations`), so no weight ever changes threads.
-Rows are relabelled for the same reason (`fragment_rows`, undone by `natural_rows`).
+which are not neighbours. A product does not depend on the order of K, so the kernels permute K: a thread reads 16
+consecutive bytes of a weight row, and treats the decoded weights as its own columns. The activations go through
+registers into shared memory anyway and are put in the same order there (`permute_activations`), so no weight moves
+between threads. Rows are relabelled for the same reason (`fragment_rows`, undone by `natural_rows`).
 
-A 32-bit word holds P = 4 or 8 weights, and the pair of one register is weights r and r + P/2 of it (`../assembly.py`).
-Scales of fewer weights than a chunk are multiplied in as pairs.
+A 32-bit word holds P = 4 or 8 weights, and one register holds the pair of weights r and r + P/2 (`../assembly.py`).
+Scales of groups smaller than a chunk are multiplied in as pairs.
 """
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..assembly import CODES, FACTOR, PTX
 PER_WORD = {name: 4 * one.layouts[0].step for name, one in FORMATS.items()}
 """Weights in 32 bits, by format."""
 GROUP = {name: one.block or 0 for name, one in FORMATS.items()}
-"""Weights along K that share a scale; 0: the scale is of the row."""
+"""Weights along K that share a scale; 0: a scale per row."""
 
 
 def chunk(format: str) -> int:
-    """Columns of K that four threads read as 16 bytes each: what the activations are permuted in."""
+    """Columns of K that four threads read as 16 bytes each; activations are permuted inside a chunk."""
     return 16 * PER_WORD[format]
 
 
 def epilogue_factor(format: str, act: str) -> float:
-    """What the sum over K is still to be multiplied by, apart from scales of rows and tensors."""
+    """The factor that the sum over K still lacks, apart from scales of rows and tensors."""
     return FACTOR.get((format, act), 1.0)
 
 
@@ -59,7 +59,7 @@ def _is_bf16(act):
 
 @triton.jit
 def e4m3(bits):
-    """E4M3 bits (u8 or wider) as float32; they are a weight's, of which a build refuses those that are not finite."""
+    """E4M3 bits (u8 or wider) of a weight as f32. NaN is not handled: a build refuses weights that are not finite."""
     wide = bits.to(tl.int32)
     half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
     return half.to(tl.float32) * 256.0
@@ -67,14 +67,14 @@ def e4m3(bits):
 
 @triton.jit
 def e8m0(bits):
-    """E8M0 bits (u8, not 255) as float32."""
+    """E8M0 bits (u8, not 255) as f32."""
     wide = bits.to(tl.int32)
     return tl.where(wide == 0, 0x00400000, wide << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def scale_pairs(raw, FORMAT: tl.constexpr, ACT: tl.constexpr):
-    """Stored scales of groups as the number `decode` multiplies with, twice in an i32."""
+    """Stored scales of groups as the 16-bit factors of `decode`, twice in an i32."""
     if FORMAT == "mxfp4":
         e = raw.to(tl.int32)
         if _is_bf16(ACT):
@@ -85,7 +85,7 @@ def scale_pairs(raw, FORMAT: tl.constexpr, ACT: tl.constexpr):
     elif FORMAT == "nvfp4":
         half = ((raw.to(tl.int32) & 0x7F) << 7).to(tl.int16).to(tl.float16, bitcast=True)
         if _is_bf16(ACT):
-            # Exact in bf16, so its bits are there without a conversion, of which a chip does few at a time.
+            # Exact in bf16, so its bits are a shift away; a conversion would be slower.
             one = (half.to(tl.float32) * 2.0**124).to(tl.int32, bitcast=True) >> 16
         else:
             one = (half * 16384.0).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
@@ -101,7 +101,7 @@ def _pair_value(pairs, ACT: tl.constexpr):
 
 @triton.jit
 def _one(words, pairs, Q: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, ACT: tl.constexpr):
-    """Weight Q of every word without inline PTX: the same bits as the assembly gives."""
+    """Weight Q of every word without inline PTX, with the same bits as the PTX gives."""
     if _codes(FORMAT) == "fp8":
         number = e4m3((words >> (8 * Q)) & 255)
         if not _is_bf16(ACT):
@@ -132,9 +132,9 @@ def decode(
     WARPS: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """words i32 [ROWS, 16], pairs i32 [ROWS, 16] (of `scale_pairs`; read where SCALED) -> ACT [ROWS, chunk], permuted.
+    """words i32 [ROWS, 16], pairs i32 [ROWS, 16] (of `scale_pairs`; read if SCALED) -> ACT [ROWS, chunk], permuted.
 
-    Rows are those of `fragment_rows`, columns those of `permute_activations`.
+    Rows are in the order of `fragment_rows`, columns in that of `permute_activations`.
     """
     TEXT: tl.constexpr = _assembly(FORMAT, ACT, SCALED)
     OPERANDS: tl.constexpr = _constraints(FORMAT, SCALED)
@@ -195,7 +195,7 @@ def decode(
 
 @triton.jit
 def fragment_rows(tile, ROWS: tl.constexpr, WARPS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Relabel rows so that those a warp loads are those of its fragment: [2, WARPS, 8] to [WARPS, 2, 8]."""
+    """Relabel rows so that each warp loads the rows of its fragment: [2, WARPS, 8] to [WARPS, 2, 8]."""
     if ROWS >= 16 * WARPS:
         tile = tl.reshape(tile, [ROWS // (16 * WARPS), 2, WARPS, 8, COLUMNS])
         tile = tl.reshape(tl.permute(tile, [0, 2, 1, 3, 4]), [ROWS, COLUMNS])
@@ -213,6 +213,6 @@ def natural_rows(tile, ROWS: tl.constexpr, WARPS: tl.constexpr, COLUMNS: tl.cons
 
 @triton.jit
 def permute_activations(tile, ROWS: tl.constexpr, PER_WORD: tl.constexpr):
-    """[ROWS, chunk] of consecutive columns in the order of `decode`'s columns: (t, word, i, r) to (word, r, t, i)."""
+    """Put consecutive columns [ROWS, chunk] in the order of `decode`: (t, word, i, r) to (word, r, t, i)."""
     tile = tl.reshape(tile, [ROWS, 4, 4, 2, PER_WORD // 2])
     return tl.reshape(tl.permute(tile, [0, 2, 4, 1, 3]), [ROWS, 16 * PER_WORD])

@@ -1,10 +1,10 @@
-"""Weights of any format as E4M3 with a scale per row, so that many tokens at once run on FP8 tensor cores.
+"""Converts weights of any format to E4M3 with a scale per row, so that large steps run on FP8 tensor cores.
 
-Rounding a weight of 4 or 8 bits once more costs at most 2^-4 of it; the launch costs what reading and writing the
-weights does, which a product with hundreds of tokens hides.
+The second rounding of a 4-bit or 8-bit weight changes it by at most 2^-4 of its value. The launch takes the time of
+reading and writing the weights, which is small beside a product with hundreds of tokens.
 """
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMNS = 4096
 
 @triton.jit
 def _values(w, scale, row, column, K: tl.constexpr, FORMAT: tl.constexpr, PER_WORD: tl.constexpr, GROUP: tl.constexpr):
-    """Weights of a row at `column` as float32, short of the scale of the tensor; 0 past the row's end."""
+    """Weights of a row at `column` as f32, without the scale of the tensor; 0 past the row's end."""
     inside = column < K
     if PER_WORD == 8:
         byte = tl.load(w + row * (K // 2) + column // 2, inside, 0).to(tl.int32)
@@ -58,7 +58,7 @@ def expand_fp8_kernel(
     GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Weights [N, K] -> codes u8 [N, K], E4M3 bits, and scales f32 [N]: max|w| / 448. Grid: N."""
+    """Weights [N, K] -> codes u8 [N, K] (E4M3 bits) and scales f32 [N]: max|w| / 448. Grid: N."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([COLUMNS], tl.float32)
     for k in range(0, K, COLUMNS):
@@ -79,7 +79,7 @@ KERNEL = Kernel("expand_fp8", expand_fp8_kernel, MINIMUM_SM)
 
 
 def expand_fp8(weights: tuple[Operand, ...], codes: Operand, scales: Operand, *, format: str) -> KernelCall:
-    """Weights [N, K] in their format -> codes u8 [N, K] and scales f32 [N], as `linear_fp8` reads them."""
+    """Weights [N, K] in their format -> codes u8 [N, K] and scales f32 [N] for `linear_fp8`."""
     n, k = codes.shape
     assert isinstance(n, int) and isinstance(k, int)
     arguments: dict[str, Any] = {"w": weights[0], "scale": weights[1], "codes": codes, "scales": scales}

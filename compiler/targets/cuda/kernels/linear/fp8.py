@@ -1,12 +1,12 @@
-"""Linears in FP8 on both sides (W8A8): FP8 tensor cores, twice the arithmetic of bf16, and no decoding.
+"""Linears with FP8 weights and activations (W8A8): FP8 tensor cores, at twice the rate of bf16, and no decoding.
 
-Activations are quantized while the step runs (`../quantize_activations.py`), one scale a token or one calibrated for
-all ("fp8": weights with one a row), or one a token and 128 columns (weights with one for 128 x 128). Sums of 128
-columns are added up in float32, since FP8 tensor cores of sm_90 keep few bits of longer ones; without PROMOTE they are
-not, which is what a measurement of the price of this compares with.
+Activations are quantized at run time (`../quantize_activations.py`): with one scale per token or one calibrated scale
+(weights: one per row, "fp8"), or with one per token and 128 columns (weights: one per 128 x 128). Sums of 128 columns
+are added in f32 (PROMOTE), because FP8 tensor cores of sm_90 keep few bits of longer sums; without PROMOTE a benchmark
+measures the cost of that.
 """
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .large import GROUP_TILES, grouped
 from .tiles import Tile, default_tile
 
 DEVICE_TOLERANCE = 2.0**-10
-"""What FP8 tensor cores may add to a case's error: their sums of products keep 13 to 14 bits of mantissa on sm_90."""
+"""Additional error of a case on FP8 tensor cores, whose sums of products keep 13 to 14 bits of mantissa on sm_90."""
 
 
 @triton.jit
 def load_e4m3(pointer, offset, inside, EVEN: tl.constexpr, EMULATE: tl.constexpr):
-    """E4M3 bits as FP8, or where nothing computes in it as float32; 0 outside."""
+    """E4M3 bits as FP8, or as f32 for the interpreter, which cannot compute in FP8; 0 outside."""
     if EMULATE:
         values = from_e4m3(tl.load(pointer + offset, inside, 0), tl.float32)
     else:
@@ -66,11 +66,11 @@ def linear_fp8_kernel(
     STAGES: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """x u8 [tokens, K] times w u8 [N, K], E4M3 bits, and their scales -> y [tokens, N], plus bias and residual.
+    """x u8 [tokens, K] times w u8 [N, K] (E4M3 bits) and their scales -> y [tokens, N], plus bias and residual.
 
-    x_scale f32 [tokens], or with STATIC [1], and w_scale f32 [N]; or with BLOCKS (BLOCK_K and BLOCK_N at most 128)
-    [tokens, cdiv(K, 128)] and [cdiv(N, 128), cdiv(K, 128)], which want PROMOTE. Grid: a program per block of rows and
-    of tokens, then parts of K (SPAN columns each).
+    x_scale f32 [tokens], or f32 [1] with STATIC, and w_scale f32 [N]. With BLOCKS, which needs PROMOTE and BLOCK_K and
+    BLOCK_N of at most 128: x_scale f32 [tokens, cdiv(K, 128)] and w_scale f32 [cdiv(N, 128), cdiv(K, 128)]. Grid: a
+    program per block of rows and of tokens, then parts of K (SPAN columns each).
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     SCALES: tl.constexpr = (K + 127) // 128
@@ -128,11 +128,14 @@ def linear_fp8(
     tile: Tile | None = None,
     promote: bool = True,
 ) -> KernelCall:
-    """x [tokens, K] of `quantize_activations` times weights (u8 [N, K], scales f32) -> y [tokens, N].
+    """x [tokens, K] of `quantize_activations` times weights (codes u8 [N, K], scales f32) -> y [tokens, N].
 
-    Weight scales [N] go with x_scales [tokens], or [1] where they are calibrated; those of blocks, [cdiv(N, 128),
-    cdiv(K, 128)], with [tokens, cdiv(K, 128)]. workspace and counters as `linear_small` wants them, where the tile has
-    more than one part of K.
+    Weight scales f32 [N] go with x_scales f32 [tokens], or f32 [1] if they are calibrated; weight scales of blocks,
+    f32 [cdiv(N, 128), cdiv(K, 128)], go with x_scales f32 [tokens, cdiv(K, 128)]. A tile with parts of K needs a
+    workspace and counters as in `linear_small`.
+
+    Raises:
+        ValueError: parts of K without a workspace and counters.
     """
     tokens, k = x_codes.shape
     n = y.shape[-1]
@@ -162,7 +165,7 @@ _CASES = (
     (3, 70, 208, "static", "bf16", "bias", Tile(64, 128, 16, 1, 4, 3)),
     (33, 130, 384, "static", "f16", "residual", Tile(64, 128, 32, 3, 4, 3)),
 )
-"""Tokens, N, K, form of the scales, dtype, what is added, tile."""
+"""Tokens, N, K, form of the scales, dtype, added operand, tile."""
 
 
 def _cases() -> Iterator[Case]:

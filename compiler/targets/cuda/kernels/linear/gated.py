@@ -1,6 +1,6 @@
-"""act(gate) * up in the epilogue of the merged gate|up linear: one launch and one round trip of both halves less."""
+"""act(gate) * up in the epilogue of the merged gate|up linear: saves a launch, and writing and reading both halves."""
 
-# Triton's types know neither plain numbers as constexprs nor its loops.
+# Triton's type stubs reject plain numbers as constexprs.
 # pyright: reportArgumentType=false
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .common import add_bias, finish
 
 @triton.constexpr_function
 def run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS) -> Any:
-    """How many rows of gate and of up take turns in a tile of weights; 0: the rows are in the weight's order.
+    """The run length in which rows of gate and up alternate in a tile of weights; 0: rows are in the weight's order.
 
-    A thread of an accumulator holds rows 8 apart, which `natural_rows` makes 8 * WARPS apart. With runs of as many
-    rows a row of gate and its row of up are in one thread, and the epilogue moves nothing.
+    A thread of an accumulator holds rows 8 apart, or 8 * WARPS apart after `natural_rows`. With runs of that length a
+    row of gate and its row of up are in one thread, so the epilogue moves no data between threads.
     """
     if ACTIVATION is None:
         return 0
@@ -28,7 +28,7 @@ def run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS) -> Any:
 
 @triton.jit
 def tile_rows(block, N: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr):
-    """The rows of the weight [N, K] that tile `block` has, N or more where there is none: see `run_of`."""
+    """The rows of the weight [N, K] in tile `block`, N or more past the end; see `run_of`."""
     local = tl.arange(0, BLOCK_N)
     if RUN == 0:
         row = block * BLOCK_N + local
@@ -56,9 +56,9 @@ def finish_tile(
     ACTIVATION: tl.constexpr,
     RUN: tl.constexpr,
 ):
-    """`finish` of tile `block`, or where gate and up take turns, act(gate) * up into y [tokens, N / 2].
+    """`finish` for tile `block`, or if gate and up alternate, act(gate) * up into y [tokens, N / 2].
 
-    real: which of `token` there are.
+    real: True for each of `token` that exists.
     """
     if RUN == 0:
         finish(acc, row, token, real[None, :] & (row[:, None] < N), bias, residual, y, N)

@@ -1,6 +1,6 @@
-"""Linears of many tokens (prefill, large batches): tiles for tensor cores, weights decoded on their way into them.
+"""Linears of many tokens (prefill, large batches): tiles for tensor cores, with weights decoded in registers.
 
-Weight rows are the dot's first operand here too, for only that may come from registers, where decoded weights are.
+Weight rows are the first operand of the dot here too: only the first operand may come from registers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 from . import cases as linear_cases
-from .common import decoding, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
+from .common import constants_of, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
 from .gated import finish_tile, run_of, tile_rows
 from .tiles import Tile
 
 GROUP_TILES = 8
-"""Blocks of tokens that share a block of weight rows before the next one: what stays in L2."""
+"""Blocks of tokens that use a block of weight rows before the next one is read, so that it stays in L2."""
 
 
 @triton.jit
 def grouped(program, rows, columns, GROUP_ROWS: tl.constexpr):
-    """Row and column of a program in a grid of rows x columns walked in bands of GROUP_ROWS rows, column by column."""
+    """(row, column) of a program in a grid of rows x columns, in bands of GROUP_ROWS rows, column by column."""
     band = program // (GROUP_ROWS * columns)
     first = band * GROUP_ROWS
     height = tl.minimum(rows - first, GROUP_ROWS)
@@ -57,9 +57,8 @@ def linear_large_kernel(
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
-    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
-
-    Grid: one dimension, a program per block of rows and of tokens. scale and tensor_scale: those of the format.
+    With ACTIVATION the weight has the rows of gate, then of up, and y [tokens, N / 2] is act(gate) * up. scale and
+    tensor_scale are the format's. Grid: one dimension, a program per block of rows and of tokens.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
@@ -79,17 +78,17 @@ def linear_large_kernel(
             read_token,
             0,
             K,
-            K,
-            FORMAT,
-            PER_WORD,
-            GROUP,
-            BLOCK_N,
-            BLOCK_M,
-            BLOCK_K,
-            EVEN,
-            WARPS,
-            STAGES,
-            EMULATE,
+            K=K,
+            FORMAT=FORMAT,
+            PER_WORD=PER_WORD,
+            GROUP=GROUP,
+            BLOCK_N=BLOCK_N,
+            BLOCK_M=BLOCK_M,
+            BLOCK_K=BLOCK_K,
+            EVEN=EVEN,
+            WARPS=WARPS,
+            STAGES=STAGES,
+            EMULATE=EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
     real = token < tokens
@@ -121,7 +120,7 @@ def linear_large(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, "bias": bias, "residual": residual},
-        {**decoding(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
+        {**constants_of(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
         (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)),),
         tokens=tokens,
     )
@@ -134,9 +133,9 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
-        yield linear_cases.real(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
-    yield linear_cases.real(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")
-    yield linear_cases.real(linear_large, 28672, 4096, "nvfp4", "f16", 8192, sm, "large")
+        yield linear_cases.model_call(linear_large, 4096, 14336, format, "bf16", 8192, sm, "large")
+    yield linear_cases.model_call(linear_large, 28672, 4096, "dense", "bf16", 8192, sm, "large")
+    yield linear_cases.model_call(linear_large, 28672, 4096, "nvfp4", "f16", 8192, sm, "large")
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

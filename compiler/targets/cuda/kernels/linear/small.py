@@ -1,7 +1,7 @@
-"""Linears of 1 to 64 tokens: weights stream once through the chip, so rows of weights are the dot's long side.
+"""Linears of 1 to 64 tokens: weights are streamed once, so weight rows are the long side of the dot.
 
-Where row blocks do not fill the chip, K is split: parts leave float32 sums in a workspace, and the program that comes
-last of a block, told by an integer counter, adds them in the order of the parts and sets the counter to 0 again.
+If row blocks do not fill the chip, K is split: parts leave f32 sums in a workspace, and the last program of a block,
+found by an integer counter, adds them in the order of the parts and resets the counter to 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
 from .common import (
-    decoding,
+    constants_of,
     dense_sum,
     gather_parts,
     linear_call,
@@ -58,9 +58,8 @@ def linear_small_kernel(
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
-    With ACTIVATION the rows are those of gate, then those of up, and y [tokens, N / 2] is act(gate) * up.
-
-    Grid: blocks of rows, of tokens, parts of K (SPAN columns each). scale and tensor_scale: those of the format.
+    With ACTIVATION the weight has the rows of gate, then of up, and y [tokens, N / 2] is act(gate) * up. scale and
+    tensor_scale are the format's. Grid: blocks of rows, blocks of tokens, parts of K (SPAN columns each).
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
@@ -82,17 +81,17 @@ def linear_small_kernel(
             read_token,
             start,
             stop,
-            K,
-            FORMAT,
-            PER_WORD,
-            GROUP,
-            BLOCK_N,
-            BLOCK_M,
-            BLOCK_K,
-            EVEN,
-            WARPS,
-            STAGES,
-            EMULATE,
+            K=K,
+            FORMAT=FORMAT,
+            PER_WORD=PER_WORD,
+            GROUP=GROUP,
+            BLOCK_N=BLOCK_N,
+            BLOCK_M=BLOCK_M,
+            BLOCK_K=BLOCK_K,
+            EVEN=EVEN,
+            WARPS=WARPS,
+            STAGES=STAGES,
+            EMULATE=EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
     real = token < tokens
@@ -126,9 +125,12 @@ def linear_small(
 ) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
 
-    Weights are the format's tensors in its order; format "dense" is one tensor, bf16, f16 or f32. With more than one
-    part of K, workspace f32 [splits, tokens, N] and counters i32, zeros, one for each block of y. With an activation
-    the weights are gate, then up, and y [tokens, N / 2] is what `gated` makes of their product.
+    Weights are the format's tensors in order; format "dense" is one tensor, bf16, f16 or f32. A tile with parts of K
+    needs workspace f32 [splits, tokens, N] and counters i32, zeros, one for each block of y. With an activation the
+    weights are gate, then up, and y [tokens, N / 2] is act(gate) * up.
+
+    Raises:
+        ValueError: parts of K without a workspace and counters, or a residual with an activation.
     """
     tokens, k = x.shape
     n = rows_of(y, activation)
@@ -139,7 +141,7 @@ def linear_small(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, **added},
-        decoding(x, format, n, activation),
+        constants_of(x, format, n, activation),
         (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
         tokens=tokens,
     )
@@ -153,11 +155,11 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     for format in linear_cases.FORMATS:
         for n, k in linear_cases.LLAMA_LAYERS:
-            yield linear_cases.real(linear_small, n, k, format, "bf16", 16, sm)
+            yield linear_cases.model_call(linear_small, n, k, format, "bf16", 16, sm)
         for n, k in linear_cases.LLAMA_LAYERS[2:]:
-            yield linear_cases.real(linear_small, n, k, format, "bf16", 64, sm)
-    yield linear_cases.real(linear_small, 4096, 4096, "nvfp4", "f16", 16, sm)
-    yield linear_cases.real(linear_small, 128256, 4096, "dense", "bf16", 16, sm)
+            yield linear_cases.model_call(linear_small, n, k, format, "bf16", 64, sm)
+    yield linear_cases.model_call(linear_small, 4096, 4096, "nvfp4", "f16", 16, sm)
+    yield linear_cases.model_call(linear_small, 128256, 4096, "dense", "bf16", 16, sm)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -1,4 +1,4 @@
-"""Tile sizes of the linears: a heuristic for every shape, and the value a measured table overrides it with."""
+"""Tile sizes of the linears: a heuristic for every shape, which a measured table overrides."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ...call import next_power
 from .dequantize import GROUP, PER_WORD, chunk
 
 COUNTERS = 16384
-"""Tickets for split-K: one per tile of outputs, zero between launches."""
+"""Counters for split-K: one per tile of outputs, 0 between launches."""
 _PROGRAMS_WANTED = 4
-"""Programs on each multiprocessor that it takes to keep enough bytes on their way from memory."""
+"""Programs on each multiprocessor that keep enough bytes in flight from memory."""
 _LEAST_SPAN = 512
+"""Fewest columns of a part of K."""
 KINDS = ("small", "large", "fp8")
 """Kernels of linears: few tokens, many tokens, and many in FP8 on both sides."""
 _RANGES = {"block_n": (32, 256), "block_k": (16, 512), "block_m": (16, 256), "warps": (2, 16)}
@@ -23,7 +24,7 @@ _MOST_STAGES = 8
 
 @dataclass(frozen=True)
 class Tile:
-    """A linear's block sizes (weight rows, columns, tokens), parts of K, warps and pipeline stages of one program."""
+    """A linear's block sizes (weight rows, columns of K, tokens), parts of K, and a program's warps and stages."""
 
     block_n: int
     block_k: int
@@ -33,7 +34,11 @@ class Tile:
     stages: int = 1
 
     def span(self, k: int) -> int:
-        """Columns that each part of K has; the last may have fewer, and none is empty."""
+        """Columns of each part of K; the last part may have fewer.
+
+        Raises:
+            ValueError: a part would be empty.
+        """
         blocks = -(-k // self.block_k)
         span = -(-blocks // self.splits)
         if -(-blocks // span) != self.splits:
@@ -42,7 +47,7 @@ class Tile:
 
 
 def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
-    """The tile of a linear [n, k] where nothing was measured; kind is "small", "large" or "fp8"."""
+    """The heuristic tile of a linear [n, k]; kind is one of `KINDS`."""
     if kind == "fp8":
         small = max_tokens <= 64
         block_m = max(16, next_power(max_tokens)) if small else 128
@@ -53,7 +58,7 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
         roomy = SHARED[sm] > 200 << 10
         if format == "dense":
             return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
-        # Scales of 128 columns are applied to a sum of their own: twice the registers, which mma.sync cannot spare.
+        # Scales of 128 columns are applied to a separate sum: twice the registers, which mma.sync cannot spare.
         return Tile(128, chunk(format), 128 if roomy or GROUP[format] < 128 else 64, 1, 8, 1)
     block_m = min(64, max(16, next_power(max_tokens)))
     roomy = SHARED[sm] > 100 << 10
@@ -68,13 +73,13 @@ def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: in
 def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int) -> str:
     """Why a linear [n, k] cannot have this tile on the chip in steps of at most max_tokens, or "".
 
-    Shared memory counts what must be there: of each operand that comes through it, one buffer less than stages. What a
-    kernel really takes only its compiler knows.
+    The check of shared memory is a lower bound: stages - 1 buffers of each operand that goes through it. Only the
+    compiler knows the exact number.
     """
     for name, (least, most) in _RANGES.items():
         size = getattr(tile, name)
         if next_power(size) != size or not least <= size <= most:
-            return f"{name} {size} is no power of two from {least} to {most}"
+            return f"{name} {size} is not a power of two from {least} to {most}"
     if not 1 <= tile.stages <= _MOST_STAGES:
         return f"stages {tile.stages} is not from 1 to {_MOST_STAGES}"
     if not 1 <= tile.splits <= (_MOST_SPLITS if kind == "small" else 1):
@@ -82,13 +87,13 @@ def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Ti
     if kind == "fp8" and not (tile.block_n <= 128 and 32 <= tile.block_k <= 128):
         return "a block of FP8 has at most 128 rows, and 32 to 128 columns"
     if kind != "fp8" and format != "dense" and tile.block_k % chunk(format):
-        return f"block_k {tile.block_k} is no multiple of {chunk(format)}, what {format} is decoded in"
+        return f"block_k {tile.block_k} is not a multiple of {chunk(format)}, the chunk of {format}"
     try:
         tile.span(k)
     except ValueError as error:
         return str(error)
     if tile.splits > 1 and -(-n // tile.block_n) * -(-max_tokens // tile.block_m) > COUNTERS:
-        return f"more than {COUNTERS} blocks of outputs, which parts of K cannot have"
+        return f"more than {COUNTERS} blocks of outputs, the most with parts of K"
     act, weight = (1.0, 1.0) if kind == "fp8" else (2.0, 4 / PER_WORD[format] if format != "dense" else 2.0)
     staged = tile.block_k * (tile.block_n * weight + tile.block_m * act)
     if format != "dense" and kind != "fp8" and tile.stages == 1:
@@ -100,10 +105,10 @@ def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Ti
 
 
 def _split(tile: Tile, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
-    """The tile with the parts of K, of at least `_LEAST_SPAN` columns, that take the least time by a rough model.
+    """The tile with the number of parts of K, of at least `_LEAST_SPAN` columns, that a rough model finds fastest.
 
-    Time in that of reading the weights with a full chip: longer where it is not full or its last round is not, plus
-    the sums written and read once more. Those stay in L2, so that a byte is half of one of weights.
+    The unit is the time of reading the weights with a full chip. A chip that is not full, or not full in the last
+    round, takes longer; writing and reading the sums is added, at half the cost per byte since they stay in L2.
     """
     tiles, processors = -(-n // tile.block_n), chip(sm).processors
     blocks = -(-k // tile.block_k)

@@ -1,4 +1,4 @@
-"""Definitions, cases and real calls of mixture-of-experts layers: small shapes in every format, Mixtral, gpt-oss."""
+"""References, cases and calls of mixture-of-experts layers: small shapes in every format, Mixtral, gpt-oss."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from .sort import blocks_formula, sorted_rows
 
 @dataclass(frozen=True)
 class Layer:
-    """A model's experts: how many there are and are chosen, the model's width, that of an expert, bias of its linears.
-
-    Sizes are those of the models' config.json.
-    """
+    """A model's mixture-of-experts layer; sizes are from its config.json."""
 
     experts: int
     chosen: int
+    """Experts per token."""
     hidden: int
+    """The model's hidden size."""
     width: int
+    """The intermediate size of an expert."""
     bias: bool = False
+    """True if the experts' linears have a bias."""
 
 
 MIXTRAL_8X7B = Layer(8, 2, 4096, 14336)
@@ -39,7 +40,7 @@ _NO_TILE = Tile(64, 64, 16)
 
 @dataclass(frozen=True)
 class MoeCase:
-    """One case of `moe_linear`: `used` experts get all tokens; gather: x has a row per token, not one per row."""
+    """One case of `moe_linear`."""
 
     format: str
     tokens: int
@@ -49,10 +50,12 @@ class MoeCase:
     k: int
     tile: Tile
     used: int = 0
+    """Only the first `used` experts get tokens; 0: all."""
     act: str = "bf16"
     weight: str = "bf16"
     y: str = ""
     gather: bool = True
+    """True if x has a row per token, False if it has a row per sorted row."""
     bias: bool = False
 
 
@@ -75,15 +78,15 @@ SPECS = (
 
 
 def stacked_operands(format: str, experts: int, n: int, k: int, dense: str) -> tuple[Operand, ...]:
-    """The tensors of experts' weights [E, n, k]: each of an expert's, one after the other."""
+    """The tensors of experts' weights [E, n, k]: each tensor holds those of all experts, one after the other."""
     return tuple(Operand(o.name, o.dtype, (experts, *o.shape)) for o in weight_operands(format, n, k, dense))
 
 
 def stacked_weights(
     format: str, experts: int, n: int, k: int, dense: str, random: torch.Generator
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Random weights as stored, by operand name, and the float64 numbers [E, n, k] they stand for."""
-    # Experts differ in size, so that one computed with another's scales is wrong.
+    """(random stored tensors by operand name, their dequantized numbers f64 [E, n, k])."""
+    # Experts differ in magnitude, so that using another expert's scales gives a wrong result.
     weight = torch.randn(experts, n, k, generator=random) * 0.05 * torch.arange(1, experts + 1)[:, None, None]
     if format == "dense":
         stored = weight.to(torch_dtype(dense))
@@ -98,7 +101,7 @@ def stacked_weights(
 
 
 def case(build: Callable[..., KernelCall], spec: MoeCase) -> Case:
-    """The case with numbers; expected: each row's float64 product with its expert, anything in rows of padding."""
+    """The case with its tensors; expected is each row's f64 product with its expert; NaN in padding."""
     random = torch.Generator().manual_seed(spec.n * spec.k + spec.tokens)
     choices = torch.rand(spec.tokens, spec.used or spec.experts, generator=random)
     tables = sorted_rows(choices.argsort(dim=1)[:, : spec.chosen], spec.experts, spec.tile.block_m)
@@ -129,7 +132,7 @@ def case(build: Callable[..., KernelCall], spec: MoeCase) -> Case:
         outcome["counters"] = inputs["counters"]
     form = "gathered" if spec.gather else "ordered"
     name = f"{spec.format}-{spec.act}-{spec.tokens}x{spec.n}x{spec.k}-{spec.chosen}of{spec.experts}-{form}"
-    # Weights are rounded once more, to the act dtype, where a scale of a group is multiplied in.
+    # Weights with a scale per group are rounded once more, to the act dtype.
     return Case(name, call, inputs, {"tokens": spec.tokens}, outcome, ROUNDING[dtype] + ROUNDING[spec.act] / 2)
 
 
@@ -157,19 +160,19 @@ def _call(build: Callable[..., KernelCall], tile: Tile, spec: MoeCase, dtype: st
     )
 
 
-def real(build: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[KernelCall]:
-    """The two calls of a layer's experts: gate|up of the tokens, and down of the rows that gives."""
+def calls(make: Callable[..., KernelCall], layer: Layer, format: str, max_tokens: int, sm: int) -> Iterator[KernelCall]:
+    """The two calls of a layer's experts: gate|up of the tokens, then down of the resulting rows."""
     for n, k, gather in ((2 * layer.width, layer.hidden, True), (layer.hidden, layer.width, False)):
         spec = MoeCase(format, max_tokens, layer.experts, layer.chosen, n, k, _NO_TILE, gather=gather)
         bias = Operand("bias", "bf16", (layer.experts, n)) if layer.bias else None
-        yield _call(build, experts_tile(spec, sm), spec, "bf16", bias)
+        yield _call(make, experts_tile(spec, sm), spec, "bf16", bias)
 
 
 def experts_tile(spec: MoeCase, sm: int) -> Tile:
-    """A linear's tile for as many tokens as an expert gets on average; all experts' blocks fill the chip together."""
+    """A linear's tile for the average number of tokens of an expert; the blocks of all experts share the chip."""
     each = -(-spec.tokens * spec.chosen // spec.experts)
     busy = min(spec.experts, spec.tokens * spec.chosen)
     kind = "small" if each <= 64 else "large"
     tile = default_tile(kind, spec.n * busy, spec.k, spec.format, each, sm)
-    # A third stage, with rows gathered, makes some formats spill on chips of little shared memory.
+    # With gathered rows a third stage makes some formats spill on chips with little shared memory.
     return replace(tile, stages=min(tile.stages, 2)) if SHARED[sm] <= 100 << 10 else tile

@@ -1,5 +1,5 @@
-"""The end of a mixture-of-experts layer: every token's rows, weighted and added up with the residual."""
-# Triton's types do not know that its loops are loops.
+"""The end of a mixture-of-experts layer: the weighted sum of each token's rows, plus the residual."""
+# Triton's type stubs reject its loops.
 # pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def combine_kernel(
 ):
     """rows [R, WIDTH], row_of_assignment i32 and weights f32 [tokens, CHOSEN] -> y [tokens, WIDTH], plus residual.
 
-    Grid: tokens, blocks of columns. Experts are added in the order of the assignment.
+    Experts are added in the order of the assignments. Grid: tokens, blocks of columns.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ KERNEL = Kernel("moe_combine", combine_kernel)
 def moe_combine(
     rows: Operand, row_of_assignment: Operand, weights: Operand, y: Operand, *, residual: Operand | None = None
 ) -> KernelCall:
-    """rows [R, H] of the experts, where `moe_sort` put them, and the weights of `moe_route` -> y [tokens, H]."""
+    """rows [R, H] of the experts in the order of `sort_rows`, and the weights of `route` -> y [tokens, H]."""
     tokens, width = y.shape
     chosen = weights.shape[-1]
     assert isinstance(width, int) and isinstance(chosen, int)

@@ -1,4 +1,4 @@
-"""Linears of experts, one grouped product: every block of sorted rows meets the weights of its expert."""
+"""Linears of experts as one grouped product: every block of sorted rows is multiplied by its expert's weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product, total
-from ..linear.common import decoding, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
+from ..linear.common import constants_of, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
 
@@ -41,10 +41,10 @@ def moe_linear_kernel(
     STAGES: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """Rows of x times their experts' weights [E, N, K] -> y [rows, N], plus bias [E, N]; rows of padding stay.
+    """Rows of x times their experts' weights [E, N, K] -> y [rows, N], plus bias [E, N]; padding rows are not written.
 
-    GATHER: row r reads token token_of_row[r] of x [tokens, K], else row r of x [rows, K]. Grid: blocks of weight rows,
-    blocks of rows, parts of K (SPAN columns each). A block whose expert is -1 has no rows.
+    With GATHER row r reads token token_of_row[r] of x [tokens, K], else row r of x [rows, K]. Grid: blocks of weight
+    rows, blocks of rows, parts of K (SPAN columns each). A block whose expert is -1 has no rows.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     part = tl.program_id(2)
@@ -53,7 +53,7 @@ def moe_linear_kernel(
         row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         place = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
         source = tl.load(token_of_row + place)
-        # Rows of an expert follow those of the one before, so row n of expert e is row e * N + n of one weight.
+        # Experts' weights are stacked, so row n of expert e is row e * N + n of one weight.
         read_row = expert * N + (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1))
         read_token = (tl.maximum(source, 0) if GATHER else place).to(tl.int64)
         start = part * SPAN
@@ -71,17 +71,17 @@ def moe_linear_kernel(
                 read_token,
                 start,
                 stop,
-                K,
-                FORMAT,
-                PER_WORD,
-                GROUP,
-                BLOCK_N,
-                BLOCK_M,
-                BLOCK_K,
-                EVEN,
-                WARPS,
-                STAGES,
-                EMULATE,
+                K=K,
+                FORMAT=FORMAT,
+                PER_WORD=PER_WORD,
+                GROUP=GROUP,
+                BLOCK_N=BLOCK_N,
+                BLOCK_M=BLOCK_M,
+                BLOCK_K=BLOCK_K,
+                EVEN=EVEN,
+                WARPS=WARPS,
+                STAGES=STAGES,
+                EMULATE=EMULATE,
             )
             if FORMAT == "nvfp4":
                 acc = scale_sum(acc, scale, tensor_scale + expert, read_row, FORMAT, FACTOR)
@@ -119,10 +119,10 @@ def moe_linear(
     workspace: Operand | None = None,
     counters: Operand | None = None,
 ) -> KernelCall:
-    """Rows in the order of `moe_sort`, whose block_m is the tile's, times their experts' weights -> y [rows, N].
+    """Rows in the order of `sort_rows`, with the tile's block_m, times their experts' weights -> y [rows, N].
 
-    x: [tokens, K] with gather, the first linear of the experts, else [rows, K]. weights: the format's tensors in its
-    order, each [E, ...] over experts; bias [E, N]. chosen: k, experts per token. With more than one part of K,
+    x is [tokens, K] with `gather` (the first linear of the experts), else [rows, K]. Weights are the format's tensors
+    in order, each [E, ...]; bias is [E, N]; `chosen` is the number of experts per token. A tile with parts of K needs
     workspace f32 [splits, rows, N] and counters i32, zeros, one for each block of the result.
 
     Raises:
@@ -131,7 +131,7 @@ def moe_linear(
     n, k = y.shape[-1], x.shape[-1]
     experts = weights[0].shape[0]
     assert isinstance(n, int) and isinstance(k, int) and isinstance(experts, int)
-    # An expert's weights are read once where it has a token: no more experts than assignments.
+    # The weights of an expert with a token are read once; there are at most as many as assignments.
     busy = f"min({experts}, tokens * {chosen})"
     read = [product(busy, f"({o.bytes}) // {experts}") for o in (*weights, *([bias] if bias else []))]
     (blocks,) = expert_of_block.shape
@@ -141,7 +141,7 @@ def moe_linear(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, **rows, **added},
-        {**decoding(x, format, n), "GATHER": gather},
+        {**constants_of(x, format, n), "GATHER": gather},
         (-(-n // tile.block_n), blocks, tile.splits),
         tokens="tokens",
         bytes=total(*read, product("tokens", chosen, k * x.item_bytes + n * y.item_bytes)),
@@ -157,8 +157,8 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     for max_tokens in (1, 64, 2048):
         for format in ("dense", "fp8", "nvfp4"):
-            yield from moe_cases.real(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
-        yield from moe_cases.real(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
+            yield from moe_cases.calls(moe_linear, moe_cases.MIXTRAL_8X7B, format, max_tokens, sm)
+        yield from moe_cases.calls(moe_linear, moe_cases.GPT_OSS_20B, "mxfp4", max_tokens, sm)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -1,5 +1,5 @@
-"""Routing of mixture-of-experts layers: which experts a token goes to, and with what weights."""
-# Triton's library is typed as if constants were no Python values and reductions might be tuples.
+"""Routing of mixture-of-experts layers: the experts of each token, and their weights."""
+# Triton's type stubs reject Python values as constants, and type reductions as if they might be tuples.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 
@@ -18,7 +18,7 @@ from ..sampling.sample import ordered
 MAX_EXPERTS, MAX_CHOSEN = 256, 8
 SCORES = ("softmax", "sigmoid")
 SCORES_OF_PROGRAM = 1024
-"""Scores that a program of `route` looks at together."""
+"""Scores that a program of `route` processes."""
 
 
 @triton.jit
@@ -37,9 +37,9 @@ def route_kernel(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """logits [tokens, EXPERTS] -> experts i32 and weights f32 [tokens, CHOSEN], the highest first, see `route`.
+    """logits [tokens, EXPERTS] -> experts i32 and weights f32 [tokens, CHOSEN], the highest first; see `route`.
 
-    Any logits, NaN too, give CHOSEN different experts in range: what follows uses them as addresses.
+    All logits, even NaN, give CHOSEN different experts in range, because later kernels use them as addresses.
     """
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, COLUMNS)
@@ -52,12 +52,12 @@ def route_kernel(
         score = score / tl.sum(score, axis=1)[:, None]
     else:
         score = 1.0 / (1.0 + tl.exp(-logit))
-    # Scores keep the logits' order but may round different logits to one number, so without a bias logits decide.
+    # Different logits may round to equal scores, so without a bias experts are ranked by logits.
     rank = logit
     if bias is not None:
         rank = score + tl.load(bias + column, column < EXPERTS, 0.0).to(tl.float32)[None, :]
     rank = tl.where(rank == rank, rank, float("-inf"))
-    # 0 is below the order of every number: for columns that do not exist or are taken.
+    # Columns past the end or already chosen get 0, which is below the order of every number.
     key = tl.where(column[None, :] < EXPERTS, ordered(rank), 0)
     expert = tl.zeros([BLOCK, SLOTS], tl.int32)
     weight = tl.zeros([BLOCK, SLOTS], tl.float32)
@@ -94,10 +94,10 @@ def route(
     factor: float = 1.0,
     bias: Operand | None = None,
 ) -> KernelCall:
-    """logits [tokens, E] -> the k highest experts i32 [tokens, k], the lower id of equals, and weights f32 [tokens, k].
+    """logits [tokens, E] -> the k highest experts i32 [tokens, k] (of equals the lower id), weights f32 [tokens, k].
 
-    score: "softmax" over all experts or "sigmoid"; renormalize: the k weights then sum to 1 (with softmax this is the
-    softmax of the k logits); factor: what they are multiplied by at last. bias [E] is added to scores for the choice
+    `score` is "softmax" over all experts or "sigmoid". With `renormalize` the k weights sum to 1 (for softmax this is
+    the softmax of the k logits); they are then multiplied by `factor`. `bias` [E] is added to the scores for the choice
     only (DeepSeek-AI, "DeepSeek-V3 technical report", 2024, section 2.1.2).
 
     Raises:
@@ -136,7 +136,7 @@ def route(
 def chosen_experts(
     logits: torch.Tensor, chosen: int, score: str, renormalize: bool, factor: float, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `route` computes, in float64: experts and weights [tokens, k]."""
+    """The reference of `route` in f64: (experts, weights), both [tokens, k]."""
     exact = logits.double()
     scores = exact.softmax(dim=1) if score == "softmax" else exact.sigmoid()
     rank = scores if bias is None else scores + bias.double()

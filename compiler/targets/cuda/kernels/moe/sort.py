@@ -1,10 +1,10 @@
-"""The order of experts: assignments of tokens sorted so that a block of rows has one expert.
+"""Sorts assignments of tokens to experts by expert, so that a block of rows has one expert.
 
-The rows of a step are its tokens * k assignments in the order of experts and, within one, of tokens, each expert's
-padded to whole blocks: a block of the products that follow has one expert. How many blocks there are depends on the
-router, so buffers and grids have room for the most there can be, and blocks beyond those in use are marked -1.
+The rows of a step are its tokens * k assignments, sorted by expert and then by token; each expert's rows are padded to
+whole blocks, so a block of the following products has one expert. The number of blocks depends on the router: buffers
+and grids have room for the most there can be, and unused blocks are marked -1.
 """
-# Triton's library is typed as if constants were no Python values and reductions might be tuples.
+# Triton's type stubs reject Python values as constants, and type reductions as if they might be tuples.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
@@ -20,7 +20,7 @@ from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, produc
 from .route import check_experts
 
 CHUNK = 1024
-"""Assignments that a program looks at together."""
+"""Assignments that a program processes at a time."""
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def sort_kernel(
     BINS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """experts i32 [tokens, CHOSEN] -> the tables of `sort_rows`; program e counts everything and places expert e."""
+    """experts i32 [tokens, CHOSEN] -> the tables of `sort_rows`; program e counts all experts and places expert e."""
     mine = tl.program_id(0)
     expert = tl.arange(0, BINS)
     lane = tl.arange(0, CHUNK)
@@ -72,7 +72,7 @@ def sort_kernel(
     tl.store(token_of_row + padding, -1, padding < (first + own) * BLOCK_M)
     for start in range(0, own, CHUNK):
         tl.store(expert_of_block + first + start + lane, mine, start + lane < own)
-    # Every program marks its share of the blocks that are not in use.
+    # Every program marks its share of the unused blocks.
     most = most_blocks(tokens, EXPERTS, CHOSEN, BLOCK_M)
     for start in range(used + mine * CHUNK, most, EXPERTS * CHUNK):
         tl.store(expert_of_block + start + lane, -1, start + lane < most)
@@ -84,7 +84,7 @@ KERNEL = Kernel("moe_sort", sort_kernel)
 
 
 def blocks_formula(experts: int, chosen: int, block_m: int) -> str:
-    """The most blocks of `block_m` rows that a step's assignments can fill: one more row in each expert's last."""
+    """The most blocks of `block_m` rows that a step's assignments can fill: each expert's last block has one row."""
     return f"(tokens * {chosen} + min({experts}, tokens * {chosen}) * {block_m - 1}) // {block_m}"
 
 
@@ -98,11 +98,12 @@ def sort_rows(
     *,
     block_m: int,
 ) -> KernelCall:
-    """experts i32 [tokens, k], each in range -> the order of rows in which experts are computed; all i32.
+    """experts i32 [tokens, k], each in range -> the tables of rows sorted by expert; all are i32.
 
     token_of_row [blocks * block_m], -1 for padding; row_of_assignment [tokens, k]; expert_of_block [blocks], -1 for
-    blocks not in use, which are the last; counts and offsets [E]: assignments of each expert and its first row. The
-    sort is stable, so results depend on nothing but `experts`. blocks: `blocks_formula`; block_m: a power of two.
+    unused blocks, which come last; counts and offsets [E], the number of assignments and the first row of each expert.
+    `blocks_formula` gives the number of blocks; block_m is a power of two. The sort is stable, so results depend only
+    on `experts`.
 
     Raises:
         ValueError: more than 256 experts, or k not from 1 to min(8, E).
@@ -130,7 +131,7 @@ def sort_rows(
 
 
 def sort_operands(experts: int, chosen: int, block_m: int) -> tuple[Operand, ...]:
-    """The operands of `sort_rows` in its order."""
+    """The operands of `sort_rows` in order."""
     blocks = blocks_formula(experts, chosen, block_m)
     return (
         Operand("experts", "i32", ("tokens", chosen)),
@@ -143,7 +144,7 @@ def sort_operands(experts: int, chosen: int, block_m: int) -> tuple[Operand, ...
 
 
 def sorted_rows(experts: torch.Tensor, count: int, block_m: int) -> dict[str, torch.Tensor]:
-    """What `sort_rows` writes for experts [tokens, k], by the names of its operands; surplus rows and blocks are -1."""
+    """The reference of `sort_rows` for experts [tokens, k], by operand name; unused rows and blocks are -1."""
     tokens, chosen = experts.shape
     assignments = tokens * chosen
     blocks = (assignments + min(count, assignments) * (block_m - 1)) // block_m
@@ -180,7 +181,7 @@ def _cases() -> Iterator[Case]:
         (3, 256, 8, 16, None),
         (300, 5, 4, 128, None),
     ):
-        # `only`: the experts from this one on get no token.
+        # Experts from `only` on get no token.
         scores = torch.rand(tokens, only or count, generator=random)
         experts = scores.argsort(dim=1)[:, :chosen].to(torch.int32)
         yield _sort_case(f"{tokens}x{count}-{chosen}-{block_m}", experts, count, block_m)
@@ -191,7 +192,7 @@ def _sort_case(name: str, experts: torch.Tensor, count: int, block_m: int) -> Ca
     tokens, chosen = experts.shape
     call = sort_rows(*sort_operands(count, chosen, block_m), block_m=block_m)
     tables = sorted_rows(experts, count, block_m)
-    # Tables start as neither what is expected nor what marks padding.
+    # Tables start with a value that is neither expected nor the mark of padding.
     inputs = {name: torch.full_like(table, 7) for name, table in tables.items()} | {"experts": experts}
     return Case(name, call, inputs, {"tokens": tokens}, tables, 0.0)
 

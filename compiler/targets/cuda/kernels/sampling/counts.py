@@ -1,4 +1,4 @@
-"""What penalties must know of a sequence, kept on the device: tokens of its prompt, and how often each was sampled."""
+"""Token counts that penalties read, kept on the device: which tokens the prompt has, how often each was sampled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton.language as tl
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 
 PROMPT = 1 << 30
-"""Set in the count of a token that the prompt holds."""
+"""The bit that is set in the count of a token of the prompt."""
 COUNT_MASK = PROMPT - 1
 BLOCK = 128
 TILE = 4096
@@ -19,7 +19,7 @@ TILE = 4096
 
 @triton.jit
 def forget_kernel(reset_slots, counts, VOCAB: tl.constexpr, TILE: tl.constexpr):
-    """counts i32 [slots, VOCAB] become 0 at reset_slots i32 [sequences]; -1: none. Grid: sequences, tiles."""
+    """Set counts i32 [slots, VOCAB] to 0 at reset_slots i32 [sequences]; -1: none. Grid: sequences, tiles."""
     slot = tl.load(reset_slots + tl.program_id(0))
     index = tl.program_id(1) * TILE + tl.arange(0, TILE)
     if slot >= 0:
@@ -28,7 +28,7 @@ def forget_kernel(reset_slots, counts, VOCAB: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def mark_kernel(tokens_of, prompt_slots, counts, tokens, VOCAB: tl.constexpr, MARK: tl.constexpr, BLOCK: tl.constexpr):
-    """Set MARK in counts i32 [slots, VOCAB] of tokens_of i32 [tokens] at prompt_slots i32 [tokens]; -1: not."""
+    """Set MARK in counts i32 [slots, VOCAB] of tokens_of i32 [tokens] at prompt_slots i32 [tokens]; -1: none."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(prompt_slots + at, at < tokens, -1)
     token = tl.load(tokens_of + at, at < tokens, 0)
@@ -47,7 +47,7 @@ def _vocab(counts: Operand) -> int:
 
 
 def forget_counts(reset_slots: Operand, counts: Operand) -> KernelCall:
-    """What a slot's sequence before held is gone. Priced as if no sequence were new."""
+    """Clear the counts of slots that a new sequence takes. The price assumes no new sequence."""
     tiles = -(-_vocab(counts) // TILE)
     return KernelCall(
         FORGET,
@@ -61,7 +61,7 @@ def forget_counts(reset_slots: Operand, counts: Operand) -> KernelCall:
 
 
 def mark_prompt(tokens_of: Operand, prompt_slots: Operand, counts: Operand) -> KernelCall:
-    """Tokens of prompts are remembered as such; negative ids, which stand for sampled tokens, are not."""
+    """Mark the tokens of prompts in the counts; negative ids, which stand for sampled tokens, are skipped."""
     return KernelCall(
         MARK,
         {"tokens_of": tokens_of, "prompt_slots": prompt_slots, "counts": counts, "tokens": "tokens"},

@@ -1,11 +1,11 @@
-"""One token per row of logits, on the device: the order, thresholds and random numbers of `runtime/sampling/draw.py`.
+"""Samples one token per row of logits on the device, by the rules and random numbers of `runtime/sampling/draw.py`.
 
-Cuts are thresholds, found by their bits from the highest down, four at a time: sixteen candidates are counted (top-k)
-or summed (top-p) in one pass over the row. Greedy rows read only what the first kernel left of each tile. A sampled
-token can differ from numpy's only where the random number lies within rounding of a boundary: sums are float32 here.
-Rows that penalties or biases change are chosen from `edited`; log-probabilities are always those of the model itself.
+top-k and top-p are thresholds. Their bits are found from the highest down, four at a time: one pass over the row counts
+(top-k) or sums (top-p) for sixteen candidates. Greedy rows read only the tile statistics. Sums are f32 here, so a token
+can differ from numpy's only if the random number is within rounding of a boundary. Rows with penalties or biases are
+sampled from `edited`; log-probabilities are always of the model's own logits.
 """
-# Triton's library is typed as if constants were no Python values and reductions might be tuples.
+# Triton's type stubs reject Python values as constants, and type reductions as if they might be tuples.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TILE = 2048
 
 @triton.jit
 def ordered(number):
-    """float32 as u32 of the same order; -0 is 0."""
+    """f32 as u32 of the same order; -0 equals 0."""
     bits = (number + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
 @triton.jit
 def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, vocab, TILE: tl.constexpr):
-    """The largest bits t (u32) such that `wanted` is reached by the logits of at least t, counted, or (SUM) by the
-    weights of at least t, summed, of logits whose order is at least `least`."""
+    """The largest bits t (u32) for which the number of logits of at least t reaches `wanted`, or (SUM) the sum of the
+    weights of at least t, over logits whose order is at least `least`."""
     candidate = tl.arange(0, 16)
     found = tl.full([], 0, tl.uint32)
     for step in range(8):
@@ -62,7 +62,7 @@ def threshold(row, maximum, sharpness, least, wanted, SUM: tl.constexpr, vocab, 
 
 @triton.jit
 def kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE: tl.constexpr):
-    """exp((logit - maximum) * sharpness) of a tile, 0 where a threshold cuts it."""
+    """exp((logit - maximum) * sharpness) of a tile; 0 below a threshold."""
     index = start + tl.arange(0, TILE)
     number = tl.load(row + index, index < vocab, float("-inf"))
     weight = tl.exp((number - maximum) * sharpness)
@@ -71,8 +71,8 @@ def kept_weights(row, start, maximum, sharpness, least, cut, vocab, TILE: tl.con
 
 @triton.jit
 def leave_logprobs(row, wanted, ids, values, summary, token, vocab, TILE: tl.constexpr):
-    """The `wanted` largest of a row of finite logits, the lower id of equals, in no order, into ids and values; into
-    summary the row's largest logit, the sum of exp(logit - largest), and the logit of `token`."""
+    """Store the `wanted` largest of a row of finite logits in ids and values, unordered (of equals the lower ids), and
+    the row's largest logit, the sum of exp(logit - largest) and the logit of `token` in summary."""
     tops = tl.full([TILE], float("-inf"), tl.float32)
     for start in range(0, vocab, TILE):
         index = start + tl.arange(0, TILE)
@@ -132,9 +132,11 @@ def choose_kernel(
     MOST: tl.constexpr,
 ):
     """logits and edited f32 [rows, vocab], tile statistics [rows, TILES], parameters [rows] -> sampled i32 [rows],
-    status i32 [rows]: 1 where a logit is not finite (the token is then 0), else 0. sample_positions: of the token to
-    choose. penalty_slots: rows where it is not negative are chosen from `edited`. logprobs i32 [rows]: how many best
-    logits go to top_ids i32 and top_logits f32 [rows, MOST], see `leave_logprobs`; summary f32 [rows, 3]."""
+    status i32 [rows]: 1 if a logit is not finite (the token is then 0), else 0.
+
+    sample_positions: position of the token to sample. Rows whose penalty_slots is not negative are sampled from
+    `edited`. logprobs i32 [rows]: how many of the best logits are stored in top_ids i32 and top_logits f32
+    [rows, MOST] and in summary f32 [rows, 3]; see `leave_logprobs`."""
     at = tl.program_id(0)
     tile = tl.arange(0, COUNT)
     inside = tile < TILES
@@ -198,10 +200,7 @@ KERNEL = Kernel("choose", choose_kernel)
 
 @dataclass(frozen=True)
 class SampledRows:
-    """What is given of every row of logits, all [rows]: see `runtime/sampling/draw.py`; sample_positions: its token's.
-
-    penalty_slots: the slot of a row that penalties or biases change, else -1. logprobs: how many are wanted, 0 to 20.
-    """
+    """The sampling parameters of every row of logits, all [rows]; see `runtime/sampling/draw.py`."""
 
     temperature: Operand
     top_k: Operand
@@ -209,12 +208,15 @@ class SampledRows:
     min_p: Operand
     seed: Operand
     sample_positions: Operand
+    """The position of the sampled token."""
     penalty_slots: Operand
+    """The slot of a row with penalties or biases, else -1."""
     logprobs: Operand
+    """The number of log-probabilities, 0 to 20."""
 
     @staticmethod
     def of(make: Callable[..., Operand]) -> SampledRows:
-        """From what makes an operand of a name, dtype and shape."""
+        """`make` makes an operand of a name, dtype and shape."""
         return SampledRows(**{name: make(name, dtype, "rows") for name, dtype in ROW_DTYPES.items()})
 
 
@@ -226,18 +228,22 @@ ROW_DTYPES = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is found for every row: token and status [rows]; where log-probabilities are wanted the best logits with
-    their ids [rows, 20], in no order, and [rows, 3]: the largest, the sum of exp(logit - largest), the token's."""
+    """The results of every row; the last three are written for rows with log-probabilities."""
 
     sampled: Operand
+    """The token, i32 [rows]."""
     status: Operand
+    """1 if a logit is not finite, else 0, i32 [rows]."""
     top_ids: Operand
+    """The ids of the best logits, unordered, i32 [rows, 20]."""
     top_logits: Operand
+    """The best logits, in the same order, f32 [rows, 20]."""
     summary: Operand
+    """The largest logit, the sum of exp(logit - largest), the token's logit, f32 [rows, 3]."""
 
     @staticmethod
     def of(make: Callable[..., Operand]) -> Chosen:
-        """From what makes an operand of a name, dtype and shape."""
+        """`make` makes an operand of a name, dtype and shape."""
         return Chosen(
             make("sampled", "i32", "rows"),
             make("status", "i32", "rows"),
@@ -248,9 +254,10 @@ class Chosen:
 
 
 def choose(logits: Operand, edited: Operand, tiles: TileMaxima, rows: SampledRows, chosen: Chosen) -> KernelCall:
-    """A token per row of logits f32 [rows, V]; temperature 0: the best; top_k 0, top_p 1 and min_p 0 cut nothing.
+    """Sample a token per row of logits f32 [rows, V]; temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep all.
 
-    edited f32 [rows, V] and tiles: what `tile_stats` left. Priced as greedy, without log-probabilities.
+    `edited` f32 [rows, V] and `tiles` are written by `tile_stats`. The price assumes greedy rows without
+    log-probabilities.
     """
     vocab = logits.shape[-1]
     assert isinstance(vocab, int)
@@ -329,7 +336,7 @@ def _cases() -> Iterator[Case]:
 
 
 def _best(logits: np.ndarray, token: int, count: int) -> dict[str, np.ndarray]:
-    """What `leave_logprobs` leaves: those above the least first, by id, then the least ones; NaN: not written."""
+    """What `leave_logprobs` stores: logits above the least by id, then the least ones; NaN: not written."""
     found = {"top_ids": np.full(MAX_LOGPROBS, np.nan), "top_logits": np.full(MAX_LOGPROBS, np.nan)}
     found["summary"] = np.full(3, np.nan)
     if count:

@@ -1,9 +1,9 @@
-"""The first look at logits: are they finite, what is the best of each tile, after the penalties and biases of a row.
+"""Applies penalties and biases to logits, checks that they are finite, and finds the best logit of each tile.
 
-Edits are those of `runtime/sampling/draw.py`, in its order. What a sequence holds is counted on the device
-(`counts.py`), so that a token that was sampled a moment ago weighs on the next one before any host has seen it.
+The edits and their order are those of `runtime/sampling/draw.py`. Tokens are counted on the device (`counts.py`), so a
+sampled token affects the next one before the host has read it.
 """
-# Triton's library is typed as if constants were no Python values and reductions might be tuples.
+# Triton's type stubs reject Python values as constants, and type reductions as if they might be tuples.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def tile_stats_kernel(
     BIASES: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """logits f32 [rows, VOCAB] -> per tile [rows, TILES]: the largest, its id (the lowest of equals), how many of the
-    given logits are NaN or infinite.
+    """logits f32 [rows, VOCAB] -> per tile [rows, TILES]: the largest logit, its id (the lowest of equals), and the
+    number of given logits that are NaN or infinite.
 
-    Rows whose penalty_slots i32 [rows] name a slot of counts i32 [slots, VOCAB] are changed first, by penalties f32
-    [rows] and logit_bias f32 [rows, BIASES] of logit_bias_ids (-1: none), and left in edited f32 [rows, VOCAB].
+    Rows whose penalty_slots i32 [rows] is a slot of counts i32 [slots, VOCAB] are first changed by penalties f32 [rows]
+    and by logit_bias f32 [rows, BIASES] at logit_bias_ids (-1: none), and stored in edited f32 [rows, VOCAB].
     """
     row = tl.program_id(0)
     tile = tl.program_id(1)
@@ -83,28 +83,31 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def tiles_of(vocab: int) -> int:
-    """Tiles that `tile_stats` leaves a number of each."""
+    """Tiles of a row of logits."""
     return -(-vocab // TILE)
 
 
 @dataclass(frozen=True)
 class TileMaxima:
-    """What is left of every tile [rows, tiles]: the highest logit, the best id, how many are not finite."""
+    """The statistics of every tile, all [rows, tiles]."""
 
     highest: Operand
+    """The largest finite logit, f32."""
     best: Operand
+    """Its id, i32."""
     broken: Operand
+    """The number of logits that are not finite, i32."""
 
     @staticmethod
     def of(make: Callable[..., Operand], vocab: int) -> TileMaxima:
-        """From what makes an operand of a name, dtype and shape."""
+        """`make` makes an operand of a name, dtype and shape."""
         dtypes = {"highest": "f32", "best": "i32", "broken": "i32"}
         return TileMaxima(**{name: make(name, dtype, "rows", tiles_of(vocab)) for name, dtype in dtypes.items()})
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What changes logits: penalty_slots i32 [rows] (a slot, or -1: none), penalties f32 [rows], biases [rows, n]."""
+    """The edits of logits: penalty_slots i32 [rows] (-1: none), penalties f32 [rows], biases i32 and f32 [rows, n]."""
 
     penalty_slots: Operand
     repetition_penalty: Operand
@@ -115,7 +118,7 @@ class Edits:
 
     @staticmethod
     def of(make: Callable[..., Operand], biases: int) -> Edits:
-        """From what makes an operand of a name, dtype and shape."""
+        """`make` makes an operand of a name, dtype and shape."""
         penalties = {name: make(name, "f32", "rows") for name in PENALTIES}
         return Edits(
             penalty_slots=make("penalty_slots", "i32", "rows"),
@@ -126,7 +129,7 @@ class Edits:
 
 
 def tile_stats(logits: Operand, edits: Edits, counts: Operand, edited: Operand, tiles: TileMaxima) -> KernelCall:
-    """What `choose` must know of every tile of every row of logits f32 [rows, V]. Priced as without edits."""
+    """The edited rows and tile statistics of logits f32 [rows, V], for `choose`. The price assumes no edits."""
     rows, vocab = logits.shape
     biases = edits.logit_bias.shape[-1]
     assert isinstance(vocab, int) and isinstance(biases, int)
@@ -145,7 +148,7 @@ def tile_stats(logits: Operand, edits: Edits, counts: Operand, edited: Operand, 
 
 
 def maxima(logits: np.ndarray) -> dict[str, torch.Tensor]:
-    """What a row's tiles hold, of f32 [rows, V], as numpy finds it."""
+    """The reference in numpy: the tile statistics of logits f32 [rows, V]."""
     tiles = [logits[:, start : start + TILE] for start in range(0, logits.shape[1], TILE)]
     finite = [np.where(np.isfinite(tile), tile, -np.inf) for tile in tiles]
     return {

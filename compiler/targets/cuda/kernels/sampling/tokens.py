@@ -1,6 +1,6 @@
-"""Tokens that never leave the device: a step reads those the step before it sampled, whether or not the host has.
+"""Tokens on the device: a step reads the tokens that the previous step sampled, even before the host has them.
 
-They are counted there too, for penalties (`counts.py`).
+They are also counted there for penalties (`counts.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 128
 
 @triton.jit
 def take_kernel(asked, last, taken, tokens, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
-    """asked i32 [tokens]: an id, or -1 - slot for the token last[slot] i32 [SLOTS] -> taken i32 [tokens]."""
+    """asked i32 [tokens] -> taken i32 [tokens]: ids are copied, -1 - slot becomes the token last[slot], i32 [SLOTS]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < tokens
     token = tl.load(asked + index, inside, 0)
@@ -31,9 +31,9 @@ def take_kernel(asked, last, taken, tokens, SLOTS: tl.constexpr, BLOCK: tl.const
 def keep_kernel(
     sampled, slots, penalty_slots, last, counts, rows, SLOTS: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """sampled i32 [rows] into last i32 [SLOTS] at slots i32 [rows]; slot -1 keeps nothing.
+    """Store sampled i32 [rows] in last i32 [SLOTS] at slots i32 [rows]; slot -1 stores nothing.
 
-    They count one more in counts i32 [SLOTS, VOCAB] at penalty_slots i32 [rows]; -1: not.
+    Add 1 to the token's count in counts i32 [SLOTS, VOCAB] at penalty_slots i32 [rows]; -1: none.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < rows
@@ -50,7 +50,7 @@ KEEP = Kernel("keep_tokens", keep_kernel)
 
 
 def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) -> KernelCall:
-    """Ids for the embedding; every id below zero is replaced by a token that was sampled."""
+    """Ids for the embedding: negative ids are replaced by sampled tokens."""
     return KernelCall(
         TAKE,
         {"asked": asked, "last": last, "taken": taken, "tokens": "tokens"},
@@ -66,7 +66,7 @@ def take_tokens(asked: Operand, last: Operand, taken: Operand, *, slots: int) ->
 def keep_tokens(
     sampled: Operand, slots_of: Operand, penalty_slots: Operand, last: Operand, counts: Operand, *, slots: int
 ) -> KernelCall:
-    """The sampled tokens where the next step's `take_tokens` finds them; those of rows that edit logits are counted."""
+    """Store the sampled tokens for the next step's `take_tokens`, and count those of rows with penalties or biases."""
     vocab = counts.shape[-1]
     assert isinstance(vocab, int)
     return KernelCall(

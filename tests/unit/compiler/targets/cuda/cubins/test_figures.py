@@ -6,7 +6,7 @@ import pytest
 
 from llmc.compiler.targets.cuda.cubins import sass
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
-from llmc.compiler.targets.cuda.cubins.figures import figures, main_loop, on_their_way, weights_of
+from llmc.compiler.targets.cuda.cubins.figures import figures, main_loop, thread_bytes_in_flight, weights_of
 from llmc.compiler.targets.cuda.cubins.sass import Instruction, Listing
 from llmc.runtime.chips import MULTIPROCESSORS
 from llmc.runtime.plan.plan import MachineCode
@@ -112,8 +112,8 @@ def test_an_unrolled_loop_gives_the_same_figures():
 
 def test_copies_of_every_width_are_counted_and_bulk_copies_are_not_guessed():
     loop = listing(COPY, COPY.replace("128", "64"), COPY.replace("128", "").replace("BYPASS.", ""), "LDGDEPBAR")
-    assert on_their_way(loop.instructions) == 16 + 8 + 4
-    assert on_their_way(listing("DEPBAR.LE SB0, 0x2", "LDG.E.128").instructions) == 0
+    assert thread_bytes_in_flight(loop.instructions) == 16 + 8 + 4
+    assert thread_bytes_in_flight(listing("DEPBAR.LE SB0, 0x2", "LDG.E.128").instructions) == 0
     bulk = figures(specialization(**TILE), cubin(), listing("UBLKCP.S.G [UR8], [UR4], UR6", *LOOP, "BRA 0x0"))
     assert bulk.in_flight is None
 

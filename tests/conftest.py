@@ -6,7 +6,8 @@ What imports torch stays out of the top of this file: also the process that only
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that impor
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support.paths import PICO
+from support.paths import PACKAGE, PICO, ROOT
 
 import llmc
 from llmc.cli.app import run
+from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from support.commands import Outcome
@@ -31,9 +33,32 @@ settings.register_profile("developer", deadline=None, suppress_health_check=[Hea
 settings.register_profile("ci", settings.get_profile("developer"), derandomize=True)  # a red run is about the change
 settings.load_profile("ci" if os.environ.get("CI") else "developer")
 
+_PACKAGE = tuple(f"{ROOT / folder}/" for folder in PACKAGE)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden dumps (`make golden`)")
+
+
+_make, _wrong = LlmcError.__init__, list[str]()
+
+
+def _checked(self: LlmcError, asked: str, **more: str) -> None:
+    maker = sys._getframe(1).f_code.co_filename  # errors that tests make themselves may be short
+    if maker.startswith(_PACKAGE) and not asked.startswith(("cannot ", "expected ")):
+        _wrong.append(asked)
+    _make(self, asked, **more)
+
+
+LlmcError.__init__ = _checked
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """An error that the package makes begins with cannot or expected; `tests/repo/test_errors.py` reads its source."""
+    _wrong.clear()
+    yield
+    assert _wrong == []
 
 
 @pytest.fixture(scope="session")

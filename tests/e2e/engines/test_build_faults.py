@@ -84,7 +84,7 @@ def test_a_changed_file_is_exit_3_and_the_old_engine_stays(
 ):
     source, before = small_checkpoint(tmp_path / "c"), engine.read_bytes()
     monkeypatch.setattr(weights, "write", lambda *_, **__: touch(source / "model.safetensors") or ())
-    monkeypatch.setattr("llmc.compiler.oracle.probe.measure", lambda *_, **__: Probe((), ()))
+    monkeypatch.setattr("llmc.compiler.oracle.probe.measure_probe", lambda *_, **__: Probe((), ()))
     assert run_command(["build", str(source), "-o", str(engine)]) == 3
     assert "it was changed, replaced or removed" in capsys.readouterr().err
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["c", "e.llmc"])

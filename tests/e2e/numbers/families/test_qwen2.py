@@ -68,5 +68,5 @@ def test_layer_types_that_say_otherwise_are_refused() -> None:
         read(layer_types=["sliding_attention", "full_attention"])
     with pytest.raises(CheckpointError, match='"max_window_layers" as an integer from 0 to 4096\n  found: null'):
         read(use_sliding_window=True, max_window_layers=None)
-    with pytest.raises(CheckpointError, match='"layer_types" as a list of num_hidden_layers entries, 2'):
+    with pytest.raises(CheckpointError, match=r'"layer_types" as a list of num_hidden_layers \(2\) entries'):
         read(use_sliding_window=True, layer_types=["full_attention"])

@@ -66,9 +66,8 @@ class ConfigReader:
     def head_dim(self) -> int:
         fields = self.fields
         if not fields.has("head_dim") and self.hidden_size % self.heads:
-            raise fields.refuse(
-                "hidden_size", f"a multiple of num_attention_heads ({self.heads}), as there is no head_dim,"
-            )
+            expected = f"a multiple of num_attention_heads ({self.heads}), as there is no head_dim,"
+            raise fields.refuse("hidden_size", expected)
         size = fields.integer("head_dim", 1, 4096, self.hidden_size // self.heads)
         if size % 2:
             asked = f'expected "head_dim" as an even number (rotary embedding turns pairs) in {fields.what}'

@@ -199,9 +199,8 @@ class Oracle:
             options = ort.SessionOptions()
             options.intra_op_num_threads = self._threads
             options.log_severity_level = 3
-            options.add_session_config_entry(
-                "session.intra_op.allow_spinning", "0"
-            )  # other threads use the cores between runs
+            # other threads use the cores between runs
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             session = self._sessions[key.digest()] = ort.InferenceSession(
                 _model(protos, inputs, outputs).SerializeToString(), options, providers=["CPUExecutionProvider"]
             )

@@ -109,10 +109,10 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
             loads(tokenizer_json, what="tokenizer.json", error=CheckpointError, max_bytes=MAX_TOKENIZER_BYTES)
         )
         _check_ids(declared, question["rows"])
-        with contained("cannot load it", CheckpointError):
+        with contained("load it", CheckpointError):
             tokenizer = Tokenizer.from_bytes(tokenizer_json, question["config"])
         _check_library(tokenizer, declared, question["eos"])
-        with contained("cannot encode probe texts", CheckpointError):
+        with contained("encode probe texts", CheckpointError):
             for text in STRESS:
                 tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:

@@ -1,4 +1,4 @@
-"""The whole path as code: checkpoint, graph, passes, profiles, streamed weights, probe, engine file."""
+"""The whole build as one function: checkpoint, graph, passes, profiles, streamed weights, probe, engine file."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def build(
 ) -> BuildReport:
     """Compile an open checkpoint (`open_source`) into an engine file.
 
-    memory_limit: GiB the build may plan for; chunks shrink to meet it. dump: a folder for the graph after each pass.
-    tactics: measured tiles, in place of those that come with llmc for a chip.
+    `memory_limit` is the memory in GiB that the build may use; chunks shrink to fit. `dump` is a folder for the graph
+    after each pass. `tactics` are measured tiles, which replace those that llmc ships for a chip.
 
     Raises:
-        LlmcError: see `runtime/errors.py`; the file at `output` is then as it was before.
+        LlmcError: any class of `runtime/errors.py`; the file at `output` is unchanged then.
     """
     clock, output = Clock(progress), Path(output)
     with clock.stage("read headers"):
@@ -66,7 +66,7 @@ def build(
 
             notes = weights.write(tensors, checkpoint.source, writer, chunk_bytes=chunk, advance=advanced)
         with clock.stage("golden probe"):
-            golden = probe.measure(decoder.graph, decoder.spec, writer.read, context=context)
+            golden = probe.measure_probe(decoder.graph, decoder.spec, writer.read, context=context)
         with clock.stage("digest checkpoint"):
             digests = checkpoint.files.digests()
         with clock.stage("finish file"):
@@ -80,7 +80,7 @@ def build(
                 writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
             writer.section(MEASURED, canonical({"probe": golden.to_json()}))
             manifest = manifest_of(checkpoint, recipe, tables, context, decoder, profiles, digests)
-            checkpoint.files.unchanged()
+            checkpoint.files.require_unchanged()
             writer.commit(manifest)
     return BuildReport(
         path=output,

@@ -1,7 +1,7 @@
-"""Makes kernel files importable without the compiler around them: that took a worker longer than compiling a kernel.
+"""Makes kernel files importable without the compiler, whose import takes a worker longer than compiling a kernel.
 
-Kernel files also hold their cases, which are made of torch tensors, and lie in packages whose first lines bring in the
-whole compiler. A worker asks for neither: it gets those packages bare, and torch only if something really uses it.
+Kernel files also hold their cases, which use torch, and lie in packages whose `__init__` imports the whole compiler. A
+worker needs neither: it gets empty packages, and torch is imported only on first use.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from types import ModuleType
 from typing import Any
 
 _BARE = ("targets", "targets.cuda")
+"""Packages whose `__init__` is not run."""
 
 
-class _Late(ModuleType):
-    """Stands for a module until one of its names is asked for. (`LazyLoader` of Python 3.11 loads at any import.)"""
+class _LazyModule(ModuleType):
+    """Imports the real module on first access to a name. (`LazyLoader` of Python 3.11 loads at any import.)"""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what importing looks at
+        if name.startswith("__"):  # the import system reads these
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
@@ -27,9 +28,9 @@ class _Late(ModuleType):
 
 
 def prepare() -> None:
-    """Let kernel files be imported alone, in this process that has imported none."""
+    """Let this process import kernel files alone; call it before the first import of one."""
     for name in _BARE:
         package = ModuleType(f"{__package__}.{name}")
         package.__path__ = [str(Path(__file__).parent.joinpath(*name.split(".")))]
         sys.modules[package.__name__] = package
-    sys.modules["torch"] = _Late("torch")
+    sys.modules["torch"] = _LazyModule("torch")

@@ -1,4 +1,4 @@
-"""From a checkpoint to the legal graph of every profile: the family's graph, then all passes."""
+"""From a checkpoint to the legal graph of every profile: builds the logical graph, then runs all passes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ DEFAULT_CONTEXT = 4096
 
 
 def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Positions of the engine: at most those the model is made for, unless its rope grows with them.
+    """Positions of the engine: at most as many as the model was trained for, unless its rope type is dynamic.
 
     Raises:
-        RecipeError: the recipe asks for more.
+        RecipeError: the recipe asks for more positions.
     """
     limit, asked = checkpoint.config.decoder.positions, recipe.max_context
     if asked is None:
         return min(limit, DEFAULT_CONTEXT)
-    if asked > limit and not checkpoint.config.grows:
+    if asked > limit and not checkpoint.config.rope_is_dynamic:
         raise RecipeError(
-            f"max_context {asked}", found=f"a model of {limit} positions", fix=f"--max-context {limit} or less"
+            f"cannot build with max_context {asked}",
+            found=f"a model of {limit} positions",
+            fix=f"--max-context {limit} or less",
         )
     return asked
 
@@ -35,10 +37,15 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 def lower(
     checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Path | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
-    """The logical graph after the model_passes passes, the legal one of every profile, and what all passes did.
+    """The logical graph after the model passes, the legal graph of every profile, and the reports of all passes.
 
-    No weight is read. context: positions, those of `context_of` for an engine. dump: a folder for the graph after each
+    Reads no weight. `context` is the number of positions (`context_of`). `dump` is a folder for the graph after each
     pass that changed it.
+
+    Raises:
+        CheckpointError: the tensors do not match the configuration.
+        RecipeError: a rule of the recipe matches no linear.
+        Unsupported: a format, rope type or target of the recipe does not support this model.
     """
     decoder = build(checkpoint, context)
     graph = decoder.graph
@@ -57,12 +64,12 @@ def lower(
 
 
 def _require_matches(recipe: Recipe, graph: Graph) -> None:
-    """A rule that covers no linear is a mistake: its author meant one."""
+    """Refuse a rule that matches no linear: it is a mistake of its author."""
     linears = [node.metadata_props.get(MODULE, "") for node in graph.nodes if node.op_type == "Linear"]
     for rule in recipe.rules:
         if not any(fnmatchcase(name, rule.match) for name in linears):
             raise RecipeError(
-                f"recipe rule {rule.match!r}{nearest(rule.match, linears)}",
+                f"cannot apply recipe rule {rule.match!r}{nearest(rule.match, linears)}",
                 found=f"none of the {len(linears)} linears has such a name",
                 fix=f"a glob on names such as {linears[0]!r}",
             )

@@ -92,11 +92,11 @@ def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | N
         return engine.logits, engine.max_context
     extras.need("build", "a checkpoint as --baseline")
     from ...compiler.checkpoint.checkpoint import open_checkpoint
-    from ...compiler.oracle.reference import reference
+    from ...compiler.oracle.reference import reference_logits
 
     checkpoint = open_checkpoint(where, accept_config=manifest.checkpoint.accepted_config)
     _same_tokenizer(manifest, checkpoint.files.small_digests, where)
-    return reference(checkpoint), None
+    return reference_logits(checkpoint), None
 
 
 def _same_tokenizer(manifest: Manifest, digests: Mapping[str, str], where: str) -> None:

@@ -1,1 +1,1 @@
-"""Opens a folder or hub id, checks headers, index and tokenizer."""
+"""Opens a folder or a hub id; checks headers, index and tokenizer."""

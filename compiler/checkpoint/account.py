@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is used, or left out for a reason; judged without torch and onnx, so at once."""
+"""Every tensor of a checkpoint is used, or left out for a reason; the check needs neither torch nor onnx."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from ...runtime.errors import CheckpointError, nearest
 from .checkpoint import Checkpoint, open_checkpoint
 
 _SHOWN = 20
+"""Disagreements that an error lists."""
 
 
 def open_source(
     where: str | Path, accept_config: Collection[str] = (), random_weights: int | None = None
 ) -> Checkpoint:
-    """The front door of a build: `open_checkpoint`, whose tensors are judged and whose files are being hashed.
+    """Open a checkpoint for a build: `open_checkpoint`, check its tensors, and begin to hash its files.
 
     Raises:
-        CheckpointError: its tensors are not those of its configuration; and what `open_checkpoint` raises.
+        CheckpointError: the tensors do not match the configuration.
+        LlmcError: whatever `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(where, accept_config=accept_config, random_weights=random_weights)
     check_tensors(checkpoint)
@@ -26,10 +28,10 @@ def open_source(
 
 
 def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
-    """Compare names and shapes of the tensors with what the decoder reads; returns the unused tensors and why.
+    """Compare names and shapes of the tensors with those the decoder reads; return {unused tensor: reason}.
 
     Raises:
-        CheckpointError: tensors missing, left over, or of another shape, with a table of expected and found.
+        CheckpointError: tensors are missing, left over or of another shape; lists expected and found.
     """
     source, spec = checkpoint.source, checkpoint.config.decoder
     shapes = spec.tensors()
@@ -54,7 +56,7 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
         lines = [f"{name}: {said}{nearest(name, known)}" for name, said, known in wrong[:_SHOWN]]
         lines += [f"and {len(wrong) - _SHOWN} more"] * (len(wrong) > _SHOWN)
         raise CheckpointError(
-            f"tensors of {checkpoint.config.family.architecture}",
+            f"expected the tensors of {checkpoint.config.family.architecture}",
             found=f"{len(wrong)} disagreements:\n    " + "\n    ".join(lines),
             fix="a config.json that belongs to these weights",
         )
@@ -62,7 +64,11 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def account(checkpoint: Checkpoint) -> dict[str, str]:
-    """`check_tensors`, and a head beside a tied embedding is read and must equal it."""
+    """`check_tensors`; also reads a head stored beside a tied embedding, which must equal the embedding.
+
+    Raises:
+        CheckpointError: see `check_tensors`; or the head differs from the embedding.
+    """
     unused, spec = check_tensors(checkpoint), checkpoint.config.decoder
     if (head := f"{spec.head}.weight") in unused:
         _require_equal(checkpoint, head, f"{spec.embedding}.weight")
@@ -76,7 +82,7 @@ def _require_equal(checkpoint: Checkpoint, head: str, embedding: str) -> None:
     spans = [(start, min(start + 4096, one.shape[0])) for start in range(0, one.shape[0], 4096)]
     if not same or any(source.rows(head, *span).tobytes() != source.rows(embedding, *span).tobytes() for span in spans):
         raise CheckpointError(
-            "config.json says tie_word_embeddings",
+            'expected a head equal to the embedding, as "tie_word_embeddings" in config.json says',
             found=f"tensor {head!r} that differs from {embedding!r}",
-            fix='"tie_word_embeddings": false in config.json, if the head is meant to be its own',
+            fix='"tie_word_embeddings": false in config.json, if the head is not meant to be tied',
         )

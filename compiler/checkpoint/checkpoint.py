@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint: checked whole by its headers, its weights read row by row when they are asked for."""
+"""A Hugging Face checkpoint: all headers are checked when it is opened; weights are read by rows, on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_TENSORS = 200_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose headers and small files have been read; no weight has. `source` and `files` are open."""
+    """An open checkpoint: headers and small files have been read, weights have not. `source` and `files` are open."""
 
     path: Path
     config: Config
@@ -36,13 +36,13 @@ class Checkpoint:
     eos_ids: tuple[int, ...]
     """The union of both configs."""
     tokenizer: Mapping[str, bytes] = field(repr=False)
-    """Contents by file name; chat_template.jinja only if it is a file of its own."""
+    """Contents by file name; chat_template.jinja only if that file exists."""
     tokenizer_config: Mapping[str, object] = field(repr=False)
     chat_template: str | None = field(repr=False)
     revision: str | None
     """The commit, if known."""
     random_seed: int | None
-    """Set if weights are random numbers."""
+    """Set if the weights are random numbers."""
     warnings: tuple[str, ...]
     source: Source = field(repr=False)
     files: Files = field(repr=False)
@@ -53,8 +53,14 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint: a folder, a .safetensors file in it, or a hub id `org/name[@revision]` (strings only).
 
-    `random_weights` is a seed: then config.json is enough and weights on disk are not looked at. Raises
-    CheckpointError, Unsupported, RecipeError (accept_config), ResourceError (hub id: no network, access or extra).
+    `accept_config` names unknown config keys to ignore. `random_weights` is a seed: then config.json is enough and
+    weights on disk are not read.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or contradicts another.
+        Unsupported: the checkpoint is sound, but llmc does not support it.
+        RecipeError: a key of `accept_config` is misspelt or cannot be ignored.
+        ResourceError: a hub id without network, access or the extra.
     """
     path, warnings = _locate(where, random_weights is None)
     folder = Folder(path if os.path.isdir(path) else path.parent)
@@ -83,8 +89,8 @@ def open_checkpoint(
         warnings += notes
         if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in files.shards}:
             raise CheckpointError(
-                f"{path}: a weight file of the checkpoint",
-                found=f"{folder.path} is made of others",
+                f"expected a weight file of the checkpoint at {path}",
+                found=f"{folder.path} consists of other files",
                 fix="pass the folder",
             )
         warnings += _check_dtypes(source, config)
@@ -109,7 +115,7 @@ def open_checkpoint(
 
 
 def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mapping[str, object], str | None]:
-    """tokenizer_config.json, empty if there is none, and the chat template in it or beside it."""
+    """tokenizer_config.json (empty if absent), and the chat template from it or from its own file."""
     data = tokenizer.get("tokenizer_config.json")
     config = {} if data is None else load_object(data, what)
     jinja = tokenizer.get("chat_template.jinja")
@@ -117,26 +123,28 @@ def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mappin
 
 
 def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
-    """The folder (or weight file) that `where` means, downloaded if it is a hub id."""
+    """The folder or weight file that `where` names (downloaded if it is a hub id), and warnings."""
     path = Path(where).expanduser()
     if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.isfile(path)):
         return path, []
     if os.path.lexists(path):
         fix = "pass the folder that holds config.json"
-        raise CheckpointError(f"{where}: a checkpoint folder", found=f"a file named {path.name}", fix=fix)
+        raise CheckpointError(f"expected a checkpoint folder at {where}", found=f"a file named {path.name}", fix=fix)
     # Needed for hub ids only: a plain folder must open without the extra.
     from .hub import download, parse_hub_id
 
     hub_id = parse_hub_id(where) if isinstance(where, str) else None
     if hub_id is None:
         raise CheckpointError(
-            f"{where}: a checkpoint folder, or a Hugging Face id org/name[@revision]", found="no such folder"
+            f"cannot open checkpoint {where}",
+            found="no such folder",
+            fix="a checkpoint folder, or a Hugging Face id org/name[@revision]",
         )
     return download(hub_id, weights=weights)
 
 
 def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
-    """All shards open, each tensor found where the index says, nothing else in them."""
+    """Open all shards and check them against the index; returns the source and warnings."""
     folder = files.folder
     weights = find_weights(folder)
     if weights.index is not None:
@@ -144,7 +152,7 @@ def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     missing = [name for name in weights.shards if not folder.has(name)]
     if missing:
         raise CheckpointError(
-            f"{folder.path}: the {len(weights.shards)} shards that {INDEX} lists",
+            f"expected the {len(weights.shards)} shards that {INDEX} lists in {folder.path}",
             found=f"{len(missing)} missing: {', '.join(missing[:4])}",
             fix="download the missing files",
         )
@@ -176,29 +184,29 @@ def _read_header(opened: OpenFile) -> Header:
 
 
 def _check_against_index(shard: FileFacts, header: Header, listed: Mapping[str, frozenset[str]]) -> None:
-    """The tensors of a shard's header are exactly those that the index lists for it."""
+    """Refuse a shard whose header and index do not name the same tensors."""
     expected = listed[shard.name]
     for tensor in header.tensors:
         if tensor not in expected:
             elsewhere = [name for name, tensors in listed.items() if tensor in tensors]
             found = f"listed for {elsewhere[0]}" if elsewhere else "not listed"
-            raise CheckpointError(f"{INDEX}: tensor {tensor!r} listed for {shard.name}, which holds it", found=found)
+            raise CheckpointError(f"expected {INDEX} to list {tensor!r} for {shard.name}, which holds it", found=found)
     for tensor in sorted(expected - header.tensors.keys()):
         raise CheckpointError(
-            f"{shard.shown}: tensor {tensor!r}, which {INDEX} lists for it",
+            f"expected tensor {tensor!r} in {shard.shown}, as {INDEX} lists it",
             found=f"no such tensor{nearest(tensor, header.tensors)}",
             fix="download the checkpoint again: index and shard are of different versions",
         )
 
 
 def _check_dtypes(source: Source, config: Config) -> list[str]:
-    """Refuse tensors that are not plain floating point; say so if a quantization setting is a leftover."""
+    """Refuse tensors that are not plain floating point; warn if quantization_config is left over."""
     for name in source.names:
         dtype = source.info(name).dtype
         if dtype not in CONFIG_DTYPES.values():
             method = f", quant_method {config.quantization!r}" if config.quantization else ""
             raise Unsupported(
-                f"tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
+                f"expected tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
                 found=f"{dtype}{method}",
                 fix="start from the bf16, fp16 or fp32 checkpoint: model.to(torch.bfloat16).save_pretrained writes one",
             )

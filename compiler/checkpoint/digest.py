@@ -1,4 +1,4 @@
-"""The files of a checkpoint while it is open: each read once, its SHA-256 taken on all cores behind other work."""
+"""The files of an open checkpoint: each is read once, and all cores compute SHA-256 while other work runs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ _MAX_SMALL_BYTES = 16 << 20
 
 
 class Files:
-    """What has been read of a folder, and its weight files, which stay open."""
+    """The small files read from a folder so far, and its weight files, which stay open."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.shards: list[OpenFile] = []
         self.small_digests: dict[str, str] = {}
-        """SHA-256 by name of the files that were read whole: of the very bytes that were parsed."""
+        """SHA-256 by file name of the files read whole, computed from the bytes that were parsed."""
         self._small: list[FileFacts] = []
         self._shard_digests: dict[str, Future[str]] | None = None
 
     @property
     def facts(self) -> tuple[FileFacts, ...]:
-        """Every file, as it was when it was opened."""
+        """Every file read or opened so far, as it was then."""
         return (*self._small, *(shard.facts for shard in self.shards))
 
     def need(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes:
-        """A small file's content; CheckpointError if it is missing or too large."""
+        """The content of a small file.
+
+        Raises:
+            CheckpointError: the file is missing, unreadable or larger than `max_bytes`.
+        """
         return self.add(*self.folder.read(name, max_bytes))
 
     def get(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes | None:
-        """`need`, or None if there is no such file."""
+        """The content of a small file as `need` returns it; None if the file does not exist."""
         return self.need(name, max_bytes) if self.folder.has(name) else None
 
     def add(self, data: bytes, facts: FileFacts) -> bytes:
-        """Remember a file that was read."""
+        """Record a file that was read; returns its content."""
         self._small.append(facts)
         self.small_digests[facts.name] = hashlib.sha256(data).hexdigest()
         return data
@@ -58,18 +62,26 @@ class Files:
             threading.Thread(target=_hash_files, args=(waiting, dropped), name="llmc-digest", daemon=True).start()
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file by name, when all are there; CheckpointError for a file that cannot be read."""
+        """SHA-256 of every file by name; waits until all files are hashed.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
         if self._shard_digests is None:
             self.start_digest()
         shards = {name: digest.result() for name, digest in (self._shard_digests or {}).items()}
         return dict(sorted({**self.small_digests, **shards}.items()))
 
-    def unchanged(self) -> None:
-        """CheckpointError naming a file that was replaced, written to or removed since it was opened."""
+    def require_unchanged(self) -> None:
+        """Check that the build read one state of the checkpoint.
+
+        Raises:
+            CheckpointError: a file was replaced, written to or removed since it was opened.
+        """
         for facts in self.facts:
             if not is_unchanged(facts):
                 raise CheckpointError(
-                    f"{facts.shown}: a file that stays as it is while the engine is built",
+                    f"expected {facts.shown} to stay unchanged while the engine is built",
                     found="it was changed, replaced or removed",
                     fix="wait until the download has finished, then build again",
                 )

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder, opened so that no name, link or swap leads out of it and nothing blocks."""
+"""Opens files of a checkpoint folder: no name, link or swap can lead out of the folder, and no open blocks."""
 
 from __future__ import annotations
 
@@ -25,45 +25,51 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A file as it was when it was opened.
-
-    `path` is its place after all links, `shown` the path that messages name; `identity` is device, inode, size and time
-    of the last change (ns).
-    """
+    """A file as it was when it was opened."""
 
     name: str
     bytes: int
     shown: str
+    """The path that messages name."""
     path: Path
+    """The path with all links resolved."""
     identity: tuple[int, int, int, int]
+    """Device, inode, size and time of the last change (ns)."""
 
 
 class OpenFile:
-    """A file held open for reading at offsets, by any number of threads; closed with the last reference to it."""
+    """An open file that any number of threads may read at offsets; closed with the last reference to it."""
 
     def __init__(self, fd: int, facts: FileFacts) -> None:
         self.fd, self.facts = fd, facts
         weakref.finalize(self, os.close, fd)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill the buffer from `offset`; CheckpointError if the file ends before or cannot be read."""
+        """Fill the buffer from `offset`.
+
+        Raises:
+            CheckpointError: the file cannot be read, or ends before the buffer is full.
+        """
         done = 0
         while done < len(buffer):
             try:
                 count = os.preadv(self.fd, [buffer[done : done + (1 << 30)]], offset + done)
             except OSError as problem:
-                raise CheckpointError(f"{self.facts.shown}: a readable file", found=str(problem.strerror)) from None
+                raise CheckpointError(f"cannot read {self.facts.shown}", found=str(problem.strerror)) from None
             if count == 0:
                 found = f"its end at byte {offset + done}"
                 raise CheckpointError(
-                    f"{self.facts.shown}: a file of {self.facts.bytes} bytes, as when it was opened", found=found
+                    f"expected {self.facts.bytes} bytes in {self.facts.shown}, as when it was opened", found=found
                 )
             done += count
 
 
 class Folder:
-    """A checkpoint folder. Its files may be links, but only to files in the folder itself or, in a snapshot of the
-    Hugging Face cache, in the cache folder of the same repository."""
+    """A checkpoint folder.
+
+    Its files may be links, but only to files in the folder itself or, in a snapshot of the Hugging Face cache, to files
+    in the cache folder of the same repository.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -75,13 +81,17 @@ class Folder:
         try:
             return sorted(os.listdir(self.path))
         except OSError as problem:
-            raise CheckpointError(f"{self.path}: a readable folder", found=str(problem.strerror)) from None
+            raise CheckpointError(f"cannot read folder {self.path}", found=str(problem.strerror)) from None
 
     def has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
 
     def open(self, name: str) -> OpenFile:
-        """Open a file of the folder; CheckpointError if it is missing, no regular file, or leads out of the folder."""
+        """Open a file of the folder.
+
+        Raises:
+            CheckpointError: the file is missing, is not a regular file, or leads out of the folder.
+        """
         path = self._resolve(name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -92,13 +102,17 @@ class Folder:
         opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
         if not stat.S_ISREG(now.st_mode):
             raise self._error(name, "a regular file", kind_of_file(now.st_mode))
-        # A folder above the file may have been swapped between the two calls; then the path now leads elsewhere.
+        # A folder above the file may have been swapped between `_resolve` and `os.open`: check the path again.
         if self._resolve(name) != path or not is_unchanged(opened.facts):
             raise self._error(name, "a file that stays in place", "it was replaced meanwhile")
         return opened
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, FileFacts]:
-        """A small file's content, refused unread if it is larger than `max_bytes`."""
+        """The content of a small file, and its facts.
+
+        Raises:
+            CheckpointError: the file cannot be opened, or is larger than `max_bytes`; then it is not read.
+        """
         opened = self.open(name)
         if opened.facts.bytes > max_bytes:
             raise self._error(name, f"a file of at most {max_bytes} bytes", f"{opened.facts.bytes} bytes")
@@ -120,25 +134,28 @@ class Folder:
         return path
 
     def _error(self, name: str, expected: str, found: str, fix: str = "") -> CheckpointError:
-        return CheckpointError(f"{self.path / name}: {expected}", found=found, fix=fix)
+        return CheckpointError(f"expected {expected} at {self.path / name}", found=found, fix=fix)
 
 
 def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:
-    """A weight file with a second name elsewhere can be changed, or be meant for others, unseen: refused.
+    """Refuse a weight file with a second name: the file can be changed, or exposed, through the other name.
 
     The Hugging Face cache is exempt, since its blobs may be shared on purpose.
+
+    Raises:
+        CheckpointError: the file has more than one name.
     """
     links = os.fstat(opened.fd).st_nlink
     if links > 1 and folder.commit is None:
         raise CheckpointError(
-            f"{opened.facts.shown}: a weight file with one name",
+            f"expected a weight file with one name at {opened.facts.shown}",
             found=f"a hard link, {links} names",
             fix="copy the checkpoint folder (cp -r, not cp -l)",
         )
 
 
 def is_unchanged(facts: FileFacts) -> bool:
-    """Whether the path still names the same file, of the same size, not written since."""
+    """True if the path still names the same file with the same size and time of change."""
     try:
         now = os.stat(facts.path, follow_symlinks=False)
     except OSError:
@@ -151,10 +168,14 @@ def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def check_shard_name(name: object, what: str) -> str:
-    """A file name that means one file of this folder on every system, or CheckpointError."""
+    """Return `name` if it names a file of this folder on every operating system.
+
+    Raises:
+        CheckpointError: it is not a plain .safetensors file name; `what` is the file that lists it.
+    """
     reason = _name_fault(name) if isinstance(name, str) else "not a string"
     if reason:
-        raise CheckpointError(f"{what}: shard names that are plain file names", found=f"{shown(name)}: {reason}")
+        raise CheckpointError(f"expected plain file names of shards in {what}", found=f"{shown(name)}: {reason}")
     return str(name)
 
 
@@ -173,11 +194,15 @@ def _name_fault(name: str) -> str:
 
 
 def read_index(data: bytes, what: str) -> tuple[dict[str, str], int | None]:
-    """{tensor: shard} of a model.safetensors.index.json, and metadata.total_size if it is there."""
+    """{tensor: shard} of a model.safetensors.index.json, and metadata.total_size (None if absent).
+
+    Raises:
+        CheckpointError: the file is not JSON, has no weight_map, or lists a shard name that is not plain.
+    """
     index = loads(data, what=what, error=CheckpointError, max_bytes=_MAX_INDEX_BYTES)
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table:
-        raise CheckpointError(f'{what}: "weight_map" from tensors to shards', found=shown(table))
+        raise CheckpointError(f'expected "weight_map" from tensors to shards in {what}', found=shown(table))
     for shard in {str(shard): shard for shard in table.values()}.values():
         check_shard_name(shard, what)
     metadata = index.get("metadata")
@@ -187,19 +212,26 @@ def read_index(data: bytes, what: str) -> tuple[dict[str, str], int | None]:
 
 @dataclass(frozen=True)
 class Weights:
-    """Names of the weight files and, if there is an index, its tensors by shard, its total_size and its content."""
+    """The weight files of a checkpoint; without an index, only their names."""
 
     shards: tuple[str, ...]
+    """File names."""
     listed: Mapping[str, frozenset[str]] | None = None
+    """Tensors by shard, as the index lists them."""
     total_size: int | None = None
+    """Bytes of all tensors, as the index says."""
     index: tuple[bytes, FileFacts] | None = None
+    """Content of the index."""
 
 
 def find_weights(folder: Folder) -> Weights:
-    """Which files hold the weights: by the index, else model.safetensors.
+    """The files that hold the weights: the shards of the index, else model.safetensors.
 
-    model.safetensors beside an index of other shards wins, as in transformers. Raises CheckpointError or Unsupported
-    that says what lies there instead of weights.
+    model.safetensors beside an index of other shards wins, as in transformers.
+
+    Raises:
+        CheckpointError: there are no weights; says which files are there instead.
+        Unsupported: there are only weights in a form that llmc does not read (adapter, pickle, GGUF).
     """
     if folder.has(INDEX):
         data, facts = folder.read(INDEX, _MAX_INDEX_BYTES)
@@ -216,7 +248,7 @@ def find_weights(folder: Folder) -> Weights:
 
 
 def _no_weights(folder: Folder) -> CheckpointError | Unsupported:
-    asked = f"{folder.path}: weights in {SINGLE}, or in shards listed by {INDEX}"
+    asked = f"expected weights in {SINGLE}, or in shards listed by {INDEX}, in folder {folder.path}"
     names = folder.names()
     pickles = [name for name in names if name.endswith(_PICKLES)]
     tensors = [name for name in names if name.endswith(".safetensors")]

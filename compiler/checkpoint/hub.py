@@ -1,4 +1,4 @@
-"""Hugging Face ids: resolved to one commit in the usual cache, so that a build names exactly what it was made from."""
+"""Resolves a Hugging Face id to one commit in the usual cache, so that an engine can name its source exactly."""
 
 from __future__ import annotations
 
@@ -17,49 +17,52 @@ _SMALL = ["config.json", "generation_config.json", INDEX, "tokenizer*.json", "sp
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository on the hub and the branch, tag or commit wanted; None is its main branch."""
+    """A repository on the hub."""
 
     name: str
     revision: str | None
+    """Branch, tag or commit; None means the main branch."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """`org/name`, `org/name@revision`, either with `hf://` before it; None for anything else."""
+    """Parse `org/name` or `org/name@revision`, with or without `hf://` before it; None for any other text."""
     match = _HUB_ID.fullmatch(text)
     return HubId(match[1], match[2]) if match and ".." not in text else None
 
 
 def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
-    """The snapshot folder of the id in the Hugging Face cache and warnings; fetches only files llmc reads.
+    """The snapshot folder of the id in the Hugging Face cache, and warnings; fetches only files that llmc reads.
 
-    Raises ResourceError (extra missing, no network and not cached, no access), CheckpointError (no such repository or
-    revision).
+    Raises:
+        ResourceError: the extra is missing, access is denied, or there is no network and no cached copy.
+        CheckpointError: the repository or revision does not exist.
+        Unsupported: the repository has no safetensors weights.
     """
     folder = _snapshot(hub_id, _SMALL)
     commit = Folder(folder).commit
     if commit is None:
-        raise CheckpointError(f"{hub_id}: a snapshot of one commit", found=str(folder))
+        raise CheckpointError(f"expected a snapshot of one commit for {hub_id}", found=str(folder))
     if weights:
         _snapshot(HubId(hub_id.name, commit), _weight_names(folder))
         if not (Folder(folder).has(INDEX) or Folder(folder).has(SINGLE)):
             found = f"neither {SINGLE} nor {INDEX} (pickle files are never read)"
-            raise Unsupported(f"{hub_id}: weights in safetensors files", found=found)
+            raise Unsupported(f"expected weights in safetensors files in {hub_id}", found=found)
     if hub_id.revision is None:
         return folder, [f"{hub_id}: no revision given, main is commit {commit} now (pin it: {hub_id}@{commit})"]
     return folder, []
 
 
 def _weight_names(folder: Path) -> list[str]:
-    """The shards that the downloaded index lists (its names are checked), else the one file of small models."""
+    """The shards that the downloaded index lists (their names are checked), else model.safetensors."""
     opened = Folder(folder)
     return list(find_weights(opened).shards) if opened.has(INDEX) else [SINGLE]
 
 
 def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
-    asked = f"{hub_id}: no folder of that name, so a Hugging Face model"
+    asked = f"cannot get {hub_id} from Hugging Face (no folder has that name)"
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -82,7 +85,7 @@ def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
         raise ResourceError(asked, found="access to it is restricted", fix=fix) from None
     except RepositoryNotFoundError:
         fix = "check the name; a private model needs HF_TOKEN"
-        raise CheckpointError(asked, found="the hub has none of that name", fix=fix) from None
+        raise CheckpointError(asked, found="the hub has no such model", fix=fix) from None
     except (RevisionNotFoundError, HFValidationError) as problem:
         raise CheckpointError(asked, found=_first_line(problem)) from None
     except LocalEntryNotFoundError as problem:

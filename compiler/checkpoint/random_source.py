@@ -1,4 +1,4 @@
-"""Weights from a seed instead of files: so that a model of any size can be measured from its config alone."""
+"""Random weights from a seed, so that a model of any size can be built and measured from its config.json alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from ...runtime.machine import cpu_count
 from ...runtime.numbers import RAW_DTYPE, f32_to_bf16
 
 _LEVELS = 1 << 16
-_PER_COUNT = 16  # 16-bit numbers that Philox4x64 gives for one value of its counter
-_PIECE = 1 << 20  # elements that a core makes at once: its temporary memory stays under 16 MiB
+"""Entries of the table of normal values."""
+_PER_COUNT = 16
+"""16-bit numbers that Philox4x64 gives for one value of its counter."""
+_PIECE = 1 << 20
+"""Elements that a core makes at once: its temporary memory stays under 16 MiB."""
 
 
 class RandomSource:
     """Tensors of the given shapes, normal with standard deviation `initializer_range`, cut off at 4.3 deviations.
 
-    One-dimensional tensors are ones (norm weights), or zeros if their name ends in ".bias". Element values depend on
-    seed, tensor name and position alone, not on the rows asked for together. `dtype` is BF16, F16 or F32.
+    One-dimensional tensors are ones (norm weights), or zeros if their name ends in ".bias". An element depends only on
+    seed, tensor name and position, not on which rows one call reads. `dtype` is BF16, F16 or F32.
     """
 
     def __init__(
@@ -42,16 +45,20 @@ class RandomSource:
         self.names: tuple[str, ...] = tuple(self._infos)
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype, shape and size of a tensor (its offset is 0); CheckpointError if there is none of that name."""
+        """Dtype, shape and size of a tensor; the offset is 0.
+
+        Raises:
+            CheckpointError: no tensor has that name.
+        """
         info = self._infos.get(name)
         if info is None:
             raise CheckpointError(
-                f"tensor {name!r} of random weights", found=f"no such name{nearest(name, self.names)}"
+                f"cannot find tensor {name!r} in the random weights", found=f"no such name{nearest(name, self.names)}"
             )
         return info
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) in raw representation, a fresh array [stop - start, ...]."""
+        """Rows [start, stop) in raw representation, a new array [stop - start, ...]."""
         shape = self.info(name).shape
         if not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"rows {start} to {stop} of {name}, which has {shape[0]}")
@@ -73,14 +80,14 @@ class RandomSource:
             bits = generator.integers(0, 1 << 64, size=len(piece) * counts * 4, dtype=np.uint64).view("<u2")
             piece[...] = np.take(table, bits.reshape(len(piece), counts * _PER_COUNT)[:, :width])
 
-        with ThreadPoolExecutor(cpu_count()) as pool:  # one core makes 0.2 GB a second, which a build would wait for
+        with ThreadPoolExecutor(cpu_count()) as pool:  # one core makes 0.2 GB/s, slower than a build reads
             list(pool.map(fill, range(0, stop - start, step)))
         return out
 
 
 @cache
 def _normal_table(dtype: str, scale: float) -> np.ndarray:
-    """Raw values of the normal distribution at 65536 equally likely places."""
+    """Raw values at 65536 equally likely quantiles of the normal distribution."""
     normal = NormalDist(0.0, 1.0)
     upper = [normal.inv_cdf(0.5 + (place + 0.5) / _LEVELS) for place in range(_LEVELS // 2)]
     half = np.array(upper) * scale
@@ -88,5 +95,5 @@ def _normal_table(dtype: str, scale: float) -> np.ndarray:
 
 
 def _raw(values: np.ndarray, dtype: str) -> np.ndarray:
-    narrow = values.astype(np.float32)
-    return f32_to_bf16(narrow) if dtype == "BF16" else narrow.astype(RAW_DTYPE[dtype])
+    single = values.astype(np.float32)
+    return f32_to_bf16(single) if dtype == "BF16" else single.astype(RAW_DTYPE[dtype])

@@ -1,4 +1,4 @@
-"""Where weights come from: files of a checkpoint, or whatever else has names, shapes and rows."""
+"""Sources of weights: the protocol of names, shapes and rows, and the source that reads safetensors files."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from .folder import OpenFile
 
 
 class Source(Protocol):
-    """Where weights come from: the files of a checkpoint, or random numbers."""
+    """A source of weights: the files of a checkpoint, or random numbers."""
 
     names: tuple[str, ...]
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype and shape; CheckpointError naming the nearest tensor if there is none of that name."""
+        """Dtype and shape of a tensor.
+
+        Raises:
+            CheckpointError: no tensor has that name; suggests the nearest name.
+        """
         ...
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of the first axis in raw representation, a fresh array; safe in any thread."""
+        """Rows [start, stop) of the first axis in raw representation, a new array; thread-safe."""
         ...
 
 
 class FileSource:
-    """Tensors of safetensors files, read with pread: mapped pages would count as this process's memory."""
+    """Tensors of safetensors files, read with pread, because mapped pages would count as memory of this process."""
 
     def __init__(self, tensors: Mapping[str, tuple[OpenFile, TensorInfo]]) -> None:
         self._tensors = dict(tensors)
@@ -38,7 +42,7 @@ class FileSource:
         found = self._tensors.get(name)
         if found is None:
             raise CheckpointError(
-                f"tensor {name!r} of the checkpoint", found=f"no tensor of that name{nearest(name, self.names)}"
+                f"cannot find tensor {name!r} in the checkpoint", found=f"no such name{nearest(name, self.names)}"
             )
         return found
 
@@ -46,7 +50,7 @@ class FileSource:
         return self._find(name)[1]
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop); a tensor without axes counts as one row [1]."""
+        """Rows [start, stop); a scalar counts as one row and gives an array [1]."""
         opened, info = self._find(name)
         count, *rest = info.shape or (1,)
         if not 0 <= start <= stop <= count:

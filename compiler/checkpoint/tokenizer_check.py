@@ -1,4 +1,4 @@
-"""A tokenizer and a template are programs of strangers: this runs them first in a process that can be killed."""
+"""Checks the tokenizer and the chat template, which are untrusted input, in a limited process that can be killed."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, contained, token_text
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint  # the worker does without
+    from .checkpoint import Checkpoint  # the worker process does not import it
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
-# The largest public tokenizers (33 MB) take 3 s on a quiet machine; a loaded one must not refuse them.
 DEADLINE_S = 30
+"""The largest public tokenizers (33 MB) take 3 s on an idle machine; a busy one must not refuse them."""
 MEMORY_BYTES = 4 * 1024**3
-# A template costs milliseconds and little memory: what it may have beyond what the tokenizer already holds. The thread
-# that compiles it has a stack of 128 MiB.
 TEMPLATE_CPU_S = 2
+"""CPU time of a template beyond what the tokenizer has used; a template takes milliseconds."""
 TEMPLATE_MEMORY_BYTES = 384 * 1024**2
+"""Memory of a template beyond what the tokenizer holds; the thread that compiles it has a stack of 128 MiB."""
 SHOWN = 8
-ASKED = "check tokenizer.json"
-ASKED_TEMPLATE = "check the chat template"
+"""Entries that an error lists."""
+TOKENIZER = "tokenizer.json"
+TEMPLATE = "the chat template"
 TEXTS = ("Hello, world!", "def f(x):\n    return x ** 2\n", "  two  spaces  ", "Grüße, 日本語 🙂", "1234567.89")
-# Runs that make a backtracking regular expression explode, and plain texts.
 STRESS = (*(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日")), *TEXTS)
+"""Repetitions on which a backtracking regular expression takes exponential time, and plain texts."""
 DIALOGUE = ({"role": "user", "content": "Hello!"},)
 
 
 def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[str] | None:
-    """Begin to judge a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
+    """Begin to check a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
 
-    The result is why the chat template failed on one user message, "" if it did not or there is none. It is a
-    CheckpointError if the tokenizer is too large, not JSON, too slow or too greedy, panics, or has ids twice, ids past
-    the embedding, ids the library would change, an end token that is not in the vocabulary; the ids are listed.
+    The result says why the chat template failed on one user message; it is "" if the template works or is absent. The
+    future holds a CheckpointError if the tokenizer is too large, is not JSON, exceeds its time or memory, panics, gives
+    an id to two tokens, has ids beyond the embedding, has ids that the library would change, or lacks an end token;
+    the error lists the ids.
     """
     if "tokenizer.json" not in checkpoint.tokenizer:
         return None
@@ -64,34 +66,35 @@ def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Fu
 def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
     tokenizer_json = checkpoint.tokenizer["tokenizer.json"]
     if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(ASKED, found=f"{len(tokenizer_json)} bytes", fix=f"at most {MAX_TOKENIZER_BYTES} bytes")
+        found, fix = f"{len(tokenizer_json)} bytes", f"at most {MAX_TOKENIZER_BYTES} bytes"
+        raise CheckpointError(f"cannot use {TOKENIZER}", found=found, fix=fix)
     question = {
         "config": {name: token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token")},
         "rows": checkpoint.config.decoder.vocab_size,
         "eos": sorted(set(checkpoint.eos_ids)),
         "template": checkpoint.chat_template,
     }
-    # -P: the working folder may be the checkpoint's, and a file of its must not pass for a module.
+    # -P: the working folder may be the checkpoint, and none of its files may be imported as a module.
     command = [sys.executable, "-P", "-m", __name__]
     sent = json.dumps(question).encode() + b"\n" + tokenizer_json
     try:
         answer = subprocess.run(command, input=sent, capture_output=True, timeout=deadline_s)
     except subprocess.TimeoutExpired as late:
-        asked = ASKED_TEMPLATE if late.stdout else ASKED
-        found = f"it did not finish in {deadline_s:g} s"
-        raise CheckpointError(asked, found=found, fix="one without runaway patterns or loops") from None
+        found, fix = f"it did not finish in {deadline_s:g} s", "one without runaway patterns or loops"
+        raise CheckpointError(f"cannot use {TEMPLATE if late.stdout else TOKENIZER}", found=found, fix=fix) from None
     lines = answer.stdout.splitlines()
     if answer.returncode or not lines:
-        asked = ASKED_TEMPLATE if lines else ASKED
-        raise CheckpointError(asked, found=_ending(answer.returncode, answer.stderr.decode(errors="replace").strip()))
+        found = _ending(answer.returncode, answer.stderr.decode(errors="replace").strip())
+        raise CheckpointError(f"cannot use {TEMPLATE if lines else TOKENIZER}", found=found)
     reply = json.loads(lines[-1])
     if "refused" in reply:
-        raise CheckpointError(ASKED_TEMPLATE if len(lines) > 1 else ASKED, found=reply["refused"], fix=reply["fix"])
+        what = TEMPLATE if len(lines) > 1 else TOKENIZER
+        raise CheckpointError(f"cannot use {what}", found=reply["refused"], fix=reply["fix"])
     return reply["template_problem"]
 
 
 def _ending(code: int, said: str) -> str:
-    """How a worker died: of a signal (Rust libraries say the cause first) or an exception (Python says it last)."""
+    """How a worker ended: by a signal (Rust prints the cause first) or by an exception (Python prints it last)."""
     if code == -signal.SIGXCPU:
         return "it used up its processor time"
     if code < 0:
@@ -100,7 +103,7 @@ def _ending(code: int, said: str) -> str:
 
 
 def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
-    """The worker's part: the reply as JSON."""
+    """Run in the worker process: check the tokenizer, then the template; returns the reply as JSON values."""
     try:
         declared = _declared_ids(
             loads(tokenizer_json, what="tokenizer.json", error=CheckpointError, max_bytes=MAX_TOKENIZER_BYTES)
@@ -121,16 +124,16 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
 
 
 def _declared_ids(document: Any) -> list[tuple[str, int]]:
-    """(token, id) of model and added tokens as the file says them; a token of both counts once if the ids agree."""
+    """(token, id) of model tokens and added tokens, as the file lists them, without repeats."""
     try:
         vocab = document["model"]["vocab"]
         pairs = list(vocab.items()) if isinstance(vocab, dict) else [(piece[0], i) for i, piece in enumerate(vocab)]
         added = [(entry["content"], entry["id"]) for entry in document.get("added_tokens") or ()]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise CheckpointError("read its vocabulary", found=f"{type(error).__name__}: {error}") from None
+        raise CheckpointError("cannot read its vocabulary", found=f"{type(error).__name__}: {error}") from None
     for token, number in (*pairs, *added):
         if not isinstance(token, str) or not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise CheckpointError("read its vocabulary", found=f"token {token!r} with id {number!r}")
+            raise CheckpointError("cannot read its vocabulary", found=f"token {token!r} with id {number!r}")
     return list(dict.fromkeys((*pairs, *added)))
 
 
@@ -139,32 +142,36 @@ def _check_ids(declared: list[tuple[str, int]], rows: int) -> None:
     twice = [(number, first[number], token) for token, number in declared if first.setdefault(number, token) != token]
     if twice:
         shown = _list(f"id {number} is {one!r} and {two!r}" for number, one, two in twice)
-        raise CheckpointError("one token for each id", found=shown)
+        raise CheckpointError("expected one token for each id", found=shown)
     beyond = sorted((number, token) for token, number in declared if number >= rows)
     if beyond:
         shown = _list(f"{number} ({token!r})" for number, token in beyond)
         fix = "the tokenizer.json this checkpoint was trained with"
-        raise CheckpointError(f"ids below the {rows} rows of the embedding", found=shown, fix=fix)
+        raise CheckpointError(f"expected ids below the {rows} rows of the embedding", found=shown, fix=fix)
 
 
 def _check_library(tokenizer: Tokenizer, declared: list[tuple[str, int]], eos_ids: list[int]) -> None:
-    """The tokenizers library renumbers added tokens without a word; what it made must be what the file says."""
+    """Compare ids with the file's: the tokenizers library renumbers added tokens without an error."""
     changed = [(token, number, tokenizer.token_to_id(token)) for token, number in declared]
     if wrong := [entry for entry in changed if entry[1] != entry[2]]:
         shown = _list(f"{token!r} has id {number} in the file and {now} when loaded" for token, number, now in wrong)
-        raise CheckpointError("ids without gaps", found=shown, fix="consecutive ids for added tokens")
+        raise CheckpointError("expected ids without gaps", found=shown, fix="consecutive ids for added tokens")
     known = {number for _, number in declared}
     if unknown := [number for number in eos_ids if number not in known]:
         raise CheckpointError(
-            "end-of-sequence ids of the vocabulary", found=f"no token has id {_list(map(str, unknown))}"
+            "expected end-of-sequence ids of the vocabulary", found=f"no token has id {_list(map(str, unknown))}"
         )
     if tokenizer.eos_token and not tokenizer.eos_ids:
         found = f"eos_token {tokenizer.eos_token!r} of tokenizer_config.json is not in the vocabulary"
-        raise CheckpointError("an end token of the vocabulary", found=found)
+        raise CheckpointError("expected an end token of the vocabulary", found=found)
 
 
 def _template_problem(tokenizer: Tokenizer, template: str | None) -> str:
-    """Why it cannot render, which is a warning; EngineError if it wants more than its budget, which is none."""
+    """Why the template cannot render one message, which becomes a warning; "" if it can.
+
+    Raises:
+        EngineError: the template needs more than its budget, which refuses the checkpoint.
+    """
     if template is None:
         return ""
     try:
@@ -184,7 +191,7 @@ def _list(entries: Any) -> str:
 
 
 def _limit_template() -> None:
-    with suppress(ImportError, FileNotFoundError):  # not on Linux: the limits that the worker has stay
+    with suppress(ImportError, FileNotFoundError):  # not on Linux: the worker keeps the limits it has
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -196,12 +203,12 @@ def _limit_template() -> None:
 
 
 def _main() -> None:
-    with suppress(ImportError):  # Windows has no such limits; there the deadline alone protects.
+    with suppress(ImportError):  # Windows has no such limits, only the deadline
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Nobody waits any more if the build has died; then this ends the worker.
+        # Ends the worker if the build has died and no longer enforces the deadline.
         resource.setrlimit(resource.RLIMIT_CPU, (2 * DEADLINE_S, 2 * DEADLINE_S))
     question, _, tokenizer_json = sys.stdin.buffer.read().partition(b"\n")
     print(json.dumps(_work(json.loads(question), tokenizer_json)))

@@ -1,1 +1,1 @@
-"""config.json and generation_config.json of all spellings become one value; unknown keys are refused."""
+"""Reads config.json and generation_config.json in all their spellings; refuses unknown keys."""

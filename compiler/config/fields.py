@@ -1,4 +1,4 @@
-"""Typed, ranged access to JSON that strangers wrote: so that each refusal names file, key, expected and found."""
+"""Typed, range-checked access to untrusted JSON; each error names file, key, expected and found value."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from ...runtime.files.strict_json import loads
 
 D = TypeVar("D")
 NEEDED: Any = object()
-"""The default of a key that must be there."""
+"""The default of a required key."""
 
 
 def shown(value: Any) -> str:
-    """A JSON value as it may stand in a message: short, on one line."""
+    """A JSON value for a message: short, on one line."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def load_object(data: bytes | str, what: str) -> dict[str, Any]:
-    """A JSON document that is an object; CheckpointError names `what`."""
+    """Read a JSON document that must be an object; `what` names it in errors.
+
+    Raises:
+        CheckpointError: it is not well-formed JSON, or not an object.
+    """
     found = loads(data, what=what, error=CheckpointError)
     if not isinstance(found, dict):
-        raise CheckpointError(f"{what}: a JSON object", found=shown(found))
+        raise CheckpointError(f"expected a JSON object in {what}", found=shown(found))
     return found
 
 
 class Fields:
-    """Reads one JSON object; null counts as absent, true and false are never numbers.
+    """Reads the values of one JSON object; null counts as absent, true and false are never numbers.
 
-    Every method raises CheckpointError that names `what`, the key, what was expected and what was found.
+    Every method that returns a value raises CheckpointError, which names the key, `what` (the file or the object), the
+    expected and the found value.
     """
 
     def __init__(self, values: Mapping[str, Any], what: str) -> None:
@@ -42,11 +47,12 @@ class Fields:
         return self.values.get(key) is not None
 
     def refuse(self, key: str, expected: str, *, fix: str = "") -> CheckpointError:
+        """The error for a key with a wrong value; the caller raises it."""
         found = shown(self.values[key]) if key in self.values else "no such key"
-        return CheckpointError(f'{self.what}: "{key}" as {expected}', found=found, fix=fix)
+        return CheckpointError(f'expected "{key}" as {expected} in {self.what}', found=found, fix=fix)
 
     def integer(self, key: str, low: int, high: int, default: D = None) -> int | D:
-        """An integer in [low, high]; 4096.0 is none."""
+        """An integer in [low, high]; a float such as 4096.0 is refused."""
         return self._value(key, default, lambda value: is_int(value, low, high), f"an integer from {low} to {high}")
 
     def need_integer(self, key: str, low: int, high: int) -> int:
@@ -72,7 +78,7 @@ class Fields:
         return self._value(key, None, lambda value: isinstance(value, dict), "an object") or None
 
     def ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
-        """Token ids, written as one integer or a list; -1 is an old way to say none. Sorted, without repeats."""
+        """Token ids from one integer or a list, sorted, without repeats; -1 is an old spelling of none."""
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [] if value is None else [value]
         if not all(is_int(entry, -1, vocab_size - 1) for entry in entries):
@@ -86,7 +92,7 @@ class Fields:
         return found[0] if found else None
 
     def _value(self, key: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
-        """The value of a key if it `fits`; of an absent one the default, which may be NEEDED."""
+        """The value of a key if it `fits`; the default if the key is absent, unless the default is NEEDED."""
         value = self.values.get(key)
         if value is None and default is not NEEDED:
             return default
@@ -96,12 +102,12 @@ class Fields:
 
 
 def is_int(value: Any, low: int, high: int) -> bool:
-    """Whether a JSON value is an integer in [low, high]; true and 4096.0 are none."""
+    """True if a JSON value is an integer in [low, high]; true and 4096.0 are not integers."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float, high: float, *, open_low: bool = False) -> bool:
-    """Whether a JSON value is a finite number in [low, high], or in (low, high] with open_low."""
+    """True if a JSON value is a finite number in [low, high], or in (low, high] with open_low."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         return False
     return math.isfinite(value) and not (open_low and value == low)

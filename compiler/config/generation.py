@@ -1,4 +1,4 @@
-"""generation_config.json: how a model's authors want it sampled, checked before the engine makes it the default."""
+"""generation_config.json: the sampling settings of a model, checked before they become the engine's defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _SILENT = """
     assistant_confidence_threshold assistant_lookbehind target_lookbehind is_assistant low_memory
 """
 _ABOUT_THE_CALL = frozenset(_SILENT.split())
-_OFF = {  # the value with which a setting that llmc does not have changes nothing
+"""Keys that affect only a call of transformers, not the text."""
+_OFF = {
     "num_beams": 1,
     "num_beam_groups": 1,
     "num_return_sequences": 1,
@@ -26,23 +27,29 @@ _OFF = {  # the value with which a setting that llmc does not have changes nothi
     "encoder_repetition_penalty": 1,
     "guidance_scale": 1,
 }
+"""The value that turns off a setting llmc does not support; 0 for settings not listed."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """`defaults` holds what the file sets of do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
-    max_length and max_new_tokens; `ignored` the keys that would change the text and that llmc does not act on."""
+    """The content of a generation_config.json."""
 
     defaults: Mapping[str, float | int | bool] = field(default_factory=dict)
+    """Those of do_sample, temperature, top_k, top_p, min_p, repetition_penalty, max_length and max_new_tokens that the
+    file sets."""
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()
+    """Keys that would change the text, but that llmc does not support."""
 
 
 def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generation_config.json") -> Generation:
-    """Read generation_config.json; CheckpointError names the key that is malformed or out of range.
+    """Read generation_config.json; `what` names it in errors.
 
-    top_k of -1 is an old way to say off and becomes 0. Keys that are null count as absent.
+    A top_k of -1 is an old spelling of off and becomes 0. Keys that are null count as absent.
+
+    Raises:
+        CheckpointError: the file is not JSON, or a key is malformed or out of range.
     """
     raw = load_object(data, what)
     fields = Fields(raw, what)

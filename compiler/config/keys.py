@@ -1,7 +1,7 @@
-"""What each config.json key means to llmc: so that no field that changes the numbers is ever skipped in silence.
+"""Classifies the keys of config.json, so that llmc never silently ignores a key that changes the numbers.
 
-A key is used, harmless (with the reason), or refused (known to change the numbers in a way llmc does not compute). A
-key on none of the lists passes only if its value is null, false or empty, or the user vouches for it by name.
+A key is used, harmless (with the reason), or refused (it changes the numbers in a way llmc does not compute). A key on
+none of these lists passes only if its value is null, false or empty, or if the user accepts it by name.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ _REASONS: dict[str, str] = {
 }
 
 HARMLESS: dict[str, str] = {key: reason for reason, keys in _REASONS.items() for key in keys.split()}
+"""Key to the reason why llmc ignores it."""
 
 REFUSED: dict[str, str] = {
     "sliding_window": "attention that sees a window only",
@@ -74,36 +75,38 @@ REFUSED: dict[str, str] = {
     "per_layer_config": "layers of different shapes",
     "use_bidirectional_attention": "attention to later tokens",
 }
+"""Key to what it turns on and llmc does not compute."""
 
 REMOTE_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
 
 
 def is_empty(value: Any) -> bool:
-    """null, false, "", [] and {}: what a field says when its feature is off. Zero is a number, not empty."""
+    """True for null, false, "", [] and {}, the values of a feature that is off; zero is a number, not empty."""
     return value is None or value is False or value in ("", [], {})
 
 
-def judge_keys(
+def classify_keys(
     values: Mapping[str, Any], accept: Collection[str], what: str, own: Collection[str] = ()
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Sort the keys of a config: ({ignored key: reason}, keys accepted by the user). own: those its family reads.
+    """Classify the keys of a config: ({ignored key: reason}, unknown keys that `accept` names).
 
-    Raises Unsupported for a key that llmc knows to change the numbers, CheckpointError with all unknown keys at once
-    and the flags that accept them, RecipeError for an accepted key that is misspelt or cannot be waived.
+    `own` holds the keys that the family reads beside COMMON; `what` names the file in errors.
+
+    Raises:
+        Unsupported: a key turns on something that llmc does not compute.
+        CheckpointError: keys are unknown; names all of them and the flags that accept them.
+        RecipeError: a key in `accept` is misspelt or is not an unknown key.
     """
     used = COMMON.union(own)
     known = used | HARMLESS.keys() | REFUSED.keys()
     for key in sorted(accept):
+        asked = f"cannot apply --accept-config {key}"
         if key not in values:
-            raise RecipeError(
-                f"--accept-config {key}", found=f"no such key in {what}{nearest(key, values)}", fix="leave the flag out"
-            )
+            raise RecipeError(asked, found=f"no such key in {what}{nearest(key, values)}", fix="leave the flag out")
         if key in used or (key in REFUSED and not is_empty(values[key])):
-            raise RecipeError(
-                f"--accept-config {key}", found="a key that llmc understands", fix="the flag is for unknown keys only"
-            )
+            raise RecipeError(asked, found="a key that llmc understands", fix="the flag is for unknown keys only")
     if values.get("is_causal", True) is False:  # the one key whose false changes the numbers
-        raise Unsupported(f'{what}: "is_causal" as true', found="false: attention to later tokens")
+        raise Unsupported(f'expected "is_causal" as true in {what}', found="false: attention to later tokens")
     ignored, accepted, unknown = {}, [], []
     for key, value in values.items():
         if key in used:
@@ -115,7 +118,8 @@ def judge_keys(
         elif key == "sliding_window" and values.get("use_sliding_window") is False:
             ignored[key] = "use_sliding_window is false"
         elif key in REFUSED:
-            raise Unsupported(f'{what}: "{key}" off (null, false or empty)', found=f"{shown(value)}: {REFUSED[key]}")
+            found = f"{shown(value)}: {REFUSED[key]}"
+            raise Unsupported(f'expected "{key}" off (null, false or empty) in {what}', found=found)
         elif key in accept:
             accepted.append(key)
         else:
@@ -124,7 +128,7 @@ def judge_keys(
         found = ", ".join(f'"{key}": {shown(values[key])}{nearest(key, known)}' for key in unknown)
         flags = " ".join(f"--accept-config {key}" for key in unknown)
         raise CheckpointError(
-            f"{what}: only keys whose meaning llmc knows",
+            f"expected only known keys in {what}",
             found=found,
             fix=f"if they do not change the model's numbers, accept them: {flags}",
         )

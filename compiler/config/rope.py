@@ -1,7 +1,7 @@
-"""The rotary embedding's settings in one spelling: five are in use, and most readers skip what they do not know.
+"""Reads the rotary embedding's settings, which config files spell in five ways, and refuses unknown ones.
 
-Meaning, defaults and precedence are those of transformers 5 (`modeling_rope_utils.py`). Where its versions would read
-the same file differently, the file is refused.
+Meaning, defaults and precedence are those of transformers 5 (`modeling_rope_utils.py`). A file that two versions of
+transformers would read differently is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _BY_TYPE: dict[str, frozenset[str]] = {
     ),
 }
 ROPE_TYPES = tuple(_BY_TYPE)
-_ALIASES = {"su": "longrope"}  # the name longrope had before transformers 4.41
+_ALIASES = {"su": "longrope"}
+"""longrope was called su before transformers 4.41."""
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 _HARMLESS = {
     "finetuned": "it says that the weights were trained with these frequencies",
@@ -39,31 +40,33 @@ _MAX_FACTOR = 1e6
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: `type` is one of ROPE_TYPES, `theta` the base wavelength, `parameters` complete for the type.
-
-    linear, dynamic: factor. llama3: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
-    yarn: factor, original_max_position_embeddings, beta_fast, beta_slow, truncate and, only if the config gives them,
-    attention_factor, mscale, mscale_all_dim. longrope: factor, original_max_position_embeddings, short_factor and
-    long_factor (lists of head_dim / 2) and, only if given, attention_factor.
-    """
+    """The settings of a rotary embedding."""
 
     type: str
+    """One of ROPE_TYPES."""
     theta: float
+    """Base of the wavelengths."""
     parameters: Mapping[str, float | int | bool | list[float]]
+    """All parameters of the type (`_BY_TYPE`). short_factor and long_factor are lists of head_dim / 2 numbers;
+    attention_factor, mscale and mscale_all_dim are present only if the config gives them."""
 
 
 def parse_rope(
     config: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int, what: str
 ) -> tuple[RopeConfig, dict[str, str], list[str]]:
-    """The rotary settings of a config, with {ignored key: reason} and notes on what was resolved.
+    """The rotary settings of a config, {ignored key: reason}, and notes on derived values.
 
-    Raises CheckpointError (missing, contradictory, out of range, unknown key) or Unsupported (type, partial rotation).
+    `what` names the file in errors.
+
+    Raises:
+        CheckpointError: a setting is missing, contradictory, out of range or unknown.
+        Unsupported: the rope type is unknown, or only a part of each head is rotated.
     """
-    name, given = _find(config, what)
-    fields = Fields(given, f'{what}: "{name}"')
-    kind = _kind(fields)
+    name, given = _settings(config, what)
+    fields = Fields(given, f'"{name}" of {what}')
+    kind = _rope_type(fields)
     _refuse_partial(config, given, what)
-    ignored = _judge(given, kind, name, fields.what)
+    ignored = _ignored_keys(given, kind, name, fields.what)
     theta = _one_value("rope_theta", config, given, what).number("rope_theta", 1.0, 1e15, 10_000.0, open_low=True)
     notes: list[str] = []
     parameters: dict[str, float | int | bool | list[float]] = {}
@@ -85,30 +88,31 @@ def parse_rope(
     return RopeConfig(kind, theta, parameters), ignored, notes
 
 
-def _find(config: Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any]]:
-    """The object that holds the settings, and its key; transformers 5 may nest it under the layer type."""
+def _settings(config: Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any]]:
+    """The key and the object of the settings; transformers 5 may nest the object under the layer type."""
     fields = Fields(config, what)
     new, old = fields.table("rope_parameters"), fields.table("rope_scaling")
     if new is not None and set(new) == {"full_attention"}:
-        new = Fields(new, f'{what}: "rope_parameters"').table("full_attention") or {}
+        new = Fields(new, f'"rope_parameters" of {what}').table("full_attention") or {}
     if new is not None and old is not None and new != old:
         raise CheckpointError(
-            f'{what}: "rope_parameters" and "rope_scaling" that agree',
+            f'expected "rope_parameters" and "rope_scaling" to agree in {what}',
             found=f"{shown(new)} and {shown(old)}",
             fix="remove the one that is wrong: versions of transformers differ in which they read",
         )
     return ("rope_parameters", new) if new is not None else ("rope_scaling", old or {})
 
 
-def _kind(fields: Fields) -> str:
+def _rope_type(fields: Fields) -> str:
     names = {fields.text(key, "") for key in ("rope_type", "type")} - {""}
     if len(names) > 1:
-        raise fields.refuse("rope_type", f'the same as "type", {fields.values["type"]!r}')
+        raise fields.refuse("rope_type", f'the same as "type" ({fields.values["type"]!r})')
     name = names.pop() if names else "default"
     kind = _ALIASES.get(name, name)
     if kind not in _BY_TYPE:
         raise Unsupported(
-            f"{fields.what}: a rope type of {', '.join(ROPE_TYPES)}", found=f"{name!r}{nearest(name, ROPE_TYPES)}"
+            f"expected a rope type of {', '.join(ROPE_TYPES)} in {fields.what}",
+            found=f"{name!r}{nearest(name, ROPE_TYPES)}",
         )
     return kind
 
@@ -117,15 +121,17 @@ def _refuse_partial(config: Mapping[str, Any], given: Mapping[str, Any], what: s
     for values in (config, given):
         share = Fields(values, what).number("partial_rotary_factor", 0.0, 1.0, 1.0)
         if share != 1.0:
-            raise Unsupported(f'{what}: "partial_rotary_factor" of 1, all of the head rotated', found=f"{share:g}")
+            asked = f'expected "partial_rotary_factor" as 1 (the whole head is rotated) in {what}'
+            raise Unsupported(asked, found=f"{share:g}")
 
 
-def _judge(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[str, str]:
+def _ignored_keys(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[str, str]:
+    """{ignored key: reason}; refuses unknown keys."""
     ignored = {}
     for key, value in given.items():
         if key not in _KNOWN and value is not None:
             raise CheckpointError(
-                f"{what}: only keys of rotary embeddings that llmc knows",
+                f"expected only known keys of rotary embeddings in {what}",
                 found=f'"{key}": {shown(value)}{nearest(key, _KNOWN)}',
             )
         if key in _HARMLESS:
@@ -136,11 +142,11 @@ def _judge(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[st
 
 
 def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], what: str) -> Fields:
-    """A value that may stand at the top or among the rope settings; both only if equal."""
+    """A value from the top of the config or from the rope settings; if both have it, they must be equal."""
     outer, inner = config.get(key), given.get(key)
     if outer is not None and inner is not None and outer != inner:
         raise CheckpointError(
-            f'{what}: one value of "{key}"',
+            f'expected one value of "{key}" in {what}',
             found=f"{shown(outer)} at the top, {shown(inner)} among the rope settings",
             fix="remove the one that is wrong: versions of transformers differ in which they read",
         )
@@ -150,7 +156,7 @@ def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], wh
 def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool = False) -> float:
     value = fields.number(key, low, high, None, open_low=open_low)
     if value is None:
-        raise fields.refuse(key, "a number: this rope type needs it")
+        raise fields.refuse(key, "a number (this rope type needs it)")
     return value
 
 
@@ -158,7 +164,7 @@ def _read_llama3(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> N
     low = _need(fields, "low_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
     high = _need(fields, "high_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
     if high <= low:
-        raise fields.refuse("high_freq_factor", f"a number over low_freq_factor, {low:g}")
+        raise fields.refuse("high_freq_factor", f"a number over low_freq_factor ({low:g})")
     parameters.update(low_freq_factor=low, high_freq_factor=high)
 
 
@@ -166,7 +172,8 @@ def _read_yarn(fields: Fields, head_dim: int, parameters: dict[str, Any]) -> Non
     fast = fields.number("beta_fast", 0.0, _MAX_FACTOR, 32.0, open_low=True)
     slow = fields.number("beta_slow", 0.0, _MAX_FACTOR, 1.0, open_low=True)
     if fast < slow:
-        raise CheckpointError(f'{fields.what}: "beta_fast" of at least "beta_slow"', found=f"{fast:g} and {slow:g}")
+        asked = f'expected "beta_fast" of at least "beta_slow" in {fields.what}'
+        raise CheckpointError(asked, found=f"{fast:g} and {slow:g}")
     parameters.update(beta_fast=fast, beta_slow=slow, truncate=fields.flag("truncate", True))
     _read_optional(fields, _OPTIONAL_YARN, parameters)
 
@@ -182,10 +189,10 @@ def _read_longrope(fields: Fields, head_dim: int, parameters: dict[str, Any]) ->
         if len(entries) != head_dim // 2 or not all(
             is_number(factor, 0.0, _MAX_FACTOR, open_low=True) for factor in entries
         ):
-            raise fields.refuse(key, f"a list of {head_dim // 2} positive numbers, half the head size")
+            raise fields.refuse(key, f"a list of {head_dim // 2} positive numbers (half the head size)")
         parameters[key] = [float(factor) for factor in entries]
     _read_optional(fields, ("attention_factor",), parameters)
 
 
 _READERS = {"llama3": _read_llama3, "yarn": _read_yarn, "longrope": _read_longrope}
-"""Of types with parameters beyond those that are read for all."""
+"""Readers of the types that have parameters of their own."""

@@ -1,1 +1,1 @@
-"""Layer records become the logical graph."""
+"""Builds the logical graph from layer records."""

@@ -1,4 +1,4 @@
-"""The one decoder: reads layer records and builds the logical graph out of big operators."""
+"""The one decoder: builds the logical graph of big operators from layer records."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from .rope import rope_tables
 
 @dataclass(frozen=True)
 class Decoder:
-    """The logical graph and what was found on the way to it; spec: that of the graph's context."""
+    """The logical graph of a checkpoint."""
 
     graph: Graph
     spec: DecoderSpec
+    """The records at the context of the graph."""
     unused: dict[str, str]
+    """Unused tensor of the checkpoint, to the reason."""
 
 
 def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
-    """The logical graph of a checkpoint: fp32, dense weights as expressions, one cache of capacity C per layer.
+    """The logical graph of a checkpoint: fp32, dense weight expressions, one cache of capacity C per layer.
 
-    Inputs `input_ids [B,S]`, `past_lengths [B]`, `logits_indices [R]`, `past.{l}.key/value [B,K,C,D]`; outputs
-    `logits [R,V]`, `present.{l}.key/value`.
+    Inputs: input_ids ``i64 [B, S]``, past_lengths ``i32 [B]``, logits_indices ``i64 [R]``, past.{l}.key and
+    past.{l}.value ``f32 [B, K, C, D]``. Outputs: logits ``f32 [R, V]``, present.{l}.key and present.{l}.value.
 
     Raises:
-        CheckpointError: tensors missing, left over, or of another shape; all of them are named.
+        CheckpointError: tensors are missing, left over or of another shape; names all of them.
+        Unsupported: a rope type has no value for the head size or the trained length.
     """
     spec, unused = checkpoint.config.decoder.within(max_context), account(checkpoint)
     graph = Graph.new(checkpoint.config.family.name)
@@ -47,7 +50,7 @@ class _Assembly:
     graph: Graph
     max_context: int
     ropes: list[tuple[RopeConfig, int, ir.Value, ir.Value]] = field(default_factory=list)
-    """Settings, head size, and their tables; most models have one."""
+    """Settings, head size, and their tables; most models have one entry."""
 
     def assemble(self) -> None:
         spec, g = self.spec, self.graph
@@ -125,7 +128,7 @@ class _Assembly:
         return self.graph.weight(tensor, self.graph.store(canonical))
 
     def _rope(self, mixer: Attention) -> tuple[ir.Value, ir.Value]:
-        """The tables of a layer's rope, which layers with equal settings share."""
+        """Cosine and sine tables of a layer's rope; layers with equal settings share them."""
         for rope, size, cos, sin in self.ropes:
             if (rope, size) == (mixer.rope, mixer.head_dim):
                 return cos, sin

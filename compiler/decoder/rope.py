@@ -1,4 +1,4 @@
-"""Rope tables from a rope configuration: every type's frequencies in one place, fixed at build by the context."""
+"""Computes the rope tables of every rope type at build, for the context of the engine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from ..config.rope import RopeConfig
 def rope_tables(
     rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_context: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine tables, float32 `[max_context, head_dim / 2]`.
+    """Cosine and sine tables, ``f32 [max_context, head_dim / 2]``.
 
-    Types that depend on the sequence's length (dynamic, longrope) are fixed for `max_context`, so that any chunking of
+    Types that depend on the length of the sequence (dynamic, longrope) use `max_context` instead, so every chunking of
     a prompt gives the same numbers. Angles are float32 products, as the published models compute them.
+
+    Raises:
+        Unsupported: the formula of the rope type has no value for this head size or trained length.
     """
     frequencies, attention_factor = _TYPES[rope.type](rope, head_dim, max_position_embeddings, max_context)
     positions = np.arange(max_context, dtype=np.float32)
@@ -43,7 +46,7 @@ def _linear(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple
 def _dynamic(rope: RopeConfig, dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
     """NTK-aware scaling: the base grows with the context beyond the trained positions."""
     if dim == 2:
-        raise Unsupported("rope type 'dynamic'", found="head size 2, for which its formula has no value")
+        raise Unsupported("cannot compute rope type 'dynamic'", found="head size 2, for which its formula has no value")
     factor, length = _number(rope, "factor"), max(context, positions)
     theta = rope.theta * ((factor * length / positions) - (factor - 1)) ** (dim / (dim - 2))
     return _base_frequencies(theta, dim), 1.0
@@ -70,7 +73,7 @@ def _yarn(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[n
     if rope.parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    # an empty ramp is a step; one whose ends crossed when they were clamped divides by a negative width, as published
+    # An empty ramp is a step. If clamping made the ends cross, the width is negative, as in the published code.
     width = high - low if high != low else 0.001
     ramp = np.clip((np.arange(dim // 2) - low) / width, 0, 1)
     frequencies = base / factor * ramp + base * (1 - ramp)
@@ -93,7 +96,7 @@ def _longrope(rope: RopeConfig, dim: int, _positions: int, context: int) -> tupl
         return frequencies, 1.0
     if original == 1:
         raise Unsupported(
-            "rope type 'longrope'",
+            "cannot compute rope type 'longrope'",
             found="original_max_position_embeddings = 1, for which its formula has no value",
             fix="attention_factor in config.json",
         )
@@ -109,7 +112,7 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
 
 
 def _number(rope: RopeConfig, key: str, default: float = 0.0) -> float:
-    """A parameter, of which those the type needs are there (`compiler/config/rope.py`)."""
+    """A parameter as float; `compiler/config/rope.py` has checked that the required ones are present."""
     value = rope.parameters.get(key, default)
     assert isinstance(value, int | float)
     return float(value)

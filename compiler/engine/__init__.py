@@ -1,1 +1,1 @@
-"""Streams weights, sections and the manifest; a crash at any moment leaves the old file or a whole new one."""
+"""Streams weights, sections and the manifest; a crash at any moment leaves the old file or a complete new one."""

@@ -1,4 +1,4 @@
-"""What a built engine says of itself: model, formats, profiles, lineage, recipe, tools."""
+"""Makes the manifest of an engine: model, formats, profiles, lineage, recipe, tools."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def manifest_of(
     profiles: Mapping[str, CompiledProfile],
     digests: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of an engine whose weights are written; digests are those of the checkpoint's files by name.
+    """The manifest of an engine whose weights are written.
 
-    tables: tactics by target, whose digests become part of the recipe. decoder: its graph after the front passes.
+    `tables` holds tactics by target, whose digests become part of the recipe. `decoder` holds the graph after the model
+    passes. `digests` holds SHA-256 of the checkpoint's files by name.
     """
     c, spec, tensors = checkpoint.config, decoder.spec, decoder.graph.canonical
     mixers = [layer.mixer for layer in spec.layers]
@@ -85,7 +86,7 @@ def _lineage(tensor: Canonical) -> Lineage:
 
 
 def _tools(recipe: Recipe) -> dict[str, str]:
-    """Versions that decide bytes."""
+    """Versions of the tools that determine the bytes of the engine."""
     python = ".".join(platform.python_version_tuple()[:2])
     found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
     for name in recipe.targets:

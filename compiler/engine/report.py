@@ -1,4 +1,4 @@
-"""What a build made, and how long each stage of it took."""
+"""The report of a build: its result, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from ...runtime.progress import Progress
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made, and what it took. Stages are (name, seconds)."""
+    """The result of a build, and the time and memory it took."""
 
     path: Path
     bytes: int
     seconds: float
     peak_rss_bytes: int
     stages: tuple[tuple[str, float], ...]
+    """(name, seconds), in order."""
     passes: tuple[PassReport, ...]
     unused: Mapping[str, str]
+    """Unused tensor of the checkpoint, to the reason."""
     warnings: tuple[str, ...]
     content_digest: str
 
@@ -41,7 +43,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` bytes, if that is known; inside it, tell the given function the bytes just done."""
+        """Time a stage of `total` bytes (None: unknown); its body passes the bytes just done to what it yields."""
         start = self.seconds
         with self.progress.stage(name, total) as advance:
             yield advance

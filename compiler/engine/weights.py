@@ -1,4 +1,4 @@
-"""Canonical weights, streamed: read rows, quantize them, write them; never more than some chunks in memory."""
+"""Streams canonical weights: reads rows, quantizes and writes them, with only a few chunks in memory."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from ..checkpoint.source import Source
 from .writer import EngineWriter, Groups
 
 CHUNK_BYTES = 16 << 20
-"""Source bytes read at once; with reading ahead, two chunks and their codes are in memory."""
+"""Source bytes of one read; with read-ahead, two chunks and their codes are in memory."""
 
 _TORCH = {stored: getattr(torch, name) for name, stored in CONFIG_DTYPES.items()}
 _BASE_BYTES = 600 << 20
-"""Python with torch, onnx and onnxruntime, measured: what a build needs before the first weight."""
+"""Memory of a build before the first weight: Python with torch, onnx and onnxruntime, measured."""
 Advance = Callable[[int], None]
+"""Receives the number of source bytes just done."""
 
 
 def chunk_bytes(memory_limit: float | None) -> int:
-    """Source bytes per chunk: reading ahead, quantizing and the probe hold about sixteen times that at once.
+    """Source bytes per chunk: read-ahead, quantizing and the probe hold about sixteen times that at once.
 
-    memory_limit: GiB, by default what is free.
+    `memory_limit` is in GiB, by default the free memory.
 
     Raises:
-        ResourceError: not even small chunks fit.
+        ResourceError: the limit is too small for chunks of 1 MiB.
     """
     limit = memory_limit * (1 << 30) if memory_limit is not None else memory().available
     chunk = min(CHUNK_BYTES, int(limit - _BASE_BYTES) // 16)
     if chunk < 1 << 20:
         raise ResourceError(
-            f"a build within {limit / (1 << 30):.2f} GiB",
+            f"cannot build within {limit / (1 << 30):.2f} GiB",
             found=f"llmc alone needs {_BASE_BYTES / (1 << 30):.2f} GiB",
             fix=f"--memory-limit {(_BASE_BYTES + (16 << 20)) / (1 << 30) + 0.01:.2f} or more",
         )
@@ -55,7 +56,7 @@ def groups(canonical: Mapping[str, Canonical]) -> Groups:
 
 
 def source_bytes(canonical: Mapping[str, Canonical], source: Source) -> int:
-    """Bytes of checkpoint tensors that `write` will read, for progress."""
+    """Bytes of the checkpoint tensors that `write` reads, for the progress display."""
     return sum(source.info(name).nbytes for name in {t for t in map(_source_of, canonical.values()) if t})
 
 
@@ -69,8 +70,10 @@ def write(
 ) -> tuple[str, ...]:
     """Write every canonical tensor; returns warnings (constant tensors).
 
+    `advance` receives the number of source bytes after each chunk.
+
     Raises:
-        CheckpointError: a tensor holds NaN or Inf; names it.
+        CheckpointError: a tensor, which the error names, holds NaN or Inf.
         ResourceError: the disk is full.
     """
     warnings: list[str] = []
@@ -91,7 +94,7 @@ def _source_of(tensor: Canonical) -> str:
 
 
 def _quantized(canonical: Mapping[str, Canonical]) -> dict[str, list[tuple[Canonical, Quantized]]]:
-    """Checkpoint tensor to the components made of it, in one pass over its rows."""
+    """Checkpoint tensor to its quantized components, which one pass over its rows writes."""
     result: dict[str, list[tuple[Canonical, Quantized]]] = {}
     for tensor in canonical.values():
         if isinstance(tensor.origin, Quantized):
@@ -101,7 +104,7 @@ def _quantized(canonical: Mapping[str, Canonical]) -> dict[str, list[tuple[Canon
 
 @dataclass(frozen=True)
 class _Stream:
-    """Rows from a source to a writer, a chunk at a time, the next one being read meanwhile."""
+    """Moves rows from a source to a writer by chunks, and reads the next chunk meanwhile."""
 
     source: Source
     writer: EngineWriter
@@ -143,7 +146,7 @@ class _Stream:
         return constant.warnings()
 
     def _group_amax(self, tensors: tuple[str, ...]) -> float:
-        """Largest magnitude over the tensors that share a global scale, found once for all of them."""
+        """Largest magnitude over the tensors that share a global scale, computed once per group."""
         if tensors not in self.amax:
             self.amax[tensors] = max(
                 require_finite(as_torch(rows, self.source.info(name).dtype), name)
@@ -166,14 +169,18 @@ class _Stream:
 
 
 def as_torch(rows: np.ndarray, dtype: str) -> torch.Tensor:
-    """Raw rows (bf16 as uint16) as a tensor over the same memory."""
+    """Raw rows (bf16 as uint16) as a tensor over the same memory.
+
+    Raises:
+        CheckpointError: `dtype` is not BF16, F16 or F32.
+    """
     if dtype not in _TORCH:
-        raise CheckpointError(f"weights of dtype {dtype}", fix="BF16, F16 or F32")
+        raise CheckpointError(f"cannot read weights of dtype {dtype}", fix="BF16, F16 or F32")
     return torch.from_numpy(rows).view(_TORCH[dtype]) if dtype == "BF16" else torch.from_numpy(rows)
 
 
 class _Constant:
-    """Notices a tensor whose elements are all one value: sound bytes, but seldom what anybody trained."""
+    """Detects a tensor whose elements are all equal: valid, but unlikely to be a trained weight."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""Writes engine files: whatever fails, dies or fills up on the way, the old engine or a complete new one is there."""
+"""Writes engine files atomically: after any failure or crash, the path holds the old engine or a complete new one."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ from ...runtime.machine import cpu_count
 from ...runtime.numbers import RAW_DTYPE
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system without locks."""
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
+"""Errors of a file system that cannot reserve space."""
 
 Groups = Sequence[Sequence[Stored]]
-"""The tensors to come, in the order of the file; those of a group follow each other with nothing between."""
+"""All tensors in the order of the file; the tensors of a group are adjacent, without padding."""
 
 
 def default_reserve(groups: Groups) -> int:
-    """Bytes kept for the header: lineage, bindings of some profiles, and a digest of 64 digits per 16 MiB."""
+    """Bytes reserved for the header: lineage, bindings of a few profiles, and a digest of 64 digits per 16 MiB."""
     digests = [len(chunks(0, tensor.nbytes)) for group in groups for tensor in group]
     return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests)
 
@@ -52,13 +53,14 @@ def default_reserve(groups: Groups) -> int:
 class EngineWriter:
     """Writes one engine: tensors in any order, each from its start to its end, then sections, then `commit`.
 
-    A context manager: leaving it without a commit removes everything it wrote. Each tensor belongs to one thread at a
-    time. Weights are hashed by other threads from the page cache, so memory does not grow with the engine. A full
-    disk, a quota, a limit or a failing device is a ResourceError.
+    A context manager: leaving it without a commit removes everything it wrote. One thread at a time may write a tensor.
+    Other threads hash weights from the page cache, so memory does not grow with the engine.
+
+    Every method raises ResourceError for a full disk, a quota, a limit or a failing device.
     """
 
     def __init__(self, path: Path, groups: Groups, *, reserve_header: int | None = None) -> None:
-        """Sweeps leftovers of killed builds of `path`, and reserves the space of the header and all tensors at once."""
+        """Delete leftovers of killed builds of `path`, then reserve the space of the header and all tensors."""
         reserve = default_reserve(groups) if reserve_header is None else reserve_header
         self._path = Path(path)
         self._data_start = -(-(8 + reserve) // ALIGNMENT) * ALIGNMENT
@@ -69,7 +71,7 @@ class EngineWriter:
         self._digests: dict[str, list[Future[str]]] = {name: [] for name in self._weights}
         self._sections: dict[str, str] = {}
         self.content_digest = ""
-        """What two machines agree on; `commit` sets it."""
+        """The same on every machine for the same build; `commit` sets it."""
         self._fd = -1
         with self._disk():
             _refuse_odd_target(self._path)
@@ -84,9 +86,13 @@ class EngineWriter:
             raise
 
     def write(self, name: str, offset: int, data: np.ndarray | bytes | memoryview) -> None:
-        """Appends to tensor `name`; `offset` is the number of its bytes written so far.
+        """Append to tensor `name`; `offset` is the number of its bytes written so far.
 
-        An array must have the tensor's raw dtype, or be bytes (uint8). ValueError if order, type or size do not fit.
+        An array must have the tensor's raw dtype, or be bytes (uint8).
+
+        Raises:
+            ValueError: order, dtype or size do not fit.
+            ResourceError: the disk is full or fails.
         """
         info = self._weights[name]
         if isinstance(data, np.ndarray):
@@ -105,9 +111,13 @@ class EngineWriter:
             self._digests[name].append(self._pool.submit(sha256_range, self._fd, part))
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` (first axis; -1: to the end) of what was written of a tensor, a fresh raw array.
+        """Rows [start, stop) of a tensor written so far (-1: to the end), a new raw array.
 
-        A tensor without axes counts as one row, and comes without axes.
+        A scalar counts as one row and is returned as a scalar.
+
+        Raises:
+            ValueError: the rows are not written yet.
+            ResourceError: the disk fails.
         """
         info = self._weights[name]
         first, *rest = info.shape or (1,)
@@ -126,7 +136,12 @@ class EngineWriter:
         return rows if info.shape else rows.reshape(())
 
     def section(self, name: str, data: bytes) -> None:
-        """Appends a section. ValueError if the name is not plain or taken."""
+        """Append a section.
+
+        Raises:
+            ValueError: the name is not plain, or taken.
+            ResourceError: the disk is full or fails.
+        """
         if not is_section_name(name) or name in self._sections:
             raise ValueError(f"section {name!r}: a plain name that is still free")
         self._pwrite(data, self._end)
@@ -135,9 +150,14 @@ class EngineWriter:
         self._end += len(data)
 
     def commit(self, manifest: Manifest) -> Path:
-        """Fills in the manifest's digests, makes the file durable, and gives it the name, which the old engine loses.
+        """Fill in the manifest's digests, make the file durable, and rename it to its path, replacing the old engine.
 
-        If only the last step fails, the folder's own fsync, the new engine is in place but may not outlive a power cut.
+        If only the last step fails (fsync of the folder), the new engine is in place but may not survive a power cut.
+
+        Raises:
+            ValueError: a tensor is incomplete.
+            LlmcError: the header does not fit into its reserved space.
+            ResourceError: the disk is full or fails.
         """
         missing = [name for name, info in self._weights.items() if self._written[name] != info.nbytes]
         if missing:
@@ -150,7 +170,7 @@ class EngineWriter:
         )
         self.content_digest = content_digest(manifest, self._weights)
         text = replace(manifest, content_digest=self.content_digest).to_json()
-        Manifest.from_json(text, what=str(self._path))  # no engine that its reader would refuse
+        Manifest.from_json(text, what=str(self._path))  # never write an engine that the reader refuses
         self._pwrite(self._header(text), 0)
         with self._disk():
             os.fsync(self._fd)
@@ -160,10 +180,10 @@ class EngineWriter:
         return self._path
 
     def abort(self) -> None:
-        """Removes what was written; does nothing after a commit."""
+        """Remove the file; does nothing after a commit."""
         if self._fd < 0:
             return
-        with suppress(OSError):  # what cannot be removed now, the next build sweeps
+        with suppress(OSError):  # the next build deletes what remains
             self._temp.unlink()
         self._release()
 
@@ -186,7 +206,7 @@ class EngineWriter:
                 view, offset = view[done:], offset + done
 
     def _header(self, manifest: bytes) -> bytes:
-        """The first bytes of the file: length, then the header with its digest in place, padded with spaces."""
+        """The first bytes of the file: length, then the header with its digest filled in, padded with spaces."""
         document: dict[str, object] = {"__metadata__": {"llmc.sha256": "0" * 64, "llmc": manifest.decode()}}
         for name, info in self._infos.items():
             begin = info.offset - self._data_start
@@ -194,20 +214,23 @@ class EngineWriter:
         size = self._data_start - 8
         raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
         if len(raw) > min(size, MAX_HEADER_BYTES):
-            raise LlmcError(f"a header of {len(raw)} bytes", found=f"{size} bytes reserved, at most {MAX_HEADER_BYTES}")
+            found = f"{size} bytes reserved, at most {MAX_HEADER_BYTES}"
+            raise LlmcError(f"cannot write a header of {len(raw)} bytes", found=found)
         place = len(MAGIC)
         return size.to_bytes(8, "little") + MAGIC + header_digest(raw).encode() + raw[place + 64 :]
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
-        """Turns failures of the file system into ResourceError, with bytes needed and free."""
+        """Turn errors of the file system into ResourceError, with bytes needed and free."""
         try:
             yield
         except OSError as problem:
             folder = self._path.parent
             found = f"{problem.strerror}{_free(folder)}"
             fix = _FIXES.get(problem.errno or 0, "another folder for the engine")
-            raise ResourceError(f"{self._path}: an engine of {self._end} bytes", found=found, fix=fix) from problem
+            raise ResourceError(
+                f"cannot write {self._path}, an engine of {self._end} bytes", found=found, fix=fix
+            ) from problem
 
 
 _FIXES = {
@@ -216,10 +239,11 @@ _FIXES = {
     errno.EFBIG: "a higher limit on file sizes (ulimit -f), or a file system without it",
     errno.ENOENT: "mkdir -p for the folder of the engine",
 }
+"""What a user can do, by error number."""
 
 
 def sweep(path: Path) -> tuple[Path, ...]:
-    """Deletes what killed builds of `path` left, and returns it; the file of a build that still lives is locked."""
+    """Delete files that killed builds of `path` left, and return them; the file of a running build is locked."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.[0-9a-f]{16}")
     found = [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
     return tuple(temp for temp in found if _delete_if_stale(temp))
@@ -228,12 +252,12 @@ def sweep(path: Path) -> tuple[Path, ...]:
 def _delete_if_stale(temp: Path) -> bool:
     try:
         fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # gone already, or another user's: not ours to judge
+    except OSError:  # deleted already, or another user's
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         temp.unlink()
-    except OSError:  # locked by a living build, renamed meanwhile, or on a file system without locks
+    except OSError:  # locked by a running build, renamed meanwhile, or on a file system without locks
         return False
     finally:
         os.close(fd)
@@ -241,7 +265,7 @@ def _delete_if_stale(temp: Path) -> bool:
 
 
 def _create(path: Path) -> tuple[Path, int]:
-    """A new locked file next to `path`; a sweeper that came between creation and lock has deleted it: then another."""
+    """Create and lock a new file next to `path`; retries if another build's `sweep` deleted it before the lock."""
     while True:
         temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
         fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -258,7 +282,7 @@ def _create(path: Path) -> tuple[Path, int]:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Takes the space now, so that a full disk is found before the work and not after it."""
+    """Reserve the space, so that a full disk is found before the work, not after it."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(fd, 0, size)
@@ -270,7 +294,7 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def _refuse_odd_target(path: Path) -> None:
-    """A name that rename could not replace is refused before the work, too."""
+    """Refuse, before the work, a path that rename could not replace."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "there is something that is no file")
 
@@ -292,7 +316,7 @@ def _free(folder: Path) -> str:
 
 
 def _layout(groups: Groups, data_start: int) -> dict[str, TensorInfo]:
-    """Fixes every offset before any weight is read; a padding tensor goes before each group that needs one."""
+    """Compute every offset before any weight is read; adds a padding tensor before each group that needs one."""
     infos: dict[str, TensorInfo] = {}
     at = data_start
     for index, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Families by architecture: one table, one file each; what no file builds is refused with the list of known names."""
+"""The table of families by architecture, one file each; other architectures are refused with the list of names."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ _FILES = (
 FAMILIES: dict[str, Family] = {
     family.architecture: family for family in (import_module(f".{file}", __name__).FAMILY for file in _FILES)
 }
-"""Architecture, as `architectures` in config.json names it, to what builds it."""
+"""Family by architecture, as `architectures` in config.json names it."""

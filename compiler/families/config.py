@@ -1,4 +1,4 @@
-"""config.json in one spelling: so that Hugging Face's names, defaults and two generations of spelling stop here."""
+"""Reads config.json: resolves Hugging Face's names, defaults and two generations of spelling into one value."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, Unsupported, nearest
 from ..config.fields import Fields, is_int, load_object, shown
-from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, judge_keys
+from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from . import FAMILIES
-from .reading import Family, Reading
+from .reading import ConfigReader, Family
 from .spec import DecoderSpec
 
 _DTYPES = {**{name: name for name in CONFIG_DTYPES}, "half": "float16", "float": "float32", "auto": None}
@@ -19,45 +19,47 @@ _DTYPES = {**{name: name for name in CONFIG_DTYPES}, "half": "float16", "float":
 
 @dataclass(frozen=True)
 class Config:
-    """What a config.json says: the family, what its decoder is made of, and ids in the vocabulary.
-
-    `dtype` is what the config declares (the tensors decide), None if it does not. `quantization` is the method of a
-    load-time quantization that may be a leftover; the tensors decide that too. `eos_given` is false if `eos_ids` is the
-    architecture's default. `ignored` maps each key not used to the
-    reason, `accepted` are unknown keys the user vouched for, `notes` tell what was resolved or filled in.
-    """
+    """The content of a config.json: the family, its decoder, and ids of the vocabulary."""
 
     family: Family
     decoder: DecoderSpec
     raw: Mapping[str, Any]
     initializer_range: float
     dtype: str | None
+    """The dtype that the config declares, None if it declares none; the tensors decide."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
     eos_given: bool
+    """False if `eos_ids` is the default of the architecture."""
     quantization: str
+    """The method of a load-time quantization, which may be a leftover; the tensors decide."""
     ignored: Mapping[str, str]
+    """Unused key to the reason."""
     accepted: tuple[str, ...]
+    """Unknown keys that the user accepted."""
     notes: tuple[str, ...]
+    """Values that were resolved or filled in."""
 
     @property
-    def grows(self) -> bool:
-        """Whether the rope type extends the model to any context, not only the positions it was trained for."""
+    def rope_is_dynamic(self) -> bool:
+        """True if the rope type extends the model to any context, beyond the positions it was trained for."""
         return all(layer.mixer.rope.type == "dynamic" for layer in self.decoder.layers)
 
 
 def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str = "config.json") -> Config:
-    """Read config.json; `accept` names unknown keys that the user knows to be harmless.
+    """Read config.json; `accept` names unknown keys that the user knows to be harmless, `what` the file in errors.
 
-    Raises CheckpointError (damaged, contradictory, out of range, unknown keys), Unsupported (known, but llmc does not
-    compute it), RecipeError (an accepted key that is not there).
+    Raises:
+        CheckpointError: the file is damaged or contradictory, a value is out of range, or keys are unknown.
+        Unsupported: the config asks for something that llmc does not compute.
+        RecipeError: a key in `accept` is not in the file, or is not an unknown key.
     """
     raw = load_object(data, what)
     values, notes = _lift_text_config(raw, what)
     family = _family(Fields(values, what))
-    ignored, accepted = judge_keys(values, accept, what, family.defaults)
+    ignored, accepted = classify_keys(values, accept, what, family.defaults)
     notes += [f"{key}: {HARMLESS[key]}" for key in values if key in REMOTE_CODE and values[key]]
-    reading = Reading(values, family, what)
+    reading = ConfigReader(values, family, what)
     quantization = _quantization(reading.fields)
     decoder = reading.decoder(family)
     bos_id, eos_ids = _token_ids(reading.fields, values, decoder.vocab_size, notes)
@@ -78,7 +80,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
 
 
 def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str]]:
-    """The keys of a nested text_config beside those of the top; what both say must agree."""
+    """Merge the keys of a nested text_config into those of the top; returns them and notes. Both must agree."""
     inner = Fields(raw, what).table("text_config") or {}
     values = {key: value for key, value in raw.items() if key != "text_config"}
     notes = []
@@ -90,7 +92,7 @@ def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any]
                 notes.append(f"{key} = {shown(value)}: found in text_config only")
         elif outer != value and value is not None and key in COMMON and key not in ("architectures", "model_type"):
             raise CheckpointError(
-                f'{what}: one value of "{key}"',
+                f'expected one value of "{key}" in {what}',
                 found=f"{shown(outer)} at the top, {shown(value)} in text_config",
                 fix="remove the one that is wrong",
             )
@@ -98,9 +100,9 @@ def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any]
 
 
 def _family(fields: Fields) -> Family:
-    """The family of the architecture that `architectures` names or, if it is absent, `model_type` implies."""
+    """The family that `architectures` names or, if that key is absent, `model_type`."""
     named, model_type = fields.values.get("architectures"), fields.text("model_type", "")
-    asked = f"{fields.what}: an architecture of {', '.join(FAMILIES)}"
+    asked = f"expected an architecture of {', '.join(FAMILIES)} in {fields.what}"
     if not named:
         implied = [family for family in FAMILIES.values() if family.name == model_type]
         if not implied:
@@ -112,7 +114,7 @@ def _family(fields: Fields) -> Family:
     if family is None:
         raise Unsupported(asked, found=f"{named[0]}{nearest(named[0], FAMILIES)}")
     if model_type not in ("", family.name):
-        raise fields.refuse("model_type", f'"{family.name}", the type of {family.architecture}')
+        raise fields.refuse("model_type", f'"{family.name}" (the type of {family.architecture})')
     return family
 
 
@@ -120,25 +122,25 @@ def _dtype(fields: Fields, notes: list[str]) -> str | None:
     new, old = (fields.text(key, "auto").removeprefix("torch.") for key in ("dtype", "torch_dtype"))
     name = old if new == "auto" else new
     if name not in _DTYPES:
-        raise Unsupported(f'{fields.what}: "dtype" of {", ".join(_DTYPES)}', found=shown(name))
+        raise Unsupported(f'expected "dtype" as one of {", ".join(_DTYPES)} in {fields.what}', found=shown(name))
     if "auto" not in (new, old) and new != old:
         notes.append(f"dtype = {new}: torch_dtype says {old}")
     return _DTYPES[name]
 
 
 def _quantization(fields: Fields) -> str:
-    """ "" or "bitsandbytes", which quantizes while loading, so that its settings stay behind in merged models."""
+    """ "" or "bitsandbytes", whose settings stay in merged models because it quantizes while loading."""
     for key in ("quantization_config", "compression_config"):
         settings = fields.table(key)
         if settings is None:
             continue
         loading = any(name in settings for name in ("load_in_4bit", "load_in_8bit"))
-        method = Fields(settings, f'{fields.what}: "{key}"').text(
+        method = Fields(settings, f'"{key}" of {fields.what}').text(
             "quant_method", "bitsandbytes" if loading else "unnamed"
         )
         if method != "bitsandbytes":
             raise Unsupported(
-                f'{fields.what}: a checkpoint that is not quantized yet ("{key}" absent or null)',
+                f'expected a checkpoint that is not quantized yet ("{key}" absent or null) in {fields.what}',
                 found=f'quant_method "{method}"',
                 fix="start from the original bf16, fp16 or fp32 checkpoint and quantize with --quantize",
             )
@@ -149,12 +151,12 @@ def _quantization(fields: Fields) -> str:
 def _token_ids(
     fields: Fields, given: Mapping[str, Any], vocab_size: int, notes: list[str]
 ) -> tuple[int | None, tuple[int, ...]]:
-    """BOS and EOS ids. An absent key means the architecture's default, if the vocabulary has it; null means none."""
+    """BOS and EOS ids. If absent, the architecture's default, provided the vocabulary has that id; null means none."""
 
     def has(key: str) -> bool:
         return key in given or (fields.values.get(key) or 0) < vocab_size
 
-    # Padding is never computed with; many fine-tunes name an id one past the vocabulary.
+    # Only a note: llmc does not use padding, and many fine-tunes name an id one beyond the vocabulary.
     pad = fields.values.get("pad_token_id")
     if pad is not None and not is_int(pad, 0, vocab_size - 1):
         notes.append(f"pad_token_id = {shown(pad)}: not in the vocabulary of {vocab_size}; padding is not used")

@@ -1,12 +1,12 @@
-"""Llama 2, 3, 3.1, 3.2, 3.3 and the many checkpoints that keep their shape."""
+"""Llama 2, 3, 3.1, 3.2, 3.3 and the many checkpoints of the same shape."""
 
 from __future__ import annotations
 
-from .reading import Family, Reading
+from .reading import ConfigReader, Family
 from .spec import LayerSpec
 
 
-def _layer(config: Reading, index: int) -> LayerSpec:
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
     bias = config.flag("attention_bias")
     return config.layer(config.attention(bias=bias, output_bias=bias), config.mlp(bias=config.flag("mlp_bias")))
 

@@ -1,12 +1,12 @@
-"""Mistral: Llama without biases, and where the config names a window, it is that of every layer."""
+"""Mistral: Llama without biases; a window in the config holds for every layer."""
 
 from __future__ import annotations
 
-from .reading import Family, Reading
+from .reading import ConfigReader, Family
 from .spec import LayerSpec
 
 
-def _layer(config: Reading, index: int) -> LayerSpec:
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
     return config.layer(config.attention(window=config.integer("sliding_window", 1)), config.mlp())
 
 

@@ -1,13 +1,13 @@
-"""Qwen 2 and 2.5, and what was distilled into them: q, k and v have biases; upper layers may have a window."""
+"""Qwen 2 and 2.5 and models distilled into them: q, k and v have biases; upper layers may have a window."""
 
 from __future__ import annotations
 
-from .reading import Family, Reading
+from .reading import ConfigReader, Family
 from .spec import LayerSpec
 
 
-def window(config: Reading, index: int) -> int | None:
-    """The window of a layer: of those that `layer_types` names, else of those from `max_window_layers` on."""
+def window(config: ConfigReader, index: int) -> int | None:
+    """The window of a layer or None: `layer_types`, else `max_window_layers`, says which layers have a window."""
     if not config.flag("use_sliding_window"):
         return None
     kinds, first = config.kinds(), config.fields.need_integer("max_window_layers", 0, 4096)
@@ -15,7 +15,7 @@ def window(config: Reading, index: int) -> int | None:
     return config.integer("sliding_window", 1) if windowed else None
 
 
-def _layer(config: Reading, index: int) -> LayerSpec:
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
     return config.layer(config.attention(bias=True, window=window(config, index)), config.mlp())
 
 

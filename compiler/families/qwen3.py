@@ -1,14 +1,14 @@
-"""Qwen 3: each head of q and of k is normed before rope; the head size does not follow from the hidden size."""
+"""Qwen 3: a norm on each head of q and k before rope; the head size is independent of the hidden size."""
 
 from __future__ import annotations
 
 from .qwen2 import FAMILY as QWEN2
 from .qwen2 import window
-from .reading import Family, Reading
+from .reading import ConfigReader, Family
 from .spec import LayerSpec
 
 
-def _layer(config: Reading, index: int) -> LayerSpec:
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
     bias = config.flag("attention_bias")
     mixer = config.attention(bias=bias, output_bias=bias, norms=True, window=window(config, index))
     return config.layer(mixer, config.mlp())

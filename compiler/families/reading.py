@@ -1,4 +1,4 @@
-"""config.json as one family reads it: its keys, its defaults, and the parts of layers that families share."""
+"""Reads a config.json for one family: typed keys with its defaults, and the parts of layers that families share."""
 
 from __future__ import annotations
 
@@ -18,35 +18,37 @@ _MAX_POSITIONS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of decoder: what it reads of a config beyond what all read, and what a layer is.
-
-    defaults: its keys with the value of one that is absent (null is a value), as its config class in transformers 5
-    has them. layer: the record of the layer of an index.
-    """
+    """A kind of decoder: the config keys it reads beside the common ones, and its layers."""
 
     name: str
+    """`model_type` in config.json."""
     architecture: str
-    layer: Callable[[Reading, int], LayerSpec]
+    """The name in `architectures` of config.json."""
+    layer: Callable[[ConfigReader, int], LayerSpec]
+    """Returns the record of the layer with the given index."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Its keys and their values when absent (null is a value), as in its config class of transformers 5."""
 
 
 def _count(key: str, high: int) -> cached_property[int]:
-    """A key that must be there: an integer from 1 to `high`."""
+    """A required key: an integer from 1 to `high`."""
     return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
 
 
-class Reading:
-    """Typed access to the keys of one config.json, with its family's defaults; notes say where these were used.
+class ConfigReader:
+    """Typed access to the keys of one config.json, with its family's defaults.
 
-    Every method raises CheckpointError or Unsupported that names the file, the key, what was expected and found.
+    Every method and property raises CheckpointError or Unsupported, which names the file, the key, the expected and the
+    found value.
     """
 
     def __init__(self, values: Mapping[str, Any], family: Family, what: str) -> None:
         absent = {key: value for key, value in family.defaults.items() if key not in values and value is not None}
         self.fields = Fields({**absent, **values}, what)
         self.ignored: dict[str, str] = {}
-        """Rope settings that their type has no use for, with the reason."""
+        """Rope setting that its type does not use, to the reason."""
         self.notes = [f"{key} = {shown(value)}: the default of the architecture" for key, value in absent.items()]
+        """Defaults that were used, and notes on rope."""
 
     hidden_size = _count("hidden_size", 2**18)
     layers = _count("num_hidden_layers", 2048)
@@ -57,18 +59,19 @@ class Reading:
     def kv_heads(self) -> int:
         kv_heads = self.fields.integer("num_key_value_heads", 1, 4096, self.heads)
         if self.heads % kv_heads:
-            raise self.fields.refuse("num_key_value_heads", f"a divisor of num_attention_heads, {self.heads}")
+            raise self.fields.refuse("num_key_value_heads", f"a divisor of num_attention_heads ({self.heads})")
         return kv_heads
 
     @cached_property
     def head_dim(self) -> int:
-        fields, given = self.fields, "(or head_dim given beside it)"
+        fields = self.fields
         if not fields.has("head_dim") and self.hidden_size % self.heads:
-            raise fields.refuse("hidden_size", f"a multiple of num_attention_heads, {self.heads} {given}")
+            expected = f"a multiple of num_attention_heads ({self.heads}), as there is no head_dim,"
+            raise fields.refuse("hidden_size", expected)
         size = fields.integer("head_dim", 1, 4096, self.hidden_size // self.heads)
         if size % 2:
-            expected = f'{fields.what}: "head_dim" as an even number: rotary embedding turns pairs'
-            raise CheckpointError(expected, found=str(size))
+            asked = f'expected "head_dim" as an even number (rotary embedding turns pairs) in {fields.what}'
+            raise CheckpointError(asked, found=str(size))
         return size
 
     @cached_property
@@ -85,14 +88,14 @@ class Reading:
         return self.fields.flag(key, False)
 
     def integer(self, key: str, low: int) -> int | None:
-        """An integer of at least `low`; None if null."""
+        """An integer of at least `low`; None if the key is null."""
         return self.fields.integer(key, low, _MAX_POSITIONS)
 
     def kinds(self) -> list[str] | None:
-        """`layer_types`, one per layer; None if absent, null or empty."""
+        """`layer_types`, one per layer; None if the key is absent, null or empty."""
         kinds = self.fields.values.get("layer_types")
         if kinds and (not isinstance(kinds, list) or len(kinds) != self.layers):
-            raise self.fields.refuse("layer_types", f"a list of num_hidden_layers entries, {self.layers}")
+            raise self.fields.refuse("layer_types", f"a list of num_hidden_layers ({self.layers}) entries")
         return kinds or None
 
     def norm(self, module: str, size: int = 0) -> Norm:
@@ -102,7 +105,7 @@ class Reading:
     def attention(
         self, *, bias: bool = False, output_bias: bool = False, norms: bool = False, window: int | None = None
     ) -> Attention:
-        """Attention as most checkpoints name it; bias: of q, k and v; norms: of each head of q and k."""
+        """Attention with the usual module names; `bias` applies to q, k and v, `norms` to each head of q and k."""
         q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden_size
         return Attention(
             self.heads,
@@ -122,7 +125,8 @@ class Reading:
     def mlp(self, *, bias: bool = False) -> GatedMlp:
         name, hidden = self.fields.text("hidden_act", "silu"), self.hidden_size
         if name not in _ACTIVATIONS:
-            raise Unsupported(f'{self.fields.what}: "hidden_act" of {", ".join(_ACTIVATIONS)}', found=shown(name))
+            asked = f'expected "hidden_act" as one of {", ".join(_ACTIVATIONS)} in {self.fields.what}'
+            raise Unsupported(asked, found=shown(name))
         width = self.fields.need_integer("intermediate_size", 1, 2**20)
         return GatedMlp(
             _ACTIVATIONS[name],
@@ -132,16 +136,16 @@ class Reading:
         )
 
     def layer(self, mixer: Attention, mlp: GatedMlp) -> LayerSpec:
-        """A layer that norms what its mixer and its MLP read."""
+        """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
 
     def decoder(self, family: Family) -> DecoderSpec:
-        """All of it; `layer_types`, where a config gives them, say the same as the layers."""
+        """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
             expected = ("full_attention", "attention") if layer.mixer.window is None else ("sliding_attention",)
             if kind not in expected:
-                asked = f'{self.fields.what}: "layer_types" of {expected[0]}'
+                asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")
         return DecoderSpec(
             vocab_size=self.fields.need_integer("vocab_size", 1, 2**24),

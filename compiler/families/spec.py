@@ -1,7 +1,7 @@
-"""What a decoder is made of: one record per layer, read by the decoder, the cache layout and whatever partitions them.
+"""The records that describe a decoder, one per layer; the decoder and the cache layout read them.
 
-Names of modules are those of the checkpoint; inside a layer they are relative to it. A new axis of
-architecture is a new field with the value that all families had before.
+Module names are those of the checkpoint, inside a layer relative to it. A new architectural option is a new field,
+whose default is the value that all families had before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Linear:
-    """A module that computes x Wᵀ (+ bias): W is [rows, columns], the bias [rows]."""
+    """A module that computes x Wᵀ (+ bias); the weight W is [rows, columns], the bias [rows]."""
 
     module: str
     rows: int
@@ -43,7 +43,7 @@ class Norm:
 
 
 class _Parts:
-    """A record whose tensors are those of its fields, in their order."""
+    """A record with the tensors of its fields, in their order."""
 
     def tensors(self, prefix: str) -> Shapes:
         for part in vars(self).values():
@@ -53,10 +53,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class Attention(_Parts):
-    """Softmax attention over cached keys and values; q and k are rotated, after a norm of each head if there is one.
-
-    window: the most positions a token sees, its own included; None: all before it.
-    """
+    """Softmax attention over cached keys and values; q and k are normed by heads (optional), then rotated."""
 
     heads: int
     kv_heads: int
@@ -70,6 +67,7 @@ class Attention(_Parts):
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     window: int | None = None
+    """Positions that a token attends to, its own included; None means its own and all before it."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,12 @@ class LayerSpec(_Parts):
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Embedding, layers, norm, head. positions: those the model was trained for."""
+    """Embedding, layers, norm, head."""
 
     vocab_size: int
     hidden_size: int
     positions: int
+    """Positions that the model was trained for."""
     layers: tuple[LayerSpec, ...]
     norm: Norm
     tied: bool
@@ -117,7 +116,7 @@ class DecoderSpec:
         return shapes
 
     def within(self, context: int) -> DecoderSpec:
-        """The same decoder for at most `context` positions: a window that holds them all is none."""
+        """The same decoder for at most `context` positions; removes windows that hold all of them."""
         return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))
 
 

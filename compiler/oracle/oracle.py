@@ -1,7 +1,7 @@
-"""The oracle: any graph, at any stage, in fp32 on ONNX Runtime's CPU kernels, block by block in small memory.
+"""The oracle: runs any graph at any stage in fp32 on ONNX Runtime's CPU kernels, block by block, in little memory.
 
-A block is what one label covers (embedding, one layer, head). Each block becomes a small ONNX model whose weights are
-inputs, so equal layers share one session and only one layer's weights exist at a time.
+A block holds the nodes with one label (embedding, one layer, head). Each block becomes a small ONNX model whose weights
+are inputs, so equal layers share one session and only one layer's weights are in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from ...runtime.engine_file.bind import Expr, Stored, evaluate
 from ...runtime.numbers import to_f32
 
 Read = Callable[[str, int, int], np.ndarray]
-"""Canonical name, first row, last row (-1: all of the tensor) to a raw array."""
+"""(canonical name, first row, row after the last; -1: to the end) to a raw array."""
 LARGE = 1 << 20
-"""Weights above this many elements are never dense as a whole: they are decoded and multiplied by chunks of rows."""
+"""Weights with more elements are dequantized and multiplied by chunks of rows, never as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Feed:
-    """What a block is fed: an array, its ONNX type, and its shape where that is the same in every run (weights)."""
+    """An input of a block."""
 
     array: np.ndarray
     kind: int
+    """ONNX type."""
     shape: tuple[int | None, ...]
+    """The shape of a weight; all None for values, whose shapes change from run to run."""
 
     @classmethod
     def value(cls, array: np.ndarray) -> _Feed:
@@ -44,7 +46,7 @@ class _Feed:
 
     @classmethod
     def weight(cls, array: np.ndarray, dtype: str = "F32") -> _Feed:
-        """Raw bf16 is uint16 to numpy, but not to ONNX."""
+        """A weight; numpy holds raw bf16 as uint16, ONNX must be told the type."""
         plain = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         return cls(np.asarray(array, order="C"), onnx.TensorProto.BFLOAT16 if dtype == "BF16" else plain, array.shape)
 
@@ -52,19 +54,19 @@ class _Feed:
 class Oracle:
     """Runs graphs over canonical tensors.
 
-    Args:
-        read: rows of a canonical tensor, raw (`runtime/engine_file/bind.py`); dropped as soon as a block is done.
-        threads: intra-op threads, 0 for the default.
+    `read` returns raw rows of a canonical tensor (`runtime/engine_file/bind.py`), which are dropped after each block.
+    `threads` is the number of intra-op threads, 0 for the default.
     """
 
     def __init__(self, read: Read, threads: int = 0) -> None:
         self._read = read
         self._threads = threads
         self._sessions: dict[bytes, Any] = {}
-        self._bound: Mapping[str, Expr] = {}  # of the graph that runs
+        self._bound: Mapping[str, Expr] = {}
+        """Weight expressions of the running graph."""
 
     def run(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All graph outputs by name. Quantized linears are decoded by their format, then multiplied densely."""
+        """All graph outputs by name. Quantized linears are dequantized by their format, then multiplied densely."""
         values: dict[str, np.ndarray] = dict(inputs)
         self._bound = graph.bound()
         outputs = [str(value.name) for value in graph.body.outputs]
@@ -106,7 +108,7 @@ class Oracle:
         values.update(zip(results, self._compute(protos, feeds, results), strict=True))
 
     def _dense_linear(self, graph: Graph, node: ir.Node, proto: onnx.NodeProto, feeds: dict[str, _Feed]) -> None:
-        """Decode the weight by its format instead of by the function body: the same numbers, many times faster."""
+        """Dequantize a weight by its format, not by the function body: the same numbers, many times faster."""
         fmt = ops.format_of(node)
         if fmt == ops.DENSE:
             return
@@ -124,7 +126,7 @@ class Oracle:
         return FORMATS[fmt].dequantize({s: self._raw(graph, v) for s, v in zip(suffixes, values, strict=True)})
 
     def _raw(self, graph: Graph, value: ir.Value | None) -> np.ndarray:
-        """The stored component behind a function input: formats decode raw numbers themselves."""
+        """The stored component behind a function input, in raw representation, as formats expect it."""
         expr = graph.expr(value)
         assert expr is not None and value is not None
         return evaluate(expr, self._whole, initializer=str(value.name))
@@ -137,7 +139,7 @@ class Oracle:
         return _Feed.weight(evaluate(expr, self._whole, initializer=name), expr.dtype)
 
     def _large(self, graph: Graph, node: ir.Node, values: dict[str, np.ndarray]) -> np.ndarray:
-        """Embedding rows, or a linear in chunks of its rows."""
+        """The result of a large node: the rows of an embedding, or a linear computed in chunks of its rows."""
         fmt = ops.format_of(node)
         weights = node.inputs[1 : 1 + len(ops.weight_suffixes(fmt))]
         if node.op_type == "Embedding":
@@ -162,7 +164,7 @@ class Oracle:
         return y
 
     def _rows(self, graph: Graph, fmt: str, weights: Sequence[ir.Value | None], start: int, stop: int) -> np.ndarray:
-        """Rows of a large weight as float32; its components are single stored tensors (`_is_large`)."""
+        """Rows of a large weight, ``f32 [stop - start, N]``; its components are single stored tensors (`_is_large`)."""
         parts = {}
         for suffix, value in zip(ops.weight_suffixes(fmt), weights, strict=True):
             leaf = _leaf(graph, value)
@@ -175,7 +177,7 @@ class Oracle:
     def _compute(
         self, protos: list[onnx.NodeProto], feeds: Mapping[str, _Feed], results: list[str]
     ) -> list[np.ndarray]:
-        """The results of these nodes, by a session that equal blocks share: names are replaced by their order."""
+        """Run nodes; replaces names by their order, so that equal blocks share a session."""
         from ...runtime.cpu.ort import onnxruntime as ort
 
         renamed: dict[str, str] = {}
@@ -197,7 +199,8 @@ class Oracle:
             options = ort.SessionOptions()
             options.intra_op_num_threads = self._threads
             options.log_severity_level = 3
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores between
+            # other threads use the cores between runs
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             session = self._sessions[key.digest()] = ort.InferenceSession(
                 _model(protos, inputs, outputs).SerializeToString(), options, providers=["CPUExecutionProvider"]
             )

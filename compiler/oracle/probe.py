@@ -1,4 +1,4 @@
-"""The golden probe at build: the oracle of the quantized graph, over the weights just written."""
+"""Computes the golden probe at build: the oracle runs the quantized graph over the weights just written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .oracle import Oracle, Read
 
 
 def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str, np.ndarray]:
-    """Inputs of a whole prompt in one call with empty caches; the last `rows` positions are wanted."""
+    """Graph inputs of a whole prompt with empty caches; the graph computes logits at the last `rows` positions."""
     count = len(ids)
     shapes = [(1, layer.mixer.kv_heads, count, layer.mixer.head_dim) for layer in spec.layers]
     return {
@@ -29,15 +29,16 @@ def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str,
     }
 
 
-def measure(graph: Graph, spec: DecoderSpec, read: Read, *, context: int) -> Probe:
+def measure_probe(graph: Graph, spec: DecoderSpec, read: Read, *, context: int) -> Probe:
     """The fixed ids, teacher-forced, and the oracle's top logits at the last positions.
 
     Raises:
-        CheckpointError: the logits are not finite: the weights are no working model.
+        CheckpointError: the logits are not finite, so the weights are not a working model.
     """
     ids = probe_ids(spec.vocab_size)[:context]
     inputs = inputs_for(spec, ids, rows=min(POSITIONS, len(ids)))
     logits = Oracle(read).run(graph, inputs)["logits"]
     if not np.isfinite(logits).all():
-        raise CheckpointError("golden probe", found="logits with NaN or infinity", fix="a checkpoint that works")
+        fix = "a checkpoint that works"
+        raise CheckpointError("cannot compute the golden probe", found="logits with NaN or infinity", fix=fix)
     return probe_of(ids, logits)

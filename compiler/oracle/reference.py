@@ -1,4 +1,4 @@
-"""The checkpoint itself as a baseline: logits by the fp32 oracle of the unoptimized graph, for eval and tests."""
+"""Logits of the checkpoint itself, as a baseline for eval and tests: the fp32 oracle runs the unoptimized graph."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from .oracle import Oracle, Read
 from .probe import inputs_for
 
 Logits = Callable[[Sequence[int]], np.ndarray]
+"""Token ids to logits ``f32 [T, V]``."""
 
 
-def reference(checkpoint: Checkpoint) -> Logits:
-    """A function from token ids to logits float32 `[T, V]`; weights are read from the checkpoint at every call.
+def reference_logits(checkpoint: Checkpoint) -> Logits:
+    """A function from token ids to logits ``f32 [T, V]``; each call reads the weights from the checkpoint.
 
-    Each length has its own graph, as rope types that depend on the context are fixed by it; two are kept.
+    Each length has its own graph, because the tables of some rope types depend on the context. Two graphs are kept.
     """
 
-    @lru_cache(maxsize=2)  # that of whole windows, and that of a text's rest: there may be any number of those
+    @lru_cache(maxsize=2)  # one for whole windows, one for the rest of the text, whose length varies
     def prepared(length: int) -> tuple[Graph, Oracle]:
         graph = build(checkpoint, length).graph
         return graph, Oracle(_reader(graph, checkpoint))

@@ -21,13 +21,13 @@ HELD: dict[str, int] = {
     "cli/commands": 999,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 258,  # texts are templates over the facts of --json
     "cli/prompts": 167,
-    "compiler": 145,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
-    "compiler/checkpoint": 808,
-    "compiler/config": 364,
+    "compiler": 147,  # kernel_imports.py: a process that compiles kernels starts in a fifth of the time
+    "compiler/checkpoint": 811,
+    "compiler/config": 365,
     "compiler/decoder": 192,
-    "compiler/engine": 483,  # report.py and memory planning came from build.py
-    "compiler/families": 398,
-    "compiler/oracle": 242,
+    "compiler/engine": 486,  # report.py and memory planning came from build.py
+    "compiler/families": 400,
+    "compiler/oracle": 243,
     "compiler/targets": 79,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 427,  # captures are parameters
     "compiler/targets/cuda": 709,  # PTX beside the cubins; captures are parameters

@@ -21,7 +21,7 @@ from llmc.compiler.engine.writer import EngineWriter
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
-from llmc.compiler.oracle.reference import reference
+from llmc.compiler.oracle.reference import reference_logits
 from llmc.compiler.pipeline import lower
 from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.engine_file.bind import Stored
@@ -81,7 +81,7 @@ def build_engine(
 
 def checkpoint_logits(where: Path, ids: list[int]) -> np.ndarray:
     """Logits f32 [T, V] of the checkpoint itself."""
-    return reference(open_source(where))(ids)
+    return reference_logits(open_source(where))(ids)
 
 
 def some_ids(count: int, seed: int = 0, vocab: int = 4096) -> list[int]:

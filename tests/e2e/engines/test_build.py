@@ -264,7 +264,7 @@ def test_the_null_target_checks_and_compiles_nothing():
     text = onnx.parser.parse_graph(emitted.sections["graph.txt"].decode())
     assert {(node.domain, node.op_type) for node in text.node} <= set(LOGICAL)
     assert {value.name for value in text.input} >= set(emitted.weights)
-    assert {one.phase for one in reports} == {"front", "back"}
+    assert {one.phase for one in reports} == {"model", "profile"}
     assert "model.layers.0.mlp.gate_proj.weight_scale" in decoder.graph.canonical
 
 
@@ -295,11 +295,11 @@ def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"memory_limit": 0.1}, 4, r"a build within 0\.10 GiB\n.*\n  try: --memory-limit 0\.61 or more"),
+        ({"memory_limit": 0.1}, 4, r"cannot build within 0\.10 GiB\n.*\n  try: --memory-limit 0\.61 or more"),
         (
             {"max_context": 513},
             2,
-            "max_context 513\n  found: a model of 512 positions\n  try: --max-context 512 or less",
+            "cannot build with max_context 513\n  found: a model of 512 positions\n  try: --max-context 512 or less",
         ),
         ({"quantize": "int5"}, 2, "expected a weight format, found 'int5'"),
         ({"targets": ["gpu"]}, 2, "expected a target, found 'gpu'"),

@@ -74,7 +74,7 @@ def test_a_file_that_changes_while_building_stops_it(
         return notes
 
     monkeypatch.setattr(weights, "write", write)
-    with pytest.raises(CheckpointError, match=f"{name}: a file that stays as it is while the engine is built"):
+    with pytest.raises(CheckpointError, match=f"^expected .*{name} to stay unchanged while the engine is built"):
         llmc.build(source, tmp_path / "e.llmc")
     assert names(tmp_path) == ["c"]
 
@@ -84,7 +84,7 @@ def test_a_changed_file_is_exit_3_and_the_old_engine_stays(
 ):
     source, before = small_checkpoint(tmp_path / "c"), engine.read_bytes()
     monkeypatch.setattr(weights, "write", lambda *_, **__: touch(source / "model.safetensors") or ())
-    monkeypatch.setattr("llmc.compiler.oracle.probe.measure", lambda *_, **__: Probe((), ()))
+    monkeypatch.setattr("llmc.compiler.oracle.probe.measure_probe", lambda *_, **__: Probe((), ()))
     assert run_command(["build", str(source), "-o", str(engine)]) == 3
     assert "it was changed, replaced or removed" in capsys.readouterr().err
     assert (engine.read_bytes(), names(tmp_path)) == (before, ["c", "e.llmc"])
@@ -170,7 +170,7 @@ def test_without_a_limit_the_free_memory_is_the_limit(
     if fits:
         llmc.build(source, tmp_path / "e.llmc")
         return
-    with pytest.raises(ResourceError, match=r"a build within 0\.60 GiB\n  found: llmc alone needs 0\.59 GiB"):
+    with pytest.raises(ResourceError, match=r"cannot build within 0\.60 GiB\n  found: llmc alone needs 0\.59 GiB"):
         llmc.build(source, tmp_path / "e.llmc")
     assert names(tmp_path) == ["c"]
 

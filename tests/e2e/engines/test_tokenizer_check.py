@@ -125,11 +125,11 @@ def test_refused_with_the_reason(case: tuple[bytes, dict[str, Any], int, list[in
     data, config, rows, eos, message = case
     with pytest.raises(CheckpointError, match=message) as caught:
         check_tokenizer(data, config, rows, eos)
-    assert str(caught.value).startswith("check tokenizer.json\n  found: ")
+    assert str(caught.value).startswith("cannot use tokenizer.json\n  found: ")
 
 
 def test_a_worker_that_is_late_is_killed():
-    with pytest.raises(CheckpointError, match=r"check tokenizer.json\n  found: it did not finish in 0.001 s"):
+    with pytest.raises(CheckpointError, match=r"cannot use tokenizer.json\n  found: it did not finish in 0.001 s"):
         check_tokenizer(DATA, CONFIG, ROWS, [1], deadline_s=0.001)
 
 
@@ -162,7 +162,7 @@ def test_a_template_that_fails_is_a_warning(template: str, problem: str):
 def test_a_template_bomb_is_refused(template: str, message: str | None):
     # Without a message: memory or the deadline ends it, whichever comes first on this machine.
     expected = message or "did not finish|the worker ended with"
-    with pytest.raises(CheckpointError, match=rf"check the chat template\n  found: .*({expected})"):
+    with pytest.raises(CheckpointError, match=rf"cannot use the chat template\n  found: .*({expected})"):
         start_check(DATA, CONFIG, ROWS, [1], chat_template=template, deadline_s=3.0).result()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from support.engines import small_checkpoint
 
-from llmc.compiler.families.reading import Family, Reading
+from llmc.compiler.families.reading import ConfigReader, Family
 from llmc.compiler.families.spec import LayerSpec
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def _layer(config: Reading, index: int) -> LayerSpec:
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
     kinds = config.kinds()
     window = config.integer("sliding_window", 1) if kinds and kinds[index] == SLIDING else None
     return config.layer(config.attention(window=window), config.mlp())

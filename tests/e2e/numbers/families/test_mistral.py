@@ -64,5 +64,7 @@ def test_an_absent_window_is_4096_and_null_is_none() -> None:
 def test_windows_that_are_none_are_refused() -> None:
     with pytest.raises(CheckpointError, match='"sliding_window" as an integer from 1 to'):
         read(sliding_window=0)
-    with pytest.raises(Unsupported, match='"layer_types" of sliding_attention\n  found: "full_attention" in layer 1'):
+    with pytest.raises(
+        Unsupported, match=r'"layer_types" of sliding_attention in config.json\n  found: "full_attention" in layer 1'
+    ):
         read(sliding_window=8, layer_types=["sliding_attention", "full_attention"])

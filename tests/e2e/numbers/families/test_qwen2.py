@@ -64,9 +64,13 @@ def test_windows_are_of_the_layers_that_transformers_gives_them() -> None:
 
 
 def test_layer_types_that_say_otherwise_are_refused() -> None:
-    with pytest.raises(Unsupported, match='"layer_types" of full_attention\n  found: "sliding_attention" in layer 0'):
+    with pytest.raises(
+        Unsupported, match=r'"layer_types" of full_attention in config.json\n  found: "sliding_attention" in layer 0'
+    ):
         read(layer_types=["sliding_attention", "full_attention"])
-    with pytest.raises(CheckpointError, match='"max_window_layers" as an integer from 0 to 4096\n  found: null'):
+    with pytest.raises(
+        CheckpointError, match=r'"max_window_layers" as an integer from 0 to 4096 in config.json\n  found: null'
+    ):
         read(use_sliding_window=True, max_window_layers=None)
-    with pytest.raises(CheckpointError, match='"layer_types" as a list of num_hidden_layers entries, 2'):
+    with pytest.raises(CheckpointError, match=r'"layer_types" as a list of num_hidden_layers \(2\) entries'):
         read(use_sliding_window=True, layer_types=["full_attention"])

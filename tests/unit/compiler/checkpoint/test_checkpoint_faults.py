@@ -49,7 +49,7 @@ def test_shard_names_that_escape(tmp_path: Path, name: object, said: str) -> Non
     folder = write_sharded(tmp_path / "c")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": name}}))
     message = refusal(folder)
-    assert "shard names that are plain file names" in message
+    assert "expected plain file names of shards in " in message
     assert said in message
 
 
@@ -66,19 +66,22 @@ def test_accepted_shard_names_stay_in_the_folder(name: str) -> None:
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     folder = write_sharded(tmp_path / "c")
     write_index(folder, {"a": FIRST, "b": FIRST, "c": SECOND, "dd": SECOND})
-    assert f"{SECOND}: tensor 'dd', which {INDEX} lists for it\n  found: no such tensor" in refusal(folder)
+    asked = f"expected tensor 'dd' in {folder}/{SECOND}, as {INDEX} lists it"
+    assert f"{asked}\n  found: no such tensor" in refusal(folder)
     write_index(folder, {"a": FIRST, "c": SECOND})
-    assert f"{INDEX}: tensor 'b' listed for {FIRST}, which holds it\n  found: not listed" in refusal(folder)
+    asked = f"expected {INDEX} to list 'b' for {FIRST}, which holds it"
+    assert f"{asked}\n  found: not listed" in refusal(folder)
     write_index(folder, {"a": FIRST, "b": SECOND, "c": SECOND})
-    assert f"tensor 'b' listed for {FIRST}, which holds it\n  found: listed for {SECOND}" in refusal(folder)
+    assert f"{asked}\n  found: listed for {SECOND}" in refusal(folder)
     write_index(folder, {"a": FIRST, "b": FIRST, "c": "model-00003-of-00003.safetensors"})
     assert "found: 1 missing: model-00003-of-00003.safetensors" in refusal(folder)
     (folder / INDEX).write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
     assert "the key 'a' twice in one object" in refusal(folder)
     (folder / INDEX).write_text('{"weight_map": {}}')
-    assert '"weight_map" from tensors to shards\n  found: {}' in refusal(folder)
+    asked = f'expected "weight_map" from tensors to shards in {folder}/{INDEX}'
+    assert f"{asked}\n  found: {{}}" in refusal(folder)
     (folder / INDEX).write_text("[]")
-    assert '"weight_map" from tensors to shards' in refusal(folder)
+    assert asked in refusal(folder)
 
 
 def test_links(tmp_path: Path) -> None:
@@ -89,22 +92,24 @@ def test_links(tmp_path: Path) -> None:
     (folder / "real.safetensors").rename(tmp_path / "outside.safetensors")
     (folder / SECOND).unlink()
     (folder / SECOND).symlink_to(tmp_path / "outside.safetensors")
-    assert f"a file inside the checkpoint folder\n  found: a link to {tmp_path}/outside.safetensors" in refusal(folder)
+    asked = f"expected a file inside the checkpoint folder at {folder}/{SECOND}"
+    assert f"{asked}\n  found: a link to {tmp_path}/outside.safetensors" in refusal(folder)
     (folder / SECOND).unlink()
     (folder / SECOND).symlink_to("nothing")
-    assert f"{SECOND}: a file of the checkpoint\n  found: a link to nothing" in refusal(folder)
+    assert f"expected a file of the checkpoint at {folder}/{SECOND}\n  found: a link to nothing" in refusal(folder)
     (folder / SECOND).unlink()
     (folder / SECOND).symlink_to(SECOND)
-    assert f"{SECOND}: a file of the checkpoint" in refusal(folder)
+    assert f"expected a file of the checkpoint at {folder}/{SECOND}" in refusal(folder)
     (folder / SECOND).unlink()
     os.link(tmp_path / "outside.safetensors", folder / SECOND)
-    assert f"{SECOND}: a weight file with one name\n  found: a hard link, 2 names" in refusal(folder)
+    asked = f"expected a weight file with one name at {folder}/{SECOND}"
+    assert f"{asked}\n  found: a hard link, 2 names" in refusal(folder)
     (folder / SECOND).unlink()
     (folder / SECOND).write_bytes((tmp_path / "outside.safetensors").read_bytes())
     open_checkpoint(folder)
     (folder / "config.json").rename(tmp_path / "config.json")
     (folder / "config.json").symlink_to(tmp_path / "config.json")
-    assert "config.json: a file inside the checkpoint folder" in refusal(folder)
+    assert f"expected a file inside the checkpoint folder at {folder}/config.json" in refusal(folder)
 
 
 def test_parent_component_that_is_a_link(tmp_path: Path) -> None:
@@ -135,7 +140,8 @@ def test_file_swapped_between_check_and_open(tmp_path: Path, monkeypatch: pytest
         weights.symlink_to(outside)
 
     monkeypatch.setattr(checkpoint_files.os, "open", swapping(to_link))
-    assert "a readable regular file\n  found: a link put there meanwhile" in refusal(folder)
+    asked = f"expected a readable regular file at {weights}"
+    assert f"{asked}\n  found: a link put there meanwhile" in refusal(folder)
     weights.unlink()
     shutil.copy(outside, weights)
 
@@ -144,7 +150,8 @@ def test_file_swapped_between_check_and_open(tmp_path: Path, monkeypatch: pytest
         folder.symlink_to(outside.parent)
 
     monkeypatch.setattr(checkpoint_files.os, "open", swapping(parent_to_link))
-    assert "model.safetensors: a file inside the checkpoint folder\n  found: a link to" in refusal(folder)
+    asked = f"expected a file inside the checkpoint folder at {folder}/model.safetensors"
+    assert f"{asked}\n  found: a link to" in refusal(folder)
 
 
 def test_things_that_are_no_files_do_not_block(tmp_path: Path) -> None:
@@ -152,26 +159,27 @@ def test_things_that_are_no_files_do_not_block(tmp_path: Path) -> None:
     shard = folder / SECOND
     shard.unlink()
     os.mkfifo(shard)
-    assert f"{SECOND}: a regular file\n  found: a FIFO" in refusal(folder)
+    assert f"expected a regular file at {folder}/{SECOND}\n  found: a FIFO" in refusal(folder)
     shard.unlink()
     shard.mkdir()
-    assert f"{SECOND}: a regular file\n  found: a folder" in refusal(folder)
+    assert f"expected a regular file at {folder}/{SECOND}\n  found: a folder" in refusal(folder)
     shard.rmdir()
     shard.symlink_to("/dev/zero")
-    assert "a file inside the checkpoint folder\n  found: a link to /dev/zero" in refusal(folder)
+    asked = f"expected a file inside the checkpoint folder at {folder}/{SECOND}"
+    assert f"{asked}\n  found: a link to /dev/zero" in refusal(folder)
     shard.unlink()
     here = os.getcwd()
     os.chdir(folder)  # a socket's path may have 108 bytes only
     try:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(SECOND)
-            assert f"{SECOND}: a readable regular file" in refusal(folder)
+            assert f"expected a readable regular file at {folder}/{SECOND}" in refusal(folder)
     finally:
         os.chdir(here)
     shard.unlink()
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    assert "config.json: a regular file\n  found: a FIFO" in refusal(folder)
+    assert f"expected a regular file at {folder}/config.json\n  found: a FIFO" in refusal(folder)
 
 
 def test_damaged_shards_name_the_file_and_the_way_out(tmp_path: Path) -> None:
@@ -192,28 +200,28 @@ def test_file_that_changes_during_the_build(tmp_path: Path) -> None:
 
     def opened() -> Checkpoint:
         checkpoint = open_checkpoint(folder)
-        checkpoint.files.unchanged()
+        checkpoint.files.require_unchanged()
         return checkpoint
 
     checkpoint = opened()
     os.utime(weights, ns=(1, 1))
     with pytest.raises(
-        CheckpointError, match=r"model.safetensors: a file that stays as it is while the engine is built"
+        CheckpointError, match=r"^expected .*model.safetensors to stay unchanged while the engine is built"
     ):
-        checkpoint.files.unchanged()
+        checkpoint.files.require_unchanged()
     checkpoint = opened()
     with weights.open("ab") as file:
         file.write(b"x")
     with pytest.raises(CheckpointError, match="wait until the download has finished"):
-        checkpoint.files.unchanged()
+        checkpoint.files.require_unchanged()
     weights.write_bytes(weights.read_bytes()[:-1])
     checkpoint = opened()
     os.truncate(weights, 1000)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: a file of \d+ bytes, as when it was opened"):
+    with pytest.raises(CheckpointError, match=r"^expected \d+ bytes in .*model.safetensors, as when it was opened"):
         checkpoint.source.rows("w", 0, 64)
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config.json: a file that stays"):
-        checkpoint.files.unchanged()
+    with pytest.raises(CheckpointError, match=r"^expected .*config.json to stay unchanged"):
+        checkpoint.files.require_unchanged()
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,8 @@ def test_small_files_are_capped(tmp_path: Path) -> None:
     folder = write_single(tmp_path / "c")
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 30)  # sparse
-    assert "tokenizer.json: a file of at most 134217728 bytes\n  found: 1073741824 bytes" in refusal(folder)
+    asked = f"expected a file of at most 134217728 bytes at {folder}/tokenizer.json"
+    assert f"{asked}\n  found: 1073741824 bytes" in refusal(folder)
 
 
 def test_no_descriptors_are_left_behind(tmp_path: Path) -> None:

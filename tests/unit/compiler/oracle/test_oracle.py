@@ -171,7 +171,7 @@ def test_the_reference_keeps_few_graphs(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return decoder
 
     monkeypatch.setattr(reference_module, "build", counted)
-    logits = reference_module.reference(_open(tmp_path))
+    logits = reference_module.reference_logits(_open(tmp_path))
     whole = logits(IDS)
     for length in range(1, 6):
         np.testing.assert_allclose(logits(IDS[:length]), whole[:length], rtol=0, atol=1e-4)

@@ -60,7 +60,7 @@ def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
     spec, path = EngineSpec.of(options), options.engine
     if path is not None and not path.exists():
         raise SystemExit(f"{path}: no such engine")
-    found = gpus.look()
+    found = gpus.detect()
     said = {
         "engine": str(path or spec.path(options.work, sm)),
         "build": [] if path is not None else spec.build_command(options.work, sm),
@@ -74,7 +74,7 @@ def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
 
 def gpu() -> gpus.Gpu:
     """The GPU to measure, or the end of this program."""
-    found = gpus.look()
+    found = gpus.detect()
     if not found.gpus:
         raise SystemExit(f"no GPU to measure: {found.problem}")
     return found.gpus[0]
@@ -143,7 +143,7 @@ def _allocated(driver: Driver, nbytes: int, cleanup: ExitStack) -> int:
 
 
 def machine(found: gpus.Gpu) -> str:
-    return f"{found.name}, CUDA {gpus.look().driver}; {cpu_name()}, {cpu_count()} threads"
+    return f"{found.name}, CUDA {gpus.detect().driver}; {cpu_name()}, {cpu_count()} threads"
 
 
 def write(path: Path, result: Any) -> None:

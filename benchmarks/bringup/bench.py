@@ -40,7 +40,7 @@ class Bench:
         os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")  # so that no kernel is loaded while it is timed
         began = time.perf_counter()
         made = Driver.load()
-        card = gpus.look().gpus[0]
+        card = gpus.detect().gpus[0]
         seconds = time.perf_counter() - began
         facts = {"card": card.name, "driver": made.version, "sm": made.sm, "processors": made.processors}
         if "card" not in self.journal.head:

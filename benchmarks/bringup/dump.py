@@ -22,7 +22,7 @@ import numpy as np
 
 from bringup.decode import BenchDevice
 from bringup.numbers import distance, numbers
-from llmc.runtime.cuda.launches import Bound, BoundLaunch
+from llmc.runtime.cuda.launches import BoundLaunch, BoundProgram
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
@@ -164,7 +164,7 @@ def _launch(device: BenchDevice, one: BoundLaunch, recorded: RecordedLaunch) -> 
         raise LlmcError(f"launch {recorded.label} ({recorded.kernel})", found=error.found) from error
 
 
-def _buffer(device: BenchDevice, bound: Bound, program: Program, name: str) -> np.ndarray:
+def _buffer(device: BenchDevice, bound: BoundProgram, program: Program, name: str) -> np.ndarray:
     span, driver = bound.buffers[name], device.driver
     with ExitStack() as cleanup:
         host = driver.allocate_host(span.nbytes, name)

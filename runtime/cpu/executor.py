@@ -60,9 +60,9 @@ class CpuExecutor:
         self.max_rows = MAX_ROWS
         weights = _bindings(engine.path, facts.weights)
         numbers = sum(math.prod(buffer_shape(cache, facts.max_context)) for cache in model.caches)
-        _plan(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
-        as_inputs = _as_inputs(engine.path, weights, facts.needs)
-        self._weights = _values(engine, weights)
+        _check_memory(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
+        as_inputs = _weights_as_inputs(engine.path, weights, facts.needs)
+        self._weights = _weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
         self._as_inputs = {name: self._weights[name] for name in as_inputs}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
@@ -112,7 +112,7 @@ class CpuExecutor:
         return self._samplers.output(scheduled, call.logits if count else None)
 
     def _decode(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
-        self._gather({scheduled.sequence for scheduled in step})
+        self._move_to_front({scheduled.sequence for scheduled in step})
         count = len(step)
         call = self._decoding.get(count)
         if call is None:
@@ -140,12 +140,12 @@ class CpuExecutor:
             self._slots.append(sequence)
         return self._slots.index(sequence)
 
-    def _gather(self, sequences: set[int]) -> None:
+    def _move_to_front(self, sequences: set[int]) -> None:
         """Let these sequences be the slots [0, n): others among them change places with these above."""
         count = len(sequences)
-        strangers = [slot for slot in range(count) if self._slots[slot] not in sequences]
+        outside = [slot for slot in range(count) if self._slots[slot] not in sequences]
         above = [slot for slot in range(count, len(self._slots)) if self._slots[slot] in sequences]
-        for low, high in zip(strangers, above, strict=True):
+        for low, high in zip(outside, above, strict=True):
             self._cache.swap(low, high)
             self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
 
@@ -241,7 +241,9 @@ def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows
         raise EngineError(f"{path}: a graph of {asked}, {vocab} logits", found=f"{found}, logits {logits}", fix=_AGAIN)
 
 
-def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int) -> None:
+def _check_memory(
+    engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int
+) -> None:
     """Refuse before anything is allocated: private copies of weights, packed weights and one sequence's cache.
 
     Caches of further sequences take memory only as these fill them.
@@ -261,7 +263,7 @@ def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, A
         )
 
 
-def _as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
+def _weights_as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
     """The weights that are inputs of the graph: read where they lie, where an initializer would be copied."""
     names = needs.get("weights_as_inputs", [])
     if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
@@ -269,7 +271,7 @@ def _as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]
     return tuple(dict.fromkeys(str(name) for name in names))
 
 
-def _values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
+def _weight_values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
     """Every weight as ONNX Runtime takes it; the buffers are ours, or the mapped file's, and live as long as these."""
     from .ort import onnxruntime as ort
 

@@ -9,7 +9,7 @@ from ..errors import EngineError
 from ..plan.plan import MachineCode, Plan
 from ..progress import Progress
 from .driver import Driver
-from .upload import Placement, place, upload
+from .upload import Placement, place_weights, upload
 
 CUBINS, PTX = "kernels.cubins", "kernels.ptx"
 """The sections beside the plan's that hold its machine code, and the PTX it was assembled from."""
@@ -51,7 +51,7 @@ class EngineContents:
 
     def placement(self, plan: Plan) -> Placement:
         """Raises EngineError where the plan and the engine do not fit each other."""
-        return place(self._engine, self._profile, plan)
+        return place_weights(self._engine, self._profile, plan)
 
     def cubin(self, code: MachineCode, what: str) -> bytes:
         """Raises EngineError where the engine has no such bytes."""

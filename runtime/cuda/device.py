@@ -21,12 +21,12 @@ from ..progress import NO_PROGRESS, Progress
 from . import gpus
 from .contents import Contents
 from .driver import Driver, keep
-from .launches import Area, Bound, bind
+from .launches import Allocations, BoundProgram, bind
 from .modules import Modules
 from .ring import Ring, RingEntry
 from .upload import Placement
 
-_KEPT = 64
+_MAX_MIXED = 64
 """Sizes of mixed steps whose launches are remembered."""
 
 
@@ -57,14 +57,14 @@ class CudaDevice:
         self.timings: dict[str, float] = {}
         self._plan = plan
         self._replays = graphs
-        self._bounds: dict[tuple[int, tuple[int, ...]], Bound] = {}
+        self._bounds: dict[tuple[int, tuple[int, ...]], BoundProgram] = {}
         self._graphs: dict[int, Any] = {}
         what = contents.what
         with ExitStack() as cleanup:
             with self._timed("context"):
-                self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
+                self._driver = Driver.load(_choose_gpu(plan.sm, what)) if driver is None else driver
                 cleanup.callback(self._driver.close)
-                _refuse_other_chips(plan.sm, self._driver.sm, what)
+                _check_chip(plan.sm, self._driver.sm, what)
                 self._stream = keep(cleanup, self._driver.stream(), self._driver.drop_stream)
             with self._timed("plan"):
                 placement = contents.placement(plan)
@@ -77,7 +77,7 @@ class CudaDevice:
                 self._kernels = modules.kernels(plan)
                 self.notes = modules.notes
             with self._timed("memory"):
-                weights, self._area = self._allocate(self.budget, placement, most, cleanup)
+                weights, self._allocated = self._allocate(self.budget, placement, most, cleanup)
                 self._ring = Ring(self._driver, self.budget.inputs, cleanup)
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
@@ -90,16 +90,16 @@ class CudaDevice:
         """Start a step behind those before it; its number, for `read`."""
         driver = self._driver
         driver.use()
-        bound = self._bound(program, sizes)
+        bound = self._bound_program(program, sizes)
         replayed = self._replays and self._plan.programs[program].decode
         graph = self._graph(program, bound) if replayed else None
         step, slot = self._ring.next()
-        self._send(bound, inputs, slot)
+        self._copy_inputs(bound, inputs, slot)
         if graph is not None:
             driver.launch_graph(graph, self._stream)
         else:
             self._launch(bound)
-        self._fetch(bound, wanted, slot)
+        self._copy_results(bound, wanted, slot)
         driver.record(slot.done, self._stream)
         return step
 
@@ -116,7 +116,7 @@ class CudaDevice:
         with suppress(LlmcError):
             self._cleanup.close()
 
-    def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Area]:
+    def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Allocations]:
         """All device memory of this plan; caches and states are zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
@@ -130,7 +130,7 @@ class CudaDevice:
                 base = allocate(nbytes, kind)
                 self._driver.fill(base, 0, nbytes, self._stream)
                 tensors |= {name: base + offset for name, offset in offsets.items()}
-        area = Area(
+        allocated = Allocations(
             arena=allocate(parts.arena, "activations"),
             arena_bytes=parts.arena,
             inputs=allocate(parts.inputs, "inputs"),
@@ -138,9 +138,9 @@ class CudaDevice:
             scratch_bytes=parts.scratch,
             tensors=tensors,
         )
-        return weights, area
+        return weights, allocated
 
-    def _bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
+    def _bound_program(self, program: int, sizes: Mapping[str, int]) -> BoundProgram:
         key = program, (sizes["tokens"], sizes["sequences"], sizes["rows"])
         found = self._bounds.get(key)
         if found is None:
@@ -150,13 +150,13 @@ class CudaDevice:
             if chosen.decode and self._replays and dict(sizes) != chosen.limits:
                 raise EngineError(f"a decode step of {chosen.limits}", found=f"{dict(sizes)}")
             mixed = [one for one in self._bounds if not self._plan.programs[one[0]].decode]
-            if len(mixed) >= _KEPT:
+            if len(mixed) >= _MAX_MIXED:
                 del self._bounds[mixed[0]]
-            found = bind(self._plan, chosen, sizes, self._area, self._kernels, self._driver, self._stream)
+            found = bind(self._plan, chosen, sizes, self._allocated, self._kernels, self._driver, self._stream)
             self._bounds[key] = found
         return found
 
-    def _graph(self, program: int, bound: Bound) -> Any:
+    def _graph(self, program: int, bound: BoundProgram) -> Any:
         """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
@@ -164,12 +164,12 @@ class CudaDevice:
             self._graphs[program] = keep(self._cleanup, graph, self._driver.drop_graph)
         return self._graphs[program]
 
-    def _launch(self, bound: Bound) -> None:
+    def _launch(self, bound: BoundProgram) -> None:
         launch = self._driver.launch
         for one in bound.launches:
             launch(one.config, one.function, one.parameters.address, one.label)
 
-    def _send(self, bound: Bound, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
+    def _copy_inputs(self, bound: BoundProgram, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
         packed_inputs = slot.inputs.view(bound.input_bytes)
         for name, span in bound.inputs.items():
             array = inputs[name]
@@ -179,9 +179,9 @@ class CudaDevice:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             packed_inputs[span.at : span.at + span.nbytes] = flat
         if bound.input_bytes:
-            self._driver.copy_in(self._area.inputs, slot.inputs.address, bound.input_bytes, self._stream)
+            self._driver.copy_in(self._allocated.inputs, slot.inputs.address, bound.input_bytes, self._stream)
 
-    def _fetch(self, bound: Bound, wanted: Collection[str], slot: RingEntry) -> None:
+    def _copy_results(self, bound: BoundProgram, wanted: Collection[str], slot: RingEntry) -> None:
         spans = {name: bound.buffers[name] for name in sorted(wanted)}
         offsets, nbytes = packed({name: span.nbytes for name, span in spans.items()})
         slot.results.view(nbytes)
@@ -197,17 +197,17 @@ class CudaDevice:
         self.timings[part] = time.perf_counter() - start
 
 
-def _ordinal(sm: int, what: str) -> int:
+def _choose_gpu(sm: int, what: str) -> int:
     """The first GPU that machine code of `sm` runs on."""
-    found = gpus.look()
+    found = gpus.detect()
     if not found.gpus:
         raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
     chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
-    _refuse_other_chips(sm, chosen.sm, what)
+    _check_chip(sm, chosen.sm, what)
     return chosen.ordinal
 
 
-def _refuse_other_chips(sm: int, chip: int, what: str) -> None:
+def _check_chip(sm: int, chip: int, what: str) -> None:
     if not runs_on(sm, chip):
         raise ResourceError(
             f"{what}: a GPU of compute capability {capability(sm)}",

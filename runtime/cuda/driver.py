@@ -80,7 +80,7 @@ class Driver:
         Raises:
             ResourceError: no driver, no such GPU, or the bindings are not installed.
         """
-        found = gpus.look()
+        found = gpus.detect()
         if not found.gpus:
             raise ResourceError("an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
         try:

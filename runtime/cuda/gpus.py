@@ -35,7 +35,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedGpus:
     """What a machine has. driver: the CUDA version it supports, such as "13.0". problem: why there is no GPU, or ""."""
 
     driver: str = ""
@@ -43,21 +43,21 @@ class Found:
     problem: str = ""
 
 
-def look(library: Any = None) -> Found:
+def detect(library: Any = None) -> DetectedGpus:
     """What the driver says; `library` stands in for its library."""
     if library is None:
         try:
             library = ctypes.CDLL(LIBRARY)
         except OSError:
-            return Found(problem=f"no NVIDIA driver ({LIBRARY} cannot be loaded)")
+            return DetectedGpus(problem=f"no NVIDIA driver ({LIBRARY} cannot be loaded)")
     code = library.cuInit(0)
     if code:
-        return Found(_version(library), problem=_REASONS.get(code, f"cuInit gives CUDA error {code}"))
+        return DetectedGpus(_version(library), problem=_REASONS.get(code, f"cuInit gives CUDA error {code}"))
     count = ctypes.c_int()
     if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return Found(_version(library), problem=_REASONS[_NO_DEVICE])
+        return DetectedGpus(_version(library), problem=_REASONS[_NO_DEVICE])
     gpus = [gpu for ordinal in range(count.value) if (gpu := _gpu(library, ordinal)) is not None]
-    return Found(_version(library), tuple(gpus), "" if gpus else "the driver does not describe its GPUs")
+    return DetectedGpus(_version(library), tuple(gpus), "" if gpus else "the driver does not describe its GPUs")
 
 
 def _gpu(library: Any, ordinal: int) -> Gpu | None:

@@ -37,7 +37,7 @@ class LoadedKernel:
 
 
 @dataclass(frozen=True)
-class Area:
+class Allocations:
     """Where the device's allocations begin, and how large those are that every program shares."""
 
     arena: int
@@ -94,7 +94,7 @@ class BoundLaunch:
 
 
 @dataclass(frozen=True)
-class Bound:
+class BoundProgram:
     """A program for certain sizes: inputs by name, of `input_bytes` together, launches, and buffers by name."""
 
     inputs: Mapping[str, Span]
@@ -107,24 +107,24 @@ def bind(
     plan: Plan,
     program: Program,
     sizes: Mapping[str, int],
-    area: Area,
+    allocated: Allocations,
     kernels: Sequence[LoadedKernel],
     driver: Driver,
     stream: Any,
-) -> Bound:
+) -> BoundProgram:
     """Evaluate a program for a step's sizes. A launch with a zero in its grid is none.
 
     Raises:
         EngineError: it needs more than was allocated, or a launch's arguments are not what its module takes.
     """
-    _check_room(plan, program, sizes, area)
+    _check_room(plan, program, sizes, allocated)
     wanted = inputs_of(plan, program)
     offsets, input_bytes = packed({name: tensor.bytes(sizes) for name, tensor in wanted.items()})
     inputs = {name: _span(tensor, offsets[name], sizes) for name, tensor in wanted.items()}
-    buffers = {name: _span(tensor, area.arena + tensor.offset, sizes) for name, tensor in program.buffers.items()}
+    buffers = {name: _span(tensor, allocated.arena + tensor.offset, sizes) for name, tensor in program.buffers.items()}
     addresses = {
-        **area.tensors,
-        **{name: area.inputs + offset for name, offset in offsets.items()},
+        **allocated.tensors,
+        **{name: allocated.inputs + offset for name, offset in offsets.items()},
         **{name: span.at for name, span in buffers.items()},
     }
     evaluated = cache(partial(value, sizes=sizes))
@@ -135,9 +135,9 @@ def bind(
             continue
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
-        values = [argument.given(addresses, sizes) for argument in launch.arguments]
+        values = [argument.resolve(addresses, sizes) for argument in launch.arguments]
         needed = kernel.code.global_scratch, kernel.code.profile_scratch
-        scratch = [address if size else 0 for address, size in zip(area.scratch, needed, strict=True)]
+        scratch = [address if size else 0 for address, size in zip(allocated.scratch, needed, strict=True)]
         early = plan.pdl and kernel.code.pdl and bool(launches)  # what precedes the first is no kernel
         launches.append(
             BoundLaunch(
@@ -147,7 +147,7 @@ def bind(
                 f"launching {launch.label} ({kernel.module.kernel})",
             )
         )
-    return Bound(inputs, input_bytes, tuple(launches), buffers)
+    return BoundProgram(inputs, input_bytes, tuple(launches), buffers)
 
 
 def layout(types: Sequence[str]) -> tuple[Field, ...]:
@@ -191,9 +191,9 @@ def _code(kind: str) -> str:
     return _POINTER if kind.startswith("*") else _CODES.get(kind, "")
 
 
-def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], area: Area) -> None:
+def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], allocated: Allocations) -> None:
     needed = (program.arena, *scratch_of(plan, program, sizes))
-    given = (area.arena_bytes, *area.scratch_bytes)
+    given = (allocated.arena_bytes, *allocated.scratch_bytes)
     if any(need > room for need, room in zip(needed, given, strict=True)):
         raise EngineError(
             f"a step of {dict(sizes)} in {given} bytes of buffers and scratch",

@@ -66,7 +66,7 @@ class _Chunk:
     copies: tuple[tuple[int, int, int], ...]
 
 
-def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
+def place_weights(engine: EngineFile, profile: str, plan: Plan) -> Placement:
     """Lay out every weight of the plan.
 
     Raises:
@@ -97,7 +97,7 @@ def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
                 raise EngineError(asked, found=found, fix="build the engine again")
         if expr not in known:
             known[expr] = end
-            parts = laid_out(expr, end)
+            parts = file_segments(expr, end)
             if parts is None:
                 computed[name] = expr, end
             segments += parts or ()
@@ -107,20 +107,20 @@ def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
     return Placement(offsets, tuple(segments), computed, frozenset(read), end)
 
 
-def laid_out(expr: Expr, offset: int) -> list[Segment] | None:
+def file_segments(expr: Expr, offset: int) -> list[Segment] | None:
     """The bytes of the file that are an expression's own, in order; None if some must be computed or moved apart."""
     match expr:
         case Stored(name=name):
             return [Segment(name, 0, _bytes(expr), offset)]
         case Reshape(of=of):
-            return laid_out(of, offset)
+            return file_segments(of, offset)
         case Slice(of=of, axis=axis, start=start, stop=stop) if math.prod(of.shape[:axis]) == 1:
             row = _bytes(of) // of.shape[axis] if of.shape[axis] else 0
             return [Segment(of.name, start * row, stop * row, offset)]
         case Concat(parts=parts, axis=axis) if math.prod(expr.shape[:axis]) == 1:
             joined: list[Segment] = []
             for part in parts:
-                found = laid_out(part, offset)
+                found = file_segments(part, offset)
                 if found is None:
                     return None
                 joined += found

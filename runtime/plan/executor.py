@@ -176,7 +176,7 @@ class PagedExecutor:
                 raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
             sequence = self._sequences[scheduled.sequence] = _Sequence(slot, prompt_unknown=bool(scheduled.cached))
         if scheduled.sample is not None and sequence.params is None:
-            self._choose_by(sequence, scheduled.sample)
+            self._set_sampling(sequence, scheduled.sample)
         ids = scheduled.tokens or (-1 - sequence.slot,)
         if not scheduled.tokens and sequence.waiting is not None:
             self.collect(sequence.waiting)
@@ -188,12 +188,12 @@ class PagedExecutor:
         rows = len(ids) if scheduled.rows == "all" else int(last)
         return PlacedSequence(sequence.slot, ids, scheduled.start, rows, sampled, scheduled.is_prompt, new)
 
-    def _choose_by(self, sequence: _Sequence, params: SamplingParams) -> None:
+    def _set_sampling(self, sequence: _Sequence, params: SamplingParams) -> None:
         """The host chooses where the device lacks room for biases, or knowledge of the prompt's tokens."""
         unknown = params.repetition_penalty != 1.0 and sequence.prompt_unknown
         sequence.params, sequence.sampled_on_host = params, unknown or len(params.logit_bias) > self._slots.max_biases
         if not sequence.sampled_on_host:
-            self._slots.choose_by(sequence.slot, params)
+            self._slots.set_sampling(sequence.slot, params)
 
     def _wanted(self, step: tuple[ScheduledSequence, ...], sequences: list[_Sequence]) -> set[str]:
         """The buffers to read back."""

@@ -13,7 +13,7 @@ SIZES = ("tokens", "sequences", "rows")
 """New tokens of the step, sequences they belong to, positions whose logits are wanted."""
 _MAX_LENGTH = 400
 _MAX_VALUE = 1 << 62
-Sized = Callable[[Mapping[str, int]], int]
+CheckedFormula = Callable[[Mapping[str, int]], int]
 """A formula that was checked: sizes to its value."""
 _FUNCTIONS: Mapping[str, Callable[[int, int], int]] = {"cdiv": lambda a, b: -(-a // b), "min": min, "max": max}
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
@@ -44,7 +44,7 @@ def value(formula: str | int, sizes: Mapping[str, int]) -> int:
 
 
 @cache
-def _parse(formula: str) -> Sized:
+def _parse(formula: str) -> CheckedFormula:
     if len(formula) > _MAX_LENGTH:
         raise _refusal(formula, f"{len(formula)} characters")
     try:
@@ -53,7 +53,7 @@ def _parse(formula: str) -> Sized:
         raise _refusal(formula, "no expression") from None
 
 
-def _compiled(node: ast.expr, formula: str) -> Sized:
+def _compiled(node: ast.expr, formula: str) -> CheckedFormula:
     """The one place that says what a formula may hold."""
     match node:
         case ast.Constant(value=int(number)) if type(number) is int:

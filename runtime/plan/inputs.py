@@ -18,12 +18,12 @@ from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
 
 @dataclass(frozen=True)
 class Input:
-    """A dtype, what the first dimension counts (a formula), and what padding holds; wide: a second one, the plan's."""
+    """A dtype, what the first dimension counts (a formula), and what padding holds; XX."""
 
     dtype: str
     size: str
     idle: float = 0
-    wide: bool = False
+    per_plan: bool = False
 
     def idle_array(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.full(shape, self.idle, KERNEL_DTYPES[self.dtype].numpy)
@@ -45,8 +45,8 @@ _OF_EDITS = {
     "repetition_penalty": Input("f32", "rows", 1),
     "presence_penalty": Input("f32", "rows"),
     "frequency_penalty": Input("f32", "rows"),
-    "logit_bias_ids": Input("i32", "rows", -1, wide=True),
-    "logit_bias": Input("f32", "rows", wide=True),
+    "logit_bias_ids": Input("i32", "rows", -1, per_plan=True),
+    "logit_bias": Input("f32", "rows", per_plan=True),
 }
 """Of a row whose logits are changed before a token is chosen."""
 INPUTS: Mapping[str, Input] = {
@@ -55,7 +55,7 @@ INPUTS: Mapping[str, Input] = {
     "slot_mapping": Input("i32", "tokens", -1),
     "prompt_slots": Input("i32", "tokens", -1),
     "seq_lens": Input("i32", "sequences"),
-    "block_tables": Input("i32", "sequences", wide=True),
+    "block_tables": Input("i32", "sequences", per_plan=True),
     "query_start_loc": Input("i32", "sequences + 1"),
     "reset_slots": Input("i32", "sequences", -1),
     "logits_indices": Input("i32", "rows"),
@@ -107,8 +107,8 @@ def check_inputs(plan: Plan, what: str) -> None:
 
 def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
     fits = tensor.dtype == made.dtype and tensor.shape[:1] == (made.size,)
-    if not fits or len(tensor.shape) != 1 + made.wide or not all(size.isdecimal() for size in tensor.shape[1:]):
-        wanted = f"{made.dtype} [{made.size}{', a number' if made.wide else ''}]"
+    if not fits or len(tensor.shape) != 1 + made.per_plan or not all(size.isdecimal() for size in tensor.shape[1:]):
+        wanted = f"{made.dtype} [{made.size}{', a number' if made.per_plan else ''}]"
         raise EngineError(f"{what}: input {name!r}: {wanted}", found=f"{tensor.dtype} [{', '.join(tensor.shape)}]"[:80])
 
 
@@ -160,7 +160,7 @@ class Slots:
     def give(self, slot: int) -> None:
         self._free.append(slot)
 
-    def choose_by(self, slot: int, params: SamplingParams) -> None:
+    def set_sampling(self, slot: int, params: SamplingParams) -> None:
         """How tokens of a slot are chosen; it has no more biases than fit."""
         kept = self._kept
         for name, array in kept.items():

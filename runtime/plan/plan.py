@@ -105,7 +105,7 @@ class Argument:
     integer: int | None = None
     real: float | None = None
 
-    def given(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+    def resolve(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
         """What a launch passes: of `tensors` what stands for the tensor, a step's size, or the number."""
         if self.tensor is not None:
             return tensors[self.tensor]

@@ -74,7 +74,7 @@ class SimulatedDevice:
     def _launch(self, launch: Launch, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
         module = self._plan.modules[launch.module]
         kernel = self._kernels[module.kernel]
-        values = [argument.given(tensors, sizes) for argument in launch.arguments]
+        values = [argument.resolve(tensors, sizes) for argument in launch.arguments]
         grid = tuple(value(formula, sizes) for formula in launch.grid)
         execute(kernel, dict(zip(kernel.given(module.constants), values, strict=True)), module.constants, grid)
 

@@ -101,8 +101,8 @@ def _broadcast(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
         _joined[key] = tuple(
             None if one.shape.values == shape else core.block_type(one.scalar, shape) for one in (a, b)
         )
-    wide_a, wide_b = _joined[key]
-    return _widened(self, left, wide_a), _widened(self, right, wide_b)
+    block_a, block_b = _joined[key]
+    return _broadcast_to(self, left, block_a), _broadcast_to(self, right, block_b)
 
 
 def _broadcast_scalar(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
@@ -116,7 +116,7 @@ def _broadcast_scalar(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
     return _their_broadcast(self, left, right)
 
 
-def _widened(self: Any, one: Any, block: Any) -> Any:
+def _broadcast_to(self: Any, one: Any, block: Any) -> Any:
     if block is None:
         return one
     return core.tensor(_their_broadcast_to(self.builder, one.handle, block.shape.values), block)

@@ -22,7 +22,7 @@ from llmc.runtime.errors import LlmcError
 
 image = bytes.fromhex(sys.argv[1])
 assert sys.argv[2] in ("", cuda.bindings.__version__)
-assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.look()
+assert gpus.detect() == gpus.DetectedGpus("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.detect()
 driver = Driver.load()
 assert (driver.version, driver.sm, driver.shared, driver.processors) == ("13.0", 90, 232448, 132)
 driver.use()

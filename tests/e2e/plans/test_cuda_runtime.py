@@ -148,7 +148,7 @@ def _check_values(plan: Plan, launch: Launch, sizes: dict[str, int], line: Line,
 
 
 def _bits(kind: str, argument: Argument, sizes: dict[str, int]) -> int:
-    number = argument.given({}, sizes)
+    number = argument.resolve({}, sizes)
     form = {"i32": "<i4x", "i64": "<q", "fp32": "<f4x", "fp64": "<d"}[kind]
     return int.from_bytes(struct.pack(form, number), "little")
 

@@ -136,7 +136,7 @@ def test_launches_get_grids_threads_shared_memory_and_parameters_in_order(toy: P
     with loaded(toy, api) as device:
         sizes = {"tokens": 17, "sequences": 1, "rows": 2}
         found = device.read(device.run(3, sizes, inputs_for(list(range(17)), [3, 16], [-1, 2]), {"sampled", "logits"}))
-        area = device._area
+        allocated = device._allocated
     assert found["sampled"].tolist() == [11, (136 + 5) % VOCAB]
     assert found["logits"].shape == (2, VOCAB) and found["logits"].dtype == np.float32
     take, score, choose = api.launched
@@ -144,11 +144,11 @@ def test_launches_get_grids_threads_shared_memory_and_parameters_in_order(toy: P
     assert (take.threads, score.threads, choose.threads) == (128, 256, 128)
     assert (take.shared, score.shared, choose.shared) == (0, 60000, 49153)
     assert api.allowed == {"score": SHARED["score"], "choose": SHARED["choose"]}, "48 KiB need no permission"
-    ids = area.arena
+    ids = allocated.arena
     # inputs lie packed, 256 bytes aligned, in the plan's order: token_ids 68 bytes, positions 68, slot_mapping 68 ...
-    last, past = area.tensors["last_tokens"], area.tensors["past"]
-    assert take.values == (area.inputs, last, past, area.inputs + 512, ids, 17, 0, 0)
-    assert score.values[5:] == (area.tensors["bias"], area.tensors["height"], 2.0, ids + 512, 2, 1, 0, 0)
+    last, past = allocated.tensors["last_tokens"], allocated.tensors["past"]
+    assert take.values == (allocated.inputs, last, past, allocated.inputs + 512, ids, 17, 0, 0)
+    assert score.values[5:] == (allocated.tensors["bias"], allocated.tensors["height"], 2.0, ids + 512, 2, 1, 0, 0)
     assert not (take.pdl or score.pdl or choose.pdl)
 
 
@@ -158,8 +158,8 @@ def test_scratch_is_for_the_kernels_that_ask_for_it(toy: Path):
         assert device.budget.scratch == (12 * 32, 0)
         device.read(device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ()))
         scratch = [one.values[-2:] for one in api.launched]
-        assert scratch == [(0, 0), (device._area.scratch[0], 0), (0, 0)]
-        assert device._area.scratch[0] % 256 == 0
+        assert scratch == [(0, 0), (device._allocated.scratch[0], 0), (0, 0)]
+        assert device._allocated.scratch[0] % 256 == 0
 
 
 @pytest.mark.parametrize("switch", [True, False])
@@ -181,7 +181,7 @@ def test_an_empty_grid_launches_nothing(toy: Path):
     with loaded(toy, api) as device:
         sizes = {"tokens": 4, "sequences": 1, "rows": 0}
         assert device.read(device.run(3, sizes, inputs_for([1, 2, 3, 4], [], []), ())) == {}
-        past = api.device.array(device._area.tensors["past"] + 4 * 128, np.float32, 4)
+        past = api.device.array(device._allocated.tensors["past"] + 4 * 128, np.float32, 4)
         assert past.tolist() == [1, 2, 3, 4]
     assert [one.entry for one in api.launched] == ["take"]
 
@@ -222,8 +222,8 @@ def test_bound_sizes_are_remembered_but_not_forever(toy: Path):
 def test_caches_and_state_begin_as_zeros(toy: Path):
     api = FakeApi(KERNELS)
     with loaded(toy, api) as device:
-        cache = api.device.array(device._area.tensors["past"], np.uint8, device.blocks["blocks"] * 256)
-        state = api.device.array(device._area.tensors["last_tokens"], np.uint8, 16)
+        cache = api.device.array(device._allocated.tensors["past"], np.uint8, device.blocks["blocks"] * 256)
+        state = api.device.array(device._allocated.tensors["last_tokens"], np.uint8, 16)
         assert device.blocks == {"blocks": 4 * MAX_BLOCKS} and not cache.any() and not state.any()
 
 

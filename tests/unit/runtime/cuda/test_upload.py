@@ -16,7 +16,7 @@ from llmc.runtime.cuda import driver as driver_module
 from llmc.runtime.cuda import gpus, upload
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
-from llmc.runtime.cuda.upload import Segment, laid_out, place
+from llmc.runtime.cuda.upload import Segment, file_segments, place_weights
 from llmc.runtime.engine_file.bind import Concat, Expr, Reshape, Slice, Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, ResourceError
@@ -100,7 +100,7 @@ def test_a_plan_without_a_cache_is_refused():
 def uploaded(path: Path, plan: Plan, api: FakeApi) -> dict[str, np.ndarray]:
     """Every weight's bytes on the fake device."""
     with EngineFile.open(path) as engine:
-        placement = place(engine, "sm_90", plan)
+        placement = place_weights(engine, "sm_90", plan)
         driver = Driver(api)
         base = driver.allocate(placement.bytes, "weights")
         upload.upload(engine, placement, base, driver)
@@ -183,7 +183,7 @@ def test_damage_in_a_tensor_that_is_only_computed_from_is_found_too(tmp_path: Pa
 def test_a_file_that_ends_early_or_is_gone(tmp_path: Path):
     path = toy_engine(tmp_path / "e.llmc")
     with EngineFile.open(path) as engine:
-        placement = place(engine, "sm_90", toy_plan())
+        placement = place_weights(engine, "sm_90", toy_plan())
         path.unlink()
         with pytest.raises(ResourceError, match=r"e.llmc: a readable file\n  found: No such file"):
             upload.upload(engine, placement, 0, Driver(FakeApi()))
@@ -202,19 +202,19 @@ def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path, name: str,
     weights = {**WEIGHTS, name: expr}
     path = toy_engine(tmp_path / "e.llmc", weights={n: e for n, e in weights.items() if e is not None})
     with EngineFile.open(path) as engine, pytest.raises(EngineError, match=text):
-        place(engine, "sm_90", toy_plan())
+        place_weights(engine, "sm_90", toy_plan())
 
 
 def test_what_lies_in_the_file_as_it_is_used():
     a, b = Stored("a", "BF16", (2, 3)), Stored("b", "BF16", (4, 3))
-    assert laid_out(Concat((a, b), 0), 100) == [Segment("a", 0, 12, 100), Segment("b", 0, 24, 112)]
-    assert laid_out(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
-    assert laid_out(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
-    assert laid_out(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
-    assert laid_out(Concat((a, a), 1), 0) is None
-    assert laid_out(Slice(b, 1, 0, 2), 0) is None
+    assert file_segments(Concat((a, b), 0), 100) == [Segment("a", 0, 12, 100), Segment("b", 0, 24, 112)]
+    assert file_segments(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
+    assert file_segments(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
+    assert file_segments(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
+    assert file_segments(Concat((a, a), 1), 0) is None
+    assert file_segments(Slice(b, 1, 0, 2), 0) is None
     row = Stored("r", "U8", (1, 8))
-    assert laid_out(Concat((row, Slice(row, 1, 2, 5)), 1), 0) == [Segment("r", 0, 8, 0), Segment("r", 2, 5, 8)]
+    assert file_segments(Concat((row, Slice(row, 1, 2, 5)), 1), 0) == [Segment("r", 0, 8, 0), Segment("r", 2, 5, 8)]
 
 
 def test_parameters_lie_in_order_each_aligned_to_its_size():
@@ -279,7 +279,7 @@ class FakeLibrary:
 
 
 def test_gpus_are_described_without_a_context():
-    found = gpus.look(FakeLibrary(gpus=(("NVIDIA H200", 90, 150 << 30), ("NVIDIA B200", 100, 180 << 30))))
+    found = gpus.detect(FakeLibrary(gpus=(("NVIDIA H200", 90, 150 << 30), ("NVIDIA B200", 100, 180 << 30))))
     assert found.driver == "12.8" and not found.problem
     assert found.gpus == (gpus.Gpu(0, "NVIDIA H200", 90, 150 << 30), gpus.Gpu(1, "NVIDIA B200", 100, 180 << 30))
 
@@ -294,19 +294,19 @@ def test_gpus_are_described_without_a_context():
     ],
 )
 def test_why_there_is_no_gpu(library: FakeLibrary, problem: str):
-    assert gpus.look(library) == gpus.Found("12.8", (), problem)
+    assert gpus.detect(library) == gpus.DetectedGpus("12.8", (), problem)
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LIBRARY", "libcuda-that-is-not-there.so.1")
-    assert gpus.look().gpus == ()
+    assert gpus.detect().gpus == ()
     with pytest.raises(ResourceError, match=r"an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that") as refusal:
         Driver.load()
     assert refusal.value.exit_code == 4
 
 
 def test_missing_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpus, "look", lambda: gpus.Found("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
+    monkeypatch.setattr(gpus, "detect", lambda: gpus.DetectedGpus("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
     monkeypatch.setattr(driver_module, "_BINDINGS", "cuda_that_is_not_there.bindings.driver")
     with pytest.raises(ResourceError, match=r"needs the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'"):
         Driver.load()

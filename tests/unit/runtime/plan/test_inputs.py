@@ -46,8 +46,8 @@ def test_a_step_is_what_loops_would_fill_in(step: list[PlacedSequence], padding:
     for slot in range(4):
         slots.give(slot)
         assert slots.take([tables[slot].tolist(), rings[slot].tolist()]) == slot
-        slots.choose_by(slot, PARAMS[1])  # what was there before must not show
-        slots.choose_by(slot, PARAMS[slot % 3])
+        slots.set_sampling(slot, PARAMS[1])  # what was there before must not show
+        slots.set_sampling(slot, PARAMS[slot % 3])
     tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
     sizes = {"tokens": tokens + padding, "sequences": len(step) + padding, "rows": wanted + padding}
     arrays, expected = idle_inputs(windowed_plan(), sizes), idle_inputs(windowed_plan(), sizes)

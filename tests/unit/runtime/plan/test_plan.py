@@ -112,5 +112,5 @@ def test_a_forged_plan_is_refused_by_name(change: Callable[[Json], object], mess
     ("argument", "number"), [(Argument(integer=0), 0), (Argument(real=0.0), 0.0), (Argument(real=1.5), 1.5)]
 )
 def test_an_argument_that_is_a_number_gives_it(argument: Argument, number: float):
-    assert argument.given({}, {}) == number
-    assert type(argument.given({}, {})) is type(number)
+    assert argument.resolve({}, {}) == number
+    assert type(argument.resolve({}, {})) is type(number)

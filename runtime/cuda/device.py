@@ -1,7 +1,7 @@
-"""A GPU that runs a plan (`plan.executor.Device`): loaded once, then steps of copies, launches, graphs on one stream.
+"""A GPU that runs a plan (`plan.executor.Device`): loads it once, then runs steps on one stream.
 
 A step is one copy of all its inputs, its launches (decode programs: one graph), and one copy per wanted buffer, in
-stream order; so steps may be started before earlier ones are read, and one arena serves all programs.
+stream order. So a step may start before earlier ones are read, and all programs share one arena.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from .ring import Ring, RingEntry
 from .upload import Placement
 
 _MAX_MIXED = 64
-"""Sizes of mixed steps whose launches are remembered."""
+"""Number of mixed step sizes whose bound launches are cached."""
 
 
 class CudaDevice:
-    """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph.
+    """A plan on a GPU.
 
-    notes: what a user should know of the loading.
+    `timings` holds the seconds of each part of loading and of the last graph capture, `notes` messages for the user
+    about loading.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class CudaDevice:
         graphs: bool = True,
         progress: Progress = NO_PROGRESS,
     ) -> None:
-        """Check what it takes, then allocate and load; an exception leaves nothing allocated. It owns `driver`.
+        """Check the requirements, then allocate and load; an exception leaves nothing allocated.
 
-        graphs: decode programs are captured once and replayed.
+        The device owns `driver`. With `graphs`, decode programs are captured once and replayed.
 
         Raises:
-            ResourceError: no GPU that the plan runs on, no driver, one that is too old, or too little memory.
-            EngineError: the plan and the engine do not fit each other, or weights do not match their digests.
+            ResourceError: no GPU can run the plan, the driver is missing or too old, or memory is too small.
+            EngineError: the plan does not match the engine, or weights do not match their digests.
         """
         self.timings: dict[str, float] = {}
         self._plan = plan
@@ -87,7 +88,7 @@ class CudaDevice:
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
     ) -> int:
-        """Start a step behind those before it; its number, for `read`."""
+        """Queue a step after the earlier ones; returns its number, for `read`."""
         driver = self._driver
         driver.use()
         bound = self._bound_program(program, sizes)
@@ -104,12 +105,12 @@ class CudaDevice:
         return step
 
     def read(self, handle: int) -> Mapping[str, np.ndarray]:
-        """Wait for a step; the arrays are the caller's."""
+        """Wait for a step; the caller owns the arrays."""
         self._driver.use()
         return self._ring.read(handle)
 
     def close(self) -> None:
-        """Free everything, also after an error that the GPU does not recover from."""
+        """Free everything, even after an unrecoverable GPU error."""
         with suppress(LlmcError):
             self._driver.use()
             self._driver.wait(self._stream)
@@ -117,7 +118,7 @@ class CudaDevice:
             self._cleanup.close()
 
     def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Allocations]:
-        """All device memory of this plan; caches and states are zeros."""
+        """Allocate all device memory of this plan; fill caches and state with zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
             return keep(cleanup, self._driver.allocate(aligned(nbytes), what), self._driver.free) if nbytes else 0
@@ -146,9 +147,9 @@ class CudaDevice:
         if found is None:
             chosen = self._plan.programs[program]
             if any(sizes[name] > limit for name, limit in chosen.limits.items()):
-                raise EngineError(f"a step of at most {chosen.limits}", found=f"{dict(sizes)}")
+                raise EngineError(f"expected a step of at most {chosen.limits}", found=f"{dict(sizes)}")
             if chosen.decode and self._replays and dict(sizes) != chosen.limits:
-                raise EngineError(f"a decode step of {chosen.limits}", found=f"{dict(sizes)}")
+                raise EngineError(f"expected a decode step of {chosen.limits}", found=f"{dict(sizes)}")
             mixed = [one for one in self._bounds if not self._plan.programs[one[0]].decode]
             if len(mixed) >= _MAX_MIXED:
                 del self._bounds[mixed[0]]
@@ -157,7 +158,7 @@ class CudaDevice:
         return found
 
     def _graph(self, program: int, bound: BoundProgram) -> Any:
-        """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
+        """The program's launches as one graph, captured at first use; copies of inputs and results are outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
                 graph = self._driver.captured(self._stream, lambda: self._launch(bound))
@@ -175,7 +176,7 @@ class CudaDevice:
             array = inputs[name]
             if array.dtype != span.dtype or array.shape != span.shape:
                 found = f"{array.dtype} {list(array.shape)}"
-                raise EngineError(f"input {name!r}: {span.dtype} {list(span.shape)}", found=found)
+                raise EngineError(f"expected input {name!r} as {span.dtype} {list(span.shape)}", found=found)
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             packed_inputs[span.at : span.at + span.nbytes] = flat
         if bound.input_bytes:
@@ -198,10 +199,12 @@ class CudaDevice:
 
 
 def _choose_gpu(sm: int, what: str) -> int:
-    """The first GPU that machine code of `sm` runs on."""
+    """The ordinal of the first GPU that can run machine code of `sm`."""
     found = gpus.detect()
     if not found.gpus:
-        raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
+        raise ResourceError(
+            f"expected an NVIDIA GPU for {what}", found=found.problem, fix="llmc doctor, or --profile cpu"
+        )
     chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
     _check_chip(sm, chosen.sm, what)
     return chosen.ordinal
@@ -210,7 +213,7 @@ def _choose_gpu(sm: int, what: str) -> int:
 def _check_chip(sm: int, chip: int, what: str) -> None:
     if not runs_on(sm, chip):
         raise ResourceError(
-            f"{what}: a GPU of compute capability {capability(sm)}",
+            f"expected a GPU of compute capability {capability(sm)} for {what}",
             found=capability(chip),
             fix=f"an engine built with --target {target_for(chip) or 'cpu'}",
         )

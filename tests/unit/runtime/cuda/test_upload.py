@@ -55,7 +55,8 @@ def test_one_sequence_at_full_context_is_the_least():
     fixed = planned(1 << 30, slots=1).fixed
     enough = fixed + 5 * BLOCK
     assert planned(enough, slots=1).blocks == {"blocks": MAX_BLOCKS}
-    text = r"toy: 0.03 MiB of GPU memory \(activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*\n  found: 0.03 MiB"
+    parts = r"activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*"
+    text = rf"cannot allocate 0.03 MiB of GPU memory for toy \({parts}\n  found: 0.03 MiB"
     with pytest.raises(ResourceError, match=text) as refusal:
         planned(enough - BLOCK, slots=1)
     assert refusal.value.fix == "an engine built with --max-context 192" and refusal.value.exit_code == 4
@@ -84,7 +85,7 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
     api = FakeApi(KERNELS, memory=30_000)
     with (
         EngineFile.open(toy_engine(tmp_path / "e.llmc")) as engine,
-        pytest.raises(ResourceError, match=f"{engine.path}: profile 'sm_90': .* of GPU memory"),
+        pytest.raises(ResourceError, match=f"cannot allocate .* of GPU memory for profile 'sm_90' of {engine.path}"),
     ):
         CudaDevice(EngineContents(engine, "sm_90"), toy_plan(), 4, driver=Driver(api))
     assert not api.calls["cuMemAlloc"] and not api.calls["cuMemHostAlloc"] and not any(api.live.values())
@@ -93,7 +94,7 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
 def test_a_plan_without_a_cache_is_refused():
     plan = toy_plan()
     tensors = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind != "cache"}
-    with pytest.raises(EngineError, match="toy: a plan with a KV cache"):
+    with pytest.raises(EngineError, match="expected a plan with a KV cache in toy"):
         planned(1 << 30, plan=replace(plan, tensors=tensors))
 
 
@@ -163,7 +164,10 @@ def test_a_chunk_that_does_not_match_its_digest_is_named_and_not_copied(big: Any
     data[offset] ^= 1
     damaged.write_bytes(data)
     api = FakeApi()
-    with pytest.raises(EngineError, match=r"match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes"):
+    with pytest.raises(
+        EngineError,
+        match=r"expected bytes in .* that match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes",
+    ):
         uploaded(damaged, plan, api)
     assert (api.live["streams"], api.live["events"], api.host.count) == (0, 0, 0)
     assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 2, "what lies before the damage, and nothing of it"
@@ -185,17 +189,25 @@ def test_a_file_that_ends_early_or_is_gone(tmp_path: Path):
     with EngineFile.open(path) as engine:
         placement = place_weights(engine, "sm_90", toy_plan())
         path.unlink()
-        with pytest.raises(ResourceError, match=r"e.llmc: a readable file\n  found: No such file"):
+        with pytest.raises(ResourceError, match=r"cannot read .*e.llmc\n  found: No such file"):
             upload.upload(engine, placement, 0, Driver(FakeApi()))
 
 
 @pytest.mark.parametrize(
     ("name", "expr", "text"),
     [
-        ("bias", None, "weight 'bias'\n  found: no binding"),
-        ("bias", Stored("gone.weight", "F32", (4,)), r"of tensor 'gone.weight', F32 \[4\]\n  found: no such tensor"),
-        ("bias", Stored("bias.weight", "F32", (2, 2)), r"'bias.weight', F32 \[2, 2\]\n  found: F32 \[4\]"),
-        ("bias", Stored("height.weight", "BF16", (2,)), r"weight 'bias': 16 bytes\n  found: 4 bytes, BF16 \[2\]"),
+        ("bias", None, "cannot load weight 'bias' of .*\n  found: no binding"),
+        (
+            "bias",
+            Stored("gone.weight", "F32", (4,)),
+            r"expected tensor 'gone.weight' as F32 \[4\] .*\n  found: no such tensor",
+        ),
+        ("bias", Stored("bias.weight", "F32", (2, 2)), r"tensor 'bias.weight' as F32 \[2, 2\] .*\n  found: F32 \[4\]"),
+        (
+            "bias",
+            Stored("height.weight", "BF16", (2,)),
+            r"expected weight 'bias' of 16 bytes in .*\n  found: 4 bytes, BF16 \[2\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path, name: str, expr: Expr | None, text: str):
@@ -232,10 +244,10 @@ def test_parameters_lie_in_order_each_aligned_to_its_size():
 @pytest.mark.parametrize(
     ("types", "values", "text"),
     [
-        (("i32",), (2**31,), "launch 'x': a parameter of type i32\n  found: 2147483648"),
+        (("i32",), (2**31,), "expected a parameter of type i32 in launch 'x'\n  found: 2147483648"),
         (("*i32",), (-1,), r"a parameter of type \*i32"),
-        (("bf16",), (1.0,), "parameters bf16\n  found: 1 values, and types among i32"),
-        (("i32", "i32"), (1,), "parameters i32, i32\n  found: 1 values"),
+        (("bf16",), (1.0,), "cannot pack the parameters of launch 'x': bf16\n  found: 1 values, and types among i32"),
+        (("i32", "i32"), (1,), "of launch 'x': i32, i32\n  found: 1 values"),
     ],
 )
 def test_parameters_that_do_not_fit(types: tuple[str, ...], values: tuple[int | float, ...], text: str):
@@ -300,7 +312,9 @@ def test_why_there_is_no_gpu(library: FakeLibrary, problem: str):
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LIBRARY", "libcuda-that-is-not-there.so.1")
     assert gpus.detect().gpus == ()
-    with pytest.raises(ResourceError, match=r"an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that") as refusal:
+    with pytest.raises(
+        ResourceError, match=r"expected an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that"
+    ) as refusal:
         Driver.load()
     assert refusal.value.exit_code == 4
 
@@ -308,7 +322,10 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_missing_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "detect", lambda: gpus.DetectedGpus("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
     monkeypatch.setattr(driver_module, "_BINDINGS", "cuda_that_is_not_there.bindings.driver")
-    with pytest.raises(ResourceError, match=r"needs the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'"):
+    with pytest.raises(
+        ResourceError,
+        match=r"cannot run on a GPU without the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'",
+    ):
         Driver.load()
 
 
@@ -321,7 +338,8 @@ def test_a_function_the_driver_does_not_have():
 
     api.cuMemGetInfo = missing
     with pytest.raises(
-        ResourceError, match=r"free memory\n  found: cuMemGetInfo: Function .*\n  try: a newer NVIDIA driver"
+        ResourceError,
+        match=r"cannot read the free GPU memory\n  found: cuMemGetInfo: Function .*\n  try: a newer NVIDIA driver",
     ):
         driver.memory()
 
@@ -330,6 +348,7 @@ def test_memory_that_others_took_meanwhile():
     api = FakeApi()
     api.fail["cuMemAlloc"] = Result["CUDA_ERROR_OUT_OF_MEMORY"]
     with pytest.raises(
-        ResourceError, match=r"1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end"
+        ResourceError,
+        match=r"cannot allocate 1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end",
     ):
         Driver(api).allocate(3 << 19, "weights")

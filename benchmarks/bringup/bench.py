@@ -1,4 +1,4 @@
-"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, a clock on the GPU."""
+"""The resources of a step's items: carried folder, driver, loaded kernels, earlier results, a clock on the GPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Bench:
 
     @property
     def started(self) -> bool:
-        """Whether the device has been used by this process."""
+        """True if this process has used the device."""
         return "driver" in self.__dict__
 
     def result(self, name: str) -> Mapping[str, Any]:

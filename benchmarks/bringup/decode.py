@@ -1,4 +1,4 @@
-"""How long a decode program takes: replayed without anybody reading its tokens, on an engine without weights.
+"""How long a decode program takes: replayed without reading its tokens, on an engine without weights.
 
 Step A6: the headline. What other plans, batches and inputs need is here too: `opened`, `inputs_at`, `replay`, `moved`.
 """
@@ -59,7 +59,7 @@ class BenchDevice(CudaDevice):
             scatter(self._driver, kind, places)
 
     def choose(self, *, graphs: bool) -> None:
-        """Whether decode programs are replayed as graphs from now on."""
+        """Replay decode programs as graphs from now on, or not."""
         self._replays = graphs
 
     def bound(self, program: int, sizes: Mapping[str, int]) -> BoundProgram:
@@ -85,7 +85,7 @@ def carried_plan(carry: Carry, name: str) -> Plan:
         LlmcError: it is not carried.
     """
     if name not in carry.plans:
-        raise LlmcError(f"a carried plan {name!r}", found=", ".join(carry.plans) or "none")
+        raise LlmcError(f"expected a carried plan {name!r}", found=", ".join(carry.plans) or "none")
     return carry.plan(name)
 
 

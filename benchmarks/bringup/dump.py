@@ -145,7 +145,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
     program = device.plan.programs[step.program]
     places = blocked(program, step.sizes)
     if len(places) != len(step.launches):
-        raise LlmcError(f"a step of {len(places)} launches", found=f"{len(step.launches)} recorded")
+        raise LlmcError(f"expected a step of {len(places)} launches", found=f"{len(step.launches)} recorded")
     device.send(step.program, step.sizes, step.inputs)
     bound = device.bound(step.program, step.sizes)
     for prepared, recorded in zip(bound.launches, step.launches, strict=True):
@@ -161,7 +161,7 @@ def _launch(device: BenchDevice, one: BoundLaunch, recorded: RecordedLaunch) -> 
     try:
         device.driver.wait(device.stream)
     except LlmcError as error:
-        raise LlmcError(f"launch {recorded.label} ({recorded.kernel})", found=error.found) from error
+        raise LlmcError(f"cannot run launch {recorded.label} ({recorded.kernel})", found=error.found) from error
 
 
 def _buffer(device: BenchDevice, bound: BoundProgram, program: Program, name: str) -> np.ndarray:

@@ -135,9 +135,8 @@ class CpuExecutor:
     def _slot(self, sequence: int) -> int:
         if sequence not in self._slots:
             if len(self._slots) == self.sequences:
-                raise RecipeError(
-                    f"cannot run {self.sequences + 1} sequences at once", found=f"room for {self.sequences}"
-                )
+                found = f"room for {self.sequences}"
+                raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
             self._cache.reset(len(self._slots))
             self._slots.append(sequence)
         return self._slots.index(sequence)
@@ -205,7 +204,7 @@ def _checked(name: str, bind: Any, *arguments: Any) -> None:
         bind(*arguments)
     except RuntimeError as error:
         raise EngineError(
-            f"expected a graph with the input or output {name!r}", found=_reason(error), fix=_AGAIN
+            f"expected a graph with input or output {name!r}", found=_reason(error), fix=_AGAIN
         ) from error
 
 
@@ -224,9 +223,7 @@ def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
     exprs = {name: from_json(data) for name, data in weights.items()}
     for name, expr in exprs.items():
         if not DTYPES[expr.dtype].onnx:
-            raise EngineError(
-                f"expected a dtype of ONNX Runtime for weight {name!r} of {path}", found=expr.dtype, fix=_AGAIN
-            )
+            raise EngineError(f"cannot bind weight {name!r} of {path}", found=expr.dtype, fix=_AGAIN)
     return exprs
 
 
@@ -248,8 +245,8 @@ def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows
             f"{len(shapes) // 4} layers, caches {sorted(set(shapes.values()), key=str)}, {', '.join(sorted(names))}"
             for shapes, names in ((expected, wanted), (caches, lengths))
         )
-        asked = f"expected a graph of {asked}, {vocab} logits in {path}"
-        raise EngineError(asked, found=f"{found}, logits {logits}", fix=_AGAIN)
+        found = f"{found}, logits {logits}"
+        raise EngineError(f"expected a graph of {asked}, {vocab} logits in {path}", found=found, fix=_AGAIN)
 
 
 def _check_memory(
@@ -264,8 +261,8 @@ def _check_memory(
     converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
     packed = needs.get("packed_bytes", 0)
     if type(packed) is not int:
-        asked = f"expected packed_bytes as a whole number in the profile of {engine.path}"
-        raise EngineError(asked, found=repr(packed)[:80], fix=_AGAIN)
+        found = repr(packed)[:80]
+        raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
     needed, free = converted + packed + cache_bytes, memory().available
     if needed > free:
         raise ResourceError(
@@ -279,8 +276,8 @@ def _weights_as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[s
     """Names of the weights that are graph inputs: ONNX Runtime reads them in place, but copies initializers."""
     names = needs.get("weights_as_inputs", [])
     if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
-        asked = f"expected weights_as_inputs as a list of weights in the profile of {path}"
-        raise EngineError(asked, found=repr(names)[:80], fix=_AGAIN)
+        found = repr(names)[:80]
+        raise EngineError(f"expected weights_as_inputs as a list of weights in {path}", found=found, fix=_AGAIN)
     return tuple(dict.fromkeys(str(name) for name in names))
 
 
@@ -309,6 +306,4 @@ def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], thr
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise EngineError(
-            f"cannot load graph {section!r} of {engine.path}", found=_reason(error), fix=_AGAIN
-        ) from error
+        raise EngineError(f"cannot load {section!r} of {engine.path}", found=_reason(error), fix=_AGAIN) from error

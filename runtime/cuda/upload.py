@@ -96,15 +96,14 @@ def place_weights(engine: EngineFile, profile: str, plan: Plan) -> Placement:
         nbytes = _bytes(expr)
         if nbytes != tensor.bytes({}):
             found = f"{nbytes} bytes, {expr.dtype} {list(expr.shape)}"
-            asked = f"expected weight {name!r} of {tensor.bytes({})} bytes in {engine.path}"
-            raise EngineError(asked, found=found, fix="build the engine again")
+            wanted = f"weight {name!r} of {tensor.bytes({})} bytes"
+            raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
         for leaf in stored(expr):
             info = tensors.get(leaf.name)
             if info is None or (info.dtype, info.shape) != (leaf.dtype, leaf.shape):
                 found = "no such tensor" if info is None else f"{info.dtype} {list(info.shape)}"
-                wanted = f"tensor {leaf.name!r} as {leaf.dtype} {list(leaf.shape)}"
-                asked = f"expected {wanted} for weight {name!r} in {engine.path}"
-                raise EngineError(asked, found=found, fix="build the engine again")
+                wanted = f"tensor {leaf.name!r} as {leaf.dtype} {list(leaf.shape)} for weight {name!r}"
+                raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
         if expr not in known:
             known[expr] = end
             parts = file_segments(expr, end)

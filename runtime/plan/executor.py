@@ -174,9 +174,8 @@ class PagedExecutor:
         if sequence is None:
             slot = self._slots.take(scheduled.blocks)
             if slot is None:
-                raise RecipeError(
-                    f"cannot run {self.sequences + 1} sequences at once", found=f"room for {self.sequences}"
-                )
+                found = f"room for {self.sequences}"
+                raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
             sequence = self._sequences[scheduled.sequence] = _Sequence(slot, prompt_unknown=bool(scheduled.cached))
         if scheduled.sample is not None and sequence.params is None:
             self._set_sampling(sequence, scheduled.sample)

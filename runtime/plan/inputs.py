@@ -110,8 +110,8 @@ def check_inputs(plan: Plan, what: str) -> None:
         found = ", ".join(
             f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, "logit_bias_ids", "logit_bias")
         )
-        asked = f"expected tables of {plan.max_blocks} blocks, and a bias for every biased token, in {what}"
-        raise EngineError(asked, found=found)
+        tables_and_biases = f"tables of {plan.max_blocks} blocks, and a bias for every biased token"
+        raise EngineError(f"expected {tables_and_biases}, in {what}", found=found)
 
 
 def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:

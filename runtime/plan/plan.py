@@ -224,8 +224,8 @@ def _check(plan: Plan, what: str) -> None:
     counts = {cache.size: cache.blocks for cache in plan.caches}
     if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
         found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
-        asked = f"expected distinct kinds of cache in {what}, each of 1 to {plan.max_blocks} blocks"
-        raise EngineError(asked, found=found[:200])
+        kinds = f"distinct kinds of cache in {what}, each of 1 to {plan.max_blocks} blocks"
+        raise EngineError(f"expected {kinds}", found=found[:200])
     sizes = dict.fromkeys((*SIZES, *counts, "slots"), 1)
     for index, program in enumerate(plan.programs):
         where = f"program {index} of {what}"
@@ -234,17 +234,14 @@ def _check(plan: Plan, what: str) -> None:
             _check_tensor(tensor, sizes, f"tensor {name!r} of {where}")
         for name, tensor in program.buffers.items():
             if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
-                raise EngineError(
-                    f"expected buffer {name!r} inside the arena of {where}", found=f"offset {tensor.offset}"
-                )
+                found = f"offset {tensor.offset}"
+                raise EngineError(f"expected buffer {name!r} inside the arena of {where}", found=found)
         for formula in {f for one in program.launches for f in (*one.grid, one.bytes, one.operations)}:
             value(formula, program.limits)
         for launch in program.launches:
             if launch.module >= len(plan.modules) or len(launch.grid) != 3:
-                asked = (
-                    f"expected one of {len(plan.modules)} modules and a grid of 3 in launch {launch.label!r} of {where}"
-                )
-                raise EngineError(asked, found=f"module {launch.module}")
+                wanted = f"one of {len(plan.modules)} modules and a grid of 3 in launch {launch.label!r}"
+                raise EngineError(f"expected {wanted} of {where}", found=f"module {launch.module}")
             for argument in launch.arguments:
                 _check_argument(argument, known, f"launch {launch.label!r} of {where}")
 

@@ -48,6 +48,8 @@ def test_the_first_line_says_that_something_failed(path: Path):
 
 def test_the_check_finds_both_kinds_and_every_branch(tmp_path: Path):
     file = tmp_path / "x.py"
-    file.write_text('RecipeError("a" if x else f"expected {b}")\nerror(f"{what}: no")\nEngineError(text)\nprint("no")\n')
+    file.write_text(
+        'RecipeError("a" if x else f"expected {b}")\nerror(f"{what}: no")\nEngineError(text)\nprint("no")\n'
+    )
     assert [*raised(file)] == [(1, "a"), (1, "expected "), (2, ""), (3, None)]
     assert sum(1 for path in FILES for _ in raised(path)) > 200

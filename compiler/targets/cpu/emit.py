@@ -47,7 +47,7 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
 
 
 def _constant(graph: Graph) -> set[str]:
-    """Names of the weights that are initializers: weights packed by MatMulNBits, and vectors, which fusions inspect.
+    """Names of the weights that are initializers: those packed by MatMulNBits, and 0- and 1-D ones, for fusions.
 
     ONNX Runtime copies initializers. The other weights are inputs, which it reads in place, from the mapped file or
     from the one converted copy.

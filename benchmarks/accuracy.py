@@ -1,4 +1,4 @@
-"""What each weight format costs the bundled model: perplexity on held-out code, and the distance from the checkpoint.
+"""Measures each weight format on the bundled model: perplexity on held-out code, and the distance from the checkpoint.
 
     python benchmarks/accuracy.py [--out benchmarks/results/accuracy.json]
 

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: an engine of a shape, a loaded device, and the copy that speeds are held against."""
+"""Shared parts of the GPU benchmarks: an engine of a shape, a loaded device, and the copy as a unit of speed."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def positive(text: str) -> int:
 
 
 def engine_for(options: argparse.Namespace, sm: int) -> Path:
-    """The engine to measure, built unless it is given or there."""
+    """The engine to measure; built if it is neither given nor present."""
     return options.engine or EngineSpec.of(options).built(options.work, sm)
 
 
 def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
-    """What a run would do; refuses what a run would refuse before it needs the GPU."""
+    """Print what a run would do; refuse the options that a run refuses before it needs the GPU."""
     spec, path = EngineSpec.of(options), options.engine
     if path is not None and not path.exists():
         raise SystemExit(f"{path}: no such engine")
-    found = gpus.look()
+    found = gpus.detect()
     said = {
         "engine": str(path or spec.path(options.work, sm)),
         "build": [] if path is not None else spec.build_command(options.work, sm),
@@ -73,8 +73,8 @@ def dry_run(options: argparse.Namespace, sm: int = 90) -> None:
 
 
 def gpu() -> gpus.Gpu:
-    """The GPU to measure, or the end of this program."""
-    found = gpus.look()
+    """The GPU to measure; exits if there is none."""
+    found = gpus.detect()
     if not found.gpus:
         raise SystemExit(f"no GPU to measure: {found.problem}")
     return found.gpus[0]
@@ -82,7 +82,7 @@ def gpu() -> gpus.Gpu:
 
 @dataclass
 class Loaded:
-    """An executor, and the device and driver below it."""
+    """An executor with its device and driver."""
 
     executor: PagedExecutor
     device: CudaDevice
@@ -99,7 +99,7 @@ def load(
     early: bool = False,
     kind: type[Driver] = Driver,
 ) -> Loaded:
-    """An engine on the first GPU. early: with programmatic dependent launch. kind: of the driver."""
+    """Load an engine on the first GPU through a driver of class `kind`; `early` uses programmatic dependent launch."""
     made: list[tuple[CudaDevice, Driver, Plan]] = []
 
     def make(engine: EngineFile, profile: str, plan: Plan, slots: int) -> CudaDevice:
@@ -143,7 +143,7 @@ def _allocated(driver: Driver, nbytes: int, cleanup: ExitStack) -> int:
 
 
 def machine(found: gpus.Gpu) -> str:
-    return f"{found.name}, CUDA {gpus.look().driver}; {cpu_name()}, {cpu_count()} threads"
+    return f"{found.name}, CUDA {gpus.detect().driver}; {cpu_name()}, {cpu_count()} threads"
 
 
 def write(path: Path, result: Any) -> None:

@@ -1,9 +1,9 @@
-"""Decode speed at batch 1 (and others): tokens/s, bytes/s, and that in percent of a copy measured in the same run.
+"""Decode speed at batch 1 (and others): tokens/s, bytes/s, and percent of a copy's bytes/s measured in the same run.
 
 python benchmarks/gpu_decode.py [--shape 8b] [--quantize fp8] [--batch 1 8] [--prompt 1024] [--tokens 256] [--rounds 3]
 
 `step_s` is the whole path of a token: scheduler, executor, device, one step ahead. `gpu_step_s` is the decode program
-alone, replayed without anybody reading its tokens. Bytes are those the plan's launches must move (weights, activations)
+alone, replayed without reading its tokens. Bytes are those the plan's launches must move (weights, activations)
 and the cache's keys and values at the middle of the answer, for the program alone at the end of the prompt.
 """
 

@@ -1,7 +1,7 @@
-"""Steps of an engine as the interpreter computes them, launch by launch: what a GPU is held against (bringup/dump.py).
+"""Records an engine's steps in the interpreter, launch by launch, to compare a GPU with them (bringup/dump.py).
 
-What a launch changed is what the step's buffers hold after it and did not before, so that rows of padding and parts of
-the arena that another buffer had left do not count.
+A launch's changes are the numbers of the step's buffers that differ after it, so padding rows and leftovers of another
+buffer in the arena do not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 
 
 class _Recording(SimulatedDevice):
-    """An interpreted plan that keeps what its launches do."""
+    """An interpreted plan that records the changes of its launches."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
         super().__init__(engine, profile, plan, slots)
@@ -67,7 +67,7 @@ def record(engine: Path, sm: int, path: Path, *, prompt: tuple[int, ...] = PROMP
 
 
 def _changed(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-    """float32 of the numbers that are others than before, NaN elsewhere."""
+    """The changed numbers as float32, NaN elsewhere."""
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[after.element_size()]
     same = before.reshape(-1).view(bits) == after.reshape(-1).view(bits)
     found = after.reshape(-1).to(torch.float32)

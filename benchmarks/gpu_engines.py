@@ -1,4 +1,4 @@
-"""The engines that the GPU benchmarks measure, as values: what is built, and what a pack must hold to build it."""
+"""The engines of the GPU benchmarks, as values: how each is built, and what a pack needs for that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from build8b import CONFIG
 
 SMALL = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
 SHAPES: dict[str, dict[str, Any]] = {"8b": {}, "1b": {**SMALL, "head_dim": 64}}
-"""Llama-3.1-8B, and Llama-3.2-1B by what it has otherwise."""
+"""Llama-3.1-8B, and the fields in which Llama-3.2-1B differs."""
 PICO = Path(__file__).resolve().parent.parent / "examples" / "checkpoints" / "pico-python"
 PICO_BATCH = 16
 
@@ -33,7 +33,7 @@ class EngineSpec:
 
     @staticmethod
     def of(options: argparse.Namespace) -> EngineSpec:
-        """What a benchmark's options ask for."""
+        """The engine that a benchmark's options select."""
         named = EngineSpec.__dataclass_fields__
         return EngineSpec(**{name: getattr(options, name) for name in named})
 
@@ -42,7 +42,7 @@ class EngineSpec:
 
     @property
     def flags(self) -> list[str]:
-        """The options of a benchmark, and but for the shape of `llmc build`."""
+        """The engine's fields as options of a benchmark and, without the shape, of `llmc build`."""
         limits = ["--max-batch", str(self.max_batch), "--max-context", str(self.max_context)]
         return ["--quantize", self.quantize, *limits, "--activations", self.activations, "--kv", self.kv]
 
@@ -53,7 +53,7 @@ class EngineSpec:
         return self.quantize + "".join(f"{mark}{name}" for mark, name in narrow.items() if name != "none")
 
     def path(self, work: Path, sm: int) -> Path:
-        """Where it lies in a folder."""
+        """Its path in a folder."""
         return work / f"{self.shape}-{self.formats}-b{self.max_batch}-c{self.max_context}-sm{sm}.llmc"
 
     def build_command(self, work: Path, sm: int, targets: str = "sm_{}") -> list[str]:
@@ -84,7 +84,7 @@ class EngineSpec:
 
 
 FP8 = EngineSpec("8b", "fp8", activations="fp8")
-"""In steps of few tokens, activations are not rounded: it decodes as the engine without them does."""
+"""Small steps do not round activations, so it decodes like the engine without FP8 activations."""
 BF16 = EngineSpec("8b", "none")
 MANY = replace(FP8, max_batch=256, kv="fp8")
 """The engine that is built with weights where it is measured."""
@@ -98,7 +98,7 @@ PLANS: dict[str, EngineSpec] = {
     carry.MANY_BF16_CACHE: replace(MANY, kv="none"),
     carry.NVFP4_FP8: replace(MANY, quantize="nvfp4"),
 }
-"""Whose plans are carried, without weights."""
+"""Engines whose plans are carried, without weights."""
 _PICO = EngineSpec("pico", "none", PICO_BATCH, 512)
 PICO_FORMATS = ("none", "fp8", "int8", "int4", "nvfp4", "mxfp4")
 SMALL_ENGINES = (
@@ -107,4 +107,4 @@ SMALL_ENGINES = (
 )
 """Engines of the bundled checkpoint."""
 CARRIED = tuple(spec for spec in SMALL_ENGINES if spec.formats in ("fp8", "nvfp4", "int4"))
-"""Those that are carried whole, and what the interpreter says of them; more would not fit."""
+"""Engines that are carried whole, with the interpreter's results; more would not fit."""

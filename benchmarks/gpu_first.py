@@ -2,9 +2,9 @@
 
 python benchmarks/gpu_first.py CALL [--carry build/gpu-pack] [--out benchmarks/results] [--seconds N] [--only STEP]
 
-Writes CALL.json after every item, and prints a short table last. Exit 0: everything was run and found nothing wrong.
-Exit 1: something is wrong or was left out; what there is, is in the file either way. One process supervises another
-that measures, which is started again at the next item after it crashed, hung or broke its context.
+Writes CALL.json after every item, and prints a short table last. Exit 0: every item ran
+and passed. Exit 1: an item failed or was left out; the file has all results in both cases. One process supervises a
+second one that measures, and restarts it at the next item after a crash, a hang or a broken context.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def run(carry: Carry, options: argparse.Namespace, call: Call) -> bool:
-    """Supervise a call; whether all was run and right."""
+    """Supervise a call; True if every item ran and passed."""
     signal.signal(signal.SIGTERM, _interrupted)
     bench = Bench(carry, Journal.fresh(options.out, options.call), options.since)
     bench.journal.note(carried=carry.index["facts"], date=time.strftime("%Y-%m-%d", time.gmtime()))
@@ -83,7 +83,7 @@ def run(carry: Carry, options: argparse.Namespace, call: Call) -> bool:
 
 
 def measure(carry: Carry, options: argparse.Namespace, call: Call) -> None:
-    """Go on with a call, and end at once: a broken context takes seconds to be torn down, or forever."""
+    """Continue a call, then exit at once without cleanup: freeing a broken context takes seconds, or hangs."""
     ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
     bench = Bench(carry, Journal.reopened(options.out, options.call), options.since)
     code = perform(call.steps, bench, options.until)
@@ -93,7 +93,7 @@ def measure(carry: Carry, options: argparse.Namespace, call: Call) -> None:
 
 
 def one_case(carry: Carry, options: argparse.Namespace) -> None:
-    """Run a case by its name and say what came of it, for what watches a process."""
+    """Run a case by its name and print its result, for a tool that watches the process."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             print(json.dumps(alone(Bench(carry, Journal.fresh(Path(folder), options.call)), options.case)))
@@ -102,7 +102,7 @@ def one_case(carry: Carry, options: argparse.Namespace) -> None:
 
 
 def dry_run(carry: Carry, name: str, call: Call) -> None:
-    """The steps and their items, as far as they are known before anything ran."""
+    """The steps and those of their items that are known before the run."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(carry, Journal.fresh(Path(folder), name))
         found = list(items(call.steps, bench))

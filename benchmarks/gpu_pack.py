@@ -1,11 +1,11 @@
-"""All that is carried to a machine with a GPU, in one folder of at most 40 MiB; needs Triton and no GPU.
+"""Makes the folder that is carried to a machine with a GPU, at most 40 MiB; needs Triton and no GPU.
 
 python benchmarks/gpu_pack.py [--out build/gpu-pack] [--work build/gpu] [--tactics sm_90.yaml ...]
 
 Kernel cases with numbers, plans without weights, linears with many tiles, and the machine code of all of them
-(`bringup/carry.py` has the format); engines of the bundled checkpoint, what the interpreter says of them, and a pack of
-kernels for `llmc build`. The same sources give the same bytes. Compiled kernels and the interpreter's words are kept in
-the user's cache and in --work, so that a second run takes seconds. Tables of measured tiles decide the plans.
+(`bringup/carry.py` has the format); engines of the bundled checkpoint, their results in the interpreter, and a pack of
+kernels for `llmc build`. The same sources give the same bytes. Compiled kernels and the interpreter's results are
+kept in the user's cache and in --work, so a second run takes seconds. Tables of measured tiles decide the plans.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def make(
     tokens: int,
     kind: type[Kernels] = Kernels,
 ) -> None:
-    """Write the folder anew. tokens: that the interpreter computes. kind: of what compiles.
+    """Write the folder again; the interpreter computes `tokens` tokens, a compiler of class `kind` the kernels.
 
     Raises:
         LlmcError: a kernel that must be there does not compile.

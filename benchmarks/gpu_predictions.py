@@ -1,4 +1,4 @@
-"""What is expected of a GPU before one has run anything: floors from the carried plans' prices, and guesses above them.
+"""Predicts times on a GPU before any has run: floors from the carried plans' prices, and guesses above them.
 
 python benchmarks/gpu_predictions.py [--carry build/gpu-pack]      rewrites predictions.json and docs/gpu-predictions.md
 
@@ -62,7 +62,7 @@ FIXED: Mapping[str, Mapping[str, float]] = {
     "engine/cold start": {"to first token": 3.0},
     "engine/throughput": {"idle_share": 0.03},
 }
-"""Of both chips: they are not bound by memory."""
+"""Same on both chips, because they are not memory-bound."""
 READ_OVER_COPY = 1.04
 SERVED_SHARE, SERVED_CONTEXT = 0.5, 1100
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def predicted(carried: Carry) -> Iterator[Row]:
-    """Every time that has a floor."""
+    """Every time with a floor."""
     for name, by_batch in DECODE.items():
         for batch, shares in zip(batches.BATCHES, by_batch, strict=True):
             for pdl, share in zip((False, True), shares, strict=True):
@@ -108,7 +108,7 @@ def predicted(carried: Carry) -> Iterator[Row]:
 
 
 def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
-    """Milliseconds of a decode step on a perfect chip, by chip: each launch takes what its bytes or operations do."""
+    """Milliseconds of a decode step on an ideal chip, by chip: a launch takes the time of its bytes or operations."""
     program = plan.program_for(decode=True, tokens=batch, sequences=batch, rows=batch)
     made = {
         chip: price(plan, program, roofline(chip, name), sizes=program.limits, context=context, heads=HEADS)
@@ -118,7 +118,7 @@ def step(plan: Plan, name: str, batch: int, context: int) -> dict[str, float]:
 
 
 def whole(plan: Plan, name: str) -> dict[str, float]:
-    """Milliseconds of a step with one whole prompt, likewise."""
+    """Milliseconds of a step with one whole prompt on an ideal chip, by chip."""
     sizes = {"tokens": prefill.TOKENS, "sequences": 1, "rows": 1}
     program = plan.program_for(decode=False, **sizes)
     made = {chip: price(plan, program, roofline(chip, name), sizes=sizes, context=0, heads=HEADS) for chip in COPY}
@@ -131,7 +131,7 @@ def roofline(chip: str, name: str) -> Roofline:
 
 
 def row(name: str, share: float, floor: Mapping[str, float]) -> Row:
-    """What lies above the floor on an H100 is latency and arithmetic, which an H200 has as well."""
+    """The time above an H100's floor is latency and arithmetic, which are the same on an H200."""
     more = floor["H100"] * (1 / share - 1)
     return Row(name, share, floor, {chip: ms + more for chip, ms in floor.items()})
 
@@ -156,7 +156,7 @@ def chips(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def text(rows: list[Row]) -> str:
-    """The predictions for people."""
+    """The predictions as a page of text."""
     copies = " and ".join(f"{speed / 1e12:g} TB/s on an {chip}" for chip, speed in COPY.items())
     products = " and ".join(f"{kind} {speed / 1e15:g}" for kind, speed in REACHED.items())
     told = [

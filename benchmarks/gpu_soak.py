@@ -1,8 +1,8 @@
-"""A thousand random requests through the scheduler: all blocks come back, and company changes no greedy answer.
+"""Runs a thousand random requests through the scheduler: all blocks are freed, and batching changes no greedy answer.
 
 python benchmarks/gpu_soak.py [--requests 1000] [--quantize fp8] [--batch 16] [--seed 0]
 
-Prompts and answers have random lengths, some prompts begin as earlier ones do (their blocks are shared), and every
+Prompts and answers have random lengths, some prompts share a prefix with earlier ones (and its blocks), and every
 fourth request is sampled. Greedy ones run again, one by one. Peer: those runs. A different answer is right only where
 the two best logits at its first different token are closer than twice the noise, measured between a prompt computed at
 once and token by token.
@@ -74,7 +74,7 @@ def requests_of(executor: Executor, count: int, seed: int) -> list[Request]:
 
 
 def soak(executor: Executor, count: int, seed: int) -> dict[str, Any]:
-    """What the requests gave, together and alone."""
+    """The requests' answers, together and alone."""
     requests = requests_of(executor, count, seed)
     blocks = sum(kind.blocks for kind in executor.caches)
     began = time.perf_counter()

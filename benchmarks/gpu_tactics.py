@@ -56,7 +56,7 @@ def table(results: Mapping[str, Any], facts: Mapping[str, Any], sm: int) -> Tabl
 
 
 def rows_of(found: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows that one swept linear gives: none where the heuristic's tile has no time or no numbers."""
+    """The rows of one swept linear; none if the heuristic's tile has no time or no numbers."""
     heuristic, *others = found["candidates"]
     if "seconds" not in heuristic or not heuristic["finite"]:
         return

@@ -1,11 +1,11 @@
-"""As many requests as fit, decoding together: output tokens/s, and the share of decoding in which the GPU has no work.
+"""Decodes as many requests as fit at once: output tokens/s, and the share of decoding time in which the GPU is idle.
 
 python benchmarks/gpu_throughput.py [--requests 0] [--input 1000] [--output 1000] [--max-batch 256]
 
 `tokens_per_s` counts output tokens over the whole run, prompts included. A decode step is one graph, and steps between
 two with prompts are a phase. `idle_share` is 1 less the time inside graphs over the time from the beginning of a
-phase's first graph to the end of its last, all by the GPU's clock: what goes by with copies of inputs and results and
-with waiting for the host. Limit: a copy's bandwidth, measured in the same run, over the bytes of weights and cache of a
+phase's first graph to the end of its last, all by the GPU's clock: the time of copies of inputs and results, and of
+waiting for the host. Limit: a copy's bandwidth, measured in the same run, over the bytes of weights and cache of a
 step in the middle of the answers.
 """
 
@@ -100,12 +100,12 @@ def main() -> None:
 
 
 def fitting(loaded: common.Loaded, length: int) -> int:
-    """How many requests of so many tokens run at once."""
+    """The number of requests of `tokens` tokens that run at once."""
     return min(loaded.executor.sequences, loaded.device.blocks["blocks"] // -(-length // BLOCK_TOKENS))
 
 
 def throughput(loaded: common.Loaded, requests: int, length: int, output: int, copy: float) -> dict[str, Any]:
-    """Run the requests twice, of which the first warms up with short answers."""
+    """Run the requests twice; the first run warms up with short answers."""
     driver, executor = loaded.driver, loaded.executor
     assert isinstance(driver, TimedDriver)
     count = requests or fitting(loaded, length + output)
@@ -160,7 +160,7 @@ def _full(steps: Sequence[tuple[float, int]], batch: int) -> list[float]:
 
 
 def idle_share(phases: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """The share of the phases' time that is outside of all spans."""
+    """The share of the phases' time outside all spans."""
     inside = sum(stop - start for phase in phases for start, stop in phase)
     whole = sum(phase[-1][1] - phase[0][0] for phase in phases)
     return 1 - inside / whole if whole else float("nan")

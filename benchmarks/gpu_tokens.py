@@ -1,7 +1,7 @@
-"""Tokens of one engine on two paths: what each step's best logits are, and when a different token is only a tie.
+"""Compares one engine's tokens on two paths: the best logits of each step, and whether a different token is a tie.
 
-Two right paths round differently, so that logits differ by noise, and the best two may change places where they are
-closer than twice that. After the first different token the contexts differ, so only the first counts.
+Two correct paths round differently, so logits differ by noise, and the best two can swap if they are closer than twice
+the noise. After the first different token the contexts differ, so only the first counts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Trace:
         return [best[0] for best in self.ids]
 
     def margin(self, step: int) -> float:
-        """How far the best logit is above the second."""
+        """The best logit minus the second."""
         return self.logits[step][0] - self.logits[step][1]
 
 
@@ -53,7 +53,7 @@ def traces(executor: Executor, prompts: Sequence[Sequence[int]], count: int) -> 
 
 
 def noise(executor: Executor, expected: Sequence[Trace]) -> Noise:
-    """Follow traces of equal length, whatever is best here."""
+    """Follow traces of equal length, whatever token is best on this path."""
     rows = _rows(executor, [one.prompt for one in expected], len(expected[0].ids), [one.tokens for one in expected])
     worst, largest, others = 0.0, 0.0, []
     for index, (one, found) in enumerate(zip(expected, rows, strict=True)):
@@ -129,5 +129,5 @@ def first_difference(found: Sequence[int], expected: Sequence[int]) -> int | Non
 
 
 def tie(expected: Trace, place: int, noise: float) -> bool:
-    """Whether another token at a step may come from noise alone."""
+    """True if noise alone can explain another token at a step."""
     return expected.margin(place) < 2 * noise

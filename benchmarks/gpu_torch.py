@@ -65,7 +65,7 @@ def products(tokens: int, n: int, k: int, narrow: bool) -> dict[str, float]:
 def measured(
     calls: Mapping[str, Sequence[Callable[[], Any]]], seconds: Callable[[Sequence[Callable[[], Any]]], float]
 ) -> dict[str, float]:
-    """The time of each product; what torch refuses is said, and ends nothing."""
+    """The time of each product; prints the products that torch refuses and continues."""
     found = {}
     for name, each in calls.items():
         try:
@@ -76,7 +76,7 @@ def measured(
 
 
 def copies(nbytes: int) -> int:
-    """How many weights it takes that no cache holds them."""
+    """Number of weight copies that exceed every cache."""
     return max(1, min(MOST_COPIES, -(-COLD_BYTES // nbytes)))
 
 

@@ -1,4 +1,4 @@
-"""What a step costs the host (scheduler, inputs, outputs), over a device that does nothing: a GPU must not wait for it.
+"""Measures a step's host time (scheduler, inputs, outputs) with a device that does nothing: a GPU must not wait for it.
 
 python benchmarks/host_step.py [--shape 8b] [--quantize fp8] [--max-batch 256] [--batch 1 64 256] [--context 1500]
 
@@ -31,7 +31,7 @@ PROMPT, WARM = 64, 20
 
 
 class Idle:
-    """A device (`paged.Device`) whose every token is 7, at once."""
+    """A device (`plan.executor.Device`) that returns token 7 at once, always."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
         self.blocks: Mapping[str, int] = {cache.size: slots * cache.blocks for cache in plan.caches}

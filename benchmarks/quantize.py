@@ -1,4 +1,4 @@
-"""How fast weights become each format, beside the memory speed of the same minute: the build's time for big models.
+"""Measures quantization speed per format beside the memory speed of the same minute: it decides a large build's time.
 
     python benchmarks/quantize.py [--rows 4096] [--columns 4096] [--rounds 9] [--out benchmarks/results/quantize.json]
 

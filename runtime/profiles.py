@@ -32,9 +32,9 @@ Gpus = Sequence[Gpu] | None
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs of this machine that a process may use, none if it has no driver."""
-    from .cuda.gpus import look
+    from .cuda.gpus import detect
 
-    return look().gpus
+    return detect().gpus
 
 
 def has_bindings() -> bool:

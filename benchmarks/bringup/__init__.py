@@ -1,1 +1,1 @@
-"""What a machine with a GPU does in its first fifteen minutes: steps that need numpy and the driver's bindings only."""
+"""The first fifteen minutes on a machine with a GPU: steps that need only numpy and the driver's bindings."""

@@ -1,4 +1,4 @@
-"""Step A5: whether the GPU says what the interpreter said of the same engine, and the same on every path.
+"""Step A5: checks that the GPU gives the interpreter's results for the same engine, and equal results on every path.
 
 Every prompt is run twice: following the interpreter's tokens, which compares logits at every step and gives the noise
 between the two, and freely, over CUDA graphs and one step ahead. Another token is right only where the interpreter's
@@ -42,7 +42,7 @@ _LIMIT = 15.0
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the interpreter said: of which plan, by its digest, and what followed each prompt."""
+    """The interpreter's results: the plan's digest, and the trace after each prompt."""
 
     plan: str
     traces: tuple[Trace, ...]
@@ -56,7 +56,7 @@ class Simulated:
 
 
 def judge(executor: Executor, traces: Sequence[Trace]) -> dict[str, Any]:
-    """Noise, tokens that are not the interpreter's, and whether all of them are ties."""
+    """The noise, the tokens that differ from the interpreter's, and whether all of them are ties."""
     found = noise(executor, traces)
     answers, _ = generate(executor, requests(traces))
     places = [first_difference(answer, one.tokens) for answer, one in zip(answers, traces, strict=True)]
@@ -105,14 +105,16 @@ def plan_digest(engine: Path, sm: int) -> str:
 
 
 def agrees(bench: Bench, stem: str) -> Mapping[str, Any]:
-    """An engine against what the interpreter said of it.
+    """Compare an engine with the interpreter's results.
 
     Raises:
         LlmcError: they are of different plans.
     """
     path, known = _engine(bench, stem), Simulated.read(_said(bench, stem))
     if plan_digest(path, bench.carry.sm) != known.plan:
-        raise LlmcError(f"{path.name}: the plan that was simulated", found="another", fix="make the carry again")
+        raise LlmcError(
+            f"expected the plan that was simulated in {path.name}", found="another", fix="make the carry again"
+        )
     with loaded(bench, path) as (executor, device):
         return {**judge(executor, known.traces), "plan": known.plan, "notes": list(device.notes)}
 
@@ -142,7 +144,7 @@ def guilty(bench: Bench, stem: str) -> Mapping[str, Any]:
     """The first launch of a dumped step whose buffers are not the interpreter's."""
     recorded = dump.read(_dumped(bench, stem))
     if plan_digest(_engine(bench, stem), bench.carry.sm) != recorded.plan:
-        raise LlmcError(f"{stem}: the plan that was dumped", found="another", fix="make the carry again")
+        raise LlmcError(f"expected the plan that was dumped for {stem}", found="another", fix="make the carry again")
     with loaded(bench, _engine(bench, stem), graphs=False) as (_, device):
         return dump.compare(device, recorded)
 
@@ -160,11 +162,11 @@ def _dumped(bench: Bench, stem: str) -> Path:
 
 
 def items(bench: Bench) -> Iterator[Item]:
-    """Of each carried engine, both checks; then the guilty kernels of those that fail one."""
+    """Both checks of each carried engine, then the first wrong kernel of each engine that fails."""
     stems = sorted(path.stem for path in bench.carry.unpacked("engines").glob("*.llmc"))
     stems = [stem for stem in stems if _said(bench, stem).exists()]
     if not stems:
-        raise LlmcError("carried engines with what the interpreter said of them", found="none")
+        raise LlmcError("expected carried engines with results of the interpreter", found="none")
     wrong = []
     checks: tuple[tuple[str, Callable[..., Mapping[str, Any]]], ...] = (("", agrees), ("paths ", same))
     for stem in stems:

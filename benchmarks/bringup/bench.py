@@ -1,4 +1,4 @@
-"""What an item of a step gets: the carried folder, the driver, loaded kernels, earlier results, a clock on the GPU."""
+"""The resources of a step's items: carried folder, driver, loaded kernels, earlier results, a clock on the GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bench:
         os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")  # so that no kernel is loaded while it is timed
         began = time.perf_counter()
         made = Driver.load()
-        card = gpus.look().gpus[0]
+        card = gpus.detect().gpus[0]
         seconds = time.perf_counter() - began
         facts = {"card": card.name, "driver": made.version, "sm": made.sm, "processors": made.processors}
         if "card" not in self.journal.head:
@@ -58,7 +58,7 @@ class Bench:
 
     @property
     def started(self) -> bool:
-        """Whether the device has been used by this process."""
+        """True if this process has used the device."""
         return "driver" in self.__dict__
 
     def result(self, name: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Programs beside the bench: run to their end or limit with all that they start, and their last words kept."""
+"""Runs programs beside the bench to their end or time limit, with their children, and keeps the end of their output."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _launched(bench: Bench, case: CarriedCase, rooms: Mapping[str, _Room]) -> di
         parameters = pack([*loaded.code.types, "*i8", "*i8"], [*values, *scratch], what=case.name)
         config = driver.config(case.grid, loaded.code.warps, loaded.code.shared, stream)
         if blocks:
-            driver.launch(config, loaded.function, parameters.address, case.name)
+            driver.launch(config, loaded.function, parameters.address, f"launch {case.name}")
         for room in rooms.values():
             driver.copy_out(room.host, room.address, room.view.size, stream)
         driver.wait(stream)
@@ -157,7 +157,7 @@ def alone(bench: Bench, name: str) -> dict[str, Any]:
     """
     case = next((one for one in bench.carry.cases if one.name == name), None)
     if case is None:
-        raise LlmcError(f"a carried case {name!r}", found="none")
+        raise LlmcError(f"expected a carried case {name!r}", found="none")
     return run(bench, case)
 
 

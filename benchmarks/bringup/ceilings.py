@@ -1,4 +1,4 @@
-"""Step A2: what this GPU can do at best: bandwidth of copies and of reading alone, and the price of a launch.
+"""Step A2: the limits of this GPU: bandwidth of copies and of reading alone, and the time of a launch.
 
 A decode step only reads, so a copy is not its ceiling. The price of a launch is that of a kernel that does nothing:
 launched one by one, as a node of a graph, and both with programmatic dependent launch.
@@ -28,7 +28,7 @@ BLOCK_BYTES = 4 << 17
 
 
 def context(bench: Bench) -> Mapping[str, Any]:
-    """Seconds until there is a context, and what the GPU says of itself."""
+    """Seconds to create a context, and the GPU's attributes."""
     driver = bench.driver
     free, total = driver.memory()
     head = bench.journal.head
@@ -86,11 +86,11 @@ def prepared(
     """
     name = bench.loader.named(kernel)
     if name is None:
-        raise LlmcError(f"carried code of {kernel}", found="none", fix="make the carry again")
+        raise LlmcError(f"expected carried code of {kernel}", found="none", fix="make the carry again")
     loaded = bench.loader.kernel(name)
     parameters = pack([*loaded.code.types, "*i8", "*i8"], [*addresses, 0, 0], what=kernel)
     config = bench.driver.config(grid, loaded.code.warps, loaded.code.shared, bench.stream, pdl=pdl)
-    return lambda: bench.driver.launch(config, loaded.function, parameters.address, kernel)
+    return lambda: bench.driver.launch(config, loaded.function, parameters.address, f"launch {kernel}")
 
 
 def launches(bench: Bench, *, graph: bool, pdl: bool) -> Mapping[str, Any]:

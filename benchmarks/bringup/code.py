@@ -90,7 +90,7 @@ class Loader:
                 return self._load(rung, cubin, ptx, what)
             except (RefusedCode, AssemblerError) as error:
                 reasons.append(f"{rung}: {error}")
-        raise RefusedCode(f"loading {what}", found="; ".join(reasons) or f"only the rung {self.rung!r} works")
+        raise RefusedCode(f"cannot load {what}", found="; ".join(reasons) or f"only the rung {self.rung!r} works")
 
     def last_question(self) -> None:
         """Where no rung works: whether this machine's own Triton makes a kernel that loads; takes half a minute."""

@@ -1,4 +1,4 @@
-"""Step B7: what the hardware counts while a linear of few tokens runs, by Nsight Compute, where it may be asked."""
+"""Step B7: hardware counters of a linear with few tokens, by Nsight Compute, if the machine permits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a decode program takes: replayed without anybody reading its tokens, on an engine without weights.
+"""How long a decode program takes: replayed without reading its tokens, on an engine without weights.
 
 Step A6: the headline. What other plans, batches and inputs need is here too: `opened`, `inputs_at`, `replay`, `moved`.
 """
@@ -21,7 +21,7 @@ from bringup.weightless import Weightless, kind_of, scatter
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.cuda.launches import Bound
+from llmc.runtime.cuda.launches import BoundProgram
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import tensors_of
 from llmc.runtime.plan.formula import value
@@ -54,21 +54,21 @@ class BenchDevice(CudaDevice):
         by_kind: dict[str, list[tuple[int, int]]] = {}
         for name, nbytes in tensors_of(self._plan, "cache", self.blocks).items():
             kind = kind_of(name, self._plan.tensors[name])
-            by_kind.setdefault(kind, []).append((self._area.tensors[name], nbytes))
+            by_kind.setdefault(kind, []).append((self._allocated.tensors[name], nbytes))
         for kind, places in by_kind.items():
             scatter(self._driver, kind, places)
 
     def choose(self, *, graphs: bool) -> None:
-        """Whether decode programs are replayed as graphs from now on."""
+        """Replay decode programs as graphs from now on, or not."""
         self._replays = graphs
 
-    def bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
-        return self._bound(program, sizes)
+    def bound(self, program: int, sizes: Mapping[str, int]) -> BoundProgram:
+        return self._bound_program(program, sizes)
 
     def send(self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray]) -> None:
         """Put a step's inputs where its launches read them."""
         _, slot = self._ring.next()
-        self._send(self._bound(program, sizes), inputs, slot)
+        self._copy_inputs(self._bound_program(program, sizes), inputs, slot)
         self._driver.record(slot.done, self._stream)
         self._driver.wait(self._stream)
 
@@ -85,7 +85,7 @@ def carried_plan(carry: Carry, name: str) -> Plan:
         LlmcError: it is not carried.
     """
     if name not in carry.plans:
-        raise LlmcError(f"a carried plan {name!r}", found=", ".join(carry.plans) or "none")
+        raise LlmcError(f"expected a carried plan {name!r}", found=", ".join(carry.plans) or "none")
     return carry.plan(name)
 
 
@@ -205,7 +205,7 @@ def measured(
 
 
 @contextmanager
-def launched(device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray]) -> Iterator[Bound]:
+def launched(device: BenchDevice, program: int, inputs: Mapping[str, np.ndarray]) -> Iterator[BoundProgram]:
     """A program's launches for its limits, its inputs in place and its graph not in the way."""
     sizes = device.plan.programs[program].limits
     device.send(program, sizes, inputs)

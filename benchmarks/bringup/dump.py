@@ -22,7 +22,7 @@ import numpy as np
 
 from bringup.decode import BenchDevice
 from bringup.numbers import distance, numbers
-from llmc.runtime.cuda.launches import Bound, BoundLaunch
+from llmc.runtime.cuda.launches import BoundLaunch, BoundProgram
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Program
@@ -145,7 +145,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
     program = device.plan.programs[step.program]
     places = blocked(program, step.sizes)
     if len(places) != len(step.launches):
-        raise LlmcError(f"a step of {len(places)} launches", found=f"{len(step.launches)} recorded")
+        raise LlmcError(f"expected a step of {len(places)} launches", found=f"{len(step.launches)} recorded")
     device.send(step.program, step.sizes, step.inputs)
     bound = device.bound(step.program, step.sizes)
     for prepared, recorded in zip(bound.launches, step.launches, strict=True):
@@ -161,10 +161,10 @@ def _launch(device: BenchDevice, one: BoundLaunch, recorded: RecordedLaunch) -> 
     try:
         device.driver.wait(device.stream)
     except LlmcError as error:
-        raise LlmcError(f"launch {recorded.label} ({recorded.kernel})", found=error.found) from error
+        raise LlmcError(f"cannot run launch {recorded.label} ({recorded.kernel})", found=error.found) from error
 
 
-def _buffer(device: BenchDevice, bound: Bound, program: Program, name: str) -> np.ndarray:
+def _buffer(device: BenchDevice, bound: BoundProgram, program: Program, name: str) -> np.ndarray:
     span, driver = bound.buffers[name], device.driver
     with ExitStack() as cleanup:
         host = driver.allocate_host(span.nbytes, name)

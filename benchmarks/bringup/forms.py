@@ -141,7 +141,7 @@ class _Area:
             self._launch(ready, index % len(self.copies))
 
     def _launch(self, ready: Ready, copy: int) -> None:
-        self._bench.driver.launch(ready.config, ready.function, ready.parameters[copy].address, "launching a tile")
+        self._bench.driver.launch(ready.config, ready.function, ready.parameters[copy].address, "launch a tile")
 
     def _made(self, name: str, nbytes: int, source: _Random, cleanup: ExitStack) -> int:
         address = self._bench.allocate(nbytes, name, cleanup)
@@ -177,7 +177,7 @@ class _Random:
 
 
 def agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    """Whether two float32 results are the same but for roundings, and finite."""
+    """True if two float32 results are finite and equal up to rounding."""
     same = bool(np.array_equal(found.view(np.int32), expected.view(np.int32)))
     with np.errstate(invalid="ignore"):  # what is not finite agrees with its own bits alone
         off = 0.0 if same else float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)

@@ -1,4 +1,4 @@
-"""What a call has found so far, on disk after every item: a crash, a hang or a kill costs no result.
+"""Writes a call's results to disk after every item, so that a crash, a hang or a kill loses none.
 
 `CALL.jsonl` gets a line before and after each item. `CALL.json` is the same as one value, replaced as a whole. A
 process that starts again reads the lines and goes on; the process that supervises reads them while they are written.
@@ -63,7 +63,7 @@ class Journal:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that is known is right."""
+        """True if no result so far is wrong."""
         return all(right(outcome) for outcome in self.outcomes.values())
 
     def note(self, **facts: Any) -> None:
@@ -128,7 +128,7 @@ def step_of(name: str) -> str:
 
 
 def right(outcome: Mapping[str, Any]) -> bool:
-    """Whether an item was run to its end, and did not find a number or token that is wrong."""
+    """True if an item ran to its end and found no wrong number or token."""
     return "result" in outcome and outcome["result"].get("ok") is not False
 
 

@@ -1,4 +1,4 @@
-"""Step A3: whether the driver takes all carried code, by which rung of the ladder, and what it makes of each kernel."""
+"""Step A3: loads all carried code, and reports the rung of the ladder that works and each kernel's attributes."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def facts(loaded: Loaded) -> tuple[Any, ...]:
 
 
 def _ask(function: str, *arguments: Any) -> Any:
-    """A function of the driver that llmc itself has no use for.
+    """Call a driver function that llmc itself does not use.
 
     Raises:
-        LlmcError: says which CUDA error it gives.
+        LlmcError: the function fails; names the CUDA error.
     """
     status, *results = getattr(import_module("cuda.bindings.driver"), function)(*arguments)
     if status:
-        raise LlmcError(function, found=getattr(status, "name", str(status)))
+        raise LlmcError(f"cannot call {function}", found=getattr(status, "name", str(status)))
     return results[0]
 
 

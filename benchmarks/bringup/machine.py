@@ -1,4 +1,4 @@
-"""Step A1: what the machine is, as far as numbers depend on it."""
+"""Step A1: the properties of the machine that affect measurements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TAIL = 4000
 
 
 def said(command: list[str], limit: float = _LIMIT) -> str:
-    """What a program prints, or why it does not."""
+    """A program's output, or the reason there is none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -43,7 +43,7 @@ def said(command: list[str], limit: float = _LIMIT) -> str:
 
 
 def gpu(bench: Bench) -> Mapping[str, Any]:
-    """What nvidia-smi says of the first GPU."""
+    """nvidia-smi's facts about the first GPU."""
     found = said(["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", "-i", "0"])
     values = found.split(", ")
     known = dict(zip(_ASKED, values, strict=True)) if len(values) == len(_ASKED) else {"nvidia-smi": found}

@@ -46,7 +46,7 @@ def perform(steps: Sequence[Step], bench: Bench, until: float) -> int:
     What no longer fits into its step's seconds waits until every step has had its turn, and has what they left.
     """
     journal = bench.journal
-    if "card" in journal.head:  # an item's limit is no limit of making a context
+    if "card" in journal.head:  # an item's limit does not include creating a context
         with suppress(LlmcError):
             bench.driver.use()
     waiting: list[tuple[Step, str, Item]] = []
@@ -92,9 +92,9 @@ def _run(item: Item, bench: Bench) -> dict[str, Any]:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An error as an outcome: its text, the CUDA error it names, and where it was raised."""
+    """An error as an outcome: its text, the CUDA error it names, and the line that raised it."""
     while isinstance(error.__context__, LlmcError) and not error.__suppress_context__:
-        error = error.__context__  # what freeing things said after it is its consequence
+        error = error.__context__  # later errors while freeing are consequences of the first
     named = re.search(r"CUDA_ERROR_(\w+)", str(error))
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
@@ -103,7 +103,7 @@ def described(error: BaseException) -> dict[str, Any]:
 
 
 def _broken(bench: Bench, cuda: str | None) -> bool:
-    """Whether the context gives only errors from now on."""
+    """True if every further call in the context fails."""
     if not bench.started or cuda is None:
         return False
     if cuda in _STICKY:

@@ -1,4 +1,4 @@
-"""A step of a call, cut into items that are run, written down and if need be skipped one by one."""
+"""A step of a call, divided into items that are run, recorded and, if necessary, skipped one by one."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Supervisor:
     seconds: float
 
     def run(self) -> bool:
-        """Whether every item was run and found nothing wrong."""
+        """True if every item ran and found nothing wrong."""
         until = time.monotonic() + self.seconds - SPARE
         why, idle, journal = "the time of the call is over", 0, self.bench.journal
         try:

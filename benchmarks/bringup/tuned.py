@@ -68,7 +68,7 @@ def spec_of(bench: Bench) -> EngineSpec:
     """
     facts = bench.carry.index["facts"].get("engine")
     if facts is None:
-        raise LlmcError("carried kernels of an engine", found="none", fix="make the carry again")
+        raise LlmcError("expected carried kernels of an engine", found="none", fix="make the carry again")
     return EngineSpec(**facts)
 
 
@@ -138,7 +138,7 @@ def _options(bench: Bench, name: str) -> list[object]:
         LlmcError: it has not been built.
     """
     if not _engine(bench).exists():
-        raise LlmcError("an engine with weights", found="none: its build failed")
+        raise LlmcError("expected an engine with weights", found="none: its build failed")
     out = folder() / f"{name}.json"
     return ["--engine", _engine(bench), "--work", folder(), "--out", out, *spec_of(bench).flags]
 

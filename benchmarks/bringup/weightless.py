@@ -41,15 +41,23 @@ class Weightless:
         self.max_batch = max(program.sequences for program in self.plan.programs)
 
     def placement(self, plan: Plan) -> Placement:
-        """Every weight at a place of its own."""
+        """An offset of its own for every weight."""
         offsets, nbytes = packed(tensors_of(plan, "weight", {}))
         return Placement(offsets, (), {}, frozenset(), nbytes)
 
     def cubin(self, code: MachineCode, what: str) -> bytes:
-        """Raises EngineError where the carried folder has no such bytes."""
+        """The machine code of a kernel.
+
+        Raises:
+            EngineError: the carried folder has no such bytes.
+        """
         found = self.carry.data[code.offset : code.offset + code.size]
         if len(found) != code.size:
-            raise EngineError(f"kernel {what} of {self.what}", found="no such bytes", fix="make the carry again")
+            raise EngineError(
+                f"expected machine code for kernel {what} of {self.what}",
+                found="no such bytes",
+                fix="make the carry again",
+            )
         return found
 
     def ptx(self, code: MachineCode) -> str:
@@ -101,7 +109,7 @@ def _random(nbytes: int) -> np.ndarray:
 
 
 def kind_of(name: str, tensor: Tensor) -> str:
-    """What bytes of a weight mean: a dtype, or of u8 whether they are codes or scales."""
+    """The kind of a weight's bytes: a dtype, or for u8 codes or scales."""
     return f"u8 {'scales' if 'scale' in name else 'codes'}" if tensor.dtype == "u8" else tensor.dtype
 
 

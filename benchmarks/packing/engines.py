@@ -1,4 +1,4 @@
-"""Small engines that are carried whole, and what the interpreter says of them: tokens, best logits, buffers."""
+"""Small engines that are carried whole, with the interpreter's results for them: tokens, best logits, buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels for what is carried: collected, compiled together, and then known by their ids in the folder."""
+"""Collects the kernels to carry, compiles them together, and gives their ids in the folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Kernels:
     refused: dict[Specialization, str] = field(default_factory=dict)
 
     def compile(self, specializations: Iterable[Specialization], *, must: bool = True) -> None:
-        """Compile what is not known yet.
+        """Compile the specializations that have not been compiled yet.
 
         Raises:
-            LlmcError: one that must be there does not compile.
+            LlmcError: a required kernel does not compile.
         """
         wanted = [
             specialization for specialization in dict.fromkeys(specializations) if specialization not in self.cubins

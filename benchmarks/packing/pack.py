@@ -28,7 +28,7 @@ def write_pack(
     source, target = KernelCache.default(), KernelCache(folder)
     if source.folder is None or source.packed is not None:
         fix = "LLMC_CACHE unset, or a folder that can be written"
-        raise RecipeError("a cache of compiled kernels", found=f"{source.folder}", fix=fix)
+        raise RecipeError("expected a cache of compiled kernels", found=f"{source.folder}", fix=fix)
     tools = Tools.installed()
     for sm, specializations in wanted.items():
         compile_all(specializations, sm, progress=progress, cache=source)

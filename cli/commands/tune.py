@@ -93,7 +93,7 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
     from ...runtime.cuda import gpus
     from ...runtime.profiles import best, planned, runnable
 
-    found, profiles = gpus.look(), engine.manifest.profiles
+    found, profiles = gpus.detect(), engine.manifest.profiles
     name = planned(engine, asked)
     if asked is None:
         able = runnable(engine, (gpu.sm for gpu in found.gpus))

@@ -1,4 +1,4 @@
-"""Targets: what a kind of machine needs a graph to become. One folder each, one table here."""
+"""Targets: how a graph is compiled for a kind of machine. One folder per target, one table here."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ def target_named(name: str) -> Target:
     """The target of this name.
 
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: no target has this name; names the nearest.
     """
     if name not in TARGETS:
-        raise RecipeError(f"target {name!r}{nearest(name, TARGETS)}", fix=f"one of {', '.join(TARGETS)}")
+        raise RecipeError(
+            f"cannot build for target {name!r}{nearest(name, TARGETS)}", fix=f"one of {', '.join(TARGETS)}"
+        )
     return TARGETS[name]
 
 
 def tactics_of(targets: Collection[str], given: Iterable[Tactics]) -> dict[str, Tactics]:
-    """The measured tiles of each target that has some: the given, else what comes with llmc.
+    """The table of measured tiles per target: the given one, else llmc's own; targets without a table are absent.
 
     Raises:
-        RecipeError: a given table is for no target, or two are for one.
+        RecipeError: a given table is for another target, or two tables are for the same target.
     """
     chosen: dict[str, Tactics] = {}
     for table in given:
         if table.target not in targets:
             raise RecipeError(
-                f"a table of tiles for {table.target} ({table.gpu})",
+                f"cannot use a table of tiles for {table.target} ({table.gpu})",
                 found=f"targets {', '.join(targets)}",
                 fix=f"--target {table.target}, or no such table",
             )
         if table.target in chosen:
-            raise RecipeError(f"two tables of tiles for {table.target}", fix="one of them")
+            raise RecipeError(f"cannot use two tables of tiles for {table.target}", fix="one of them")
         chosen[table.target] = table
     for name in targets:
         if name not in chosen and (table := target_named(name).tactics()) is not None:

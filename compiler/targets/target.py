@@ -1,4 +1,4 @@
-"""What a target is: passes that make a graph legal on a kind of machine, and what it writes into the engine."""
+"""A target: the passes that make a graph legal on a kind of machine, and the emitter of its engine sections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...runtime.progress import Progress
 
 
 class Tactics(Protocol):
-    """Measured choices of a target's kernels, such as tile sizes: part of an engine's input, so they have a digest."""
+    """Measured choices for a target's kernels, such as tile sizes: an input of the build, so they have a digest."""
 
     @property
     def name(self) -> str: ...
@@ -28,7 +28,7 @@ class Tactics(Protocol):
     def digest(self) -> str: ...
     @property
     def kernels(self) -> str:
-        """Digest of the kernels' sources they were measured with."""
+        """Digest of the kernel sources that were measured."""
         ...
 
     @property
@@ -37,35 +37,39 @@ class Tactics(Protocol):
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """The largest steps a profile is made for, and the checkpoint's own dtype ("bfloat16", "float16", "float32").
-
-    tactics: measured tiles of the profile's chip, where there are some.
-    """
+    """The configuration of a profile: its largest steps and its precision."""
 
     max_context: int
     max_batch: int
     dtype: str
+    """The checkpoint's dtype: "bfloat16", "float16" or "float32"."""
     kv: str = "none"
+    """Format of the KV cache; "none" is the target's own."""
     tactics: Tactics | None = None
+    """Measured tiles of the profile's chip, if there are any."""
 
 
 @dataclass(frozen=True)
 class CompiledProfile:
-    """A profile's sections by file name, the weights they bind, and what a machine must have."""
+    """A profile's sections, weights and requirements."""
 
     sections: Mapping[str, bytes]
+    """By file name."""
     main: str
+    """File name of the graph or the plan."""
     weights: Mapping[str, Expr]
+    """The expression of each weight that the sections read."""
     needs: Mapping[str, Any]
+    """Requirements on the machine."""
     tolerance: float
-    """Largest max|a-b|/max|b| of the probe's logits against the fp32 oracle of the same quantized graph."""
+    """Bound of max|a-b|/max|b| between the probe's logits and the fp32 oracle of the same quantized graph."""
     notes: tuple[str, ...] = ()
-    """What the user should know of this profile."""
+    """Messages for the user about this profile."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Numbers between the weights: of activations in large products and of the KV cache; "none" is the target's own."""
+    """Formats of activations in large products and of the KV cache; "none" is the target's own."""
 
     activations: str = "none"
     kv: str = "none"
@@ -81,11 +85,11 @@ class Target:
     name: str
     summary: str
     legalize: Callable[[Precision], Phase]
-    """Targets that compute more exactly than asked may do so."""
+    """The passes for a requested precision; a target may compute more exactly."""
     emit: Emit
     tools: Callable[[], Mapping[str, str]] = dict
-    """Versions, by name, of what else decides the bytes that `emit` gives."""
+    """Versions, by name, of tools that influence the output of `emit`."""
     tactics: Callable[[], Tactics | None] = lambda: None
-    """The measured choices that come with llmc for this target."""
+    """The measured choices for this target that are part of llmc."""
     merge_gated: bool = True
-    """Whether gate and up become one linear (`passes/merge_linears.py`)."""
+    """True if gate and up become one linear (`passes/merge_linears.py`)."""

@@ -1,7 +1,7 @@
-"""The cpu executor: an engine's ONNX graph on ONNX Runtime, weights mapped from the file, caches written in place.
+"""The cpu executor: runs an engine's ONNX graph on ONNX Runtime, with weights mapped from the file and caches in place.
 
-A call is one sequence with many new tokens or many sequences with one, so nothing is ever padded. Sequences live in
-slots of the cache; those that decode together are the slots [0, n), bound as one view.
+A call is one sequence with many new tokens or many sequences with one each, so calls have no padding. A sequence has a
+slot of the cache; sequences that decode together have the slots [0, n), bound as one view.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .onnx_scan import scan
 from .slots import PARTS, SlotCaches, buffer_shape, lengths_name
 
 MAX_PREFILL = 512
-"""Tokens per prefill call: its activations stay small, and decoding requests wait no longer than one such call."""
+"""Most tokens per prefill call: limits its activations, and how long decoding requests wait for it."""
 
 _AGAIN = "build the engine again"
 
@@ -34,7 +34,7 @@ _AGAIN = "build the engine again"
 class CpuExecutor:
     """A loaded cpu profile (`executor.Executor`): one block is a slot of max_context positions, depth 0, not mixed.
 
-    It owns the engine file it was given.
+    It owns the engine file.
     """
 
     shares = False
@@ -45,8 +45,8 @@ class CpuExecutor:
         """Bind the weights, create the session, lay out the caches.
 
         Raises:
-            EngineError: the graph, a binding or a number of the profile is not one of ours.
-            RecipeError: `threads` or `max_batch` is no count.
+            EngineError: the graph, a binding or a number of the profile is invalid.
+            RecipeError: `threads` or `max_batch` is not a positive whole number.
             ResourceError: the machine has too little memory for weights and caches.
         """
         self._engine = engine
@@ -60,21 +60,21 @@ class CpuExecutor:
         self.max_rows = MAX_ROWS
         weights = _bindings(engine.path, facts.weights)
         numbers = sum(math.prod(buffer_shape(cache, facts.max_context)) for cache in model.caches)
-        _plan(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
-        as_inputs = _as_inputs(engine.path, weights, facts.needs)
-        self._weights = _values(engine, weights)
+        _check_memory(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
+        as_inputs = _weights_as_inputs(engine.path, weights, facts.needs)
+        self._weights = _weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
         self._as_inputs = {name: self._weights[name] for name in as_inputs}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
         _check_inputs(self._session, str(engine.path), model.caches, model.windows, model.vocab_size)
-        engine.drop_pages()  # packed weights are copies: what was mapped to make them is no longer read
+        engine.drop_pages()  # packed weights are copies, so their mapped pages are no longer read
         self._cache = SlotCaches(model.caches, self.sequences, facts.max_context)
         self._samplers = Samplers()
         self._slots: list[int] = []
         self._decoding: dict[int, _Call] = {}
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
-        """Runs the step at once: the ticket is its result."""
+        """Run the step synchronously; the ticket is its result."""
         if len(step) == 1 and (step[0].is_prompt or len(step[0].tokens) != 1):
             return (self._prefill(step[0]),)
         return self._decode(step)
@@ -112,7 +112,7 @@ class CpuExecutor:
         return self._samplers.output(scheduled, call.logits if count else None)
 
     def _decode(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
-        self._gather({scheduled.sequence for scheduled in step})
+        self._move_to_front({scheduled.sequence for scheduled in step})
         count = len(step)
         call = self._decoding.get(count)
         if call is None:
@@ -135,23 +135,24 @@ class CpuExecutor:
     def _slot(self, sequence: int) -> int:
         if sequence not in self._slots:
             if len(self._slots) == self.sequences:
-                raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
+                found = f"room for {self.sequences}"
+                raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
             self._cache.reset(len(self._slots))
             self._slots.append(sequence)
         return self._slots.index(sequence)
 
-    def _gather(self, sequences: set[int]) -> None:
-        """Let these sequences be the slots [0, n): others among them change places with these above."""
+    def _move_to_front(self, sequences: set[int]) -> None:
+        """Swap slots until these n sequences have the slots [0, n)."""
         count = len(sequences)
-        strangers = [slot for slot in range(count) if self._slots[slot] not in sequences]
+        outside = [slot for slot in range(count) if self._slots[slot] not in sequences]
         above = [slot for slot in range(count, len(self._slots)) if self._slots[slot] in sequences]
-        for low, high in zip(strangers, above, strict=True):
+        for low, high in zip(outside, above, strict=True):
             self._cache.swap(low, high)
             self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
 
 
 class _Call:
-    """Inputs, outputs and caches of one call shape, bound once: a decode step then only fills in numbers."""
+    """Inputs, outputs and caches of one call shape, bound once, so that a decode step only writes its numbers."""
 
     def __init__(
         self,
@@ -183,14 +184,18 @@ class _Call:
         _checked(name, bind, name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def run(self) -> None:
-        """Compute; EngineError if ONNX Runtime gives up, as it does over a graph that was forged."""
+        """Compute.
+
+        Raises:
+            EngineError: ONNX Runtime fails, for example on a forged graph.
+        """
         self._cache.make_room(self._slots, self._tokens)
         try:
             self._session.run_with_iobinding(self._binding)
         except MemoryError:
             raise
-        except Exception as error:  # its own classes have no narrower base
-            raise EngineError("a graph that runs", found=_reason(error), fix=_AGAIN) from error
+        except Exception as error:  # ONNX Runtime's exceptions share no other base class
+            raise EngineError("cannot run the engine's graph", found=_reason(error), fix=_AGAIN) from error
         self._cache.advance(self._slots, self._tokens)
 
 
@@ -198,30 +203,32 @@ def _checked(name: str, bind: Any, *arguments: Any) -> None:
     try:
         bind(*arguments)
     except RuntimeError as error:
-        raise EngineError(f"a graph with the input or output {name!r}", found=_reason(error), fix=_AGAIN) from error
+        raise EngineError(
+            f"expected a graph with input or output {name!r}", found=_reason(error), fix=_AGAIN
+        ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What ONNX Runtime says first of a failure; it may add a stack."""
+    """The first line of ONNX Runtime's message, without the stack that may follow."""
     return str(error).splitlines()[0][:500] if str(error) else type(error).__name__
 
 
 def thread_count(asked: int | None) -> int:
-    """Threads to compute with: asked, else LLMC_THREADS, else the CPUs this process may use."""
+    """Threads to compute with: `asked`, else LLMC_THREADS, else the CPUs available to this process."""
     return environment.threads(asked) or cpu_count()
 
 
 def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
-    """The profile's expressions, all of dtypes that ONNX Runtime can be given."""
+    """The profile's weight expressions, checked to have dtypes that ONNX Runtime accepts."""
     exprs = {name: from_json(data) for name, data in weights.items()}
     for name, expr in exprs.items():
         if not DTYPES[expr.dtype].onnx:
-            raise EngineError(f"{path}: weight {name!r}", found=expr.dtype, fix=_AGAIN)
+            raise EngineError(f"cannot bind weight {name!r} of {path}", found=expr.dtype, fix=_AGAIN)
     return exprs
 
 
 def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows: Sequence[int], vocab: int) -> None:
-    """What will be bound is what the graph declares: the manifest's numbers decide how large the buffers are."""
+    """Check that the graph declares the buffers that will be bound; their sizes come from the manifest."""
     declared = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
     caches = {name: (shape[1], shape[3]) for name, shape in declared.items() if len(shape) == 4}
     lengths = {name for name in declared if "_lengths" in name}
@@ -238,39 +245,44 @@ def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows
             f"{len(shapes) // 4} layers, caches {sorted(set(shapes.values()), key=str)}, {', '.join(sorted(names))}"
             for shapes, names in ((expected, wanted), (caches, lengths))
         )
-        raise EngineError(f"{path}: a graph of {asked}, {vocab} logits", found=f"{found}, logits {logits}", fix=_AGAIN)
+        found = f"{found}, logits {logits}"
+        raise EngineError(f"expected a graph of {asked}, {vocab} logits in {path}", found=found, fix=_AGAIN)
 
 
-def _plan(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int) -> None:
-    """Refuse before anything is allocated: private copies of weights, packed weights and one sequence's cache.
+def _check_memory(
+    engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int
+) -> None:
+    """Check, before allocating, that copied weights, packed weights and one sequence's cache fit into memory.
 
-    Caches of further sequences take memory only as these fill them.
+    Caches of further sequences take memory only as they are filled.
     """
     tensors = engine.tensors
     private = [expr for expr in weights.values() if not is_view(expr, tensors)]
     converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
     packed = needs.get("packed_bytes", 0)
     if type(packed) is not int:
-        raise EngineError(f"{engine.path}: packed_bytes of the profile", found=repr(packed)[:80], fix=_AGAIN)
+        found = repr(packed)[:80]
+        raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
     needed, free = converted + packed + cache_bytes, memory().available
     if needed > free:
         raise ResourceError(
-            f"{engine.path} on this CPU needs {needed / 1e9:.1f} GB of memory",
+            f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
             found=f"{free / 1e9:.1f} GB free",
             fix="an engine built with --quantize int8 or int4, or a smaller --max-context",
         )
 
 
-def _as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The weights that are inputs of the graph: read where they lie, where an initializer would be copied."""
+def _weights_as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the weights that are graph inputs: ONNX Runtime reads them in place, but copies initializers."""
     names = needs.get("weights_as_inputs", [])
     if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
-        raise EngineError(f"{path}: weights that are inputs of the graph", found=repr(names)[:80], fix=_AGAIN)
+        found = repr(names)[:80]
+        raise EngineError(f"expected weights_as_inputs as a list of weights in {path}", found=found, fix=_AGAIN)
     return tuple(dict.fromkeys(str(name) for name in names))
 
 
-def _values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
-    """Every weight as ONNX Runtime takes it; the buffers are ours, or the mapped file's, and live as long as these."""
+def _weight_values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
+    """Every weight as an OrtValue; each keeps its buffer alive, which is ours or part of the mapped file."""
     from .ort import onnxruntime as ort
 
     return {
@@ -282,11 +294,11 @@ def _values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
 
 
 def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], threads: int) -> Any:
-    """The session; packed weights are its own from here on, others it may read in our buffers."""
+    """The session. It copies the weights that it packs, and may read others in our buffers."""
     from .ort import onnxruntime as ort
 
     graph = engine.section(section)
-    scan(graph, what=f"{engine.path}: {section}", external=WEIGHTS_LOCATION)
+    scan(graph, what=f"{section} of {engine.path}", external=WEIGHTS_LOCATION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -294,4 +306,4 @@ def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], thr
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise EngineError(f"{engine.path}: graph {section!r}", found=_reason(error), fix=_AGAIN) from error
+        raise EngineError(f"cannot load {section!r} of {engine.path}", found=_reason(error), fix=_AGAIN) from error

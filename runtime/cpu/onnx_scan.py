@@ -1,7 +1,7 @@
-"""Looks through an ONNX model before ONNX Runtime sees it: an engine is inert only if its graph holds known operators.
+"""Scans an ONNX model before ONNX Runtime loads it: an engine is inert only if its graph has known operators.
 
-Field numbers are those of onnx.proto (IR version 10 and later). A field that is not listed here is refused, so nothing
-that a newer ONNX adds, and ONNX Runtime acts on, passes unread.
+Field numbers are from onnx.proto (IR version 10 and later). Fields not listed here are refused, so a field of a newer
+ONNX that ONNX Runtime acts on cannot pass unread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _NAMES = {
     "GatherBlockQuantized QuickGelu",
 }
 CPU_OPERATORS = frozenset((domain, name) for domain, names in _NAMES.items() for name in names.split())
-"""(domain, operator) pairs a cpu profile's graph may use; they compute, and nothing else."""
-_MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
+"""(domain, operator) pairs that a cpu profile's graph may use; they only compute."""
+_MAX_BYTES = (1 << 31) - 1
+"""Protobuf's own limit."""
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
 """Bytes of the other wire types."""
@@ -30,13 +31,15 @@ _FIXED = {1: 8, 5: 4}
 def scan(
     data: bytes, *, what: str, external: str | None, operators: Collection[tuple[str, str]] = CPU_OPERATORS
 ) -> None:
-    """Refuses a serialized ModelProto that is more than a flat graph of `operators`; EngineError names the node.
+    """Check that a serialized ModelProto, called `what` in errors, is a flat graph of `operators`.
 
-    Refused: other operators, subgraphs, model-local functions, training, sparse tensors, tensors whose data lie
-    anywhere but in the file called `external` (None: anywhere outside), fields unknown here, damaged protobuf.
+    Raises:
+        EngineError: another operator (names its node), a subgraph, model-local function, training information, sparse
+            tensor, unknown field, damaged protobuf, or a tensor whose data are outside the model and not in the file
+            called `external` (None: no file).
     """
     if len(data) > _MAX_BYTES:
-        raise EngineError(f"{what}: a graph of less than 2 GiB", found=f"{len(data)} bytes")
+        raise EngineError(f"expected a graph of less than 2 GiB in {what}", found=f"{len(data)} bytes")
     walk = _Walk(what, external, frozenset(operators))
     for graph in walk.read(_MODEL, memoryview(data))[7]:
         fields = walk.read(_GRAPH, graph)
@@ -48,12 +51,15 @@ def scan(
 
 @dataclass(frozen=True)
 class _Message:
-    """Field numbers of one message that may hold bytes or numbers, and what some of the refused ones would be."""
+    """The allowed fields of a protobuf message."""
 
     label: str
     of_bytes: Collection[int]
+    """Numbers of the fields that hold bytes."""
     of_numbers: Collection[int] = ()
+    """Numbers of the fields that hold numbers."""
     refused: Mapping[int, str] = field(default_factory=dict)
+    """Names of some refused fields, for errors."""
 
 
 _MODEL = _Message("model", {2, 3, 4, 6, 7, 8, 14}, {1, 5}, {20: "training information", 25: "a model local function"})
@@ -77,7 +83,7 @@ _ENTRY = _Message("external data", {1, 2})
 
 @dataclass(frozen=True)
 class _Walk:
-    """The messages that matter, each with a method; they nest to a fixed depth, as there are no subgraphs."""
+    """A method per kind of message; they nest to a fixed depth, since subgraphs are refused."""
 
     what: str
     external: str | None
@@ -90,41 +96,41 @@ class _Walk:
             for tensor in values[5] + values[10]:
                 self.tensor(tensor)
         texts = fields[3], fields[4], fields[7]
-        if max(map(len, texts)) > 1:  # readers disagree on which of two counts
-            raise EngineError(f"{self.what}: nodes with one name, operator and domain", found="two")
+        if max(map(len, texts)) > 1:  # readers disagree on which of two is used
+            raise EngineError(f"expected nodes with one name, operator and domain in {self.what}", found="two")
         name, operator, domain = map(self.text, texts)
         if ("" if domain == "ai.onnx" else domain, operator) not in self.operators:
             shown = f"{domain}.{operator}" if domain else operator
             close = nearest(operator, [known for _, known in self.operators])
             found = f"operator {shown[:200]!r} at node {name[:200]!r}{close}"
-            raise EngineError(f"{self.what}: a graph of operators this llmc knows", found=found)
+            raise EngineError(f"expected a graph of operators this llmc knows in {self.what}", found=found)
 
     def tensor(self, data: memoryview) -> None:
         fields = self.read(_TENSOR, data)
         locations = [place for entry in fields[13] for place in self.location(entry)]
         outside = fields[13] or any(bytes(value) != b"\0" for value in fields[14])
         if outside and (self.external is None or locations != [self.external]):
-            expected = "no tensors outside" if self.external is None else f"tensors outside only in {self.external!r}"
+            only = "" if self.external is None else f" except in {self.external!r}"
             found = f"tensor {self.text(fields[8])[:200]!r} in {locations[:4]}"[:500]
-            raise EngineError(f"{self.what}: {expected}", found=found)
+            raise EngineError(f"expected no tensors outside {self.what}{only}", found=found)
 
     def location(self, data: memoryview) -> list[str]:
-        """What one entry of a tensor's external data says of the place; entries are key and value."""
+        """The location in one entry of a tensor's external data, a key and a value; [] if the entry has another key."""
         fields = self.read(_ENTRY, data)
         key, value = self.text(fields[1]), self.text(fields[2])
         if key not in ("location", "offset", "length", "checksum"):
-            raise EngineError(f"{self.what}: external data of known keys", found=f"{key[:200]!r}")
+            raise EngineError(f"expected external data of known keys in {self.what}", found=f"{key[:200]!r}")
         return [value] if key == "location" else []
 
     def text(self, data: Sequence[memoryview]) -> str:
-        """A text, of which protobuf takes the last; "" if there is none."""
+        """The text of a field, "" if absent; protobuf uses the last of several."""
         try:
             return str(data[-1], "utf-8") if data else ""
         except UnicodeDecodeError:
-            raise EngineError(f"{self.what}: names in UTF-8", found=f"{bytes(data[-1][:80])!r}") from None
+            raise EngineError(f"expected names in UTF-8 in {self.what}", found=f"{bytes(data[-1][:80])!r}") from None
 
     def read(self, message: _Message, data: memoryview) -> defaultdict[int, list[memoryview]]:
-        """The raw bytes of all fields of a message, by number; numbers stay undecoded, as they may be packed."""
+        """The raw bytes of all fields of a message, by number; numbers are not decoded, since they may be packed."""
         fields: defaultdict[int, list[memoryview]] = defaultdict(list)
         at, label = 0, message.label
         while at < len(data):
@@ -132,7 +138,7 @@ class _Walk:
             number, wire = key >> 3, key & 7
             if number not in message.of_bytes and number not in message.of_numbers:
                 found = f"{message.refused.get(number, f'field {number}')} in the {label}"
-                raise EngineError(f"{self.what}: a flat graph of fields this llmc knows", found=found)
+                raise EngineError(f"expected a flat graph of fields this llmc knows in {self.what}", found=found)
             if number in message.of_bytes and wire != _BYTES:
                 raise self.damaged(f"field {number} of the {label} of wire type {wire}")
             start = at
@@ -160,4 +166,4 @@ class _Walk:
         raise self.damaged(f"a damaged or cut number at byte {at} of a message")
 
     def damaged(self, found: str) -> EngineError:
-        return EngineError(f"{self.what}: well-formed protobuf", found=found)
+        return EngineError(f"expected well-formed protobuf in {self.what}", found=found)

@@ -1,5 +1,5 @@
-"""The one door to ONNX Runtime: its official builds report their use over the network and keep an identifier in the
-user's cache folder, unless a variable says no before the library starts."""
+"""Imports ONNX Runtime with telemetry off, and is the only importer: official builds report their use over the network
+and store an identifier in the user's cache folder, unless a variable forbids it before the library is loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The cpu executor's KV caches: per layer one buffer for each slot, of all positions or, with a window, of twice that.
+"""The cpu executor's KV caches: per layer and slot one buffer, of all positions or of twice the layer's window.
 
-New positions are written behind the old ones. Where they would not fit into a window's buffer, the window moves to its
-front; so that costs a copy of the window every `window` tokens, and attention reads one contiguous buffer.
+New positions follow the old ones. If they do not fit into a window's buffer, the last `window` positions are copied to
+its front. This costs one copy every `window` tokens, and attention reads one contiguous buffer.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ PARTS = ("key", "value")
 
 
 def buffer_shape(cache: LayerCache, context: int) -> tuple[int, int, int]:
-    """[kv_heads, positions, head_dim] of a layer's keys, or values, of one slot."""
+    """[kv_heads, positions, head_dim]: the shape of one slot's keys, or values, in a layer."""
     return cache.kv_heads, context if cache.window is None else min(2 * cache.window, context), cache.head_dim
 
 
 def lengths_name(window: int | None) -> str:
-    """The graph's input i32 [B] that says how many positions the buffers of a window (None: of all) hold."""
+    """The graph's input ``i32 [B]`` with the positions in the buffers of a window (None: of layers without)."""
     return "past_lengths" if window is None else f"window_lengths.{window}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Layers of one window: positions in the buffers of each slot, i32 [slots], and buffers f32 [slots, K, C, D]."""
+    """The layers with one window."""
 
     window: int | None
     lengths: np.ndarray
+    """``i32 [slots]``: positions in each slot's buffers."""
     buffers: list[np.ndarray]
+    """``f32 [slots, K, C, D]`` each."""
 
 
 class SlotCaches:
-    """Buffers of all layers for a number of slots; `arrays` by the names of the graph, `lengths` by their inputs'."""
+    """Buffers of all layers for a number of slots; `arrays` and `lengths` by the names of the graph's inputs."""
 
     def __init__(self, layers: Sequence[LayerCache], slots: int, context: int) -> None:
-        """Zeros, whose memory is taken page by page as sequences fill them.
+        """Allocate zeros, whose pages take memory only as sequences fill them.
 
         Raises:
             ResourceError: the address space is too small.
@@ -57,23 +59,25 @@ class SlotCaches:
                     groups[cache.window].buffers.append(array)
         except (MemoryError, OSError, OverflowError, ValueError) as error:
             raise ResourceError(
-                f"caches for {slots} sequences of {context} tokens", found=str(error), fix="a smaller max_batch"
+                f"cannot allocate caches for {slots} sequences of {context} tokens",
+                found=str(error),
+                fix="a smaller max_batch",
             ) from None
         self._groups = tuple(groups.values())
         self.lengths = {lengths_name(window): group.lengths for window, group in groups.items()}
 
     def clear(self) -> None:
-        """Frees everything."""
+        """Free everything."""
         self.arrays.clear()
         self._groups = ()
 
     def reset(self, slot: int) -> None:
-        """A new sequence has the slot."""
+        """Empty the slot for a new sequence."""
         for group in self._groups:
             group.lengths[slot] = 0
 
     def make_room(self, slots: slice, tokens: int) -> None:
-        """Let `tokens` more positions fit into the buffers of these slots."""
+        """Make room for `tokens` more positions in the buffers of these slots."""
         for group in self._groups:
             if group.window is not None:
                 full = group.lengths[slots] + tokens > group.buffers[0].shape[2]
@@ -81,19 +85,19 @@ class SlotCaches:
                     _compact(group, group.window, slot)
 
     def advance(self, slots: slice, tokens: int) -> None:
-        """These slots hold `tokens` more positions."""
+        """Count `tokens` more positions in these slots."""
         for group in self._groups:
             group.lengths[slots] += tokens
 
     def move(self, source: int, target: int) -> None:
-        """A slot's contents take the place of another's."""
+        """Copy a slot's contents over another's."""
         for group in self._groups:
             length = group.lengths[target] = group.lengths[source]
             for buffer in group.buffers:
                 buffer[target, :, :length] = buffer[source, :, :length]
 
     def swap(self, one: int, other: int) -> None:
-        """Two slots change places."""
+        """Exchange the contents of two slots."""
         pair, reverse = [one, other], [other, one]
         for group in self._groups:
             length = group.lengths[pair].max()
@@ -110,7 +114,7 @@ def _compact(group: _Group, window: int, slot: int) -> None:
 
 
 def _lazy_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 zeros in small pages, also where malloc would take huge ones and with them memory nobody fills."""
+    """float32 zeros in small pages, even if malloc uses huge pages, which would take memory that is never filled."""
     pages = mmap.mmap(-1, 4 * math.prod(shape))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         pages.madvise(mmap.MADV_NOHUGEPAGE)

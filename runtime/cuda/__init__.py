@@ -1,1 +1,1 @@
-"""NVIDIA GPUs through the driver API: a plan's cubins loaded, its weights uploaded, its steps launched and replayed."""
+"""NVIDIA GPUs through the driver API: loads a plan's cubins, uploads its weights, launches and replays its steps."""

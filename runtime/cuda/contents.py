@@ -1,4 +1,4 @@
-"""What a device is filled with: machine code and weights, of an engine or of something that stands in for one."""
+"""The machine code and weights that a device loads, from an engine or a substitute for one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from ..errors import EngineError
 from ..plan.plan import MachineCode, Plan
 from ..progress import Progress
 from .driver import Driver
-from .upload import Placement, place, upload
+from .upload import Placement, place_weights, upload
 
 CUBINS, PTX = "kernels.cubins", "kernels.ptx"
-"""The sections beside the plan's that hold its machine code, and the PTX it was assembled from."""
+"""Sections in the plan's folder: its machine code, and the PTX that the code was assembled from."""
 
 
 class Contents(Protocol):
-    """Machine code and weights of a plan. what: for errors. max_batch: sequences that its kernels were compiled for."""
+    """Machine code and weights of a plan."""
 
     what: str
+    """Its name in errors."""
     max_batch: int
+    """Sequences that its kernels were compiled for."""
 
     def placement(self, plan: Plan) -> Placement:
-        """Where the plan's weights lie in their one allocation."""
+        """The offsets of the plan's weights in their one allocation."""
         ...
 
     def cubin(self, code: MachineCode, what: str) -> bytes:
@@ -30,11 +32,11 @@ class Contents(Protocol):
         ...
 
     def ptx(self, code: MachineCode) -> str:
-        """What it was assembled from, or ""."""
+        """The PTX that the code was assembled from, or ""."""
         ...
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
-        """Put the weights into their allocation at `base`; they are there when it returns."""
+        """Copy the weights into their allocation at `base`; returns when the copies are complete."""
         ...
 
 
@@ -46,23 +48,40 @@ class EngineContents:
         self._engine, self._profile = engine, profile
         self._folder = facts.graph.rpartition("/")[0]
         self._sections: dict[str, bytes] = {}
-        self.what = f"{engine.path}: profile {profile!r}"
+        self.what = f"profile {profile!r} of {engine.path}"
         self.max_batch = facts.max_batch
 
     def placement(self, plan: Plan) -> Placement:
-        """Raises EngineError where the plan and the engine do not fit each other."""
-        return place(self._engine, self._profile, plan)
+        """The offsets of the plan's weights in their one allocation.
+
+        Raises:
+            EngineError: the plan's weights do not match the engine's bindings.
+        """
+        return place_weights(self._engine, self._profile, plan)
 
     def cubin(self, code: MachineCode, what: str) -> bytes:
-        """Raises EngineError where the engine has no such bytes."""
+        """The machine code of a kernel, called `what` in errors.
+
+        Raises:
+            EngineError: the section is shorter than the plan says.
+        """
         return self._part(CUBINS, code.offset, code.size, what)
 
     def ptx(self, code: MachineCode) -> str:
-        """Raises EngineError where the engine has no such bytes."""
+        """The PTX that the code was assembled from, or "".
+
+        Raises:
+            EngineError: the section is shorter than the plan says.
+        """
         return self._part(PTX, code.ptx_offset, code.ptx_size, code.entry).decode() if code.ptx_size else ""
 
     def fill(self, placement: Placement, base: int, driver: Driver, progress: Progress) -> None:
-        """Raises EngineError for bytes that do not match their digest, ResourceError for a file that cannot be read."""
+        """Copy the weights into their allocation at `base`; returns when the copies are complete.
+
+        Raises:
+            EngineError: bytes do not match their digest.
+            ResourceError: the file cannot be read.
+        """
         upload(self._engine, placement, base, driver, progress)
 
     def _part(self, name: str, offset: int, size: int, what: str) -> bytes:
@@ -71,6 +90,8 @@ class EngineContents:
             self._sections[section] = self._engine.section(section)
         data = self._sections[section]
         if offset + size > len(data):
-            asked = f"kernel {what} of {self._engine.path}: machine code in {section!r} of {len(data)} bytes"
-            raise EngineError(asked, found=f"bytes {offset} to {offset + size}", fix="build the engine again")
+            where = f"{section!r} of {len(data)} bytes in {self._engine.path}"
+            found = f"bytes {offset} to {offset + size}"
+            fix = "build the engine again"
+            raise EngineError(f"expected machine code of kernel {what} inside {where}", found=found, fix=fix)
         return data[offset : offset + size]

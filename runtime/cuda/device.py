@@ -1,7 +1,7 @@
-"""A GPU that runs a plan (`plan.executor.Device`): loaded once, then steps of copies, launches, graphs on one stream.
+"""A GPU that runs a plan (`plan.executor.Device`): loads it once, then runs steps on one stream.
 
 A step is one copy of all its inputs, its launches (decode programs: one graph), and one copy per wanted buffer, in
-stream order; so steps may be started before earlier ones are read, and one arena serves all programs.
+stream order. So a step may start before earlier ones are read, and all programs share one arena.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from ..progress import NO_PROGRESS, Progress
 from . import gpus
 from .contents import Contents
 from .driver import Driver, keep
-from .launches import Area, Bound, bind
+from .launches import Allocations, BoundProgram, bind
 from .modules import Modules
 from .ring import Ring, RingEntry
 from .upload import Placement
 
-_KEPT = 64
-"""Sizes of mixed steps whose launches are remembered."""
+_MAX_MIXED = 64
+"""Number of mixed step sizes whose bound launches are cached."""
 
 
 class CudaDevice:
-    """A plan on a GPU. `timings` holds the seconds of each part of loading, and of the last capture of a graph.
+    """A plan on a GPU.
 
-    notes: what a user should know of the loading.
+    `timings` holds the seconds of each part of loading and of the last graph capture, `notes` messages for the user
+    about loading.
     """
 
     def __init__(
@@ -46,25 +47,25 @@ class CudaDevice:
         graphs: bool = True,
         progress: Progress = NO_PROGRESS,
     ) -> None:
-        """Check what it takes, then allocate and load; an exception leaves nothing allocated. It owns `driver`.
+        """Check the requirements, then allocate and load; an exception leaves nothing allocated.
 
-        graphs: decode programs are captured once and replayed.
+        The device owns `driver`. With `graphs`, decode programs are captured once and replayed.
 
         Raises:
-            ResourceError: no GPU that the plan runs on, no driver, one that is too old, or too little memory.
-            EngineError: the plan and the engine do not fit each other, or weights do not match their digests.
+            ResourceError: no GPU can run the plan, the driver is missing or too old, or memory is too small.
+            EngineError: the plan does not match the engine, or weights do not match their digests.
         """
         self.timings: dict[str, float] = {}
         self._plan = plan
         self._replays = graphs
-        self._bounds: dict[tuple[int, tuple[int, ...]], Bound] = {}
+        self._bounds: dict[tuple[int, tuple[int, ...]], BoundProgram] = {}
         self._graphs: dict[int, Any] = {}
         what = contents.what
         with ExitStack() as cleanup:
             with self._timed("context"):
-                self._driver = Driver.load(_ordinal(plan.sm, what)) if driver is None else driver
+                self._driver = Driver.load(_choose_gpu(plan.sm, what)) if driver is None else driver
                 cleanup.callback(self._driver.close)
-                _refuse_other_chips(plan.sm, self._driver.sm, what)
+                _check_chip(plan.sm, self._driver.sm, what)
                 self._stream = keep(cleanup, self._driver.stream(), self._driver.drop_stream)
             with self._timed("plan"):
                 placement = contents.placement(plan)
@@ -77,7 +78,7 @@ class CudaDevice:
                 self._kernels = modules.kernels(plan)
                 self.notes = modules.notes
             with self._timed("memory"):
-                weights, self._area = self._allocate(self.budget, placement, most, cleanup)
+                weights, self._allocated = self._allocate(self.budget, placement, most, cleanup)
                 self._ring = Ring(self._driver, self.budget.inputs, cleanup)
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
@@ -87,37 +88,37 @@ class CudaDevice:
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
     ) -> int:
-        """Start a step behind those before it; its number, for `read`."""
+        """Queue a step after the earlier ones; returns its number, for `read`."""
         driver = self._driver
         driver.use()
-        bound = self._bound(program, sizes)
+        bound = self._bound_program(program, sizes)
         replayed = self._replays and self._plan.programs[program].decode
         graph = self._graph(program, bound) if replayed else None
         step, slot = self._ring.next()
-        self._send(bound, inputs, slot)
+        self._copy_inputs(bound, inputs, slot)
         if graph is not None:
             driver.launch_graph(graph, self._stream)
         else:
             self._launch(bound)
-        self._fetch(bound, wanted, slot)
+        self._copy_results(bound, wanted, slot)
         driver.record(slot.done, self._stream)
         return step
 
     def read(self, handle: int) -> Mapping[str, np.ndarray]:
-        """Wait for a step; the arrays are the caller's."""
+        """Wait for a step; the caller owns the arrays."""
         self._driver.use()
         return self._ring.read(handle)
 
     def close(self) -> None:
-        """Free everything, also after an error that the GPU does not recover from."""
+        """Free everything, even after an unrecoverable GPU error."""
         with suppress(LlmcError):
             self._driver.use()
             self._driver.wait(self._stream)
         with suppress(LlmcError):
             self._cleanup.close()
 
-    def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Area]:
-        """All device memory of this plan; caches and states are zeros."""
+    def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Allocations]:
+        """Allocate all device memory of this plan; fill caches and state with zeros."""
 
         def allocate(nbytes: int, what: str) -> int:
             return keep(cleanup, self._driver.allocate(aligned(nbytes), what), self._driver.free) if nbytes else 0
@@ -130,7 +131,7 @@ class CudaDevice:
                 base = allocate(nbytes, kind)
                 self._driver.fill(base, 0, nbytes, self._stream)
                 tensors |= {name: base + offset for name, offset in offsets.items()}
-        area = Area(
+        allocated = Allocations(
             arena=allocate(parts.arena, "activations"),
             arena_bytes=parts.arena,
             inputs=allocate(parts.inputs, "inputs"),
@@ -138,50 +139,50 @@ class CudaDevice:
             scratch_bytes=parts.scratch,
             tensors=tensors,
         )
-        return weights, area
+        return weights, allocated
 
-    def _bound(self, program: int, sizes: Mapping[str, int]) -> Bound:
+    def _bound_program(self, program: int, sizes: Mapping[str, int]) -> BoundProgram:
         key = program, (sizes["tokens"], sizes["sequences"], sizes["rows"])
         found = self._bounds.get(key)
         if found is None:
             chosen = self._plan.programs[program]
             if any(sizes[name] > limit for name, limit in chosen.limits.items()):
-                raise EngineError(f"a step of at most {chosen.limits}", found=f"{dict(sizes)}")
+                raise EngineError(f"expected a step of at most {chosen.limits}", found=f"{dict(sizes)}")
             if chosen.decode and self._replays and dict(sizes) != chosen.limits:
-                raise EngineError(f"a decode step of {chosen.limits}", found=f"{dict(sizes)}")
+                raise EngineError(f"expected a decode step of {chosen.limits}", found=f"{dict(sizes)}")
             mixed = [one for one in self._bounds if not self._plan.programs[one[0]].decode]
-            if len(mixed) >= _KEPT:
+            if len(mixed) >= _MAX_MIXED:
                 del self._bounds[mixed[0]]
-            found = bind(self._plan, chosen, sizes, self._area, self._kernels, self._driver, self._stream)
+            found = bind(self._plan, chosen, sizes, self._allocated, self._kernels, self._driver, self._stream)
             self._bounds[key] = found
         return found
 
-    def _graph(self, program: int, bound: Bound) -> Any:
-        """The program as one graph, captured when it is first needed; its inputs and results are copied outside it."""
+    def _graph(self, program: int, bound: BoundProgram) -> Any:
+        """The program's launches as one graph, captured at first use; copies of inputs and results are outside it."""
         if program not in self._graphs:
             with self._timed("capture"):
                 graph = self._driver.captured(self._stream, lambda: self._launch(bound))
             self._graphs[program] = keep(self._cleanup, graph, self._driver.drop_graph)
         return self._graphs[program]
 
-    def _launch(self, bound: Bound) -> None:
+    def _launch(self, bound: BoundProgram) -> None:
         launch = self._driver.launch
         for one in bound.launches:
             launch(one.config, one.function, one.parameters.address, one.label)
 
-    def _send(self, bound: Bound, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
+    def _copy_inputs(self, bound: BoundProgram, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
         packed_inputs = slot.inputs.view(bound.input_bytes)
         for name, span in bound.inputs.items():
             array = inputs[name]
             if array.dtype != span.dtype or array.shape != span.shape:
                 found = f"{array.dtype} {list(array.shape)}"
-                raise EngineError(f"input {name!r}: {span.dtype} {list(span.shape)}", found=found)
+                raise EngineError(f"expected input {name!r} as {span.dtype} {list(span.shape)}", found=found)
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             packed_inputs[span.at : span.at + span.nbytes] = flat
         if bound.input_bytes:
-            self._driver.copy_in(self._area.inputs, slot.inputs.address, bound.input_bytes, self._stream)
+            self._driver.copy_in(self._allocated.inputs, slot.inputs.address, bound.input_bytes, self._stream)
 
-    def _fetch(self, bound: Bound, wanted: Collection[str], slot: RingEntry) -> None:
+    def _copy_results(self, bound: BoundProgram, wanted: Collection[str], slot: RingEntry) -> None:
         spans = {name: bound.buffers[name] for name in sorted(wanted)}
         offsets, nbytes = packed({name: span.nbytes for name, span in spans.items()})
         slot.results.view(nbytes)
@@ -197,20 +198,22 @@ class CudaDevice:
         self.timings[part] = time.perf_counter() - start
 
 
-def _ordinal(sm: int, what: str) -> int:
-    """The first GPU that machine code of `sm` runs on."""
-    found = gpus.look()
+def _choose_gpu(sm: int, what: str) -> int:
+    """The ordinal of the first GPU that can run machine code of `sm`."""
+    found = gpus.detect()
     if not found.gpus:
-        raise ResourceError(f"{what}: an NVIDIA GPU", found=found.problem, fix="llmc doctor, or --profile cpu")
+        raise ResourceError(
+            f"expected an NVIDIA GPU for {what}", found=found.problem, fix="llmc doctor, or --profile cpu"
+        )
     chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
-    _refuse_other_chips(sm, chosen.sm, what)
+    _check_chip(sm, chosen.sm, what)
     return chosen.ordinal
 
 
-def _refuse_other_chips(sm: int, chip: int, what: str) -> None:
+def _check_chip(sm: int, chip: int, what: str) -> None:
     if not runs_on(sm, chip):
         raise ResourceError(
-            f"{what}: a GPU of compute capability {capability(sm)}",
+            f"expected a GPU of compute capability {capability(sm)} for {what}",
             found=capability(chip),
             fix=f"an engine built with --target {target_for(chip) or 'cpu'}",
         )

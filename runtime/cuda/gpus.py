@@ -1,4 +1,4 @@
-"""Which NVIDIA GPUs are here: asked of the driver's library alone and without a context, so any command can ask."""
+"""Lists the NVIDIA GPUs of this machine, through the driver's library alone and without a context: any command may."""
 
 from __future__ import annotations
 
@@ -21,47 +21,52 @@ _REASONS = {
     804: "the driver is older than the compatibility library asks for",
     999: "the driver does not say why",
 }
-"""CUresult of cuInit where more than one of a machine's states gives no GPU."""
+"""Reasons for no GPU, by the CUresult of cuInit."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its ordinal for the driver, name, compute capability (90 for 9.0) and bytes of memory."""
+    """A GPU."""
 
     ordinal: int
+    """The driver's number for it."""
     name: str
     sm: int
+    """Compute capability, 90 for 9.0."""
     memory: int
+    """Bytes."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a machine has. driver: the CUDA version it supports, such as "13.0". problem: why there is no GPU, or ""."""
+class DetectedGpus:
+    """The GPUs of a machine."""
 
     driver: str = ""
+    """The CUDA version that the driver supports, such as "13.0"."""
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
+    """The reason if there is no GPU, else ""."""
 
 
-def look(library: Any = None) -> Found:
-    """What the driver says; `library` stands in for its library."""
+def detect(library: Any = None) -> DetectedGpus:
+    """Ask the driver for its GPUs; `library` replaces the driver's library in tests."""
     if library is None:
         try:
             library = ctypes.CDLL(LIBRARY)
         except OSError:
-            return Found(problem=f"no NVIDIA driver ({LIBRARY} cannot be loaded)")
+            return DetectedGpus(problem=f"no NVIDIA driver ({LIBRARY} cannot be loaded)")
     code = library.cuInit(0)
     if code:
-        return Found(_version(library), problem=_REASONS.get(code, f"cuInit gives CUDA error {code}"))
+        return DetectedGpus(_version(library), problem=_REASONS.get(code, f"cuInit gives CUDA error {code}"))
     count = ctypes.c_int()
     if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return Found(_version(library), problem=_REASONS[_NO_DEVICE])
+        return DetectedGpus(_version(library), problem=_REASONS[_NO_DEVICE])
     gpus = [gpu for ordinal in range(count.value) if (gpu := _gpu(library, ordinal)) is not None]
-    return Found(_version(library), tuple(gpus), "" if gpus else "the driver does not describe its GPUs")
+    return DetectedGpus(_version(library), tuple(gpus), "" if gpus else "the driver does not describe its GPUs")
 
 
 def _gpu(library: Any, ordinal: int) -> Gpu | None:
-    """One GPU, or None if the driver refuses to say what it is."""
+    """One GPU, or None if the driver does not describe it."""
     device, memory = ctypes.c_int(), ctypes.c_size_t()
     major, minor = ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)

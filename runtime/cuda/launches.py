@@ -1,7 +1,7 @@
-"""A program of a plan for certain sizes, ready to go: grids and parameters evaluated once, inputs and outputs placed.
+"""Binds a program of a plan to a step's sizes: evaluates grids and parameters once, places inputs and outputs.
 
-Triton's own launcher is the model for the parameters (its backends/nvidia/driver.py and driver.c): the arguments that
-are not constants in order, each as its type says, then a pointer to global scratch and one to profile scratch, always.
+Parameters follow Triton's own launcher (backends/nvidia/driver.py and driver.c): the arguments that are not constants
+in order, each in its type, then always a pointer to global scratch and one to profile scratch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class LoadedKernel:
 
 
 @dataclass(frozen=True)
-class Area:
-    """Where the device's allocations begin, and how large those are that every program shares."""
+class Allocations:
+    """Addresses of the device's allocations, and sizes of those that every program shares."""
 
     arena: int
     arena_bytes: int
     inputs: int
     scratch: tuple[int, int]
+    """Global and profile scratch."""
     scratch_bytes: tuple[int, int]
     tensors: Mapping[str, int]
     """Addresses of weights, caches and states by name."""
@@ -64,7 +65,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Field:
-    """A parameter in memory: its code in `struct`'s language, and its offset in bytes."""
+    """A parameter in memory: its format code for `struct`, and its offset in bytes."""
 
     code: str
     offset: int
@@ -76,7 +77,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A kernel's parameters in memory; `address` is what cuLaunchKernelEx takes."""
+    """A kernel's parameters in memory; `address` is the argument of cuLaunchKernelEx."""
 
     address: int
     block: Any
@@ -85,7 +86,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class BoundLaunch:
-    """A launch with nothing left to evaluate."""
+    """A launch with all formulas evaluated."""
 
     function: Any
     config: Any
@@ -94,8 +95,8 @@ class BoundLaunch:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A program for certain sizes: inputs by name, of `input_bytes` together, launches, and buffers by name."""
+class BoundProgram:
+    """A program bound to a step's sizes; inputs and buffers by name, `input_bytes` for all inputs together."""
 
     inputs: Mapping[str, Span]
     input_bytes: int
@@ -107,24 +108,24 @@ def bind(
     plan: Plan,
     program: Program,
     sizes: Mapping[str, int],
-    area: Area,
+    allocated: Allocations,
     kernels: Sequence[LoadedKernel],
     driver: Driver,
     stream: Any,
-) -> Bound:
-    """Evaluate a program for a step's sizes. A launch with a zero in its grid is none.
+) -> BoundProgram:
+    """Evaluate a program for a step's sizes. Launches with an empty grid are dropped.
 
     Raises:
-        EngineError: it needs more than was allocated, or a launch's arguments are not what its module takes.
+        EngineError: the step needs more than was allocated, or a launch's arguments do not have its module's types.
     """
-    _check_room(plan, program, sizes, area)
+    _check_room(plan, program, sizes, allocated)
     wanted = inputs_of(plan, program)
     offsets, input_bytes = packed({name: tensor.bytes(sizes) for name, tensor in wanted.items()})
     inputs = {name: _span(tensor, offsets[name], sizes) for name, tensor in wanted.items()}
-    buffers = {name: _span(tensor, area.arena + tensor.offset, sizes) for name, tensor in program.buffers.items()}
+    buffers = {name: _span(tensor, allocated.arena + tensor.offset, sizes) for name, tensor in program.buffers.items()}
     addresses = {
-        **area.tensors,
-        **{name: area.inputs + offset for name, offset in offsets.items()},
+        **allocated.tensors,
+        **{name: allocated.inputs + offset for name, offset in offsets.items()},
         **{name: span.at for name, span in buffers.items()},
     }
     evaluated = cache(partial(value, sizes=sizes))
@@ -135,23 +136,23 @@ def bind(
             continue
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
-        values = [argument.given(addresses, sizes) for argument in launch.arguments]
+        values = [argument.resolve(addresses, sizes) for argument in launch.arguments]
         needed = kernel.code.global_scratch, kernel.code.profile_scratch
-        scratch = [address if size else 0 for address, size in zip(area.scratch, needed, strict=True)]
-        early = plan.pdl and kernel.code.pdl and bool(launches)  # what precedes the first is no kernel
+        scratch = [address if size else 0 for address, size in zip(allocated.scratch, needed, strict=True)]
+        early = plan.pdl and kernel.code.pdl and bool(launches)  # a copy precedes the first launch, not a kernel
         launches.append(
             BoundLaunch(
                 kernel.function,
                 driver.config(grid, kernel.module.warps, kernel.code.shared, stream, pdl=early),
                 pack([*kernel.module.types, "*i8", "*i8"], [*values, *scratch], what=launch.label),
-                f"launching {launch.label} ({kernel.module.kernel})",
+                f"launch {launch.label} ({kernel.module.kernel})",
             )
         )
-    return Bound(inputs, input_bytes, tuple(launches), buffers)
+    return BoundProgram(inputs, input_bytes, tuple(launches), buffers)
 
 
 def layout(types: Sequence[str]) -> tuple[Field, ...]:
-    """Where a kernel finds parameters of these types, all known: in order, each aligned to its own size."""
+    """The positions of parameters of these known types in memory: in order, each aligned to its own size."""
     fields, end = [], 0
     for code in map(_code, types):
         size = struct.calcsize(code)
@@ -161,14 +162,14 @@ def layout(types: Sequence[str]) -> tuple[Field, ...]:
 
 
 def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> Parameters:
-    """Parameters in memory, where `layout` says.
+    """Write parameters to memory at the positions of `layout`.
 
     Raises:
-        EngineError: a type that is none, or a number that does not fit its type.
+        EngineError: a type is unknown, or a number does not fit its type.
     """
     if len(types) != len(values) or not all(map(_code, types)):
         raise EngineError(
-            f"launch {what!r}: parameters {', '.join(types)}"[:300],
+            f"cannot pack the parameters of launch {what!r}: {', '.join(types)}"[:300],
             found=f"{len(values)} values, and types among {', '.join(_CODES)} and pointers",
             fix="build the engine again",
         )
@@ -181,42 +182,42 @@ def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> P
         try:
             struct.pack_into(field.code, block, shift + field.offset, number)
         except (struct.error, OverflowError):
-            raise EngineError(f"launch {what!r}: a parameter of type {kind}", found=f"{number!r}") from None
+            raise EngineError(f"expected a parameter of type {kind} in launch {what!r}", found=f"{number!r}") from None
     pointers = (ctypes.c_void_p * len(fields))(*(base + field.offset for field in fields))
     return Parameters(ctypes.addressof(pointers), block, pointers)
 
 
 def _code(kind: str) -> str:
-    """`struct`'s code of a type of Triton's, or ""."""
+    """The format code for `struct` of a Triton type, or ""."""
     return _POINTER if kind.startswith("*") else _CODES.get(kind, "")
 
 
-def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], area: Area) -> None:
+def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], allocated: Allocations) -> None:
     needed = (program.arena, *scratch_of(plan, program, sizes))
-    given = (area.arena_bytes, *area.scratch_bytes)
+    given = (allocated.arena_bytes, *allocated.scratch_bytes)
     if any(need > room for need, room in zip(needed, given, strict=True)):
         raise EngineError(
-            f"a step of {dict(sizes)} in {given} bytes of buffers and scratch",
+            f"cannot run a step of {dict(sizes)} in {given} bytes of buffers and scratch",
             found=f"{needed} needed",
             fix="build the engine again",
         )
 
 
 def _check_arguments(plan: Plan, program: Program, launch: Launch, module: Module) -> None:
-    """Every argument is of its parameter's type: a wrong pointer type is wrong numbers, not an error of the driver."""
+    """Check every argument's type: the driver does not, and a wrong pointer type gives wrong numbers."""
     found = [_type(plan, program, argument) for argument in launch.arguments]
     if len(found) != len(module.types) or any(
         expected not in allowed for expected, allowed in zip(module.types, found, strict=True)
     ):
         raise EngineError(
-            f"launch {launch.label!r} of {module.kernel}({', '.join(module.types)})"[:400],
+            f"expected arguments of {module.kernel}({', '.join(module.types)}) in launch {launch.label!r}"[:400],
             found=", ".join(allowed[0] for allowed in found)[:400],
             fix="build the engine again",
         )
 
 
 def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:
-    """The types of parameters that an argument can be given to."""
+    """The parameter types that an argument can have."""
     if argument.tensor is not None:
         return (KERNEL_DTYPES[plan.tensor(program, argument.tensor).dtype].pointer,)
     return ("fp32", "fp64") if argument.real is not None else ("i32", "i64")

@@ -1,4 +1,4 @@
-"""Loads a plan's kernels: machine code, or where the driver refuses it the PTX, which the driver compiles itself."""
+"""Loads a plan's kernels: the machine code or, if the driver refuses it, the PTX, which the driver compiles."""
 
 from __future__ import annotations
 
@@ -15,36 +15,34 @@ from .launches import LoadedKernel
 
 @dataclass
 class Modules:
-    """Kernels loaded through a driver; equal machine code is loaded once. `cleanup` unloads it.
-
-    refused: kernels whose machine code the driver did not take, so that it compiled their PTX, and why.
-    """
+    """Kernels loaded through a driver; equal machine code is loaded once. `cleanup` unloads it."""
 
     driver: Driver
     contents: Contents
     cleanup: ExitStack
     refused: list[tuple[str, str]] = field(default_factory=list)
+    """Kernels whose machine code the driver refused, so that it compiled their PTX, and the driver's reason."""
     _loaded: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def kernels(self, plan: Plan) -> tuple[LoadedKernel, ...]:
-        """Every module of the plan.
+        """Load every module of the plan.
 
         Raises:
             EngineError: the engine lacks machine code, or the driver does not find a kernel in it.
-            RefusedCode: the driver takes neither the machine code nor the PTX of a kernel.
-            ResourceError: this GPU has less shared memory than a kernel wants.
+            RefusedCode: the driver refuses both the machine code and the PTX of a kernel.
+            ResourceError: this GPU has less shared memory than a kernel needs.
         """
         kernels = []
         for module in plan.modules:
             what = f"kernel {module.kernel} of {self.contents.what}"
             if module.code is None:
-                raise EngineError(f"{what}: machine code", found="none", fix="build the engine again")
+                raise EngineError(f"expected machine code for {what}", found="none", fix="build the engine again")
             kernels.append(LoadedKernel(module, module.code, self._function(module.code, module.kernel, what)))
         return tuple(kernels)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the loading."""
+        """Messages for the user about loading."""
         if not self.refused:
             return ()
         (kernel, why), count = self.refused[0], len(self.refused)

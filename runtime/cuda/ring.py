@@ -1,4 +1,4 @@
-"""Pinned host memory that steps take turns with: inputs go out and results come back while the host goes on."""
+"""A ring of pinned host buffers for steps, so that copies to and from the GPU overlap with the host's work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .driver import Driver, keep
 from .launches import Span
 
 SLOTS = 3
-"""Two steps may be open (`paged.PagedExecutor.depth` is 1); with a third, filling the next one waits for neither."""
+"""Two steps may be open (`PagedExecutor.depth` is 1); a third slot lets the host fill the next step without waiting."""
 _LEAST = 64 << 10
 
 
 class Pinned:
-    """Pinned memory that grows when more is asked for; what it held is then lost. `cleanup` frees it."""
+    """Pinned memory that grows on demand and then loses its contents. `cleanup` frees it."""
 
     def __init__(self, driver: Driver, what: str, cleanup: ExitStack) -> None:
         cleanup.callback(self._free)
@@ -30,7 +30,7 @@ class Pinned:
         self._bytes = 0
 
     def view(self, nbytes: int) -> np.ndarray:
-        """The first bytes, of which there may not have been so many before."""
+        """The first `nbytes` bytes; grows if there are fewer."""
         if nbytes > self._bytes or not self._bytes:
             self._free()
             room = max(_LEAST, 1 << nbytes.bit_length())
@@ -46,21 +46,23 @@ class Pinned:
 
 @dataclass(eq=False)
 class RingEntry:
-    """A step's inputs and results on the host; `done` is recorded behind both. step: which one has it, 0 for none."""
+    """A step's inputs and results on the host."""
 
     inputs: Pinned
     results: Pinned
     done: Any
+    """The event recorded after the step's last copy."""
     step: int = 0
+    """The step that uses the entry; 0 for none."""
     outputs: Mapping[str, tuple[int, Span]] = field(default_factory=dict)
-    """Offset among the results, and what lies there."""
+    """Offset in the results, and the array there, by name."""
 
 
 class Ring:
-    """The slots. A step that is never read gives its slot up to the third one after it."""
+    """The entries, used in turn. Unread results are overwritten three steps later."""
 
     def __init__(self, driver: Driver, input_bytes: int, cleanup: ExitStack) -> None:
-        """Room for the largest inputs and small results, so that most steps allocate nothing; `cleanup` frees it."""
+        """Allocate for the largest inputs and small results, so most steps allocate nothing; `cleanup` frees it."""
         self._driver = driver
         self._slots: list[RingEntry] = []
         self._steps = 0
@@ -71,7 +73,7 @@ class Ring:
             results.view(0)
 
     def next(self) -> tuple[int, RingEntry]:
-        """The number of a new step, and its slot; waits until the GPU is done with it."""
+        """The number of a new step, and its entry; waits until the GPU is done with the entry."""
         self._steps += 1
         slot = self._slots[self._steps % SLOTS]
         if slot.step:
@@ -80,14 +82,14 @@ class Ring:
         return self._steps, slot
 
     def read(self, step: int) -> dict[str, np.ndarray]:
-        """Waits for a step, and copies its results out.
+        """Wait for a step and copy its results out.
 
         Raises:
-            LlmcError: its slot has been used again, which is a mistake of the caller.
+            LlmcError: a later step has overwritten the results, which is an error of the caller.
         """
         slot = self._slots[step % SLOTS]
         if slot.step != step:
-            raise LlmcError(f"the results of step {step}", found=f"step {slot.step} in its place")
+            raise LlmcError(f"cannot read the results of step {step}", found=f"step {slot.step} in its place")
         self._driver.wait_event(slot.done)
         size = max((offset + span.nbytes for offset, span in slot.outputs.values()), default=0)
         flat = slot.results.view(size)

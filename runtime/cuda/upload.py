@@ -1,8 +1,8 @@
-"""Weights from the engine's file to the GPU: read, digested and copied at once, so that loading is one pass over them.
+"""Uploads weights from the engine's file to the GPU in one pass: reads, hashes and copies them at the same time.
 
-Every 16 MiB chunk of a stored tensor is read once into pinned memory by one of many threads, which digests it there;
-only a chunk whose digest is right is copied on, to every weight that holds a part of it. Weights that are not laid out
-in the file as they are used are computed on the host, from tensors checked the same way.
+A thread reads each 16 MiB chunk of a stored tensor once into pinned memory and hashes it there. A chunk with the right
+digest is then copied to every weight that contains a part of it. Weights whose bytes are not stored in the file in the
+right order are computed on the host, from tensors checked the same way.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from .driver import Driver, keep
 
-_PIECE = 1 << 20  # small enough to stay in a core's cache between the read and the hash
+_PIECE = 1 << 20
+"""Bytes per read: few enough to stay in a core's cache until they are hashed."""
 _SPARE = 4
-"""Staging slots besides those being filled: their copies are on the way."""
+"""Staging slots in addition to those being filled, for copies in flight."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes [start, stop) of a stored tensor, and where they go: an offset among the weights."""
+    """Bytes [start, stop) of a stored tensor, and their offset in the weights' allocation."""
 
     tensor: str
     start: int
@@ -47,30 +48,36 @@ class Segment:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the weights lie in their one allocation: equal expressions once. computed: those that need the host."""
+    """The layout of the weights in their one allocation; equal weight expressions are stored once."""
 
     offsets: Mapping[str, int]
+    """By name of the weight."""
     segments: tuple[Segment, ...]
+    """Parts that are copied from the file."""
     computed: Mapping[str, tuple[Expr, int]]
+    """Weights that the host computes: their expression and offset."""
     reads: frozenset[str]
+    """Names of the stored tensors that are read."""
     bytes: int
+    """Of the whole allocation."""
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk of a stored tensor, its digest, and copies: byte in the chunk, bytes, offset among the weights."""
+    """A chunk of a stored tensor."""
 
     label: str
     part: Range
     digest: str
     copies: tuple[tuple[int, int, int], ...]
+    """Copies to make: first byte in the chunk, bytes, offset in the weights' allocation."""
 
 
-def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
+def place_weights(engine: EngineFile, profile: str, plan: Plan) -> Placement:
     """Lay out every weight of the plan.
 
     Raises:
-        EngineError: a weight has no binding, or its binding has another size or reads other tensors than there are.
+        EngineError: a weight has no binding, or its binding has another size or reads tensors that do not exist.
     """
     bindings, tensors = engine.manifest.profiles[profile].weights, engine.tensors
     known: dict[Expr, int] = {}
@@ -82,22 +89,24 @@ def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
         if tensor.kind != "weight":
             continue
         if name not in bindings:
-            raise EngineError(f"{engine.path}: weight {name!r}", found="no binding", fix="build the engine again")
+            raise EngineError(
+                f"cannot load weight {name!r} of {engine.path}", found="no binding", fix="build the engine again"
+            )
         expr = from_json(bindings[name])
         nbytes = _bytes(expr)
         if nbytes != tensor.bytes({}):
             found = f"{nbytes} bytes, {expr.dtype} {list(expr.shape)}"
-            asked = f"{engine.path}: weight {name!r}: {tensor.bytes({})} bytes"
-            raise EngineError(asked, found=found, fix="build the engine again")
+            wanted = f"weight {name!r} of {tensor.bytes({})} bytes"
+            raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
         for leaf in stored(expr):
             info = tensors.get(leaf.name)
             if info is None or (info.dtype, info.shape) != (leaf.dtype, leaf.shape):
                 found = "no such tensor" if info is None else f"{info.dtype} {list(info.shape)}"
-                asked = f"{engine.path}: weight {name!r} of tensor {leaf.name!r}, {leaf.dtype} {list(leaf.shape)}"
-                raise EngineError(asked, found=found, fix="build the engine again")
+                wanted = f"tensor {leaf.name!r} as {leaf.dtype} {list(leaf.shape)} for weight {name!r}"
+                raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
         if expr not in known:
             known[expr] = end
-            parts = laid_out(expr, end)
+            parts = file_segments(expr, end)
             if parts is None:
                 computed[name] = expr, end
             segments += parts or ()
@@ -107,20 +116,20 @@ def place(engine: EngineFile, profile: str, plan: Plan) -> Placement:
     return Placement(offsets, tuple(segments), computed, frozenset(read), end)
 
 
-def laid_out(expr: Expr, offset: int) -> list[Segment] | None:
-    """The bytes of the file that are an expression's own, in order; None if some must be computed or moved apart."""
+def file_segments(expr: Expr, offset: int) -> list[Segment] | None:
+    """The parts of the file whose bytes in order are the expression's; None if bytes must be computed or reordered."""
     match expr:
         case Stored(name=name):
             return [Segment(name, 0, _bytes(expr), offset)]
         case Reshape(of=of):
-            return laid_out(of, offset)
+            return file_segments(of, offset)
         case Slice(of=of, axis=axis, start=start, stop=stop) if math.prod(of.shape[:axis]) == 1:
             row = _bytes(of) // of.shape[axis] if of.shape[axis] else 0
             return [Segment(of.name, start * row, stop * row, offset)]
         case Concat(parts=parts, axis=axis) if math.prod(expr.shape[:axis]) == 1:
             joined: list[Segment] = []
             for part in parts:
-                found = laid_out(part, offset)
+                found = file_segments(part, offset)
                 if found is None:
                     return None
                 joined += found
@@ -132,17 +141,17 @@ def laid_out(expr: Expr, offset: int) -> list[Segment] | None:
 def upload(
     engine: EngineFile, placement: Placement, base: int, driver: Driver, progress: Progress = NO_PROGRESS
 ) -> None:
-    """Fill the weights' allocation at `base`; when it returns, all of it is there and has been checked.
+    """Fill the weights' allocation at `base`; returns when every byte has been checked and copied.
 
     Raises:
-        EngineError: bytes that do not match their digest; names the tensor.
-        ResourceError: the file cannot be read, or the driver refuses.
+        EngineError: bytes do not match their digest; names the tensor.
+        ResourceError: the file cannot be read, or a driver call fails.
     """
     jobs = list(_chunks(engine, placement))
     total = sum(job.part.nbytes for job in jobs)
     with progress.stage("weights", total) as advance, ExitStack() as cleanup:
         staging = Staging(driver, len(jobs), cleanup)
-        with _readable(engine):  # whatever is there now: the digests decide
+        with _readable(engine):  # the file may have changed; digests detect that
             file = keep(cleanup, os.open(engine.path, os.O_RDONLY), os.close)
         staging.stream_file(engine, file, jobs, base, advance)
         for name, (expr, offset) in placement.computed.items():
@@ -150,7 +159,7 @@ def upload(
 
 
 class Staging:
-    """A ring of pinned slots of one chunk each, and the stream that copies from them; `cleanup` waits for it."""
+    """A ring of pinned slots of one chunk each, and the stream that copies from them; `cleanup` waits for copies."""
 
     def __init__(self, driver: Driver, jobs: int, cleanup: ExitStack) -> None:
         self._driver = driver
@@ -165,7 +174,7 @@ class Staging:
     def stream_file(
         self, engine: EngineFile, file: int, jobs: list[_Chunk], base: int, advance: Callable[[int], None]
     ) -> None:
-        """Read, check and copy chunks; at most one per thread is being read."""
+        """Read, check and copy chunks; each thread reads one chunk at a time."""
         waiting: deque[tuple[_Chunk, int, Future[str]]] = deque()
 
         def finish() -> None:
@@ -175,7 +184,7 @@ class Staging:
             if not matches:
                 found = f"{job.label} (bytes {job.part.offset} to {job.part.offset + job.part.nbytes})"
                 fix = "copy or build the engine again"
-                raise EngineError(f"{engine.path}: bytes that match their digests", found=found, fix=fix)
+                raise EngineError(f"expected bytes in {engine.path} that match their digests", found=found, fix=fix)
             for start, nbytes, offset in job.copies:
                 self._driver.copy_in(base + offset, self._address(slot) + start, nbytes, self._stream)
             self._driver.record(self._copied[slot], self._stream)
@@ -200,7 +209,7 @@ class Staging:
             self._driver.record(self._copied[slot], self._stream)
 
     def _slot(self) -> int:
-        """The slot that has been used longest ago, once its copy is done."""
+        """The least recently used slot; waits until its copy is done."""
         slot = self._used % len(self._copied)
         if self._used >= len(self._copied):
             self._driver.wait_event(self._copied[slot])
@@ -219,11 +228,11 @@ def _readable(engine: EngineFile) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise ResourceError(f"{engine.path}: a readable file", found=str(problem.strerror)) from problem
+        raise ResourceError(f"cannot read {engine.path}", found=str(problem.strerror)) from problem
 
 
 def _read(file: int, part: Range, into: memoryview) -> str:
-    """Fill a slot with a part of the file, as far as it goes; the digest of what was read."""
+    """Read a part of the file into a slot, or less at the end of the file; returns the digest of the bytes read."""
     digest, done = hashlib.sha256(), 0
     while done < part.nbytes:
         piece = into[done : min(done + _PIECE, part.nbytes)]
@@ -236,7 +245,7 @@ def _read(file: int, part: Range, into: memoryview) -> str:
 
 
 def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
-    """Every chunk that has to be read, in the order of the file."""
+    """Every chunk to read, in the order of the file."""
     wanted: dict[str, list[Segment]] = {}
     for segment in placement.segments:
         wanted.setdefault(segment.tensor, []).append(segment)
@@ -251,7 +260,7 @@ def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
 
 
 def _copies(segments: Iterable[Segment], first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """What of a tensor's bytes [first, last) goes where."""
+    """The copies of a tensor's bytes [first, last): first byte in the chunk, bytes, offset in the allocation."""
     for segment in segments:
         start, stop = max(first, segment.start), min(last, segment.stop)
         if start < stop:

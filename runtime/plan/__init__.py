@@ -1,1 +1,1 @@
-"""A plan and all that follows from it without a device: formulas, inputs of a step, memory, price, the executor."""
+"""Launch plans, and what is computed from them without a device: formulas, a step's inputs, memory, price, executor."""

@@ -1,6 +1,6 @@
-"""What a plan takes of a GPU's memory, summed before anything is allocated: too little is said at once, with a way out.
+"""The GPU memory a plan needs, summed before anything is allocated, so that too little memory is an early error.
 
-Weights, the largest arena, inputs, state and scratch are fixed; the cache gets blocks from what is left.
+Weights, the largest arena, inputs, state and scratch are fixed; the cache gets blocks from the rest.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .plan import BLOCK_TOKENS, KVCache, Plan, Program, Tensor
 ALIGNMENT = 256
 """Bytes between tensors that share an allocation: kernels rely on 16, and the driver gives 256."""
 CACHE_SHARE = 0.95
-"""Of what is left after everything else; modules, graphs and the driver itself take a little more later."""
+"""The cache's share of the memory left by the other parts; modules, graphs and the driver later need the rest."""
 _GIB = 2**30
 
 
 def aligned(nbytes: int) -> int:
-    """The next multiple of the alignment."""
+    """`nbytes` rounded up to a multiple of ALIGNMENT."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Aligned offsets of parts that lie one after the other, in order, and the bytes of all."""
+    """Aligned offsets of consecutive parts, in order, and their total bytes."""
     offsets, end = {}, 0
     for name, nbytes in sizes.items():
         offsets[name] = end
@@ -35,7 +35,7 @@ def packed(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def tensors_of(plan: Plan, kind: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of the plan's tensors of a kind, by name."""
+    """Bytes of the plan's tensors of one kind, by name."""
     return {name: tensor.bytes(sizes) for name, tensor in plan.tensors.items() if tensor.kind == kind}
 
 
@@ -46,7 +46,7 @@ def inputs_of(plan: Plan, program: Program) -> dict[str, Tensor]:
 
 
 def block_bytes(plan: Plan, cache: KVCache) -> int:
-    """Bytes of one block of a kind of cache over all its layers."""
+    """Bytes of one block of a cache kind, summed over its layers."""
     of_kind = (tensor for tensor in plan.tensors.values() if tensor.kind == "cache" and tensor.shape[0] == cache.size)
     return sum(tensor.bytes({cache.size: 1}) for tensor in of_kind)
 
@@ -59,7 +59,7 @@ def reachable(plan: Plan, slots: int) -> tuple[Program, ...]:
 
 
 def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of global and of profile scratch that the hungriest launch needs; launches take turns with it."""
+    """Bytes of global and of profile scratch: the largest need of any launch, since launches share the scratch."""
     most = [0, 0]
     for launch in program.launches:
         code = plan.modules[launch.module].code
@@ -71,20 +71,22 @@ def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of each part. Of each kind of cache, by the name of its size: bytes of a `block` over all layers, and how
-    many `blocks`."""
+    """Bytes of each part of a plan's memory."""
 
     weights: int
     arena: int
     inputs: int
     state: int
     scratch: tuple[int, int]
+    """Global and profile scratch."""
     block: Mapping[str, int]
+    """Bytes of one block over all layers, by the size name of its cache kind."""
     blocks: Mapping[str, int]
+    """Number of blocks, by the same name."""
 
     @property
     def fixed(self) -> int:
-        """Bytes of all but the cache."""
+        """Bytes of everything except the cache."""
         return sum(map(aligned, (self.weights, self.arena, self.inputs, self.state, *self.scratch)))
 
     @property
@@ -93,7 +95,7 @@ class Budget:
         return sum(self.block[size] * count for size, count in self.blocks.items())
 
     def text(self) -> str:
-        """The parts by size, largest first."""
+        """The parts and their sizes as text, largest first."""
         parts = {
             "weights": self.weights,
             "activations": self.arena,
@@ -109,31 +111,32 @@ class Budget:
 
 
 def budget(plan: Plan, *, weights: int, slots: int, state_slots: int, free: int, what: str) -> Budget:
-    """What to allocate of `free` bytes for at most `slots` sequences at once; `weights` bytes are theirs.
+    """Divide `free` bytes for at most `slots` sequences at once, with `weights` bytes of weights.
 
-    Kinds of cache share what is left as they share a sequence at full context.
+    Cache kinds divide the rest in the ratio of their blocks in one sequence at full context. `state_slots` is the
+    number of slots that state tensors have; `what` names the profile in errors.
 
     Raises:
-        ResourceError: not even one sequence at full context fits; names the smallest change that would do.
+        ResourceError: one sequence at full context does not fit; names the smallest change that makes it fit.
         EngineError: the plan has no cache.
     """
     parts = _without_cache(plan, weights, slots, state_slots)
     if not all(parts.block.values()) or not parts.block:
-        raise EngineError(f"{what}: a plan with a KV cache", found="none", fix="build the engine again")
+        raise EngineError(f"expected a plan with a KV cache in {what}", found="none", fix="build the engine again")
     full = {cache.size: cache.blocks for cache in plan.caches}
     needed, room = replace(parts, blocks=full), _room(parts, free)
     if room >= needed.cache:
         shares = {size: min(room * count // needed.cache, slots * count) for size, count in full.items()}
         return replace(parts, blocks=shares)
     raise ResourceError(
-        f"{what}: {gib(needed.fixed + needed.cache)} of GPU memory ({needed.text()})",
+        f"cannot allocate {gib(needed.fixed + needed.cache)} of GPU memory for {what} ({needed.text()})",
         found=f"{gib(free)} free",
-        fix=_way_out(plan, weights, slots, state_slots, free),
+        fix=_smallest_change(plan, weights, slots, state_slots, free),
     )
 
 
 def gib(nbytes: int) -> str:
-    """Bytes as people read them."""
+    """Bytes as text in GiB, or in MiB below 0.01 GiB."""
     return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB // 100 else f"{nbytes / 2**20:.2f} MiB"
 
 
@@ -156,11 +159,11 @@ def _input_bytes(plan: Plan, program: Program) -> int:
 
 
 def _room(parts: Budget, free: int) -> int:
-    """Bytes that are left for the cache; below 0 if the rest alone is too much."""
+    """Bytes left for the cache; negative if the fixed parts alone do not fit."""
     return math.floor(CACHE_SHARE * (free - parts.fixed))
 
 
-def _way_out(plan: Plan, weights: int, slots: int, state_slots: int, free: int) -> str:
+def _smallest_change(plan: Plan, weights: int, slots: int, state_slots: int, free: int) -> str:
     def fits(sequences: int, blocks: int) -> bool:
         parts = _without_cache(plan, weights, sequences, state_slots)
         return replace(parts, blocks=plan.blocks_of(blocks * BLOCK_TOKENS)).cache <= _room(parts, free)

@@ -1,6 +1,6 @@
-"""The executor of launch plans: steps become input arrays over a paged KV cache; a device computes them.
+"""The executor of launch plans: turns steps into input arrays over a paged KV cache and runs them on a device.
 
-The device may be a GPU or the interpreter; both run this file: what is tested without a GPU is what runs on one.
+The device is a GPU or the interpreter. Both use this file, so tests without a GPU cover the code that runs on one.
 """
 
 from __future__ import annotations
@@ -21,35 +21,34 @@ from .inputs import PlacedSequence, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
 Handle = Any
-"""Whatever a device needs to find a submitted step again."""
+"""The device's identifier of a submitted step."""
 
 
 class Device(Protocol):
-    """Runs programs of a plan; weights, caches and state are its own.
-
-    blocks: of each kind of cache, by the name of its size. notes: what to tell of its loading.
-    """
+    """Runs programs of a plan; owns weights, caches and state."""
 
     blocks: Mapping[str, int]
+    """Number of blocks of each cache kind, by the name of its size."""
     notes: tuple[str, ...]
+    """Messages for the user about loading."""
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
     ) -> Handle:
-        """Starts a program on inputs by name; the buffers named in `wanted` are kept for `read`."""
+        """Start a program on inputs by name; keep the buffers named in `wanted` for `read`."""
         ...
 
     def read(self, handle: Handle) -> Mapping[str, np.ndarray]:
-        """Waits, and gives the wanted buffers; called once per handle, in order."""
+        """Wait for the step and return its wanted buffers. The caller reads each handle once, in order."""
         ...
 
     def close(self) -> None:
-        """Frees everything."""
+        """Free everything."""
         ...
 
 
 MakeDevice = Callable[[EngineFile, str, Plan, int], Device]
-"""Engine, profile name, plan and sequences at once to a loaded device."""
+"""Loads a device from the engine file, profile name, plan and number of sequences at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,12 +57,12 @@ class _Sequence:
 
     slot: int
     prompt_unknown: bool
-    """Part of its prompt came from the cache, so the device does not know those tokens."""
+    """True if part of its prompt came from the cache, so that the device never received those tokens."""
     params: SamplingParams | None = None
     sampled_on_host: bool = False
-    """The device cannot sample its tokens."""
+    """True if the device cannot sample its tokens."""
     waiting: _Ticket | None = None
-    """If sampled on the host: the step that gives the next token."""
+    """The step that gives the next token, if the token is sampled on the host."""
 
 
 @dataclass(slots=True)
@@ -76,13 +75,13 @@ class _Ticket:
     rows: list[range]
     """Rows of the step's logits."""
     outputs: tuple[Output, ...] | None = None
-    """None until they were read."""
+    """None until the step has been read."""
 
 
 class PagedExecutor:
     """A loaded plan (`executor.Executor`): blocks of 64 positions, mixed steps, one step ahead of the host.
 
-    It owns the engine file it was given.
+    It owns the engine file.
     """
 
     mixed = True
@@ -93,23 +92,25 @@ class PagedExecutor:
         """Read the plan and load it.
 
         Raises:
-            EngineError: the plan is not one of ours.
-            RecipeError: `max_batch` is no count.
+            EngineError: the plan is invalid.
+            RecipeError: `max_batch` is not a positive whole number.
             ResourceError: the device has too little memory.
         """
         facts, model = engine.manifest.profiles[profile], engine.manifest.model
         at_once = sequence_count(max_batch, facts.max_batch)
         self._engine = engine
-        self._plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
+        self._plan = Plan.from_json(engine.section(facts.graph), what=f"{facts.graph} of {engine.path}")
         mixed = [program for program in self._plan.programs if not program.decode]
         if not mixed:
-            raise EngineError(f"{engine.path}: a program for prompts", found="none", fix="build the engine again")
+            raise EngineError(
+                f"expected a program for prompts in {engine.path}", found="none", fix="build the engine again"
+            )
         self.max_context = min(facts.max_context, self._plan.max_blocks * BLOCK_TOKENS)
         self.vocab = model.vocab_size
         self.sequences = min(at_once, mixed[-1].sequences)
         self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
         self.max_rows = mixed[-1].rows - mixed[-1].sequences
-        check_inputs(self._plan, f"{engine.path}: {facts.graph}")
+        check_inputs(self._plan, f"{facts.graph} of {engine.path}")
         self._device = make_device(engine, profile, self._plan, self.sequences)
         self.caches = tuple(
             CacheKind(self._device.blocks[cache.size], None if cache.window is None else cache.blocks * BLOCK_TOKENS)
@@ -122,7 +123,7 @@ class PagedExecutor:
         self._sequences: dict[int, _Sequence] = {}
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> _Ticket:
-        """Fill in the inputs and start the step; sequences whose token only the host can choose wait for it."""
+        """Fill in the inputs and start the step; first collect an earlier step whose token the host must sample."""
         placed = [self._place(scheduled) for scheduled in step]
         sequences = [self._sequences[scheduled.sequence] for scheduled in step]
         count = sum(len(one.ids) for one in placed)
@@ -167,16 +168,17 @@ class PagedExecutor:
         self._engine.close()
 
     def _place(self, scheduled: ScheduledSequence) -> PlacedSequence:
-        """Place a sequence in its slot. The id of a token that only the device knows is -1 - slot."""
+        """Place a sequence in its slot. A token sampled on the device has the id -1 - slot."""
         sequence = self._sequences.get(scheduled.sequence)
         new = sequence is None
         if sequence is None:
             slot = self._slots.take(scheduled.blocks)
             if slot is None:
-                raise RecipeError(f"{self.sequences + 1} sequences at once", found=f"room for {self.sequences}")
+                found = f"room for {self.sequences}"
+                raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
             sequence = self._sequences[scheduled.sequence] = _Sequence(slot, prompt_unknown=bool(scheduled.cached))
         if scheduled.sample is not None and sequence.params is None:
-            self._choose_by(sequence, scheduled.sample)
+            self._set_sampling(sequence, scheduled.sample)
         ids = scheduled.tokens or (-1 - sequence.slot,)
         if not scheduled.tokens and sequence.waiting is not None:
             self.collect(sequence.waiting)
@@ -184,16 +186,16 @@ class PagedExecutor:
         sampled = scheduled.sample is not None and not sequence.sampled_on_host
         last = (
             scheduled.sample is not None or scheduled.rows == "last" or not scheduled.is_prompt
-        )  # decode programs compute them all
+        )  # decode programs compute every row
         rows = len(ids) if scheduled.rows == "all" else int(last)
         return PlacedSequence(sequence.slot, ids, scheduled.start, rows, sampled, scheduled.is_prompt, new)
 
-    def _choose_by(self, sequence: _Sequence, params: SamplingParams) -> None:
-        """The host chooses where the device lacks room for biases, or knowledge of the prompt's tokens."""
+    def _set_sampling(self, sequence: _Sequence, params: SamplingParams) -> None:
+        """Sample on the host if the device lacks room for biases, or lacks prompt tokens that a penalty needs."""
         unknown = params.repetition_penalty != 1.0 and sequence.prompt_unknown
         sequence.params, sequence.sampled_on_host = params, unknown or len(params.logit_bias) > self._slots.max_biases
         if not sequence.sampled_on_host:
-            self._slots.choose_by(sequence.slot, params)
+            self._slots.set_sampling(sequence.slot, params)
 
     def _wanted(self, step: tuple[ScheduledSequence, ...], sequences: list[_Sequence]) -> set[str]:
         """The buffers to read back."""
@@ -211,7 +213,7 @@ def _logits(read: Mapping[str, np.ndarray], rows: range) -> np.ndarray | None:
 
 
 def _sampled(read: Mapping[str, np.ndarray], row: int, token: int, count: int) -> Sampled:
-    """A token; count > 0: with its log-probability and the `count` best, of what the device left of its row."""
+    """A sampled token; if count > 0, with its log-probability and the `count` best tokens of its row."""
     if not count:
         return Sampled(token)
     highest, weight, own = map(float, read["summary"][row])

@@ -10,11 +10,11 @@ from functools import cache
 from ..errors import EngineError
 
 SIZES = ("tokens", "sequences", "rows")
-"""New tokens of the step, sequences they belong to, positions whose logits are wanted."""
+"""New tokens of the step, their sequences, and rows: positions whose logits are computed."""
 _MAX_LENGTH = 400
 _MAX_VALUE = 1 << 62
-Sized = Callable[[Mapping[str, int]], int]
-"""A formula that was checked: sizes to its value."""
+CheckedFormula = Callable[[Mapping[str, int]], int]
+"""Maps a step's sizes to the value of a formula that has been checked."""
 _FUNCTIONS: Mapping[str, Callable[[int, int], int]] = {"cdiv": lambda a, b: -(-a // b), "min": min, "max": max}
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -25,12 +25,12 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def value(formula: str | int, sizes: Mapping[str, int]) -> int:
-    """The formula's value, 0 or more.
+    """The formula's value, at least 0.
 
     Allowed: whole numbers, the names in `sizes`, + - * //, parentheses, cdiv, min and max of two arguments.
 
     Raises:
-        EngineError: anything else, division by zero, or a value below 0 or above 2^62.
+        EngineError: the formula has anything else, a division by zero, or a value below 0 or above 2^62.
     """
     if isinstance(formula, int):
         return formula
@@ -44,7 +44,7 @@ def value(formula: str | int, sizes: Mapping[str, int]) -> int:
 
 
 @cache
-def _parse(formula: str) -> Sized:
+def _parse(formula: str) -> CheckedFormula:
     if len(formula) > _MAX_LENGTH:
         raise _refusal(formula, f"{len(formula)} characters")
     try:
@@ -53,8 +53,8 @@ def _parse(formula: str) -> Sized:
         raise _refusal(formula, "no expression") from None
 
 
-def _compiled(node: ast.expr, formula: str) -> Sized:
-    """The one place that says what a formula may hold."""
+def _compiled(node: ast.expr, formula: str) -> CheckedFormula:
+    """Compile a node; formulas may hold only what this function accepts."""
     match node:
         case ast.Constant(value=int(number)) if type(number) is int:
             return lambda _: number
@@ -71,4 +71,6 @@ def _compiled(node: ast.expr, formula: str) -> Sized:
 
 
 def _refusal(formula: str, found: str) -> EngineError:
-    return EngineError(f"formula {formula[:80]!r} of the plan", found=found, fix="build the engine again")
+    return EngineError(
+        f"cannot evaluate formula {formula[:80]!r} of the plan", found=found, fix="build the engine again"
+    )

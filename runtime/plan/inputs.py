@@ -1,6 +1,6 @@
-"""The inputs of a step: what each is, what an idle one holds, and how those of hundreds of sequences are filled in.
+"""The inputs of a step: their dtypes and shapes, their idle values, and how they are filled for hundreds of sequences.
 
-Filling is array operations over all sequences of a step: what depends on a sequence alone is kept by its slot.
+Inputs are filled by array operations over all sequences of a step; a sequence's constants are stored by its slot.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
 
 @dataclass(frozen=True)
 class Input:
-    """A dtype, what the first dimension counts (a formula), and what padding holds; wide: a second one, the plan's."""
+    """An input of a step."""
 
     dtype: str
     size: str
+    """Formula of the first dimension."""
     idle: float = 0
-    wide: bool = False
+    """Value of the padding."""
+    per_plan: bool = False
+    """True if it has a second dimension, whose size the plan gives."""
 
     def idle_array(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.full(shape, self.idle, KERNEL_DTYPES[self.dtype].numpy)
@@ -39,23 +42,23 @@ _OF_SEQUENCE = {
     "sample_slots": Input("i32", "rows", -1),
     "penalty_slots": Input("i32", "rows", -1),
 }
-"""Of a row, as its sequence's parameters say. sample_slots: where its token is
-kept; penalty_slots: the same where logits change."""
+"""Per row: the sampling parameters of its sequence. `sample_slots` is the slot that stores the sampled token,
+`penalty_slots` the same slot if the row's logits are edited, else -1."""
 _OF_EDITS = {
     "repetition_penalty": Input("f32", "rows", 1),
     "presence_penalty": Input("f32", "rows"),
     "frequency_penalty": Input("f32", "rows"),
-    "logit_bias_ids": Input("i32", "rows", -1, wide=True),
-    "logit_bias": Input("f32", "rows", wide=True),
+    "logit_bias_ids": Input("i32", "rows", -1, per_plan=True),
+    "logit_bias": Input("f32", "rows", per_plan=True),
 }
-"""Of a row whose logits are changed before a token is chosen."""
+"""Per row whose logits are edited before sampling."""
 INPUTS: Mapping[str, Input] = {
     "token_ids": Input("i32", "tokens"),
     "positions": Input("i32", "tokens"),
     "slot_mapping": Input("i32", "tokens", -1),
     "prompt_slots": Input("i32", "tokens", -1),
     "seq_lens": Input("i32", "sequences"),
-    "block_tables": Input("i32", "sequences", wide=True),
+    "block_tables": Input("i32", "sequences", per_plan=True),
     "query_start_loc": Input("i32", "sequences + 1"),
     "reset_slots": Input("i32", "sequences", -1),
     "logits_indices": Input("i32", "rows"),
@@ -63,22 +66,23 @@ INPUTS: Mapping[str, Input] = {
     **_OF_SEQUENCE,
     **_OF_EDITS,
 }
-"""All inputs of a plan; those of a cache once for every kind of cache.
+"""All inputs of a plan; inputs of a cache exist once per cache kind. A slot is a sequence's index in the batch.
 
-A slot is a sequence's place in the batch. token_ids: below zero, the token kept by slot -1 - id. slot_mapping: where in
-the cache a token's key and value go, -1: nowhere. prompt_slots: the slot whose prompt holds the token. seq_lens:
-positions of a sequence after the step. query_start_loc: its first token. reset_slots: its slot, if it is new.
-logits_indices: the token whose logits are wanted. sample_positions: the position of the token that is chosen.
+Per token: `token_ids` (an id below 0 means the token stored in slot -1 - id), `positions`, `slot_mapping` (index in the
+cache for its key and value, -1: not written), `prompt_slots` (the slot if the token is part of a prompt, else -1).
+Per sequence: `seq_lens` (positions after the step), `block_tables`, `query_start_loc` (index of its first token),
+`reset_slots` (its slot if the sequence is new, else -1).
+Per row: `logits_indices` (the token whose logits are computed), `sample_positions` (position of the sampled token).
 """
 
 _AS_GIVEN = ("top_k", "top_p", "min_p", "logprobs", "repetition_penalty", "presence_penalty", "frequency_penalty")
-"""Those that are SamplingParams' fields of the same names."""
+"""Inputs that equal the field of SamplingParams with the same name."""
 _OF_CACHE = ("slot_mapping", "block_tables")
-"""Those whose names have the suffix of their kind of cache."""
+"""Inputs whose names end with the suffix of their cache kind."""
 
 
 def inputs_for(caches: Sequence[KVCache]) -> dict[str, Input]:
-    """The inputs of a plan with these kinds of cache, by name."""
+    """The inputs of a plan with these cache kinds, by name."""
     suffixes = [cache.suffix for cache in caches]
     return {
         name + suffix: made for name, made in INPUTS.items() for suffix in (suffixes if name in _OF_CACHE else ("",))
@@ -86,34 +90,40 @@ def inputs_for(caches: Sequence[KVCache]) -> dict[str, Input]:
 
 
 def check_inputs(plan: Plan, what: str) -> None:
-    """EngineError unless the plan has these inputs and no others."""
+    """Check that the plan, called `what` in errors, has exactly the inputs of `inputs_for`.
+
+    Raises:
+        EngineError: an input is unknown, missing, or has another dtype or shape.
+    """
     given = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input"}
     wanted = inputs_for(plan.caches)
     for name, tensor in given.items():
         if name not in wanted:
-            raise EngineError(f"{what}: input {name!r}", found=f"no such input{nearest(name, wanted)}")
+            raise EngineError(f"cannot fill in input {name!r} of {what}", found=f"no such input{nearest(name, wanted)}")
         _check_input(name, wanted[name], tensor, what)
     for name in wanted:
         if name not in given:
-            raise EngineError(f"{what}: an input {name!r}", found="none", fix="build the engine again")
+            raise EngineError(f"expected an input {name!r} in {what}", found="none", fix="build the engine again")
     tables = [f"block_tables{cache.suffix}" for cache in plan.caches]
     wide = any(given[name].shape[1] != str(plan.max_blocks) for name in tables)
     if wide or given["logit_bias_ids"].shape != given["logit_bias"].shape:
         found = ", ".join(
             f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, "logit_bias_ids", "logit_bias")
         )
-        raise EngineError(f"{what}: tables of {plan.max_blocks} blocks, and a bias for every biased token", found=found)
+        tables_and_biases = f"tables of {plan.max_blocks} blocks, and a bias for every biased token"
+        raise EngineError(f"expected {tables_and_biases}, in {what}", found=found)
 
 
 def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
     fits = tensor.dtype == made.dtype and tensor.shape[:1] == (made.size,)
-    if not fits or len(tensor.shape) != 1 + made.wide or not all(size.isdecimal() for size in tensor.shape[1:]):
-        wanted = f"{made.dtype} [{made.size}{', a number' if made.wide else ''}]"
-        raise EngineError(f"{what}: input {name!r}: {wanted}", found=f"{tensor.dtype} [{', '.join(tensor.shape)}]"[:80])
+    if not fits or len(tensor.shape) != 1 + made.per_plan or not all(size.isdecimal() for size in tensor.shape[1:]):
+        wanted = f"{made.dtype} [{made.size}{', a number' if made.per_plan else ''}]"
+        found = f"{tensor.dtype} [{', '.join(tensor.shape)}]"[:80]
+        raise EngineError(f"expected input {name!r} as {wanted} in {what}", found=found)
 
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Inputs of a step that does nothing: padding tokens of empty sequences, greedy rows that nobody keeps."""
+    """Inputs of a step without effect: padding tokens of empty sequences, greedy rows whose tokens are not stored."""
     return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in inputs_for(plan.caches).items()}
 
 
@@ -123,21 +133,21 @@ class PlacedSequence:
 
     slot: int
     ids: tuple[int, ...]
-    """Of its new tokens."""
+    """Ids of its new tokens."""
     start: int
-    """Position of the first of them."""
+    """Position of the first new token."""
     rows: int
-    """Rows of logits wanted, those of its last tokens."""
+    """Number of its last tokens whose logits are computed."""
     sampled: bool
-    """The device samples a token."""
+    """True if the device samples a token."""
     prompt: bool
-    """The tokens are prompt."""
+    """True if the tokens are part of the prompt."""
     new: bool
-    """This is the first step of the sequence."""
+    """True in the first step of the sequence."""
 
 
 class Slots:
-    """Sequences under way by number: their block tables, and how their tokens are chosen."""
+    """Block tables and sampling parameters of running sequences, by slot."""
 
     def __init__(self, plan: Plan, count: int) -> None:
         self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1])
@@ -149,19 +159,19 @@ class Slots:
         }
 
     def take(self, blocks: Sequence[Sequence[int]]) -> int | None:
-        """A slot for a sequence with these blocks of each kind of cache, if one is free."""
+        """Assign a free slot to a sequence with these blocks per cache kind; None if no slot is free."""
         if not self._free:
             return None
         slot = self._free.pop()
         for tables, own in zip(self._tables.values(), blocks, strict=True):
-            tables[slot] = np.resize(own, tables.shape[1])  # a ring; the rest of a table that is none is not read
+            tables[slot] = np.resize(own, tables.shape[1])  # a window's table is a ring; otherwise the rest is not read
         return slot
 
     def give(self, slot: int) -> None:
         self._free.append(slot)
 
-    def choose_by(self, slot: int, params: SamplingParams) -> None:
-        """How tokens of a slot are chosen; it has no more biases than fit."""
+    def set_sampling(self, slot: int, params: SamplingParams) -> None:
+        """Store the sampling parameters of a slot; the caller ensures at most `max_biases` biases."""
         kept = self._kept
         for name, array in kept.items():
             array[slot] = INPUTS[name].idle
@@ -176,7 +186,7 @@ class Slots:
                 kept["logit_bias_ids"][slot, index], kept["logit_bias"][slot, index] = token, bias
 
     def fill(self, arrays: Mapping[str, np.ndarray], placed: Sequence[PlacedSequence]) -> list[range]:
-        """Fill in idle inputs for a step of these sequences, and give the rows of each."""
+        """Write a step of these sequences into idle inputs; returns each sequence's rows of logits."""
         slots = np.array([one.slot for one in placed])
         firsts = np.array([one.start for one in placed])
         counts = np.array([len(one.ids) for one in placed])

@@ -1,4 +1,4 @@
-"""How a GPU runs a profile: buffers with offsets, launches with grids and prices; printable, and free of any device."""
+"""The launch plan of a profile: buffers with offsets, launches with grids and prices; data that needs no device."""
 
 from __future__ import annotations
 
@@ -17,42 +17,40 @@ BLOCK_TOKENS = 64
 """Positions per block of the paged KV cache."""
 VERSION = 3
 Kind = Literal["weight", "cache", "input", "state", "buffer"]
-"""Bound from the engine; a layer's keys or values; filled before each step; kept between steps; of one program."""
+"""Read from the engine; a layer's keys or values; filled before each step; kept between steps; used by one program."""
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """A kind of cache: that of all layers whose tokens see `window` positions, themselves included (None: all).
-
-    blocks: the most that one sequence takes. Those of a window are a ring: entry i of a block table is block
-    i % blocks of the sequence, so that the latest positions overwrite the ones that no token sees any more.
-    """
+    """A cache kind: the cache of all layers with the same window."""
 
     blocks: int
+    """Most blocks of one sequence. The blocks of a window are a ring: entry i of a block table is block i % blocks of
+    the sequence, so the latest positions overwrite positions outside the window."""
     window: int | None = None
+    """Positions that a token attends to, itself included; None: all."""
 
     @property
     def suffix(self) -> str:
-        """What the names of its inputs end with."""
+        """The suffix of its inputs' names."""
         return "" if self.window is None else f".{self.window}"
 
     @property
     def size(self) -> str:
-        """Name of its number of blocks in the shapes of its tensors."""
+        """The name for its number of blocks in the shapes of its tensors."""
         return "blocks" if self.window is None else f"blocks_{self.window}"
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the plan. Its shape's formulas know the step's sizes, of a cache its kind's, of a state `slots`.
-
-    offset: byte in the arena of its program (buffers only); state starts as zeros.
-    """
+    """A tensor of the plan; state starts as zeros."""
 
     kind: str
     dtype: str
     shape: tuple[str, ...]
+    """Formulas over the step's sizes; of a cache also over its kind's `size`, of a state over `slots`."""
     offset: int = 0
+    """Byte in the arena of its program (buffers only)."""
 
     def dims(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(value(dim, sizes) for dim in self.shape)
@@ -63,34 +61,38 @@ class Tensor:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """A compiled kernel as its launch needs it (CUDA driver API, cuLaunchKernelEx), and where it lies.
-
-    shared: bytes of dynamic shared memory of a block. registers of a thread; spills: bytes that it stores and loads.
-    pdl: it waits for its predecessor itself, so that it may be launched before that has ended (programmatic dependent
-    launch). Scratch is bytes of a block. Bytes [offset, offset + size) of the profile's cubins are the code; of its PTX
-    those from ptx_offset are what it was assembled from, size 0 where there is none.
-    """
+    """A compiled kernel: what its launch needs (CUDA driver API, cuLaunchKernelEx), and the location of its code."""
 
     entry: str
     shared: int
+    """Bytes of dynamic shared memory per block."""
     registers: int
+    """Registers per thread."""
     spills: int
+    """Bytes of spilled registers that a thread stores and loads."""
     pdl: bool = False
+    """True if the kernel waits for its predecessor itself, so that it may be launched before the predecessor has ended
+    (programmatic dependent launch)."""
     global_scratch: int = 0
+    """Bytes per block; `profile_scratch` too."""
     profile_scratch: int = 0
     offset: int = 0
+    """First byte of the code in the profile's cubins."""
     size: int = 0
     ptx_offset: int = 0
+    """First byte in the profile's PTX of the text that the code was assembled from."""
     ptx_size: int = 0
+    """0 if the profile has no PTX for it."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """A kernel with its constants: one cubin, launched many times. types: of the arguments, in order."""
+    """A kernel with its constants: one cubin, launched many times."""
 
     kernel: str
     constants: Mapping[str, Any]
     types: tuple[str, ...]
+    """Types of the arguments, in order."""
     warps: int
     stages: int
     code: MachineCode | None = None
@@ -98,15 +100,15 @@ class Module:
 
 @dataclass(frozen=True)
 class Argument:
-    """What a parameter gets: a tensor by name, a size of the step, or a number; exactly one."""
+    """The value of a parameter: a tensor by name, a size of the step, or a number; exactly one field is set."""
 
     tensor: str | None = None
     size: str | None = None
     integer: int | None = None
     real: float | None = None
 
-    def given(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
-        """What a launch passes: of `tensors` what stands for the tensor, a step's size, or the number."""
+    def resolve(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+        """The value a launch passes: the entry of `tensors` for its tensor, the step's size, or the number."""
         if self.tensor is not None:
             return tensors[self.tensor]
         if self.size is not None:
@@ -116,33 +118,35 @@ class Argument:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. grid: three formulas. writes: names of tensors. bytes, operations: its price, formulas.
-
-    label: the operator of the graph it computes.
-    """
+    """One kernel launch."""
 
     module: int
+    """Index among the plan's modules."""
     arguments: tuple[Argument, ...]
     grid: tuple[str, ...]
+    """Three formulas."""
     writes: tuple[str, ...]
+    """Names of tensors."""
     bytes: str
+    """Formula of the bytes it reads and writes."""
     operations: str
+    """Formula of its arithmetic operations."""
     label: str
+    """The operator of the graph that it computes."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """All launches of one kind of step, for at most `tokens`, `sequences` and `rows`.
-
-    decode: every sequence has one token and one row, padded to `sequences` (so that it is one CUDA graph); otherwise
-    sizes are those of the step. arena: bytes of all its buffers.
-    """
+    """All launches of one kind of step, for at most `tokens`, `sequences` and `rows`."""
 
     decode: bool
+    """True: every sequence has one token and one row, padded to `sequences`, so that the program is one CUDA graph.
+    False: launches use the sizes of the step."""
     tokens: int
     sequences: int
     rows: int
     arena: int
+    """Bytes of all its buffers."""
     buffers: Mapping[str, Tensor]
     launches: tuple[Launch, ...]
 
@@ -153,23 +157,25 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """A profile's whole plan; programs from small to large, decode before mixed.
-
-    kernels: digest of the kernels' source, so that an interpreter runs the same. tactics: which table of tile sizes.
-    max_blocks: block ids per sequence in a table. caches: its kinds, that of all positions first. sm: compute
-    capability, 90 for 9.0. pdl: kernels that can are launched before their predecessor in the step has ended.
-    """
+    """A profile's whole plan."""
 
     sm: int
+    """Compute capability, 90 for 9.0."""
     activation: str
     max_blocks: int
+    """Block ids per sequence in a block table."""
     caches: tuple[KVCache, ...]
+    """The kind without a window first."""
     kernels: str
+    """Digest of the kernels' source, so that an interpreter runs the same kernels."""
     tactics: str
+    """The table of tile sizes that the plan was made with."""
     tensors: Mapping[str, Tensor]
     modules: tuple[Module, ...]
     programs: tuple[Program, ...]
+    """From small to large, decode programs before mixed ones."""
     pdl: bool = False
+    """True: kernels with `MachineCode.pdl` are launched before their predecessor in the step has ended."""
     block_tokens: int = BLOCK_TOKENS
     version: int = field(default=VERSION)
 
@@ -178,66 +184,81 @@ class Plan:
 
     @staticmethod
     def from_json(text: bytes, *, what: str) -> Plan:
-        """Reads and checks a plan; EngineError names what is wrong."""
+        """Read and check a plan, called `what` in errors.
+
+        Raises:
+            EngineError: the plan is not valid; names the first invalid part.
+        """
         plan: Plan = read(Plan, loads(text, what=what, error=EngineError), what)
         if plan.version != VERSION:
-            raise EngineError(f"{what}: plan version {VERSION}", found=str(plan.version), fix="build the engine again")
+            raise EngineError(
+                f"expected plan version {VERSION} in {what}", found=str(plan.version), fix="build the engine again"
+            )
         _check(plan, what)
         return plan
 
     def blocks_of(self, positions: int) -> dict[str, int]:
-        """Blocks that a sequence of `positions` takes of each kind of cache, by the name of the size."""
+        """Blocks of each cache kind that a sequence of `positions` needs, by the name of the size."""
         return {cache.size: min(-(-positions // BLOCK_TOKENS), cache.blocks) for cache in self.caches}
 
     def tensor(self, program: Program, name: str) -> Tensor:
         return program.buffers[name] if name in program.buffers else self.tensors[name]
 
     def program_for(self, *, decode: bool, tokens: int, sequences: int, rows: int) -> Program:
-        """The smallest program that holds a step."""
+        """The smallest program that holds a step.
+
+        Raises:
+            EngineError: the step exceeds every program.
+        """
         for program in self.programs:
             fits = program.tokens >= tokens and program.sequences >= sequences and program.rows >= rows
             if fits and program.decode == decode:
                 return program
         raise EngineError(
-            f"a program for {tokens} tokens of {sequences} sequences", found="none", fix="a smaller max_batch"
+            f"expected a program for {tokens} tokens of {sequences} sequences", found="none", fix="a smaller max_batch"
         )
 
 
 def _check(plan: Plan, what: str) -> None:
-    """Every name is known, every module exists, every buffer lies in its arena: before anything is allocated."""
+    """Check, before anything is allocated, that names and modules exist and that buffers lie inside their arenas."""
     counts = {cache.size: cache.blocks for cache in plan.caches}
     if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
         found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
-        raise EngineError(f"{what}: distinct kinds of cache, each of 1 to {plan.max_blocks} blocks", found=found[:200])
+        kinds = f"distinct kinds of cache in {what}, each of 1 to {plan.max_blocks} blocks"
+        raise EngineError(f"expected {kinds}", found=found[:200])
     sizes = dict.fromkeys((*SIZES, *counts, "slots"), 1)
     for index, program in enumerate(plan.programs):
-        where = f"{what}: program {index}"
+        where = f"program {index} of {what}"
         known = {**plan.tensors, **program.buffers}
         for name, tensor in known.items():
-            _check_tensor(tensor, sizes, f"{where}, tensor {name!r}")
+            _check_tensor(tensor, sizes, f"tensor {name!r} of {where}")
         for name, tensor in program.buffers.items():
             if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
-                raise EngineError(f"{where}: buffer {name!r} inside its arena", found=f"offset {tensor.offset}")
+                found = f"offset {tensor.offset}"
+                raise EngineError(f"expected buffer {name!r} inside the arena of {where}", found=found)
         for formula in {f for one in program.launches for f in (*one.grid, one.bytes, one.operations)}:
             value(formula, program.limits)
         for launch in program.launches:
             if launch.module >= len(plan.modules) or len(launch.grid) != 3:
-                raise EngineError(f"{where}: launch {launch.label!r}", found=f"module {launch.module}")
+                wanted = f"one of {len(plan.modules)} modules and a grid of 3 in launch {launch.label!r}"
+                raise EngineError(f"expected {wanted} of {where}", found=f"module {launch.module}")
             for argument in launch.arguments:
-                _check_argument(argument, known, f"{where}, launch {launch.label!r}")
+                _check_argument(argument, known, f"launch {launch.label!r} of {where}")
 
 
 def _check_tensor(tensor: Tensor, sizes: Mapping[str, int], where: str) -> None:
     if tensor.kind not in get_args(Kind) or tensor.dtype not in KERNEL_DTYPES:
-        raise EngineError(f"{where}: kind and dtype", found=f"{tensor.kind}, {tensor.dtype}")
+        raise EngineError(f"expected a known kind and dtype of {where}", found=f"{tensor.kind}, {tensor.dtype}")
     tensor.dims(sizes)
 
 
 def _check_argument(argument: Argument, known: Mapping[str, Tensor], where: str) -> None:
     given = [item for item in (argument.tensor, argument.size, argument.integer, argument.real) if item is not None]
     if len(given) != 1:
-        raise EngineError(f"{where}: an argument is one thing", found=f"{given}"[:80])
+        raise EngineError(f"expected one value per argument in {where}", found=f"{given}"[:80])
     if argument.tensor is not None and argument.tensor not in known:
-        raise EngineError(f"{where}: tensor", found=f"{argument.tensor[:80]!r}{nearest(argument.tensor, known)}")
+        found = f"{argument.tensor[:80]!r}{nearest(argument.tensor, known)}"
+        raise EngineError(f"expected a known tensor in {where}", found=found)
     if argument.size is not None and argument.size not in SIZES:
-        raise EngineError(f"{where}: size", found=f"{argument.size[:80]!r}{nearest(argument.size, SIZES)}")
+        found = f"{argument.size[:80]!r}{nearest(argument.size, SIZES)}"
+        raise EngineError(f"expected a known size in {where}", found=found)

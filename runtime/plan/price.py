@@ -1,4 +1,4 @@
-"""What a plan costs a perfect GPU: bytes and operations of every launch, the cache's part, and the memory it takes."""
+"""The price of a plan on an ideal GPU: bytes and operations of every launch, cache reads, and memory needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .formula import value
 from .plan import KVCache, Launch, MachineCode, Plan, Program
 
 CACHE = "KV cache"
-"""Label of what attention reads of the positions before the step: no launch's own formulas know how many."""
+"""Label for attention's reads of positions before the step; launch formulas do not include them, as they depend on the
+context."""
 RESERVED = 1 << 30
-"""Bytes of a GPU that its driver and our context take, about: only the driver on the spot knows."""
+"""Estimate of the bytes of a GPU that its driver and our context use; only that GPU's driver knows the number."""
 _PLENTY = 1 << 62
 _LAYER = re.compile(r"\.\d+\.")
 _SERIAL = re.compile(r"_\d+$")
@@ -22,10 +23,12 @@ _SERIAL = re.compile(r"_\d+$")
 
 @dataclass(frozen=True)
 class Roofline:
-    """The most a GPU can do: bytes/s of its memory, operations/s of its tensor cores."""
+    """The limits of a GPU."""
 
     bandwidth: float
+    """Bytes/s of its memory."""
     flops: float
+    """Operations/s of its tensor cores."""
 
     def seconds(self, bytes: int, operations: int) -> float:
         return max(bytes / self.bandwidth, operations / self.flops)
@@ -33,7 +36,7 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Line:
-    """`count` equal launches and their price together. code: None of a plan without compiled kernels."""
+    """`count` equal launches and their total price; `code` is None in a plan without compiled kernels."""
 
     label: str
     kernel: str
@@ -47,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Price:
-    """A step: its launches in order, and last the cache."""
+    """The price of a step: its launches in order, then the cache."""
 
     sizes: Mapping[str, int]
     context: int
@@ -63,7 +66,7 @@ class Price:
 
     @property
     def seconds(self) -> float:
-        """Launches run one after another: the sum of what each needs at least."""
+        """The sum of every launch's lower bound, since launches run one after another."""
         return sum(line.seconds for line in self.lines)
 
     @property
@@ -74,23 +77,23 @@ class Price:
 def price(
     plan: Plan, program: Program, roofline: Roofline, *, sizes: Mapping[str, int], context: int, heads: int
 ) -> Price:
-    """What a step of `sizes` costs, with `context` positions of each sequence in the cache before it.
+    """The price of a step of `sizes`, when the cache holds `context` positions per sequence.
 
-    heads: of queries, each of which reads its cached head.
+    `heads` is the number of query heads; each reads its cached head.
     """
     lines = [_line(plan, launch, sizes, roofline) for launch in program.launches]
     read = operations = 0
     for cache in plan.caches:
         seen = context if cache.window is None else min(context, cache.window)
         read += block_bytes(plan, cache) // plan.block_tokens * seen * sizes["sequences"]
-        # a product and a sum per number of a key or a value, for every head that reads it and every new token
+        # a multiplication and an addition per element of a key or value, for every query head and new token
         operations += 2 * heads * _head_sizes(plan, cache) * seen * sizes["tokens"]
     lines.append(Line(CACHE, "", (), read, operations, roofline.seconds(read, operations)))
     return Price(sizes, context, tuple(lines))
 
 
 def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Equal launches of all layers as one line, in the order of the first."""
+    """Merge equal launches of all layers into one line, in the order of their first."""
     counts = Counter(replace(line, label=_LAYER.sub(".*.", _SERIAL.sub("", line.label))) for line in lines)
     return tuple(
         replace(line, bytes=line.bytes * n, operations=line.operations * n, seconds=line.seconds * n, count=n)
@@ -100,28 +103,30 @@ def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a plan on a device: weights, cache of one sequence at full length, everything else."""
+    """Bytes of a plan on a device."""
 
     weights: int
     sequence: int
+    """The cache of one sequence at full length."""
     buffers: int
+    """Everything else."""
 
     def total(self, sequences: int) -> int:
         return self.weights + self.buffers + self.sequence * sequences
 
     def sequences(self, room: int) -> int:
-        """How many sequences at full length a device of `room` free bytes takes: it keeps a share of the rest."""
+        """Sequences at full length that fit into `room` free bytes; the cache gets CACHE_SHARE of the rest."""
         left = max(0, room - self.weights - self.buffers)
         return int(CACHE_SHARE * left) // self.sequence
 
 
 def usable(memory: int) -> int:
-    """What of a GPU's memory is free for a plan."""
+    """Bytes of a GPU's `memory` that a plan can use."""
     return max(0, memory - RESERVED)
 
 
 def memory(plan: Plan, *, max_batch: int) -> Memory:
-    """What the device will allocate for a plan (`budget.py`).
+    """The memory that a device allocates for a plan (`budget.py`).
 
     Raises:
         EngineError: the plan has no cache.
@@ -139,6 +144,6 @@ def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofli
 
 
 def _head_sizes(plan: Plan, cache: KVCache) -> int:
-    """Head sizes of a kind's keys and values, summed over its layers."""
+    """Head sizes of a cache kind's keys and values, summed over its layers."""
     tensors = plan.tensors.values()
     return sum(value(one.shape[3], {}) for one in tensors if one.kind == "cache" and one.shape[0] == cache.size)

@@ -147,7 +147,7 @@ def test_a_program_that_fails_is_said(stage: Stage, program: Callable[[str, str]
 def test_without_a_context_every_item_says_why(stage: Stage):
     done = stage.rehearse(stage.right, fail="cuDevicePrimaryCtxRetain:0:46")
     assert done.code == 1
-    assert done.errors("ceilings")["context"].startswith("making a context on GPU 0\n  found: CUDA_ERROR_")
+    assert done.errors("ceilings")["context"].startswith("cannot create a context on GPU 0\n  found: CUDA_ERROR_")
     assert {*done.errors("cases")} == {*RIGHT} and len(done.errors("decode")) == 4
     assert not done.errors("machine")
 

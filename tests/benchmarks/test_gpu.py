@@ -51,7 +51,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstra
     def load(kernels: Mapping[str, FakeKernel] = KERNELS, *, slots: int = 4, **more: Any) -> Iterator[tuple[Any, Any]]:
         api = FakeApi(kernels)
         monkeypatch.setattr("llmc.runtime.cuda.driver.import_module", lambda name: api)
-        monkeypatch.setattr("llmc.runtime.cuda.gpus.look", lambda: gpus.Found("13.0", (GPU,)))
+        monkeypatch.setattr("llmc.runtime.cuda.gpus.detect", lambda: gpus.DetectedGpus("13.0", (GPU,)))
         loaded = common.load(toy_engine(tmp_path / "toy.llmc"), 90, max_batch=slots, **more)
         try:
             yield loaded, api
@@ -192,7 +192,7 @@ def test_a_cold_start_is_told_in_parts(
 ):
     api = FakeApi(KERNELS)
     monkeypatch.setattr("llmc.runtime.cuda.driver.import_module", lambda name: api)
-    monkeypatch.setattr("llmc.runtime.cuda.gpus.look", lambda: gpus.Found("13.0", (GPU,)))
+    monkeypatch.setattr("llmc.runtime.cuda.gpus.detect", lambda: gpus.DetectedGpus("13.0", (GPU,)))
     spawned = time.perf_counter()
     monkeypatch.setattr(sys, "argv", ["-c", str(toy_engine(tmp_path / "toy.llmc")), "sm_90", str(spawned)])
     exec(compile(gpu_load.CHILD, "the child process", "exec"), {})

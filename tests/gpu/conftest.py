@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 @pytest.fixture(scope="session")
 def gpu() -> Iterator[Driver]:
     """The first GPU, of a kind that kernels are compiled for."""
-    found = gpus.look()
+    found = gpus.detect()
     if not found.gpus:
         pytest.skip(found.problem)
     if not has_bindings():

@@ -101,7 +101,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     api = Gpu()
     monkeypatch.setattr(tune, "try_compile", api.try_compile)
     monkeypatch.setattr(Driver, "load", staticmethod(lambda ordinal=0: Driver(api, ordinal)))
-    monkeypatch.setattr(gpus, "look", lambda: gpus.Found("13.0", (GPU,)))
+    monkeypatch.setattr(gpus, "detect", lambda: gpus.DetectedGpus("13.0", (GPU,)))
     return api
 
 
@@ -319,14 +319,18 @@ def test_usage_is_judged_first(
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (gpus.Found(problem="no NVIDIA driver (gone)"), "found: no NVIDIA driver (gone)"),
-        (gpus.Found("13.0", (gpus.Gpu(0, "Old", 80, 1),)), "found: Old has 8.0"),
+        (gpus.DetectedGpus(problem="no NVIDIA driver (gone)"), "found: no NVIDIA driver (gone)"),
+        (gpus.DetectedGpus("13.0", (gpus.Gpu(0, "Old", 80, 1),)), "found: Old has 8.0"),
     ],
 )
 def test_without_the_gpu_it_ends_with_4(
-    engine: Path, found: gpus.Found, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: Path,
+    found: gpus.DetectedGpus,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(gpus, "look", lambda: found)
+    monkeypatch.setattr(gpus, "detect", lambda: found)
     assert run(["tune", str(engine)]) == 4
     said = capsys.readouterr().err
     assert "cannot tune without a GPU of compute capability 9.0" in said and message in said

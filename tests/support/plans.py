@@ -24,7 +24,7 @@ def input_tensors(max_blocks: int, *windows: KVCache) -> dict[str, Tensor]:
         return (str(max_blocks if name.startswith("block_tables") else 2),)
 
     return {
-        name: Tensor("input", made.dtype, (made.size, *(second(name) if made.wide else ())))
+        name: Tensor("input", made.dtype, (made.size, *(second(name) if made.per_plan else ())))
         for name, made in inputs_for((KVCache(max_blocks), *windows)).items()
     }
 

@@ -13,11 +13,11 @@ from .legalize import RULES
 __all__ = ["TARGET"]
 
 MERGE_GATED = False
-"""Splitting the merged result costs more than the second product saves (docs/performance.md)."""
+"""Splitting the merged result costs more than merging saves (docs/performance.md)."""
 
 
 def legalize(_: Precision) -> Phase:
-    """Every logical operator becomes a kernel of the runtime's list; equal helper nodes become one."""
+    """Replace every logical operator by allowed ONNX Runtime kernels; merge equal helper nodes."""
     return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS, during=LOGICAL)
 
 

@@ -1,7 +1,7 @@
-"""Cached attention to ONNX Runtime's CPU kernels: GroupQueryAttention where it can, standard operators elsewhere.
+"""Cached attention to ONNX Runtime's CPU kernels: GroupQueryAttention if it applies, else standard operators.
 
-A layer with a window keeps its cache in a buffer that is compacted, so its length is no position: it is an input of its
-own, `window_lengths.W` [B], and rope, which goes by positions, stays an operator beside the kernel.
+The cache of a layer with a window is a buffer that is compacted, so its length differs from the position. The length is
+an input of its own, `window_lengths.W` ``i32 [B]``, and rope, which needs positions, stays a separate operator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _with_head(size: int) -> str:
 
 
 class RopeAttentionToGroupQuery(Rule):
-    """Cached attention with rope is GroupQueryAttention, which rotates q and k and writes the cache in place."""
+    """Cached attention with rope becomes GroupQueryAttention, which rotates q and k and writes the cache in place."""
 
     shared_inner = True
     fires = (_ATTENTION, _MERGED_ATTENTION)
@@ -78,7 +78,7 @@ class _AnyAttention(Rule):
 
 
 class AttentionToGroupQuery(_AnyAttention):
-    """Cached attention whose rope the kernel does not know: rope stays an operator of its own."""
+    """Cached attention whose rope GroupQueryAttention does not support: rope stays a separate operator."""
 
     fires = (_with_head(24), _windowed(_ATTENTION))
     refuses = {"the head size is no multiple of 8": _with_head(20)}
@@ -93,7 +93,7 @@ class AttentionToGroupQuery(_AnyAttention):
 
 
 class AttentionToStandard(_AnyAttention):
-    """Cached attention of any head size is the standard Attention over a cache that TensorScatter updates."""
+    """Cached attention of any head size becomes the standard Attention over a cache updated by TensorScatter."""
 
     fires = (_with_head(20), _windowed(_with_head(20)))
 
@@ -114,7 +114,7 @@ class AttentionToStandard(_AnyAttention):
 
 
 def _cached(g: Builder, attention: ir.Node, cache: Rest) -> ir.Value:
-    """How many positions the cache holds of each sequence, int32 [B]."""
+    """Positions in each sequence's cache, ``i32 [B]``."""
     window, past = attribute(attention, "window"), cache[2]
     if window is None:
         assert past is not None
@@ -126,7 +126,7 @@ def _cached(g: Builder, attention: ir.Node, cache: Rest) -> ir.Value:
 
 
 def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window: int) -> ir.Value:
-    """What each new token sees of the cache, bool [B,1,S,C]: itself and those fewer than `window` before it."""
+    """The cache positions that each new token attends to, ``bool [B, 1, S, C]``: at most `window`, itself included."""
     zero, one = g("Constant", value_int=0), g("Constant", value_int=1)
     steps = g("Range", zero, g("Squeeze", g("Shape", q, start=2, end=3), g.ints(0)), one)
     columns = g("Range", zero, g("Squeeze", g("Shape", key, start=2, end=3), g.ints(0)), one)
@@ -139,7 +139,7 @@ def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window:
 def _group_query(
     g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: Sequence[ir.Value | None] = ()
 ) -> Sequence[ir.Value]:
-    """GroupQueryAttention counts by the last position (total - 1 per row) and the longest row's total, both int32."""
+    """A GroupQueryAttention node; its length inputs are total - 1 per sequence and the longest total, both int32."""
     query = qkv[0]
     assert query is not None
     new = g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32))
@@ -160,7 +160,7 @@ def _group_query(
 
 
 def _packed(*qkv: ir.Value) -> ir.Value | None:
-    """The merged projection, if q, k and v are exactly its parts in order."""
+    """The merged projection, if q, k and v are exactly its parts in order, else None."""
     split = qkv[0].producer()
     if split is None or split.op_type != "Split" or tuple(split.outputs) != qkv:
         return None
@@ -168,7 +168,7 @@ def _packed(*qkv: ir.Value) -> ir.Value | None:
 
 
 class HeadNormToSimplified(Rule):
-    """A norm of each head is SimplifiedLayerNormalization over heads laid apart."""
+    """HeadNorm becomes SimplifiedLayerNormalization over a shape with separate heads."""
 
     fires = ("(float[2,3,8] x, float[4] W) => (float[2,3,8] y) { y = llmc.HeadNorm<epsilon=0.001>(x, W) }",)
 

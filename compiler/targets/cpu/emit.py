@@ -1,4 +1,4 @@
-"""A legal graph as ONNX bytes; weights are bound at load, as initializers where kernels pack them, else as inputs."""
+"""Writes a legal graph as ONNX bytes; loading binds weights: as initializers if kernels pack them, else as inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ....runtime.progress import Progress
 from ..target import CompiledProfile, ProfileConfig
 
 EXACT, INT8_ACTIVATIONS = 1e-3, 1e-1
-"""Tolerances of the probe. Measured: 5e-6 where all products are float32; up to 4e-2 (16 layers, random weights) where
+"""Tolerances of the probe. Measured: 5e-6 if all products are float32; up to 4e-2 (16 layers, random weights) if
 MatMulNBits rounds activations to int8."""
 
 
 def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledProfile:
-    """An ONNX model, the binding of every weight, and what a machine needs.
+    """An ONNX model, the expression of every weight, and the requirements on the machine.
 
-    The bytes depend on the graph alone: serialization is deterministic and nodes keep no labels.
+    The bytes depend only on the graph: serialization is deterministic, and node labels are removed.
     """
     proto = ir.to_proto(graph.model)
     body = proto.graph
@@ -47,17 +47,17 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
 
 
 def _constant(graph: Graph) -> set[str]:
-    """The weights a session must know when it is made: those MatMulNBits packs, and small ones, which fusions look at.
+    """Names of the weights that are initializers: those packed by MatMulNBits, and 0- and 1-D ones, for fusions.
 
-    ONNX Runtime copies initializers; all others are inputs, which it reads where they lie, in the mapped file or in the
-    one converted copy.
+    ONNX Runtime copies initializers. The other weights are inputs, which it reads in place, from the mapped file or
+    from the one converted copy.
     """
     packed = {value.name for node in graph.nodes if node.op_type == "MatMulNBits" for value in node.inputs[1:] if value}
     return {name for name, expr in graph.weights.items() if name in packed or len(expr.shape) < 2}
 
 
 def _packed_bytes(node: ir.Node) -> int:
-    """MatMulNBits packs its weights anew at load: codes, and per block a scale and a sum in float32."""
+    """Bytes of the copy that MatMulNBits packs at load: codes, and per block a scale and a sum in float32."""
     if node.op_type != "MatMulNBits":
         return 0
     rows, columns, bits, block = (attribute(node, key) for key in ("N", "K", "bits", "block_size"))

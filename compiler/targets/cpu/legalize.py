@@ -17,12 +17,12 @@ from .attention import ATTENTION_RULES
 
 @dataclass(frozen=True)
 class Nbits:
-    """How a format is laid out for MatMulNBits and GatherBlockQuantized: codes of `bits`, one scale per `block`."""
+    """The layout of a format for MatMulNBits and GatherBlockQuantized: codes of `bits`, one scale per `block`."""
 
     bits: int
     block: int
     doubled: bool = False
-    """E2M1 codes, held exactly as 8-bit codes of twice the value."""
+    """True for E2M1 codes, stored exactly as 8-bit codes of twice the value."""
 
     @property
     def blob(self) -> int:
@@ -38,11 +38,11 @@ NBITS = {
     "mxfp4": Nbits(8, 32, doubled=True),
 }
 ACCURACY_LEVEL = 4
-"""int8 activations: at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
+"""int8 activations; at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
 
 
 def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
-    """Codes u8 [N, K] or u8 [N, K/2] and scales f32 [N, K/block] of a quantized weight."""
+    """Codes ``u8 [N, K]`` or ``u8 [N, K/2]`` and scales ``f32 [N, K/block]`` of a quantized weight."""
     layout = NBITS[fmt]
     exprs = [expr for value in values if (expr := graph.expr(value)) is not None]
     codes, scale = exprs[0], exprs[1]
@@ -55,7 +55,7 @@ def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
 
 
 class LinearToNbits(Rule):
-    """A quantized linear is MatMulNBits with int8 activations."""
+    """A quantized linear becomes MatMulNBits with int8 activations."""
 
     tolerance = 1e-2
     fires = (
@@ -100,7 +100,7 @@ class LinearToNbits(Rule):
 
 
 class LinearToMatMul(Rule):
-    """A dense or fp8 linear is a float32 product with the weight read as it lies, [N, K]."""
+    """A dense or fp8 linear becomes a float32 product with the weight in its stored order, ``[N, K]``."""
 
     fires = (
         "(float[2,3,64] x, float[4,64] W) => (float[2,3,4] y) { y = llmc.Linear:f32(x, W) }",
@@ -130,7 +130,7 @@ class LinearToMatMul(Rule):
 
 
 def dequantized(g: Builder, fmt: str, weight: ir.Value, others: Rest) -> ir.Value:
-    """A dense or fp8 weight as an input f32 [N, K]."""
+    """A dense or fp8 weight as an input ``f32 [N, K]``."""
     if fmt == ops.DENSE:
         return weight
     codes, scale = g.graph.expr(weight), g.graph.expr(others[0])
@@ -139,7 +139,7 @@ def dequantized(g: Builder, fmt: str, weight: ir.Value, others: Rest) -> ir.Valu
 
 
 class EmbeddingToGather(Rule):
-    """Rows of the table, widened after they are gathered; block-quantized tables are read in the head's bytes."""
+    """Gather rows and dequantize them afterwards; a block-quantized table shares the bytes of a tied head."""
 
     fires = (
         "(int64[2,3] ids, float[8,64] T) => (float[2,3,64] y) { y = llmc.Embedding:f32(ids, T) }",
@@ -177,7 +177,7 @@ class EmbeddingToGather(Rule):
 
 
 class AddNormToSkipNorm(Rule):
-    """AddRMSNorm is SkipSimplifiedLayerNormalization, whose fourth result is the sum."""
+    """AddRMSNorm becomes SkipSimplifiedLayerNormalization, whose fourth result is the sum."""
 
     fires = (
         "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y, float[2,3,4] s) "
@@ -198,7 +198,7 @@ class AddNormToSkipNorm(Rule):
 
 
 class NormToSimplified(Rule):
-    """RMSNormalization over the last axis is ONNX Runtime's SimplifiedLayerNormalization."""
+    """RMSNormalization over the last axis becomes ONNX Runtime's SimplifiedLayerNormalization."""
 
     fires = ("(float[2,3,4] x, float[4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=-1, epsilon=0.001>(x, W) }",)
     refuses = {
@@ -220,7 +220,7 @@ class NormToSimplified(Rule):
 
 
 class GatedToElementwise(Rule):
-    """The gated activation is its activation and a product; SiLU is QuickGelu with slope 1."""
+    """A gated activation becomes its activation and a product; SiLU is QuickGelu with slope 1."""
 
     fires = (
         "(float[2,3,8] x) => (float[2,3,4] y) { y = llmc.GatedActivation:merged_silu(x) }",
@@ -242,7 +242,7 @@ class GatedToElementwise(Rule):
 
 
 class SwishToQuickGelu(Rule):
-    """SiLU outside a gated activation."""
+    """SiLU outside a gated activation becomes QuickGelu with slope 1."""
 
     fires = ("(float[2,3,4] x) => (float[2,3,4] y) { y = Swish(x) }",)
     refuses = {
@@ -270,7 +270,7 @@ def _activate(g: Builder, activation: str, x: ir.Value) -> ir.Value:
 
 
 class SelectRowsToGather(Rule):
-    """SelectRows is Gather over the flattened tokens."""
+    """SelectRows becomes Gather over the flattened tokens."""
 
     fires = ("(float[2,3,4] x, int64[2] rows) => (float[2,4] y) { y = llmc.SelectRows(x, rows) }",)
 

@@ -1,4 +1,4 @@
-"""The null target: compiles nothing, checks everything, so that what lies above targets is tested without one."""
+"""The null target: compiles nothing and checks everything, to test the code above targets without a real one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..target import CompiledProfile, Precision, ProfileConfig, Target
 
 
 def legalize(_: Precision) -> Phase:
-    """No pass: the logical graph is legal here."""
+    """No passes: the logical graph is legal here."""
     return Phase("null", (), LOGICAL)
 
 
 def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledProfile:
-    """The graph's text."""
+    """Write the graph as text."""
     return CompiledProfile({"graph.txt": graph.text().encode()}, "graph.txt", graph.bound(), {}, 0.0)
 
 

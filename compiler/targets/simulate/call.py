@@ -1,4 +1,4 @@
-"""One launch through Triton's interpreter: torch tensors on the CPU in, the kernel's own source executed, slowly."""
+"""Runs one launch through Triton's interpreter: executes the kernel's source on torch tensors on the CPU, slowly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCH_DTYPE["bf16"] = torch.bfloat16
 
 
 def launch(call: KernelCall, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
-    """Execute a call over `tensors` by operand name; written ones change in place."""
+    """Execute a call on `tensors`, by operand name; outputs are written in place."""
     arguments: dict[str, Any] = {}
     for name, argument in call.ordered:
         if isinstance(argument, Operand):
@@ -31,14 +31,14 @@ def launch(call: KernelCall, tensors: Mapping[str, torch.Tensor], sizes: Mapping
 
 
 def execute(kernel: Kernel, arguments: Mapping[str, Any], constants: Mapping[str, Any], grid: tuple[int, ...]) -> None:
-    """Run the function for every program of the grid; a grid with a zero runs nothing."""
+    """Run the function for every program of the grid; an empty grid runs nothing."""
     emulate = {EMULATE: True} if EMULATE in kernel.parameters else {}
     if all(grid):
         kernel.function[(*grid, 1, 1)[:3]](**arguments, **constants, **emulate)
 
 
 def blank(operand: Operand, sizes: Mapping[str, int]) -> torch.Tensor:
-    """A tensor that holds nothing sensible: NaN, or all bits set."""
+    """A tensor filled with garbage: NaN, or all bits set."""
     shape = [value(dim, sizes) for dim in operand.shape]
     dtype = TORCH_DTYPE[operand.dtype]
     filler = float("nan") if dtype.is_floating_point else 255 if dtype == torch.uint8 else -1

@@ -1,4 +1,4 @@
-"""A device made of torch tensors on the CPU and Triton's interpreter: how a plan is proved without a GPU."""
+"""A device made of torch tensors on the CPU and Triton's interpreter, to test a plan without a GPU."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..cuda.kernels import suites
 from .call import TORCH_DTYPE, execute
 
 _NAN_BYTE = 0xFF
-"""Fills what was not written: NaN in every float dtype, -1 in every integer one."""
+"""Fills unwritten memory: NaN in every float dtype, -1 in every signed integer dtype."""
 
 
 class SimulatedDevice:
     """A loaded plan (`runtime.plan.executor.Device`): every launch is interpreted, synchronously."""
 
     def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
-        """Bind weights; caches hold every sequence at full length, and garbage.
+        """Bind weights; allocate caches for every sequence at full length and fill them with garbage.
 
         Raises:
-            EngineError: the plan was made with other kernels than this llmc has.
+            EngineError: the plan was made with kernels that differ from this llmc's.
         """
         if plan.kernels != source_digest():
             raise EngineError(
-                f"{engine.path}: profile {profile!r} with this llmc's kernels",
+                f"cannot interpret profile {profile!r} of {engine.path} with this llmc's kernels",
                 found="a plan made with others",
                 fix="build the engine again, or verify it on its GPU",
             )
@@ -74,11 +74,11 @@ class SimulatedDevice:
     def _launch(self, launch: Launch, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
         module = self._plan.modules[launch.module]
         kernel = self._kernels[module.kernel]
-        values = [argument.given(tensors, sizes) for argument in launch.arguments]
+        values = [argument.resolve(tensors, sizes) for argument in launch.arguments]
         grid = tuple(value(formula, sizes) for formula in launch.grid)
         execute(kernel, dict(zip(kernel.given(module.constants), values, strict=True)), module.constants, grid)
 
 
 def _typed(flat: torch.Tensor, tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
-    """Bytes as numbers of the tensor's dtype and shape, in place."""
+    """A view of the bytes with the tensor's dtype and shape."""
     return flat.view(TORCH_DTYPE[tensor.dtype]).reshape(tensor.dims(sizes))

@@ -1,8 +1,8 @@
-"""Triton's interpreter, mended: conversions rounded as devices round, and without work that each call repeats.
+"""Patches for Triton's interpreter: conversions that round like devices, and no work repeated in every call.
 
-The interpreter of Triton 3.9 truncates float32 to bfloat16 and loses the carry of its other roundings, so that long
-chains of kernels drift. It also prepares the language anew for every call of a helper, looks up the dtype of every
-number in a table that it makes for that, and multiplies transposed matrices without BLAS. `install` replaces these.
+The interpreter of Triton 3.9 truncates float32 to bfloat16 and loses the carry in its other roundings, so long chains
+of kernels drift. It also patches the language again for every call of a helper, builds a table of dtypes for every
+lookup, and multiplies transposed matrices without BLAS. `install` replaces these functions.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _np_dtypes: dict[str, np.dtype] = {}
 
 
 def install() -> None:
-    """Mend the interpreter of this process, which then only interprets; calling it again changes nothing."""
+    """Patch the interpreter of this process, which afterwards can only interpret; further calls change nothing."""
     quick.install()
     interpreter._convert_float = convert  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._patch_lang = lambda _: _patched()  # pyright: ignore[reportAttributeAccessIssue]
     interpreter._get_np_dtype = _np_dtype  # pyright: ignore[reportAttributeAccessIssue]
     interpreter.InterpreterBuilder.create_dot = _dot  # pyright: ignore[reportAttributeAccessIssue]
     builder = interpreter.interpreter_builder
-    builder.options = replace(builder.options, sanitize_overflow=False)  # its findings are only told in debug mode
+    builder.options = replace(builder.options, sanitize_overflow=False)  # it reports only in debug mode
 
 
 @cache
 def _patched() -> SimpleNamespace:
-    """The patch of the language, which is not taken back: the next call needs it again."""
+    """Patch the language once and keep the patch, since the next call needs it again."""
     _their_patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     return SimpleNamespace(restore=lambda: None)
 
 
 def _np_dtype(dtype: Any) -> np.dtype:
     element = dtype.scalar
-    if element.name not in _np_dtypes:  # types that are equal have equal names, and pointers cannot be keys
+    if element.name not in _np_dtypes:  # equal types have equal names; pointer types cannot be keys
         _np_dtypes[element.name] = _their_np_dtype(element)
     return _np_dtypes[element.name]
 
@@ -65,7 +65,7 @@ def _dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
 
 
 def convert(values: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
-    """Bits of `values` (an array of `source` numbers or of their bits) as `target` numbers, as unsigned integers."""
+    """Convert `values` (numbers of dtype `source`, or their bits) to `target`; returns bits as unsigned integers."""
     if source not in _TORCH or target not in _TORCH or target is tl.float64:
         return _their_conversion(values, source, target, rounding)
     if source is tl.bfloat16 and target is tl.float32:

@@ -1,8 +1,8 @@
-"""The same numbers in less time: what Triton's interpreter makes again for every operation and could make once.
+"""Caches the types of Triton's interpreter: the same numbers in less time.
 
-Interpreting small blocks is the work of Python, not of numpy: most of it goes into types. Every operation makes the
-types of its results from lists of wrapped integers, and compares them that way. Here a block type exists once, with all
-that follows from it, and what is decided by types alone is decided once. No arithmetic is touched.
+For small blocks most of the time is spent in Python, on types, and not in numpy: every operation builds its result
+types from lists of wrapped integers and compares those. Here each block type exists once, with everything derived from
+it, and decisions that depend on types alone are cached. Arithmetic is unchanged.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _their_cast = TritonSemantic.cast
 _their_checked = TritonSemantic.binary_op_type_checking_impl
 _their_broadcast_to = interpreter.InterpreterBuilder.create_broadcast
 _BUILTIN_CODE = core.add.__code__
-"""Of the wrapper that asks a builtin's caller for `_semantic`; read before the interpreter replaces `tl.add`."""
+"""Code of the wrapper that requires `_semantic` of a builtin's caller, read before `tl.add` is replaced."""
 _ONE = core.constexpr(1)
 _NO_SHAPE = core.tuple([])
 _PLAIN = (int, str, bool, float, core.dtype, core.pointer_type, core.tensor, type(None))
 
 _block_types: dict[tuple[Any, ...], Any] = {}
 _joined: dict[tuple[int, int], tuple[Any, ...]] = {}
-"""The types to which two blocks must be broadcast, by their own; None where that is the one it has."""
+"""The types to which two blocks are broadcast, by the ids of their types; None if a block already has that type."""
 
 
 def install() -> None:
-    """Replace them in this process, before the interpreter patches the language."""
+    """Replace Triton's functions in this process, before the interpreter patches the language."""
     core._unwrap_if_constexpr = tl._unwrap_if_constexpr = _unwrap  # pyright: ignore[reportAttributeAccessIssue]
     core.block_type.__new__ = staticmethod(_block_type)
     core.block_type.__init__ = _block_init
@@ -54,22 +54,22 @@ def _unwrap(value: Any) -> Any:
 
 
 def _block_type(cls: Any, element_ty: Any = None, shape: Any = None) -> Any:
-    """The one block type of these elements and sizes; `__init__` follows, and finds it made."""
+    """The unique block type of these elements and sizes; the `__init__` that follows leaves it unchanged."""
     if shape is None or isinstance(shape, core.constexpr):
         return object.__new__(cls)
     sizes = [*map(_unwrap, shape)]
-    key = (*_identity(element_ty), *sizes, *map(type, sizes))  # 4.0 equals 4, and is refused
+    key = (*_identity(element_ty), *sizes, *map(type, sizes))  # 4.0 equals 4, but is refused
     found = _block_types.get(key)
     if found is None:
         found = object.__new__(cls)
-        _their_block_init(found, element_ty, shape)  # raises for a shape that no block has: nothing is kept then
+        _their_block_init(found, element_ty, shape)  # raises for an invalid shape, which is then not cached
         found.interpreted = core.tuple([core.constexpr(size) for size in found.shape]), core.constexpr(found.numel)
         _block_types[key] = found
     return found
 
 
 def _identity(element: Any) -> tuple[Any, ...]:
-    """A pointer's name does not tell its address space; otherwise types with equal names are equal."""
+    """Key of an element type: equal names are equal types, except that a pointer's name lacks its address space."""
     return element.name, getattr(element, "address_space", None)
 
 
@@ -96,13 +96,13 @@ def _broadcast(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
     if key not in _joined:
         if not (a.is_block() and b.is_block() and len(a.shape) == len(b.shape)):
             return _broadcast_scalar(self, left, right)
-        _their_broadcast(self, left, right)  # raises where the shapes do not fit
+        _their_broadcast(self, left, right)  # raises if the shapes do not fit
         shape = [max(sizes) for sizes in zip(a.shape.values, b.shape.values, strict=True)]
         _joined[key] = tuple(
             None if one.shape.values == shape else core.block_type(one.scalar, shape) for one in (a, b)
         )
-    wide_a, wide_b = _joined[key]
-    return _widened(self, left, wide_a), _widened(self, right, wide_b)
+    block_a, block_b = _joined[key]
+    return _broadcast_to(self, left, block_a), _broadcast_to(self, right, block_b)
 
 
 def _broadcast_scalar(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
@@ -116,7 +116,7 @@ def _broadcast_scalar(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
     return _their_broadcast(self, left, right)
 
 
-def _widened(self: Any, one: Any, block: Any) -> Any:
+def _broadcast_to(self: Any, one: Any, block: Any) -> Any:
     if block is None:
         return one
     return core.tensor(_their_broadcast_to(self.builder, one.handle, block.shape.values), block)
@@ -130,7 +130,7 @@ def _checked(
     self: Any, left: Any, right: Any, left_ptr: bool = False, right_ptr: bool = False, check: bool = True,
     div_or_mod: bool = False,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Operands of one type, as most are, need no conversion, except floats that are divided."""
+    """Skip the conversion for operands of equal dtype, the common case; division still converts."""
     if type(left) is core.tensor and type(right) is core.tensor:
         kind = left.dtype
         if kind is right.dtype and not div_or_mod and not kind.is_ptr():
@@ -145,7 +145,7 @@ def _handle_init(self: Any, data: Any, dtype: Any, attr: dict[str, Any] | None =
 
 
 def _patch_attr(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
-    """As the interpreter's: a builtin that is called without the semantic it must be given."""
+    """Like the interpreter's: wrap a builtin so that it gets its `_semantic`."""
     inner: Callable[..., Any] = member.__wrapped__ if getattr(member, "__code__", None) is _BUILTIN_CODE else member
     semantic = interpreter.interpreter_semantic
 

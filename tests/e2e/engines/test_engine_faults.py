@@ -59,7 +59,10 @@ def test_an_unknown_operator_is_refused_and_inspect_still_tells(call: Call, pico
     path = forge(pico_engine("int8"), tmp_path / "e.llmc", sections={section: model.SerializeToString()})
     for command in (("run", path, "x"), ("verify", path)):
         code, text = call(*command)
-        assert (code, "a graph of operators this llmc knows\n  found: operator 'PyOp'" in text) == (3, True)
+        assert (code, f"operators this llmc knows in {section} of {path}\n  found: operator 'PyOp'" in text) == (
+            3,
+            True,
+        )
     assert call("inspect", path)[0] == 0
 
 

@@ -22,7 +22,7 @@ from llmc.runtime.errors import LlmcError
 
 image = bytes.fromhex(sys.argv[1])
 assert sys.argv[2] in ("", cuda.bindings.__version__)
-assert gpus.look() == gpus.Found("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.look()
+assert gpus.detect() == gpus.DetectedGpus("13.0", (gpus.Gpu(0, "Fake H100", 90, 1 << 30),)), gpus.detect()
 driver = Driver.load()
 assert (driver.version, driver.sm, driver.shared, driver.processors) == ("13.0", 90, 232448, 132)
 driver.use()
@@ -72,9 +72,9 @@ driver.wait_event(timed)
 assert abs(driver.elapsed(start, timed) - 2.5e-6) < 1e-9, driver.elapsed(start, timed)
 for failing, text in (
     (lambda: driver.module(b"another", "kernels"), "CUDA_ERROR_INVALID_IMAGE: the driver (CUDA 13.0) refuses"),
-    (lambda: driver.function(module, "absent", 0, "absent"), "finding absent\\n  found: CUDA_ERROR_NOT_FOUND"),
+    (lambda: driver.function(module, "absent", 0, "absent"), "cannot find absent\\n  found: CUDA_ERROR_NOT_FOUND"),
     (lambda: driver.allocate(1 << 30, "weights"), "1024.0 MiB of GPU memory for weights\\n  found: CUDA_ERROR_OUT_OF"),
-    (lambda: Driver.load(1), "opening GPU 1\\n  found: CUDA_ERROR_INVALID_DEVICE"),
+    (lambda: Driver.load(1), "cannot open GPU 1\\n  found: CUDA_ERROR_INVALID_DEVICE"),
 ):
     try:
         failing()

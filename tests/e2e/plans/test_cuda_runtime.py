@@ -148,7 +148,7 @@ def _check_values(plan: Plan, launch: Launch, sizes: dict[str, int], line: Line,
 
 
 def _bits(kind: str, argument: Argument, sizes: dict[str, int]) -> int:
-    number = argument.given({}, sizes)
+    number = argument.resolve({}, sizes)
     form = {"i32": "<i4x", "i64": "<q", "fp32": "<f4x", "fp64": "<d"}[kind]
     return int.from_bytes(struct.pack(form, number), "little")
 
@@ -173,7 +173,10 @@ def test_a_run_says_that_the_driver_compiled_what_it_refused(engine: Path, tmp_p
     refused = {**environment, "LLMC_FAKE_REFUSE_PTX": "222"}
     done = subprocess.run(command, env=refused, capture_output=True, text=True)
     assert done.returncode == 4
-    assert f"llmc: compiling the PTX of kernel {first} of " in done.stderr and "UNSUPPORTED_PTX_VERSION" in done.stderr
+    assert (
+        f"llmc: cannot compile the PTX of kernel {first} of " in done.stderr
+        and "UNSUPPORTED_PTX_VERSION" in done.stderr
+    )
     assert "refused by the fake driver" in done.stderr and "try: NVIDIA driver 580 or newer" in done.stderr
 
 

@@ -44,7 +44,7 @@ def refusal(made: onnx.ModelProto | bytes, external: str | None = "weights", **m
     data = made if isinstance(made, bytes) else made.SerializeToString()
     with pytest.raises(EngineError) as caught:
         scan(data, what="graph.onnx", external=external, **more)
-    assert str(caught.value).startswith("graph.onnx")
+    assert str(caught.value).startswith("expected ") and "graph.onnx" in caught.value.asked
     return str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_what_is_not_a_flat_graph_is_refused() -> None:
 @pytest.mark.parametrize("location", ["/etc/passwd", "../weights", "", "Weights", "*/_ORT_MEM_ADDR_/*", "weights\0"])
 def test_data_elsewhere_is_refused(location: str) -> None:
     tensor = outside("e", location)
-    assert "tensors outside only in 'weights'" in refusal(model(initializers=[tensor]))
+    assert "except in 'weights'" in refusal(model(initializers=[tensor]))
     assert "tensor 'e'" in refusal(model([helper.make_node("Constant", [], ["q"], value=tensor)]))
     assert "tensor 'e'" in refusal(model([helper.make_node("Constant", [], ["q"], values=[tensor, tensor])]))
     tensor.data_location = TensorProto.DEFAULT

@@ -136,7 +136,7 @@ def test_launches_get_grids_threads_shared_memory_and_parameters_in_order(toy: P
     with loaded(toy, api) as device:
         sizes = {"tokens": 17, "sequences": 1, "rows": 2}
         found = device.read(device.run(3, sizes, inputs_for(list(range(17)), [3, 16], [-1, 2]), {"sampled", "logits"}))
-        area = device._area
+        allocated = device._allocated
     assert found["sampled"].tolist() == [11, (136 + 5) % VOCAB]
     assert found["logits"].shape == (2, VOCAB) and found["logits"].dtype == np.float32
     take, score, choose = api.launched
@@ -144,11 +144,11 @@ def test_launches_get_grids_threads_shared_memory_and_parameters_in_order(toy: P
     assert (take.threads, score.threads, choose.threads) == (128, 256, 128)
     assert (take.shared, score.shared, choose.shared) == (0, 60000, 49153)
     assert api.allowed == {"score": SHARED["score"], "choose": SHARED["choose"]}, "48 KiB need no permission"
-    ids = area.arena
+    ids = allocated.arena
     # inputs lie packed, 256 bytes aligned, in the plan's order: token_ids 68 bytes, positions 68, slot_mapping 68 ...
-    last, past = area.tensors["last_tokens"], area.tensors["past"]
-    assert take.values == (area.inputs, last, past, area.inputs + 512, ids, 17, 0, 0)
-    assert score.values[5:] == (area.tensors["bias"], area.tensors["height"], 2.0, ids + 512, 2, 1, 0, 0)
+    last, past = allocated.tensors["last_tokens"], allocated.tensors["past"]
+    assert take.values == (allocated.inputs, last, past, allocated.inputs + 512, ids, 17, 0, 0)
+    assert score.values[5:] == (allocated.tensors["bias"], allocated.tensors["height"], 2.0, ids + 512, 2, 1, 0, 0)
     assert not (take.pdl or score.pdl or choose.pdl)
 
 
@@ -158,8 +158,8 @@ def test_scratch_is_for_the_kernels_that_ask_for_it(toy: Path):
         assert device.budget.scratch == (12 * 32, 0)
         device.read(device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ()))
         scratch = [one.values[-2:] for one in api.launched]
-        assert scratch == [(0, 0), (device._area.scratch[0], 0), (0, 0)]
-        assert device._area.scratch[0] % 256 == 0
+        assert scratch == [(0, 0), (device._allocated.scratch[0], 0), (0, 0)]
+        assert device._allocated.scratch[0] % 256 == 0
 
 
 @pytest.mark.parametrize("switch", [True, False])
@@ -181,7 +181,7 @@ def test_an_empty_grid_launches_nothing(toy: Path):
     with loaded(toy, api) as device:
         sizes = {"tokens": 4, "sequences": 1, "rows": 0}
         assert device.read(device.run(3, sizes, inputs_for([1, 2, 3, 4], [], []), ())) == {}
-        past = api.device.array(device._area.tensors["past"] + 4 * 128, np.float32, 4)
+        past = api.device.array(device._allocated.tensors["past"] + 4 * 128, np.float32, 4)
         assert past.tolist() == [1, 2, 3, 4]
     assert [one.entry for one in api.launched] == ["take"]
 
@@ -193,7 +193,7 @@ def test_slots_are_not_filled_before_the_gpu_has_read_them(toy: Path):
     with loaded(toy, api) as device:
         steps = [device.run(3, sizes, inputs_for([token], [0], [0]), {"sampled"}) for token in range(20, 31)]
         assert [device.read(step)["sampled"].tolist() for step in steps[-3:]] == [[33], [34], [35]]
-        with pytest.raises(LlmcError, match="the results of step 8\n  found: step 11 in its place"):
+        with pytest.raises(LlmcError, match="cannot read the results of step 8\n  found: step 11 in its place"):
             device.read(steps[-4])
 
 
@@ -222,8 +222,8 @@ def test_bound_sizes_are_remembered_but_not_forever(toy: Path):
 def test_caches_and_state_begin_as_zeros(toy: Path):
     api = FakeApi(KERNELS)
     with loaded(toy, api) as device:
-        cache = api.device.array(device._area.tensors["past"], np.uint8, device.blocks["blocks"] * 256)
-        state = api.device.array(device._area.tensors["last_tokens"], np.uint8, 16)
+        cache = api.device.array(device._allocated.tensors["past"], np.uint8, device.blocks["blocks"] * 256)
+        state = api.device.array(device._allocated.tensors["last_tokens"], np.uint8, 16)
         assert device.blocks == {"blocks": 4 * MAX_BLOCKS} and not cache.any() and not state.any()
 
 
@@ -235,7 +235,12 @@ def test_equal_machine_code_is_loaded_once(toy: Path):
 
 
 REFUSALS = [
-    ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF"),
+    (
+        "cuMemAlloc",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        ResourceError,
+        "cannot allocate .* of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF",
+    ),
     (
         "cuModuleLoadData",
         "CUDA_ERROR_NO_BINARY_FOR_GPU",
@@ -247,27 +252,27 @@ REFUSALS = [
         "cuModuleGetFunction",
         "CUDA_ERROR_NOT_FOUND",
         EngineError,
-        "finding kernel take of .*\n  found: CUDA_ERROR_NOT_FOUND",
+        "cannot find kernel take of .*\n  found: CUDA_ERROR_NOT_FOUND",
     ),
     (
         "cuFuncSetAttribute",
         "CUDA_ERROR_INVALID_VALUE",
         ResourceError,
-        "kernel take of .*: most shared memory",
+        "cannot set the shared memory carveout of kernel take of",
     ),
     ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "65536 bytes of pinned host memory for a step"),
     (
         "cuMemcpyHtoDAsync",
         "CUDA_ERROR_INVALID_VALUE",
         ResourceError,
-        "copying to the GPU\n  found: CUDA_ERROR_INVALID_VALUE",
+        "cannot copy to the GPU\n  found: CUDA_ERROR_INVALID_VALUE",
     ),
-    ("cuEventCreate", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "making an event"),
+    ("cuEventCreate", "CUDA_ERROR_OUT_OF_MEMORY", ResourceError, "cannot create an event"),
     (
         "cuStreamSynchronize",
         "CUDA_ERROR_ILLEGAL_ADDRESS",
         EngineError,
-        "waiting for the GPU\n  found: CUDA_ERROR_ILLEGAL",
+        "cannot wait for the GPU\n  found: CUDA_ERROR_ILLEGAL",
     ),
 ]
 
@@ -288,7 +293,7 @@ def test_a_failing_kernel_is_told_when_its_step_is_read(toy: Path):
     with loaded(toy, api) as device:
         step = device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), {"sampled"})
         api.fail["cuEventSynchronize"] = Result["CUDA_ERROR_ILLEGAL_ADDRESS"]
-        text = "waiting for a step on the GPU\n  found: CUDA_ERROR_ILLEGAL_ADDRESS: a kernel failed\n  try: llmc verify"
+        text = "cannot wait for a step on the GPU\n  found: CUDA_ERROR_ILLEGAL_ADDRESS: a kernel failed\n  try: llmc"
         with pytest.raises(EngineError, match=text):
             device.read(step)
 
@@ -307,7 +312,7 @@ def test_a_failed_capture_is_ended_and_told(toy: Path):
     sizes = {"tokens": 1, "sequences": 1, "rows": 1}
     with loaded(toy, api) as device:
         api.fail["cuLaunchKernelEx"] = Result["CUDA_ERROR_INVALID_VALUE"]
-        with pytest.raises(ResourceError, match=r"launching the take \(take\)\n  found: CUDA_ERROR_INVALID_VALUE"):
+        with pytest.raises(ResourceError, match=r"cannot launch the take \(take\)\n  found: CUDA_ERROR_INVALID_VALUE"):
             device.run(0, sizes, inputs_for([5], [0], [0]), {"sampled"})
         assert api.calls["cuStreamEndCapture"] == 1
         del api.fail["cuLaunchKernelEx"]
@@ -323,7 +328,8 @@ def test_a_plan_runs_on_its_own_chip(toy: Path, sm: int, fits: bool):
         with loaded(toy, api):
             return
     target = target_for(sm) or "cpu"
-    text = f"compute capability 9.0\n  found: {sm // 10}.{sm % 10}\n  try: an engine built with --target {target}"
+    found = f"found: {sm // 10}.{sm % 10}\n  try: an engine built with --target {target}"
+    text = f"expected a GPU of compute capability 9.0 for profile .*\n  {found}"
     with pytest.raises(ResourceError, match=text), loaded(toy, api):
         pass
     assert nothing_left(api) and not api.calls["cuMemAlloc"]
@@ -331,19 +337,21 @@ def test_a_plan_runs_on_its_own_chip(toy: Path, sm: int, fits: bool):
 
 def test_a_kernel_with_too_much_shared_memory_for_this_gpu(toy: Path):
     api = FakeApi(KERNELS, shared=59999)
-    text = "kernel score of .*: 60000 bytes of shared memory per block\n  found: 59999 on this GPU"
+    text = "cannot load kernel score of .* with 60000 bytes of shared memory per block\n  found: 59999 on this GPU"
     with pytest.raises(ResourceError, match=text), loaded(toy, api):
         pass
 
 
 def test_steps_of_wrong_sizes_or_inputs_are_refused(toy: Path):
     with loaded(toy, FakeApi(KERNELS)) as device:
-        with pytest.raises(EngineError, match=r"a step of at most .*\n  found: {'tokens': 69"):
+        with pytest.raises(EngineError, match=r"expected a step of at most .*\n  found: {'tokens': 69"):
             device.run(3, {"tokens": 69, "sequences": 1, "rows": 1}, {}, ())
-        with pytest.raises(EngineError, match="a decode step of"):
+        with pytest.raises(EngineError, match="expected a decode step of"):
             device.run(1, {"tokens": 1, "sequences": 1, "rows": 1}, {}, ())
         inputs = inputs_for([5], [0], [0]) | {"block_tables": np.zeros((1, 3), np.int32)}
-        with pytest.raises(EngineError, match=r"input 'block_tables': int32 \[1, 4\]\n  found: int32 \[1, 3\]"):
+        with pytest.raises(
+            EngineError, match=r"expected input 'block_tables' as int32 \[1, 4\]\n  found: int32 \[1, 3\]"
+        ):
             device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs, ())
 
 
@@ -354,7 +362,10 @@ def test_a_plan_whose_launch_does_not_fit_its_module_is_refused(tmp_path: Path):
     api = FakeApi({**KERNELS, "take": FakeKernel(wrong.types, KERNELS["take"].compute)})
     with EngineFile.open(toy_engine(tmp_path / "e.llmc", damaged)) as engine:
         device = CudaDevice(EngineContents(engine, "sm_90"), damaged, 4, driver=Driver(api))
-        with pytest.raises(EngineError, match=r"launch 'the take' of take\(\*fp32, .*\n  found: \*i32, \*i32, \*fp32"):
+        with pytest.raises(
+            EngineError,
+            match=r"expected arguments of take\(\*fp32, .* in launch 'the take'\n  found: \*i32, \*i32, \*fp32",
+        ):
             device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs_for([5], [0], [0]), ())
         device.close()
     assert not api.launched and nothing_left(api)
@@ -362,6 +373,6 @@ def test_a_plan_whose_launch_does_not_fit_its_module_is_refused(tmp_path: Path):
 
 def test_machine_code_that_is_not_there_is_refused(tmp_path: Path):
     path = toy_engine(tmp_path / "e.llmc", cubins=b"too short")
-    text = r"machine code in 'profiles/sm_90/kernels.cubins' of 9 bytes\n  found: bytes 0 to 20"
+    text = r"expected machine code .* inside 'profiles/sm_90/kernels.cubins' of 9 bytes in .*\n  found: bytes 0 to 20"
     with pytest.raises(EngineError, match=text), loaded(path, FakeApi(KERNELS)):
         pass

@@ -70,7 +70,7 @@ def test_a_driver_that_refuses_machine_code_compiles_the_ptx_and_says_so(tmp_pat
 
 def test_ptx_that_is_refused_too_tells_what_the_drivers_compiler_said(tmp_path: Path):
     api, path = refusing(ptx="line 3: unknown target\n"), toy_engine(tmp_path / "e.llmc", toy_plan(ptx=True), ptx=PTX)
-    text = r"compiling the PTX of kernel take of .*\n  found: CUDA_ERROR_INVALID_PTX: .*; line 3: unknown target"
+    text = r"cannot compile the PTX of kernel take of .*\n  found: CUDA_ERROR_INVALID_PTX: .*; line 3: unknown target"
     with pytest.raises(RefusedCode, match=text), loaded(path, api):
         pass
     assert nothing_left(api)
@@ -79,7 +79,7 @@ def test_ptx_that_is_refused_too_tells_what_the_drivers_compiler_said(tmp_path: 
 def test_an_engine_without_ptx_is_refused_as_before(tmp_path: Path):
     api = refusing()
     with (
-        pytest.raises(RefusedCode, match=r"loading kernel take of .*\n  found: CUDA_ERROR_NO_BINARY_FOR_GPU"),
+        pytest.raises(RefusedCode, match=r"cannot load kernel take of .*\n  found: CUDA_ERROR_NO_BINARY_FOR_GPU"),
         loaded(toy_engine(tmp_path / "e.llmc"), api),
     ):
         pass

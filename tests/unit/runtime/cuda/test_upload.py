@@ -16,7 +16,7 @@ from llmc.runtime.cuda import driver as driver_module
 from llmc.runtime.cuda import gpus, upload
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
-from llmc.runtime.cuda.upload import Segment, laid_out, place
+from llmc.runtime.cuda.upload import Segment, file_segments, place_weights
 from llmc.runtime.engine_file.bind import Concat, Expr, Reshape, Slice, Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, ResourceError
@@ -55,7 +55,8 @@ def test_one_sequence_at_full_context_is_the_least():
     fixed = planned(1 << 30, slots=1).fixed
     enough = fixed + 5 * BLOCK
     assert planned(enough, slots=1).blocks == {"blocks": MAX_BLOCKS}
-    text = r"toy: 0.03 MiB of GPU memory \(activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*\n  found: 0.03 MiB"
+    parts = r"activations 0.03 MiB, .*cache of 256 positions 0.00 MiB.*"
+    text = rf"cannot allocate 0.03 MiB of GPU memory for toy \({parts}\n  found: 0.03 MiB"
     with pytest.raises(ResourceError, match=text) as refusal:
         planned(enough - BLOCK, slots=1)
     assert refusal.value.fix == "an engine built with --max-context 192" and refusal.value.exit_code == 4
@@ -84,7 +85,7 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
     api = FakeApi(KERNELS, memory=30_000)
     with (
         EngineFile.open(toy_engine(tmp_path / "e.llmc")) as engine,
-        pytest.raises(ResourceError, match=f"{engine.path}: profile 'sm_90': .* of GPU memory"),
+        pytest.raises(ResourceError, match=f"cannot allocate .* of GPU memory for profile 'sm_90' of {engine.path}"),
     ):
         CudaDevice(EngineContents(engine, "sm_90"), toy_plan(), 4, driver=Driver(api))
     assert not api.calls["cuMemAlloc"] and not api.calls["cuMemHostAlloc"] and not any(api.live.values())
@@ -93,14 +94,14 @@ def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path: Path):
 def test_a_plan_without_a_cache_is_refused():
     plan = toy_plan()
     tensors = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind != "cache"}
-    with pytest.raises(EngineError, match="toy: a plan with a KV cache"):
+    with pytest.raises(EngineError, match="expected a plan with a KV cache in toy"):
         planned(1 << 30, plan=replace(plan, tensors=tensors))
 
 
 def uploaded(path: Path, plan: Plan, api: FakeApi) -> dict[str, np.ndarray]:
     """Every weight's bytes on the fake device."""
     with EngineFile.open(path) as engine:
-        placement = place(engine, "sm_90", plan)
+        placement = place_weights(engine, "sm_90", plan)
         driver = Driver(api)
         base = driver.allocate(placement.bytes, "weights")
         upload.upload(engine, placement, base, driver)
@@ -163,7 +164,10 @@ def test_a_chunk_that_does_not_match_its_digest_is_named_and_not_copied(big: Any
     data[offset] ^= 1
     damaged.write_bytes(data)
     api = FakeApi()
-    with pytest.raises(EngineError, match=r"match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes"):
+    with pytest.raises(
+        EngineError,
+        match=r"expected bytes in .* that match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes",
+    ):
         uploaded(damaged, plan, api)
     assert (api.live["streams"], api.live["events"], api.host.count) == (0, 0, 0)
     assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 2, "what lies before the damage, and nothing of it"
@@ -183,38 +187,46 @@ def test_damage_in_a_tensor_that_is_only_computed_from_is_found_too(tmp_path: Pa
 def test_a_file_that_ends_early_or_is_gone(tmp_path: Path):
     path = toy_engine(tmp_path / "e.llmc")
     with EngineFile.open(path) as engine:
-        placement = place(engine, "sm_90", toy_plan())
+        placement = place_weights(engine, "sm_90", toy_plan())
         path.unlink()
-        with pytest.raises(ResourceError, match=r"e.llmc: a readable file\n  found: No such file"):
+        with pytest.raises(ResourceError, match=r"cannot read .*e.llmc\n  found: No such file"):
             upload.upload(engine, placement, 0, Driver(FakeApi()))
 
 
 @pytest.mark.parametrize(
     ("name", "expr", "text"),
     [
-        ("bias", None, "weight 'bias'\n  found: no binding"),
-        ("bias", Stored("gone.weight", "F32", (4,)), r"of tensor 'gone.weight', F32 \[4\]\n  found: no such tensor"),
-        ("bias", Stored("bias.weight", "F32", (2, 2)), r"'bias.weight', F32 \[2, 2\]\n  found: F32 \[4\]"),
-        ("bias", Stored("height.weight", "BF16", (2,)), r"weight 'bias': 16 bytes\n  found: 4 bytes, BF16 \[2\]"),
+        ("bias", None, "cannot load weight 'bias' of .*\n  found: no binding"),
+        (
+            "bias",
+            Stored("gone.weight", "F32", (4,)),
+            r"expected tensor 'gone.weight' as F32 \[4\] .*\n  found: no such tensor",
+        ),
+        ("bias", Stored("bias.weight", "F32", (2, 2)), r"tensor 'bias.weight' as F32 \[2, 2\] .*\n  found: F32 \[4\]"),
+        (
+            "bias",
+            Stored("height.weight", "BF16", (2,)),
+            r"expected weight 'bias' of 16 bytes in .*\n  found: 4 bytes, BF16 \[2\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path, name: str, expr: Expr | None, text: str):
     weights = {**WEIGHTS, name: expr}
     path = toy_engine(tmp_path / "e.llmc", weights={n: e for n, e in weights.items() if e is not None})
     with EngineFile.open(path) as engine, pytest.raises(EngineError, match=text):
-        place(engine, "sm_90", toy_plan())
+        place_weights(engine, "sm_90", toy_plan())
 
 
 def test_what_lies_in_the_file_as_it_is_used():
     a, b = Stored("a", "BF16", (2, 3)), Stored("b", "BF16", (4, 3))
-    assert laid_out(Concat((a, b), 0), 100) == [Segment("a", 0, 12, 100), Segment("b", 0, 24, 112)]
-    assert laid_out(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
-    assert laid_out(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
-    assert laid_out(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
-    assert laid_out(Concat((a, a), 1), 0) is None
-    assert laid_out(Slice(b, 1, 0, 2), 0) is None
+    assert file_segments(Concat((a, b), 0), 100) == [Segment("a", 0, 12, 100), Segment("b", 0, 24, 112)]
+    assert file_segments(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
+    assert file_segments(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
+    assert file_segments(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
+    assert file_segments(Concat((a, a), 1), 0) is None
+    assert file_segments(Slice(b, 1, 0, 2), 0) is None
     row = Stored("r", "U8", (1, 8))
-    assert laid_out(Concat((row, Slice(row, 1, 2, 5)), 1), 0) == [Segment("r", 0, 8, 0), Segment("r", 2, 5, 8)]
+    assert file_segments(Concat((row, Slice(row, 1, 2, 5)), 1), 0) == [Segment("r", 0, 8, 0), Segment("r", 2, 5, 8)]
 
 
 def test_parameters_lie_in_order_each_aligned_to_its_size():
@@ -232,10 +244,10 @@ def test_parameters_lie_in_order_each_aligned_to_its_size():
 @pytest.mark.parametrize(
     ("types", "values", "text"),
     [
-        (("i32",), (2**31,), "launch 'x': a parameter of type i32\n  found: 2147483648"),
+        (("i32",), (2**31,), "expected a parameter of type i32 in launch 'x'\n  found: 2147483648"),
         (("*i32",), (-1,), r"a parameter of type \*i32"),
-        (("bf16",), (1.0,), "parameters bf16\n  found: 1 values, and types among i32"),
-        (("i32", "i32"), (1,), "parameters i32, i32\n  found: 1 values"),
+        (("bf16",), (1.0,), "cannot pack the parameters of launch 'x': bf16\n  found: 1 values, and types among i32"),
+        (("i32", "i32"), (1,), "of launch 'x': i32, i32\n  found: 1 values"),
     ],
 )
 def test_parameters_that_do_not_fit(types: tuple[str, ...], values: tuple[int | float, ...], text: str):
@@ -279,7 +291,7 @@ class FakeLibrary:
 
 
 def test_gpus_are_described_without_a_context():
-    found = gpus.look(FakeLibrary(gpus=(("NVIDIA H200", 90, 150 << 30), ("NVIDIA B200", 100, 180 << 30))))
+    found = gpus.detect(FakeLibrary(gpus=(("NVIDIA H200", 90, 150 << 30), ("NVIDIA B200", 100, 180 << 30))))
     assert found.driver == "12.8" and not found.problem
     assert found.gpus == (gpus.Gpu(0, "NVIDIA H200", 90, 150 << 30), gpus.Gpu(1, "NVIDIA B200", 100, 180 << 30))
 
@@ -294,21 +306,26 @@ def test_gpus_are_described_without_a_context():
     ],
 )
 def test_why_there_is_no_gpu(library: FakeLibrary, problem: str):
-    assert gpus.look(library) == gpus.Found("12.8", (), problem)
+    assert gpus.detect(library) == gpus.DetectedGpus("12.8", (), problem)
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LIBRARY", "libcuda-that-is-not-there.so.1")
-    assert gpus.look().gpus == ()
-    with pytest.raises(ResourceError, match=r"an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that") as refusal:
+    assert gpus.detect().gpus == ()
+    with pytest.raises(
+        ResourceError, match=r"expected an NVIDIA GPU\n  found: no NVIDIA driver \(libcuda-that"
+    ) as refusal:
         Driver.load()
     assert refusal.value.exit_code == 4
 
 
 def test_missing_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpus, "look", lambda: gpus.Found("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
+    monkeypatch.setattr(gpus, "detect", lambda: gpus.DetectedGpus("13.0", (gpus.Gpu(0, "NVIDIA H200", 90, 1),)))
     monkeypatch.setattr(driver_module, "_BINDINGS", "cuda_that_is_not_there.bindings.driver")
-    with pytest.raises(ResourceError, match=r"needs the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'"):
+    with pytest.raises(
+        ResourceError,
+        match=r"cannot run on a GPU without the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'",
+    ):
         Driver.load()
 
 
@@ -321,7 +338,8 @@ def test_a_function_the_driver_does_not_have():
 
     api.cuMemGetInfo = missing
     with pytest.raises(
-        ResourceError, match=r"free memory\n  found: cuMemGetInfo: Function .*\n  try: a newer NVIDIA driver"
+        ResourceError,
+        match=r"cannot read the free GPU memory\n  found: cuMemGetInfo: Function .*\n  try: a newer NVIDIA driver",
     ):
         driver.memory()
 
@@ -330,6 +348,7 @@ def test_memory_that_others_took_meanwhile():
     api = FakeApi()
     api.fail["cuMemAlloc"] = Result["CUDA_ERROR_OUT_OF_MEMORY"]
     with pytest.raises(
-        ResourceError, match=r"1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end"
+        ResourceError,
+        match=r"cannot allocate 1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end",
     ):
         Driver(api).allocate(3 << 19, "weights")

@@ -46,8 +46,8 @@ def test_a_step_is_what_loops_would_fill_in(step: list[PlacedSequence], padding:
     for slot in range(4):
         slots.give(slot)
         assert slots.take([tables[slot].tolist(), rings[slot].tolist()]) == slot
-        slots.choose_by(slot, PARAMS[1])  # what was there before must not show
-        slots.choose_by(slot, PARAMS[slot % 3])
+        slots.set_sampling(slot, PARAMS[1])  # what was there before must not show
+        slots.set_sampling(slot, PARAMS[slot % 3])
     tokens, wanted = sum(len(part.ids) for part in step), sum(part.rows for part in step)
     sizes = {"tokens": tokens + padding, "sequences": len(step) + padding, "rows": wanted + padding}
     arrays, expected = idle_inputs(windowed_plan(), sizes), idle_inputs(windowed_plan(), sizes)
@@ -113,20 +113,28 @@ def _input(dtype: str, *shape: str) -> Tensor:
 
 
 REFUSALS = [
-    ("slot_mapping", None, r"what: an input 'slot_mapping'\n  found: none\n  try: build the engine again"),
+    ("slot_mapping", None, r"expected an input 'slot_mapping' in what\n  found: none\n  try: build the engine again"),
     (
         "slot_mappings",
         _input("i32", "tokens"),
-        r"input 'slot_mappings'\n  found: no such input \(did you mean 'slot_mapping'\?\)",
+        r"cannot fill in input 'slot_mappings' of what\n  found: no such input \(did you mean 'slot_mapping'\?\)",
     ),
-    ("seed", _input("i32", "rows"), r"input 'seed': i64 \[rows\]\n  found: i32 \[rows\]"),
-    ("sample_positions", _input("i32", "tokens"), r"input 'sample_positions': i32 \[rows\]\n  found: i32 \[tokens\]"),
-    ("top_k", _input("i32", "rows", "4"), r"input 'top_k': i32 \[rows\]\n  found: i32 \[rows, 4\]"),
-    ("logit_bias", _input("f32", "rows", "rows"), r"'logit_bias': f32 \[rows, a number\]\n  found: f32 \[rows, rows\]"),
+    ("seed", _input("i32", "rows"), r"expected input 'seed' as i64 \[rows\] in what\n  found: i32 \[rows\]"),
+    (
+        "sample_positions",
+        _input("i32", "tokens"),
+        r"input 'sample_positions' as i32 \[rows\] in what\n  found: i32 \[tokens\]",
+    ),
+    ("top_k", _input("i32", "rows", "4"), r"input 'top_k' as i32 \[rows\] in what\n  found: i32 \[rows, 4\]"),
+    (
+        "logit_bias",
+        _input("f32", "rows", "rows"),
+        r"'logit_bias' as f32 \[rows, a number\] in what\n  found: f32 \[rows, rows\]",
+    ),
     (
         "logit_bias",
         _input("f32", "rows", "3"),
-        r"every biased token\n  found: .*logit_bias_ids \[rows, 2\], logit_bias \[rows, 3\]",
+        r"every biased token, in what\n  found: .*logit_bias_ids \[rows, 2\], logit_bias \[rows, 3\]",
     ),
     ("block_tables", _input("i32", "sequences", "7"), r"tables of 8 blocks.*\n  found: block_tables \[sequences, 7\]"),
 ]
@@ -146,7 +154,7 @@ def test_a_plan_with_other_inputs_is_refused(name: str, tensor: Tensor | None, t
 def test_every_kind_of_cache_has_its_own_tables():
     made = windowed_plan()
     check_inputs(made, "what")
-    with pytest.raises(EngineError, match=r"input 'slot_mapping.100'\n  found: no such input"):
+    with pytest.raises(EngineError, match=r"cannot fill in input 'slot_mapping.100' of what\n  found: no such input"):
         check_inputs(replace(made, caches=plan().caches), "what")
     narrow = {**made.tensors, "block_tables.100": _input("i32", "sequences", "3")}
     with pytest.raises(EngineError, match=r"tables of 8 blocks.*\n.*block_tables.100 \[sequences, 3\]"):

@@ -67,16 +67,16 @@ def _argument(document: Json, **given: Any) -> None:
     _launch(document)["arguments"][0] = {**dict.fromkeys(("tensor", "size", "integer", "real")), **given}
 
 
-LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
+LINEAR = "launch 'model.layers.0.down_proj_40' of program 0 of p"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=1), "p: plan version 3\n  found: 1\n  try: build the engine again"),
+        (lambda d: d.update(version=1), "expected plan version 3 in p\n  found: 1\n  try: build the engine again"),
         (
             lambda d: d["caches"].append({"blocks": 8}),
-            "distinct kinds of cache, each of 1 to 8 blocks\n  found: ",
+            "expected distinct kinds of cache in p, each of 1 to 8 blocks\n  found: ",
         ),
         (lambda d: d.update(caches=[{"blocks": 9, "window": 100}]), "each of 1 to 8 blocks\n  found: blocks_100 9"),
         (lambda d: d["tensors"]["key.0"].update(shape=["blocks_7", "1", "64", "1"]), "formula 'blocks_7' of the plan"),
@@ -84,22 +84,46 @@ LINEAR = "p: program 0, launch 'model.layers.0.down_proj_40'"
         (lambda d: d.pop("modules"), "p: the key 'modules'\n  found: no such key"),
         (
             lambda d: d["tensors"]["w"].update(kind="heap"),
-            "p: program 0, tensor 'w': kind and dtype\n  found: heap, u8",
+            "expected a known kind and dtype of tensor 'w' of program 0 of p\n  found: heap, u8",
         ),
-        (lambda d: d["tensors"]["w"].update(dtype="f64"), "tensor 'w': kind and dtype\n  found: weight, f64"),
+        (
+            lambda d: d["tensors"]["w"].update(dtype="f64"),
+            "dtype of tensor 'w' of program 0 of p\n  found: weight, f64",
+        ),
         (lambda d: d["tensors"]["w"].update(shape=["bytes"]), "formula 'bytes' of the plan\n  found: KeyError"),
-        (lambda d: _program(d)["buffers"]["y"].update(offset=257), "buffer 'y' inside its arena\n  found: offset 257"),
-        (lambda d: _program(d)["buffers"]["y"].update(kind="weight"), "buffer 'y' inside its arena"),
-        (lambda d: _program(d).update(arena=0), "p: program 0: buffer 'y' inside its arena\n  found: offset 256"),
-        (lambda d: _launch(d).update(module=2), f"{LINEAR.replace(', launch', ': launch')}\n  found: module 2"),
-        (lambda d: _launch(d).update(grid=["1", "1"]), f"{LINEAR.replace(', launch', ': launch')}\n  found: module 0"),
+        (
+            lambda d: _program(d)["buffers"]["y"].update(offset=257),
+            "buffer 'y' inside the arena of program 0 of p\n  found: offset 257",
+        ),
+        (
+            lambda d: _program(d)["buffers"]["y"].update(kind="weight"),
+            "expected buffer 'y' inside the arena of program 0 of p",
+        ),
+        (
+            lambda d: _program(d).update(arena=0),
+            "expected buffer 'y' inside the arena of program 0 of p\n  found: offset 256",
+        ),
+        (
+            lambda d: _launch(d).update(module=2),
+            f"expected one of 2 modules and a grid of 3 in {LINEAR}\n  found: module 2",
+        ),
+        (lambda d: _launch(d).update(grid=["1", "1"]), f"and a grid of 3 in {LINEAR}\n  found: module 0"),
         (lambda d: _launch(d).update(grid=["1", "1", "x"]), "formula 'x' of the plan"),
         (lambda d: _launch(d).update(bytes="0 - tokens"), "formula '0 - tokens' of the plan\n  found: the value -1"),
         (lambda d: _launch(d).update(operations="tokens**9"), "formula 'tokens**9' of the plan\n  found: BinOp"),
-        (lambda d: _argument(d), f"{LINEAR}: an argument is one thing\n  found: []"),
-        (lambda d: _argument(d, tensor="w", integer=3), f"{LINEAR}: an argument is one thing\n  found: ['w', 3]"),
-        (lambda d: _argument(d, tensor="key.7"), f"{LINEAR}: tensor\n  found: 'key.7' (did you mean 'key."),
-        (lambda d: _argument(d, size="token"), f"{LINEAR}: size\n  found: 'token' (did you mean 'tokens'?)"),
+        (lambda d: _argument(d), f"expected one value per argument in {LINEAR}\n  found: []"),
+        (
+            lambda d: _argument(d, tensor="w", integer=3),
+            f"expected one value per argument in {LINEAR}\n  found: ['w', 3]",
+        ),
+        (
+            lambda d: _argument(d, tensor="key.7"),
+            f"expected a known tensor in {LINEAR}\n  found: 'key.7' (did you mean 'key.",
+        ),
+        (
+            lambda d: _argument(d, size="token"),
+            f"expected a known size in {LINEAR}\n  found: 'token' (did you mean 'tokens'?)",
+        ),
     ],
 )
 def test_a_forged_plan_is_refused_by_name(change: Callable[[Json], object], message: str):
@@ -112,5 +136,5 @@ def test_a_forged_plan_is_refused_by_name(change: Callable[[Json], object], mess
     ("argument", "number"), [(Argument(integer=0), 0), (Argument(real=0.0), 0.0), (Argument(real=1.5), 1.5)]
 )
 def test_an_argument_that_is_a_number_gives_it(argument: Argument, number: float):
-    assert argument.given({}, {}) == number
-    assert type(argument.given({}, {})) is type(number)
+    assert argument.resolve({}, {}) == number
+    assert type(argument.resolve({}, {})) is type(number)

@@ -127,13 +127,13 @@ def chip(name: str | int) -> Chip:
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    known = _known(name)
+    known = _chip_key(name)
     if known not in CHIPS:
         raise RecipeError(f"no chip {str(name)!r}{nearest(known, CHIPS)}", fix=f"one of {', '.join(CHIPS)}")
     return CHIPS[known]
 
 
-def _known(name: str | int) -> str:
+def _chip_key(name: str | int) -> str:
     asked = str(name).lower()
     return f"sm_{asked}" if asked.isdecimal() else asked
 
@@ -155,7 +155,7 @@ def lacks(sm: int, shared: int, chip: int) -> str:
 
 def target_of(name: str) -> str | None:
     """The target that a name means: its own, or that of a chip such as "h100"; None where there is none."""
-    known = _known(name)
+    known = _chip_key(name)
     return known if known in TARGETS else target_for(CHIPS[known].sm) if known in CHIPS else None
 
 

@@ -60,5 +60,5 @@ CONFIG_DTYPES: Mapping[str, str] = {one.config: one.name for one in DTYPES.value
 """Name in config.json to safetensors name, for the types that weights of a checkpoint may have."""
 WEIGHT_FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
 """What weights can be quantized to. `quantize` has what each does, and needs torch; names are judged before that."""
-NARROW_FORMATS = ("none", "fp8")
+REDUCED_FORMATS = ("none", "fp8")
 """Formats of activations in large products, and of the KV cache."""

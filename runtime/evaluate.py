@@ -43,7 +43,7 @@ def windows(ids: Sequence[int], window: int, bos: int | None) -> Iterator[list[i
         yield [first, *ids[start : start + step]]
 
 
-def evaluate(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = None) -> Evaluation:
+def score(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = None) -> Evaluation:
     """Score windows; memory holds the logits of one window, and one float per token for the percentile.
 
     Raises RecipeError if there is nothing to score, EngineError for logits that are not finite or do not fit.

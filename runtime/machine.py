@@ -23,7 +23,7 @@ _MEMORY_FILES = (
 
 
 @dataclass(frozen=True)
-class Memory:
+class SystemMemory:
     """Bytes this process may have in all (`total`) and still get now (`available`), the cgroup's limit respected."""
 
     total: int
@@ -36,17 +36,17 @@ def cpu_count(root: Path = Path("/")) -> int:
     return max(1, min([affinity, *(-(-quota // period) for quota, period in _cpu_quotas(root))]))
 
 
-def memory(root: Path = Path("/")) -> Memory:
+def system_memory(root: Path = Path("/")) -> SystemMemory:
     """Memory of the machine, lowered to the limits of this process's cgroup and its ancestors."""
     facts = _numbers(root / "proc/meminfo")
     if not facts and sys.platform == "win32":
-        return Memory(UNKNOWN, UNKNOWN)
+        return SystemMemory(UNKNOWN, UNKNOWN)
     total = facts.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = facts.get("MemAvailable", facts.get("MemFree", total))
     for limit, used in _memory_limits(root):
         total = min(total, limit)
         available = min(available, max(0, limit - used))
-    return Memory(total, available)
+    return SystemMemory(total, available)
 
 
 def cpu_name(root: Path = Path("/")) -> str:

@@ -85,7 +85,7 @@ def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = Fal
     if name is not None:
         refuse_unknown(engine, name)
     if simulated:
-        return planned(engine, name), {}
+        return choose_gpu_profile(engine, name), {}
     reasons = fits(engine)
     fitting = [one for one, reason in reasons.items() if not reason]
     if name is None and not fitting:
@@ -119,7 +119,7 @@ def runnable(engine: EngineFile, chips: Iterable[int]) -> list[str]:
     return [name for name, target in targets.items() if target in SM and any(runs_on(SM[target], c) for c in there)]
 
 
-def planned(engine: EngineFile, name: str | None = None) -> str:
+def choose_gpu_profile(engine: EngineFile, name: str | None = None) -> str:
     """A profile with a launch plan, asked for or the best.
 
     Raises:

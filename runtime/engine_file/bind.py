@@ -226,10 +226,10 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def widened(expr: Expr) -> Expr:
+def as_f32(expr: Expr) -> Expr:
     """The same numbers as float32, if they are bf16 or fp16; other expressions as they are."""
     if isinstance(expr, Concat):
-        return Concat(tuple(map(widened, expr.parts)), expr.axis)
+        return Concat(tuple(map(as_f32, expr.parts)), expr.axis)
     return ToF32(expr) if expr.dtype in ("BF16", "F16") else expr
 
 
@@ -322,7 +322,7 @@ def _field(key: str, value: Any, depth: int) -> Any:
     raise EngineError("weight binding", found=f"field {key!r} = {str(value)[:80]!r}", fix="rebuild the engine")
 
 
-def evaluate(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
+def evaluate_weight(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
     """The initializer's array, in the raw representation of `expr.dtype` and of `expr.shape`.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
-from ..files.hashing import Range, chunks, sha256_ranges
+from ..files.hashing import ByteRange, chunks, sha256_ranges
 from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header, read_header_bytes
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
@@ -73,7 +73,7 @@ class _Check:
     """A part of the file, the digest it must have, and what to call it."""
 
     label: str
-    part: Range
+    part: ByteRange
     digest: str
 
 
@@ -189,7 +189,7 @@ class EngineFile:
 
     def _checks(self) -> Iterator[_Check]:
         for name, info in self._infos.items():
-            whole = Range(info.offset, info.nbytes)
+            whole = ByteRange(info.offset, info.nbytes)
             if name.startswith(PADDING):
                 yield _Check(f"padding {name!r}", whole, hashlib.sha256(bytes(info.nbytes)).hexdigest())
             elif name.startswith(RESERVED):

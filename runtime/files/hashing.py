@@ -17,20 +17,20 @@ _buffers = threading.local()
 
 
 @dataclass(frozen=True)
-class Range:
+class ByteRange:
     """`nbytes` of a file from `offset`."""
 
     offset: int
     nbytes: int
 
 
-def chunks(offset: int, nbytes: int) -> tuple[Range, ...]:
+def chunks(offset: int, nbytes: int) -> tuple[ByteRange, ...]:
     """The ranges a tensor's digests are taken of: 16 MiB each, the last one shorter; one empty range for no bytes."""
     starts = range(0, max(nbytes, 1), CHUNK)
-    return tuple(Range(offset + start, min(CHUNK, nbytes - start)) for start in starts)
+    return tuple(ByteRange(offset + start, min(CHUNK, nbytes - start)) for start in starts)
 
 
-def sha256_range(fd: int, part: Range) -> str:
+def sha256_range(fd: int, part: ByteRange) -> str:
     """Hex digest of a part of an open file; of what is there, if the file ends early. OSError if it cannot be read."""
     if not hasattr(_buffers, "piece"):
         _buffers.piece = memoryview(bytearray(_PIECE))
@@ -44,10 +44,10 @@ def sha256_range(fd: int, part: Range) -> str:
     return digest.hexdigest()
 
 
-def sha256_ranges(fd: int, parts: Sequence[Range], advance: Callable[[int], None]) -> list[str]:
+def sha256_ranges(fd: int, parts: Sequence[ByteRange], advance: Callable[[int], None]) -> list[str]:
     """Hex digests of many parts, hashed by one thread per CPU; `advance` is told the bytes of each finished part."""
 
-    def one(part: Range) -> str:
+    def one(part: ByteRange) -> str:
         digest = sha256_range(fd, part)
         advance(part.nbytes)
         return digest

@@ -83,7 +83,7 @@ class ScheduledSequence:
         """True if the tokens are prompt (prompt and generated tokens are never mixed)."""
         return self.start < self.prompt_tokens
 
-    def wanted(self, logits: np.ndarray | None) -> np.ndarray | None:
+    def select_rows(self, logits: np.ndarray | None) -> np.ndarray | None:
         """What of its logits f32 [R, V] is given back."""
         return None if logits is None or self.rows == "none" else logits if self.rows == "all" else logits[-1:]
 
@@ -144,7 +144,7 @@ class Samplers:
         sampler = self._samplers[scheduled.sequence]
         if scheduled.is_prompt:
             sampler.feed(scheduled.cached + scheduled.tokens)
-        wanted = scheduled.wanted(logits)
+        wanted = scheduled.select_rows(logits)
         if logits is None or scheduled.sample is None:
             return Output(logits=wanted)
         try:

@@ -71,9 +71,9 @@ class Loop:
             while not self._closing:
                 if scheduler.idle:
                     self._inbox.get()()
-                self._open_inbox()
+                self._drain_inbox()
                 scheduler.step()
-            self._open_inbox()
+            self._drain_inbox()
             scheduler.cancel()
             while not scheduler.idle:
                 scheduler.step()
@@ -82,10 +82,10 @@ class Loop:
                 # from here on `submit` refuses, and what it let in before is in the inbox
                 self._failure = error
             scheduler.fail(error)
-            self._open_inbox()
+            self._drain_inbox()
             scheduler.fail(error)
         self._executor.close()
 
-    def _open_inbox(self) -> None:
+    def _drain_inbox(self) -> None:
         while not self._inbox.empty():
             self._inbox.get()()

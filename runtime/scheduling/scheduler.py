@@ -156,9 +156,9 @@ class Scheduler:
             sizes[request] = size
             budget -= size
             rows -= size if request.all_logits else 0
-        return tuple([self._work(request, size) for request, size in sizes.items()])
+        return tuple([self._schedule(request, size) for request, size in sizes.items()])
 
-    def _work(self, request: Request, size: int) -> ScheduledSequence:
+    def _schedule(self, request: Request, size: int) -> ScheduledSequence:
         """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
         start, prompt = request.computed, request.prompt
         known = request.tokens[-1:] if len(request.tokens) == request.asked else []

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported
-from .tokenizer import Tokenizer, contained
+from .tokenizer import Tokenizer, library_errors
 
 MAX_TEMPLATE_CHARS = 64 * 1024
 # Measured: about 40 units a message for the usual templates and 1 unit for 13 characters; 300,000 take 12 ms. Fuel does
@@ -112,7 +112,7 @@ def _template_errors(asked: str) -> Iterator[None]:
     """Names the line of the template and whose fault an error is."""
     import minijinja
 
-    with contained(asked):
+    with library_errors(asked):
         try:
             yield
         except minijinja.TemplateError as error:

@@ -32,7 +32,7 @@ codecs.register_error(BYTEWISE, _bytewise)
 
 
 @contextmanager
-def contained(asked: str, error: type[LlmcError] = EngineError) -> Iterator[None]:
+def library_errors(asked: str, error: type[LlmcError] = EngineError) -> Iterator[None]:
     """Turn what a Rust library raises into `error`; a Rust panic derives from BaseException alone."""
     try:
         yield
@@ -84,7 +84,7 @@ class Tokenizer:
         """Build from the bytes of tokenizer.json and the content of tokenizer_config.json (EngineError)."""
         from tokenizers import Tokenizer as RawTokenizer
 
-        with contained("read the tokenizer"):
+        with library_errors("read the tokenizer"):
             raw = RawTokenizer.from_buffer(tokenizer_json)
             raw.no_truncation()
             raw.no_padding()
@@ -171,11 +171,11 @@ class Tokenizer:
             return piece.encode()
 
     def _decode_raw(self, ids: Sequence[int]) -> str:
-        with contained("decode tokens"):
+        with library_errors("decode tokens"):
             return self._raw.decode(list(ids), skip_special_tokens=False)
 
     def _encode(self, raw: RawTokenizer, text: str, bos: bool) -> list[int]:
-        with contained("encode a text"):
+        with library_errors("encode a text"):
             return raw.encode(text, add_special_tokens=bos).ids
 
     def _check_plain(self, ids: Sequence[int]) -> None:
@@ -216,7 +216,7 @@ class Tokenizer:
 
         nonce = secrets.token_hex(8)
         twins = {token: f"\U0010fff0{nonce}.{token}\U0010fff1" for token in sorted(self.special_ids)}
-        with contained("copy the tokenizer"):
+        with library_errors("copy the tokenizer"):
             plain = RawTokenizer.from_str(self._raw.to_str())
             plain.encode_special_tokens = True
             added = []

@@ -20,7 +20,7 @@ from llmc.runtime.errors import EngineError, RecipeError, ResourceError
 from llmc.runtime.load import load
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.probe import replay
-from llmc.runtime.profiles import choose, fits, planned
+from llmc.runtime.profiles import choose, choose_gpu_profile, fits
 
 Call = Callable[..., Outcome]
 
@@ -156,7 +156,7 @@ def test_a_simulated_profile_needs_no_gpu(engine: EngineFile, monkeypatch: pytes
     with pytest.raises(RecipeError, match="profile 'cpu' as one of a GPU\n  found: target cpu\n  try: --profile sm_90"):
         choose(engine, "cpu", simulated=True)
     with pytest.raises(EngineError, match=r"profile 'cpi'\n  found: profiles .* \(did you mean 'cpu'\?\)"):
-        planned(engine, "cpi")
+        choose_gpu_profile(engine, "cpi")
 
 
 class Fake:

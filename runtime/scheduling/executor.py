@@ -74,7 +74,7 @@ class ScheduledSequence:
 
     @property
     def end(self) -> int:
-        """The position after the last token: the cache's length after this step, and the position of a sampled token."""
+        """The position after the last token: the cache's length after this step, and a sampled token's position."""
         return self.start + (len(self.tokens) or 1)
 
     @property

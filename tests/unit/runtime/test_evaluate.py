@@ -81,13 +81,15 @@ def test_a_hopeless_model_has_a_finite_perplexity():
 
 def test_refusals_say_what_is_wrong():
     model = table_model(1)
-    with pytest.raises(RecipeError, match="nothing to score"):
+    with pytest.raises(RecipeError, match="cannot score the text"):
         score(windows([5], 4, bos=None), model)
-    with pytest.raises(RecipeError, match="a window of 1 tokens predicts nothing"):
+    with pytest.raises(RecipeError, match="expected a window of at least 2 tokens\n  found: 1"):
         list(windows([1, 2], 1, bos=0))
-    with pytest.raises(EngineError, match="not finite"):
+    with pytest.raises(EngineError, match="expected finite logits from the engine"):
         score(windows([1, 2], 4, bos=0), lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4"))
-    with pytest.raises(EngineError, match="no logit for token 10"):
+    with pytest.raises(EngineError, match="expected a logit of the engine for token 10"):
         score(windows([10, 2], 4, bos=0), lambda ids: model(ids)[:, :10])
-    with pytest.raises(RecipeError, match="the baseline has another vocabulary\n  found: 10 tokens, the engine 11"):
+    with pytest.raises(
+        RecipeError, match="expected a baseline with the vocabulary of the engine\n  found: 10 tokens, the engine 11"
+    ):
         score(windows([1, 2], 4, bos=0), model, lambda ids: model(ids)[:, :10])

@@ -192,7 +192,7 @@ def test_people_see_layers_together_and_the_limit(call: Call, engine: Path):
         ),
         (["--for", "b200"], 2, "or llmc build --target sm_100"),
         (["--for", "a100", "--profile", "sm_90"], 2, "needs compute capability 9.0, a100 has 8.0"),
-        (["--for", "h10"], 2, "no chip 'h10' (did you mean 'h100'?)"),
+        (["--for", "h10"], 2, "cannot find chip 'h10' (did you mean 'h100'?)"),
         (["--profile", "cpu"], 2, "profile 'cpu' as one of a GPU\n  found: target cpu\n  try: --profile sm_90"),
         (["--profile", "sm_91"], 3, "profile 'sm_91'\n  found: profiles cpu, sm_80, sm_90 (did you mean 'sm_90'?)"),
         (["--program", "3"], 2, "expected --program from 0 to 2\n  found: 3"),

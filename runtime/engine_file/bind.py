@@ -287,28 +287,23 @@ def from_json(data: Any, *, depth: int = 0) -> Expr:
         EngineError: an unknown operation or field, a wrong type, inconsistent shapes, or nesting beyond `MAX_DEPTH`.
     """
     if depth > MAX_DEPTH or not isinstance(data, Mapping):
-        found = f"{type(data).__name__} at depth {depth}"
-        raise EngineError("cannot read a weight expression", found=found, fix="rebuild the engine")
+        raise _unreadable(f"{type(data).__name__} at depth {depth}")
     name = data.get("op")
     cls = _OPS.get(name) if isinstance(name, str) else None
     if cls is None:
-        found = f"operation {name!r}{nearest(str(name), _OPS)}"
-        raise EngineError("cannot read a weight expression", found=found, fix="update llmc")
+        raise _unreadable(f"operation {name!r}{nearest(str(name), _OPS)}", fix="update llmc")
     known = {field.name: field for field in fields(cls)}
     values = {key: value for key, value in data.items() if key != "op"}
     for key in values:
         if key not in known:
-            found = f"unknown field {key!r}{nearest(key, known)}"
-            raise EngineError(f"cannot read the weight expression {name!r}", found=found, fix="update llmc")
+            raise _unreadable(f"{name}: unknown field {key!r}{nearest(key, known)}", fix="update llmc")
     missing = [key for key, field in known.items() if field.default is MISSING and key not in values]
     if missing:
-        found = f"no field {missing[0]!r}"
-        raise EngineError(f"cannot read the weight expression {name!r}", found=found, fix="rebuild the engine")
+        raise _unreadable(f"{name}: no field {missing[0]!r}")
     try:
         return cls(**{key: _field(key, value, depth) for key, value in values.items()})
     except ValueError as error:
-        fix = "rebuild the engine"
-        raise EngineError(f"cannot read the weight expression {name!r}", found=str(error), fix=fix) from None
+        raise _unreadable(f"{name}: {error}") from None
 
 
 def _field(key: str, value: Any, depth: int) -> Any:
@@ -324,8 +319,11 @@ def _field(key: str, value: Any, depth: int) -> Any:
         return value
     if key == "factor" and isinstance(value, float) and math.isfinite(value):
         return value
-    found = f"field {key!r} = {str(value)[:80]!r}"
-    raise EngineError("cannot read a weight expression", found=found, fix="rebuild the engine")
+    raise _unreadable(f"field {key!r} = {str(value)[:80]!r}")
+
+
+def _unreadable(found: str, fix: str = "rebuild the engine") -> EngineError:
+    return EngineError("cannot read a weight expression", found=found, fix=fix)
 
 
 def evaluate_weight(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:

@@ -386,11 +386,7 @@ def test_chat_renders_the_template_and_users_cannot_write_special_tokens(engine_
         (PROMPT, {"stop": [""]}, r"stop\[0\]"),
         (PROMPT, {"stop": ["a"] * 17}, "at most 16 stop strings\n  found: 17"),
         (PROMPT, {"stop": ["a" * 257]}, "at most 256 bytes"),
-        (
-            PROMPT,
-            {"temprature": 1},
-            r"expected only known options\n  found: 'temprature' \(did you mean 'temperature'\?\)",
-        ),
+        (PROMPT, {"temprature": 1}, r"only known options\n  found: 'temprature' \(did you mean 'temperature'\?\)"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(engine_of: Open, prompt: Any, options: Any, message: str) -> None:

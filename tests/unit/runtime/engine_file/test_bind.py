@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     data, message = REFUSED[name]
-    with pytest.raises(EngineError, match=f"(?s)cannot read (a|the) weight expression.*{message}"):
+    with pytest.raises(EngineError, match=f"(?s)cannot read a weight expression.*{message}"):
         from_json(data)
 
 
@@ -309,7 +309,7 @@ def test_another_tensor_than_promised_names_the_initializer(
 def test_a_weight_beyond_all_memory_is_a_resource_error() -> None:
     row = np.broadcast_to(np.zeros(1, np.float32), (2**40,))
     expr = Concat((Stored("row", "F32", (2**40,)),) * 64, 0)
-    with pytest.raises(ResourceError, match=rf"weight 'x', {2**48} bytes"):
+    with pytest.raises(ResourceError, match=rf"cannot evaluate weight 'x' of {2**48} bytes"):
         evaluate_weight(expr, lambda _: row, initializer="x")
 
 

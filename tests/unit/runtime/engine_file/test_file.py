@@ -275,13 +275,13 @@ SHIFTED = {
         ("tensors", {"norm.bias": ["0" * 64]}, SHIFTED, "expected aligned F16 for tensor 'norm.bias' of "),
         ("tensors", {"lost": ["0" * 64]}, {}, "'lost', which the manifest lists"),
         ("sections", {"lost": "0" * 64}, {}, "'__llmc__/lost', which the manifest lists"),
-        ("sections", {"a/../b": "0" * 64}, {}, "sections: plain names"),
+        ("sections", {"a/../b": "0" * 64}, {}, "expected plain names in "),
         ("sections", {}, {"a/b": NOTHING}, "tensor names of A-Z"),
         ("sections", {}, {"a..b": NOTHING}, "tensor names of A-Z"),
         ("sections", {}, {"extra": NOTHING}, "expected 1 chunk digests for tensor 'extra' of "),
         ("sections", {}, {"c64": {**NOTHING, "dtype": "C64"}}, "expected a dtype of engines for tensor 'c64' of "),
-        ("sections", {}, {"__llmc__/pad/9": NOTHING}, "fewer than 256 bytes of U8 padding"),
-        ("sections", {}, {"__llmc__/lost": {**NOTHING, "dtype": "U8"}}, "'__llmc__/lost': a U8 section"),
+        ("sections", {}, {"__llmc__/pad/9": NOTHING}, "as U8 padding of fewer than 256 bytes"),
+        ("sections", {}, {"__llmc__/lost": {**NOTHING, "dtype": "U8"}}, "as a U8 section that the manifest lists\n"),
         ("sections", {}, {"b.weight": {"shape": [2, 4], "data_offsets": [8, 16]}}, "'b.weight' begins"),
     ],
 )
@@ -293,7 +293,7 @@ def test_layouts_that_are_refused(
 
 def test_entries_follow_the_order_of_the_file(sample: bytes, tmp_path: Path) -> None:
     text = refusal(tmp_path / "m.llmc", forge(sample, in_order=False, **{"b.bias": NOTHING}))
-    assert "tensors listed in the order of the file\n  found: '__llmc__/" in text and "before 'b.bias' at byte" in text
+    assert "to be listed in the order of the file\n  found: '__llmc__/" in text and "before 'b.bias' at byte" in text
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -138,7 +138,10 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
         ),
         (lambda m: m["model"].pop("heads"), "expected the key 'heads' in m.llmc: manifest.model"),
         (lambda m: m["model"].update(heads=True), "expected an integer in m.llmc: manifest.model.heads\n  found: True"),
-        (lambda m: m["model"].update(heads=-1), "expected a non-negative integer in m.llmc: manifest.model.heads"),
+        (
+            lambda m: m["model"].update(heads=-1),
+            "expected a non-negative integer below 2^63 in m.llmc: manifest.model.heads",
+        ),
         (lambda m: m["model"].update(tied=1), "expected true or false in m.llmc: manifest.model.tied"),
         (lambda m: m["model"].update(bos="1"), "expected an integer in m.llmc: manifest.model.bos"),
         (lambda m: m["model"].update(eos_ids=[1, "2"]), "expected an integer in m.llmc: manifest.model.eos_ids"),

@@ -145,7 +145,7 @@ NORM = {"op": "stored", "name": "model.norm.weight", "dtype": "BF16", "shape": [
         (lambda p: {"weights": {**p["weights"], "x": {"op": "exec"}}}, "operation 'exec'"),
         (lambda p: {"weights": {**p["weights"], "x": {**NORM, "name": "model.nom.weight"}}}, "no such tensor"),
         (lambda p: {"weights": {**p["weights"], "x": {**NORM, "shape": [255]}}}, r"of shape \[255\]"),
-        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "dtype": "F32"}}}, "weight 'x' expects .* as F32"),
+        (lambda p: {"weights": {**p["weights"], "x": {**NORM, "dtype": "F32"}}}, "as F32 .* for weight 'x'"),
         (lambda p: {"weights": {**p["weights"], "x": {**NORM, "dtype": "F8_E4M3"}}}, "weight 'x'\n  found: F8_E4M3"),
         (
             lambda p: {"weights": {**p["weights"], "x": {"op": "slice", "of": NORM, "axis": 1, "start": 0, "stop": 1}}},

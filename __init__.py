@@ -1,4 +1,4 @@
-"""llmc: a checkpoint becomes an engine, an engine writes text. The public API; importing it imports nothing heavy."""
+"""The public API of llmc: build an engine from a checkpoint, load it, generate. Importing it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -54,13 +54,15 @@ def build(
     tactics: Sequence[str | Path] = (),
     **flags: Unpack[BuildFlags],
 ) -> Path:
-    """Builds the engine file `output` from a Hugging Face folder or hub id, and gives its path.
+    """Builds the engine file `output` from the Hugging Face folder or hub id `checkpoint`; returns its path.
 
-    recipe: a bundled recipe's name, a YAML file, or a Recipe; quantize, activations, kv, targets, max_context and
-    max_batch (recipes/flags.py) win over it. memory_limit: GiB of planned peak.
-    accept_config: config keys that llmc does not know and shall ignore. random_weights: a seed, to build without
-    weights (for benchmarks). tactics: tables of tiles that `llmc tune` has written. What the user should know of the
-    engine is a UserWarning. Raises LlmcError; see runtime/errors.py.
+    `recipe` is a bundled recipe's name, a YAML file, or a Recipe. The flags quantize, activations, kv, targets,
+    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the planned peak, in GiB.
+    `accept_config` lists unknown config keys to ignore. `random_weights` is a seed, to build without weights (for
+    benchmarks). `tactics` are tables of tiles written by `llmc tune`. Notes about the engine are UserWarnings.
+
+    Raises:
+        LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
     """
     import warnings
     from pathlib import Path
@@ -71,7 +73,7 @@ def build(
 
     chosen = with_flags(recipe, **flags)
     source = open_source(checkpoint, accept_config, random_weights)
-    from .compiler.build import build as build_engine  # torch and onnx: after what can be refused without
+    from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
     tables = [load_table(Path(path)) for path in tactics]
     report = build_engine(source, output, chosen, memory_limit=memory_limit, tactics=tables)
@@ -88,7 +90,7 @@ def load(
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
 ) -> Engine:
-    """Opens an engine file and makes it ready to run; see runtime/load.py."""
+    """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py."""
     from .runtime.load import load as load_engine
 
     return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)

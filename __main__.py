@@ -1,4 +1,4 @@
-"""Lets `python -m llmc` be the same as the `llmc` script."""
+"""Makes `python -m llmc` the same as the `llmc` script."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..runtime.engine_file.bind import Concat, stored, widened
+from ..runtime.engine_file.bind import Concat, as_f32, stored
 from .graph import ops
 from .graph.graph import GATED, ROLE, Graph, Quantized, block_of, width
 from .rewrite.pattern import Depth, Miss
@@ -93,7 +93,7 @@ def _merge(graph: Graph, nodes: list[ir.Node]) -> None:
         exprs = [expr for value in column if (expr := graph.expr(value)) is not None]
         names = [str(value.name) for value in column if value is not None]
         if len({expr.dtype for expr in exprs}) > 1:
-            exprs = [widened(expr) for expr in exprs]
+            exprs = [as_f32(expr) for expr in exprs]
         if exprs[0].shape:
             merged.append(graph.weight("+".join(names), Concat(tuple(exprs), 0)))
         else:

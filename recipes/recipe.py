@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..runtime.chips import GPUS, TARGETS, target_of
-from ..runtime.dtypes import NARROW_FORMATS, WEIGHT_FORMATS
+from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
@@ -146,7 +146,7 @@ def wrong_format(name: str) -> str:
 
 def wrong_precision(key: str, name: str) -> str:
     """Why `name` is refused as the format of activations or of the KV cache, or ""."""
-    known = NARROW_FORMATS
+    known = REDUCED_FORMATS
     return "" if name in known else f"expected {key} of {' or '.join(known)}, found {name!r}{nearest(name, known)}"
 
 

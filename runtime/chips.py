@@ -1,12 +1,12 @@
-"""What the GPUs can do: the figures that choose tile sizes, refuse kernels too large for a chip, and price a plan.
+"""Figures of GPUs: they choose tile sizes, refuse kernels too large for a chip, and price a plan.
 
 Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300 and DGX Spark (GB10);
 the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090) and RTX Blackwell (RTX 5090), for matrix products
-accumulated in float32; the technical brief of Jetson AGX Orin; shared memory and what else blocks
-share: the CUDA programming guide's table of technical specifications per compute capability; processors of B200,
-B300 and GB10: published reports of what their drivers say. FLOP/s are dense, without sparsity; those of GB10 are halves
-of its 1 PFLOP/s of sparse FP4. Links: the same data sheets and whitepapers (NVLink of A100, RTX 3090, H100, H200, B200
-and B300; PCIe 4.0 or 5.0 x16 of the others).
+accumulated in float32; the technical brief of Jetson AGX Orin; limits of a multiprocessor (shared memory,
+threads, blocks, registers): the CUDA programming guide's table of technical specifications per compute capability;
+processors of B200, B300 and GB10: published output of their drivers. FLOP/s are dense, without sparsity; those of GB10
+are derived by halving its 1 PFLOP/s of sparse FP4. Links: the same data sheets and whitepapers (NVLink of A100, RTX
+3090, H100, H200, B200 and B300; PCIe 4.0 or 5.0 x16 of the others).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .errors import RecipeError, nearest
 
 _KIB, _GB, _TFLOPS = 1 << 10, 10**9, 1e12
 _RESERVED = _KIB
-"""Bytes of each block's shared memory that the system keeps."""
+"""Bytes of shared memory that the system reserves in each block."""
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the blocks on one multiprocessor share: threads and blocks at most, bytes of shared memory, registers."""
+    """Limits of one multiprocessor: resident threads, resident blocks, bytes of shared memory, registers."""
 
     threads: int
     blocks: int
@@ -31,10 +31,10 @@ class Multiprocessor:
     registers: int = 1 << 16
 
     def resident(self, threads: int, registers: int, shared: int) -> int:
-        """Blocks at the same time, each of so many threads and bytes, with so many registers a thread.
+        """Blocks that run at once, of `threads` threads, `registers` per thread and `shared` bytes of shared memory.
 
-        The system keeps 1 KiB of each block's shared memory. A warp gets registers in units of 256, and as many warps
-        fit as into the four equal parts of a multiprocessor (as NVIDIA's occupancy calculator counts).
+        The system reserves 1 KiB of shared memory per block. Registers are allocated per warp in units of 256, from
+        four equal parts of the multiprocessor (as NVIDIA's occupancy calculator counts).
         """
         warps = -(-threads // 32)
         fitting = self.registers // 4 // (-(-registers * 32 // 256) * 256) * 4
@@ -50,27 +50,29 @@ MULTIPROCESSORS: Mapping[int, Multiprocessor] = {
 }
 """By compute capability."""
 SHARED = {sm: one.shared - _RESERVED for sm, one in MULTIPROCESSORS.items()}
-"""Bytes of shared memory a block may opt in to, by compute capability."""
+"""Bytes of shared memory that a block may opt in to, by compute capability."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU, or under the name "sm_90" what kernels of a compute capability are chosen for.
-
-    sm: compute capability, 90 for 9.0. bandwidth: bytes/s on paper; copy: bytes/s a copy kernel was measured at, None
-    where we measured none. bf16, fp8: FLOP/s, None without such tensor cores. link: bytes/s to the other GPUs of a
-    machine, both ways together, by NVLink or else by PCIe; None where there are no others.
-    """
+    """A GPU; or, under a name such as "sm_90", the reference GPU of a compute capability."""
 
     name: str
     sm: int
+    """Compute capability: 90 for 9.0."""
     processors: int
     bandwidth: float
+    """Bytes/s of the data sheet."""
     memory: int
+    """Bytes."""
     bf16: float
+    """FLOP/s."""
     fp8: float | None
+    """FLOP/s; None without FP8 tensor cores."""
     link: float | None
+    """Bytes/s to the other GPUs of a machine, both directions together, by NVLink or else PCIe; None for one GPU."""
     copy: float | None = None
+    """Bytes/s measured with a copy kernel; None if not measured."""
 
     @property
     def shared(self) -> int:
@@ -79,7 +81,7 @@ class Chip:
 
     @property
     def reachable_bandwidth(self) -> float:
-        """Bytes/s a perfect kernel reaches: the measured copy, else 90 % of the figure on paper, as on H200."""
+        """Bytes/s of a perfect kernel: the measured copy, else 90 % of the data sheet's figure (the ratio on H200)."""
         return self.copy or 0.9 * self.bandwidth
 
 
@@ -100,25 +102,25 @@ _GPUS = (
     Chip("gb10", 121, 48, 273e9, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, None),
 )
 _REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "rtx4090", 90: "h200", 100: "b200", 120: "rtx5090"}
-"""The GPU whose figures a compute capability has when no GPU is named, for all that kernels are compiled for: of their
-prices and of their tiles. For 8.9 not L40S, whose processors are more: what fills 128 of them is still 90 % full there,
-and parts of K that fill 142 leave the smaller chips a second round."""
+"""The GPU that stands for a compute capability when no GPU is named, to choose tiles and to price plans. For 8.9 it is
+the RTX 4090, not the L40S with more processors: a grid that fills 128 processors fills 142 to 90 %, but parts of K
+chosen for 142 need a second round on the smaller chips."""
 
 CAPABILITIES = tuple(_REFERENCE)
-"""The compute capabilities kernels are compiled for."""
+"""The compute capabilities that kernels are compiled for."""
 SM = {f"sm_{sm}": sm for sm in reversed(CAPABILITIES)}
-"""Targets that are NVIDIA GPUs, and their compute capability times ten; best first."""
+"""Targets that are NVIDIA GPUs, with their compute capability times ten; best first."""
 TARGETS = ("cpu", *reversed(SM))
-"""The kinds of machine that engines are built for, by name."""
+"""Names of all targets that engines are built for."""
 _LATER = {80: (86, 89), 86: (89,), 87: (), 89: (), 90: (), 100: (103,), 120: (121,)}
-"""Other compute capabilities that machine code of one runs on: later ones of its major, though none of Tegra (8.7), or
-for sm_100 and sm_120, which are compiled for their families, those of the family (CUDA programming guide)."""
+"""Other compute capabilities that run the machine code of one (CUDA programming guide): later minors of the same major
+except Tegra's 8.7; for sm_100 and sm_120, which are compiled for their families, the family's."""
 CHIPS = {gpu.name: gpu for gpu in _GPUS}
 CHIPS |= {
     f"sm_{sm}": replace(CHIPS[name], name=f"sm_{sm}") for sm, name in {**_REFERENCE, 103: "b300", 121: "gb10"}.items()
 }
 GPUS = tuple(gpu.name for gpu in _GPUS)
-"""Names of GPUs, for which `chip` has figures and `target_of` the target whose code they run."""
+"""Names of GPUs that `chip` and `target_of` accept."""
 
 
 def chip(name: str | int) -> Chip:
@@ -127,26 +129,26 @@ def chip(name: str | int) -> Chip:
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    known = _known(name)
+    known = _chip_key(name)
     if known not in CHIPS:
-        raise RecipeError(f"no chip {str(name)!r}{nearest(known, CHIPS)}", fix=f"one of {', '.join(CHIPS)}")
+        raise RecipeError(f"cannot find chip {str(name)!r}{nearest(known, CHIPS)}", fix=f"one of {', '.join(CHIPS)}")
     return CHIPS[known]
 
 
-def _known(name: str | int) -> str:
+def _chip_key(name: str | int) -> str:
     asked = str(name).lower()
     return f"sm_{asked}" if asked.isdecimal() else asked
 
 
 def runs_on(sm: int, chip: int) -> bool:
-    """Whether code compiled for compute capability `sm` runs on a chip of `chip`, if its shared memory suffices."""
+    """True if code for compute capability `sm` runs on a chip of capability `chip`; shared memory is not considered."""
     return sm == chip or chip in _LATER.get(sm, ())
 
 
 def lacks(sm: int, shared: int, chip: int) -> str:
-    """Why code compiled for compute capability `sm` does not run on a chip of `chip`, or "".
+    """Why code compiled for compute capability `sm` does not run on a chip of capability `chip`, or "".
 
-    shared: bytes of shared memory that its blocks take.
+    `shared` is the number of bytes of shared memory that one of its blocks takes.
     """
     if not runs_on(sm, chip):
         return f"needs compute capability {capability(sm)}"
@@ -154,16 +156,16 @@ def lacks(sm: int, shared: int, chip: int) -> str:
 
 
 def target_of(name: str) -> str | None:
-    """The target that a name means: its own, or that of a chip such as "h100"; None where there is none."""
-    known = _known(name)
+    """The target with this name, or the target for a chip such as "h100"; None if there is neither."""
+    known = _chip_key(name)
     return known if known in TARGETS else target_for(CHIPS[known].sm) if known in CHIPS else None
 
 
 def target_for(chip: int) -> str | None:
-    """The target whose code is for a chip of compute capability `chip`; None where llmc has none."""
+    """The target whose code runs on a chip of compute capability `chip`; None if llmc has none."""
     return next((target for target, sm in SM.items() if runs_on(sm, chip)), None)
 
 
 def capability(sm: int) -> str:
-    """Compute capability as NVIDIA writes it: 90 is 9.0."""
+    """Compute capability in NVIDIA's spelling: 90 is 9.0."""
     return f"{sm // 10}.{sm % 10}"

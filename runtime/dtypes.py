@@ -1,4 +1,4 @@
-"""Every number type and weight format by name: the one table of what files, plans, kernels and numpy call them."""
+"""Every number type and weight format by name: the one table of their names in files, plans, kernels and numpy."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dtype:
-    """A number type that tensors are stored in.
-
-    name: in safetensors files. held, numpy: what holds it on the host, raw bits where numpy lacks the type. onnx:
-    TensorProto.DataType of the values ONNX Runtime is given, 0 for types it is never given. kernel, pointer: in launch
-    plans, and Triton's pointer to it; kernels read 8-bit floats and packed codes as u8. config: in config.json, for
-    types that weights of a checkpoint may have.
-    """
+    """A number type that tensors are stored in."""
 
     name: str
+    """In safetensors files."""
     held: str
+    """The numpy type that holds it on the host: raw bits where numpy lacks the type."""
     onnx: int = 0
+    """TensorProto.DataType of the values passed to ONNX Runtime; 0 for types that are never passed."""
     kernel: str = ""
+    """In launch plans; kernels read 8-bit floats and packed codes as u8."""
     pointer: str = ""
+    """Triton's pointer to `kernel`."""
     config: str = ""
+    """In config.json, for types that weights of a checkpoint may have."""
 
     @property
     def numpy(self) -> np.dtype:
@@ -55,10 +55,10 @@ _TABLE = (
 DTYPES: Mapping[str, Dtype] = {one.name: one for one in _TABLE}
 """By safetensors name."""
 KERNEL_DTYPES: Mapping[str, Dtype] = {one.kernel: one for one in DTYPES.values() if one.kernel}
-"""By name in launch plans. Of u8 only the bits are known."""
+"""By name in launch plans. u8 stands for raw bits."""
 CONFIG_DTYPES: Mapping[str, str] = {one.config: one.name for one in DTYPES.values() if one.config}
 """Name in config.json to safetensors name, for the types that weights of a checkpoint may have."""
 WEIGHT_FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
-"""What weights can be quantized to. `quantize` has what each does, and needs torch; names are judged before that."""
-NARROW_FORMATS = ("none", "fp8")
+"""Formats that weights can be quantized to; `quantize` implements them. Names are checked here, without torch."""
+REDUCED_FORMATS = ("none", "fp8")
 """Formats of activations in large products, and of the KV cache."""

@@ -34,9 +34,12 @@ _SWITCHES = ("special", "ignore_eos")
 class Engine(AbstractContextManager["Engine"]):
     """A model ready to run; a context manager. All methods may be called from any thread.
 
-    Requests of all threads run together, up to what the KV cache holds; the rest wait in order. Errors: RecipeError for
-    a request that cannot be, EngineError if the model computed numbers that are not finite (that request ends) or after
-    an exception of the device (all requests end with it, later ones are refused).
+    Requests of all threads run together while the KV cache has room; the rest wait in order of arrival.
+
+    Raises:
+        RecipeError: the request is malformed or too long, from every method that starts one.
+        EngineError: the model computed numbers that are not finite, and this request ends; or a step failed on the
+            device: all requests end with this error, and later ones are refused.
     """
 
     def __init__(
@@ -62,9 +65,14 @@ class Engine(AbstractContextManager["Engine"]):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer; Unsupported if it had none."""
+        """The checkpoint's tokenizer.
+
+        Raises:
+            Unsupported: the checkpoint had none.
+        """
         if self._tokenizer is None:
-            raise Unsupported("text with this engine", found="no tokenizer in the checkpoint", fix="token ids")
+            found = "no tokenizer in the checkpoint"
+            raise Unsupported("cannot read or write text with this engine", found=found, fix="token ids")
         return self._tokenizer
 
     @property
@@ -79,9 +87,9 @@ class Engine(AbstractContextManager["Engine"]):
     def generate(
         self, prompt: Prompt | list[str] | list[list[int]], **options: Unpack[SamplingOptions]
     ) -> Result | list[Result]:
-        """The result for one prompt (text or token ids), or those of a list of prompts, which run together.
+        """The result of one prompt (text or token ids), or the results of a list of prompts, which run together.
 
-        Ctrl-C and the first error cancel what is still running. A batch's results do not depend on its other members.
+        Ctrl-C and the first error cancel all running requests. A result does not depend on the other prompts of a list.
         """
         batch = _is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
@@ -91,7 +99,7 @@ class Engine(AbstractContextManager["Engine"]):
         return results if batch else results[0]
 
     def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Stream:
-        """Starts a request and gives an iterator over its pieces; closing or dropping it cancels the request."""
+        """Starts a request and returns an iterator over its pieces; closing or dropping it cancels the request."""
         _check_options(options)
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
@@ -107,9 +115,11 @@ class Engine(AbstractContextManager["Engine"]):
         return Stream(request, self._cancel)
 
     def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
-        """The token ids of a conversation, ready for an answer; nothing in it can become a special token.
+        """The token ids of a conversation, ready for an answer; its text never becomes a special token.
 
-        Unsupported if the checkpoint had no chat template; RecipeError if the template refuses the messages.
+        Raises:
+            RecipeError: the template refuses the messages.
+            Unsupported: the checkpoint had no tokenizer or no chat template.
         """
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)
 
@@ -126,7 +136,7 @@ class Engine(AbstractContextManager["Engine"]):
         return self.stream(self.encode_chat(messages, tools=tools), **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Logits f32 [T,V]: row t predicts token t + 1. Computed in chunks; the result is 4 * T * V bytes."""
+        """Logits ``f32 [T, V]``: row t predicts token t + 1. They are computed in chunks and take 4 * T * V bytes."""
         ids = _token_ids(token_ids)
         request = LogitsRequest(ids, 0, all_logits=True)
         self._loop.submit(request)
@@ -136,11 +146,11 @@ class Engine(AbstractContextManager["Engine"]):
             self._cancel(request)
 
     def cancel(self, stream: Stream | None = None) -> None:
-        """Ends one streamed request, or all requests; results have finish_reason "cancelled"."""
+        """Ends one streamed request (None: all requests); results have finish_reason "cancelled"."""
         self._loop.cancel(None if stream is None else stream.request)
 
     def close(self) -> None:
-        """Cancels what runs, waits for it and frees the model; a second call does nothing."""
+        """Cancels all requests, waits for them and frees the model; a second call does nothing."""
         self._close()
 
     def __exit__(self, *_: object) -> None:
@@ -152,9 +162,14 @@ class Engine(AbstractContextManager["Engine"]):
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The checkpoint's chat template; Unsupported if it had none, or one that cannot be compiled."""
+        """The checkpoint's chat template.
+
+        Raises:
+            Unsupported: the checkpoint had no tokenizer or no chat template, or the template does not compile.
+        """
         if self._chat_source is None:
-            raise Unsupported("chat with this engine", found="no chat template in the checkpoint", fix="a plain prompt")
+            found = "no chat template in the checkpoint"
+            raise Unsupported("cannot chat with this engine", found=found, fix="a plain prompt")
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 
@@ -162,7 +177,10 @@ class Engine(AbstractContextManager["Engine"]):
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}
         if (bias := given.get("logit_bias")) is not None:
             if not isinstance(bias, Mapping):
-                raise RecipeError("logit_bias", found=type(bias).__name__, fix="a mapping of token id to number")
+                found = type(bias).__name__
+                raise RecipeError(
+                    "expected logit_bias as a mapping", found=found, fix="a mapping of token id to number"
+                )
             given["logit_bias"] = tuple(bias.items())
         return replace(self._defaults, **given)
 
@@ -179,15 +197,18 @@ def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
             raise TypeError(type(ids).__name__)
         return tuple(map(operator.index, ids))
     except TypeError as error:
-        raise RecipeError("a prompt", found=str(error), fix="a string, or a list of whole numbers") from None
+        raise RecipeError(
+            "cannot read the prompt", found=str(error), fix="a string, or a list of whole numbers"
+        ) from None
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in options.keys() - SamplingOptions.__annotations__.keys():
-        raise RecipeError(f"unknown option {name!r}{nearest(name, SamplingOptions.__annotations__)}")
+        found = f"{name!r}{nearest(name, SamplingOptions.__annotations__)}"
+        raise RecipeError("expected only known options", found=found)
     for name in _SWITCHES:
         if not isinstance(options.get(name), bool | None):
-            raise RecipeError(f"{name} = {options.get(name)!r}", fix="true or false")
+            raise RecipeError(f"expected {name} as true or false", found=repr(options.get(name)))
 
 
 def _max_tokens(options: SamplingOptions) -> int:
@@ -195,5 +216,5 @@ def _max_tokens(options: SamplingOptions) -> int:
     if value is None:
         return DEFAULT_MAX_TOKENS
     if type(value) is not int or value < 1:
-        raise RecipeError(f"max_tokens = {value!r}", found="out of range", fix="a whole number from 1")
+        raise RecipeError("expected max_tokens as a whole number from 1", found=repr(value))
     return value

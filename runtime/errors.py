@@ -1,4 +1,4 @@
-"""The six errors of llmc: so that every refusal has one exit code and says asked, found and what would work."""
+"""The six errors of llmc: every refusal has an exit code and says what was asked, found, and what would work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _MAX_HINT_NAME, _MAX_HINTS = 96, 400
 class LlmcError(Exception):
     """Base of every error a user can cause.
 
-    A message has three parts: what was asked (`asked`), what was `found`, and what would work (`fix`).
+    A message has three parts: `asked`, one sentence that begins with "cannot <verb>" or "expected <thing>"; what was
+    `found`; and `fix`, what would work.
     """
 
     exit_code = 70
@@ -36,19 +37,19 @@ class CheckpointError(LlmcError):
 
 
 class EngineError(LlmcError):
-    """An engine file is damaged or not one of ours."""
+    """An engine file is damaged or was not written by llmc."""
 
     exit_code = 3
 
 
 class Unsupported(LlmcError):
-    """The input is sound, but llmc does not do this."""
+    """The input is valid, but llmc does not support it."""
 
     exit_code = 3
 
 
 class VerifyError(LlmcError):
-    """A check says no: a digest, a probe, a gate."""
+    """A check failed: a digest, a probe, a gate."""
 
     exit_code = 1
 
@@ -62,8 +63,8 @@ class ResourceError(LlmcError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for the closest known name, or "" when none is close.
 
-    Comparing is quadratic in the length and both sides may be a stranger's: only names of about the same length are
-    candidates, and only so many.
+    The comparison is quadratic in the length, and both sides may be untrusted input: candidates are at most
+    `_MAX_HINTS` names of about the same length.
     """
     alike = (one for one in known if abs(len(one) - len(name)) <= 4 + len(name) // 3 and len(one) <= _MAX_HINT_NAME)
     close = difflib.get_close_matches(name, list(islice(alike, _MAX_HINTS)), n=1) if len(name) <= _MAX_HINT_NAME else ()

@@ -1,4 +1,4 @@
-"""How well an engine predicts a text, and how far it is from a baseline: so that a loss of accuracy is a number.
+"""Perplexity of an engine on a text, and its divergence from a baseline: they measure a loss of accuracy.
 
 Every token of the text is scored exactly once. The text is cut into windows: with a BOS token every window is BOS and
 the next `window - 1` tokens, so the first token of a window is predicted from BOS alone; without one, a window begins
@@ -16,37 +16,46 @@ import numpy as np
 from .errors import EngineError, RecipeError
 
 Logits = Callable[[list[int]], np.ndarray]
-"""Token ids to logits [T,V] float32, row t predicting token t + 1."""
+"""Token ids to logits ``f32 [T, V]``, where row t predicts token t + 1."""
 
 _ROWS = 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`tokens` scored; perplexity = exp(mean of -ln p(token)); against a baseline, KL(baseline || engine) in nats."""
+    """Scores of a text; the last three need a baseline."""
 
     tokens: int
+    """Tokens scored."""
     perplexity: float
+    """exp(mean of -ln p(token))."""
     kl_mean: float | None = None
+    """Mean of KL(baseline || engine), in nats."""
     kl_p99: float | None = None
     top1_agreement: float | None = None
+    """Share of tokens for which both choose the same best token."""
 
 
 def windows(ids: Sequence[int], window: int, bos: int | None) -> Iterator[list[int]]:
-    """Cut one text's ids (without BOS) into windows of at most `window` ids (at least 2), each to be scored from its
-    second id on."""
+    """Cut one text's ids (without BOS) into windows of at most `window` ids, each scored from its second id on.
+
+    Raises:
+        RecipeError: `window` is below 2.
+    """
     if window < 2:
-        raise RecipeError(f"a window of {window} tokens predicts nothing", fix="a window of 2 tokens or more")
+        raise RecipeError("expected a window of at least 2 tokens", found=f"{window}")
     step = window - 1
     for start in range(0 if bos is not None else 1, len(ids), step):
         first = bos if bos is not None else ids[start - 1]
         yield [first, *ids[start : start + step]]
 
 
-def evaluate(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = None) -> Evaluation:
+def score(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = None) -> Evaluation:
     """Score windows; memory holds the logits of one window, and one float per token for the percentile.
 
-    Raises RecipeError if there is nothing to score, EngineError for logits that are not finite or do not fit.
+    Raises:
+        RecipeError: there is nothing to score, or the baseline has another vocabulary.
+        EngineError: logits are not finite, or their shape does not match the ids.
     """
     surprise: list[float] = []
     divergence: list[float] = []
@@ -57,7 +66,8 @@ def evaluate(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = 
         theirs = None if baseline is None else _checked(baseline(ids), ids, "the baseline")[:-1]
         if theirs is not None and theirs.shape != ours.shape:
             raise RecipeError(
-                "the baseline has another vocabulary", found=f"{theirs.shape[1]} tokens, the engine {ours.shape[1]}"
+                "expected a baseline with the vocabulary of the engine",
+                found=f"{theirs.shape[1]} tokens, the engine {ours.shape[1]}",
             )
         for start in range(0, len(wanted), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -68,9 +78,9 @@ def evaluate(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = 
                 divergence.extend(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
                 agreed += int(np.sum(np.argmax(log_p, axis=1) == np.argmax(log_q, axis=1)))
     if not surprise:
-        raise RecipeError("there is nothing to score", found="a text of fewer than 2 tokens")
+        raise RecipeError("cannot score the text", found="fewer than 2 tokens")
     count = len(surprise)
-    perplexity = math.exp(min(math.fsum(surprise) / count, 700.0))  # e^700 is the last that a float can hold
+    perplexity = math.exp(min(math.fsum(surprise) / count, 700.0))  # a float overflows above e^709
     if baseline is None:
         return Evaluation(count, perplexity)
     return Evaluation(
@@ -84,11 +94,14 @@ def evaluate(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = 
 
 def _checked(logits: np.ndarray, ids: Sequence[int], whose: str) -> np.ndarray:
     if logits.ndim != 2 or len(logits) != len(ids):
-        raise EngineError(f"{whose} gave logits {list(logits.shape)}", found=f"{len(ids)} tokens of input")
+        raise EngineError(f"expected {len(ids)} rows of logits from {whose}", found=f"shape {list(logits.shape)}")
     if max(ids) >= logits.shape[1]:
-        raise EngineError(f"{whose} has no logit for token {max(ids)}", found=f"{logits.shape[1]} logits a row")
+        raise EngineError(
+            f"expected a logit of {whose} for token {max(ids)}", found=f"{logits.shape[1]} logits per row"
+        )
     if not np.isfinite(logits).all():
-        raise EngineError(f"{whose} gave logits that are not finite", found=f"in a window of {len(ids)} tokens")
+        found = f"NaN or infinity in a window of {len(ids)} tokens"
+        raise EngineError(f"expected finite logits from {whose}", found=found)
     return logits
 
 

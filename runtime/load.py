@@ -1,4 +1,4 @@
-"""From an engine file to an engine that runs: checks, tokenizer, profile, executor."""
+"""Turns an engine file into a running engine: checks, tokenizer, profile, executor."""
 
 from __future__ import annotations
 
@@ -32,12 +32,17 @@ def load(
 ) -> Engine:
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
-    threads: CPU threads (default: those this process may use). max_batch: most requests that run at once. verify "full"
-    checks every byte first. make_device: what stands in for the GPU of a profile, which then fits any machine.
-    EngineError: damaged or not ours; ResourceError: no profile fits, or too little memory.
+    `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
+    run at once. `verify` "full" checks every byte first. `make_device` makes a substitute for the GPU of a profile,
+    which then fits any machine.
+
+    Raises:
+        EngineError: the file is damaged, no engine, or has no such profile.
+        RecipeError: an argument is out of range.
+        ResourceError: no profile fits this machine, or there is too little memory.
     """
     if verify not in ("header", "full"):
-        raise RecipeError(f"verify = {verify!r}", fix="header or full")
+        raise RecipeError("expected verify as header or full", found=repr(verify))
     started = time.perf_counter()
     file = EngineFile.open(path, verify=verify)
     try:
@@ -71,7 +76,7 @@ def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
         return None, None
     config = loads(read("tokenizer_config.json") or b"{}", what="tokenizer_config.json", error=EngineError)
     if not isinstance(config, dict):
-        raise EngineError("tokenizer_config.json", found=type(config).__name__, fix="a JSON object")
+        raise EngineError("expected tokenizer_config.json as a JSON object", found=type(config).__name__)
     template = read("chat_template.jinja")
     source = chat_template_source(config, None if template is None else template.decode("utf-8", "replace"))
     return Tokenizer.from_bytes(vocabulary, config), source
@@ -85,9 +90,10 @@ def open_executor(
     max_batch: int | None = None,
     make_device: MakeDevice | None = None,
 ) -> Executor:
-    """Load a profile; the executor owns `engine` from then on.
+    """Load a profile; the executor then owns `engine`.
 
-    `max_batch` bounds the sequences at once (default: the profile's own). `make_device` makes what stands in for a GPU.
+    `max_batch` bounds the sequences that run at once (default: the profile's bound). `make_device` makes a substitute
+    for the GPU.
     """
     if engine.manifest.profiles[name].target in SM:
         from .plan.executor import PagedExecutor

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: containers give fewer CPUs and less memory than the machine reports."""
+"""CPUs and memory that this process may use: a container allows less than the machine reports."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNKNOWN = sys.maxsize
-"""Bytes reported where the system does not say: planning then refuses nothing."""
+"""Bytes reported if the system does not tell: planning then refuses nothing."""
 
 _BANDWIDTH_BYTES = 128 * 2**20
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of cgroup v2 and v1: the limit, the bytes used, and the key in memory.stat of those that can be reclaimed."""
+"""Of cgroup v2 and v1: files of the limit and of the bytes used, and the key of reclaimable bytes in memory.stat."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes this process may have in all (`total`) and still get now (`available`), the cgroup's limit respected."""
+class SystemMemory:
+    """Bytes of memory, within the cgroup's limit: all that this process may use, and those that are free now."""
 
     total: int
     available: int
@@ -36,21 +36,21 @@ def cpu_count(root: Path = Path("/")) -> int:
     return max(1, min([affinity, *(-(-quota // period) for quota, period in _cpu_quotas(root))]))
 
 
-def memory(root: Path = Path("/")) -> Memory:
+def system_memory(root: Path = Path("/")) -> SystemMemory:
     """Memory of the machine, lowered to the limits of this process's cgroup and its ancestors."""
     facts = _numbers(root / "proc/meminfo")
     if not facts and sys.platform == "win32":
-        return Memory(UNKNOWN, UNKNOWN)
+        return SystemMemory(UNKNOWN, UNKNOWN)
     total = facts.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = facts.get("MemAvailable", facts.get("MemFree", total))
     for limit, used in _memory_limits(root):
         total = min(total, limit)
         available = min(available, max(0, limit - used))
-    return Memory(total, available)
+    return SystemMemory(total, available)
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's marketing name, or what the platform calls it."""
+    """The processor's marketing name, else the platform's name for it."""
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "cpu model") and value.strip():
@@ -59,7 +59,7 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; 0 where the system does not say."""
+    """Largest resident size of this process so far, in bytes; 0 if the system does not tell."""
     peak = _numbers(Path("/proc/self/status")).get("VmHWM")
     if peak is not None:
         return peak
@@ -72,7 +72,7 @@ def peak_memory() -> int:
 
 
 def read_bandwidth(threads: int, repeat: int = 5) -> float:
-    """Bytes per second that `threads` threads read from memory together: the best of `repeat` passes over 128 MiB."""
+    """Bytes/s that `threads` threads together read from memory: the best of `repeat` passes over 128 MiB."""
     import numpy as np
 
     data = np.ones(_BANDWIDTH_BYTES // 8, np.int64)
@@ -108,8 +108,8 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's cgroup and its ancestors, for cgroup v2 and v1.
 
-    Inside a container the path in /proc/self/cgroup may be that of the host, where only the mount's root is visible:
-    folders that do not exist simply hold no limit, and the root is always among the ancestors.
+    Inside a container /proc/self/cgroup may show the host's path, of which only the mount's root is visible. A folder
+    that does not exist has no limit, and the root is always among the ancestors.
     """
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -123,7 +123,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """The lines `Key: N kB` and `key N` of a file, kB as bytes."""
+    """The numbers in lines `Key: N kB` and `key N` of a file; kB are converted to bytes."""
     fields = (line.split() for line in _text(path).splitlines())
     return {
         f[0].rstrip(":"): int(f[1]) * (1024 if f[2:] else 1)
@@ -133,7 +133,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def _text(path: Path) -> str:
-    """The file's text; "" where the system has no such file or does not let us read it."""
+    """The file's text; "" if it does not exist or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Number tables and bit conversions in numpy: so that runtime and compiler read every weight byte the same way."""
+"""Number tables and bit conversions in numpy: runtime and compiler read every weight byte in the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from .dtypes import DTYPES
 
 RAW_DTYPE: dict[str, np.dtype] = {name: dtype.numpy for name, dtype in DTYPES.items()}
-"""How each safetensors dtype is held in numpy."""
+"""The numpy type that holds each safetensors dtype."""
 
 
 def _small_float(bits: int, exponent_bits: int, mantissa_bits: int, bias: int) -> np.ndarray:
@@ -27,11 +27,11 @@ def _frozen(table: np.ndarray) -> np.ndarray:
 
 
 E2M1: np.ndarray = _frozen(_small_float(4, 2, 1, 1))
-"""float32 [16]: value of each FP4 code; 8 is -0."""
+"""``f32 [16]``: value of each FP4 code; 8 is -0."""
 E4M3: np.ndarray = _frozen(np.where(np.arange(256) % 128 == 127, np.float32(np.nan), _small_float(8, 4, 3, 7)))
-"""float32 [256]: value of each FP8 code (the variant without infinities); 0x7F and 0xFF are NaN."""
+"""``f32 [256]``: value of each FP8 code (the variant without infinities); 0x7F and 0xFF are NaN."""
 E8M0: np.ndarray = _frozen(np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan)))
-"""float32 [256]: 2^(code-127); 255 is NaN, 0 is a subnormal float32."""
+"""``f32 [256]``: 2^(code-127); 255 is NaN, 0 is a subnormal float32."""
 _E5M2 = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)  # the upper byte of a float16
 _VALUES = {"F8_E4M3": E4M3, "F8_E8M0": E8M0, "F8_E5M2": _E5M2}
 
@@ -57,9 +57,10 @@ def f32_to_bf16(values: np.ndarray) -> np.ndarray:
 
 
 def to_f32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values of a raw array of the safetensors dtype; same shape, a fresh array unless it is F32 already.
+    """float32 values of a raw array of the safetensors dtype; same shape, a new array unless it is F32 already.
 
-    Raises ValueError for an unknown dtype.
+    Raises:
+        ValueError: the dtype is unknown.
     """
     if dtype == "BF16":
         return bf16_to_f32(raw)

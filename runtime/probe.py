@@ -1,4 +1,4 @@
-"""The golden probe: fixed ids in, the oracle's top logits out; replaying it proves an engine on this very machine."""
+"""The golden probe: fixed ids and the oracle's top logits; a replay compares an engine's numbers on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = 32
 POSITIONS = 8
 TOP = 8
 DIGITS = 4
-"""Logits are rounded to this many decimals, so that the section does not carry noise of the last bits."""
+"""Decimals of a stored logit: the last bits are noise."""
 _LARGEST = 1e30
 
 
@@ -38,22 +38,24 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """How a profile's logits compare: largest error over the largest logit, and where the first choice agrees."""
+    """A comparison of a profile's logits with the probe's."""
 
     ok: bool
     max_error: float
+    """Largest error over the largest logit."""
     tolerance: float
     top1_agree: int
+    """Positions at which both choose the same best token."""
     positions: int
 
 
 def probe_ids(vocab: int) -> tuple[int, ...]:
-    """32 fixed ids spread over the vocabulary: a multiplicative walk, the same for every engine of that vocabulary."""
+    """32 fixed ids spread over the vocabulary: multiples of a prime, equal for all engines of one vocabulary size."""
     return tuple((7919 * (index + 1)) % vocab for index in range(IDS))
 
 
 def probe_of(ids: tuple[int, ...], logits: np.ndarray) -> Probe:
-    """The probe from the oracle's logits `[len(ids), V]`, or of the last positions alone."""
+    """The probe of the oracle's logits ``f32 [len(ids), V]``; rows of the last `POSITIONS` positions are enough."""
     rows = []
     for row in logits[-POSITIONS:]:
         best = np.argsort(-row, kind="stable")[:TOP]
@@ -62,7 +64,7 @@ def probe_of(ids: tuple[int, ...], logits: np.ndarray) -> Probe:
 
 
 def compare(probe: Probe, logits: np.ndarray, tolerance: float) -> ProbeReport:
-    """Compare logits `[positions, V]` with the probe's."""
+    """Compare logits ``f32 [positions, V]`` with the probe's."""
     expected = np.array([[value for _, value in row] for row in probe.top], np.float32)
     index = np.array([[i for i, _ in row] for row in probe.top])
     rows = logits[-len(probe.top) :]
@@ -83,13 +85,13 @@ def read_probe(engine: EngineFile) -> Probe:
     model = engine.manifest.model
     wrong = _fault(data, model.vocab_size, min(IDS, model.max_context))
     if wrong:
-        raise EngineError(f"{engine.path}: golden probe", found=wrong, fix="build the engine again")
+        raise EngineError(f"cannot read the golden probe of {engine.path}", found=wrong, fix="build the engine again")
     ids, top = data["probe"]["ids"], data["probe"]["top"]
     return Probe(tuple(ids), tuple(tuple((i, float(logit)) for i, logit in row) for row in top))
 
 
 def _fault(data: Any, vocab: int, most: int) -> str:
-    """Why this is no {"probe": {"ids": [id ...], "top": [[[id, logit] ...] ...]}}, or ""."""
+    """Why `data` is not {"probe": {"ids": [id ...], "top": [[[id, logit] ...] ...]}}, or ""."""
     probe = data.get("probe") if isinstance(data, Mapping) else None
     if not isinstance(probe, Mapping) or probe.keys() != {"ids", "top"}:
         return "no object with ids and top"
@@ -121,7 +123,12 @@ def replay(
     threads: int | None = None,
     make_device: MakeDevice | None = None,
 ) -> ProbeReport:
-    """Run an engine's probe through one of its profiles on this machine, or on what stands in for a GPU."""
+    """Run an engine's probe through one of its profiles on this machine, or on the substitute of a GPU.
+
+    Raises:
+        EngineError: the engine is damaged or has no such profile, or its logits are not finite.
+        ResourceError: the profile does not fit this machine.
+    """
     from .load import open_executor
     from .profiles import choose
     from .scheduling.executor import ScheduledSequence

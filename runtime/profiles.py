@@ -1,4 +1,4 @@
-"""Which profile of an engine runs on this machine or on another, and why the others do not."""
+"""Chooses the profile of an engine that runs on this machine or another; gives the reason why others do not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Gpu(Protocol):
 
 
 Gpus = Sequence[Gpu] | None
-"""The GPUs of a machine that is not this one; None is this one."""
+"""The GPUs of another machine; None stands for this machine."""
 
 
 @cache
@@ -38,15 +38,15 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def has_bindings() -> bool:
-    """Whether the driver can be called from here (the extra "cuda")."""
+    """True if the driver's Python bindings (the extra "cuda") are installed."""
     try:
         return find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:  # of "cuda", their namespace
+    except ModuleNotFoundError:  # the namespace "cuda" is missing too
         return False
 
 
 def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
-    """Every profile of the engine with the reason why it does not fit the machine (this one by default), or ""."""
+    """Per profile of the engine, the reason why it does not fit the machine (this one by default), or ""."""
     return {
         name: "" if profile.target == "cpu" else _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
         for name, profile in engine.manifest.profiles.items()
@@ -54,9 +54,9 @@ def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
 
 
 def _lacking(target: str, shared: int, there: Gpus) -> str:
-    """Why a target's code, whose blocks take so many bytes of shared memory, runs on none of these GPUs, or ""."""
+    """Why a target's code, whose blocks take `shared` bytes of shared memory, runs on none of these GPUs, or ""."""
     if target not in SM:
-        return f"this llmc runs no target {target!r}"
+        return f"this llmc has no target {target!r}"
     present = gpus() if there is None else there
     if not present:
         return "no NVIDIA GPU here" if there is None else "no NVIDIA GPU"
@@ -68,63 +68,70 @@ def _lacking(target: str, shared: int, there: Gpus) -> str:
         reasons.setdefault(reason, {})[f"{name} has {has}"] = None
     if "" in reasons:
         return _NO_BINDINGS if there is None and not has_bindings() else ""
-    first = max(reasons)  # shared memory, where the capability would do
+    first = max(reasons)  # "needs ... shared memory" sorts last: that GPU has the capability
     return ", ".join([first, *reasons[first]])
 
 
 def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = False) -> tuple[str, dict[str, str]]:
-    """The profile to run, asked for or the best that fits, and all reasons.
+    """The profile to run, `name` or the best that fits, and the reasons of `fits`.
 
-    simulated: one of a GPU, which need not be here.
+    With `simulated` it is a profile of a GPU, which need not be present.
 
     Raises:
         EngineError: the engine has no such profile.
-        RecipeError: to be simulated, and of no GPU.
-        ResourceError: it does not fit this machine, or none does.
+        RecipeError: it shall be simulated, but is not a GPU's.
+        ResourceError: it does not fit this machine, or no profile does.
     """
     if name is not None:
         refuse_unknown(engine, name)
     if simulated:
-        return planned(engine, name), {}
+        return choose_gpu_profile(engine, name), {}
     reasons = fits(engine)
     fitting = [one for one, reason in reasons.items() if not reason]
     if name is None and not fitting:
         found = "; ".join(f"{one}: {reason}" for one, reason in reasons.items()) or "no profile at all"
-        raise ResourceError(f"{engine.path}: a profile for this machine", found=found, fix="llmc build --target cpu")
+        raise ResourceError(f"cannot run {engine.path} on this machine", found=found, fix="llmc build --target cpu")
     if name is not None and name not in fitting:
-        asked = f"{engine.path}: profile {name!r}"
-        raise ResourceError(asked, found=reasons[name], fix="another profile or machine")
+        raise ResourceError(
+            f"cannot run profile {name!r} of {engine.path} on this machine",
+            found=reasons[name],
+            fix="another profile or machine",
+        )
     return name or best(engine, fitting), reasons
 
 
 def refuse_unknown(engine: EngineFile, name: str) -> None:
-    """EngineError if the engine has no profile of this name."""
+    """Check that the engine has a profile of this name.
+
+    Raises:
+        EngineError: it has none.
+    """
     known = engine.manifest.profiles
     if name not in known:
         raise EngineError(
-            f"{engine.path}: profile {name!r}", found=f"profiles {', '.join(known)}{nearest(name, known)}"
+            f"cannot find profile {name!r} in {engine.path}", found=f"profiles {', '.join(known)}{nearest(name, known)}"
         )
 
 
 def best(engine: EngineFile, names: Sequence[str]) -> str:
-    """The profile of the best target among these, of which there is at least one."""
+    """The profile with the best target among `names`, which must not be empty."""
     order = [*SM, "cpu"]
     return min(names, key=lambda name: order.index(engine.manifest.profiles[name].target))
 
 
 def runnable(engine: EngineFile, chips: Iterable[int]) -> list[str]:
-    """The profiles whose code runs on a GPU of one of these compute capabilities, by that alone."""
+    """The profiles whose code runs on one of these compute capabilities; shared memory is not considered."""
     there = tuple(chips)
     targets = {name: profile.target for name, profile in engine.manifest.profiles.items()}
     return [name for name, target in targets.items() if target in SM and any(runs_on(SM[target], c) for c in there)]
 
 
-def planned(engine: EngineFile, name: str | None = None) -> str:
-    """A profile with a launch plan, asked for or the best.
+def choose_gpu_profile(engine: EngineFile, name: str | None = None) -> str:
+    """A profile with a launch plan: `name`, or the best.
 
     Raises:
         EngineError: the engine has no such profile.
-        RecipeError: it has no plan, or none has one.
+        RecipeError: it has no launch plan, or no profile has one.
     """
     if name is not None:
         refuse_unknown(engine, name)
@@ -134,7 +141,7 @@ def planned(engine: EngineFile, name: str | None = None) -> str:
         return name
     if with_plan and name is None:
         return best(engine, with_plan)
-    asked = "a profile of a GPU" if name is None else f"profile {name!r} as one of a GPU"
+    thing = "a profile of a GPU" if name is None else f"profile {name!r} as one of a GPU"
     found = f"profiles {', '.join(profiles)}" if name is None else f"target {profiles[name].target}"
     fix = f"--profile {best(engine, with_plan)}" if with_plan else "llmc build --target sm_90"
-    raise RecipeError(f"{engine.path}: {asked}", found=found, fix=fix)
+    raise RecipeError(f"expected {thing} in {engine.path}", found=found, fix=fix)

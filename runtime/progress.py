@@ -1,4 +1,4 @@
-"""How long work reports how far it is: so that the compiler and the runtime know nothing of terminals."""
+"""The interface for progress reports: compiler and runtime report to it and do not depend on a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the stages of a job, one after the other or nested; safe to call from several threads."""
+    """Receives the stages of a job, in sequence or nested; safe to call from several threads."""
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a stage of `total` bytes (None: unknown); inside it, tell the given function the bytes just done."""
+        """Open a stage of `total` bytes (None: unknown); call the yielded function with the bytes of each part done."""
         ...
 
 

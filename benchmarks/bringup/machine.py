@@ -15,7 +15,7 @@ from typing import Any
 from bringup.bench import Bench
 from bringup.code import tools
 from bringup.step import Item, Step
-from llmc.runtime.machine import cpu_count, cpu_name, memory
+from llmc.runtime.machine import cpu_count, cpu_name, system_memory
 
 PACKAGES = (
     *("numpy", "cuda-bindings", "torch", "triton", "onnxruntime", "onnx", "onnx-ir", "transformers", "tokenizers"),
@@ -63,7 +63,7 @@ def host(bench: Bench) -> Mapping[str, Any]:
         "cpu": cpu_name(),
         "cpus": cpu_count(),
         "nproc": os.cpu_count(),
-        "memory_gb": memory().total / 1e9,
+        "memory_gb": system_memory().total / 1e9,
         "disks": disks,
         "python": platform.python_version(),
         "kernel": platform.release(),

@@ -53,7 +53,7 @@ def _facts() -> dict[str, Any]:
     from ...runtime import machine
     from ...runtime.cpu.ort import onnxruntime
 
-    memory = machine.memory()
+    memory = machine.system_memory()
     return {
         "llmc": metadata.version("llmc"),
         "python": platform.python_version(),

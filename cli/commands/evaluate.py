@@ -33,7 +33,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, and with a baseline the distance from it."""
     from ...runtime.engine_file.file import EngineFile
-    from ...runtime.evaluate import evaluate as score
+    from ...runtime.evaluate import score
     from ...runtime.load import load
 
     contents = [texts.read_text(path) for path in text]

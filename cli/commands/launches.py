@@ -42,10 +42,10 @@ def show(
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.plan.plan import Plan
     from ...runtime.plan.price import Roofline, price
-    from ...runtime.profiles import best, planned, runnable
+    from ...runtime.profiles import best, choose_gpu_profile, runnable
 
     with EngineFile.open(engine) as opened:
-        name = planned(opened, profile)
+        name = choose_gpu_profile(opened, profile)
         chip = chip_named(gpu) if gpu is not None else None
         if chip is not None and profile is None:
             able = runnable(opened, (chip.sm,))

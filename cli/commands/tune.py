@@ -91,10 +91,10 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
     """
     from ...runtime.chips import SM, capability, runs_on
     from ...runtime.cuda import gpus
-    from ...runtime.profiles import best, planned, runnable
+    from ...runtime.profiles import best, choose_gpu_profile, runnable
 
     found, profiles = gpus.detect(), engine.manifest.profiles
-    name = planned(engine, asked)
+    name = choose_gpu_profile(engine, asked)
     if asked is None:
         able = runnable(engine, (gpu.sm for gpu in found.gpus))
         name = best(engine, able) if able else name

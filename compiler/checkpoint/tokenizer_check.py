@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.errors import CheckpointError, EngineError, LlmcError
 from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import ChatTemplate
-from ...runtime.text.tokenizer import Tokenizer, contained, token_text
+from ...runtime.text.tokenizer import Tokenizer, library_errors, token_text
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint  # the worker process does not import it
@@ -109,10 +109,10 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
             loads(tokenizer_json, what="tokenizer.json", error=CheckpointError, max_bytes=MAX_TOKENIZER_BYTES)
         )
         _check_ids(declared, question["rows"])
-        with contained("load it", CheckpointError):
+        with library_errors("load it", CheckpointError):
             tokenizer = Tokenizer.from_bytes(tokenizer_json, question["config"])
         _check_library(tokenizer, declared, question["eos"])
-        with contained("encode probe texts", CheckpointError):
+        with library_errors("encode probe texts", CheckpointError):
             for text in STRESS:
                 tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:

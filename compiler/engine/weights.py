@@ -14,7 +14,7 @@ from ...quantize import FORMATS
 from ...quantize.format import non_finite, require_finite
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError
-from ...runtime.machine import memory
+from ...runtime.machine import system_memory
 from ..checkpoint.source import Source
 from .writer import EngineWriter, Groups
 
@@ -36,7 +36,7 @@ def chunk_bytes(memory_limit: float | None) -> int:
     Raises:
         ResourceError: the limit is too small for chunks of 1 MiB.
     """
-    limit = memory_limit * (1 << 30) if memory_limit is not None else memory().available
+    limit = memory_limit * (1 << 30) if memory_limit is not None else system_memory().available
     chunk = min(CHUNK_BYTES, int(limit - _BASE_BYTES) // 16)
     if chunk < 1 << 20:
         raise ResourceError(

@@ -21,7 +21,7 @@ from ...passes.graph import ops
 from ...passes.graph.graph import BLOCK, IR_VERSION, OPSETS, Graph
 from ...quantize import FORMATS
 from ...quantize.chunks import on_all_cores
-from ...runtime.engine_file.bind import Expr, Stored, evaluate
+from ...runtime.engine_file.bind import Expr, Stored, evaluate_weight
 from ...runtime.numbers import to_f32
 
 Read = Callable[[str, int, int], np.ndarray]
@@ -129,14 +129,14 @@ class Oracle:
         """The stored component behind a function input, in raw representation, as formats expect it."""
         expr = graph.expr(value)
         assert expr is not None and value is not None
-        return evaluate(expr, self._whole, initializer=str(value.name))
+        return evaluate_weight(expr, self._whole, initializer=str(value.name))
 
     def _whole(self, name: str) -> np.ndarray:
         return self._read(name, 0, -1)
 
     def _weight(self, name: str) -> _Feed:
         expr = self._bound[name]
-        return _Feed.weight(evaluate(expr, self._whole, initializer=name), expr.dtype)
+        return _Feed.weight(evaluate_weight(expr, self._whole, initializer=name), expr.dtype)
 
     def _large(self, graph: Graph, node: ir.Node, values: dict[str, np.ndarray]) -> np.ndarray:
         """The result of a large node: the rows of an embedding, or a linear computed in chunks of its rows."""

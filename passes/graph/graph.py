@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from ...runtime.dtypes import DTYPES
-from ...runtime.engine_file.bind import Expr, Stored, stored, widened
+from ...runtime.engine_file.bind import Expr, Stored, as_f32, stored
 from . import ops
 from .types import infer
 
@@ -115,9 +115,9 @@ class Graph:
         return self.input(name, "F32" if widen and expr.dtype in ("BF16", "F16") else expr.dtype, expr.shape)
 
     def bound(self) -> dict[str, Expr]:
-        """The expression of each weight, by name, in its graph input's type: widened where that is float32."""
+        """The expression of each weight, by name, in its graph input's type: converted where that is float32."""
         widen = {value.name for value in self.body.inputs if value.dtype == ir.DataType.FLOAT}
-        return {name: widened(expr) if name in widen else expr for name, expr in self.weights.items()}
+        return {name: as_f32(expr) if name in widen else expr for name, expr in self.weights.items()}
 
     def expr(self, value: ir.Value | None) -> Expr | None:
         """The expression of a weight, or None if `value` is no weight."""

@@ -15,11 +15,11 @@ import numpy as np
 
 from .. import environment
 from ..dtypes import DTYPES
-from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate, from_json, is_view
+from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate_weight, from_json, is_view
 from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
 from ..errors import EngineError, RecipeError, ResourceError
-from ..machine import cpu_count, memory
+from ..machine import cpu_count, system_memory
 from ..numbers import RAW_DTYPE
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
 from .onnx_scan import scan
@@ -263,7 +263,7 @@ def _check_memory(
     if type(packed) is not int:
         found = repr(packed)[:80]
         raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
-    needed, free = converted + packed + cache_bytes, memory().available
+    needed, free = converted + packed + cache_bytes, system_memory().available
     if needed > free:
         raise ResourceError(
             f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
@@ -287,7 +287,7 @@ def _weight_values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str,
 
     return {
         name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(evaluate(expr, engine.tensor, initializer=name)), DTYPES[expr.dtype].onnx
+            np.ascontiguousarray(evaluate_weight(expr, engine.tensor, initializer=name)), DTYPES[expr.dtype].onnx
         )
         for name, expr in weights.items()
     }

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine_file.bind import Concat, Expr, Reshape, Slice, Stored, evaluate, from_json, stored
+from ..engine_file.bind import Concat, Expr, Reshape, Slice, Stored, evaluate_weight, from_json, stored
 from ..engine_file.file import EngineFile
 from ..errors import EngineError, ResourceError
-from ..files.hashing import CHUNK, Range, chunks
+from ..files.hashing import CHUNK, ByteRange, chunks
 from ..machine import cpu_count
 from ..numbers import RAW_DTYPE
 from ..plan.budget import aligned
@@ -67,7 +67,7 @@ class _Chunk:
     """A chunk of a stored tensor."""
 
     label: str
-    part: Range
+    part: ByteRange
     digest: str
     copies: tuple[tuple[int, int, int], ...]
     """Copies to make: first byte in the chunk, bytes, offset in the weights' allocation."""
@@ -155,7 +155,7 @@ def upload(
             file = keep(cleanup, os.open(engine.path, os.O_RDONLY), os.close)
         staging.stream_file(engine, file, jobs, base, advance)
         for name, (expr, offset) in placement.computed.items():
-            staging.send(evaluate(expr, engine.tensor, initializer=name), base + offset)
+            staging.send(evaluate_weight(expr, engine.tensor, initializer=name), base + offset)
 
 
 class Staging:
@@ -231,7 +231,7 @@ def _readable(engine: EngineFile) -> Iterator[None]:
         raise ResourceError(f"cannot read {engine.path}", found=str(problem.strerror)) from problem
 
 
-def _read(file: int, part: Range, into: memoryview) -> str:
+def _read(file: int, part: ByteRange, into: memoryview) -> str:
     """Read a part of the file into a slot, or less at the end of the file; returns the digest of the bytes read."""
     digest, done = hashlib.sha256(), 0
     while done < part.nbytes:

@@ -1,1 +1,1 @@
-"""Opens and checks a `.llmc` file before anything is mapped; evaluates weight bindings."""
+"""Checks the header of a `.llmc` file before it maps the file; evaluates weight expressions."""

@@ -1,11 +1,11 @@
-"""How a profile's initializers come out of the stored tensors: a closed set of expressions, evaluated with numpy.
+"""Weight expressions: they compute a profile's initializers from stored tensors, evaluated with numpy.
 
-The compiler writes an expression per initializer (slice, concat, convert ...); the runtime evaluates it over the mapped
-engine. Expressions are values, typed by safetensors dtype names, and travel as JSON in the manifest.
-Arrays are in the raw representation of `numbers.RAW_DTYPE` (bf16 as uint16, fp8 as uint8).
+The compiler writes one expression (slice, concat, convert ...) per initializer; the runtime evaluates it over the
+mapped engine. Expressions are values, typed by safetensors dtype names, and are stored as JSON in the manifest.
+Arrays have the raw representation of `numbers.RAW_DTYPE` (bf16 as uint16, fp8 as uint8).
 
-An expression that makes no sense cannot be made (ValueError), and no step of one is larger than its result: what a
-hostile manifest can ask for is what planning counts.
+The constructors refuse inconsistent shapes and types with a ValueError, and no intermediate array is larger than the
+result: memory planning counts all that a hostile manifest can allocate.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from ..numbers import RAW_DTYPE, to_f32
 
 Fetch = Callable[[str], np.ndarray]
 MAX_DEPTH = 8
+"""Deepest nesting of an expression in a manifest."""
 WEIGHTS_LOCATION = "engine"
-"""What a graph calls the file its weights lie in; the runtime binds them by name, whatever the engine is called."""
+"""The external file of weights in a graph; the runtime binds weights by name, independent of the engine's path."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Stored:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in RAW_DTYPE:  # asked first: a graph makes thousands of these, and hints are slow
+        if self.dtype not in RAW_DTYPE:  # a graph makes thousands of these, and `nearest` is slow
             raise ValueError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, RAW_DTYPE)}")
 
     @property
@@ -78,7 +79,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Concat:
-    """Parts laid end to end along one axis; parts that already lie so in the file stay a view."""
+    """Parts joined along one axis; parts that are adjacent in the file stay a view."""
 
     parts: tuple[Expr, ...]
     axis: int
@@ -138,8 +139,8 @@ class ToF32:
         return self.of.shape
 
     def evaluate(self, fetch: Fetch) -> np.ndarray:
-        wide = np.asarray(to_f32(self.of.evaluate(fetch), self.of.dtype))
-        return wide if self.factor == 1.0 else np.asarray(wide * np.float32(self.factor))
+        values = np.asarray(to_f32(self.of.evaluate(fetch), self.of.dtype))
+        return values if self.factor == 1.0 else np.asarray(values * np.float32(self.factor))
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Times:
 
 @dataclass(frozen=True)
 class E2M1ToNbits8:
-    """Packed E2M1 pairs as 8-bit MatMulNBits codes 128 + 2v: exact, as twice an E2M1 value is a small integer."""
+    """Packed E2M1 pairs as 8-bit MatMulNBits codes 128 + 2v; exact, because twice an E2M1 value is a small integer."""
 
     of: Expr
     dtype = "U8"
@@ -208,7 +209,7 @@ _PAIRS = _pair_table()
 
 
 def _adjacent(arrays: list[np.ndarray]) -> np.ndarray | None:
-    """One view over arrays that follow each other in memory, or None."""
+    """One view over arrays that are adjacent in memory, or None."""
     first = base = arrays[0]
     while isinstance(base.base, np.ndarray):
         base = base.base
@@ -226,10 +227,10 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def widened(expr: Expr) -> Expr:
-    """The same numbers as float32, if they are bf16 or fp16; other expressions as they are."""
+def as_f32(expr: Expr) -> Expr:
+    """The expression converted to float32 if it is bf16 or fp16; other expressions unchanged."""
     if isinstance(expr, Concat):
-        return Concat(tuple(map(widened, expr.parts)), expr.axis)
+        return Concat(tuple(map(as_f32, expr.parts)), expr.axis)
     return ToF32(expr) if expr.dtype in ("BF16", "F16") else expr
 
 
@@ -246,7 +247,7 @@ def stored(expr: Expr) -> Iterator[Stored]:
 
 
 def is_view(expr: Expr, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether evaluation stays a view of the mapped file, whose `tensors` these are: planning counts the others."""
+    """True if evaluation returns a view of the mapped file with these `tensors`; memory planning counts all others."""
     if isinstance(expr, Stored):
         return True
     if isinstance(expr, Concat):
@@ -283,27 +284,26 @@ def from_json(data: Any, *, depth: int = 0) -> Expr:
     """Strict inverse of `to_json`.
 
     Raises:
-        EngineError: an unknown operation or field, a wrong type, shapes that do not fit, or nesting beyond `MAX_DEPTH`.
+        EngineError: an unknown operation or field, a wrong type, inconsistent shapes, or nesting beyond `MAX_DEPTH`.
     """
     if depth > MAX_DEPTH or not isinstance(data, Mapping):
-        raise EngineError("weight binding", found=f"{type(data).__name__} at depth {depth}", fix="rebuild the engine")
+        raise _unreadable(f"{type(data).__name__} at depth {depth}")
     name = data.get("op")
     cls = _OPS.get(name) if isinstance(name, str) else None
     if cls is None:
-        raise EngineError("weight binding", found=f"operation {name!r}{nearest(str(name), _OPS)}", fix="update llmc")
+        raise _unreadable(f"operation {name!r}{nearest(str(name), _OPS)}", fix="update llmc")
     known = {field.name: field for field in fields(cls)}
     values = {key: value for key, value in data.items() if key != "op"}
     for key in values:
         if key not in known:
-            found = f"unknown field {key!r}{nearest(key, known)}"
-            raise EngineError(f"weight binding {name!r}", found=found, fix="update llmc")
+            raise _unreadable(f"{name}: unknown field {key!r}{nearest(key, known)}", fix="update llmc")
     missing = [key for key, field in known.items() if field.default is MISSING and key not in values]
     if missing:
-        raise EngineError(f"weight binding {name!r}", found=f"no field {missing[0]!r}", fix="rebuild the engine")
+        raise _unreadable(f"{name}: no field {missing[0]!r}")
     try:
         return cls(**{key: _field(key, value, depth) for key, value in values.items()})
     except ValueError as error:
-        raise EngineError(f"weight binding {name!r}", found=str(error), fix="rebuild the engine") from None
+        raise _unreadable(f"{name}: {error}") from None
 
 
 def _field(key: str, value: Any, depth: int) -> Any:
@@ -319,15 +319,19 @@ def _field(key: str, value: Any, depth: int) -> Any:
         return value
     if key == "factor" and isinstance(value, float) and math.isfinite(value):
         return value
-    raise EngineError("weight binding", found=f"field {key!r} = {str(value)[:80]!r}", fix="rebuild the engine")
+    raise _unreadable(f"field {key!r} = {str(value)[:80]!r}")
 
 
-def evaluate(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
-    """The initializer's array, in the raw representation of `expr.dtype` and of `expr.shape`.
+def _unreadable(found: str, fix: str = "rebuild the engine") -> EngineError:
+    return EngineError("cannot read a weight expression", found=found, fix=fix)
+
+
+def evaluate_weight(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
+    """The initializer's array, in the raw representation of `expr.dtype`, of shape `expr.shape`.
 
     Raises:
-        EngineError: the stored tensors are not of the dtype and shape the expression expects, or numpy has no array of
-            such a shape (more axes than it knows); names the initializer.
+        EngineError: a stored tensor has another dtype or shape than the expression expects, or the shape has more axes
+            than numpy supports; names the initializer.
         ResourceError: there is not enough memory.
     """
     fetched = {leaf.name: fetch(leaf.name) for leaf in stored(expr)}
@@ -335,7 +339,7 @@ def evaluate(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
         found = fetched[leaf.name]
         if tuple(found.shape) != leaf.shape or found.dtype != RAW_DTYPE[leaf.dtype]:
             raise EngineError(
-                f"weight {initializer!r} expects tensor {leaf.name!r} as {leaf.dtype} of shape {list(leaf.shape)}",
+                f"expected tensor {leaf.name!r} as {leaf.dtype} of shape {list(leaf.shape)} for weight {initializer!r}",
                 found=f"{found.dtype} of shape {list(found.shape)}",
                 fix="rebuild the engine",
             )
@@ -343,6 +347,9 @@ def evaluate(expr: Expr, fetch: Fetch, *, initializer: str) -> np.ndarray:
         return expr.evaluate(fetched.__getitem__)
     except MemoryError:
         size = math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize
-        raise ResourceError(f"weight {initializer!r}, {size} bytes", found="not enough memory") from None
+        raise ResourceError(
+            f"cannot evaluate weight {initializer!r} of {size} bytes", found="not enough memory"
+        ) from None
     except ValueError as error:
-        raise EngineError(f"weight {initializer!r}", found=str(error), fix="rebuild the engine") from error
+        fix = "rebuild the engine"
+        raise EngineError(f"cannot evaluate weight {initializer!r}", found=str(error), fix=fix) from error

@@ -1,4 +1,4 @@
-"""Opens engine files: nothing is mapped before sizes, digest, schema and layout of the header have been checked."""
+"""Opens engine files: checks sizes, digest, schema and layout of the header before it maps the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
-from ..files.hashing import Range, chunks, sha256_ranges
+from ..files.hashing import ByteRange, chunks, sha256_ranges
 from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header, read_header_bytes
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
@@ -28,27 +28,29 @@ PADDING = f"{RESERVED}pad/"
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 200_000
 MAGIC = b'{"__metadata__":{"llmc.sha256":"'
-"""How every engine's header begins, so that its digest lies at a fixed place, read before any JSON."""
+"""The first bytes of every engine's header: they put its digest at a fixed place, which is read before any JSON."""
 _DIGEST_SIZE = 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
 
 def header_digest(raw: bytes) -> str:
-    """SHA-256 of a header that starts with MAGIC, its own digest's characters read as zeros."""
+    """SHA-256 of a header that starts with MAGIC, with the characters of its own digest replaced by zeros."""
     end = len(MAGIC) + _DIGEST_SIZE
     return hashlib.sha256(MAGIC + b"0" * _DIGEST_SIZE + raw[end:]).hexdigest()
 
 
 def is_tensor_name(name: str) -> bool:
-    """Whether a weight may be called so in an engine."""
+    """True if `name` is a legal name of a weight in an engine."""
     return bool(_NAME.fullmatch(name)) and ".." not in name
 
 
 def read_unchecked(path: Path) -> dict[str, Any]:
-    """What a file says of itself, damaged or newer than this reader or not: for `inspect` when `open` refuses.
+    """The header of a file that `open` refuses because it is damaged or newer than this reader, for `inspect`.
 
     Keys: `bytes`, `metadata` (strings), `manifest` (unchecked JSON, or None), `tensors` (name -> dtype and shape).
-    EngineError if the file is no safetensors file at all.
+
+    Raises:
+        EngineError: the file is not a safetensors file.
     """
     header = read_header(path, error=EngineError, max_tensors=MAX_TENSORS, max_bytes=MAX_HEADER_BYTES)
     text = header.metadata.get("llmc")
@@ -61,27 +63,29 @@ def read_unchecked(path: Path) -> dict[str, Any]:
 
 
 def verify_engine(path: Path, progress: Progress = NO_PROGRESS) -> EngineFile:
-    """Opens an engine and checks every byte of it; damage anywhere is a VerifyError (exit 1) that says where.
+    """Opens an engine and checks every byte of it.
 
-    EngineError if the file is sound but not for this reader, or cannot be opened.
+    Raises:
+        VerifyError: a part of the file is damaged (exit code 1); names the part.
+        EngineError: the file cannot be opened, or is undamaged but not readable by this llmc.
     """
     return EngineFile._open(path, VerifyError, progress)
 
 
 @dataclass(frozen=True)
 class _Check:
-    """A part of the file, the digest it must have, and what to call it."""
+    """A part of the file, its name in errors, and its expected digest."""
 
     label: str
-    part: Range
+    part: ByteRange
     digest: str
 
 
 class EngineFile:
-    """An open engine: its manifest, and read-only views of its tensors straight from the mapped file."""
+    """An open engine file: its manifest, and read-only views of its tensors in the mapped file."""
 
     def __init__(self, path: Path, fd: int, header: Header, manifest: Manifest) -> None:
-        """For `open`, which has checked all of these; takes a copy of the descriptor."""
+        """Called by `open` with checked values; duplicates the descriptor."""
         self.path = path
         self.manifest = manifest
         self.file_bytes = header.file_bytes
@@ -90,7 +94,7 @@ class EngineFile:
             self._map = mmap.mmap(fd, header.file_bytes, prot=mmap.PROT_READ)
         except OSError as problem:
             found = str(problem.strerror)
-            raise ResourceError(f"{path}: {header.file_bytes} bytes of address space", found=found) from problem
+            raise ResourceError(f"cannot map {path} of {header.file_bytes} bytes", found=found) from problem
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._fd = os.dup(fd)
         self._release = weakref.finalize(self, os.close, self._fd)
@@ -99,9 +103,13 @@ class EngineFile:
     def open(
         cls, path: str | Path, *, verify: Literal["header", "full"] = "header", progress: Progress = NO_PROGRESS
     ) -> EngineFile:
-        """Opens and checks an engine: EngineError says what is wrong with which tensor, section or key.
+        """Opens and checks an engine.
 
         "header" checks the header now and each section when it is read; "full" checks every byte now.
+
+        Raises:
+            EngineError: the file is damaged or no engine; names the tensor, section or key.
+            ResourceError: the file cannot be mapped.
         """
         return cls._open(Path(path), EngineError, progress if verify == "full" else None)
 
@@ -111,15 +119,17 @@ class EngineFile:
             raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
             if not raw.startswith(MAGIC):
                 fix = "llmc build CHECKPOINT -o OUT.llmc, if this is a checkpoint"
-                raise damage(f"{path}: an engine made by llmc", found="a header that begins otherwise", fix=fix)
+                raise damage(f"expected {path} as an engine of llmc", found="a header that begins otherwise", fix=fix)
             stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE]
             if stated.decode("latin-1") != header_digest(raw):
                 found = f"another digest over its {len(raw)} bytes: the file is damaged or cut off"
-                raise damage(f"{path}: a header that matches its digest", found=found, fix="copy or build it again")
+                raise damage(
+                    f"expected the header of {path} to match its digest", found=found, fix="copy or build it again"
+                )
             header = parse_header(raw, size, what=str(path), error=damage, max_tensors=MAX_TENSORS, in_order=True)
             for key in header.metadata:
                 if key not in ("llmc", "llmc.sha256"):
-                    raise EngineError(f"{path}: only llmc and llmc.sha256 in __metadata__", found=repr(key))
+                    raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {path}", found=repr(key))
             manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
             _check_layout(header, manifest, str(path))
             engine = cls(path, fd, header, manifest)
@@ -144,28 +154,38 @@ class EngineFile:
     def tensor(self, name: str) -> np.ndarray:
         """A weight as a read-only view of the file in its canonical shape, in the raw dtype of `RAW_DTYPE`.
 
-        Tensors of one group are views of adjacent bytes. EngineError for an unknown name.
+        Tensors of one group are views of adjacent bytes.
+
+        Raises:
+            EngineError: the name is unknown, or the engine is closed.
         """
         self._refuse_unknown("tensor", name, self.manifest.tensors)
         info = self._infos[name]
         return self._view(info).view(RAW_DTYPE[info.dtype]).reshape(info.shape)
 
     def section(self, name: str) -> bytes:
-        """A section's bytes, checked against its digest. EngineError if it is unknown or damaged."""
+        """A section's bytes, checked against its digest.
+
+        Raises:
+            EngineError: the section is unknown or damaged, or the engine is closed.
+        """
         self._refuse_unknown("section", name, self.manifest.sections)
         data = self._view(self._infos[RESERVED + name]).tobytes()
         if hashlib.sha256(data).hexdigest() != self.manifest.sections[name]:
-            fix = "copy or build the engine again"
-            raise EngineError(f"{self.path}: section {name!r} that matches its digest", found="damaged bytes", fix=fix)
+            raise EngineError(
+                f"expected section {name!r} of {self.path} to match its digest",
+                found="damaged bytes",
+                fix="copy or build the engine again",
+            )
         return data
 
     def drop_pages(self) -> None:
-        """Gives the mapped pages back to the system; whoever reads a view later gets them from the file again."""
+        """Returns the mapped pages to the system; later reads fault them in again from the file."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Lets go of the file; views that are still in use keep their bytes mapped."""
+        """Closes the file; views that are still in use keep their bytes mapped."""
         self._release()
         self._bytes = np.empty(0, np.uint8)
 
@@ -181,15 +201,17 @@ class EngineFile:
 
     def _refuse_unknown(self, kind: str, name: str, known: Mapping[str, object]) -> None:
         if name not in known:
-            raise EngineError(f"{self.path}: {kind} {name!r}", found=f"no such {kind}{nearest(name, known)}")
+            raise EngineError(
+                f"cannot find {kind} {name!r} in {self.path}", found=f"no such {kind}{nearest(name, known)}"
+            )
 
     def _refuse_closed(self) -> None:
         if not self._release.alive:
-            raise EngineError(f"{self.path}: an open engine", found="an engine that was closed")
+            raise EngineError(f"cannot read {self.path}", found="the engine was closed")
 
     def _checks(self) -> Iterator[_Check]:
         for name, info in self._infos.items():
-            whole = Range(info.offset, info.nbytes)
+            whole = ByteRange(info.offset, info.nbytes)
             if name.startswith(PADDING):
                 yield _Check(f"padding {name!r}", whole, hashlib.sha256(bytes(info.nbytes)).hexdigest())
             elif name.startswith(RESERVED):
@@ -201,61 +223,76 @@ class EngineFile:
                     yield _Check(f"tensor {name!r} chunk {index + 1} of {len(parts)}", part, digest)
 
     def check_all(self, progress: Progress = NO_PROGRESS, error: type[LlmcError] = VerifyError) -> None:
-        """Reads the whole file on all cores; `error` names every damaged tensor and chunk, section and padding."""
+        """Reads the whole file on all cores and compares every digest.
+
+        Raises:
+            error: the file is damaged; names up to eight tensors and chunks, sections or paddings.
+            EngineError: the engine is closed.
+            ResourceError: the file cannot be read.
+        """
         self._refuse_closed()
         if content_digest(self.manifest, self.tensors) != self.manifest.content_digest:
-            raise error(f"{self.path}: a manifest that matches its content digest", found="another digest")
+            raise error(f"expected the manifest of {self.path} to match its content digest", found="another digest")
         checks = list(self._checks())
         with progress.stage("verify", sum(check.part.nbytes for check in checks)) as advance:
             try:
                 found = sha256_ranges(self._fd, [check.part for check in checks], advance)
             except OSError as problem:
-                raise ResourceError(f"{self.path}: a readable file", found=str(problem.strerror)) from problem
+                raise ResourceError(f"cannot read {self.path}", found=str(problem.strerror)) from problem
         bad = [check for check, digest in zip(checks, found, strict=True) if check.digest != digest]
         if bad:
             named = [
                 f"{check.label} (bytes {check.part.offset} to {check.part.offset + check.part.nbytes})" for check in bad
             ]
             rest = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-            fix = "copy or build the engine again"
-            raise error(f"{self.path}: bytes that match their digests", found=", ".join(named[:8]) + rest, fix=fix)
+            raise error(
+                f"expected the bytes of {self.path} to match their digests",
+                found=", ".join(named[:8]) + rest,
+                fix="copy or build the engine again",
+            )
 
 
 def content_digest(manifest: Manifest, tensors: Mapping[str, TensorInfo]) -> str:
-    """SHA-256 of all an engine holds except measured values: equal for builds of equal input on any two machines."""
+    """SHA-256 of an engine's content without measured values: builds of equal input are equal on any two machines."""
     layout = {name: (info.dtype, info.shape) for name, info in tensors.items()}
     return hashlib.sha256(manifest.content(layout)).hexdigest()
 
 
 def _check_layout(header: Header, manifest: Manifest, what: str) -> None:
-    """Every tensor is a weight, a section or padding, as the manifest says, and every view will be aligned."""
+    """Checks that every tensor is a weight, a section or padding of the manifest, and that every view is aligned."""
     for name, info in header.tensors.items():
         plain = info.dtype == "U8" and len(info.shape) == 1
         if name.startswith(PADDING):
             if not plain or info.nbytes >= ALIGNMENT:
                 found = f"{info.dtype} {list(info.shape)}"
-                raise EngineError(f"{what}: {name!r}: fewer than {ALIGNMENT} bytes of U8 padding", found=found)
+                raise EngineError(
+                    f"expected {name!r} of {what} as U8 padding of fewer than {ALIGNMENT} bytes", found=found
+                )
         elif name.startswith(RESERVED):
             section = name.removeprefix(RESERVED)
             if not plain or section not in manifest.sections:
                 found = f"{info.dtype} {list(info.shape)}{nearest(section, manifest.sections)}"
-                raise EngineError(f"{what}: {name!r}: a U8 section that the manifest lists", found=found)
+                raise EngineError(f"expected {name!r} of {what} as a U8 section that the manifest lists", found=found)
         else:
             _check_weight(info, manifest, what)
     for listed in (*manifest.tensors, *(RESERVED + section for section in manifest.sections)):
         if listed not in header.tensors or listed.startswith(PADDING):
             found = f"no such tensor{nearest(listed, header.tensors)}"
-            raise EngineError(f"{what}: {listed!r}, which the manifest lists", found=found)
+            raise EngineError(f"expected {listed!r}, which the manifest lists, in {what}", found=found)
 
 
 def _check_weight(info: TensorInfo, manifest: Manifest, what: str) -> None:
     if not is_tensor_name(info.name):
-        raise EngineError(f"{what}: tensor names of A-Z a-z 0-9 _ . -", found=repr(info.name[:256]))
+        raise EngineError(f"expected tensor names of A-Z a-z 0-9 _ . - in {what}", found=repr(info.name[:256]))
     if info.dtype not in RAW_DTYPE:
         found = f"{info.dtype}{nearest(info.dtype, RAW_DTYPE)}"
-        raise EngineError(f"{what}: tensor {info.name!r}: a dtype of engines", found=found)
+        raise EngineError(f"expected a dtype of engines for tensor {info.name!r} of {what}", found=found)
     if info.offset % RAW_DTYPE[info.dtype].itemsize:
-        raise EngineError(f"{what}: tensor {info.name!r}: aligned {info.dtype}", found=f"byte {info.offset}")
+        raise EngineError(
+            f"expected aligned {info.dtype} for tensor {info.name!r} of {what}", found=f"byte {info.offset}"
+        )
     digests, parts = manifest.tensors.get(info.name, ()), chunks(info.offset, info.nbytes)
     if len(digests) != len(parts):
-        raise EngineError(f"{what}: tensor {info.name!r}: {len(parts)} chunk digests", found=f"{len(digests)}")
+        raise EngineError(
+            f"expected {len(parts)} chunk digests for tensor {info.name!r} of {what}", found=f"{len(digests)}"
+        )

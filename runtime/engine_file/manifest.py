@@ -1,4 +1,4 @@
-"""What an engine says about itself: read strictly, written in one spelling, so that equal builds give equal bytes."""
+"""The manifest of an engine: read strictly and written as canonical JSON, so that equal builds give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..files.strict_json import canonical, loads
 FORMAT = (2, 0)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
 FEATURES: frozenset[str] = frozenset()
-"""What `required_features` may name so far."""
+"""Names that this reader accepts in `required_features`."""
 MEASURED = "measured.json"
 """The one section that may differ between machines; the content digest leaves it out."""
 TOKENIZER_SECTIONS = "tokenizer/"
-"""Sections of this prefix hold a checkpoint's tokenizer files under their own names."""
+"""Prefix of the sections with a checkpoint's tokenizer files, which keep their names."""
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SECTION = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,3}")
@@ -26,20 +26,17 @@ _SECTION = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,3}")
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What a layer keeps of each position: keys and values of `kv_heads` heads of `head_dim` numbers.
-
-    window: a token sees that many positions, itself included, so older ones need not be kept; None: all.
-    """
+    """A layer's cache: per position, keys and values of `kv_heads` heads of `head_dim` numbers."""
 
     kv_heads: int
     head_dim: int
     window: int | None = None
+    """Positions that a token attends to, itself included, so that older ones are dropped; None: all."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a runtime must know of the model. caches: what a sequence keeps, layer by layer; `generation` holds the
-    checkpoint's sampling defaults."""
+    """The facts of a model that a runtime needs."""
 
     architecture: str
     family: str
@@ -47,6 +44,7 @@ class ModelFacts:
     hidden_size: int
     heads: int
     caches: tuple[LayerCache, ...]
+    """One per layer."""
     max_context: int
     parameters: int
     dtype: str
@@ -54,6 +52,7 @@ class ModelFacts:
     bos: int | None
     eos_ids: tuple[int, ...]
     generation: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's sampling defaults."""
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -63,7 +62,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Profile:
-    """One way to run the engine: `graph` names a section, `weights` binds initializers to expressions over tensors."""
+    """One way to run the engine: `graph` names a section, `weights` maps initializers to weight expressions."""
 
     target: str
     graph: str
@@ -76,7 +75,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The checkpoint tensors one engine tensor was made of, and how."""
+    """The checkpoint tensors that one engine tensor was made of, and how."""
 
     sources: tuple[str, ...] = field(metadata={"key": "from"})
     how: str
@@ -84,7 +83,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """SHA-256 of each source file; `random_seed` is set if the weights are random numbers and not the checkpoint's."""
+    """SHA-256 of each source file; `random_seed` is set if the weights are random instead of the checkpoint's."""
 
     files: Mapping[str, str]
     revision: str | None = None
@@ -94,7 +93,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of it. The engine's writer fills in the digests: of sections, of every 16 MiB of a tensor, of the content."""
+    """The whole manifest. The writer adds the digests: of sections, of every 16 MiB of a tensor, of the content."""
 
     model: ModelFacts
     formats: Mapping[str, str]
@@ -112,11 +111,11 @@ class Manifest:
     format: str = f"{FORMAT[0]}.{FORMAT[1]}"
 
     def to_json(self) -> bytes:
-        """Canonical JSON in UTF-8; every key is written, also those with their default value."""
+        """Canonical JSON in UTF-8 with every key, defaults included."""
         return canonical(plain(self))
 
     def content(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-        """What the content digest is taken of: everything, less measured values, plus dtype and shape per tensor."""
+        """The bytes of the content digest: the manifest without measured values, with dtype and shape per tensor."""
         value = plain(self)
         del value["content_digest"]
         value["sections"].pop(MEASURED, None)
@@ -125,9 +124,10 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str | bytes, *, what: str) -> Manifest:
-        """Reads and checks a manifest; EngineError names `what` and the key at fault.
+        """Reads and checks a manifest; the major version and required features are checked before any other key.
 
-        A newer major version and unknown required features are refused before any other key is judged.
+        Raises:
+            EngineError: the manifest is malformed or needs another llmc; names `what` and the key.
         """
         what = f"{what}: manifest"
         value = loads(text, what=what, error=EngineError)
@@ -138,34 +138,34 @@ class Manifest:
 
 
 def is_section_name(name: str) -> bool:
-    """Whether a section may be called so: slashed parts of plain characters, no way up, not a padding's name."""
+    """True if `name` is a legal section name: plain parts joined by "/", without "..", not a padding's name."""
     return bool(_SECTION.fullmatch(name)) and ".." not in name and not name.startswith("pad/")
 
 
 def _check_version(value: Any, what: str) -> int:
-    """The minor version, if this reader can read it."""
+    """The minor version; EngineError if this llmc cannot read the format."""
     text = value.get("format") if isinstance(value, dict) else None
     found = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if not found:
-        raise EngineError(f"{what}.format: a version such as '2.0'", found=f"{text!r}"[:80])
+        raise EngineError(f"expected a version such as '2.0' in {what}.format", found=f"{text!r}"[:80])
     major, minor = int(found[1]), int(found[2])
     tools = value.get("tools")
     builder = tools.get("llmc") if isinstance(tools, dict) else None
     fix = f"needs llmc >= {builder}" if isinstance(builder, str) else "needs a newer llmc"
     if major != FORMAT[0]:
         fix = fix if major > FORMAT[0] else "build the engine again with this llmc"
-        raise EngineError(f"{what}: engine format {FORMAT[0]}.x", found=f"format {text}", fix=fix)
+        raise EngineError(f"expected engine format {FORMAT[0]}.x in {what}", found=f"format {text}", fix=fix)
     features = value.get("required_features")
     unknown = [name for name in features if str(name) not in FEATURES] if isinstance(features, list) else []
     if unknown:
-        raise EngineError(f"{what}: features this llmc knows", found=f"{unknown}"[:200], fix=fix)
+        raise EngineError(f"expected features that this llmc supports in {what}", found=f"{unknown}"[:200], fix=fix)
     return minor
 
 
 def _check(manifest: Manifest, what: str) -> None:
-    """Digests are digests before anything compares them, sections have harmless names, windows see something."""
+    """Checks the form of digests, the names of sections and that windows hold at least one position."""
     if 0 in manifest.model.windows:
-        raise EngineError(f"{what}.model.caches: windows of at least one position", found="[0]")
+        raise EngineError(f"expected windows of at least one position in {what}.model.caches", found="[0]")
     digests = {
         "recipe_digest": [manifest.recipe_digest],
         "content_digest": [manifest.content_digest],
@@ -176,7 +176,7 @@ def _check(manifest: Manifest, what: str) -> None:
     for key, values in digests.items():
         for value in values:
             if not _DIGEST.fullmatch(value):
-                raise EngineError(f"{what}.{key}: 64 lower-case hex digits", found=f"{value!r}"[:80])
+                raise EngineError(f"expected 64 lower-case hex digits in {what}.{key}", found=f"{value!r}"[:80])
     for name in manifest.sections:
         if not is_section_name(name):
-            raise EngineError(f"{what}.sections: plain names", found=f"{name!r}"[:200])
+            raise EngineError(f"expected plain names in {what}.sections", found=f"{name!r}"[:200])

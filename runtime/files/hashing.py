@@ -1,4 +1,4 @@
-"""SHA-256 of parts of files on all cores: an engine is checked as fast as the machine can hash, in bounded memory."""
+"""SHA-256 of parts of files on all cores, in bounded memory: checking an engine is limited by hashing alone."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ from dataclasses import dataclass
 from ..machine import cpu_count
 
 CHUNK = 16 << 20
-_PIECE = 1 << 20  # small enough to stay in a core's cache between the read and the hash
+"""Bytes of a tensor per digest."""
+_PIECE = 1 << 20
+"""Bytes of a read: they stay in a core's cache until they are hashed."""
 _buffers = threading.local()
 
 
 @dataclass(frozen=True)
-class Range:
+class ByteRange:
     """`nbytes` of a file from `offset`."""
 
     offset: int
     nbytes: int
 
 
-def chunks(offset: int, nbytes: int) -> tuple[Range, ...]:
-    """The ranges a tensor's digests are taken of: 16 MiB each, the last one shorter; one empty range for no bytes."""
+def chunks(offset: int, nbytes: int) -> tuple[ByteRange, ...]:
+    """The ranges of a tensor's digests: 16 MiB each, the last one shorter; an empty tensor has one empty range."""
     starts = range(0, max(nbytes, 1), CHUNK)
-    return tuple(Range(offset + start, min(CHUNK, nbytes - start)) for start in starts)
+    return tuple(ByteRange(offset + start, min(CHUNK, nbytes - start)) for start in starts)
 
 
-def sha256_range(fd: int, part: Range) -> str:
-    """Hex digest of a part of an open file; of what is there, if the file ends early. OSError if it cannot be read."""
+def sha256_range(fd: int, part: ByteRange) -> str:
+    """Hex digest of a part of an open file; if the file ends early, of the bytes before its end.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     if not hasattr(_buffers, "piece"):
         _buffers.piece = memoryview(bytearray(_PIECE))
     digest, done = hashlib.sha256(), 0
@@ -44,10 +50,14 @@ def sha256_range(fd: int, part: Range) -> str:
     return digest.hexdigest()
 
 
-def sha256_ranges(fd: int, parts: Sequence[Range], advance: Callable[[int], None]) -> list[str]:
-    """Hex digests of many parts, hashed by one thread per CPU; `advance` is told the bytes of each finished part."""
+def sha256_ranges(fd: int, parts: Sequence[ByteRange], advance: Callable[[int], None]) -> list[str]:
+    """Hex digests of many parts, hashed by one thread per CPU; calls `advance` with the bytes of each finished part.
 
-    def one(part: Range) -> str:
+    Raises:
+        OSError: the file cannot be read.
+    """
+
+    def one(part: ByteRange) -> str:
         digest = sha256_range(fd, part)
         advance(part.nbytes)
         return digest

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON and back, read strictly: what an engine says is judged key by key before it is used."""
+"""Frozen dataclasses from JSON and back; the reader checks every key and type of an engine's JSON before its use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import EngineError, nearest
 
 Reader = Callable[[Any, bool], Any]
-"""JSON value and whether unknown keys are ignored, to the value; raises _Wrong."""
+"""Takes a JSON value and True to ignore unknown keys; returns the typed value, raises _Wrong."""
 
 
 class _Wrong(Exception):
-    """What is wrong, and where: keys from the inside out, so that nothing is spent on them while all is well."""
+    """What is wrong, and where. Keys are collected while the error rises, so that a correct value costs nothing."""
 
     def __init__(self, expected: str, found: str) -> None:
         self.expected, self.found = expected, found
@@ -25,13 +25,16 @@ class _Wrong(Exception):
 def read(kind: Any, value: Any, where: str, lenient: bool = False) -> Any:
     """`value` as the type `kind`: a dataclass, tuple[T, ...], Mapping[str, T], T | None or a plain type.
 
-    EngineError names `where` and the key at fault; with `lenient` unknown keys are ignored.
+    With `lenient`, unknown keys are ignored.
+
+    Raises:
+        EngineError: the value does not have this type; names `where` and the key.
     """
     try:
         return _reader(kind)(value, lenient)
     except _Wrong as wrong:
         place = ".".join([where, *reversed(wrong.path)])
-        raise EngineError(f"{place}: {wrong.expected}", found=wrong.found) from None
+        raise EngineError(f"expected {wrong.expected} in {place}", found=wrong.found) from None
 
 
 @cache
@@ -120,7 +123,7 @@ def _typed(value: Any, kind: Any, expected: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as objects and tuples as lists, all the way down; None is left out where it is the default."""
+    """Dataclasses as objects and tuples as lists, recursively; omits a field that is None by default and is None."""
     if is_dataclass(value):
         pairs = [(item, getattr(value, item.name)) for item in fields(value)]
         return {_key(item): plain(one) for item, one in pairs if one is not None or item.default is not None}

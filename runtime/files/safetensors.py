@@ -1,4 +1,4 @@
-"""Our own reader of safetensors headers: the library takes duplicate tensors, odd names and any number of entries."""
+"""A strict reader of safetensors headers: the library accepts duplicate tensors, odd names, any number of entries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ..errors import LlmcError, nearest
 from .strict_json import PLACEHOLDERS, loads
 
 DTYPE_BITS: dict[str, int] = {name: 8 * dtype.bytes for name, dtype in DTYPES.items()}
-# also of the format, but nothing that llmc can read
 DTYPE_BITS |= {"C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-MAX_HEADER_BYTES = 100_000_000  # of the format's own specification
+"""Bits of every dtype of the format; llmc reads the numbers of those in DTYPES alone."""
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the format's specification."""
 _BYTES_PER_ENTRY = 128
 _VALUES_PER_ENTRY = 16
 _MAX_RANK = 32
@@ -55,9 +56,10 @@ class Header:
 def read_header(
     path: Path, *, error: type[LlmcError], max_tensors: int = 200_000, max_bytes: int = MAX_HEADER_BYTES
 ) -> Header:
-    """The header of a safetensors file, or `error` naming the file and the tensor at fault.
+    """The checked header of a safetensors file; every size is compared with the file's, and no weight is read.
 
-    Nothing is believed before it is compared with the file's real size, and no weight is read.
+    Raises:
+        error: the file cannot be read or its header is malformed; names the file and the tensor.
     """
     with open_regular(path, error=error) as (fd, size):
         raw = read_header_bytes(fd, size, what=str(path), error=error, max_bytes=max_bytes)
@@ -66,52 +68,69 @@ def read_header(
 
 @contextmanager
 def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, int]]:
-    """A read-only descriptor of a regular file and its size in bytes; never blocks, whatever the path names."""
+    """A read-only descriptor of a regular file and its size in bytes; opening never blocks, not even on a FIFO.
+
+    Raises:
+        error: the path cannot be opened, or is not a regular file.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
-        raise error(f"{path}: a readable file", found=str(getattr(problem, "strerror", problem))) from None
+        raise error(f"cannot open {path}", found=str(getattr(problem, "strerror", problem))) from None
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise error(f"{path}: a regular file", found=kind_of_file(facts.st_mode))
+            raise error(f"expected a regular file at {path}", found=kind_of_file(facts.st_mode))
         yield fd, facts.st_size
     finally:
         os.close(fd)
 
 
 def read_at(fd: int, offset: int, nbytes: int, *, what: str, error: type[LlmcError]) -> bytes:
-    """Exactly `nbytes` from `offset`; `error` if the file ends before (it was longer when it was opened)."""
+    """Exactly `nbytes` bytes from `offset`.
+
+    Raises:
+        error: they cannot be read, or the file ends before (it has shrunk since it was opened).
+    """
     parts: list[bytes] = []
     missing = nbytes
     while missing:
         try:
             part = os.pread(fd, missing, offset + nbytes - missing)
         except OSError as problem:
-            raise error(f"{what}: {nbytes} readable bytes at {offset}", found=str(problem.strerror)) from None
+            raise error(f"cannot read {nbytes} bytes at {offset} of {what}", found=str(problem.strerror)) from None
         if not part:
-            raise error(f"{what}: {nbytes} bytes at {offset}", found=f"the end of the file {missing} bytes too early")
+            found = f"the end of the file {missing} bytes too early"
+            raise error(f"expected {nbytes} bytes at {offset} of {what}", found=found)
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
 
 
 def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], max_bytes: int) -> bytes:
-    """The JSON of the header, its length judged against the file and `max_bytes` before it is read."""
+    """The JSON of the header; its length is compared with the file's size and `max_bytes` before it is read.
+
+    Raises:
+        error: the file is not a safetensors file, or its header is too long.
+    """
     start = read_at(fd, 0, min(size, 64), what=what, error=error)
     for mark, found, fix in _NOT_SAFETENSORS:
         if start.lstrip().lower().startswith(mark):
-            raise error(f"{what}: a safetensors file", found=found, fix=fix)
+            raise error(f"expected {what} as a safetensors file", found=found, fix=fix)
     if size < 8:
-        raise error(f"{what}: a safetensors file of at least 8 bytes", found=f"{size} bytes")
+        raise error(f"expected {what} as a safetensors file of at least 8 bytes", found=f"{size} bytes")
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
-        expected = f"{what}: a header of {length} bytes, as its first 8 bytes say"
-        raise error(expected, found=f"a file of {size} bytes", fix="fetch the file again: it is cut off or damaged")
+        raise error(
+            f"expected a header of {length} bytes in {what}, as its first 8 bytes say",
+            found=f"a file of {size} bytes",
+            fix="fetch the file again: it is cut off or damaged",
+        )
     if length > max_bytes:
-        raise error(f"{what}: a header of at most {max_bytes} bytes", found=f"{length} bytes")
+        raise error(f"expected a header of at most {max_bytes} bytes in {what}", found=f"{length} bytes")
     if length == 0 or start[8:9] != b"{":
-        raise error(f"{what}: a safetensors header, which begins with '{{'", found=f"{start[8:9]!r}, length {length}")
+        found = f"{start[8:9]!r}, length {length}"
+        raise error(f"expected a safetensors header in {what}, which begins with '{{'", found=found)
     return read_at(fd, 8, length, what=what, error=error)
 
 
@@ -120,7 +139,10 @@ def parse_header(
 ) -> Header:
     """Checks the JSON `raw` of a header that starts at byte 8 of a file of `file_bytes`.
 
-    `in_order`: its entries must follow each other as their tensors do in the file.
+    With `in_order`, its entries must have the order of their tensors in the file.
+
+    Raises:
+        error: the header is malformed, or its tensors do not cover the file exactly; names `what` and the tensor.
     """
     data_start = 8 + len(raw)
     document = loads(
@@ -133,7 +155,7 @@ def parse_header(
     )
     metadata = _metadata(document.pop("__metadata__", {}), what, error)
     if len(document) > max_tensors:
-        raise error(f"{what}: at most {max_tensors} tensors", found=f"{len(document)}")
+        raise error(f"expected at most {max_tensors} tensors in {what}", found=f"{len(document)}")
     infos = [_entry(name, entry, data_start, what, error) for name, entry in document.items()]
     if in_order:
         _check_order(infos, what, error)
@@ -144,13 +166,13 @@ def parse_header(
 
 def _metadata(value: Any, what: str, error: type[LlmcError]) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise error(f"{what}: __metadata__ that maps strings to strings", found="something else")
+        raise error(f"expected __metadata__ of {what} to map strings to strings", found="other values")
     return value
 
 
 def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcError]) -> TensorInfo:
     def refuse(expected: str, found: object) -> LlmcError:
-        return error(f"{what}: tensor {name[:256]!r}: {expected}", found=f"{found}"[:256])
+        return error(f"expected {expected} for tensor {name[:256]!r} of {what}", found=f"{found}"[:256])
 
     if not 0 < len(name) <= 1024 or not name.isprintable():
         raise refuse("a name of 1 to 1024 printable characters", f"{len(name)} characters")
@@ -185,7 +207,7 @@ def _check_order(infos: list[TensorInfo], what: str, error: type[LlmcError]) -> 
     for one, after in pairwise(infos):
         if after.offset < one.offset:
             found = f"{one.name!r} at byte {one.offset} before {after.name!r} at byte {after.offset}"
-            raise error(f"{what}: tensors listed in the order of the file", found=found)
+            raise error(f"expected the tensors of {what} to be listed in the order of the file", found=found)
 
 
 def _check_tiling(infos: list[TensorInfo], data_start: int, file_bytes: int, what: str, error: type[LlmcError]) -> None:
@@ -193,20 +215,20 @@ def _check_tiling(infos: list[TensorInfo], data_start: int, file_bytes: int, wha
     for info in infos:
         if info.offset < end:
             found = f"{info.name!r} begins at byte {info.offset}, {before} ends at byte {end}"
-            raise error(f"{what}: tensors that do not overlap", found=found)
+            raise error(f"expected tensors that do not overlap in {what}", found=found)
         if info.offset > end:
             found = f"bytes {end} to {info.offset} between {before} and {info.name!r} belong to no tensor"
-            raise error(f"{what}: tensors without a hole between them", found=found)
+            raise error(f"expected tensors without a hole between them in {what}", found=found)
         end, before = info.offset + info.nbytes, repr(info.name)
     if end > file_bytes:
         fix = "fetch the file again: it is cut off"
-        raise error(f"{what}: a file of {end} bytes, where {before} ends", found=f"{file_bytes} bytes", fix=fix)
+        raise error(f"expected {what} to have {end} bytes, where {before} ends", found=f"{file_bytes} bytes", fix=fix)
     if end < file_bytes:
         found = f"{file_bytes} bytes, {file_bytes - end} more than the tensors cover"
-        raise error(f"{what}: a file of {end} bytes, where {before} ends", found=found)
+        raise error(f"expected {what} to have {end} bytes, where {before} ends", found=found)
 
 
 def kind_of_file(mode: int) -> str:
-    """What is no regular file, by the mode of its `stat`."""
+    """The kind of a file that is not regular, by the mode of its `stat`."""
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
     return next((name for test, name in kinds if test(mode)), "a device")

@@ -1,4 +1,4 @@
-"""Reads JSON that strangers wrote: the standard reader takes duplicate keys, NaN and any depth, this one does not."""
+"""Reads JSON of untrusted files: refuses duplicate keys, NaN and deep nesting, which the standard reader accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLACEHOLDERS = (
     (b"<html", "an HTML page", "download the file again: the server sent a web page"),
     (b"<?xml", "an XML message", "download the file again: the server sent an error"),
 )
-"""How the files begin, in lower case, that downloads leave in place of others: start, what it is, what to do."""
+"""Files that a failed download leaves in place of the real one: first bytes in lower case, description, fix."""
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -35,61 +35,65 @@ def loads(
     max_depth: int = 32,
     max_values: int = 4_000_000,
 ) -> Any:
-    """The value of a JSON document, or `error` whose message starts with `what`.
+    """The value of a JSON document; `what` names it in errors.
 
-    Refuses: more than `max_bytes` of UTF-8, a byte order mark, other encodings, more than `max_values` values (about
-    100 bytes of memory each), nesting over `max_depth`, duplicate keys, NaN, infinities, numbers too large, lone
-    surrogates. Size, count and depth are judged before anything is built, so a refusal costs little memory.
+    Size, count and depth are checked before any value is built, so a refusal costs little memory. A value takes about
+    100 bytes.
+
+    Raises:
+        error: more than `max_bytes` bytes, more than `max_values` values, nesting deeper than `max_depth`; not UTF-8, a
+            byte order mark, duplicate keys, NaN, infinities, numbers too large, lone surrogates.
     """
     try:
         raw = data.encode() if isinstance(data, str) else bytes(data)
     except UnicodeEncodeError as problem:
-        raise error(f"{what}: text that has no UTF-8 form", found=str(problem)) from None
+        raise error(f"expected text with a UTF-8 form in {what}", found=str(problem)) from None
     if len(raw) > max_bytes:
-        raise error(f"{what}: JSON of at most {max_bytes} bytes", found=f"{len(raw)} bytes")
+        raise error(f"expected JSON of at most {max_bytes} bytes in {what}", found=f"{len(raw)} bytes")
     if raw.startswith(b"\xef\xbb\xbf"):
-        raise error(f"{what}: JSON without a byte order mark", found="the bytes EF BB BF at the start")
+        raise error(f"expected JSON without a byte order mark in {what}", found="the bytes EF BB BF at the start")
     values = max(sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) + 1, raw.count(b'"') // 4)
     if values > max_values:
-        raise error(f"{what}: JSON of at most {max_values} values", found=f"about {values}")
+        raise error(f"expected JSON of at most {max_values} values in {what}", found=f"about {values}")
     if _too_deep(raw, max_depth):
-        raise error(f"{what}: JSON nested at most {max_depth} levels deep", found="deeper nesting")
+        raise error(f"expected JSON nested at most {max_depth} levels deep in {what}", found="deeper nesting")
     try:
         text = raw.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
         if _SURROGATE.search(raw):
             canonical(value)
     except UnicodeDecodeError as problem:
-        raise error(f"{what}: JSON in UTF-8", found=f"{problem.reason} at byte {problem.start}") from None
+        raise error(f"expected JSON in UTF-8 in {what}", found=f"{problem.reason} at byte {problem.start}") from None
     except UnicodeEncodeError:
         raise error(
-            f"{what}: JSON strings of whole characters", found="a lone surrogate (\\ud800 to \\udfff)"
+            f"expected JSON strings of whole characters in {what}", found="a lone surrogate (\\ud800 to \\udfff)"
         ) from None
     except json.JSONDecodeError as problem:
         start = raw[:64].lstrip().lower()
         for mark, is_a, fix in PLACEHOLDERS:
             if start.startswith(mark):
-                raise error(f"{what}: JSON", found=f"{is_a}, not the file itself", fix=fix) from None
+                raise error(f"expected JSON in {what}", found=f"{is_a}, not the file itself", fix=fix) from None
         found = f"{problem.msg} at line {problem.lineno} column {problem.colno}"
-        raise error(f"{what}: well-formed JSON", found=found) from None
+        raise error(f"expected well-formed JSON in {what}", found=found) from None
     except _Refused as problem:
-        raise error(f"{what}: unambiguous JSON", found=str(problem)) from None
-    except ValueError:  # the interpreter's own limit on digits
-        raise error(f"{what}: JSON numbers of sensible length", found="an integer of thousands of digits") from None
+        raise error(f"expected unambiguous JSON in {what}", found=str(problem)) from None
+    except ValueError:  # the interpreter's limit on digits
+        found = "an integer of thousands of digits"
+        raise error(f"expected JSON numbers of sensible length in {what}", found=found) from None
     return value
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a value that digests are taken of: sorted keys, no spaces, UTF-8, finite numbers."""
+    """The canonical JSON of a value, for digests: sorted keys, no spaces, UTF-8, finite numbers."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _too_deep(raw: bytes, max_depth: int) -> bool:
-    """Whether brackets outside strings nest deeper than max_depth, found without recursion.
+    """True if brackets outside strings nest deeper than `max_depth`; computed without recursion.
 
-    Runs of backslashes are read from the left in pairs, so after both replacements every quote left is a string's end.
-    Each round removes the innermost brackets. What is left without a pair is unbalanced, which the reader reports
-    better, unless there is so much of it that it would recurse.
+    Backslashes are removed from the left in pairs, so each quote that remains delimits a string. Each round removes the
+    innermost pairs of brackets. Unbalanced brackets remain: json.loads reports them better, unless there are more than
+    `max_depth`, which would make it recurse.
     """
     flat = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ONE_KIND_OF_BRACKET, _NOT_STRUCTURE)
     flat = b"".join(flat.split(b'"')[::2])
@@ -109,7 +113,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Any:
-    raise _Refused(f"{name}, which is no JSON number")
+    raise _Refused(f"{name}, which is not a JSON number")
 
 
 def _float(digits: str) -> float:

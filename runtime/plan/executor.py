@@ -153,7 +153,7 @@ class PagedExecutor:
                     outputs.append(Output(error=not_finite(scheduled.end)))
                 else:
                     sampled = _sampled(read, rows[-1], tokens[rows[-1]], min(scheduled.sample.logprobs, self.vocab))
-                    outputs.append(Output(sampled, scheduled.wanted(_logits(read, rows))))
+                    outputs.append(Output(sampled, scheduled.select_rows(_logits(read, rows))))
             ticket.outputs = tuple(outputs)
         return ticket.outputs
 

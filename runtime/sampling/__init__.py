@@ -1,1 +1,1 @@
-"""Parameters of a request, the draw, and random numbers by counter: what device kernels must agree with."""
+"""Parameters of a request, the draw, and counter-based random numbers: the reference for device kernels."""

@@ -1,7 +1,7 @@
-"""One row of logits becomes one token: the same order, numbers and ties for every executor.
+"""Chooses a token from one row of logits, with the same order, numbers and ties for every executor.
 
-Order: penalties, logit bias, temperature, top-k, top-p, min-p, then one draw. All cuts are thresholds (a tie with the
-last kept token is kept), so that no result depends on how a sort breaks ties. The draw inverts the cumulative sum of
+Order: penalties, logit bias, temperature, top-k, top-p, min-p, then one draw. All cuts are thresholds that keep ties
+with the last kept token, so no result depends on how a sort breaks ties. The draw inverts the cumulative sum of
 the kept weights in ascending token order: the first token whose cumulative weight exceeds u * total, u =
 philox.uniform(seed, position). A GPU kernel does the same with per-tile sums and one scan; it can differ only where u
 lies within rounding of a boundary.
@@ -26,7 +26,7 @@ _TILE = 512
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token; with logprobs also its natural log-probability and the best as (id, logprob), best first."""
+    """A chosen token; with logprobs also its natural log-probability and the best (id, logprob), best first."""
 
     token: int
     logprob: float | None = None
@@ -34,22 +34,23 @@ class Sampled:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence and remembers what penalties need; not thread-safe."""
+    """Chooses the tokens of one sequence and stores the tokens that penalties need; not thread-safe."""
 
     def __init__(self) -> None:
         self._prompt: set[int] = set()
         self._generated: Counter[int] = Counter()
         self.last = 0
-        """The token chosen last; 0 if none was."""
+        """The token chosen last; 0 before the first."""
 
     def feed(self, tokens: Sequence[int]) -> None:
-        """Prompt tokens, as they are computed; generated tokens are counted by `sample` itself."""
+        """Add prompt tokens as they are computed; `sample` counts generated tokens itself."""
         self._prompt.update(tokens)
 
     def sample(self, logits: np.ndarray, params: SamplingParams, position: int) -> Sampled:
-        """Chooses the token at `position` (index in the sequence) from logits f32 [V], which stay unchanged.
+        """Chooses the token at `position` (index in the sequence) from logits ``f32 [V]``, which stay unchanged.
 
-        EngineError if any logit is NaN or infinite: a broken kernel or weight must never become a random token.
+        Raises:
+            EngineError: a logit is NaN or infinite: a broken kernel or weight must never become a random token.
         """
         best = int(logits.argmax())
         highest, lowest = float(logits[best]), float(logits.min())
@@ -73,7 +74,7 @@ class Sampler:
         return logprobs_of(logits, token, params.logprobs)
 
     def edited(self, logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-        """A copy of logits f32 [V] with penalties, then biases."""
+        """A copy of logits ``f32 [V]`` with penalties, then biases."""
         edited = logits.copy()
         if params.repetition_penalty != 1.0:
             ids = np.array([*self._prompt.union(self._generated)], np.int64)
@@ -89,12 +90,12 @@ class Sampler:
 
 
 def draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
-    """Temperature, top-k, top-p and min-p on finite logits f32 [V], then the token at u in (0, 1) of what is kept."""
+    """Applies temperature, top-k, top-p, min-p to finite logits ``f32 [V]``; returns the kept token at u in (0, 1)."""
     ids = None
     if 0 < params.top_k < len(logits):
         ids = np.flatnonzero(logits >= _largest(logits, params.top_k)[-1])
         logits = logits[ids]
-    # in place: at 128k tokens fresh memory costs more than the arithmetic
+    # in place: for 128k tokens an allocation costs more than the arithmetic
     with np.errstate(over="ignore", under="ignore"):
         weights = logits - logits.max()
         weights /= np.float32(params.temperature)
@@ -112,7 +113,7 @@ def draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
 
 
 def _invert(weights: np.ndarray, u: float) -> int:
-    """The first index whose cumulative weight exceeds u * total: sums per tile, then a scan of one tile, in float64."""
+    """The first index whose cumulative weight exceeds u * total: sums per tile, then one tile's scan, in float64."""
     starts = np.arange(0, len(weights), _TILE)
     tiles = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
     target = u * tiles[-1]
@@ -120,14 +121,14 @@ def _invert(weights: np.ndarray, u: float) -> int:
     start = tile * _TILE
     inside = np.cumsum(weights[start : start + _TILE], dtype=np.float64)
     index = np.searchsorted(inside, target - (tiles[tile - 1] if tile else 0.0), side="right")
-    # rounding may put the target beyond the tile's end: then it is the tile's last weight that is not zero
+    # rounding may put the target beyond the tile's end: then take the tile's last nonzero weight
     return start + min(int(index), int(np.searchsorted(inside, inside[-1], side="left")))
 
 
 def _nucleus_cut(weights: np.ndarray, mass: float) -> float:
     """The smallest weight of the smallest set of largest weights whose sum reaches `mass`.
 
-    Only as many weights are sorted as are needed: 256 first, 16 times as many until the sum is reached.
+    It sorts the largest 256 weights, then 16 times as many until their sum is reached.
     """
     size = _FIRST_NUCLEUS
     while True:
@@ -144,14 +145,14 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     groups = 4 * count
     width = len(values) // groups
     if width > 1:
-        # of disjoint groups, `count` have a maximum of at least the bound: so at least `count` values reach it
+        # `count` disjoint groups have a maximum >= the bound, so at least `count` values reach it
         maxima = values[: width * groups].reshape(width, groups).max(axis=0)
         values = values[values >= np.partition(maxima, groups - count)[groups - count]]
     return np.sort(values)[::-1][:count]
 
 
 def logprobs_of(logits: np.ndarray, token: int, count: int) -> Sampled:
-    """A chosen token with its log-probability and the `count` best, of finite logits f32 [V]."""
+    """The token with its log-probability and the `count` best tokens, from finite logits ``f32 [V]``."""
     highest = float(logits.max())
     with np.errstate(over="ignore", under="ignore"):
         weights = logits - np.float32(highest)
@@ -164,9 +165,9 @@ def logprobs_of(logits: np.ndarray, token: int, count: int) -> Sampled:
 
 
 def not_finite(position: int, found: str = "logits that are not finite") -> EngineError:
-    """The refusal to choose the token at `position`."""
+    """The error for a token at `position` whose logits are not finite."""
     return EngineError(
-        f"choosing the token at position {position}",
+        f"cannot choose the token at position {position}",
         found=found,
         fix="llmc verify ENGINE, to see whether the engine's file or the machine is at fault",
     )

@@ -1,4 +1,4 @@
-"""Random numbers by counter, so that a token depends on (seed, position) and not on batch, step or device.
+"""Counter-based random numbers: a token depends on (seed, position) and not on batch, step or device.
 
 Philox4x32-10 of Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the constants and
 the test vectors are those of the Random123 library. Triton's `tl.philox` is the same function.
@@ -21,8 +21,8 @@ _ROUNDS = 10
 def philox4x32(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
     """Four random 32-bit words for a counter of four 32-bit words and a key of two.
 
-    The counter's words are Python ints or uint64 arrays (one draw per element); the result has the same kind, values <
-    2^32.
+    The counter's words are Python ints or uint64 arrays (one draw per element); the result has the same type, with
+    values below 2^32.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -35,10 +35,10 @@ def philox4x32(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> 
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in the open interval (0, 1): (w + 1/2) / 2^32 with w the first word of Philox.
+    """A number in the open interval (0, 1): (w + 1/2) / 2^32, where w is the first word of Philox.
 
-    Key: the low and the high half of `seed` (0 <= seed < 2^64). Counter: (position low, position high, 0, 0), where
-    position is the index in its sequence of the token to be chosen. Exact in float64; 0 and 1 do not occur.
+    The key is the low and the high half of `seed` (0 <= seed < 2^64). The counter is (position low, position high, 0,
+    0), where position is the index of the chosen token in its sequence. Exact in float64; 0 and 1 do not occur.
     """
     word, _, _, _ = philox4x32((position & _MASK, position >> 32, 0, 0), (seed & _MASK, seed >> 32))
     return (word + 0.5) / 4294967296.0

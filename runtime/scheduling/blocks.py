@@ -1,5 +1,5 @@
-"""Who holds which cache block: counted references, and full prompt blocks that a later request with the same beginning
-reads instead of computing them again (as vLLM's automatic prefix caching; here without hashes: tokens are compared)."""
+"""Reference-counted cache blocks, and prefix sharing: a later request reads the full prompt blocks of an equal prefix
+instead of computing them again (like vLLM's automatic prefix caching, but comparing tokens instead of hashes)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _Key = tuple[int, tuple[int, ...]]
-"""What a block holds: the name of the beginning before it, and its own tokens. Names are never used twice, so that a
-block that is taken for something else leaves its followers unreachable instead of giving them another beginning."""
+"""Content of a block: the name of the prefix before it, and its tokens. Names are never reused: when a block gets new
+content, the blocks after its old content become unreachable, instead of continuing another prefix."""
 _ROOT = 0
 
 
@@ -25,8 +25,8 @@ class Allocation:
 class BlockPool:
     """Blocks of `block_tokens` positions. With `share`, full prompt blocks outlive their sequence until room is needed.
 
-    A block is in use (by one sequence, or by several that share a prefix), or idle. Of idle blocks those whose content
-    nobody knows are taken first, then the one that was released first, the end of a prompt before its beginning.
+    A block is in use (by one sequence, or by several that share a prefix), or idle. Idle blocks without a remembered
+    content are taken first, then the one released first; a prompt's last blocks before its first ones.
     """
 
     def __init__(self, count: int, block_tokens: int, *, share: bool) -> None:
@@ -45,7 +45,7 @@ class BlockPool:
     def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Allocation | None:
         """Blocks for `positions` positions that begin with `prompt`, or None while there are too few.
 
-        At least the prompt's last token is left to compute, since its logits are wanted; without `reuse` all are.
+        At least the prompt's last token is computed, for its logits; without `reuse` the whole prompt is.
         """
         shared = self._shared(prompt) if reuse and self._share else []
         wanted = -(-positions // self._size)
@@ -59,7 +59,7 @@ class BlockPool:
         return Allocation(tuple(blocks), len(shared) * self._size)
 
     def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """The first len(tokens) positions of `blocks` are computed, or will be before any later step: share them."""
+        """Shares the first len(tokens) positions of `blocks`, which are computed now or before any later step."""
         if not self._share:
             return
         parent = _ROOT
@@ -71,7 +71,7 @@ class BlockPool:
             _, parent = self._known[key]
 
     def give(self, blocks: Sequence[int]) -> None:
-        """A sequence is over: its blocks lose a user each."""
+        """Returns the blocks of a finished sequence; each loses one user."""
         for block in reversed(blocks):
             self._users[block] -= 1
             if self._users[block]:

@@ -1,22 +1,22 @@
-"""What the scheduler asks of a device: so that one scheduler serves the cpu, GPUs and a fake one in tests.
+"""The contract between the scheduler and a device: one scheduler serves the CPU, GPUs and a fake device in tests.
 
-The rules both sides keep:
-* A sequence is first scheduled after its `cached` tokens; each next time it starts where it last ended. `blocks` stays
-  the same and covers, of every kind of cache, all positions that the kind will ever keep of the sequence.
-  They belong to the sequence alone until `release`, but for the blocks of its cached tokens: those are read by several,
-  and written by none. Only an executor with one kind of cache, which keeps all positions, `shares`.
-* `sample`, where it is not None, stays the same for a sequence.
-* A step is a tuple of scheduled sequences, which run at once. It holds a sequence at most once, and at most
-  `max_prefill` prompt tokens. With `mixed` False a step is either one sequence with prompt tokens, or any number of
-  sequences with one generated token each.
+Rules for both sides:
+* A sequence is first scheduled after its `cached` tokens; each later time it starts where it last ended. `blocks` stays
+  the same and covers, for every kind of cache, all positions that the kind will ever keep of the sequence.
+  They belong to the sequence alone until `release`, except the blocks of its cached tokens: several sequences read
+  them, none writes them. `shares` needs an executor with one kind of cache, which keeps all positions.
+* `sample`, if not None, stays the same for a sequence.
+* A step is a tuple of scheduled sequences that run at once. It holds a sequence at most once, and at most `max_prefill`
+  prompt tokens. With `mixed` False a step is either one sequence with prompt tokens, or any number of sequences with
+  one generated token each.
 * At most `depth` + 1 tickets are open; they are collected in the order of their submission. A step runs as if all steps
   before it were done.
 * `collect` gives one Output per scheduled sequence, in the step's order.
 * Of the prompt tokens of one step, at most `max_rows` belong to sequences that want "all" rows.
-* At most `sequences` sequences are under way: a step has held them, and `release` has not been called.
+* At most `sequences` sequences are in progress: scheduled at least once, and not released.
 * `release` is called once per sequence, when all its steps have been collected.
 * One thread at a time calls an executor.
-* What is wrong with one sequence is its Output's `error`. An exception of submit or collect ends all of them.
+* An error of one sequence is its Output's `error`. An exception of submit or collect ends all sequences.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ from ..sampling.params import SamplingParams
 
 Rows = Literal["none", "last", "all"]
 MAX_ROWS = 128
-"""Rows of logits per step where all are wanted: with 128k tokens of vocabulary 64 MiB of float32."""
+"""Rows of logits per step for sequences with rows "all": 64 MiB of float32 for a vocabulary of 128k tokens."""
 Ticket = Any
-"""Whatever an executor needs to find a submitted step again; the scheduler only hands it back."""
+"""An executor's handle of a submitted step; the scheduler passes it back to `collect` unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKind:
-    """A kind of cache: blocks in its pool, and the most positions of a sequence that it keeps at once.
-
-    positions None: all that a sequence will ever have. Else its blocks of a sequence are a ring over the latest ones.
-    """
+    """A kind of cache."""
 
     blocks: int
+    """Blocks in its pool."""
     positions: int | None = None
+    """Most positions of a sequence that it keeps, as a ring over the latest ones; None: all."""
 
     def kept(self, length: int) -> int:
         """Positions that a sequence of `length` positions needs blocks for."""
@@ -55,42 +54,42 @@ class CacheKind:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """New tokens of one sequence for one step.
-
-    tokens are the ids at positions start, start + 1, ...; `()` stands for the one token the executor sampled last for
-    this sequence (only if depth > 0). sample: choose the token after the last position. The first prompt_tokens
-    positions of the sequence are its prompt. rows: which logits to give back: none, of the last token, or of all
-    tokens. cached: only in its first step: the prompt's tokens whose keys and values the blocks already hold.
-    blocks: those of the sequence, for each kind of cache in the executor's order.
-    """
+    """New tokens of one sequence for one step."""
 
     sequence: int
     tokens: tuple[int, ...]
+    """The ids at positions start, start + 1, ...; `()` stands for the one token that the executor sampled last for
+    this sequence (only if depth > 0)."""
     start: int
     blocks: tuple[tuple[int, ...], ...]
+    """The sequence's blocks, for each kind of cache in the executor's order."""
     sample: SamplingParams | None
+    """How to choose the token after the last position; None: choose none."""
     prompt_tokens: int
+    """The first positions of the sequence, which are its prompt."""
     rows: Rows = "none"
+    """The logits to return: none, of the last token, or of all tokens."""
     cached: tuple[int, ...] = ()
+    """In the sequence's first step, the prompt's tokens whose keys and values the blocks already hold."""
 
     @property
     def end(self) -> int:
-        """The position after the last token: the cache's length after this step, and where a sampled token goes."""
+        """The position after the last token: the cache's length after this step, and a sampled token's position."""
         return self.start + (len(self.tokens) or 1)
 
     @property
     def is_prompt(self) -> bool:
-        """True if the tokens are prompt (prompt and generated tokens are never mixed)."""
+        """True if the tokens belong to the prompt (prompt and generated tokens are never mixed)."""
         return self.start < self.prompt_tokens
 
-    def wanted(self, logits: np.ndarray | None) -> np.ndarray | None:
-        """What of its logits f32 [R, V] is given back."""
+    def select_rows(self, logits: np.ndarray | None) -> np.ndarray | None:
+        """The rows of its logits ``f32 [R, V]`` to return."""
         return None if logits is None or self.rows == "none" else logits if self.rows == "all" else logits[-1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The result of a scheduled sequence: a token if sampled, logits f32 [rows, V] if wanted (the receiver's own)."""
+    """The result of a scheduled sequence: a token if sampled, and logits ``f32 [rows, V]``, owned by the receiver."""
 
     sampled: Sampled | None = None
     logits: np.ndarray | None = None
@@ -98,22 +97,26 @@ class Output:
 
 
 class Executor(Protocol):
-    """A loaded model with KV `caches` of one or more kinds, in blocks of `block_tokens` positions each.
-
-    notes: what a user should be told of its loading.
-    """
+    """A loaded model with KV `caches` of one or more kinds, in blocks of `block_tokens` positions each."""
 
     notes: tuple[str, ...]
+    """Messages for the user about its loading."""
     block_tokens: int
     caches: tuple[CacheKind, ...]
     sequences: int
+    """Most sequences in progress."""
     shares: bool
+    """True if several sequences may read the same blocks."""
     mixed: bool
+    """True if a step may hold prompt and generated tokens, of different sequences."""
     depth: int
+    """Steps by which results may lag: at most depth + 1 steps are open."""
     vocab: int
     max_context: int
     max_prefill: int
+    """Most prompt tokens of a step."""
     max_rows: int
+    """Most prompt tokens of a step in sequences with rows "all"."""
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> Ticket:
         """Starts a step."""
@@ -123,10 +126,10 @@ class Executor(Protocol):
         ...
 
     def release(self, sequence: int) -> None:
-        """The sequence is over; forgets it."""
+        """Drops the state of a finished sequence."""
 
     def close(self) -> None:
-        """Frees everything; open tickets, if a step has failed, are dropped."""
+        """Frees the model; drops open tickets, which remain after a failed step."""
 
 
 class Samplers:
@@ -136,37 +139,42 @@ class Samplers:
         self._samplers: defaultdict[int, Sampler] = defaultdict(Sampler)
 
     def output(self, scheduled: ScheduledSequence, logits: np.ndarray | None) -> Output:
-        """The Output of one scheduled sequence from its logits f32 [R, V], the last row being that of its last token.
+        """The Output of one scheduled sequence from its logits ``f32 [R, V]``, whose last row is its last token's.
 
-        Logits may be None if it neither samples nor wants rows. Those of rows "last" and "all" are given out as they
-        are: the caller must not write to them again. Non-finite logits become the Output's error, and no token.
+        Logits may be None if it neither samples nor returns rows. Rows "last" and "all" are returned without a copy:
+        the caller must not write to them again. Non-finite logits become the Output's error, without a token.
         """
         sampler = self._samplers[scheduled.sequence]
         if scheduled.is_prompt:
             sampler.feed(scheduled.cached + scheduled.tokens)
-        wanted = scheduled.wanted(logits)
+        rows = scheduled.select_rows(logits)
         if logits is None or scheduled.sample is None:
-            return Output(logits=wanted)
+            return Output(logits=rows)
         try:
-            return Output(sampler.sample(logits[-1], scheduled.sample, scheduled.end), wanted)
+            return Output(sampler.sample(logits[-1], scheduled.sample, scheduled.end), rows)
         except LlmcError as error:
             return Output(error=error)
 
     def token(self, sequence: int) -> int:
-        """What `tokens == ()` stands for; 0 after a failed sampling, whose sequence is about to be released."""
+        """The token that `tokens == ()` stands for; 0 if sampling failed, after which the sequence is released."""
         return self._samplers[sequence].last
 
     def release(self, sequence: int) -> None:
-        """Forgets a sequence."""
+        """Drops the state of a sequence."""
         self._samplers.pop(sequence, None)
 
 
 def sequence_count(asked: int | None, most: int) -> int:
-    """Sequences at once: as many as asked for, at most those of the profile."""
+    """Sequences that run at once: `asked`, but at most the profile's `most`.
+
+    Raises:
+        EngineError: the profile allows none.
+        RecipeError: `asked` is below 1.
+    """
     if most < 1:
         raise EngineError(
-            "a profile for at least one sequence", found=f"max_batch {most}", fix="build the engine again"
+            "expected a profile for at least one sequence", found=f"max_batch {most}", fix="build the engine again"
         )
     if asked is not None and asked < 1:
-        raise RecipeError(f"max_batch = {asked}", found="out of range", fix=f"a number from 1 to {most}")
+        raise RecipeError(f"expected max_batch from 1 to {most}", found=f"{asked}")
     return most if asked is None else min(asked, most)

@@ -1,4 +1,4 @@
-"""One thread steps the scheduler, so that requests of any thread join and leave between steps."""
+"""Steps the scheduler on one thread, so that requests from any thread can join and leave between steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .scheduler import Scheduler
 
 
 class Loop:
-    """Owns an executor. The thread starts with the first request and ends with `close` or an executor's exception."""
+    """Owns an executor. Its thread starts with the first request and ends with `close` or an executor's exception."""
 
     def __init__(self, executor: Executor, eos_ids: Collection[int]) -> None:
         self._executor = executor
         self._scheduler = Scheduler(executor, eos_ids)
-        # a SimpleQueue's put is safe where locks are not: in __del__, at any moment of any thread
+        # SimpleQueue.put is reentrant, unlike a lock: __del__ may call it at any moment, on any thread
         self._inbox: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -32,14 +32,19 @@ class Loop:
         return self._scheduler.capacity
 
     def submit(self, request: Request) -> None:
-        """Starts a request; RecipeError if it can never run or the loop is closed, EngineError after a failed step."""
+        """Starts a request.
+
+        Raises:
+            RecipeError: the request can never run, or the loop is closed.
+            EngineError: an earlier step failed.
+        """
         self._scheduler.check(request)
         with self._lock:
             if self._closing:
-                raise RecipeError("a request to a closed engine", fix="load the engine again")
+                raise RecipeError("cannot run a request", found="a closed engine", fix="load the engine again")
             if self._failure is not None:
                 raise EngineError(
-                    "a request to a broken engine",
+                    "cannot run a request on a broken engine",
                     found=f"an earlier step failed: {type(self._failure).__name__}: {self._failure}",
                     fix="load the engine again",
                 ) from self._failure
@@ -49,7 +54,7 @@ class Loop:
                 self._thread.start()
 
     def cancel(self, request: Request | None) -> None:
-        """Ends a request (None: all), soon; harmless if it is over. From any thread, also from a destructor."""
+        """Ends a request (None: all) soon; does nothing if it is over. Any thread and destructors may call it."""
         self._inbox.put(partial(self._scheduler.cancel, request))
 
     def close(self) -> None:
@@ -71,21 +76,21 @@ class Loop:
             while not self._closing:
                 if scheduler.idle:
                     self._inbox.get()()
-                self._open_inbox()
+                self._drain_inbox()
                 scheduler.step()
-            self._open_inbox()
+            self._drain_inbox()
             scheduler.cancel()
             while not scheduler.idle:
                 scheduler.step()
         except BaseException as error:
             with self._lock:
-                # from here on `submit` refuses, and what it let in before is in the inbox
+                # from here on `submit` refuses; requests it accepted before are in the inbox
                 self._failure = error
             scheduler.fail(error)
-            self._open_inbox()
+            self._drain_inbox()
             scheduler.fail(error)
         self._executor.close()
 
-    def _open_inbox(self) -> None:
+    def _drain_inbox(self) -> None:
         while not self._inbox.empty():
             self._inbox.get()()

@@ -1,5 +1,5 @@
-"""One request from admission to its end: the scheduler counts its progress in it, the loop's thread fills it with what
-was computed, and a caller reads it."""
+"""One request from admission to its end: the scheduler keeps its progress in it, the loop's thread adds the outputs,
+and a caller reads them."""
 
 from __future__ import annotations
 
@@ -21,57 +21,59 @@ from .executor import Output
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 _POLL_S = 0.2
-"""Longest wait without a chance for Ctrl-C, where a platform's locks cannot be interrupted."""
+"""Longest wait before Ctrl-C is handled, on platforms whose locks cannot be interrupted."""
 
 
 @dataclass(eq=False)
 class Request:
-    """Token ids in, tokens out. max_tokens 0 (with all_logits) computes the prompt's logits and no token.
-
-    The scheduler keeps: blocks, those of each kind of cache; cached: tokens of the prompt that these held before;
-    computed: positions of submitted steps; asked: tokens that these choose; open_steps: those not collected yet.
-    finish is set once, and nothing comes after it; "error" with its `error`.
-    """
+    """Token ids in, tokens out. The fields that are no parameters belong to the scheduler."""
 
     prompt: tuple[int, ...]
     max_tokens: int
+    """0 (with all_logits) computes the prompt's logits and no token."""
     params: SamplingParams = field(default_factory=SamplingParams)
     _: KW_ONLY
     all_logits: bool = False
     ignore_eos: bool = False
     sequence: int = field(default=-1, init=False)
     blocks: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+    """For each kind of cache."""
     cached: int = field(default=0, init=False)
+    """Tokens of the prompt that the blocks held at admission."""
     computed: int = field(default=0, init=False)
+    """Positions of submitted steps."""
     asked: int = field(default=0, init=False)
+    """Tokens chosen by submitted steps."""
     open_steps: int = field(default=0, init=False)
+    """Submitted steps that are not collected yet."""
     tokens: list[int] = field(default_factory=list, init=False)
     finish: FinishReason | None = field(default=None, init=False)
+    """Set once, as the last change; "error" comes with `error`."""
     error: BaseException | None = field(default=None, init=False)
     done: Event = field(default_factory=Event, init=False, repr=False)
 
     @property
     def in_prompt(self) -> bool:
-        """True if the next work is a chunk of the prompt."""
+        """True if the next step computes a chunk of the prompt."""
         return self.finish is None and self.computed < len(self.prompt)
 
     @property
     def can_decode(self) -> bool:
-        """True if the next work chooses a token after one that was chosen."""
+        """True if the next step chooses another token after a chosen one."""
         return self.finish is None and self.computed >= len(self.prompt) and self.asked < self.max_tokens
 
     def receive(self, output: Output, finish: FinishReason | None) -> None:
-        """Takes an output, the last one if `finish` is given; called on the loop's thread, so it must be quick."""
+        """Takes an output, the last one if `finish` is given; runs on the loop's thread, so it must be quick."""
         if finish is not None:
             self.end(finish)
 
     def end(self, finish: FinishReason, error: BaseException | None = None) -> None:
-        """Nothing more comes."""
+        """Marks the request as finished; no output follows."""
         self.finish, self.error = finish, error
         self.done.set()
 
     def wait(self) -> None:
-        """Waits for the end; raises what the request failed with."""
+        """Waits for the end; raises the error that the request failed with."""
         wait(self.done.wait)
         if self.error is not None:
             raise self.error
@@ -88,24 +90,23 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished request.
-
-    text is without stop string and end-of-sequence token; token_ids holds all generated tokens, an end-of-sequence
-    token and those of a stop string included. logprobs has one entry per token if they were asked for.
-    """
+    """A finished request."""
 
     text: str
+    """Without stop string and end-of-sequence token."""
     token_ids: list[int]
+    """All generated tokens, with those of a stop string and an end-of-sequence token."""
     prompt_tokens: int
     completion_tokens: int
     finish_reason: FinishReason
     logprobs: tuple[Sampled, ...]
+    """One entry per token if asked for, else empty."""
     timings: Timings
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added, maybe no text. The last piece has a finish_reason, and no token if it was cancelled."""
+    """The text, perhaps "", of one token. The last piece has a finish_reason, and no token if it was cancelled."""
 
     text: str
     sampled: Sampled | None = None
@@ -118,7 +119,7 @@ class Piece:
 
 @dataclass(eq=False, kw_only=True)
 class TextRequest(Request):
-    """A request whose tokens become pieces of text; None ends them."""
+    """A request whose tokens become pieces of text; a None in `pieces` follows the last."""
 
     text: TextStream
     load_s: float = 0.0
@@ -146,7 +147,7 @@ class TextRequest(Request):
         self.pieces.put(None)
 
     def result(self) -> Result:
-        """Waits for the end; raises what the request failed with."""
+        """Waits for the end; raises the error that the request failed with."""
         self.wait()
         assert self.finish is not None
         count, times = len(self.tokens), self.times or [self.started]
@@ -158,7 +159,7 @@ class TextRequest(Request):
 
 
 class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
-    """An iterator over the pieces of a running request, which is cancelled when the iterator is closed or dropped."""
+    """An iterator over the pieces of a running request; closing or dropping it cancels the request."""
 
     def __init__(self, request: TextRequest, cancel: Callable[[Request], None]) -> None:
         self.request = request
@@ -178,17 +179,17 @@ class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
         raise StopIteration
 
     def cancel(self) -> None:
-        """Ends the request, soon; from any thread. A reader gets a last piece with finish_reason "cancelled"."""
+        """Ends the request soon; any thread may call it. A reader gets a last piece with finish_reason "cancelled"."""
         self._cancel(self.request)
 
     def close(self) -> None:
-        """Ends the request and the iterator; harmless if it is over."""
+        """Ends the request and the iterator; does nothing if they are over."""
         self._over = True
         if not self.request.done.is_set():
             self.cancel()
 
     def result(self) -> Result:
-        """Waits for the end and gives the whole; raises what the request failed with."""
+        """Waits for the end and returns the whole result; raises the error that the request failed with."""
         return self.request.result()
 
     def __exit__(self, *_: object) -> None:
@@ -200,7 +201,7 @@ class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
 
 @dataclass(eq=False)
 class LogitsRequest(Request):
-    """A request for the logits of all tokens, written into one array f32 [T,V] as chunks arrive."""
+    """A request for the logits of all tokens, written into one array ``f32 [T, V]`` as chunks arrive."""
 
     rows: np.ndarray | None = field(default=None, init=False, repr=False)
     filled: int = field(default=0, init=False)
@@ -215,14 +216,18 @@ class LogitsRequest(Request):
         super().receive(output, finish)
 
     def result(self) -> np.ndarray:
-        """Waits for the end; raises what the request failed with, RecipeError if it was cancelled."""
+        """Waits for the end; raises the error that the request failed with.
+
+        Raises:
+            RecipeError: the request was cancelled.
+        """
         self.wait()
         if self.rows is None or self.finish != "length":
-            raise RecipeError(f"logits of {len(self.prompt)} tokens", found="the request was cancelled")
+            raise RecipeError(f"cannot return the logits of {len(self.prompt)} tokens", found="a cancelled request")
         return self.rows
 
 
 def wait(over: Callable[[float], Any]) -> None:
-    """Waits until `over`, which takes the seconds to wait, is true; can be interrupted by Ctrl-C."""
+    """Waits until `over`, called with the seconds to wait, returns true; Ctrl-C interrupts it."""
     while not over(_POLL_S):
         pass

@@ -1,11 +1,11 @@
-"""Which tokens run next: continuous batching written once for every executor, with no threads, text or files in it.
+"""Continuous batching: chooses the tokens of the next step, for every executor, without threads, text or files.
 
 Policy. Requests are admitted in order of arrival, and only when blocks for the whole of prompt and max_tokens are free:
 so a running request can never run out of cache, none is ever preempted or computed twice, and the oldest one waits the
-least. The price is that a request which ends early has held blocks it did not need; a small max_tokens is worth
-something. Where blocks can be shared, a request whose prompt begins like an earlier one's reads that one's blocks.
-Prompts are computed in chunks, oldest first. Where an executor cannot mix, a chunk and a decode step take turns, so
-running requests lose at most every other step to newcomers.
+least. The price is that a request which ends early has held blocks it did not need, so set max_tokens tightly. If
+blocks can be shared, a request reads the blocks of an earlier prompt with the same beginning. Prompts are computed in
+chunks, oldest first. If an executor cannot mix, prompt chunks and decode steps alternate, so running requests lose at
+most every other step to newcomers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .request import FinishReason, Request
 
 
 class Scheduler:
-    """Steps an executor for any number of requests; but for `check`, one thread calls its methods."""
+    """Steps an executor for any number of requests. One thread calls its methods; `check` may be called from any."""
 
     def __init__(self, executor: Executor, eos_ids: Collection[int] = ()) -> None:
         caches, shares = executor.caches, executor.shares
@@ -42,7 +42,7 @@ class Scheduler:
 
     @property
     def free_blocks(self) -> tuple[int, ...]:
-        """Blocks that belong to no request, of each kind of cache."""
+        """Blocks that no request uses, for each kind of cache."""
         return tuple(pool.available for pool in self._pools)
 
     @property
@@ -53,20 +53,22 @@ class Scheduler:
         return min([most, *(room for kind, room in rooms if room < kind.kept(most))])
 
     def check(self, request: Request) -> None:
-        """Cuts max_tokens to what fits and draws a seed; RecipeError if the request can never run. From any thread."""
+        """Reduces max_tokens to the room in the context and draws a seed; callable from any thread.
+
+        Raises:
+            RecipeError: the request can never run.
+        """
         prompt, vocab = request.prompt, self._executor.vocab
         if not prompt:
-            raise RecipeError("an empty prompt", found="no tokens", fix="at least one token")
+            raise RecipeError("expected a prompt of at least one token", found="no tokens")
         if min(prompt) < 0 or max(prompt) >= vocab:
             bad = next(token for token in prompt if not 0 <= token < vocab)
-            raise RecipeError(
-                f"token id {bad} in the prompt", found=f"a vocabulary of {vocab}", fix=f"ids 0..{vocab - 1}"
-            )
+            raise RecipeError(f"expected token ids from 0 to {vocab - 1} in the prompt", found=f"token id {bad}")
         room = self.capacity - len(prompt)
         wanted = min(request.max_tokens, 1)
         if room < wanted:
             raise RecipeError(
-                f"a prompt of {len(prompt)} tokens",
+                f"cannot run a prompt of {len(prompt)} tokens",
                 found=f"room for {self.capacity} tokens, prompt and output together",
                 fix=f"a prompt of at most {self.capacity - wanted} tokens, or a larger --max-context at build",
             )
@@ -74,7 +76,7 @@ class Scheduler:
         request.max_tokens, request.params = min(request.max_tokens, room), request.params.seeded()
 
     def queue(self, request: Request) -> None:
-        """Lets a request that was checked wait for its turn, and gives it a number."""
+        """Queues a checked request and numbers it."""
         request.sequence = next(self._numbers)
         self._waiting.append(request)
 
@@ -85,7 +87,7 @@ class Scheduler:
         return request
 
     def cancel(self, request: Request | None = None) -> None:
-        """Ends a request (None: all) of which no more is wanted; harmless if it is over."""
+        """Ends a request (None: all) early; does nothing if it is over."""
         for one in self._under_way() if request is None else [request]:
             if one.finish is None:
                 one.end("cancelled")
@@ -93,7 +95,7 @@ class Scheduler:
                 self._settle(one)
 
     def fail(self, error: BaseException) -> None:
-        """Ends all requests after an exception of `step`, which is not called again."""
+        """Ends all requests after an exception of `step`, which must not be called again."""
         for request in self._under_way():
             if request.finish is None:
                 request.end("error", error)
@@ -101,7 +103,7 @@ class Scheduler:
         self._waiting.clear()
 
     def step(self) -> None:
-        """Submits the next step, if any, and collects the one that is `depth` steps old; passes exceptions on."""
+        """Submits the next step, if any, and collects the one `depth` steps before it; raises the executor's errors."""
         self._admit()
         step = self._plan()
         if step:
@@ -125,7 +127,7 @@ class Scheduler:
             self._waiting.popleft()
 
     def _lease(self, request: Request) -> list[Allocation] | None:
-        """Blocks of every kind of cache, or None while one of them has too few."""
+        """Blocks of every kind of cache, or None while one kind has too few."""
         length = len(request.prompt) + request.max_tokens
         leases: list[Allocation] = []
         for kind, pool in zip(self._executor.caches, self._pools, strict=True):
@@ -156,10 +158,10 @@ class Scheduler:
             sizes[request] = size
             budget -= size
             rows -= size if request.all_logits else 0
-        return tuple([self._work(request, size) for request, size in sizes.items()])
+        return tuple([self._schedule(request, size) for request, size in sizes.items()])
 
-    def _work(self, request: Request, size: int) -> ScheduledSequence:
-        """The next `size` tokens of a prompt, or the one that was chosen last, known or not."""
+    def _schedule(self, request: Request, size: int) -> ScheduledSequence:
+        """The next `size` tokens of a prompt, or the token chosen last, `()` while it is not collected."""
         start, prompt = request.computed, request.prompt
         known = request.tokens[-1:] if len(request.tokens) == request.asked else []
         tokens = prompt[start : start + size] or tuple(known)
@@ -186,7 +188,7 @@ class Scheduler:
             self._settle(request)
 
     def _deliver(self, request: Request, output: Output) -> None:
-        """Gives an output to its request, and says whether it is the last ("stop": an end-of-sequence token)."""
+        """Passes an output to its request, with a finish reason if it is the last ("stop": end-of-sequence token)."""
         if output.error is not None:
             request.end("error", output.error)
             return
@@ -202,11 +204,11 @@ class Scheduler:
         try:
             request.receive(output, finish)
         except Exception as error:
-            # a fault in one request's text must not end the others
+            # an error in the text of one request must not end the others
             request.end("error", error)
 
     def _settle(self, request: Request) -> None:
-        """Gives back what a request holds once it is over and no open step uses its blocks."""
+        """Frees the blocks of a finished request when no open step uses them."""
         if request.finish is None or request.open_steps:
             return
         del self._running[request.sequence]

@@ -1,4 +1,4 @@
-"""Chat templates without transformers: rendered with a budget, and blind to special tokens spelled by a user."""
+"""Chat templates without transformers: rendered within a budget; special tokens spelled by a user stay plain text."""
 
 from __future__ import annotations
 
@@ -12,65 +12,80 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported
-from .tokenizer import Tokenizer, contained
+from .tokenizer import Tokenizer, library_errors
 
 MAX_TEMPLATE_CHARS = 64 * 1024
-# Measured: about 40 units a message for the usual templates and 1 unit for 13 characters; 300,000 take 12 ms. Fuel does
-# not bound lists that double nor the time to compile: the build tries a template in a process that it can kill.
 FUEL = 300_000
+"""Steps of a render. Measured: about 40 per message for the usual templates, 1 per 13 characters; 300,000 take 12 ms.
+Fuel bounds neither lists that double nor the time to compile: the build tries a template in a process it can kill."""
 FUEL_PER_CHAR = 10
-# The compiler of minijinja recurses on chains such as `a.b.b.b`, about 500 bytes a link; 64 Ki characters need 64 MiB.
 COMPILE_STACK_BYTES = 128 * 1024 * 1024
+"""minijinja's compiler recurses on chains such as `a.b.b.b`, about 500 bytes per link; 64 Ki characters need 64 MiB."""
 MAX_INDENT = 16
 PLACEHOLDERS = range(0xF0000, 0x10FFFE)
+"""Private-use code points that hide special tokens in a user's text."""
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-# Values that templates compare or glue into special tokens ('<|' + role + '|>'): they stay as they are.
 WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Values of WORD_KEYS that stay unchanged: templates compare them or join them into special tokens ('<|' + role)."""
 WORD_KEYS = ("role", "type")
 
 
 def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
     """The chat template of a checkpoint: chat_template.jinja, else `chat_template` of tokenizer_config.json (a string,
-    or a list of named ones of which "default" counts); None if there is none."""
+    or a list of named templates: "default", else the only one); None if there is none.
+
+    Raises:
+        CheckpointError: `chat_template` has another type.
+    """
     if jinja_text is not None:
         return jinja_text
     value = config.get("chat_template")
     if isinstance(value, list):
         if not all(isinstance(entry, dict) and isinstance(entry.get("template"), str) for entry in value):
             found = "a list with an entry that has no template text"
-            raise CheckpointError("read chat_template of tokenizer_config.json", found=found)
+            raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
         named = {entry.get("name"): entry["template"] for entry in value}
         return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     if value is not None and not isinstance(value, str):
-        raise CheckpointError("read chat_template of tokenizer_config.json", found=type(value).__name__, fix="a string")
+        found = type(value).__name__
+        raise CheckpointError("expected chat_template of tokenizer_config.json as a string", found=found)
     return value
 
 
 class ChatTemplate:
-    """A compiled chat template; rendering never changes the caller's messages."""
+    """A compiled chat template; rendering never changes the caller's messages.
+
+    Raises:
+        EngineError: the template is too long.
+        Unsupported: the template does not compile; names the line.
+    """
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise EngineError(
-                "compile the chat template", found=f"{len(source)} characters", fix=f"at most {MAX_TEMPLATE_CHARS}"
+                f"expected a chat template of at most {MAX_TEMPLATE_CHARS} characters", found=f"{len(source)}"
             )
         self._source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        # One render at a time: the fuel is a property of the environment.
+        # one render at a time: the fuel is a property of the environment
         self._lock = threading.Lock()
         self._environment = _with_large_stack(lambda: _compile(source))
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-        """The prompt text; variables are those of the template, such as `tools` and `add_generation_prompt` (True).
+        """The prompt text; `variables` are the template's, such as `tools` and `add_generation_prompt` (True).
 
         Raises:
-            RecipeError: the messages are no conversation, or the template refuses them (its own message is shown).
-            EngineError, Unsupported: the template is at fault, with its line.
+            RecipeError: the messages are malformed, or the template refuses them (with its own message).
+            EngineError: the template exhausts its fuel; names the line.
+            Unsupported: the template uses an unknown filter, function, method or test; names the line.
         """
         return self._render(_checked(messages, variables))
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
-        """The prompt's ids: special tokens come from the template alone, never from messages, tools or variables."""
+        """The prompt's ids; special tokens come only from the template, never from messages, tools or variables.
+
+        Raises the errors of `render`.
+        """
         given = _checked(messages, variables)
         mask = _Mask(tokenizer, taken=self._source + json.dumps(given, ensure_ascii=False))
         return tokenizer.encode_marked(*mask.reveal(self._render(mask.hide(given))))
@@ -97,7 +112,7 @@ def _compile(source: str) -> Any:
 
 
 def _with_large_stack(work: Callable[[], Any]) -> Any:
-    """Run `work` on a thread whose stack the deepest template of the permitted size cannot exhaust."""
+    """Run `work` on a thread with a stack for the deepest template of the permitted size."""
     with ThreadPoolExecutor(1, "llmc-template") as pool:
         usual = threading.stack_size(COMPILE_STACK_BYTES)
         try:
@@ -108,16 +123,16 @@ def _with_large_stack(work: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def _template_errors(asked: str) -> Iterator[None]:
-    """Names the line of the template and whose fault an error is."""
+def _template_errors(action: str) -> Iterator[None]:
+    """Turns minijinja's errors into an LlmcError that begins with "cannot `action`" and names the template's line."""
     import minijinja
 
-    with contained(asked):
+    with library_errors(action):
         try:
             yield
         except minijinja.TemplateError as error:
             found = str(error).split("\n", 1)[0].replace("(in chat:", "(line ")
-            raise _class_of(error.kind)(asked, found=found) from None
+            raise _class_of(error.kind)(f"cannot {action}", found=found) from None
 
 
 def _class_of(kind: str) -> type[LlmcError]:
@@ -129,12 +144,13 @@ def _class_of(kind: str) -> type[LlmcError]:
 
 
 def _without_generation_tags(source: str) -> str:
-    """`generation` marks what the assistant wrote, for training; an `if true` keeps its white space and line."""
+    """Replaces `generation`, a tag for training, by `if true` with the same line and white space control."""
     return GENERATION_TAG.sub(lambda m: "{%" + m[1] + (" endif " if m[2] else " if true ") + m[3] + "%}", source)
 
 
 def _raise_exception(message: Any) -> None:
-    raise RecipeError("render the chat template", found=str(message), fix="messages that this model's template accepts")
+    fix = "messages that this model's template accepts"
+    raise RecipeError("cannot render the chat template", found=str(message), fix=fix)
 
 
 def _strftime_now(form: str) -> str:
@@ -144,34 +160,36 @@ def _strftime_now(form: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """As transformers gives it to templates: json.dumps, nothing escaped for HTML."""
+    """The filter of transformers: json.dumps, without escapes for HTML."""
     if indent is not None and not 0 <= indent <= MAX_INDENT:
-        raise EngineError("render the chat template", found=f"tojson(indent={indent})", fix=f"at most {MAX_INDENT}")
+        found = f"tojson(indent={indent})"
+        raise EngineError("cannot render the chat template", found=found, fix=f"at most {MAX_INDENT}")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh JSON copy of all a template may see; RecipeError names the message at fault."""
+    """A JSON copy of all values that a template may read; RecipeError names the message at fault."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
-        raise RecipeError("messages", found=repr(messages)[:80], fix="a list of {role, content} that is not empty")
+        found = repr(messages)[:80]
+        raise RecipeError("expected messages as a list of {role, content} that is not empty", found=found)
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str) or not WORD.fullmatch(role):
             found = repr(role if isinstance(message, Mapping) else message)[:80]
-            raise RecipeError(f"messages[{index}].role", found=found, fix="a word such as user")
+            raise RecipeError(f"expected messages[{index}].role as a word such as user", found=found)
     given = {"add_generation_prompt": True, "tools": None, **variables, "messages": [dict(one) for one in messages]}
     try:
-        # the bytes refuse lone surrogates, which minijinja would replace without a word
+        # encode() refuses lone surrogates, which minijinja would replace silently
         return json.loads(json.dumps(given, allow_nan=False, ensure_ascii=False).encode("utf-8"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise RecipeError("messages and tools", found=str(error), fix="plain JSON values") from None
+        raise RecipeError("expected messages and tools as plain JSON values", found=str(error)) from None
 
 
 class _Mask:
-    """Hides special tokens in what a user gave behind one private character each, and finds them again.
+    """Replaces each special token in a user's values by one private character, and puts them back after rendering.
 
-    Hidden are whole special tokens and, at either end of a string, pieces of one: a template may glue two strings
-    together. So a special token in the rendered text that holds a hidden character was made by the user.
+    It replaces whole special tokens and, at either end of a string, fragments of one, because a template may join two
+    strings. So a special token in the rendered text that contains a replaced character came from the user.
     """
 
     def __init__(self, tokenizer: Tokenizer, taken: str) -> None:
@@ -204,12 +222,13 @@ class _Mask:
         if text not in self._private:
             private = next((chr(code) for code in self._next if chr(code) not in self._taken), None)
             if private is None:
-                raise RecipeError("messages", found="too many different special tokens in the text")
+                found = "too many different special tokens in their text"
+                raise RecipeError("cannot encode the messages", found=found)
             self._private[text] = private
         return self._private[text]
 
     def reveal(self, rendered: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text with everything hidden put back, and the ranges [start, stop) that were hidden."""
+        """The text with all hidden parts put back, and their ranges [start, stop)."""
         if not self._private:
             return rendered, []
         hidden = {private: text for text, private in self._private.items()}

@@ -1,4 +1,4 @@
-"""Text while it is generated: only what is certain is shown, whatever tokens the next steps bring."""
+"""Text while it is generated: a piece is shown only when no later token can change it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ MAX_STOP_BYTES = 256
 
 
 class TextStream:
-    """Turns tokens into text piece by piece and stops at the first stop string that is complete.
+    """Turns tokens into text piece by piece and stops at the first complete stop string.
 
-    The pieces joined are `tokenizer.decode` of all tokens, cut before that stop string. Of stop strings that end at
+    The joined pieces equal `tokenizer.decode` of all tokens, cut before that stop string. Of stop strings that end at
     the same character the longest counts. Incomplete UTF-8 and possible beginnings of a stop string are held back.
     Without a tokenizer all text is empty.
+
+    Raises:
+        RecipeError: `stop` has a wrong type, or too many or too long strings.
+        Unsupported: there are stop strings, but no tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: str | Sequence[str] = ()) -> None:
         if not isinstance(stop, Sequence) or isinstance(stop, bytes):
-            raise RecipeError("stop", found=type(stop).__name__, fix="a string, or a list of them")
+            raise RecipeError("expected stop as a string or a list of strings", found=type(stop).__name__)
         self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if len(self._stops) > MAX_STOPS:
-            raise RecipeError("stop", found=f"{len(self._stops)} strings", fix=f"at most {MAX_STOPS}")
+            raise RecipeError(f"expected at most {MAX_STOPS} stop strings", found=f"{len(self._stops)}")
         for index, text in enumerate(self._stops):
             if not isinstance(text, str) or not text:
-                raise RecipeError(f"stop[{index}]", found=repr(text), fix="a string that is not empty")
+                raise RecipeError(f"expected stop[{index}] as a string that is not empty", found=repr(text))
             if len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
                 found = f"{len(text)} characters"
-                raise RecipeError(f"stop[{index}]", found=found, fix=f"at most {MAX_STOP_BYTES} bytes")
+                raise RecipeError(f"expected stop[{index}] of at most {MAX_STOP_BYTES} bytes", found=found)
         if tokenizer is None and self._stops:
-            raise Unsupported("stop strings with this engine", found="no tokenizer in the checkpoint")
+            raise Unsupported("cannot use stop strings with this engine", found="no tokenizer in the checkpoint")
         self._tokens = None if tokenizer is None else tokenizer.detokenizer()
         self._pieces: list[str] = []
         self._held = ""
@@ -40,15 +44,15 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """What was shown so far."""
+        """The text shown so far."""
         return "".join(self._pieces)
 
     def push(self, token: int) -> str:
-        """Take one token; returns the text that is now certain, which may be empty."""
+        """Adds one token; returns the text that no later token can change, which may be empty."""
         return "" if self.stopped or self._tokens is None else self._show(self._tokens.push(token), final=False)
 
     def finish(self) -> str:
-        """No more tokens: the rest of the text."""
+        """Ends the tokens; returns the rest of the text."""
         return "" if self.stopped or self._tokens is None else self._show(self._tokens.finish(), final=True)
 
     def _show(self, text: str, final: bool) -> str:
@@ -64,12 +68,12 @@ class TextStream:
         return piece
 
     def _first_stop(self, pending: str) -> tuple[int, int] | None:
-        """(end, start) of the stop string that is complete first."""
+        """(end, start) of the first complete stop string, or None."""
         starts = ((stop, pending.find(stop)) for stop in self._stops)
         return min(((start + len(stop), start) for stop, start in starts if start >= 0), default=None)
 
     def _certain(self, pending: str) -> int:
-        """How many characters of `pending` no stop string can still claim."""
+        """The number of characters of `pending` that cannot begin a stop string."""
         longest = max(map(len, self._stops), default=1)
         for start in range(max(0, len(pending) - longest + 1), len(pending)):
             if any(stop.startswith(pending[start:]) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""Text to token ids and back, so that no text of a user ever becomes a special token unless it is asked for."""
+"""Text to token ids and back; a user's text never becomes a special token unless the caller asks for it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
 BYTEWISE = "llmc-bytewise"
-# A decoder that is neither byte-level nor sentencepiece may hide bytes that never become a character.
+"""Name of the codec error handler that replaces each invalid byte."""
 WINDOW_TOKENS = 8
+"""Most tokens held back by a decoder that is neither byte-level nor sentencepiece: their bytes may never become a
+character."""
 
 
 def _bytewise(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each invalid byte, as sentencepiece writes them."""
+    """One U+FFFD for each invalid byte, as in sentencepiece."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 
@@ -32,14 +34,17 @@ codecs.register_error(BYTEWISE, _bytewise)
 
 
 @contextmanager
-def contained(asked: str, error: type[LlmcError] = EngineError) -> Iterator[None]:
-    """Turn what a Rust library raises into `error`; a Rust panic derives from BaseException alone."""
+def library_errors(action: str, error: type[LlmcError] = EngineError) -> Iterator[None]:
+    """Turns exceptions of a Rust library into an `error` that begins with "cannot `action`".
+
+    A Rust panic derives from BaseException directly.
+    """
     try:
         yield
     except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as found:
-        raise error(asked, found=f"{type(found).__name__}: {found}") from found
+        raise error(f"cannot {action}", found=f"{type(found).__name__}: {found}") from found
 
 
 def token_text(config: Mapping[str, Any], name: str) -> str:
@@ -51,7 +56,7 @@ def token_text(config: Mapping[str, Any], name: str) -> str:
 
 
 class Detokenizer(Protocol):
-    """Text of a growing sequence: the pushes and the finish joined are `Tokenizer.decode` of all ids."""
+    """Text of a growing sequence: the joined results of `push` and `finish` equal `Tokenizer.decode` of all ids."""
 
     def push(self, token: int) -> str: ...
     def finish(self) -> str: ...
@@ -60,9 +65,9 @@ class Detokenizer(Protocol):
 class Tokenizer:
     """A tokenizer.json with the conventions of an engine; safe to use from many threads.
 
-    The library keeps "special tokens as plain text" as a switch on the tokenizer, which cannot be changed while
-    another thread encodes. So there are two: one that honours special tokens, and, made when a text first needs it,
-    one that does not.
+    In the library, "special tokens as plain text" is a switch of the tokenizer, which cannot change while another
+    thread encodes. So there are two tokenizers: one that recognizes special tokens, and one that does not, made when a
+    text first needs it.
     """
 
     def __init__(self, raw: RawTokenizer, config: Mapping[str, Any]) -> None:
@@ -81,10 +86,14 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, tokenizer_json: bytes, config: Mapping[str, Any]) -> Tokenizer:
-        """Build from the bytes of tokenizer.json and the content of tokenizer_config.json (EngineError)."""
+        """Build from the bytes of tokenizer.json and the content of tokenizer_config.json.
+
+        Raises:
+            EngineError: the library cannot read tokenizer.json.
+        """
         from tokenizers import Tokenizer as RawTokenizer
 
-        with contained("read the tokenizer"):
+        with library_errors("read the tokenizer"):
             raw = RawTokenizer.from_buffer(tokenizer_json)
             raw.no_truncation()
             raw.no_padding()
@@ -94,9 +103,12 @@ class Tokenizer:
         return self._raw.token_to_id(token)
 
     def encode(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
-        """Ids of `text`; `bos` adds what the tokenizer's post-processor adds (usually BOS in front).
+        """Ids of `text`; `bos` adds the tokens of the tokenizer's post-processor (usually BOS in front).
 
         With `special` False a special token spelled in the text is split into plain pieces.
+
+        Raises:
+            RecipeError: the text is not valid Unicode, or a special token in it cannot be split.
         """
         _check_text(text)
         if special or not self._may_hold_special(text):
@@ -106,10 +118,13 @@ class Tokenizer:
         return self._encode(plain, text, bos)
 
     def encode_marked(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of a rendered template: special tokens count, except where they touch a `plain` range [start, stop).
+        """Ids of a rendered template: special tokens are recognized unless they overlap a `plain` range [start, stop).
 
-        Nothing is added. A template's own special tokens are replaced by private twins, so that one call of the
-        plain tokenizer sees the whole text and splits it where the ordinary tokenizer would.
+        No BOS is added. The template's own special tokens are replaced by private twins, so that one call of the plain
+        tokenizer encodes the whole text and splits it where the ordinary tokenizer would.
+
+        Raises:
+            RecipeError: the text is not valid Unicode, or a special token in a plain range cannot be split.
         """
         _check_text(text)
         if not plain:
@@ -136,10 +151,10 @@ class Tokenizer:
         return [back.get(token, token) for token in ids]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`; ids without a token give nothing, bytes that are not UTF-8 give U+FFFD.
+        """Text of `ids`; ids without a token give no text, bytes that are not UTF-8 give U+FFFD.
 
-        Equal to the tokenizers library, but for byte-fallback runs with an invalid byte: there the valid characters
-        of the run are kept (as sentencepiece does), since a stream has already shown them.
+        Equal to the tokenizers library, except for byte-fallback runs with an invalid byte: the valid characters of the
+        run are kept (as in sentencepiece), since a stream has already shown them.
         """
         stream = self.detokenizer(skip_special=skip_special)
         return "".join([*(stream.push(token) for token in ids), stream.finish()])
@@ -171,35 +186,35 @@ class Tokenizer:
             return piece.encode()
 
     def _decode_raw(self, ids: Sequence[int]) -> str:
-        with contained("decode tokens"):
+        with library_errors("decode tokens"):
             return self._raw.decode(list(ids), skip_special_tokens=False)
 
     def _encode(self, raw: RawTokenizer, text: str, bos: bool) -> list[int]:
-        with contained("encode a text"):
+        with library_errors("encode a text"):
             return raw.encode(text, add_special_tokens=bos).ids
 
     def _check_plain(self, ids: Sequence[int]) -> None:
-        """A vocabulary may reach a special token through ordinary pieces; then the text has no plain spelling."""
+        """Refuses ids with a special token, which some vocabularies merge from ordinary pieces."""
         if hit := self._never_from_text.intersection(ids):
             name = self._added[min(hit)].content
             found = f"{name!r}, which this tokenizer cannot split into plain pieces"
-            raise RecipeError("encode a text without special tokens", found=found, fix="remove it from the text")
+            raise RecipeError("cannot encode a text without special tokens", found=found, fix="remove it from the text")
 
     def _may_hold_special(self, text: str) -> bool:
-        # A normalized special token is compared after normalization, so its spellings are not known here.
+        # a normalized special token is compared after normalization, so its spellings are unknown here
         if any(self._added[token].normalized for token in self.special_ids):
             return True
         return bool(self.special_tokens) and self.special_pattern.search(text) is not None
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
-        """Finds special tokens spelled in a text, the longest first."""
+        """Matches special tokens spelled in a text, the longest first."""
         tokens = sorted(self.special_tokens, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, tokens)) if tokens else r"(?!)")
 
     @cached_property
     def special_fragments(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Proper beginnings and proper ends of the special tokens."""
+        """Proper prefixes and proper suffixes of the special tokens."""
         cuts = [(token[:cut], token[cut:]) for token in self.special_tokens for cut in range(1, len(token))]
         return frozenset(head for head, _ in cuts), frozenset(tail for _, tail in cuts)
 
@@ -210,13 +225,13 @@ class Tokenizer:
 
     @cached_property
     def _plain_and_twins(self) -> tuple[RawTokenizer, dict[int, str]]:
-        """A tokenizer blind to special tokens, and for each of them an unguessable twin that it does see."""
+        """A tokenizer that ignores special tokens, and for each of them an unguessable twin that it recognizes."""
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as RawTokenizer
 
         nonce = secrets.token_hex(8)
         twins = {token: f"\U0010fff0{nonce}.{token}\U0010fff1" for token in sorted(self.special_ids)}
-        with contained("copy the tokenizer"):
+        with library_errors("copy the tokenizer"):
             plain = RawTokenizer.from_str(self._raw.to_str())
             plain.encode_special_tokens = True
             added = []
@@ -230,16 +245,16 @@ class Tokenizer:
 
 def _check_text(text: object) -> None:
     if not isinstance(text, str):
-        raise RecipeError("encode a text", found=type(text).__name__, fix="a str")
+        raise RecipeError("cannot encode a text", found=type(text).__name__, fix="a str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"a lone surrogate at character {error.start}"
-        raise RecipeError("encode a text", found=found, fix="valid Unicode") from None
+        raise RecipeError("cannot encode a text", found=found, fix="valid Unicode") from None
 
 
 class _ByteDetokenizer:
-    """Bytes of the tokens through an incremental UTF-8 decoder: each token is looked at once."""
+    """Decodes the bytes of the tokens with an incremental UTF-8 decoder: each token is processed once."""
 
     def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int], errors: str, strip: int) -> None:
         self._token_bytes, self._skipped, self._strip = token_bytes, skipped, strip
@@ -261,7 +276,7 @@ class _ByteDetokenizer:
 
 
 class _WindowDetokenizer:
-    """Any other decoder: what the next tokens add to a decode of the last ones, so that a token has its neighbour."""
+    """For any other decoder: decodes the last tokens with and without the next ones, and shows the difference."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], skipped: frozenset[int]) -> None:
         self._decode, self._skipped = decode, skipped
@@ -284,15 +299,15 @@ class _WindowDetokenizer:
         if len(text) > len(shown):
             self._shown, self._held = self._held, []
             return text[len(shown) :]
-        # A token that shows nothing is no left neighbour: keep the one before it. At the beginning it still is the
-        # first token, whose leading blank a decoder strips, so that the next one is not.
+        # A token without text cannot be the left context: keep the previous one. At the beginning it stays in the
+        # context, because a decoder strips the leading blank of the first token and not of the next.
         self._shown, self._held = self._shown if shown else self._shown + self._held, []
         return ""
 
 
 def _byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
-    """How a decoder of tokenizer.json treats bytes: (error handler, leading spaces to strip), or None if it is neither
-    byte-level nor sentencepiece with byte fallback."""
+    """(error handler, leading spaces to strip) of a decoder of tokenizer.json, or None if it is neither byte-level nor
+    sentencepiece with byte fallback."""
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     match parts:
         case [{"type": "ByteLevel"}]:
@@ -312,7 +327,7 @@ def _byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character each byte is written as in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
+    """Printable character to byte, as in byte-level vocabularies (the inverse of GPT-2's `bytes_to_unicode`)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

@@ -77,7 +77,7 @@ def test_chips_are_consistent():
 
 @pytest.mark.parametrize("name", ["h20", "tpu", 75])
 def test_unknown_chips_are_refused(name: str | int):
-    with pytest.raises(RecipeError, match=f"no chip '{name}'.*\n  try: one of a100, a10"):
+    with pytest.raises(RecipeError, match=f"cannot find chip '{name}'.*\n  try: one of a100, a10"):
         chip(name)
 
 
@@ -212,7 +212,7 @@ def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sm", "h2000"], "no chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, a10, "),
+        (["--sm", "h2000"], "cannot find chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, a10, "),
         (["--file", "gatd"], "cannot find kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
     ],

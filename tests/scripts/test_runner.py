@@ -108,7 +108,7 @@ def test_a_forked_llmc_has_its_own_streams_folder_and_variables(tmp_path: Path):
     with forked_llmc(tmp_path) as llmc:
         script = parse(
             f"{WHY}$ mkdir d; cd d; LLMC_NOTHING=1 {llmc} bild 2>&1 | tail -n 1; echo x > p; {llmc} run e --prompts p\n"
-            "  try: llmc --help\n! llmc: p:1: ...\n! ...\n[exit 2]\n"
+            "  try: llmc --help\n! llmc: expected ... in p:1\n! ...\n[exit 2]\n"
         )
         (tmp_path / "run").mkdir()
         assert report(script, run(script, tmp_path / "run", os.environ, {})) == ""

@@ -14,7 +14,7 @@ import torch
 from llmc.passes.graph import ops
 from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSETS, Canonical, Copied, Graph, Quantized, dims
 from llmc.quantize import FORMATS
-from llmc.runtime.engine_file.bind import Stored, evaluate
+from llmc.runtime.engine_file.bind import Stored, evaluate_weight
 
 
 @dataclass
@@ -89,7 +89,7 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     model = graph.to_proto()
     stored = {**tensors, **quantized(graph, tensors)}
     for name, expr in graph.bound().items():
-        array = np.ascontiguousarray(evaluate(expr, stored.__getitem__, initializer=name))
+        array = np.ascontiguousarray(evaluate_weight(expr, stored.__getitem__, initializer=name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     kept = [value for value in model.graph.input if value.name not in graph.weights]
     del model.graph.input[:]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import torch
 
-from ....runtime.engine_file.bind import evaluate, from_json
+from ....runtime.engine_file.bind import evaluate_weight, from_json
 from ....runtime.engine_file.file import EngineFile
 from ....runtime.errors import EngineError
 from ....runtime.plan.formula import value
@@ -44,7 +44,7 @@ class SimulatedDevice:
         bindings = engine.manifest.profiles[profile].weights
         for name, tensor in plan.tensors.items():
             if tensor.kind == "weight":
-                array = evaluate(from_json(bindings[name]), engine.tensor, initializer=name)
+                array = evaluate_weight(from_json(bindings[name]), engine.tensor, initializer=name)
                 self._fixed[name] = _typed(torch.from_numpy(array.copy().reshape(-1).view(np.uint8)), tensor, {})
             elif tensor.kind in ("cache", "state"):
                 sizes = {**self.blocks, "slots": slots}

@@ -26,7 +26,7 @@ from llmc.compiler.engine import weights
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile, verify_engine
 from llmc.runtime.errors import CheckpointError, ResourceError
-from llmc.runtime.machine import Memory
+from llmc.runtime.machine import SystemMemory
 from llmc.runtime.probe import Probe
 
 GIB = 1 << 30
@@ -165,7 +165,9 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pic
 def test_without_a_limit_the_free_memory_is_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: float, fits: bool
 ):
-    monkeypatch.setattr("llmc.compiler.engine.weights.memory", lambda: Memory(64 * GIB, int(available * GIB)))
+    monkeypatch.setattr(
+        "llmc.compiler.engine.weights.system_memory", lambda: SystemMemory(64 * GIB, int(available * GIB))
+    )
     source = small_checkpoint(tmp_path / "c", tokenizer=False)
     if fits:
         llmc.build(source, tmp_path / "e.llmc")

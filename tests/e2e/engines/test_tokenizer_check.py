@@ -104,9 +104,15 @@ REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
         "token 'new' with id -7",
     ),
     "no vocabulary": (changed(lambda d: d.pop("model")), CONFIG, ROWS, [1], "read its vocabulary; KeyError: 'model'"),
-    "an unknown model": (changed(lambda d: d["model"].update(type="?")), CONFIG, ROWS, [1], "read the tokenizer; "),
-    "truncated": (DATA[:-100], CONFIG, ROWS, [1], r"tokenizer.json: well-formed JSON; .* at line \d+"),
-    "empty": (b"", CONFIG, ROWS, [1], "tokenizer.json: well-formed JSON"),
+    "an unknown model": (
+        changed(lambda d: d["model"].update(type="?")),
+        CONFIG,
+        ROWS,
+        [1],
+        "cannot read the tokenizer; ",
+    ),
+    "truncated": (DATA[:-100], CONFIG, ROWS, [1], r"expected well-formed JSON in tokenizer.json; .* at line \d+"),
+    "empty": (b"", CONFIG, ROWS, [1], "expected well-formed JSON in tokenizer.json"),
     "a key twice": (
         *(DATA.replace(b'"version": "1.0",', b'"version": "1.0", "version": "1.0",', 1), CONFIG, ROWS, [1]),
         "version",
@@ -142,8 +148,8 @@ def test_a_template_that_renders_is_no_problem(template: str):
 @pytest.mark.parametrize(
     ("template", "problem"),
     (
-        ("\n{{ 1 + }}", "compile the chat template; syntax error: unexpected end of variable block (line 2)"),
-        ("{{ raise_exception('tools only') }}", "render the chat template; tools only"),
+        ("\n{{ 1 + }}", "cannot compile the chat template; syntax error: unexpected end of variable block (line 2)"),
+        ("{{ raise_exception('tools only') }}", "cannot render the chat template; tools only"),
     ),
 )
 def test_a_template_that_fails_is_a_warning(template: str, problem: str):

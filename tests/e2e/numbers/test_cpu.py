@@ -248,7 +248,7 @@ def test_more_sequences_than_slots_are_refused(path: Path):
 def test_slots_are_those_of_the_profile_or_fewer(path: Path):
     with opened(path, slots=99) as executor:
         assert executor.sequences == 8
-    with pytest.raises(RecipeError, match="max_batch = -1"):
+    with pytest.raises(RecipeError, match=r"expected max_batch from 1 to .*\n  found: -1"):
         llmc.load(path, max_batch=-1)
 
 
@@ -289,9 +289,11 @@ def test_generation_past_the_end_has_finish_reason_length(short: Path):
 
 def test_a_prompt_that_is_too_long_is_refused_with_counts(short: Path):
     with llmc.load(short) as engine:
-        with pytest.raises(RecipeError, match=r"a prompt of 24 tokens\n.*room for 24 tokens.*\n.*at most 23 tokens"):
+        with pytest.raises(
+            RecipeError, match=r"cannot run a prompt of 24 tokens\n.*room for 24 tokens.*\n.*at most 23 tokens"
+        ):
             engine.generate(some_ids(24))
-        with pytest.raises(RecipeError, match="a prompt of 25 tokens"):
+        with pytest.raises(RecipeError, match="cannot run a prompt of 25 tokens"):
             engine.logits(some_ids(25))
 
 

@@ -66,7 +66,9 @@ def step(executor: PagedExecutor, *step: tuple[tuple[int, ...], int]) -> list[Ou
 def check(outputs: list[Output], position: int) -> None:
     long, short = outputs
     assert long.sampled is None
-    assert str(long.error).startswith(f"choosing the token at position {position}\n  found: logits that are not finite")
+    assert str(long.error).startswith(
+        f"cannot choose the token at position {position}\n  found: logits that are not finite"
+    )
     assert short.error is None and short.sampled is not None
 
 

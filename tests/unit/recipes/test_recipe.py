@@ -137,7 +137,7 @@ def test_an_alias_bomb_is_refused_at_once(tmp_path: Path):
 
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(RecipeError, match=r"pipe\.yaml: a regular file\n  found: "):
+    with pytest.raises(RecipeError, match=r"expected a regular file at .*pipe\.yaml\n  found: "):
         load_recipe(str(tmp_path / "pipe.yaml"))
 
 
@@ -146,7 +146,7 @@ def test_a_missing_recipe_names_the_nearest(tmp_path: Path):
         RecipeError, match=r"cannot find the recipe 'cpu-itn4' \(did you mean 'cpu-int4'\?\)\n  found: bundled"
     ):
         load_recipe("cpu-itn4")
-    with pytest.raises(RecipeError, match=r"absent\.yaml: a readable file\n  found: No such file"):
+    with pytest.raises(RecipeError, match=r"cannot open .*absent\.yaml\n  found: No such file"):
         load_recipe(str(tmp_path / "absent.yaml"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmc.runtime.errors import EngineError, RecipeError
-from llmc.runtime.evaluate import evaluate, windows
+from llmc.runtime.evaluate import score, windows
 
 VOCABULARY = 11
 
@@ -42,7 +42,7 @@ def test_perplexity_and_divergence_are_the_formulas():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, 200).tolist()
     model, baseline = table_model(1), table_model(2)
-    result = evaluate(windows(ids, 17, bos=0), model, baseline)
+    result = score(windows(ids, 17, bos=0), model, baseline)
 
     surprise, divergence, agreed = [], [], []
     for one in windows(ids, 17, bos=0):
@@ -59,14 +59,14 @@ def test_perplexity_and_divergence_are_the_formulas():
 
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity():
-    result = evaluate(windows(list(range(VOCABULARY)), 5, bos=0), lambda ids: np.zeros((len(ids), VOCABULARY), "f4"))
+    result = score(windows(list(range(VOCABULARY)), 5, bos=0), lambda ids: np.zeros((len(ids), VOCABULARY), "f4"))
     assert result.perplexity == pytest.approx(VOCABULARY)
     assert result.kl_mean is None
 
 
 def test_a_model_against_itself_has_no_divergence():
     model = table_model(3)
-    result = evaluate(windows([1, 2, 3, 4, 5, 6], 4, bos=None), model, model)
+    result = score(windows([1, 2, 3, 4, 5, 6], 4, bos=None), model, model)
     assert (result.tokens, result.kl_mean, result.top1_agreement) == (5, 0.0, 1.0)
 
 
@@ -76,18 +76,20 @@ def test_a_hopeless_model_has_a_finite_perplexity():
         logits[:, 0] = 1e4
         return logits
 
-    assert math.isfinite(evaluate(windows([3, 3, 3], 4, bos=0), wrong).perplexity)
+    assert math.isfinite(score(windows([3, 3, 3], 4, bos=0), wrong).perplexity)
 
 
 def test_refusals_say_what_is_wrong():
     model = table_model(1)
-    with pytest.raises(RecipeError, match="nothing to score"):
-        evaluate(windows([5], 4, bos=None), model)
-    with pytest.raises(RecipeError, match="a window of 1 tokens predicts nothing"):
+    with pytest.raises(RecipeError, match="cannot score the text"):
+        score(windows([5], 4, bos=None), model)
+    with pytest.raises(RecipeError, match="expected a window of at least 2 tokens\n  found: 1"):
         list(windows([1, 2], 1, bos=0))
-    with pytest.raises(EngineError, match="not finite"):
-        evaluate(windows([1, 2], 4, bos=0), lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4"))
-    with pytest.raises(EngineError, match="no logit for token 10"):
-        evaluate(windows([10, 2], 4, bos=0), lambda ids: model(ids)[:, :10])
-    with pytest.raises(RecipeError, match="the baseline has another vocabulary\n  found: 10 tokens, the engine 11"):
-        evaluate(windows([1, 2], 4, bos=0), model, lambda ids: model(ids)[:, :10])
+    with pytest.raises(EngineError, match="expected finite logits from the engine"):
+        score(windows([1, 2], 4, bos=0), lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4"))
+    with pytest.raises(EngineError, match="expected a logit of the engine for token 10"):
+        score(windows([10, 2], 4, bos=0), lambda ids: model(ids)[:, :10])
+    with pytest.raises(
+        RecipeError, match="expected a baseline with the vocabulary of the engine\n  found: 10 tokens, the engine 11"
+    ):
+        score(windows([1, 2], 4, bos=0), model, lambda ids: model(ids)[:, :10])

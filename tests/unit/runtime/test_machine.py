@@ -33,7 +33,7 @@ def test_without_limits_the_machine_is_the_limit(root: Path):
     write(root, "sys/fs/cgroup/user.slice/cpu.max", "max 100000\n")
     write(root, "sys/fs/cgroup/user.slice/memory.max", "max\n")
     write(root, "sys/fs/cgroup/user.slice/memory.current", "5\n")
-    assert machine.memory(root) == machine.Memory(16 * GIB, 8 * GIB)
+    assert machine.system_memory(root) == machine.SystemMemory(16 * GIB, 8 * GIB)
     assert machine.cpu_count(root) == affinity()
 
 
@@ -45,7 +45,7 @@ def test_the_tightest_ancestor_counts_in_cgroup_2(root: Path):
     write(root, "sys/fs/cgroup/a/b/memory.max", f"{12 * GIB}\n")
     write(root, "sys/fs/cgroup/a/b/memory.current", "0\n")
     write(root, "sys/fs/cgroup/a/cpu.max", "50000 100000\n")
-    assert machine.memory(root) == machine.Memory(4 * GIB, 2 * GIB)
+    assert machine.system_memory(root) == machine.SystemMemory(4 * GIB, 2 * GIB)
     assert machine.cpu_count(root) == 1
 
 
@@ -55,7 +55,7 @@ def test_cgroup_1_in_a_container_is_found_at_the_mount(root: Path):
     write(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{3 * GIB}\n")
     write(root, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "10000\n")
     write(root, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
-    assert machine.memory(root) == machine.Memory(2 * GIB, 0)
+    assert machine.system_memory(root) == machine.SystemMemory(2 * GIB, 0)
     assert machine.cpu_count(root) == 1
 
 
@@ -68,7 +68,7 @@ def test_a_quota_is_rounded_up_and_never_raises_the_affinity(root: Path):
 
 
 def test_this_machine_answers():
-    here = machine.memory()
+    here = machine.system_memory()
     assert 0 < here.available <= here.total
     assert 1 <= machine.cpu_count() <= (os.cpu_count() or 1)
     assert machine.cpu_name()

@@ -24,7 +24,7 @@ from .....runtime.cuda.launches import layout
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.environment import for_worker
 from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
-from .....runtime.machine import cpu_count, memory
+from .....runtime.machine import cpu_count, system_memory
 from .....runtime.plan.plan import MachineCode
 from .....runtime.progress import Progress
 from ..call import Argument, Constant, Kernel, KernelCall, Operand
@@ -269,7 +269,7 @@ def _compile(
     """The answers in the order in which `jobs` workers give them; each worker has its own thread."""
     if not specializations:
         return
-    count = min(jobs or max(1, min(cpu_count(), memory().available // _WORKER_BYTES)), len(specializations))
+    count = min(jobs or max(1, min(cpu_count(), system_memory().available // _WORKER_BYTES)), len(specializations))
     mine = threading.local()
     workers: list[_Worker] = []
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .....runtime.cuda.driver import Driver
 from .....runtime.dtypes import KERNEL_DTYPES
-from .....runtime.engine_file.bind import evaluate, from_json
+from .....runtime.engine_file.bind import evaluate_weight, from_json
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import LlmcError
 from .....runtime.numbers import f32_to_bf16
@@ -244,7 +244,7 @@ def contents_of(
             continue
         if tensor is not None and tensor.kind == "weight":
             binding = from_json(bindings[linear.sources[name]])
-            contents[name] = evaluate(binding, engine.tensor, initializer=linear.sources[name])
+            contents[name] = evaluate_weight(binding, engine.tensor, initializer=linear.sources[name])
         else:
             shape = [value(str(size), linear.sizes) for size in operand.shape]
             contents[name] = _random(source, operand.dtype, shape)

@@ -187,7 +187,7 @@ def test_damaged_shards_name_the_file_and_the_way_out(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    assert "model.safetensors: a file of" in refusal(folder) and "it is cut off" in refusal(folder)
+    assert "model.safetensors to have" in refusal(folder) and "it is cut off" in refusal(folder)
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "found: a Git LFS pointer, not the weights\n  try: git lfs pull" in refusal(folder)
     weights.write_text("<!DOCTYPE html><html>sign in</html>")

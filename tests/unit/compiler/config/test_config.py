@@ -189,7 +189,7 @@ def test_refusals_have_the_right_class() -> None:
     [
         (b'{"hidden_size": 64, "hidden_size": 128}', "the key 'hidden_size' twice in one object"),
         (b"[]", "expected a JSON object in config.json\n  found: []"),
-        (b'{"a": NaN}', "NaN, which is no JSON number"),
+        (b'{"a": NaN}', "NaN, which is not a JSON number"),
         (b"[" * 100_000, "nested at most 32 levels deep"),
         (b"<!DOCTYPE html>", "found: an HTML page, not the file itself"),
     ],

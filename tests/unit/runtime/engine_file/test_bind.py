@@ -22,7 +22,7 @@ from llmc.runtime.engine_file.bind import (
     Stored,
     Times,
     ToF32,
-    evaluate,
+    evaluate_weight,
     from_json,
     stored,
     to_json,
@@ -54,7 +54,7 @@ def leaf(name: str) -> Stored:
 
 def value(expr: Expr) -> np.ndarray:
     """Evaluated over read-only tensors, as those of a mapped engine are; checked against the expression's own type."""
-    found = evaluate(expr, lambda name: frozen(TENSORS[name]), initializer="x")
+    found = evaluate_weight(expr, lambda name: frozen(TENSORS[name]), initializer="x")
     assert found.shape == expr.shape and found.dtype == RAW_DTYPE[expr.dtype]
     return found
 
@@ -109,7 +109,7 @@ def test_an_operation_is_numpys(name: str) -> None:
 def test_tensors_stay_as_they_are(name: str) -> None:
     """Products are computed in place where that is safe: never in an array that somebody else holds."""
     own = {key: array.copy() for key, array in TENSORS.items()}
-    evaluate(OPERATIONS[name][0], own.__getitem__, initializer="x")
+    evaluate_weight(OPERATIONS[name][0], own.__getitem__, initializer="x")
     for key, array in own.items():
         np.testing.assert_array_equal(array, TENSORS[key])
 
@@ -177,7 +177,7 @@ def test_an_expressions_type_is_its_values(expr: Expr, random: Any) -> None:
     if any(tensors[part.name] != part for part in stored(expr)):
         return  # one name, two types: refused, see below
     with np.errstate(all="ignore"):
-        found = evaluate(expr, fetch, initializer="x")
+        found = evaluate_weight(expr, fetch, initializer="x")
     assert found.shape == expr.shape and found.dtype == RAW_DTYPE[expr.dtype]
 
 
@@ -234,7 +234,9 @@ def _wrap(count: int) -> dict[str, Any]:
 def test_nesting_has_an_end() -> None:
     assert from_json(_wrap(MAX_DEPTH)).shape == (4, 6)
     for count in (MAX_DEPTH + 1, 50_000):
-        with pytest.raises(EngineError, match=f"weight binding\n  found: dict at depth {MAX_DEPTH + 1}"):
+        with pytest.raises(
+            EngineError, match=f"cannot read a weight expression\n  found: dict at depth {MAX_DEPTH + 1}"
+        ):
             from_json(_wrap(count))
 
 
@@ -280,7 +282,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     data, message = REFUSED[name]
-    with pytest.raises(EngineError, match=f"(?s)weight binding.*{message}"):
+    with pytest.raises(EngineError, match=f"(?s)cannot read a weight expression.*{message}"):
         from_json(data)
 
 
@@ -299,16 +301,16 @@ def test_refused(name: str) -> None:
 def test_another_tensor_than_promised_names_the_initializer(
     wrap: Callable[[Expr], Expr], found: np.ndarray, shown: str
 ) -> None:
-    message = rf"weight 'model\.x' expects tensor 'w' as F32 of shape \[4, 6\]\n  found: {shown}"
+    message = rf"expected tensor 'w' as F32 of shape \[4, 6\] for weight 'model\.x'\n  found: {shown}"
     with pytest.raises(EngineError, match=message):
-        evaluate(wrap(leaf("w")), lambda _: found, initializer="model.x")
+        evaluate_weight(wrap(leaf("w")), lambda _: found, initializer="model.x")
 
 
 def test_a_weight_beyond_all_memory_is_a_resource_error() -> None:
     row = np.broadcast_to(np.zeros(1, np.float32), (2**40,))
     expr = Concat((Stored("row", "F32", (2**40,)),) * 64, 0)
-    with pytest.raises(ResourceError, match=rf"weight 'x', {2**48} bytes"):
-        evaluate(expr, lambda _: row, initializer="x")
+    with pytest.raises(ResourceError, match=rf"cannot evaluate weight 'x' of {2**48} bytes"):
+        evaluate_weight(expr, lambda _: row, initializer="x")
 
 
 def test_a_shape_that_numpy_does_not_know_is_refused() -> None:
@@ -316,4 +318,4 @@ def test_a_shape_that_numpy_does_not_know_is_refused() -> None:
     empty = Slice(leaf("w"), 0, 0, 0)
     for expr in (Reshape(leaf("w"), (1,) * 100 + (24,)), Reshape(empty, (0, 1 << 47, 1 << 47))):
         with pytest.raises(EngineError, match=r"weight 'x'\n  found: .*(dimension|too big)"):
-            evaluate(expr, TENSORS.__getitem__, initializer="x")
+            evaluate_weight(expr, TENSORS.__getitem__, initializer="x")

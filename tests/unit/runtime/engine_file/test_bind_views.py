@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.runtime.engine_file.bind import Concat, E2M1ToNbits8, Reshape, Stored, Times, ToF32, evaluate, is_view
+from llmc.runtime.engine_file.bind import Concat, E2M1ToNbits8, Reshape, Stored, Times, ToF32, evaluate_weight, is_view
 from llmc.runtime.files.safetensors import TensorInfo
 from llmc.runtime.numbers import RAW_DTYPE
 
@@ -31,7 +31,7 @@ def _mapped(start: int, rows: int, dtype: str = "F32") -> np.ndarray:
 
 def _join(**tensors: np.ndarray) -> tuple[np.ndarray, Concat]:
     expr = Concat(tuple(Stored(name, "F32", array.shape) for name, array in tensors.items()), 0)
-    return evaluate(expr, tensors.__getitem__, initializer="x"), expr
+    return evaluate_weight(expr, tensors.__getitem__, initializer="x"), expr
 
 
 def test_adjacent_tensors_join_without_a_copy() -> None:
@@ -47,7 +47,7 @@ def test_adjacent_tensors_join_without_a_copy() -> None:
 def test_adjacent_tensors_of_any_dtype(dtype: str) -> None:
     first, second = _mapped(32, 2, dtype), _mapped(32 + 8 * RAW_DTYPE[dtype].itemsize, 2, dtype)
     expr = Concat((Stored("a", dtype, (2, 4)), Stored("b", dtype, (2, 4))), 0)
-    found = evaluate(expr, {"a": first, "b": second}.__getitem__, initializer="x")
+    found = evaluate_weight(expr, {"a": first, "b": second}.__getitem__, initializer="x")
     np.testing.assert_array_equal(found, np.concatenate([first, second]))
     assert np.shares_memory(found, second)
 

@@ -146,7 +146,7 @@ def test_header_lengths(tmp_path: Path, length: int) -> None:
         ({"a": [0, 8]}, "an entry with dtype, shape and data_offsets"),
         ({"": entry(0, 8)}, "1 to 1024 printable characters"),
         ({"a\nb": entry(0, 8)}, "1 to 1024 printable characters"),
-        ({"__metadata__": {"k": 1}, "a": entry(0, 8)}, "maps strings to strings"),
+        ({"__metadata__": {"k": 1}, "a": entry(0, 8)}, "to map strings to strings"),
     ],
 )
 def test_refuses(tmp_path: Path, tensors: dict[str, object], message: str) -> None:

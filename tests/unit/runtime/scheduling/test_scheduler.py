@@ -261,14 +261,17 @@ def test_generation_ends_where_the_cache_ends() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request((), 1), "an empty prompt"),
-        (Request((1, 31), 1), "token id 31 in the prompt\n  found: a vocabulary of 31\n  try: ids 0..30"),
-        (Request((-1,), 1), "token id -1 in the prompt"),
+        (Request((), 1), "expected a prompt of at least one token"),
+        (Request((1, 31), 1), "expected token ids from 0 to 30 in the prompt\n  found: token id 31"),
+        (Request((-1,), 1), "in the prompt\n  found: token id -1"),
         (
             Request((1,) * 128, 1),
-            "a prompt of 128 tokens\n  found: room for 128 tokens.*\n  try: a prompt of at most 127",
+            "cannot run a prompt of 128 tokens\n  found: room for 128 tokens.*\n  try: a prompt of at most 127",
         ),
-        (Request((1,) * 129, 0, all_logits=True), "a prompt of 129 tokens\n.*\n  try: a prompt of at most 128"),
+        (
+            Request((1,) * 129, 0, all_logits=True),
+            "cannot run a prompt of 129 tokens\n.*\n  try: a prompt of at most 128",
+        ),
         (Request((1,), 1, SamplingParams(logit_bias=((40, 1.0),))), "token id 40"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_template_may_build_a_special_token_from_the_role_and_a_user_may_not()
     ids = compiled(PHI).encode(TOKENIZER, [{"role": "user", "content": "user|><|user|>"}])
     assert ids.count(TOKENIZER.special_tokens["<|user|>"]) == 1
     for role in ("user|><|end", "", None, "<|end|>", "a" * 65):
-        with pytest.raises(RecipeError, match=r"messages\[0\].role\n  found: "):
+        with pytest.raises(RecipeError, match=r"expected messages\[0\].role as a word such as user\n  found: "):
             compiled(PHI).encode(TOKENIZER, [{"role": role, "content": ""}])
 
 
@@ -115,7 +115,7 @@ def test_the_templates_own_message_is_shown():
 @pytest.mark.parametrize(
     ("source", "kind", "message"),
     (
-        ("\n\n{{ 1 + }}", Unsupported, r"compile the chat template\n  found: syntax error: .* \(line 3\)"),
+        ("\n\n{{ 1 + }}", Unsupported, r"cannot compile the chat template\n  found: syntax error: .* \(line 3\)"),
         ("\n{% if x %}", Unsupported, r"compile .*\n  found: syntax error: .* \(line 2\)"),
         ("a\n{{ nowhere() }}", Unsupported, r"render .*\n  found: unknown function: .* \(line 2\)"),
         ("{{ 'a'|nowhere }}", Unsupported, r"unknown filter: .* \(line 1\)"),
@@ -123,7 +123,11 @@ def test_the_templates_own_message_is_shown():
         ("{{ ''.__class__.__mro__ }}", RecipeError, r"undefined value: .*__class__"),
         ("{% include 'other' %}", RecipeError, r"found: template not found"),
         ("{{ 1|tojson(indent=1000000000) }}", EngineError, r"tojson\(indent=1000000000\)"),
-        ("a" * (MAX_TEMPLATE_CHARS + 1), EngineError, f"found: {MAX_TEMPLATE_CHARS + 1} characters"),
+        (
+            "a" * (MAX_TEMPLATE_CHARS + 1),
+            EngineError,
+            f"at most {MAX_TEMPLATE_CHARS} characters\n  found: {MAX_TEMPLATE_CHARS + 1}",
+        ),
     ),
 )
 def test_a_template_that_fails_is_named_with_its_line(source: str, kind: type[LlmcError], message: str):

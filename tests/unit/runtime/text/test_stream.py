@@ -100,7 +100,9 @@ def test_possible_beginnings_of_a_stop_string_are_held_back():
 
 @pytest.mark.parametrize("stops", ([""], ["a", ""], [3]))
 def test_a_stop_that_is_no_text_is_refused(stops: list[str]):
-    with pytest.raises(RecipeError, match=rf"stop\[{len(stops) - 1}\]\n  found: ('')|3"):
+    with pytest.raises(
+        RecipeError, match=rf"expected stop\[{len(stops) - 1}\] as a string that is not empty\n  found: (''|3)"
+    ):
         TextStream(BYTE_LEVEL, stops)
 
 

@@ -30,12 +30,16 @@ def json() -> bool:
 
 
 def threads(asked: int | None) -> int | None:
-    """Threads asked for, else LLMC_THREADS, else None. RecipeError unless they are from 1 to 4096."""
+    """The number of threads asked for, else LLMC_THREADS, else None.
+
+    Raises:
+        RecipeError: it is not from 1 to 4096.
+    """
     name, text = ("LLMC_THREADS", os.environ.get("LLMC_THREADS", "")) if asked is None else ("threads", str(asked))
     if not text:
         return None
     if not text.isdecimal() or not 0 < int(text) <= 4096:
-        raise RecipeError(name, found=repr(text), fix="a number from 1 to 4096")
+        raise RecipeError(f"expected {name} from 1 to 4096", found=repr(text))
     return int(text)
 
 

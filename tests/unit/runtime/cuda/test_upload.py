@@ -164,7 +164,9 @@ def test_a_chunk_that_does_not_match_its_digest_is_named_and_not_copied(big: Any
     data[offset] ^= 1
     damaged.write_bytes(data)
     api = FakeApi()
-    with pytest.raises(EngineError, match=r"to match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes"):
+    with pytest.raises(
+        EngineError, match=r"that match their digests\n  found: tensor 'big.weight' chunk 3 of 5 \(bytes"
+    ):
         uploaded(damaged, plan, api)
     assert (api.live["streams"], api.live["events"], api.host.count) == (0, 0, 0)
     assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 2, "what lies before the damage, and nothing of it"

@@ -80,8 +80,8 @@ LINEAR = "launch 'model.layers.0.down_proj_40' of program 0 of p"
         ),
         (lambda d: d.update(caches=[{"blocks": 9, "window": 100}]), "each of 1 to 8 blocks\n  found: blocks_100 9"),
         (lambda d: d["tensors"]["key.0"].update(shape=["blocks_7", "1", "64", "1"]), "formula 'blocks_7' of the plan"),
-        (lambda d: d.update(tiles=3), "p: only known keys\n  found: 'tiles'"),
-        (lambda d: d.pop("modules"), "p: the key 'modules'\n  found: no such key"),
+        (lambda d: d.update(tiles=3), "expected only known keys in p\n  found: 'tiles'"),
+        (lambda d: d.pop("modules"), "expected the key 'modules' in p\n  found: no such key"),
         (
             lambda d: d["tensors"]["w"].update(kind="heap"),
             "expected a known kind and dtype of tensor 'w' of program 0 of p\n  found: heap, u8",

@@ -210,7 +210,8 @@ def test_what_cannot_be_priced_is_refused(call: Call, engine: Path, arguments: l
 def test_no_plan_nothing_to_price(call: Call, pico_engine: PicoEngine):
     outcome = call("inspect", pico_engine("int8"), "--launches")
     assert outcome.code == 2
-    assert "a profile of a GPU\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
+    assert outcome.err.startswith("llmc: expected a profile of a GPU in ")
+    assert "\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
     outcome = call("inspect", PICO, "--launches")
     assert outcome.code == 2 and outcome.err.startswith("llmc: expected an engine file for --launches, not ")
     outcome = call("inspect", pico_engine("int8"), "--tokens", 3)

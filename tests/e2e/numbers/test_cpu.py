@@ -266,7 +266,7 @@ def test_threads_are_those_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LLMC_THREADS", "")
     assert thread_count(None) >= 1
     for wrong in (0, -1, 5000):
-        with pytest.raises(RecipeError, match=f"threads\n  found: '{wrong}'\n  try: a number from 1 to 4096"):
+        with pytest.raises(RecipeError, match=f"expected threads from 1 to 4096\n  found: '{wrong}'"):
             thread_count(wrong)
 
 

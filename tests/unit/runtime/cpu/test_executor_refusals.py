@@ -31,7 +31,7 @@ def test_a_bad_llmc_threads_is_exit_2(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LLMC_THREADS", "many")
     assert run_command(["run", str(path), "x", "--max-tokens", "1"]) == 2
     assert "LLMC_THREADS" in capsys.readouterr().err
-    with pytest.raises(RecipeError, match="LLMC_THREADS\n  found: 'many'\n  try: a number from 1 to 4096"):
+    with pytest.raises(RecipeError, match="expected LLMC_THREADS from 1 to 4096\n  found: 'many'"):
         llmc.load(path)
 
 

@@ -14,6 +14,7 @@ import typer
 
 from ..runtime import environment
 from ..runtime.errors import LlmcError
+from ..runtime.progress import debugging, set_debug_level
 from .commands import bench, build, doctor, evaluate, inspect, kernels, passes, tune, verify
 from .commands import run as run_command
 from .common import console, options
@@ -25,16 +26,19 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help takes half the time to show
     pretty_exceptions_enable=False,
 )
-app.command("build")(build.build)
-app.command("run")(run_command.run)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("eval")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("passes")(passes.passes)
-app.command("kernels")(kernels.kernels)
-app.command("tune")(tune.tune)
-app.command("doctor")(doctor.doctor)
+for _name, _command in {
+    "build": build.build,
+    "run": run_command.run,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "eval": evaluate.evaluate,
+    "bench": bench.bench,
+    "passes": passes.passes,
+    "kernels": kernels.kernels,
+    "tune": tune.tune,
+    "doctor": doctor.doctor,
+}.items():
+    app.command(_name)(options.debugged(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     for warning in environment.unknown(options.TWINS):
         console.note(f"llmc: {warning}")
     try:
+        set_debug_level(None)
         code = app(args=list(arguments) or ["--help"], prog_name="llmc", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as exit_:  # of SIGTERM and of a closed pipe
@@ -81,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(ENVIRONMENT, "ResourceError", f"cannot go on: the system refused: {error}", json_wanted)
     except Exception as error:
         reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
-        return _fail(INTERNAL, "InternalError", f"{reason}\n  try: LLMC_DEBUG=1 for the traceback", json_wanted)
+        return _fail(INTERNAL, "InternalError", f"{reason}\n  try: --debug 1 for the traceback", json_wanted)
 
 
 def _flags(arguments: Sequence[str]) -> Sequence[str]:
@@ -96,7 +101,7 @@ def _help_of(arguments: Sequence[str]) -> str:
 
 
 def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
-    if environment.debug():
+    if debugging(1):
         traceback.print_exc()
     console.note(f"llmc: {message}")
     if json_wanted:

@@ -17,7 +17,8 @@ from .engine.manifest import manifest_of
 from .engine.report import BuildReport, Clock
 from .engine.writer import EngineWriter
 from .oracle import probe
-from .pipeline import context_of, lower
+from .page import write_page
+from .pipeline import context_of, lower, start_dump
 from .targets import ProfileConfig, Tactics, tactics_of, target_named
 
 
@@ -33,19 +34,21 @@ def build(
 ) -> BuildReport:
     """Compile an open checkpoint (`open_source`) into an engine file.
 
-    `memory_limit` is the memory in GiB that the build may use; chunks shrink to fit. `dump` is a folder for the graph
-    after each pass. `tactics` are measured tiles, which replace those that llmc ships for a chip.
+    `memory_limit` is the memory in GiB that the build may use; chunks shrink to fit. `dump` is a new folder for the
+    graph after each pass, a page of the changes, launches and PTX. `tactics` are measured tiles, which replace those
+    that llmc ships for a chip.
 
     Raises:
         LlmcError: any class of `runtime/errors.py`; the file at `output` is unchanged then.
     """
     clock, output = Clock(progress), Path(output)
     with clock.stage("read headers"):
+        shown = start_dump(dump, recipe)
         tables = tactics_of(recipe.targets, tactics)
         context = context_of(recipe, checkpoint)
         tokenizer = start_check(checkpoint)
     with clock.stage("graph and passes"):
-        decoder, legal, passes = lower(checkpoint, recipe, context, dump)
+        decoder, legal, passes = lower(checkpoint, recipe, context, shown)
         tensors = decoder.graph.canonical
     with clock.stage("compile profiles"):
         dtype = checkpoint.config.dtype or "float32"
@@ -55,6 +58,11 @@ def build(
             )
             for name, graph in legal.items()
         }
+        if shown is not None:
+            for name, profile in profiles.items():
+                for file, text in profile.listing().items():
+                    shown.write(f"{name}.{file}", text)
+            write_page(shown)
     chunk = weights.chunk_bytes(memory_limit)
     with EngineWriter(output, weights.groups(tensors)) as writer:
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 
-from ..passes import PassReport, model_passes, profile_passes, run_phase
+from ..passes import PassReport, Phase, model_passes, profile_passes, run_phase
 from ..passes.graph.graph import MODULE, Graph
+from ..passes.graph.saved import restore
+from ..passes.rewrite.dump import Dump
 from ..recipes.recipe import Recipe
-from ..runtime.errors import RecipeError, nearest
+from ..runtime.errors import EngineError, RecipeError, nearest
+from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
+from .page import write_page
 from .targets import Precision, target_named
 
 DEFAULT_CONTEXT = 4096
+_SAME = "the llmc that saved it"
 
 
 def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
@@ -35,12 +42,11 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def lower(
-    checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Path | None = None
+    checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Dump | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
     """The logical graph after the model passes, the legal graph of every profile, and the reports of all passes.
 
-    Reads no weight. `context` is the number of positions (`context_of`). `dump` is a folder for the graph after each
-    pass that changed it.
+    Reads no weight. `context` is the number of positions (`context_of`). `dump` keeps what each pass did.
 
     Raises:
         CheckpointError: the tensors do not match the configuration.
@@ -48,19 +54,93 @@ def lower(
         Unsupported: a format, rope type or target of the recipe does not support this model.
     """
     decoder = build(checkpoint, context)
-    graph = decoder.graph
-    _require_matches(recipe, graph)
-    reports = run_phase(model_passes(recipe.format_of), graph, dump)
-    legal = {name: graph.copy() for name in recipe.targets}
-    for name, profile in legal.items():
-        target = target_named(name)
-        phases = (
-            profile_passes(merge_gated=target.merge_gated),
-            target.legalize(Precision(recipe.activations, recipe.kv)),
-        )
-        for phase in phases:
-            reports += run_phase(phase, profile, dump, len(reports))
+    _require_matches(recipe, decoder.graph)
+    legal, reports = _run(decoder.graph, recipe, dump, None)
     return decoder, legal, reports
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a saved graph stands: in a phase of a profile ("": of all), before the pass `next` ("": at its end)."""
+
+    llmc: str
+    recipe: Recipe
+    profile: str
+    phase: str
+    next: str
+
+
+def start_dump(folder: Path | None, recipe: Recipe) -> Dump | None:
+    """The dump of a pipeline with this recipe; None without a folder."""
+    return None if folder is None else Dump(folder, plain(recipe), version("llmc"))
+
+
+def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Graph], tuple[PassReport, ...]]:
+    """Run the passes that remain for a graph that a dump has saved: where it stood, the legal graphs, what they did.
+
+    folder: of a dump of their own.
+
+    Raises:
+        RecipeError: the file is no saved graph, or this llmc has no such phase or pass.
+        PassCrash: a pass crashes.
+    """
+    graph, at = restore(path)
+    try:
+        place: Place = read(Place, at, "at")
+    except EngineError as error:
+        raise RecipeError(f"expected a saved graph in {path}", found=f"{error.asked}: {error.found}") from error
+    return place, *_run(graph, place.recipe, start_dump(folder, place.recipe), place)
+
+
+def _run(
+    graph: Graph, recipe: Recipe, dump: Dump | None, place: Place | None
+) -> tuple[dict[str, Graph], tuple[PassReport, ...]]:
+    """The legal graph of every profile, or of the one that `place` is in, and what the passes from there on did."""
+    reports: tuple[PassReport, ...] = ()
+
+    def run(profile: str, of: Graph) -> None:
+        nonlocal reports
+        if dump is not None:
+            dump.begin(of)
+        for phase, first in _phases(recipe, profile, place):
+            reports += run_phase(phase, of, dump, first=first, profile=profile)
+
+    try:
+        if place is None or not place.profile:
+            run("", graph)
+            legal = {name: graph.copy() for name in recipe.targets}
+        else:
+            legal = {place.profile: graph}
+        for name, profile in legal.items():
+            run(name, profile)
+            if dump is not None:
+                dump.write(f"{name}.graph.txt", profile.text())
+    finally:
+        if dump is not None:  # also of the passes before one that crashed
+            write_page(dump)
+    return legal, reports
+
+
+def _phases(recipe: Recipe, profile: str, place: Place | None) -> list[tuple[Phase, int]]:
+    """The phases of all profiles ("") or of one, from a place on, each with the number of its first pass."""
+    if profile:
+        target = target_named(profile)
+        precision = Precision(recipe.activations, recipe.kv)
+        phases = [profile_passes(merge_gated=target.merge_gated), target.legalize(precision)]
+    else:
+        phases = [model_passes(recipe.format_of)]
+    if place is None or place.profile != profile:
+        return [(phase, 0) for phase in phases]
+    names = [phase.name for phase in phases]
+    if place.phase not in names:
+        asked = f"expected one of the phases {', '.join(names)} in the saved graph"
+        raise RecipeError(asked, found=f"{place.phase!r}", fix=_SAME)
+    current, *later = phases[names.index(place.phase) :]
+    passes = [*(item.name for item in current.passes), ""]
+    if place.next not in passes:
+        asked = f"expected a pass of phase {place.phase} in the saved graph"
+        raise RecipeError(asked, found=f"{place.next!r}{nearest(place.next, passes)}", fix=_SAME)
+    return [(current, passes.index(place.next)), *((phase, 0) for phase in later)]
 
 
 def _require_matches(recipe: Recipe, graph: Graph) -> None:

@@ -9,7 +9,8 @@ from .fuse_gated import FuseGated, FuseMergedGated
 from .graph.verify import LOGICAL
 from .merge_linears import MergeLinears
 from .quantize_weights import QuantizeWeights
-from .rewrite.manager import PassReport, Phase, run_phase
+from .rewrite.dump import PassReport
+from .rewrite.manager import Phase, run_phase
 from .rewrite.rule import Pass
 from .select_rows import SelectRowsEarly
 from .simplify import Simplify

@@ -10,7 +10,7 @@ from .errors import RecipeError, nearest
 
 VARIABLES: Mapping[str, str] = {
     "LLMC_CACHE": "the folder of llmc's caches; set to nothing, there is no cache",
-    "LLMC_DEBUG": "show the traceback of an error",
+    "LLMC_DEBUG": "as --debug: what llmc says of its own work, from 0 to 4",
     "LLMC_JSON": "as --json: print one JSON object, errors too",
     "LLMC_THREADS": "CPU threads, from 1 to 4096",
 }
@@ -19,9 +19,16 @@ _TESTS = ("LLMC_FAKE_", "LLMC_SLOW")
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
-def debug() -> bool:
-    """Whether errors are shown with their traceback."""
-    return bool(os.environ.get("LLMC_DEBUG"))
+def debug(asked: str | None = None) -> int:
+    """The level of debugging: that of --debug, else LLMC_DEBUG, else 0.
+
+    Raises:
+        RecipeError: it is not a number from 0 to 4.
+    """
+    name, text = ("LLMC_DEBUG", os.environ.get("LLMC_DEBUG") or "0") if asked is None else ("--debug", asked)
+    if text not in ("0", "1", "2", "3", "4"):
+        raise RecipeError(f"expected {name} from 0 to 4", found=repr(text[:40]))
+    return int(text)
 
 
 def json() -> bool:

@@ -12,7 +12,8 @@ from .engine_file.file import EngineFile
 from .engine_file.manifest import TOKENIZER_SECTIONS
 from .errors import EngineError, RecipeError
 from .files.strict_json import loads
-from .profiles import choose
+from .profiles import choose, why
+from .progress import debug
 from .scheduling.executor import Executor
 from .text.chat import chat_template_source
 from .text.tokenizer import Tokenizer
@@ -47,7 +48,8 @@ def load(
     file = EngineFile.open(path, verify=verify)
     try:
         tokenizer, template = _open_tokenizer(file)
-        name, _ = choose(file, profile, simulated=make_device is not None)
+        name, reasons = choose(file, profile, simulated=make_device is not None)
+        debug(1, why(file, name, reasons))
         executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
     except BaseException:
         file.close()
@@ -96,7 +98,10 @@ def open_executor(
     for the GPU.
     """
     if engine.manifest.profiles[name].target in SM:
+        from .cuda.contents import sources
         from .plan.executor import PagedExecutor
+
+        debug(4, lambda: sources(engine, name))
 
         return PagedExecutor(engine, name, make_device or _real_device(), max_batch=max_batch)
     from .cpu.executor import CpuExecutor

@@ -13,6 +13,7 @@ from .engine_file.file import EngineFile
 from .engine_file.manifest import MEASURED
 from .errors import EngineError
 from .files.strict_json import loads
+from .progress import debug
 
 if TYPE_CHECKING:
     from .plan.executor import MakeDevice
@@ -130,11 +131,12 @@ def replay(
         ResourceError: the profile does not fit this machine.
     """
     from .load import open_executor
-    from .profiles import choose
+    from .profiles import choose, why
     from .scheduling.executor import ScheduledSequence
 
     with EngineFile.open(path) as engine:
-        name, _ = choose(engine, profile, simulated=make_device is not None)
+        name, reasons = choose(engine, profile, simulated=make_device is not None)
+        debug(1, why(engine, name, reasons))
         probe = read_probe(engine)
         executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
         try:

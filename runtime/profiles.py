@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -98,6 +98,13 @@ def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = Fal
             fix="another profile or machine",
         )
     return name or best(engine, fitting), reasons
+
+
+def why(engine: EngineFile, name: str, reasons: Mapping[str, str]) -> str:
+    """Which profile was chosen, and of each other one why it does not fit, or that it comes after."""
+    after = "fits, but was not chosen" if reasons else "not looked at: a profile is simulated"
+    others = [f"  {one}: {reasons.get(one) or after}" for one in engine.manifest.profiles if one != name]
+    return "\n".join([f"{engine.path}: profile {name}", *others])
 
 
 def refuse_unknown(engine: EngineFile, name: str) -> None:

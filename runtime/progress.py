@@ -1,10 +1,18 @@
-"""The interface for progress reports: compiler and runtime report to it and do not depend on a terminal."""
+"""The interface for reports of progress and decisions: compiler and runtime do not depend on a terminal.
+
+--debug and LLMC_DEBUG are a ladder, each level includes those below it: 1 passes that fired, the profile chosen,
+tracebacks of errors; 2 every pass with its nearest miss; 3 launches with their times; 4 the PTX of kernels.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
+
+from . import environment
 
 
 class Progress(Protocol):
@@ -22,3 +30,41 @@ class _NoProgress:
 
 
 NO_PROGRESS: Progress = _NoProgress()
+
+
+_level: int | None = None
+"""The level of this process; None until it is first asked for."""
+
+
+def set_debug_level(asked: str | None) -> None:
+    """Take the level of --debug, or of LLMC_DEBUG without one; 0 while it is refused.
+
+    Raises:
+        RecipeError: it is not a number from 0 to 4.
+    """
+    global _level
+    _level = 0
+    _level = environment.debug(asked)
+
+
+def debugging(level: int) -> bool:
+    """Whether this level of the ladder is shown."""
+    if _level is None:
+        set_debug_level(None)
+    return level <= (_level or 0)
+
+
+def debug(level: int, text: str | Callable[[], str]) -> None:
+    """Write a text to stderr if its level is shown; a function makes it only then."""
+    if debugging(level):
+        shown = text if isinstance(text, str) else text()
+        with suppress(OSError):
+            print(f"debug {level}: {shown}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def timed(level: int, text: str) -> Iterator[None]:
+    """Write a text with the milliseconds that the body took."""
+    start = time.perf_counter()
+    yield
+    debug(level, f"{text}: {1e3 * (time.perf_counter() - start):.3f} ms")

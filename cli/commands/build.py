@@ -10,6 +10,7 @@ from ...recipes.flags import BuildFlags
 from ...runtime.errors import RecipeError
 from ..common import console, extras, options, progress
 from ..common.options import flag
+from . import launches
 
 if TYPE_CHECKING:
     from ...compiler.engine.report import BuildReport
@@ -33,7 +34,7 @@ def build(
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
     tactics: Tactics = None,
-    dump: Annotated[Path | None, flag("--dump", "A folder, for the graph after each pass that changed it.")] = None,
+    dump: options.Dump = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
     **flags: Unpack[BuildFlags],
@@ -62,6 +63,7 @@ def build(
         tactics=tables,
         progress=progress.for_terminal(quiet=json),
     )
+    launches.debug_engine(output)
     for warning in report.warnings:
         console.note(f"warning: {warning}")
     console.show(_as_json(report), _as_text(report, verbose), json)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RecipeError
+from ...runtime.progress import debug, debugging
 from ..common import console
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ def show(
     from ...runtime.chips import chip as chip_named
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.plan.plan import Plan
-    from ...runtime.plan.price import Roofline, price
     from ...runtime.profiles import best, choose_gpu_profile, runnable
 
     with EngineFile.open(engine) as opened:
@@ -63,10 +64,40 @@ def show(
     before = facts.max_context // 2 if context is None else context
     if before > facts.max_context:
         raise RecipeError(f"expected --context from 0 to {facts.max_context}", found=str(before))
+    console.show(*_priced(engine, name, plan, chip, index, sizes, before, model.heads), json)
+
+
+def debug_engine(path: Path) -> None:
+    """What --debug tells of an engine that was just built: from 3 on every program's launches, at 4 the PTX too."""
+    if not debugging(3):
+        return
+    from ...runtime.chips import SM, chip
+    from ...runtime.cuda.contents import sources
+    from ...runtime.engine_file.file import EngineFile
+    from ...runtime.plan.plan import Plan
+
+    with EngineFile.open(path) as engine:
+        for name, profile in engine.manifest.profiles.items():
+            if profile.target not in SM:
+                continue
+            plan = Plan.from_json(engine.section(profile.graph), what=f"{path}: {profile.graph}")
+            for index in range(len(plan.programs)):
+                sizes, context = _step(plan, index, None)[1], profile.max_context // 2
+                heads = engine.manifest.model.heads
+                debug(3, _priced(str(path), name, plan, chip(plan.sm), index, sizes, context, heads)[1])
+            debug(4, sources(engine, name))
+
+
+def _priced(
+    path: str, profile: str, plan: Plan, chip: Chip, index: int, sizes: Mapping[str, int], context: int, heads: int
+) -> tuple[dict[str, Any], str]:
+    """What a program's launches cost on a chip, as facts and as text."""
+    from ...runtime.plan.price import Roofline, price
+
     limits = Roofline(chip.reachable_bandwidth, chip.bf16)
-    found = price(plan, plan.programs[index], limits, sizes=sizes, context=before, heads=model.heads)
-    shown = {"path": engine, "profile": name, **_facts(plan, index, chip, found)}
-    console.show(shown, _text(shown, chip, found), json)
+    found = price(plan, plan.programs[index], limits, sizes=sizes, context=context, heads=heads)
+    facts = {"path": path, "profile": profile, **_facts(plan, index, chip, found)}
+    return facts, _text(facts, chip, found)
 
 
 def _step(plan: Plan, number: int | None, tokens: int | None) -> tuple[int, dict[str, int]]:

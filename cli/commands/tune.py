@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ...runtime.errors import RecipeError, ResourceError
+from ...runtime.progress import debug
 from ..common import console, extras, options, progress
 from ..common.options import flag
 
@@ -100,6 +101,7 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
         name = best(engine, able) if able else name
     for gpu in found.gpus:
         if runs_on(SM[profiles[name].target], gpu.sm):
+            debug(1, f"{engine.path}: profile {name} on {gpu.name}")
             return name, gpu
     have = ", ".join(f"{gpu.name} has {capability(gpu.sm)}" for gpu in found.gpus)
     raise ResourceError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ...runtime.progress import set_debug_level
 from ...runtime.sampling.params import RANGES
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -25,6 +28,8 @@ def flag(name: str, help: str, **more: Any) -> Any:
 
 
 Json = Annotated[bool, flag("--json", "Print one JSON object on one line, the last of stdout.")]
+_LADDER = "Say on stderr: 1 passes, profiles, tracebacks; 2 misses; 3 launches, times; 4 PTX."
+Debug = Annotated[str | None, flag("--debug", _LADDER, metavar="0..4")]
 Verbose = Annotated[bool, flag("--verbose", "Show more.", short=("-v",))]
 EngineFile = Annotated[str, typer.Argument(metavar="ENGINE", help="An engine file (.llmc).", show_default=False)]
 CheckpointPath = Annotated[
@@ -48,6 +53,9 @@ AcceptConfig = Annotated[
 RandomWeights = Annotated[
     int | None, flag("--random-weights", "Make weights from this seed instead of reading them: for benchmarks.", min=0)
 ]
+Dump = Annotated[
+    Path | None, flag("--dump", "A new folder, for the graph after each pass, a page of the changes, launches and PTX.")
+]
 MaxBatch = Annotated[int | None, flag("--max-batch", "Most sequences that run at the same time.")]
 BUILD_FLAGS: Mapping[str, Any] = {
     "quantize": Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")],
@@ -65,6 +73,17 @@ SAMPLING: Mapping[str, Any] = {
     for name, one in RANGES.items()
 }
 """The options of `SamplingOptions` that are one number."""
+
+
+def debugged(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with --debug, which it need not know of."""
+
+    @wraps(command)
+    def with_level(debug: str | None, **arguments: Any) -> None:
+        set_debug_level(debug)
+        command(**arguments)
+
+    return takes({"debug": Debug})(with_level)
 
 
 def takes(group: Mapping[str, Any]) -> Callable[[Command], Command]:

@@ -65,6 +65,8 @@ class CompiledProfile:
     """Bound of max|a-b|/max|b| between the probe's logits and the fp32 oracle of the same quantized graph."""
     notes: tuple[str, ...] = ()
     """Messages for the user about this profile."""
+    listing: Callable[[], Mapping[str, str]] = dict
+    """What --dump shows of it, by file name: launches, the sources of kernels, what they take."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Graph:
     model: ir.Model
     weights: dict[str, Expr] = field(default_factory=dict)
     canonical: dict[str, Canonical] = field(default_factory=dict)
-    _names: int = 0
+    serial: int = 0
+    """The number in the latest of its fresh names."""
 
     @classmethod
     def new(cls, name: str) -> Graph:
@@ -134,11 +135,11 @@ class Graph:
         """An independent graph, because each profile rewrites its own."""
         clone = self.body.clone()
         model = ir.Model(clone, ir_version=IR_VERSION, producer_name="llmc")
-        return Graph(model, dict(self.weights), dict(self.canonical), self._names)
+        return Graph(model, dict(self.weights), dict(self.canonical), self.serial)
 
     def fresh(self, stem: str) -> str:
-        self._names += 1
-        return f"{stem}_{self._names}"
+        self.serial += 1
+        return f"{stem}_{self.serial}"
 
     def build(self, block: str, before: ir.Node | None = None) -> Builder:
         return Builder(self, block, before)

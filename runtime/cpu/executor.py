@@ -21,7 +21,9 @@ from ..engine_file.manifest import LayerCache
 from ..errors import EngineError, RecipeError, ResourceError
 from ..machine import cpu_count, system_memory
 from ..numbers import RAW_DTYPE
+from ..progress import timed
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
+from .kernel_times import measure, tell
 from .onnx_scan import scan
 from .slots import PARTS, SlotCaches, buffer_shape, lengths_name
 
@@ -95,6 +97,8 @@ class CpuExecutor:
     def close(self) -> None:
         self._decoding.clear()
         self._cache.clear()
+        if self._session is not None:
+            tell(self._session)
         self._session = None
         self._weights, self._as_inputs = {}, {}
         self._engine.close()
@@ -168,6 +172,7 @@ class _Call:
         self.rows = np.zeros(len(logits), np.int64)
         self.logits = logits
         self._session, self._cache, self._slots, self._tokens = session, cache, slots, tokens
+        self._label = f"a step of {tokens} tokens of each of {batch} sequences"
         self._binding = session.io_binding()
         lengths = {name: array[slots] for name, array in cache.lengths.items()}
         for name, array in {"input_ids": self.ids, "logits_indices": self.rows, **lengths}.items():
@@ -191,7 +196,8 @@ class _Call:
         """
         self._cache.make_room(self._slots, self._tokens)
         try:
-            self._session.run_with_iobinding(self._binding)
+            with timed(3, self._label):
+                self._session.run_with_iobinding(self._binding)
         except MemoryError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no other base class
@@ -302,6 +308,7 @@ def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], thr
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    measure(options)
     options.add_external_initializers(list(constants), list(constants.values()))
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

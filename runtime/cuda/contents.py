@@ -40,6 +40,20 @@ class Contents(Protocol):
         ...
 
 
+def sources(engine: EngineFile, profile: str) -> str:
+    """The PTX of a profile's kernels, each after a line with its name.
+
+    Raises:
+        EngineError: the plan or its PTX is not one of ours.
+    """
+    graph = engine.manifest.profiles[profile].graph
+    contents = EngineContents(engine, profile)
+    parts = [f"PTX of {contents.what}"]
+    for index, module in enumerate(Plan.from_json(engine.section(graph), what=f"{engine.path}: {graph}").modules):
+        parts.append(f"kernel {index}: {module.kernel}\n{contents.ptx(module.code) if module.code else ''}")
+    return "\n".join(parts)
+
+
 class EngineContents:
     """A profile of an engine file."""
 

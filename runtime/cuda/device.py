@@ -17,7 +17,7 @@ from ..chips import capability, runs_on, target_for
 from ..errors import EngineError, LlmcError, ResourceError
 from ..plan.budget import Budget, aligned, budget, packed, tensors_of
 from ..plan.plan import Plan
-from ..progress import NO_PROGRESS, Progress
+from ..progress import NO_PROGRESS, Progress, debug, debugging
 from . import gpus
 from .contents import Contents
 from .driver import Driver, keep
@@ -49,7 +49,8 @@ class CudaDevice:
     ) -> None:
         """Check the requirements, then allocate and load; an exception leaves nothing allocated.
 
-        The device owns `driver`. With `graphs`, decode programs are captured once and replayed.
+        The device owns `driver`. With `graphs`, decode programs are captured once and replayed, unless --debug 3 times
+        each launch.
 
         Raises:
             ResourceError: no GPU can run the plan, the driver is missing or too old, or memory is too small.
@@ -57,7 +58,8 @@ class CudaDevice:
         """
         self.timings: dict[str, float] = {}
         self._plan = plan
-        self._replays = graphs
+        self._times = debugging(3)
+        self._replays = graphs and not self._times
         self._bounds: dict[tuple[int, tuple[int, ...]], BoundProgram] = {}
         self._graphs: dict[int, Any] = {}
         what = contents.what
@@ -98,6 +100,8 @@ class CudaDevice:
         self._copy_inputs(bound, inputs, slot)
         if graph is not None:
             driver.launch_graph(graph, self._stream)
+        elif self._times:
+            self._launch_timed(bound)
         else:
             self._launch(bound)
         self._copy_results(bound, wanted, slot)
@@ -169,6 +173,18 @@ class CudaDevice:
         launch = self._driver.launch
         for one in bound.launches:
             launch(one.config, one.function, one.parameters.address, one.label)
+
+    def _launch_timed(self, bound: BoundProgram) -> None:
+        """Each launch alone between two events: its own time, without what launches in a row gain."""
+        driver = self._driver
+        with ExitStack() as cleanup:
+            start, stop = (keep(cleanup, driver.event(timing=True), driver.drop_event) for _ in range(2))
+            for one in bound.launches:
+                driver.record(start, self._stream)
+                driver.launch(one.config, one.function, one.parameters.address, one.label)
+                driver.record(stop, self._stream)
+                driver.wait_event(stop)
+                debug(3, f"{one.label}: {1e3 * driver.elapsed(start, stop):.4f} ms")
 
     def _copy_inputs(self, bound: BoundProgram, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
         packed_inputs = slot.inputs.view(bound.input_bytes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.dumps import drafted_plan, graph_text, legal_graph, plan_text
+from support.dumps import drafted_plan, graph_text, legal_graph
+
+from llmc.runtime.plan.listing import plan_text
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("int4", "fp8")

@@ -21,7 +21,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("pipeline", "engine"), ("build",)),
+        *(("page",), ("pipeline", "engine"), ("build",)),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
     ("compiler", "targets", "cuda"): (
@@ -31,7 +31,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("cubins",),
             ("tuning",),
             ("arena", "legalize", "lowering"),
-            ("operators",),
+            ("operators", "listing"),
             ("emit",),
         ),
     ),
@@ -40,7 +40,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("attention", "sampling", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
-        *(("errors", "progress", "dtypes"), ("environment", "numbers", "machine", "chips"), ("files",)),
+        *(("errors", "dtypes"), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
         *(("text", "sampling"),),
         *(
             ("engine_file", "scheduling"),

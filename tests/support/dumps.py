@@ -16,7 +16,7 @@ from llmc.compiler.targets import ProfileConfig
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
 from llmc.recipes.recipe import QuantizeRule, with_flags
 from llmc.runtime.engine_file.bind import Expr, to_json
-from llmc.runtime.plan.plan import Argument, Launch, Plan, Tensor
+from llmc.runtime.plan.plan import Plan
 
 TOY = {**SMALL, "tie_word_embeddings": False, "vocab_size": 512, "max_position_embeddings": 256}
 """Two layers with an untied head; only shapes matter, so weights are random and never made."""
@@ -60,22 +60,6 @@ def graph_text(graph: Graph) -> str:
     return "\n".join([graph.text(), "weights:", *weights, "", "stored, in the order of the file:", *stored, ""])
 
 
-def plan_text(plan: Plan) -> str:
-    """The plan with formulas; offsets, the kernels' digest and machine code are left out."""
-    head = (
-        f"sm_{plan.sm} {plan.activation} block_tokens={plan.block_tokens} max_blocks={plan.max_blocks} pdl={plan.pdl}"
-    )
-    rings = [f"window {one.window}: a ring of {one.blocks} blocks" for one in plan.caches if one.window is not None]
-    lines = [head, *rings, "", *_tensors(plan.tensors)]
-    for program in plan.programs:
-        kind = "decode" if program.decode else "mixed"
-        lines += ["", f"{kind}: tokens {program.tokens}, sequences {program.sequences}, rows {program.rows}"]
-        lines += _tensors(program.buffers)
-        for launch in program.launches:
-            lines += _launch(plan, launch)
-    return "\n".join([*lines, ""])
-
-
 def _expression(expr: Expr) -> str:
     return json.dumps(to_json(expr))
 
@@ -88,24 +72,3 @@ def _origin(tensor: Canonical) -> str:
         shares = f", shared with {', '.join(origin.shares)}" if len(origin.shares) > 1 else ""
         return f"{origin.format} {origin.suffix} of {origin.tensor}{shares}, group {tensor.group}"
     return f"{origin.how}, group {tensor.group}"
-
-
-def _tensors(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [f"  {one.kind} {name} {one.dtype} [{', '.join(one.shape)}]" for name, one in sorted(tensors.items())]
-
-
-def _launch(plan: Plan, launch: Launch) -> list[str]:
-    module = plan.modules[launch.module]
-    arguments = ", ".join(map(_argument, launch.arguments))
-    constants = " ".join(f"{name}={value!r}" for name, value in module.constants.items())
-    return [
-        f"  {launch.label}: {module.kernel}({arguments})",
-        f"    grid [{', '.join(launch.grid)}], writes {', '.join(launch.writes)}",
-        f"    bytes {launch.bytes}; operations {launch.operations}",
-        f"    {constants} warps={module.warps} stages={module.stages} types={','.join(module.types)}",
-    ]
-
-
-def _argument(argument: Argument) -> str:
-    given = (argument.tensor, argument.size, argument.integer, argument.real)
-    return next(str(one) for one in given if one is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ....passes.graph.graph import Graph
 from ....runtime.plan.formula import value
@@ -16,6 +17,7 @@ from .call import Argument as GivenArgument
 from .call import Operand
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Specialization, compile_all, specialization_of
+from .listing import listing
 from .lowering import CudaProfile, Lowering, StepShape
 from .operators import lower
 from .tuning.tactics import HEURISTIC
@@ -45,7 +47,8 @@ def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> Co
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: run llmc tune again",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
     needs = {"sm": sm, "shared": max(cubin.shared for cubin in cubins.values())}
-    return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes)
+    shown = partial(listing, plan, specializations, cubins)
+    return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes, shown)
 
 
 def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Specialization]]:

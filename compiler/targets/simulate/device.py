@@ -12,6 +12,7 @@ from ....runtime.engine_file.file import EngineFile
 from ....runtime.errors import EngineError
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Launch, Plan, Tensor
+from ....runtime.progress import timed
 from ..cuda.call import Kernel
 from ..cuda.cubins.cache import source_digest
 from ..cuda.kernels import suites
@@ -76,7 +77,9 @@ class SimulatedDevice:
         kernel = self._kernels[module.kernel]
         values = [argument.resolve(tensors, sizes) for argument in launch.arguments]
         grid = tuple(value(formula, sizes) for formula in launch.grid)
-        execute(kernel, dict(zip(kernel.given(module.constants), values, strict=True)), module.constants, grid)
+        label = f"{launch.label} ({module.kernel}), grid {'x'.join(map(str, grid))}, interpreted"
+        with timed(3, label):
+            execute(kernel, dict(zip(kernel.given(module.constants), values, strict=True)), module.constants, grid)
 
 
 def _typed(flat: torch.Tensor, tensor: Tensor, sizes: Mapping[str, int]) -> torch.Tensor:

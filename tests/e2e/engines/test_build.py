@@ -28,7 +28,7 @@ import llmc
 from llmc.cli.app import run as run_command
 from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.pipeline import lower
+from llmc.compiler.pipeline import lower, start_dump
 from llmc.compiler.targets import CompiledProfile, ProfileConfig, target_named
 from llmc.passes.graph.graph import Graph
 from llmc.passes.graph.verify import LOGICAL
@@ -281,10 +281,10 @@ def test_two_targets_share_the_weights():
 
 
 def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):
-    reports = lower(open_source(PICO), INT8, 512, tmp_path / "dump")[2]
-    files = sorted((tmp_path / "dump").iterdir())
+    reports = lower(open_source(PICO), INT8, 512, start_dump(tmp_path / "dump", INT8))[2]
+    *files, _, _ = sorted((tmp_path / "dump").iterdir())
     expected = [(one.phase, one.name) for one in reports if one.fired]
-    named = [re.fullmatch(r"(\d\d)-(\w+)-(\w+)\.txt", file.name) for file in files]
+    named = [re.fullmatch(r"(\d\d)-(?:cpu-(?!cpu))?(\w+)-(\w+)\.txt", file.name) for file in files]
     assert [(match[2], match[3]) for match in named if match] == expected
     assert len({match[1] for match in named if match}) == len(files) == len(expected) > 8
     graphs = [onnx.parser.parse_graph(file.read_text()) for file in files]

@@ -67,7 +67,7 @@ def test_a_sampling_option_is_one_field():
         (
             KeyError("x"),
             70,
-            "llmc: cannot go on: a bug in llmc: KeyError: 'x'\n  try: LLMC_DEBUG=1 for the traceback\n",
+            "llmc: cannot go on: a bug in llmc: KeyError: 'x'\n  try: --debug 1 for the traceback\n",
         ),
     ],
 )

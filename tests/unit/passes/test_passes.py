@@ -17,6 +17,7 @@ from llmc.passes.graph.graph import GATED, MODULE, ROLE, Canonical, Copied, Grap
 from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
 from llmc.passes.merge_linears import MergeLinears
 from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.rewrite.dump import Dump
 from llmc.passes.rewrite.manager import PassCrash, Phase, run_phase
 from llmc.passes.rewrite.rule import Outcome, Pass
 from llmc.quantize import FORMATS
@@ -167,6 +168,12 @@ def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
             PASSES[-1].run(example.graph)
 
 
+def _dump_of(graph: Graph, folder: Path) -> Dump:
+    dump = Dump(folder, {}, "0")
+    dump.begin(graph)
+    return dump
+
+
 class _Breaks(Pass):
     """Leaves a node of a later phase behind."""
 
@@ -185,8 +192,9 @@ class _Crashes(Pass):
 
 def test_a_broken_graph_stops_at_the_pass_that_broke_it(tmp_path: Path) -> None:
     example = graphs.parse("(float[2,3] x) => (float[2,3] y) { y = Swish(x) }")
+    dump = _dump_of(example.graph, tmp_path)
     with pytest.raises(PassCrash, match="pass _Breaks of phase test failed: operators that do not belong") as caught:
-        run_phase(Phase("test", (_Breaks(),), LOGICAL), example.graph, tmp_path)
+        run_phase(Phase("test", (_Breaks(),), LOGICAL), example.graph, dump)
     assert isinstance(caught.value.__cause__, BrokenGraph)
     reproducer = tmp_path / "crash-test-_Breaks.txt"
     assert str(reproducer) in str(caught.value)
@@ -202,15 +210,17 @@ def test_a_crash_names_the_passes_before_it() -> None:
 
 def test_dump_writes_only_what_changed(tmp_path: Path) -> None:
     text = "(float[2,3,4] x, float[4] W) => (float[2,3,4] y) { y = RMSNormalization<axis=-1>(x, W) }"
-    run_phase(profile_passes(), graphs.parse(text).graph, tmp_path)
+    graph = graphs.parse(text).graph
+    run_phase(profile_passes(), graph, _dump_of(graph, tmp_path))
     assert list(tmp_path.iterdir()) == []
     text = (
         "(float[2,3,4] x, float[2,3,4] r, float[4] W) => (float[2,3,4] y) "
         "{ s = Add(x, r) y = RMSNormalization<axis=-1>(s, W) }"
     )
-    run_phase(profile_passes(), graphs.parse(text).graph, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["01-profile-FuseAddNorm.txt"]
-    assert "AddRMSNorm" in (tmp_path / "01-profile-FuseAddNorm.txt").read_text()
+    graph = graphs.parse(text).graph
+    run_phase(profile_passes(), graph, _dump_of(graph, tmp_path), profile="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["01-cpu-profile-FuseAddNorm.txt"]
+    assert "AddRMSNorm" in (tmp_path / "01-cpu-profile-FuseAddNorm.txt").read_text()
 
 
 @pytest.mark.parametrize(

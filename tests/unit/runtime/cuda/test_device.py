@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, LlmcError, ResourceError
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
+from llmc.runtime.progress import set_debug_level
 from llmc.runtime.scheduling.executor import ScheduledSequence
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
@@ -376,3 +378,20 @@ def test_machine_code_that_is_not_there_is_refused(tmp_path: Path):
     text = r"expected machine code .* inside 'profiles/sm_90/kernels.cubins' of 9 bytes in .*\n  found: bytes 0 to 20"
     with pytest.raises(EngineError, match=text), loaded(path, FakeApi(KERNELS)):
         pass
+
+
+def test_at_debug_3_each_launch_is_timed_alone_and_no_graph_is_captured(toy: Path, capsys: pytest.CaptureFixture[str]):
+    api = FakeApi(KERNELS)
+    set_debug_level("3")
+    try:
+        with loaded(toy, api) as device:
+            inputs = inputs_for([5], [0], [0])
+            step = device.run(0, {"tokens": 1, "sequences": 1, "rows": 1}, inputs, {"sampled"})
+            assert device.read(step)["sampled"].tolist() == [10]
+    finally:
+        set_debug_level("0")
+    shown = re.findall(r"^debug 3: launch .* \((\w+)\): ([\d.]+) ms$", capsys.readouterr().err, re.MULTILINE)
+    assert [kernel for kernel, _ in shown] == ["take", "score_all", "choose"]
+    assert {time for _, time in shown} == {"1.0000"}, "what the driver says is between the two events: one launch"
+    assert api.calls["cuStreamBeginCapture"] == 0
+    assert nothing_left(api)

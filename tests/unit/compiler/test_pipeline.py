@@ -1,0 +1,140 @@
+"""A pipeline that was dumped can be run again from any of its graphs, also from the one that a pass crashed over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.commands import Outcome
+from support.dumps import TOY
+
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.pipeline import lower, resume, start_dump
+from llmc.passes import fuse_add_norm
+from llmc.passes.graph.graph import Graph
+from llmc.passes.rewrite.manager import PassCrash
+from llmc.passes.rewrite.rule import Outcome as PassOutcome
+from llmc.recipes.recipe import QuantizeRule, Recipe
+from llmc.runtime.errors import RecipeError
+
+RECIPE = Recipe(
+    default_format="int4", rules=(QuantizeRule("lm_head", "int8"),), targets=("cpu", "sm_90"), activations="fp8"
+)
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TOY))
+    return folder
+
+
+def dumped(toy: Path, folder: Path) -> dict[str, Graph]:
+    return lower(open_source(toy, random_weights=0), RECIPE, 128, start_dump(folder, RECIPE))[1]
+
+
+def facts(graph: Graph) -> tuple[object, ...]:
+    origins = {name: (one.stored, one.group, type(one.origin)) for name, one in graph.canonical.items()}
+    labels = [dict(node.metadata_props) for node in graph.nodes]
+    return graph.text(), graph.weights, origins, labels, graph.serial
+
+
+def test_every_saved_graph_leads_to_the_same_legal_graphs(toy: Path, tmp_path: Path):
+    direct = dumped(toy, tmp_path / "dump")
+    files = sorted((tmp_path / "dump").glob("[0-9]*.txt"))
+    places = set()
+    for file in files:
+        place, legal, reports = resume(file)
+        places.add((place.profile, place.phase))
+        assert legal.keys() == ({place.profile} if place.profile else direct.keys()), file
+        assert {name: facts(graph) for name, graph in legal.items()} == {name: facts(direct[name]) for name in legal}
+        assert [one.name for one in reports][:1] == [place.next][: bool(place.next)] or not place.next
+    both = {(profile, "profile") for profile in direct}
+    assert places == {("", "model"), *both, ("cpu", "cpu"), ("sm_90", "cuda")}
+
+
+def crash(*_: object) -> PassOutcome:
+    raise KeyError("lost <in> space")
+
+
+def test_a_crash_is_replayed_and_a_mended_pass_leads_on(
+    call: Call, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    direct = dumped(toy, tmp_path / "direct")
+    monkeypatch.setattr(fuse_add_norm.FuseAddNorm, "run", crash)
+    flags = ("--random-weights", 0, "--quantize", "int4", "--target", "cpu,sm_90", "--activations", "fp8")
+    crashed = call("passes", toy, *flags, "--max-context", 128, "--dump", tmp_path / "crashed")
+    file = tmp_path / "crashed" / "crash-cpu-profile-FuseAddNorm.txt"
+    assert crashed.code == 70
+    assert f"passes before it: MergeLinears; the graph before it is in {file}: llmc passes --from {file}" in crashed.err
+    page = (tmp_path / "crashed" / "index.html").read_text()
+    assert "MergeLinears" in page and file.name in page
+
+    again = call("passes", "--from", file)
+    assert (again.code, again.out) == (70, "")
+    assert "pass FuseAddNorm of phase profile failed: 'lost <in> space'" in again.err
+    assert "Traceback" not in again.err
+    assert "Traceback" in call("passes", "--from", file, "--debug", 1).err
+
+    monkeypatch.undo()
+    place, legal, reports = resume(file)
+    assert (place.profile, place.phase, place.next) == ("cpu", "profile", "FuseAddNorm")
+    assert place.recipe == replace(RECIPE, max_context=128)
+    assert reports[0].name == "FuseAddNorm" and reports[0].fired
+    assert facts(legal["cpu"]) == facts(direct["cpu"])
+    mended = call("passes", "--from", file, "--json")
+    assert [one["name"] for one in mended.json["passes"]] == [one.name for one in reports]
+    assert f"{file}: saved by llmc 0.1.0, cpu, phase profile" in mended.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (('"next": "FuseGated"', '"next": "FuseGate"'), "expected a pass of phase profile .*did you mean 'FuseGated'"),
+        (('"phase": "profile"', '"phase": "back"'), "expected one of the phases profile, cpu in the saved graph"),
+        (('"profile": "cpu"', '"profile": "gpu"'), "target 'gpu'"),
+        (('"default_format": "int4"', '"default_format": "int5"'), "expected a weight format, found 'int5'"),
+        (('"next"', '"then"'), "expected a saved graph in .*only known keys|expected a saved graph in .*'next'"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(toy: Path, tmp_path: Path, damage: tuple[str, str], message: str):
+    dumped(toy, tmp_path / "dump")
+    file = next((tmp_path / "dump").glob("*-cpu-profile-FuseAddNorm.txt"))
+    text = file.read_text().replace('"next": "FuseMergedGated"', '"next": "FuseGated"')
+    assert damage[0] in text
+    file.write_text(text.replace(*damage))
+    with pytest.raises(RecipeError) as caught:
+        resume(file)
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_a_dump_takes_a_new_folder(toy: Path, tmp_path: Path):
+    old = tmp_path / "old"
+    old.mkdir()
+    assert start_dump(old, RECIPE) is not None
+    (old / "mine.txt").write_text("x")
+    for folder, found in ((old, "has files in it"), (old / "mine.txt", "is a file")):
+        with pytest.raises(RecipeError, match=f"^expected --dump DIR to be a new or empty folder\n  found: .*{found}"):
+            start_dump(folder, RECIPE)
+    assert [path.name for path in old.iterdir()] == ["mine.txt"]
+
+
+def test_a_file_and_flags_of_a_build_exclude_each_other(call: Call, tmp_path: Path):
+    neither = call("passes")
+    assert (neither.code, neither.err) == (2, "llmc: expected a CHECKPOINT or --from FILE\n  found: neither\n")
+    assert "found: both" in call("passes", "x", "--from", "y").err
+    assert "expected no flags of a build beside --from" in call("passes", "--from", "y", "--quantize", "int4").err
+    missing = call("passes", "--from", tmp_path / "none.txt")
+    assert missing.code == 2 and "No such file" in missing.err
+
+
+def test_a_crash_without_a_dump_says_how_to_keep_it(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fuse_add_norm.FuseAddNorm, "run", crash)
+    with pytest.raises(PassCrash, match="run again with --dump DIR to keep the graph before it"):
+        lower(open_source(toy, random_weights=0), RECIPE, 128)

@@ -19,16 +19,16 @@ PAGE = "index.html"
 _AROUND = 2
 """Unchanged lines that are shown before and after a change."""
 _LONGEST_REPEAT = 160
-"""Lines of a change that is recognised when it comes again."""
+"""Most lines of a change that is recognised as a repeat."""
 _STYLE = """body{font:14px sans-serif;margin:2em}td,th{text-align:left;padding:1px 1em 1px 0;vertical-align:top}
 pre{font-size:12px;overflow-x:auto;background:#f6f6f6;padding:1em}ins{background:#cfc;text-decoration:none}
 del{background:#fcc;text-decoration:none}i{color:#888}"""
 Row = tuple[str, str]
-"""A line of a change: " ", "+" or "-", or "" for a remark; and its text."""
+"""A line of a change: its mark (" ", "+", "-", or "" for a remark) and its text."""
 
 
 def write_page(dump: Dump) -> None:
-    """The page of all that the dump has so far, into its folder."""
+    """Write the page of the steps that the dump has so far."""
     passed = [(number, step) for number, step in enumerate(dump.steps) if step.report is not None]
     table = "".join(_summary(number, step) for number, step in passed)
     changes = "".join(_change(number, dump.steps) for number, step in passed if step.text)
@@ -71,7 +71,7 @@ def _change(number: int, steps: Sequence[Step]) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """A graph's text with one input, output or value a line."""
+    """The text of a graph with one input, output or value per line."""
     head, brace, nodes = text.partition("\n{")
     return [*head.replace(", ", ",\n  ").splitlines(), *(brace + nodes).lstrip("\n").splitlines()]
 
@@ -93,7 +93,7 @@ def _rows(before: list[str], after: list[str]) -> Iterator[Row]:
 
 
 def _folded(rows: list[Row]) -> Iterator[Row]:
-    """Rows that repeat, but for their numbers, once and with a count."""
+    """Rows with repeats folded: rows that differ only in numbers are shown once and counted."""
     kinds = [mark + re.sub(r"\d+", "0", line) for mark, line in rows]
     at = 0
     while at < len(rows):
@@ -105,7 +105,7 @@ def _folded(rows: list[Row]) -> Iterator[Row]:
 
 
 def _repeat(kinds: Sequence[str], at: int) -> tuple[int, int]:
-    """The repeat that begins at a row and hides most: its length, and how often it comes."""
+    """The repeat from row `at` that hides the most rows: its length and count."""
     best = 1, 1
     for length in range(1, min(_LONGEST_REPEAT, (len(kinds) - at) // 2) + 1):
         if kinds[at] != kinds[at + length]:

@@ -61,7 +61,7 @@ def lower(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a saved graph stands: in a phase of a profile ("": of all), before the pass `next` ("": at its end)."""
+    """The place of a saved graph: in a phase of a profile ("": model passes), before the pass `next` ("": at its end)."""
 
     llmc: str
     recipe: Recipe
@@ -76,9 +76,9 @@ def start_dump(folder: Path | None, recipe: Recipe) -> Dump | None:
 
 
 def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Graph], tuple[PassReport, ...]]:
-    """Run the passes that remain for a graph that a dump has saved: where it stood, the legal graphs, what they did.
+    """Run the remaining passes of a graph that a dump saved; returns its place, the legal graphs and the reports.
 
-    folder: of a dump of their own.
+    With `folder`, these passes are dumped too.
 
     Raises:
         RecipeError: the file is no saved graph, or this llmc has no such phase or pass.
@@ -95,7 +95,7 @@ def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Gra
 def _run(
     graph: Graph, recipe: Recipe, dump: Dump | None, place: Place | None
 ) -> tuple[dict[str, Graph], tuple[PassReport, ...]]:
-    """The legal graph of every profile, or of the one that `place` is in, and what the passes from there on did."""
+    """Run all passes, or those from `place` on; returns the legal graphs by profile, and the reports."""
     reports: tuple[PassReport, ...] = ()
 
     def run(profile: str, of: Graph) -> None:
@@ -122,7 +122,7 @@ def _run(
 
 
 def _phases(recipe: Recipe, profile: str, place: Place | None) -> list[tuple[Phase, int]]:
-    """The phases of all profiles ("") or of one, from a place on, each with the number of its first pass."""
+    """The model phases (profile "") or those of a profile, from `place` on, each with the number of its first pass."""
     if profile:
         target = target_named(profile)
         precision = Precision(recipe.activations, recipe.kv)

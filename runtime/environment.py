@@ -20,7 +20,7 @@ _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
 def debug(asked: str | None = None) -> int:
-    """The level of debugging: that of --debug, else LLMC_DEBUG, else 0.
+    """The debug level: --debug if given, else LLMC_DEBUG, else 0.
 
     Raises:
         RecipeError: it is not a number from 0 to 4.
@@ -32,7 +32,7 @@ def debug(asked: str | None = None) -> int:
 
 
 def json() -> bool:
-    """Whether a JSON object is wanted of every command, as with --json."""
+    """True if every command prints a JSON object, as with --json."""
     return os.environ.get("LLMC_JSON", "0").lower() not in ("0", "false", "")
 
 
@@ -51,23 +51,23 @@ def threads(asked: int | None) -> int | None:
 
 
 def cache_folder() -> Path | None:
-    """The folder of llmc's caches: LLMC_CACHE, else one of the user's; None if there is to be none, or no home."""
+    """The cache folder: LLMC_CACHE, else ~/.cache/llmc; None if LLMC_CACHE is empty or there is no home directory."""
     asked = os.environ.get("LLMC_CACHE")
     if asked is not None:
         return Path(asked) if asked else None
     try:
         return Path.home() / ".cache" / "llmc"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # no home directory
         return None
 
 
 def hub_is_offline() -> bool:
-    """Whether huggingface_hub is told not to use the network, in the words that it takes for yes."""
+    """True if HF_HUB_OFFLINE has a value that huggingface_hub reads as true."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def dumb_terminal() -> bool:
-    """Whether the terminal cannot move its cursor."""
+    """True if the terminal cannot move its cursor."""
     return os.environ.get("TERM") == "dumb"
 
 
@@ -77,17 +77,17 @@ def with_huge_pages() -> dict[str, str] | None:
 
 
 def for_worker() -> dict[str, str]:
-    """What a compiler of kernels gets of this environment: nothing that could change a cubin's bytes."""
+    """The environment of a kernel compiler, without variables that could change a cubin's bytes."""
     return {name: os.environ[name] for name in _OF_WORKERS if name in os.environ}
 
 
 def settle(name: str, value: str) -> None:
-    """Set a variable that a library is about to read; a user who has set it has decided."""
+    """Set a variable that a library reads, unless the user has set it."""
     os.environ.setdefault(name, value)
 
 
 def unknown(flags: Iterable[str]) -> list[str]:
-    """A warning for each LLMC_* variable that is none of ours, nor of these flags."""
+    """A warning for each LLMC_* variable that neither llmc nor one of these flags reads."""
     known = {*VARIABLES, *flags}
     strange = sorted(name for name in os.environ if name.startswith("LLMC_") and name not in known)
     return [

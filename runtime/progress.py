@@ -37,7 +37,7 @@ _level: int | None = None
 
 
 def set_debug_level(asked: str | None) -> None:
-    """Take the level of --debug, or of LLMC_DEBUG without one; 0 while it is refused.
+    """Set the level to that of --debug, else of LLMC_DEBUG; it is 0 if the value is refused.
 
     Raises:
         RecipeError: it is not a number from 0 to 4.
@@ -48,7 +48,7 @@ def set_debug_level(asked: str | None) -> None:
 
 
 def debugging(level: int) -> bool:
-    """Whether this level of the ladder is shown."""
+    """True if texts of this level are shown."""
     if _level is None:
         set_debug_level(None)
     return level <= (_level or 0)

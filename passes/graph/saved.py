@@ -1,7 +1,7 @@
-"""A graph as a file and back: ONNX text that people read, and below it in comments what that text leaves out.
+"""Writes a graph as a text file and reads it back: ONNX text, and in comments below it what that text leaves out.
 
-That is the blocks and modules of nodes, the expressions of weights and the tensors they read. Numbers are left out: no
-pass reads one, and of what the compiler computed (rope tables) zeros take the place.
+ONNX text leaves out the block and module of each node, the weight expressions and the canonical tensors. The file
+has no numbers, since no pass reads one: values that the compiler computed (rope tables) come back as zeros.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FIX = "a file that --dump has written"
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A canonical tensor; one of its three origins is given."""
+    """A canonical tensor; exactly one of its three origins is not None."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,8 +53,8 @@ class _Saved:
     tensors: Mapping[str, _Tensor]
 
 
-def unsaid(graph: Graph) -> str:
-    """What ONNX text leaves out, as comments."""
+def metadata_comments(graph: Graph) -> str:
+    """What ONNX text leaves out of `graph`, as comments."""
     saved = {
         "names": graph.serial,
         "nodes": {str(node.name): dict(node.metadata_props) for node in graph.nodes},
@@ -65,12 +65,12 @@ def unsaid(graph: Graph) -> str:
 
 
 def saved_text(text: str, at: Mapping[str, Any], rest: str) -> str:
-    """The file of a graph: its ONNX text, where its pipeline stands (known to those above), and what `unsaid` gave."""
+    """The content of a graph file: ONNX text, its place in the pipeline, and `rest` from `metadata_comments`."""
     return f"{text}{MARK}# {json.dumps(at)}\n{rest}"
 
 
 def restore(path: Path) -> tuple[Graph, Mapping[str, Any]]:
-    """The graph of a file and where its pipeline stands.
+    """The graph of a file, and its place in the pipeline.
 
     Raises:
         RecipeError: the file cannot be read, or is not one of `saved_text`.
@@ -109,7 +109,7 @@ def _graph(text: str, saved: _Saved) -> Graph:
 
 
 def _refuse_deep(text: str) -> None:
-    """The parser calls itself for each level, without a limit."""
+    """Refuse deep nesting: the parser of onnx recurses without a limit."""
     depth = 0
     for bracket in re.findall(r"[({<\[\])}>]", re.sub(r'"(?:[^"\\]|\\.)*"|=>', "", text)):
         depth += 1 if bracket in "({<[" else -1
@@ -141,7 +141,7 @@ def _tensor(name: str, saved: _Tensor) -> Canonical:
 
 
 def _lines(value: Mapping[str, Any]) -> Iterator[str]:
-    """A JSON object with one line for each key, and one for each key of those."""
+    """A JSON object with one line per key of the first two levels."""
     yield "{"
     for index, (key, inner) in enumerate(value.items()):
         comma = "," if index < len(value) - 1 else ""

@@ -1,4 +1,4 @@
-"""A folder of what passes did: the graph after each that changed it, and the one that a pass crashed over."""
+"""Writes a folder with the graph after each pass that changed it, and before a pass that crashed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import RecipeError
 from ..graph.graph import Graph
-from ..graph.saved import saved_text, unsaid
+from ..graph.saved import saved_text, metadata_comments
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,21 @@ class PassReport:
     """What one pass did to a graph."""
 
     profile: str
-    """Whose graph it is; "" before profiles part."""
+    """The profile of the graph; "" for model passes."""
     phase: str
     name: str
     reason: str
-    """The first line of the pass's docstring."""
+    """First line of the docstring of the pass."""
     fired: int
     """The number of rewrites."""
     seconds: float
     nearest_miss: str
-    """Why the place that came nearest to a rewrite was left alone, or ""."""
+    """Why the nearest candidate was not rewritten, or ""."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A pass, and the graph's text after it where it fired; `file` holds it. report None: the graph at the start."""
+    """A pass and, if it fired, the text of the graph after it and its file. At the start `report` is None."""
 
     report: PassReport | None
     text: str = ""
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass
 class Dump:
-    """What is written into a folder, and remembered for its page. recipe: what a replay needs to make the passes."""
+    """Writes the files of a folder, and keeps what its page shows. A replay makes the passes from `recipe`."""
 
     folder: Path
     recipe: Mapping[str, Any]
@@ -48,41 +48,45 @@ class Dump:
     steps: list[Step] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     _now: tuple[str, str] = ("", "")
-    """The graph as it is: ONNX text, and what that leaves out."""
+    """The current graph: ONNX text, and what that text leaves out."""
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a folder with files in it: an older dump's would be taken for this one's."""
+        """Make the folder. Files of an older dump would mislead, so it must be empty.
+
+        Raises:
+            RecipeError: the folder has files, or is a file.
+        """
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             found = f"{self.folder} has files in it" if self.folder.is_dir() else f"{self.folder} is a file"
             raise RecipeError("expected --dump DIR to be a new or empty folder", found=found, fix="another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def begin(self, graph: Graph) -> None:
-        """The passes of all profiles, or of one, start here."""
-        self._now = graph.text(), unsaid(graph)
+        """Keep the graph before the first model pass, or before the first pass of a profile."""
+        self._now = graph.text(), metadata_comments(graph)
         self.steps.append(Step(None, self._now[0]))
 
     def keep(self, report: PassReport, graph: Graph, following: str) -> None:
-        """A pass has run; `following` is the next of its phase."""
+        """Keep the report of a pass, and the graph if it fired. `following` is the next pass of the phase, or ""."""
         if not report.fired:
             return self.steps.append(Step(report))
         number = sum(step.report is not None for step in self.steps)
         name = file_name(f"{number:02d}", report.profile, report.phase, report.name)
-        self._now = graph.text(), unsaid(graph)
+        self._now = graph.text(), metadata_comments(graph)
         self._save(name, report.profile, report.phase, following)
         self.steps.append(Step(report, self._now[0], name))
 
     def crash(self, profile: str, phase: str, name: str) -> Path:
-        """A pass has crashed: the graph before it."""
+        """Write the graph before a pass that crashed; returns its file."""
         return self._save(file_name("crash", profile, phase, name), profile, phase, name)
 
     def _save(self, name: str, profile: str, phase: str, following: str) -> Path:
-        """The graph as it is, before the pass `following` of a phase, "" at its end."""
+        """Write the current graph and where it stands: before the pass `following` of a phase, "" at its end."""
         at = {"llmc": self.version, "recipe": self.recipe, "profile": profile, "phase": phase, "next": following}
         return self.write(name, saved_text(self._now[0], at, self._now[1]))
 
     def write(self, name: str, content: str | bytes) -> Path:
-        """A file of the folder."""
+        """Write a file of the folder; returns its path."""
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         self.files.append(name)
@@ -91,5 +95,5 @@ class Dump:
 
 
 def file_name(*parts: str) -> str:
-    """A file of these parts, those that are there, equal ones once."""
+    """The name of a file: its parts without empty ones and repeats."""
     return "-".join(dict.fromkeys(filter(None, parts))) + ".txt"

@@ -1,4 +1,4 @@
-"""Runs a phase of passes: times each, verifies the graph after it, tells what it did, and keeps a crash's graph."""
+"""Runs a phase of passes: times each, verifies and dumps the graph after it, and reports what it did."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PassCrash(Exception):
 def run_phase(
     phase: Phase, graph: Graph, dump: Dump | None = None, *, first: int = 0, profile: str = ""
 ) -> tuple[PassReport, ...]:
-    """Run a phase's passes from the one of number `first` on `graph`, in place. profile: "" before profiles part.
+    """Run the passes of a phase on `graph` in place, from number `first` on. `profile` is "" for model passes.
 
     Raises:
         PassCrash: a pass or the verification after it failed.

@@ -143,7 +143,11 @@ def is_section_name(name: str) -> bool:
 
 
 def _check_version(value: Any, what: str) -> int:
-    """The minor version; EngineError if this llmc cannot read the format."""
+    """The minor version of the format.
+
+    Raises:
+        EngineError: this llmc cannot read the format.
+    """
     text = value.get("format") if isinstance(value, dict) else None
     found = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if not found:

@@ -13,7 +13,7 @@ from support import graphs
 
 from llmc.passes import model_passes, run_phase
 from llmc.passes.graph.graph import Canonical, Computed, Graph
-from llmc.passes.graph.saved import MARK, restore, saved_text, unsaid
+from llmc.passes.graph.saved import MARK, restore, saved_text, metadata_comments
 from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.errors import RecipeError
 
@@ -37,7 +37,7 @@ def example() -> Graph:
 
 
 def text_of(graph: Graph) -> str:
-    return saved_text(graph.text(), AT, unsaid(graph))
+    return saved_text(graph.text(), AT, metadata_comments(graph))
 
 
 def test_a_graph_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def lower(
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a saved graph: in a phase of a profile ("": model passes), before the pass `next` ("": at its end)."""
+    """The place of a saved graph: a phase of a profile ("": model passes), before the pass `next` ("": at its end)."""
 
     llmc: str
     recipe: Recipe

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import RecipeError
 from ..graph.graph import Graph
-from ..graph.saved import saved_text, metadata_comments
+from ..graph.saved import metadata_comments, saved_text
 
 
 @dataclass(frozen=True)

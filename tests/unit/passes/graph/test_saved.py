@@ -13,7 +13,7 @@ from support import graphs
 
 from llmc.passes import model_passes, run_phase
 from llmc.passes.graph.graph import Canonical, Computed, Graph
-from llmc.passes.graph.saved import MARK, restore, saved_text, metadata_comments
+from llmc.passes.graph.saved import MARK, metadata_comments, restore, saved_text
 from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.errors import RecipeError
 

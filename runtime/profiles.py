@@ -31,7 +31,7 @@ Gpus = Sequence[Gpu] | None
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this machine that a process may use, none if it has no driver."""
+    """The GPUs of this machine that a process may use; empty without a driver."""
     from .cuda.gpus import detect
 
     return detect().gpus

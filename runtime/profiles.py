@@ -56,7 +56,7 @@ def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
 def _lacking(target: str, shared: int, there: Gpus) -> str:
     """Why a target's code, whose blocks take `shared` bytes of shared memory, runs on none of these GPUs, or ""."""
     if target not in SM:
-        return f"this llmc has no target {target!r}"
+        return f"this llmc does not run target {target!r}"
     present = gpus() if there is None else there
     if not present:
         return "no NVIDIA GPU here" if there is None else "no NVIDIA GPU"

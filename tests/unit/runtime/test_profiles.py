@@ -103,6 +103,17 @@ def test_blocks_too_large_for_a_gpu_of_the_major_do_not_fit_it(engine: EngineFil
         assert fits(engine)["sm_80"] == ""
 
 
+def test_a_target_without_an_executor_fits_no_machine(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
+    """Built by a newer llmc, or by this one for a target that nothing runs, such as null."""
+    profile = engine.manifest.profiles["sm_80"]
+    monkeypatch.setitem(engine.manifest.profiles, "sm_80", replace(profile, target="null"))
+    here(monkeypatch, Gpu("NVIDIA A100", 80))
+    assert fits(engine)["sm_80"] == "this llmc does not run target 'null'"
+    assert choose(engine)[0] == "cpu"
+    with pytest.raises(ResourceError, match="cannot run profile 'sm_80' of .*\n  found: this llmc does not run"):
+        choose(engine, "sm_80")
+
+
 def test_every_gpu_is_named_that_does_not_fit(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
     here(monkeypatch, Gpu("A", 75), Gpu("A", 75), Gpu("B", 120))
     assert fits(engine)["sm_90"] == "needs compute capability 9.0, this GPU (A) has 7.5, this GPU (B) has 12.0"

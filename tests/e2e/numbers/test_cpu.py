@@ -16,6 +16,7 @@ from support.paths import PICO
 
 import llmc
 from llmc.runtime.cpu.executor import CpuExecutor, thread_count
+from llmc.runtime.dtypes import WEIGHT_FORMATS
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.sampling.params import SamplingParams
@@ -25,7 +26,6 @@ from llmc.runtime.scheduling.scheduler import Scheduler
 
 TOLERANCE = 1e-4
 GREEDY = SamplingParams()
-FORMATS = ("int4", "int4-g128", "int8", "fp8", "nvfp4", "mxfp4")
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_counts(short: Path):
             engine.logits(some_ids(25))
 
 
-@pytest.mark.parametrize("quantize", FORMATS)
+@pytest.mark.parametrize("quantize", WEIGHT_FORMATS)
 def test_every_format_computes_what_its_oracle_does(pico_engine: PicoEngine, quantize: str):
     path, prompt = pico_engine(quantize), some_ids(8)
     with llmc.load(path) as engine:

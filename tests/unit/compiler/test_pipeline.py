@@ -106,7 +106,7 @@ def test_a_crash_is_replayed_and_a_mended_pass_leads_on(
 def test_a_place_that_is_none_is_refused(toy: Path, tmp_path: Path, damage: tuple[str, str], message: str):
     dumped(toy, tmp_path / "dump")
     file = next((tmp_path / "dump").glob("*-cpu-profile-FuseAddNorm.txt"))
-    text = file.read_text().replace('"next": "FuseMergedGated"', '"next": "FuseGated"')
+    text = re.sub(r'"next": "\w+"', '"next": "FuseGated"', file.read_text())
     assert damage[0] in text
     file.write_text(text.replace(*damage))
     with pytest.raises(RecipeError) as caught:

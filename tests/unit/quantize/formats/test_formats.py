@@ -295,7 +295,8 @@ def test_other_refusals() -> None:
         fp8.quantize(torch.zeros(2))
     with pytest.raises(
         RecipeError,
-        match=r"expected a weight format\n  found: 'nvfp' \(did you mean 'nvfp4'\?\)\n  try: one of fp8, nvfp4",
+        match=r"expected a weight format\n  found: 'nvfp' \(did you mean 'nvfp4'\?\)\n"
+        rf"  try: one of {', '.join(FORMATS)}",
     ):
         format_named("nvfp")
     assert format_named("int4-g128").block == 128

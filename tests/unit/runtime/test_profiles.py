@@ -110,7 +110,7 @@ def test_a_target_without_an_executor_fits_no_machine(engine: EngineFile, monkey
     here(monkeypatch, Gpu("NVIDIA A100", 80))
     assert fits(engine)["sm_80"] == "this llmc does not run target 'null'"
     assert choose(engine)[0] == "cpu"
-    with pytest.raises(ResourceError, match="cannot run profile 'sm_80' of .*\n  found: this llmc does not run"):
+    with pytest.raises(ResourceError, match=r"cannot run profile 'sm_80' of .*\n  found: this llmc does not run"):
         choose(engine, "sm_80")
 
 

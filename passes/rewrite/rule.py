@@ -64,7 +64,7 @@ class Rule(Pass):
     """
 
     shared_inner: ClassVar[bool] = False
-    """Whether values inside the match may have other readers; the nodes that compute them then stay."""
+    """True if values inside the match may have other readers; the nodes that compute them then stay."""
 
     roots: ClassVar[tuple[Op, ...]]
     """The operators whose results the rewrite replaces; matching starts at the first."""

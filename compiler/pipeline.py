@@ -11,8 +11,9 @@ from ..passes import PassReport, Phase, model_passes, profile_passes, run_phase
 from ..passes.graph.graph import MODULE, Graph
 from ..passes.graph.saved import restore
 from ..passes.rewrite.dump import Dump
+from ..passes.rewrite.manager import PassCrash
 from ..recipes.recipe import Recipe
-from ..runtime.errors import EngineError, RecipeError, nearest
+from ..runtime.errors import LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
@@ -81,15 +82,23 @@ def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Gra
     With `folder`, these passes are dumped too.
 
     Raises:
-        RecipeError: the file is no saved graph, or this llmc has no such phase or pass.
+        RecipeError: the file is no saved graph, its graph was changed by hand and a pass crashes, or this llmc has no
+            such phase or pass.
         PassCrash: a pass crashes.
     """
-    graph, at = restore(path)
+    graph, at, unchanged = restore(path)
     try:
         place: Place = read(Place, at, "at")
-    except EngineError as error:
-        raise RecipeError(f"expected a saved graph in {path}", found=f"{error.asked}: {error.found}") from error
-    return place, *_run(graph, place.recipe, start_dump(folder, place.recipe), place)
+    except LlmcError as error:
+        reason = ": ".join(filter(None, (error.asked, error.found)))
+        raise RecipeError(f"expected a saved graph in {path}", found=reason, fix=_SAME) from error
+    try:
+        return place, *_run(graph, place.recipe, start_dump(folder, place.recipe), place)
+    except PassCrash as error:
+        if unchanged:
+            raise
+        asked = f"cannot run the passes on {path}, which was changed after llmc saved it"
+        raise RecipeError(asked, found=str(error), fix="the file as --dump wrote it") from error
 
 
 def _run(

@@ -18,7 +18,7 @@ class MergeLinears(Pass):
     """[x W1ᵀ, x W2ᵀ] = split(x [W1; W2]ᵀ): one read of x, one kernel."""
 
     gated: bool = True
-    """Whether to merge gate and up: faster if a kernel reads both from one result, slower if they must be split."""
+    """True if gate and up are merged: faster if a kernel reads both from one result, slower if they must be split."""
 
     fires = (
         "(float[2,3,4] x, float[8,4] Q, float[4,4] K) => (float[2,3,8] q, float[2,3,4] k) "

@@ -84,7 +84,7 @@ class Format:
     decode: Callable[[Parts], np.ndarray]
     """The inverse of `encode`, up to the rounding."""
     shares_scale: bool = False
-    """Whether the tensor has one global scale; linears that may be merged then share it."""
+    """True if the tensor has one global scale; linears that may be merged then share it."""
 
     def components(self, n: int, k: int) -> tuple[Stored, ...]:
         """The stored tensors of a weight [n, k], named by their suffixes."""

@@ -216,5 +216,5 @@ def _max_tokens(options: SamplingOptions) -> int:
     if value is None:
         return DEFAULT_MAX_TOKENS
     if type(value) is not int or value < 1:
-        raise RecipeError("expected max_tokens as a whole number from 1", found=repr(value))
+        raise RecipeError("expected max_tokens as a whole number of at least 1", found=repr(value))
     return value

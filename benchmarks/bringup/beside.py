@@ -17,7 +17,7 @@ _TAIL = 1500
 
 
 def ran(command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Seconds, exit code and last words of a program, and what its last line says where that is a JSON object.
+    """Seconds, exit code and last output of a program, and its last line if that is a JSON object.
 
     RuntimeError: it did not end in time, or ended with another code than 0.
     """

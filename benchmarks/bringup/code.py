@@ -1,4 +1,4 @@
-"""Loads carried kernels by the first way that the driver takes, and remembers which that is.
+"""Loads carried kernels in the first way that the driver accepts, and keeps to it.
 
 The ladder: the carried machine code; the carried PTX, compiled by the driver; the PTX, assembled by the machine's own
 ptxas or nvcc; and as the last question, whether the machine's own Triton makes a kernel that loads, which tells whether

@@ -46,7 +46,7 @@ def counted(bench: Bench, format: str) -> Mapping[str, Any]:
 
 
 def metrics(said: str) -> dict[str, list[str]]:
-    """Each metric's values, one a launch, out of a table of comma-separated values between other lines."""
+    """The values of each metric, one per launch. The CSV table stands between other lines."""
     lines = said.splitlines()
     first = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     found: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ _LIMIT = 40.0
 
 
 def torch_products(bench: Bench) -> Mapping[str, Any]:
-    """Its TFLOP/s in bf16, and in FP8 with scales of a tensor and of rows."""
+    """TFLOP/s in bf16, and in FP8 with one scale per tensor and with one per row."""
     shapes = dict.fromkeys(f"{one.n}x{one.k}" for one in bench.carry.swept if one.tokens >= PROMPT)
     tokens = next(one.tokens for one in bench.carry.swept if one.tokens >= PROMPT)
     command = beside.script("gpu_torch.py", "--tokens", tokens, "--shapes", *shapes)

@@ -24,7 +24,7 @@ PLANS = (carry.FP8, carry.BF16)
 
 
 def prompt_inputs(device: BenchDevice, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """A step with one whole prompt, greedy, whose last token's logits are wanted."""
+    """A greedy step with one whole prompt, which computes the logits of its last token."""
     tokens, inputs = sizes["tokens"], idle_inputs(device.plan, sizes)
     vocab = int(device.plan.tensors["token_counts"].shape[1])
     inputs["token_ids"][:] = np.random.default_rng(0).integers(0, vocab, tokens)

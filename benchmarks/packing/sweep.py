@@ -22,7 +22,7 @@ from packing.kernels import Kernels
 
 PROMPT = 2048
 MOST = 13
-"""Tiles of a linear of decode steps besides the heuristic's, of which those that spill are then left out."""
+"""Tiles of a decode linear besides the heuristic's; tiles that spill registers are dropped later."""
 CHANGES: tuple[dict[str, int], ...] = (
     *({"splits": 1}, {"splits": 2}, {"splits": 4}, {"splits": 8}),
     *({"block_n": 32}, {"block_n": 128}, {"block_n": 128, "warps": 8}, {"block_n": 128, "warps": 8, "splits": 4}),
@@ -30,7 +30,7 @@ CHANGES: tuple[dict[str, int], ...] = (
     *({"block_n": 32, "stages": 5}, {"block_n": 32, "splits": 2}, {"block_n": 128, "splits": 4}),
     *({"block_n": 128, "stages": 4}, {"splits": 2, "stages": 5}, {"splits": 3}, {"block_n": 128, "splits": 8}),
 )
-"""What the tiles have in place of the heuristic's numbers, the most promising first."""
+"""Fields that replace the heuristic's, best guess first."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Wanted:
 
 
 def decoding(plan: Plan, tokens: int) -> list[Wanted]:
-    """The linears of the decode program for so many sequences, those with the most weights first."""
+    """The linears of the decode program for this number of sequences, most weights first."""
     found = [one for one in linears_of(plan) if one.decode and one.tokens == tokens and one.kind == "small"]
     return [Wanted(one, tuple(Form(t, one.call(t, plan.sm)) for t in tiles(one, plan.sm))) for one in found]
 

@@ -296,7 +296,7 @@ def _reserve(fd: int, size: int) -> None:
 def _refuse_odd_target(path: Path) -> None:
     """Refuse, before the work, a path that rename could not replace."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "there is something that is no file")
+        raise OSError(errno.EEXIST, "the path exists and is not a file")
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ has no numbers, since no pass reads one: values that the compiler computed (rope
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -65,12 +66,16 @@ def metadata_comments(graph: Graph) -> str:
 
 
 def saved_text(text: str, at: Mapping[str, Any], rest: str) -> str:
-    """The content of a graph file: ONNX text, its place in the pipeline, and `rest` from `metadata_comments`."""
-    return f"{text}{MARK}# {json.dumps(at)}\n{rest}"
+    """The content of a graph file: ONNX text, its place in the pipeline, a digest, and `rest` (`metadata_comments`)."""
+    return f"{text}{MARK}# {json.dumps({**at, 'digest': _digest(text, rest)})}\n{rest}"
 
 
-def restore(path: Path) -> tuple[Graph, Mapping[str, Any]]:
-    """The graph of a file, and its place in the pipeline.
+def _digest(text: str, rest: str) -> str:
+    return hashlib.sha256(f"{text}{MARK}{rest}".encode()).hexdigest()
+
+
+def restore(path: Path) -> tuple[Graph, Mapping[str, Any], bool]:
+    """The graph of a file, its place in the pipeline, and True if the graph is as it was saved.
 
     Raises:
         RecipeError: the file cannot be read, or is not one of `saved_text`.
@@ -84,9 +89,13 @@ def restore(path: Path) -> tuple[Graph, Mapping[str, Any]]:
         shown, mark, rest = data.decode().partition(MARK)
         if not mark:
             raise ValueError("no line that begins what ONNX text leaves out")
-        at, *lines = (line.removeprefix("# ") for line in rest.splitlines())
-        place, tables = (loads(one, what=what, error=EngineError, max_bytes=_MAX_BYTES) for one in (at, "".join(lines)))
-        return _graph(shown, read(_Saved, tables, what)), place
+        at, _, rest = rest.partition("\n")
+        lines = "".join(line.removeprefix("# ") for line in rest.splitlines())
+        place, tables = (
+            loads(one, what=what, error=EngineError, max_bytes=_MAX_BYTES) for one in (at.removeprefix("# "), lines)
+        )
+        digest = place.pop("digest", "") if isinstance(place, dict) else ""
+        return _graph(shown, read(_Saved, tables, what)), place, digest == _digest(shown, rest)
     except Exception as error:  # of the parser, of onnx_ir or of ours: the file is not what it should be
         reason = f"{error.asked}: {error.found}" if isinstance(error, EngineError) else str(error)
         raise RecipeError(f"expected a saved graph in {what}", found=reason.strip()[:300], fix=_FIX) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from shlex import quote
 
 from ...runtime.errors import LlmcError
 from ...runtime.progress import debug
@@ -54,7 +55,7 @@ def run_phase(
             where = "run again with --dump DIR to keep the graph before it"
             if dump is not None:
                 path = dump.crash(profile, phase.name, item.name)
-                where = f"the graph before it is in {path}: llmc passes --from {path}"
+                where = f"the graph before it is in {path}: llmc passes --from {quote(str(path))}"
             ran = ", ".join(names[:index]) or "none"
             crash = f"pass {item.name} of phase {phase.name} failed: {error}; passes before it: {ran}; {where}"
             raise PassCrash(crash) from error

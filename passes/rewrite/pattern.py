@@ -79,6 +79,10 @@ class Op:
             return self.args[:-1], last[1:]
         return self.args, ""
 
+    def keys(self) -> set[object]:
+        """The keys of this operator and of all below it."""
+        return {self.key}.union(*(arg.keys() for arg in self.args if isinstance(arg, Op)))
+
 
 class Domain:
     """`p.Add("x", "r")`: writes patterns as calls."""
@@ -104,11 +108,13 @@ def captures(root: Op) -> dict[str, object]:
     """Name to type of all that a pattern captures: `ir.Value`, `ir.Value | None`, `ir.Node` or `Rest`.
 
     Raises:
-        TypeError: a name stands for two different things.
+        TypeError: a name stands for two different things, or is no name, as that of a `"*xs"` before the last argument.
     """
     found: dict[str, tuple[object, object]] = {}
 
     def add(name: str, kind: object, place: object) -> None:
+        if not name.isidentifier():
+            raise TypeError(f"expected a name to capture as in a pattern, found {name!r}")
         if found.setdefault(name, (kind, place)) != (kind, place):
             raise TypeError(f"expected one meaning of {name!r} in a pattern, found two")
 

@@ -64,7 +64,7 @@ class Rule(Pass):
     """
 
     shared_inner: ClassVar[bool] = False
-    """Whether values inside the match may have other readers; the nodes that compute them then stay."""
+    """True if values inside the match may have other readers; the nodes that compute them then stay."""
 
     roots: ClassVar[tuple[Op, ...]]
     """The operators whose results the rewrite replaces; matching starts at the first."""
@@ -89,6 +89,8 @@ class Rule(Pass):
         pattern = cls.pattern(Patterns())
         cls.roots = pattern if isinstance(pattern, tuple) else (pattern,)
         known = captures(cls.roots[0])
+        if not {root.key for root in cls.roots} <= cls.roots[0].keys():
+            raise TypeError(f"expected every result of {cls.__name__}.pattern inside its first operator's pattern")
         if cls.check is not Rule.check:
             cls.check_takes = _takes(cls, cls.check, known, "graph", Graph)
         if cls.rewrite is not Rule.rewrite:
@@ -109,8 +111,10 @@ def _takes(
     where, types, takes = f"{rule.__name__}.{method.__name__}", get_type_hints(method), {**known, extra: kind}
     if extra in known:
         raise TypeError(f"expected {rule.__name__}.pattern to capture nothing as {extra!r}, which {where} is given")
-    names = tuple(inspect.signature(method).parameters)[1:]
+    names, stars = tuple(inspect.signature(method).parameters)[1:], inspect.getfullargspec(method)[1:3]
     for name in names:
+        if name in stars:
+            raise TypeError(f"expected {where} to name the captures it takes, found *{name}")
         if name not in takes:
             raise TypeError(f"expected {where} to take captures of its pattern, found {name!r}{nearest(name, takes)}")
         if types.get(name) != takes[name]:

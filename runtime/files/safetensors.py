@@ -118,7 +118,7 @@ def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], 
         if start.lstrip().lower().startswith(mark):
             raise error(f"expected {what} as a safetensors file", found=found, fix=fix)
     if size < 8:
-        raise error(f"expected {what} as a safetensors file of at least 8 bytes", found=f"{size} bytes")
+        raise error(f"expected a safetensors file of at least 8 bytes at {what}", found=f"{size} bytes")
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
         raise error(

@@ -21,7 +21,7 @@ HELD: dict[str, int] = {
     "cli/commands": 1048,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 272,  # texts are templates over the facts of --json
     "cli/prompts": 167,
-    "compiler": 303,  # page.py: a dump as one page; resume
+    "compiler": 311,  # page.py: a dump as one page; resume
     "compiler/checkpoint": 811,
     "compiler/config": 365,
     "compiler/decoder": 192,
@@ -41,8 +41,8 @@ HELD: dict[str, int] = {
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 255,  # quick.py: simulated steps take half the time
     "passes": 384,  # refusals of QuantizeWeights
-    "passes/graph": 613,  # saved.py: graphs as files and back
-    "passes/rewrite": 360,  # captures are named, typed and checked when a rule is made; named depths
+    "passes/graph": 620,  # saved.py: graphs as files and back
+    "passes/rewrite": 369,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 302,

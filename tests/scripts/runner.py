@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,10 +57,13 @@ def parse(text: str) -> Script:
     return Script(head, tuple(steps), text[len(body) :])
 
 
-def run(script: Script, folder: Path, environment: Mapping[str, str], names: Mapping[str, str]) -> list[Lines]:
+def run(
+    script: Script, folder: Path, environment: Mapping[str, str], names: Mapping[str, str], limit_s: float = 300
+) -> list[Lines]:
     """What each command writes: lines of stdout, of stderr behind "! ", then "[exit N]" unless N is 0.
 
-    One `sh` runs all commands in a new folder. Values of `names` are shown as "$NAME", the folder as "$PWD".
+    One `sh` runs all commands in a new folder; after `limit_s` seconds it is killed with all that it started. Values of
+    `names` are shown as "$NAME", the folder as "$PWD".
     """
     work, log = folder / "work", folder / "log"
     for new in (work, log):
@@ -71,7 +76,13 @@ def run(script: Script, folder: Path, environment: Mapping[str, str], names: Map
         for i, step in enumerate(script.steps):
             file.write(f"{{ {step.command}\n}} >{log}/{i}.out 2>{log}/{i}.err; echo $? >{log}/{i}.code\n")
     variables = {**environment, **names}
-    subprocess.run(["sh", log / "sh"], cwd=work, env=variables, stdin=subprocess.DEVNULL, timeout=600, check=False)
+    command, nothing = ["sh", log / "sh"], subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=work, env=variables, stdin=nothing, start_new_session=True) as shell:
+        try:
+            shell.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)
+            (log / "sh.err").write_text(f"killed after {limit_s} s", encoding="utf-8")
 
     def read(name: str) -> Lines:
         text = (log / name).read_text("utf-8", "replace") if (log / name).exists() else ""

@@ -95,6 +95,14 @@ def test_an_update_changes_only_what_does_not_match(tmp_path: Path):
     assert report(after, written) == ""
 
 
+def test_a_command_that_hangs_is_killed_and_named(tmp_path: Path):
+    script = parse(WHY + "$ echo a\na\n$ echo b; sleep 1000\nb\n$ echo c\nc\n")
+    written = run(script, tmp_path, os.environ, {}, limit_s=1)
+    killed = "[exit without end: killed after 1 s]"
+    assert written == [("a",), ("b", killed), (killed,)]
+    assert report(script, written).startswith("$ echo b; sleep 1000\n")
+
+
 @pytest.mark.parametrize(
     "text",
     ["$ true\n", WHY, f"{WHY}$ echo a\n# A comment.\na\n", f"{WHY}$ true", f"{WHY}a\n", f"{WHY}-- f --\n$ true\n"],

@@ -114,6 +114,22 @@ def test_a_place_that_is_none_is_refused(toy: Path, tmp_path: Path, damage: tupl
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
 
 
+def test_a_crash_over_a_graph_changed_by_hand_is_a_refusal(call: Call, toy: Path, tmp_path: Path):
+    dumped(toy, tmp_path / "dump")
+    file = next((tmp_path / "dump").glob("*-model-QuantizeWeights.txt"))
+    file.write_text(re.sub(r"(\w+): int = \d+", r'\1: string = "x"', file.read_text()))
+    changed = call("passes", "--from", file)
+    assert (changed.code, changed.out) == (2, "")
+    assert f"cannot run the passes on {file}, which was changed after llmc saved it\n  found: pass " in changed.err
+
+
+def test_a_changed_graph_that_passes_can_take_is_run(toy: Path, tmp_path: Path):
+    dumped(toy, tmp_path / "dump")
+    file = next((tmp_path / "dump").glob("*-model-QuantizeWeights.txt"))
+    file.write_text(file.read_text().replace("logits_indices", "rows"))
+    assert "rows" in resume(file)[1]["cpu"].text()
+
+
 def test_a_dump_takes_a_new_folder(toy: Path, tmp_path: Path):
     old = tmp_path / "old"
     old.mkdir()

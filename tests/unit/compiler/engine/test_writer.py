@@ -157,7 +157,7 @@ def test_odd_targets(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="mkdir -p"):
         build(tmp_path / "absent" / "m.llmc")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ResourceError, match="something that is no file"):
+    with pytest.raises(ResourceError, match="the path exists and is not a file"):
         build(tmp_path / "folder")
     with pytest.raises(ResourceError, match=r"Read-only file system|Permission denied|not permitted|No such file"):
         build(Path("/proc/m.llmc"))

@@ -45,9 +45,11 @@ def test_a_graph_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "g.txt"
     path.write_text(text_of(graph), encoding="utf-8")
     onnx.parser.parse_graph(path.read_text())
-    found, at = restore(path)
-    assert at == AT
+    found, at, unchanged = restore(path)
+    assert (at, unchanged) == (AT, True)
     assert text_of(found) == text_of(graph)
+    path.write_text(text_of(graph).replace("F32", "F16"), encoding="utf-8")
+    assert not restore(path)[2]
     assert (found.weights, list(found.canonical)) == (graph.weights, list(graph.canonical))
     assert found.fresh("x") == graph.fresh("x")
     assert [n.metadata_props for n in found.nodes] == [n.metadata_props for n in graph.nodes]

@@ -91,6 +91,31 @@ def _any_keywords() -> object:
     return Wrong
 
 
+def _any_captures() -> object:
+    class Wrong(_OfSlice):
+        def check(self, *x: ir.Value) -> None: ...
+
+    return Wrong
+
+
+def _result_elsewhere() -> object:
+    class Wrong(Rule):
+        @staticmethod
+        def pattern(p: Patterns) -> tuple[Op, ...]:
+            return p.Relu("x"), p.Neg("x")
+
+    return Wrong
+
+
+def _rest_before_the_last() -> object:
+    class Wrong(Rule):
+        @staticmethod
+        def pattern(p: Patterns) -> Op:
+            return p.Sum("*xs", "y")
+
+    return Wrong
+
+
 def _inherited() -> object:
     class Right(_OfSlice):
         def check(self, starts: ir.Value) -> None: ...
@@ -132,7 +157,10 @@ def _without_pattern() -> object:
         (_absent_unheard_of, "expected Wrong.check to take axes: ir.Value | None, found ir.Value"),
         (_rest_as_value, "expected Wrong.check to take others: Rest, found ir.Value"),
         (_untyped, "expected Wrong.check to take x: ir.Value, found no type"),
-        (_any_keywords, "expected Wrong.check to take captures of its pattern, found 'anything'"),
+        (_any_keywords, "expected Wrong.check to name the captures it takes, found *anything"),
+        (_any_captures, "expected Wrong.check to name the captures it takes, found *x"),
+        (_result_elsewhere, "expected every result of Wrong.pattern inside its first operator's pattern"),
+        (_rest_before_the_last, "expected a name to capture as in a pattern, found '*xs'"),
         (_inherited, "expected Wrong.check to take captures of its pattern, found 'starts'"),
         (_captures_the_builder, "expected Wrong.pattern to capture nothing as 'g', which Wrong.rewrite is given"),
         (_without_pattern, "expected a rule with a pattern"),

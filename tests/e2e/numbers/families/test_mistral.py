@@ -18,8 +18,10 @@ from support.samples.families import (
     write,
 )
 
+import llmc
 from llmc.quantize import FORMATS
 from llmc.runtime.errors import CheckpointError, Unsupported
+from llmc.runtime.probe import replay
 
 CASES = {
     "window 8": Case({"sliding_window": 8}),
@@ -50,6 +52,12 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
     case = Case({"sliding_window": 8} | WIDE | {"max_position_embeddings": 256}, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "mistral", case), quantize, tmp_path, 100)
+
+
+@pytest.mark.parametrize("window", [1, 8, 20])
+def test_the_probe_of_a_window_shorter_than_it_is_replayed(tmp_path: Path, window: int) -> None:
+    path = write(tmp_path / "c", "mistral", Case({"sliding_window": window} | WIDE))
+    assert replay(llmc.build(path, tmp_path / "a.llmc")).ok
 
 
 def test_an_absent_window_is_4096_and_null_is_none() -> None:

@@ -54,12 +54,15 @@ class Dump:
         """Make the folder. Files of an older dump would mislead, so it must be empty.
 
         Raises:
-            RecipeError: the folder has files, or is a file.
+            RecipeError: the folder has files, is a file, or cannot be made.
         """
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             found = f"{self.folder} has files in it" if self.folder.is_dir() else f"{self.folder} is a file"
             raise RecipeError("expected --dump DIR to be a new or empty folder", found=found, fix="another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"cannot make the folder {self.folder} of --dump", found=str(error.strerror)) from error
 
     def begin(self, graph: Graph) -> None:
         """Keep the graph before the first model pass, or before the first pass of a profile."""

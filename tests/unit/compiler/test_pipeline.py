@@ -154,3 +154,9 @@ def test_a_crash_without_a_dump_says_how_to_keep_it(toy: Path, monkeypatch: pyte
     monkeypatch.setattr(fuse_add_norm.FuseAddNorm, "run", crash)
     with pytest.raises(PassCrash, match="run again with --dump DIR to keep the graph before it"):
         lower(open_source(toy, random_weights=0), RECIPE, 128)
+
+
+def test_a_dump_whose_folder_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"^cannot make the folder .*file/d of --dump\n  found: Not a directory$"):
+        start_dump(tmp_path / "file" / "d", Recipe())

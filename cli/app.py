@@ -64,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     for warning in environment.unknown(options.TWINS):
         console.note(f"llmc: {warning}")
     try:
-        set_debug_level(None)
+        if not any(one.partition("=")[0] == "--debug" for one in _flags(arguments)):  # the flag goes before LLMC_DEBUG
+            set_debug_level(None)
         code = app(args=list(arguments) or ["--help"], prog_name="llmc", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as exit_:  # of SIGTERM and of a closed pipe

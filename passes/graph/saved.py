@@ -97,7 +97,10 @@ def restore(path: Path) -> tuple[Graph, Mapping[str, Any], bool]:
         digest = place.pop("digest", "") if isinstance(place, dict) else ""
         return _graph(shown, read(_Saved, tables, what)), place, digest == _digest(shown, rest)
     except Exception as error:  # of the parser, of onnx_ir or of ours: the file is not what it should be
-        reason = f"{error.asked}: {error.found}" if isinstance(error, EngineError) else str(error)
+        said = error.args[0] if error.args else ""  # the parser's is bytes
+        reason = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+        if isinstance(error, EngineError):
+            reason = f"{error.asked}: {error.found}"
         raise RecipeError(f"expected a saved graph in {what}", found=reason.strip()[:300], fix=_FIX) from error
 
 

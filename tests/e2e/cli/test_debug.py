@@ -106,6 +106,9 @@ def test_the_variable_is_as_good_as_the_flag(call: Call, tmp_path: Path, monkeyp
     monkeypatch.setenv("LLMC_DEBUG", "yes")
     refused = call("inspect", tmp_path / "none")
     assert (refused.code, refused.err) == (2, "llmc: expected LLMC_DEBUG from 0 to 4\n  found: 'yes'\n")
+    assert call("passes", "nothing", "--debug", "0").err.startswith("llmc: cannot "), (
+        "the flag goes before the variable"
+    )
     monkeypatch.delenv("LLMC_DEBUG")
     refused = call("inspect", tmp_path / "none", "--debug", 5)
     assert (refused.code, refused.err) == (2, "llmc: expected --debug from 0 to 4\n  found: '5'\n")

@@ -64,7 +64,10 @@ def debug(level: int, text: str | Callable[[], str]) -> None:
 
 @contextmanager
 def timed(level: int, text: str) -> Iterator[None]:
-    """Write a text with the milliseconds that the body took."""
+    """Write a text with the milliseconds that the body took; nothing unless the level is shown."""
+    if not debugging(level):
+        yield
+        return
     start = time.perf_counter()
     yield
     debug(level, f"{text}: {1e3 * (time.perf_counter() - start):.3f} ms")

@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Unpack
 
-import typer
-
 from ...recipes.flags import BuildFlags
 from ...runtime.errors import RecipeError
 from ..common import console, extras, options
 from ..common.options import flag
 
-Checkpoint = Annotated[
-    str | None, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, or org/name[@revision] on the hub.")
-]
 From = Annotated[
     Path | None, flag("--from", "In place of CHECKPOINT: a graph that --dump has saved, as before a pass that crashed.")
 ]
@@ -22,7 +17,7 @@ From = Annotated[
 
 @options.takes(options.BUILD_FLAGS)
 def passes(
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[str | None, options.CHECKPOINT] = None,
     saved: From = None,
     recipe: options.RecipeName = None,
     accept_config: options.AcceptConfig = None,

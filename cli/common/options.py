@@ -32,12 +32,10 @@ _LADDER = "Say on stderr: 1 passes, profiles, tracebacks; 2 misses; 3 launches, 
 Debug = Annotated[str | None, flag("--debug", _LADDER, metavar="0..4")]
 Verbose = Annotated[bool, flag("--verbose", "Show more.", short=("-v",))]
 EngineFile = Annotated[str, typer.Argument(metavar="ENGINE", help="An engine file (.llmc).", show_default=False)]
-CheckpointPath = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="A Hugging Face folder, or org/name[@revision] on the hub.", show_default=False
-    ),
-]
+CHECKPOINT: Any = typer.Argument(
+    metavar="CHECKPOINT", help="A Hugging Face folder, or org/name[@revision] on the hub.", show_default=False
+)
+CheckpointPath = Annotated[str, CHECKPOINT]
 Profile = Annotated[str | None, flag("--profile", "The profile to run; by default the best that fits this machine.")]
 Simulate = Annotated[
     bool, flag("--simulate", "Run a GPU's profile without one, through Triton's interpreter: exact, and very slow.")

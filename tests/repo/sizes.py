@@ -46,7 +46,7 @@ HELD: dict[str, int] = {
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 302,
-    "runtime": 874,  # a device is made of contents; the probe is replayed in steps
+    "runtime": 877,  # a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 463,  # notes
     "runtime/cuda": 961,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 568,

@@ -70,4 +70,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist $(VENV) llmc.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -48,18 +48,21 @@ def build(
     output: str | Path,
     recipe: str | Path | Recipe | None = None,
     *,
-    memory_limit: float | None = None,
+    memory_limit: float | str | None = None,
     accept_config: Collection[str] = (),
     random_weights: int | None = None,
     tactics: Sequence[str | Path] = (),
+    force: bool = False,
     **flags: Unpack[BuildFlags],
 ) -> Path:
     """Builds the engine file `output` from the Hugging Face folder or hub id `checkpoint`; returns its path.
 
     `recipe` is a bundled recipe's name, a YAML file, or a Recipe. The flags quantize, activations, kv, targets,
-    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the planned peak, in GiB.
+    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak of this process:
+    GiB, or a text such as "500M".
     `accept_config` lists unknown config keys to ignore. `random_weights` is a seed, to build without weights (for
-    benchmarks). `tactics` are tables of tiles written by `llmc tune`. Notes about the engine are UserWarnings.
+    benchmarks). `tactics` are tables of tiles written by `llmc tune`. `force` replaces a file at
+    `output` that is not an engine; inputs are never replaced. Notes about the engine are UserWarnings.
 
     Raises:
         LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
@@ -70,13 +73,19 @@ def build(
     from .compiler.checkpoint.account import open_source
     from .compiler.targets.cuda.tuning.tactics import load_table
     from .recipes.recipe import with_flags
+    from .runtime.engine_file.file import ENGINE
+    from .runtime.files.outputs import check_output
+    from .runtime.machine import memory_bytes
 
     chosen = with_flags(recipe, **flags)
+    limit = None if memory_limit is None else memory_bytes(memory_limit)
+    inputs = [checkpoint, *([recipe] if isinstance(recipe, str | Path) else ()), *tactics]
+    check_output(Path(output), ENGINE, inputs, force=force)
     source = open_source(checkpoint, accept_config, random_weights)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
     tables = [load_table(Path(path)) for path in tactics]
-    report = build_engine(source, output, chosen, memory_limit=memory_limit, tactics=tables)
+    report = build_engine(source, output, chosen, memory_limit=limit, tactics=tables, force=force)
     for warning in report.warnings:
         warnings.warn(warning, stacklevel=2)
     return report.path
@@ -102,7 +111,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         import importlib.metadata
 
-        return importlib.metadata.version("llmc")
+        from .runtime.errors import DISTRIBUTION
+
+        return importlib.metadata.version(DISTRIBUTION)
     if name not in __all__:
         raise AttributeError(f"module 'llmc' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES.get(name, 'runtime.errors')}", __name__), name)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..runtime import environment
-from ..runtime.errors import LlmcError
+from ..runtime.errors import DISTRIBUTION, LlmcError
 from ..runtime.progress import debugging, set_debug_level
 from .commands import bench, build, doctor, evaluate, inspect, kernels, passes, tune, verify
 from .commands import run as run_command
@@ -43,7 +43,7 @@ for _name, _command in {
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.out(f"llmc {importlib.metadata.version('llmc')}")
+        console.out(f"llmc {importlib.metadata.version(DISTRIBUTION)}")
         raise typer.Exit
 
 
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     json_wanted = "--json" in _flags(arguments) or environment.json()
-    for warning in environment.unknown(options.TWINS):
+    for warning in environment.unknown():
         console.note(f"llmc: {warning}")
     try:
         if not any(one.partition("=")[0] == "--debug" for one in _flags(arguments)):  # the flag goes before LLMC_DEBUG

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..recipes.recipe import Recipe
+from ..runtime.engine_file.file import ENGINE
 from ..runtime.engine_file.manifest import MEASURED, TOKENIZER_SECTIONS
+from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
 from ..runtime.progress import NO_PROGRESS, Progress
@@ -27,21 +29,23 @@ def build(
     output: str | Path,
     recipe: Recipe,
     *,
-    memory_limit: float | None = None,
+    memory_limit: int | None = None,
     dump: Path | None = None,
     tactics: Collection[Tactics] = (),
+    force: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> BuildReport:
     """Compile an open checkpoint (`open_source`) into an engine file.
 
-    `memory_limit` is the memory in GiB that the build may use; chunks shrink to fit. `dump` is a new folder for the
-    graph after each pass, a page of the changes, launches and PTX. `tactics` are measured tiles, which replace those
-    that llmc ships for a chip.
+    `memory_limit` is the bytes of memory that this process may use; chunks shrink to fit. `dump` is a new folder for
+    the graph after each pass, a page of the changes, launches and PTX. `tactics` are measured tiles, which replace
+    those that llmc ships for a chip. `force` lets `output` be a file that is not an engine.
 
     Raises:
         LlmcError: any class of `runtime/errors.py`; the file at `output` is unchanged then.
     """
     clock, output = Clock(progress), Path(output)
+    check_output(output, ENGINE, [checkpoint.path], force=force)
     with clock.stage("read headers"):
         shown = start_dump(dump, recipe)
         tables = tactics_of(recipe.targets, tactics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import RecipeError, nearest
@@ -12,9 +12,11 @@ VARIABLES: Mapping[str, str] = {
     "LLMC_CACHE": "the folder of llmc's caches; set to nothing, there is no cache",
     "LLMC_DEBUG": "as --debug: what llmc says of its own work, from 0 to 4",
     "LLMC_JSON": "as --json: print one JSON object, errors too",
-    "LLMC_THREADS": "CPU threads, from 1 to 4096",
+    "LLMC_PROFILE": "as --profile: the profile that engines run with",
+    "LLMC_THREADS": "as --threads: CPU threads, from 1 to 4096",
 }
-"""Those of llmc that are read here. Every flag of the command line has one too (`cli/common/options.py`)."""
+"""All that llmc reads: settings of a machine. What belongs to one job (a model, a prompt, an output) is a flag only, or
+a variable set for one command would change the results of another."""
 _TESTS = ("LLMC_FAKE_", "LLMC_SLOW")
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
@@ -48,6 +50,11 @@ def threads(asked: int | None) -> int | None:
     if not text.isdecimal() or not 0 < int(text) <= 4096:
         raise RecipeError(f"expected {name} from 1 to 4096", found=repr(text))
     return int(text)
+
+
+def profile(asked: str | None) -> str | None:
+    """The profile asked for, else LLMC_PROFILE, else None."""
+    return asked or os.environ.get("LLMC_PROFILE") or None
 
 
 def cache_folder() -> Path | None:
@@ -86,12 +93,11 @@ def settle(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
-def unknown(flags: Iterable[str]) -> list[str]:
-    """A warning for each LLMC_* variable that neither llmc nor one of these flags reads."""
-    known = {*VARIABLES, *flags}
-    strange = sorted(name for name in os.environ if name.startswith("LLMC_") and name not in known)
+def unknown() -> list[str]:
+    """A warning for each LLMC_* variable that llmc does not read."""
+    strange = sorted(name for name in os.environ if name.startswith("LLMC_") and name not in VARIABLES)
     return [
-        f"no variable {name} is known{nearest(name, known)}: it has no effect"
+        f"no variable {name} is known{nearest(name, VARIABLES)}: it has no effect"
         for name in strange
         if not name.startswith(_TESTS)
     ]

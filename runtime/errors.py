@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
+DISTRIBUTION = "llmc-engine"
+"""The name of the package for pip; `llmc` on PyPI is another program. The import and the command are `llmc`."""
 _MAX_HINT_NAME, _MAX_HINTS = 96, 400
 
 
@@ -58,6 +60,11 @@ class ResourceError(LlmcError):
     """The environment is too small: memory, disk, device, network, a missing extra."""
 
     exit_code = 4
+
+
+def install_hint(extra: str) -> str:
+    """The line that installs an extra. DISTRIBUTION is not published yet, so it names a checkout."""
+    return f"pip install '.[{extra}]' in a checkout of llmc"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

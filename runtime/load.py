@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from . import environment
 from .chips import SM
 from .engine import Engine
 from .engine_file.file import EngineFile
@@ -48,7 +49,7 @@ def load(
     file = EngineFile.open(path, verify=verify)
     try:
         tokenizer, template = _open_tokenizer(file)
-        name, reasons = choose(file, profile, simulated=make_device is not None)
+        name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
         executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
     except BaseException:

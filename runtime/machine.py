@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import RecipeError
+
 UNKNOWN = sys.maxsize
 """Bytes reported if the system does not tell: planning then refuses nothing."""
 
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?) *(?:([kmgt]i?)b?)?", re.IGNORECASE)
 _BANDWIDTH_BYTES = 128 * 2**20
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -56,6 +60,25 @@ def cpu_name(root: Path = Path("/")) -> str:
         if key.strip() in ("model name", "Model", "cpu model") and value.strip():
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def resident_memory() -> int:
+    """Resident size of this process now, in bytes; the largest so far if the system tells only that."""
+    return _numbers(Path("/proc/self/status")).get("VmRSS") or peak_memory()
+
+
+def memory_bytes(text: str | float) -> int:
+    """Bytes of a size: `500M` and `4GB` count in powers of 1000, `512MiB` and `1Gi` of 1024, a lone number in GiB.
+
+    Raises:
+        RecipeError: it is no size above 0.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    unit = (match[2] or "gi").lower() if match else ""
+    count = float(match[1]) * (1024 if "i" in unit else 1000) ** ("kmgt".index(unit[0]) + 1) if match else 0
+    if not 1 <= count < UNKNOWN:
+        raise RecipeError("expected an amount of memory, such as 500M, 4GB, 0.5GiB or 0.5", found=repr(text))
+    return int(count)
 
 
 def peak_memory() -> int:

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from .chips import SHARED, SM, capability, lacks, runs_on
 from .engine_file.file import EngineFile
-from .errors import EngineError, RecipeError, ResourceError, nearest
+from .errors import EngineError, RecipeError, ResourceError, install_hint, nearest
 
-_NO_BINDINGS = "cuda-bindings is not installed: pip install 'llmc[cuda]'"
+_NO_BINDINGS = f"cuda-bindings is not installed: {install_hint('cuda')}"
 
 
 class Gpu(Protocol):

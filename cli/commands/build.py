@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from ...recipes.flags import BuildFlags
-from ...runtime.errors import RecipeError
 from ..common import console, extras, options, progress
 from ..common.options import flag
 from . import launches
@@ -18,6 +16,9 @@ if TYPE_CHECKING:
 
 Output = Annotated[
     Path, flag("--output", "The engine file to write, such as model.llmc.", short=("-o",), show_default=False)
+]
+MemoryLimit = Annotated[
+    str | None, flag("--memory-limit", "Most memory of the build, as 500M, 4GB or 0.5GiB; by default what is free.")
 ]
 Tactics = Annotated[
     list[Path] | None,
@@ -30,24 +31,29 @@ def build(
     checkpoint: options.CheckpointPath,
     output: Output,
     recipe: options.RecipeName = None,
-    memory_limit: Annotated[float | None, flag("--memory-limit", "Most GiB to plan for; by default the free.")] = None,
+    memory_limit: MemoryLimit = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
     tactics: Tactics = None,
     dump: options.Dump = None,
+    force: options.Force = False,
     verbose: options.Verbose = False,
     json: options.Json = False,
     **flags: Unpack[BuildFlags],
 ) -> None:
     """Compile a checkpoint into an engine file."""
     extras.need("build", "llmc build")
-    if memory_limit is not None and not 0 < memory_limit < math.inf:
-        raise RecipeError("expected --memory-limit in GiB, a number above 0", found=f"{memory_limit:g}")
     from ...compiler.checkpoint.account import open_source
     from ...recipes.recipe import with_flags
+    from ...runtime.engine_file.file import ENGINE
+    from ...runtime.files.outputs import check_output
+    from ...runtime.machine import memory_bytes
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
     plan = with_flags(recipe, **flags)
+    limit = None if memory_limit is None else memory_bytes(memory_limit)
+    inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
+    check_output(output, ENGINE, inputs, force=force)
     source = open_source(checkpoint, accept_config or (), random_weights)
     from ...compiler.build import build as build_engine
     from ...compiler.targets.cuda.tuning.tactics import load_table
@@ -58,9 +64,10 @@ def build(
         source,
         output,
         plan,
-        memory_limit=memory_limit,
+        memory_limit=limit,
         dump=dump,
         tactics=tables,
+        force=force,
         progress=progress.for_terminal(quiet=json),
     )
     launches.debug_engine(output)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...runtime.errors import RecipeError
+from ...runtime.errors import DISTRIBUTION, RecipeError, install_hint
 from ..common import console, extras, options
 from ..common.options import flag
 
@@ -55,7 +55,7 @@ def _facts() -> dict[str, Any]:
 
     memory = machine.system_memory()
     return {
-        "llmc": metadata.version("llmc"),
+        "llmc": metadata.version(DISTRIBUTION),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {one.name: one.version for name in PACKAGES for one in metadata.distributions(name=name)},
@@ -148,5 +148,5 @@ def _text(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     lines = [console.fill(_MACHINE, facts, versions=versions, all_providers=", ".join(facts["providers"]))]
     for extra, absent in facts["missing"].items():
-        lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): pip install 'llmc[{extra}]'")
+        lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): {install_hint(extra)}")
     return "\n".join(lines + (_engine_lines(facts["engine"]) if "engine" in facts else []))

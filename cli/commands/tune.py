@@ -32,6 +32,7 @@ def tune(
     output: Output = None,
     profile: options.Profile = None,
     time_limit: TimeLimit = 900.0,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Measure the tiles of an engine's linears on this GPU, and write the table that llmc build takes."""
@@ -44,11 +45,11 @@ def tune(
     with EngineFile.open(engine) as opened:
         name, gpu = _here(opened, profile)
         path = output or Path(f"{opened.manifest.profiles[name].target}.yaml")
-        if not path.parent.is_dir() or path.is_dir():
-            raise RecipeError(
-                f"cannot write the table {path}", found="no such folder", fix="a file in a folder that exists"
-            )
+        from ...compiler.targets.cuda.tuning.tactics import TABLE
         from ...compiler.targets.cuda.tuning.tune import Tuner
+        from ...runtime.files.outputs import check_output
+
+        check_output(path, TABLE, [engine], force=force)
         from ...runtime.cuda.driver import Driver
 
         def found(row: Row) -> None:

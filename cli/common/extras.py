@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ...runtime.errors import ResourceError
+from ...runtime.errors import ResourceError, install_hint
 
 EXTRAS = {
     "build": ("torch", "onnx", "onnx_ir"),
@@ -28,5 +28,5 @@ def need(extra: str, what: str) -> None:
         raise ResourceError(
             f"cannot use {what} without the extra {extra!r}",
             found=f"not installed: {', '.join(absent)}",
-            fix=f"pip install 'llmc[{extra}]'",
+            fix=install_hint(extra),
         )

@@ -1,4 +1,4 @@
-"""The flags that several commands share, each with its environment twin: --max-tokens is also LLMC_MAX_TOKENS."""
+"""The flags that several commands share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ...runtime.environment import VARIABLES
 from ...runtime.progress import set_debug_level
 from ...runtime.sampling.params import RANGES
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-TWINS: set[str] = set()
-"""Environment variables of all flags."""
-
 
 def flag(name: str, help: str, **more: Any) -> Any:
-    """A typer option called `--name`, with the environment variable LLMC_NAME."""
-    twin = "LLMC_" + name.removeprefix("--").replace("-", "_").upper()
-    TWINS.add(twin)
+    """A typer option called `--name`; a setting of the machine is also read from its variable, such as LLMC_THREADS."""
+    variable = "LLMC_" + name.removeprefix("--").replace("-", "_").upper()
     short = more.pop("short", ())
-    return typer.Option(name, *short, help=help, envvar=twin, **more)
+    return typer.Option(name, *short, help=help, envvar=variable if variable in VARIABLES else None, **more)
 
 
 Json = Annotated[bool, flag("--json", "Print one JSON object on one line, the last of stdout.")]
@@ -54,6 +51,7 @@ RandomWeights = Annotated[
 Dump = Annotated[
     Path | None, flag("--dump", "A new folder, for the graph after each pass, a page of the changes, launches and PTX.")
 ]
+Force = Annotated[bool, flag("--force", "Replace an output that is a file of another kind; inputs never are.")]
 MaxBatch = Annotated[int | None, flag("--max-batch", "Most sequences that run at the same time.")]
 BUILD_FLAGS: Mapping[str, Any] = {
     "quantize": Annotated[str | None, flag("--quantize", "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.")],

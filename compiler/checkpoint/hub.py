@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.environment import hub_is_offline
-from ...runtime.errors import CheckpointError, ResourceError, Unsupported
+from ...runtime.errors import CheckpointError, ResourceError, Unsupported, install_hint
 from .folder import INDEX, SINGLE, Folder, find_weights
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -74,7 +74,7 @@ def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
         )
     except ImportError:
         raise ResourceError(
-            asked, found="huggingface_hub is not installed", fix="pip install 'llmc[hub]', or pass a local folder"
+            asked, found="huggingface_hub is not installed", fix=f"{install_hint('hub')}, or pass a local folder"
         ) from None
     try:
         return Path(

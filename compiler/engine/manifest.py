@@ -13,6 +13,7 @@ from ...passes.graph.graph import Canonical, Copied, Quantized
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.bind import to_json
 from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
+from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..decoder.decoder import Decoder
@@ -88,7 +89,8 @@ def _lineage(tensor: Canonical) -> Lineage:
 def _tools(recipe: Recipe) -> dict[str, str]:
     """Versions of the tools that determine the bytes of the engine."""
     python = ".".join(platform.python_version_tuple()[:2])
-    found = {"python": python, **{name: version(name) for name in ("llmc", "numpy", "onnx", "onnx-ir", "torch")}}
+    found = {"python": python, "llmc": version(DISTRIBUTION)}
+    found |= {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "torch")}
     for name in recipe.targets:
         found.update(target_named(name).tools())
     return found

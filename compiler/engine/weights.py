@@ -14,7 +14,7 @@ from ...quantize import FORMATS
 from ...quantize.format import non_finite, require_finite
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError
-from ...runtime.machine import system_memory
+from ...runtime.machine import resident_memory, system_memory
 from ..checkpoint.source import Source
 from .writer import EngineWriter, Groups
 
@@ -22,29 +22,31 @@ CHUNK_BYTES = 16 << 20
 """Source bytes of one read; with read-ahead, two chunks and their codes are in memory."""
 
 _TORCH = {stored: getattr(torch, name) for name, stored in CONFIG_DTYPES.items()}
-_BASE_BYTES = 600 << 20
-"""Memory of a build before the first weight: Python with torch, onnx and onnxruntime, measured."""
+_LATER_BYTES = 112 << 20
+"""What a build takes beside its memory before the first weight and sixteen chunks: threads, the golden probe.
+Measured on 3 layers of Llama-3.1-8B's shape in int4 and nvfp4: 96 MiB with chunks of 1 MiB, less with larger ones."""
 Advance = Callable[[int], None]
 """Receives the number of source bytes just done."""
 
 
-def chunk_bytes(memory_limit: float | None) -> int:
-    """Source bytes per chunk: read-ahead, quantizing and the probe hold about sixteen times that at once.
+def chunk_bytes(memory_limit: int | None) -> int:
+    """Source bytes per chunk: read-ahead, quantizing and the probe hold at most sixteen times that at once.
 
-    `memory_limit` is in GiB, by default the free memory.
+    `memory_limit` is the bytes of this process at its peak; by default it may take all that is free.
 
     Raises:
         ResourceError: the limit is too small for chunks of 1 MiB.
     """
-    limit = memory_limit * (1 << 30) if memory_limit is not None else system_memory().available
-    chunk = min(CHUNK_BYTES, int(limit - _BASE_BYTES) // 16)
-    if chunk < 1 << 20:
+    resident = resident_memory()
+    limit = resident + system_memory().available if memory_limit is None else memory_limit
+    least = resident + _LATER_BYTES + (16 << 20)
+    if limit < least:
         raise ResourceError(
-            f"cannot build within {limit / (1 << 30):.2f} GiB",
-            found=f"llmc alone needs {_BASE_BYTES / (1 << 30):.2f} GiB",
-            fix=f"--memory-limit {(_BASE_BYTES + (16 << 20)) / (1 << 30) + 0.01:.2f} or more",
+            f"cannot build within {limit / (1 << 20):.0f} MiB",
+            found=f"{resident / (1 << 20):.0f} MiB in use before the first weight",
+            fix=f"--memory-limit {least / (1 << 20) + 5:.0f}MiB or more",
         )
-    return chunk
+    return min(CHUNK_BYTES, (limit - resident - _LATER_BYTES) // 16)
 
 
 def groups(canonical: Mapping[str, Canonical]) -> Groups:

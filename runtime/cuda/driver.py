@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import Any, Self, TypeVar
 
 from ..chips import target_for
-from ..errors import EngineError, LlmcError, ResourceError
+from ..errors import EngineError, LlmcError, ResourceError, install_hint
 from . import gpus
 
-EXTRA = "pip install 'llmc[cuda]'"
+_EXTRA = install_hint("cuda")
 _BINDINGS = "cuda.bindings.driver"
 DEFAULT_SHARED = 48 << 10
 """Bytes of dynamic shared memory that a block may use without a function attribute."""
@@ -88,7 +88,7 @@ class Driver:
         try:
             api = import_module(_BINDINGS)
         except ImportError as error:
-            raise ResourceError("cannot run on a GPU without the extra 'cuda'", found=str(error), fix=EXTRA) from error
+            raise ResourceError("cannot run on a GPU without the extra 'cuda'", found=str(error), fix=_EXTRA) from error
         return cls(api, ordinal)
 
     def use(self) -> None:
@@ -280,7 +280,8 @@ class Driver:
             status, *results = getattr(self._api, function)(*arguments)
         except (AttributeError, RuntimeError) as error:  # a function this driver or these bindings do not have
             found = f"{function}: {error}"
-            raise ResourceError(f"cannot {doing}", found=found, fix=f"a newer NVIDIA driver, or {EXTRA} -U") from error
+            fix = "a newer NVIDIA driver, or newer bindings: pip install -U cuda-bindings cuda-core"
+            raise ResourceError(f"cannot {doing}", found=found, fix=fix) from error
         if status:
             raise self._error(doing, getattr(status, "name", f"CUDA error {int(status)}"))
         return results[0] if len(results) == 1 else tuple(results)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
 from ..files.hashing import ByteRange, chunks, sha256_ranges
+from ..files.outputs import FileKind
 from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header, read_header_bytes
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
@@ -29,6 +30,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 200_000
 MAGIC = b'{"__metadata__":{"llmc.sha256":"'
 """The first bytes of every engine's header: they put its digest at a fixed place, which is read before any JSON."""
+ENGINE = FileKind("an engine", ".llmc", MAGIC, offset=8)
 _DIGEST_SIZE = 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 

@@ -167,7 +167,7 @@ def test_a_missing_triton_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch):
         compile_all([RELU], 90, progress=NO_PROGRESS, cache=NO_CACHE)
     assert str(caught.value) == (
         "cannot compile kernels without the extra 'cuda-build'\n  found: not installed: triton\n"
-        "  try: pip install 'llmc[cuda-build]'"
+        "  try: pip install '.[cuda-build]' in a checkout of llmc"
     )
 
 

@@ -229,7 +229,7 @@ def test_without_triton_the_pip_line_is_shown(monkeypatch: pytest.MonkeyPatch, c
     assert (found.code, found.err) == (
         4,
         "llmc: cannot use llmc kernels without the extra 'cuda-build'\n  found: not installed: triton\n"
-        "  try: pip install 'llmc[cuda-build]'\n",
+        "  try: pip install '.[cuda-build]' in a checkout of llmc\n",
     )
 
 

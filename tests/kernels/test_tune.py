@@ -278,7 +278,8 @@ def test_interrupted_it_leaves_no_file(
     engine: Path, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sm_90.yaml").write_text("what was there")
+    old = "# Measured by llmc tune.\nwhat was there"
+    (tmp_path / "sm_90.yaml").write_text(old)
     monkeypatch.setattr(tune, "Tuner", partial(Tuner, effort=QUICK))
 
     def seconds(facts: dict[str, Any]) -> float:
@@ -289,7 +290,7 @@ def test_interrupted_it_leaves_no_file(
     gpu.seconds = seconds
     assert run(["tune", str(engine)]) == 130
     assert "512 x 64" in capsys.readouterr().err  # it had begun
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["what was there"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == [old]
     assert not (gpu.device.count or any(gpu.live.values()))
 
 
@@ -301,12 +302,24 @@ def test_too_short_a_limit_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_table_never_replaces_the_engine(engine: Path, gpu: Gpu, capsys: pytest.CaptureFixture[str]):
+    before = engine.read_bytes()
+    for more in ((), ("--force",)):
+        assert run(["tune", str(engine), "-o", str(engine), *more]) == 2
+        assert f"found: {engine} is an input of this command" in capsys.readouterr().err
+    assert engine.read_bytes() == before and not gpu.compiled
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--time-limit", "0"), 2, "expected --time-limit in seconds, a number above 0\n  found: 0"),
         (("--profile", "sm_80"), 3, "profile 'sm_80'"),
-        (("-o", "/no/such/folder/t.yaml"), 2, "cannot write the table /no/such/folder/t.yaml\n  found: no such folder"),
+        (
+            ("-o", "/no/folder/t.yaml"),
+            4,
+            "cannot write a table of tiles to /no/folder/t.yaml\n  found: no folder /no/folder",
+        ),
     ],
 )
 def test_usage_is_judged_first(

@@ -67,7 +67,7 @@ def test_the_wheel_runs_and_builds_in_a_bare_environment(pico_engine: PicoEngine
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     made = _call(*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    (wheel,) = wheels.glob("llmc-*.whl")
+    (wheel,) = wheels.glob("llmc_engine-*.whl")
     assert _call(sys.executable, "-m", "venv", "--without-pip", venv, cwd=tmp_path).returncode == 0
     install = (*pip, "--python", venv / "bin/python", "install", "-c", ROOT / "constraints.txt")
     llmc = venv / "bin/llmc"
@@ -80,7 +80,7 @@ def test_the_wheel_runs_and_builds_in_a_bare_environment(pico_engine: PicoEngine
     assert _call(venv / "bin/python", "-c", modules, cwd=tmp_path).stdout.strip() == "[]"
     refused = _call(llmc, "build", PICO, "-o", tmp_path / "pico.llmc", cwd=tmp_path)
     assert refused.returncode == 4
-    assert "pip install 'llmc[build]'" in refused.stderr
+    assert "pip install '.[build]' in a checkout of llmc" in refused.stderr
 
     engine = pico_engine("int4")
     expected = _text(_call(llmc, "run", engine, "def main(", "--max-tokens", "12", "--json", cwd=tmp_path))

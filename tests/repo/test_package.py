@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, tree / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(tree)], check=True, capture_output=True, text=True)
-    (built,) = folder.glob("llmc-*.whl")
+    (built,) = folder.glob("llmc_engine-*.whl")
     return zipfile.ZipFile(built)
 
 

@@ -161,7 +161,7 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new_engine(engine: Path, pic
     assert names(tmp_path) == ["e.llmc"], "leftovers are swept"
 
 
-@pytest.mark.parametrize(("available", "fits"), [(0.6, False), (0.7, True)])
+@pytest.mark.parametrize(("available", "fits"), [(0.1, False), (0.25, True)])
 def test_without_a_limit_the_free_memory_is_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: float, fits: bool
 ):
@@ -172,7 +172,7 @@ def test_without_a_limit_the_free_memory_is_the_limit(
     if fits:
         llmc.build(source, tmp_path / "e.llmc")
         return
-    with pytest.raises(ResourceError, match=r"cannot build within 0\.60 GiB\n  found: llmc alone needs 0\.59 GiB"):
+    with pytest.raises(ResourceError, match=r"cannot build within \d+ MiB\n  found: \d+ MiB in use before the first weight"):
         llmc.build(source, tmp_path / "e.llmc")
     assert names(tmp_path) == ["c"]
 
@@ -181,7 +181,7 @@ TWO_BUILDS = """
 import sys
 from llmc.cli.app import run
 for checkpoint in sys.argv[2:]:
-    run(["build", checkpoint, "-o", sys.argv[1], "--quantize", "int4", "--memory-limit", "0.65", "--json"])
+    run(["build", checkpoint, "-o", sys.argv[1], "--quantize", "int4", "--memory-limit", "560MiB", "--json"])
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmc.runtime import machine
+from llmc.runtime.errors import RecipeError
 
 GIB = 2**30
 
@@ -82,3 +83,31 @@ def test_the_processor_is_named_from_cpuinfo(root: Path):
 
 def test_bandwidth_is_a_plausible_number():
     assert 1e8 < machine.read_bandwidth(1, repeat=1) < 1e13
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("500M", 500_000_000),
+        ("4GB", 4_000_000_000),
+        ("0.5", 1 << 29),
+        (0.5, 1 << 29),
+        (2, 2 << 30),
+        ("512MiB", 512 << 20),
+        ("1 gi", 1 << 30),
+        ("1.5TiB", 3 << 39),
+        ("64k", 64_000),
+    ],
+)
+def test_sizes_are_read_with_their_unit(text: str | float, count: int):
+    assert machine.memory_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "5X", "1e3", "G", "1 2", "4BG", "1e30", True, "9" * 40])
+def test_what_is_no_size_is_refused(text: str):
+    with pytest.raises(RecipeError, match=r"expected an amount of memory, such as 500M, 4GB, 0\.5GiB or 0\.5\n  found"):
+        machine.memory_bytes(text)
+
+
+def test_the_resident_size_is_at_most_the_peak():
+    assert 2**20 < machine.resident_memory() <= machine.peak_memory()

@@ -121,7 +121,7 @@ def test_every_gpu_is_named_that_does_not_fit(engine: EngineFile, monkeypatch: p
 
 def test_without_the_bindings_a_gpu_is_of_no_use(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
     here(monkeypatch, Gpu("NVIDIA H200", 90), bindings=False)
-    assert fits(engine)["sm_90"] == "cuda-bindings is not installed: pip install 'llmc[cuda]'"
+    assert fits(engine)["sm_90"] == "cuda-bindings is not installed: pip install '.[cuda]' in a checkout of llmc"
     assert choose(engine)[0] == "cpu"
     assert fits(engine, (Gpu("h100", 90),))["sm_90"] == ""  # nothing of this machine matters there
 
@@ -247,7 +247,7 @@ def test_simulate_needs_its_extra(call: Call, path: Path, monkeypatch: pytest.Mo
     assert outcome.code == 4
     assert outcome.err == (
         f"llmc: cannot use --simulate without the extra 'cuda-build'\n  found: not installed: {module}\n"
-        "  try: pip install 'llmc[cuda-build]'\n"
+        "  try: pip install '.[cuda-build]' in a checkout of llmc\n"
     )
 
 

@@ -23,7 +23,7 @@ from .....runtime.chips import chip
 from .....runtime.cuda.launches import layout
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.environment import for_worker
-from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported
+from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported, install_hint
 from .....runtime.machine import cpu_count, system_memory
 from .....runtime.plan.plan import MachineCode
 from .....runtime.progress import Progress
@@ -256,7 +256,7 @@ def need_compiler() -> None:
         raise ResourceError(
             f"cannot compile kernels without the extra {EXTRA!r}",
             found=f"not installed: {', '.join(absent)}",
-            fix=f"pip install 'llmc[{EXTRA}]'",
+            fix=install_hint(EXTRA),
         )
 
 

@@ -19,6 +19,7 @@ from .....recipes.strict_yaml import Document
 from .....recipes.strict_yaml import Mapping as YamlMapping
 from .....runtime.chips import CAPABILITIES
 from .....runtime.errors import RecipeError, nearest
+from .....runtime.files.outputs import FileKind
 from .....runtime.files.safetensors import open_regular, read_at
 from ..cubins.compile import need_compiler
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 VERSION = 1
 HEURISTIC = "heuristic"
 """The name that a plan records if no table was used."""
+_MARK = "# Measured by llmc tune."
+TABLE = FileKind("a table of tiles", ".yaml", _MARK.encode())
 _FOLDER = Path(__file__).resolve().parents[4] / "recipes" / "tactics"
 _MAX_BYTES = 1 << 20
 _SCHEMA = "a table of tiles (docs/gpu.md)"
@@ -111,7 +114,7 @@ class Table:
         return {row.key: row.tile for row in self.rows}
 
     def to_yaml(self) -> bytes:
-        lines = ["# Measured by llmc tune.", f"version: {VERSION}", f"sm: {self.sm}"]
+        lines = [_MARK, f"version: {VERSION}", f"sm: {self.sm}"]
         lines += [f"{name}: {json.dumps(getattr(self, name))}" for name in _FACTS]
         lines.append("rows:" if self.rows else "rows: []")
         for row in sorted(self.rows, key=lambda row: row.key):

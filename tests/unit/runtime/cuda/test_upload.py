@@ -323,7 +323,7 @@ def test_missing_bindings_are_an_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(driver_module, "_BINDINGS", "cuda_that_is_not_there.bindings.driver")
     with pytest.raises(
         ResourceError,
-        match=r"cannot run on a GPU without the extra 'cuda'\n  found: .*\n  try: pip install 'llmc\[cuda\]'",
+        match=r"cannot run on a GPU without the extra 'cuda'\n  found: .*\n  try: pip install '\.\[cuda\]'",
     ):
         Driver.load()
 

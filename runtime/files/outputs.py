@@ -1,0 +1,82 @@
+"""No command writes over its inputs, or over a file of another kind: checked before the work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RecipeError, ResourceError
+from .safetensors import kind_of_file
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that llmc writes."""
+
+    name: str
+    """With its article: "an engine"."""
+    suffix: str
+    """How its names end: a folder that is an input takes no other new names."""
+    mark: bytes
+    """What its files have at `offset`; an older file with it may be replaced."""
+    offset: int = 0
+
+    def matches(self, path: Path) -> bool:
+        """True if the file has the mark."""
+        with open(path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(len(self.mark)) == self.mark
+
+
+def check_output(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), *, force: bool = False) -> None:
+    """Check that a file of `kind` may be written to `path`, new or in place of an old one.
+
+    `inputs` are what the command reads: files, folders with files, and names that are no path. A hard or symbolic link
+    to an input counts as the input. `force` lets a file of another kind be replaced, an input never. An empty file may
+    be replaced always.
+
+    Raises:
+        RecipeError: the path is an input, a folder, or a file of another kind.
+        ResourceError: its folder is missing, or cannot be read or written.
+    """
+    asked = f"cannot write {kind.name} to {path}"
+    folder = path.parent
+    for source in _files(inputs):
+        if _same(path, source):
+            raise RecipeError(asked, found=f"{source} is an input of this command", fix="another name")
+        if path.suffix != kind.suffix and not path.exists() and _same(folder, source.parent):
+            fix = f"a name that ends in {kind.suffix}, or another folder"
+            raise RecipeError(asked, found=f"{folder} is an input, and would have a file that is none", fix=fix)
+    if not folder.is_dir():
+        raise ResourceError(asked, found=f"no folder {folder}", fix=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError(asked, found=f"the folder {folder} cannot be written", fix="another folder")
+    if not path.exists():
+        return
+    facts = path.stat()
+    if not path.is_file():
+        raise RecipeError(asked, found=kind_of_file(facts.st_mode), fix="the name of a file")
+    if force or not facts.st_size:
+        return
+    try:
+        own = kind.matches(path)
+    except OSError as error:
+        raise ResourceError(asked, found=f"its old content cannot be read: {error.strerror}", fix="--force") from error
+    if not own:
+        raise RecipeError(
+            asked, found=f"a file of {facts.st_size} bytes that is not {kind.name}", fix="another name, or --force"
+        )
+
+
+def _files(inputs: Iterable[str | Path]) -> Iterator[Path]:
+    for one in map(Path, inputs):
+        if one.is_dir():
+            yield from (entry for entry in one.iterdir() if not entry.is_dir())
+        elif one.exists():
+            yield one
+
+
+def _same(path: Path, source: Path) -> bool:
+    return path.exists() and source.exists() and os.path.samefile(path, source)

@@ -1,0 +1,74 @@
+"""Outputs: what may be replaced, and that no link or spelling leads to an input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llmc.runtime.errors import RecipeError, ResourceError
+from llmc.runtime.files.outputs import FileKind, check_output
+
+KIND = FileKind("a table", ".tab", b"TAB", offset=1)
+
+
+def put(path: Path, data: bytes = b"-other") -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_what_may_be_written(tmp_path: Path):
+    check_output(tmp_path / "new", KIND)
+    check_output(put(tmp_path / "old", b"-TAB and more"), KIND)
+    check_output(put(tmp_path / "empty", b""), KIND)
+    check_output(put(tmp_path / "other"), KIND, force=True)
+    check_output(Path("a name alone"), KIND, [tmp_path / "old", "org/name", "fp8"])
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("how", ["itself", "dotted", "symbolic", "hard", "chain"])
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_an_input_is_never_replaced(tmp_path: Path, force: bool, how: str, whole_folder: bool):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = put(folder / "x", b"-TAB")
+    out = tmp_path / "out"
+    if how == "itself":
+        out = source
+    elif how == "dotted":
+        out = folder / ".." / "in" / "x"
+    elif how == "hard":
+        os.link(source, out)
+    else:
+        out.symlink_to(source)
+        if how == "chain":
+            out = tmp_path / "second"
+            out.symlink_to(tmp_path / "out")
+    with pytest.raises(RecipeError, match=f"cannot write a table to .*\n  found: {source} is an input of this command"):
+        check_output(out, KIND, [folder if whole_folder else source], force=force)
+
+
+def test_a_folder_that_is_an_input_gets_no_new_part(tmp_path: Path):
+    put(tmp_path / "config.json")
+    check_output(tmp_path / "x.tab", KIND, [tmp_path])
+    with pytest.raises(RecipeError, match=r"try: a name that ends in \.tab, or another folder"):
+        check_output(tmp_path / "model.safetensors", KIND, [tmp_path], force=True)
+
+
+def test_what_may_not_be_written(tmp_path: Path):
+    other = put(tmp_path / "other")
+    with pytest.raises(RecipeError, match="a file of 6 bytes that is not a table\n  try: another name, or --force"):
+        check_output(other, KIND)
+    with pytest.raises(RecipeError, match="found: a folder"):
+        check_output(tmp_path, KIND, force=True)
+    with pytest.raises(ResourceError, match=r"no folder .*no\n  try: mkdir -p .*no"):
+        check_output(tmp_path / "no" / "x", KIND)
+    assert other.read_bytes() == b"-other"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ResourceError, match="cannot be written"):
+        check_output(tmp_path / "x", KIND)

@@ -291,7 +291,7 @@ def main() -> None:
         "formats": {contender.name: contender.formats for contender in contenders},
         "llama.cpp types": {key: facts[key] for facts in results.get("llama.cpp", [])[:1] for key in TYPES},
         "versions": {
-            "llmc": version("llmc"),
+            "llmc": version("llmc-engine"),
             "onnxruntime of llmc": onnxruntime.__version__,
             **{name: runs[0]["version"] for name, runs in results.items() if "version" in runs[0]},
         },

@@ -15,30 +15,34 @@ import typer
 from ..runtime import environment
 from ..runtime.errors import DISTRIBUTION, LlmcError
 from ..runtime.progress import debugging, set_debug_level
-from .commands import bench, build, doctor, evaluate, inspect, kernels, passes, tune, verify
+from .commands import bench, build, bundled, doctor, evaluate, inspect, kernels, passes, tune, verify
 from .commands import run as run_command
 from .common import console, options
 from .common.exits import ENVIRONMENT, INTERNAL, INTERRUPTED, TERMINATED, USAGE
+from .common.help import SETTINGS, Command, Group
 
 app = typer.Typer(
     name="llmc",
     help="Compile Hugging Face checkpoints into engine files, and run them.",
+    cls=Group,
+    context_settings=SETTINGS,
     rich_markup_mode=None,  # plain help takes half the time to show
     pretty_exceptions_enable=False,
 )
-for _name, _command in {
-    "build": build.build,
-    "run": run_command.run,
-    "inspect": inspect.inspect,
-    "verify": verify.verify,
-    "eval": evaluate.evaluate,
-    "bench": bench.bench,
-    "passes": passes.passes,
-    "kernels": kernels.kernels,
-    "tune": tune.tune,
-    "doctor": doctor.doctor,
-}.items():
-    app.command(_name)(options.debugged(_command))
+_COMMANDS = {
+    "Build": {"build": build.build, "recipes": bundled.recipes, "passes": passes.passes, "kernels": kernels.kernels},
+    "Run": {"run": run_command.run},
+    "Judge": {
+        "inspect": inspect.inspect,
+        "verify": verify.verify,
+        "eval": evaluate.evaluate,
+        "bench": bench.bench,
+    },
+    "Machine": {"doctor": doctor.doctor, "tune": tune.tune},
+}
+for _group, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=Command, rich_help_panel=_group)(options.debugged(_command))
 
 
 def _print_version(wanted: bool) -> None:

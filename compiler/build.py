@@ -19,6 +19,7 @@ from .engine.manifest import manifest_of
 from .engine.report import BuildReport, Clock
 from .engine.writer import EngineWriter
 from .oracle import probe
+from .oracle.oracle import block_count
 from .page import write_page
 from .pipeline import context_of, lower, start_dump
 from .targets import ProfileConfig, Tactics, tactics_of, target_named
@@ -77,10 +78,10 @@ def build(
                 advance(nbytes)
 
             notes = weights.write(tensors, checkpoint.source, writer, chunk_bytes=chunk, advance=advanced)
-        with clock.stage("golden probe"):
-            golden = probe.measure_probe(decoder.graph, decoder.spec, writer.read, context=context)
-        with clock.stage("digest checkpoint"):
-            digests = checkpoint.files.digests()
+        with clock.stage("golden probe", block_count(decoder.graph), "blocks") as advance:
+            golden = probe.measure_probe(decoder.graph, decoder.spec, writer.read, context=context, advance=advance)
+        with clock.stage("digest checkpoint", checkpoint.files.shard_bytes) as advance:
+            digests = checkpoint.files.digests(advance)
         with clock.stage("finish file"):
             if tokenizer is not None and (problem := tokenizer.result()):
                 notes += (f"chat template: {problem}",)

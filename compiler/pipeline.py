@@ -13,7 +13,7 @@ from ..passes.graph.saved import restore
 from ..passes.rewrite.dump import Dump
 from ..passes.rewrite.manager import PassCrash
 from ..recipes.recipe import Recipe
-from ..runtime.errors import LlmcError, RecipeError, nearest
+from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
@@ -73,7 +73,7 @@ class Place:
 
 def start_dump(folder: Path | None, recipe: Recipe) -> Dump | None:
     """The dump of a pipeline with this recipe; None without a folder."""
-    return None if folder is None else Dump(folder, plain(recipe), version("llmc"))
+    return None if folder is None else Dump(folder, plain(recipe), version(DISTRIBUTION))
 
 
 def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Graph], tuple[PassReport, ...]]:

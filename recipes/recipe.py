@@ -107,10 +107,27 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         RecipeError: it is not a recipe; the message gives line, column and a caret.
     """
+    path = recipe_path(name_or_path)
+    return _read(f"{name_or_path}.yaml" if path.parent == _FOLDER else name_or_path, path)
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """The file of a recipe: of a bundled one by name, or any by its path.
+
+    Raises:
+        RecipeError: no bundled recipe has this name; names the nearest.
+    """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.name != name_or_path:
-        return _read(name_or_path, path)
-    return _read_bundled(name_or_path)
+        return path
+    known = bundled_recipes()
+    if name_or_path not in known:
+        raise RecipeError(
+            f"cannot find the recipe {name_or_path!r}{nearest(name_or_path, known)}",
+            found=f"bundled recipes: {', '.join(known)}",
+            fix="a name of this list, or a file by its path, such as ./my-recipe.yaml",
+        )
+    return _FOLDER / f"{name_or_path}.yaml"
 
 
 def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) -> Recipe:
@@ -171,17 +188,6 @@ def _demand(wrong: str) -> None:
         raise RecipeError(wrong)
 
 
-def _read_bundled(name: str) -> Recipe:
-    known = bundled_recipes()
-    if name not in known:
-        raise RecipeError(
-            f"cannot find the recipe {name!r}{nearest(name, known)}",
-            found=f"bundled recipes: {', '.join(known)}",
-            fix="a name of this list, or a file by its path, such as ./my-recipe.yaml",
-        )
-    return _read(f"{name}.yaml", _FOLDER / f"{name}.yaml")
-
-
 def _read(shown: str, path: Path) -> Recipe:
     with open_regular(path, error=RecipeError) as (fd, size):
         if size > _MAX_BYTES:
@@ -199,7 +205,7 @@ def _recipe(top: Mapping) -> Recipe:
     top.only(_KEYS)
     if "version" not in top:
         raise top.error("expected 'version: 1'")
-    base = _read_bundled(top["extends"].text(_wrong_base)) if "extends" in top else Recipe()
+    base = load_recipe(top["extends"].text(_wrong_base)) if "extends" in top else Recipe()
     found: dict[str, Any] = {}
     if "quantize" in top:
         quantize = top["quantize"].mapping()

@@ -14,18 +14,26 @@ from typing import Protocol
 
 from . import environment
 
+BYTES = "B"
+"""The unit of a stage that counts bytes."""
+
 
 class Progress(Protocol):
     """Receives the stages of a job, in sequence or nested; safe to call from several threads."""
 
-    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a stage of `total` bytes (None: unknown); call the yielded function with the bytes of each part done."""
+    def stage(
+        self, name: str, total: int | None = None, unit: str = BYTES
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Open a stage of `total` units (None: unknown); call the yielded function with the units of each part done.
+
+        `unit` is BYTES or a noun in the plural, such as "kernels".
+        """
         ...
 
 
 class _NoProgress:
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None = None, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
         yield lambda _done: None
 
 

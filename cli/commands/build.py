@@ -15,14 +15,30 @@ if TYPE_CHECKING:
     from ...recipes.recipe import Recipe
 
 Output = Annotated[
-    Path, flag("--output", "The engine file to write, such as model.llmc.", short=("-o",), show_default=False)
+    Path,
+    flag(
+        "--output", "The engine file to write, such as model.llmc.", short=("-o",), metavar="FILE", show_default=False
+    ),
 ]
 MemoryLimit = Annotated[
-    str | None, flag("--memory-limit", "Most memory of the build, as 500M, 4GB or 0.5GiB; by default what is free.")
+    str | None,
+    flag(
+        "--memory-limit",
+        "Most memory of the build, as 500M, 4GB or 0.5GiB.",
+        default="what is free",
+        metavar="SIZE",
+        group=options.MACHINE,
+    ),
 ]
 Tactics = Annotated[
     list[Path] | None,
-    flag("--tactics", "Tiles that llmc tune has measured for a GPU target, a YAML file; may be repeated."),
+    flag(
+        "--tactics",
+        "Tiles that llmc tune has measured for a GPU target; may be repeated.",
+        default="those of llmc",
+        metavar="FILE",
+        group=options.RECIPE,
+    ),
 ]
 
 
@@ -54,12 +70,14 @@ def build(
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
     check_output(output, ENGINE, inputs, force=force)
-    source = open_source(checkpoint, accept_config or (), random_weights)
-    from ...compiler.build import build as build_engine
-    from ...compiler.targets.cuda.tuning.tactics import load_table
+    shown = progress.for_terminal(quiet=json)
+    with shown.stage("start"):
+        source = open_source(checkpoint, accept_config or (), random_weights)
+        console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
+        from ...compiler.build import build as build_engine
+        from ...compiler.targets.cuda.tuning.tactics import load_table
 
-    tables = [load_table(path) for path in tactics or ()]
-    console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
+        tables = [load_table(path) for path in tactics or ()]
     report = build_engine(
         source,
         output,
@@ -68,7 +86,7 @@ def build(
         dump=dump,
         tactics=tables,
         force=force,
-        progress=progress.for_terminal(quiet=json),
+        progress=shown,
     )
     launches.debug_engine(output)
     for warning in report.warnings:

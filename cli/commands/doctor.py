@@ -10,7 +10,6 @@ import typer
 
 from ...runtime.errors import DISTRIBUTION, RecipeError, install_hint
 from ..common import console, extras, options
-from ..common.options import flag
 
 if TYPE_CHECKING:
     from ...runtime.engine_file.file import EngineFile
@@ -36,7 +35,7 @@ PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja"
 
 def doctor(
     engine: Annotated[str | None, typer.Argument(help="An engine, to see which of its profiles fit.")] = None,
-    target: Annotated[str | None, flag("--for", "A GPU that need not be here, such as h100; or cpu for none.")] = None,
+    target: options.For = None,
     json: options.Json = False,
 ) -> None:
     """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""

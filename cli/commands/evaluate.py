@@ -24,9 +24,15 @@ _WINDOW = 512
 def evaluate(
     engine: options.EngineFile,
     text: Annotated[list[str], flag("--text", "A UTF-8 text to score; may be repeated.", show_default=False)],
-    baseline: Annotated[str | None, flag("--baseline", "A checkpoint or an engine to compare with.")] = None,
-    window: Annotated[int | None, flag("--window", "Tokens that see each other; by default at most 512.")] = None,
-    max_tokens: Annotated[int | None, flag("--max-tokens", "Score only the first tokens of all texts.", min=1)] = None,
+    baseline: Annotated[
+        str | None, flag("--baseline", "A checkpoint or an engine to compare with.", default="none")
+    ] = None,
+    window: Annotated[
+        int | None, flag("--window", "Tokens that see each other.", default="the context, at most 512")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, flag("--max-tokens", "Score only the first tokens of all texts.", default="all", min=1)
+    ] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
     json: options.Json = False,

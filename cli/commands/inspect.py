@@ -28,10 +28,15 @@ def inspect(
     ] = False,
     profile: options.Profile = None,
     target: options.For = None,
-    program: Annotated[int | None, flag("--program", "With --launches: the program of this number.", min=0)] = None,
-    tokens: Annotated[int | None, flag("--tokens", "With --launches: a step with so many of a prompt.", min=1)] = None,
+    program: Annotated[
+        int | None, flag("--program", "With --launches: the program of this number.", default="all", min=0)
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        flag("--tokens", "With --launches: a step with so many of a prompt.", default="a decode step", min=1),
+    ] = None,
     context: Annotated[
-        int | None, flag("--context", "With --launches: tokens before it; by default half.", min=0)
+        int | None, flag("--context", "With --launches: tokens before it.", default="half of the context", min=0)
     ] = None,
     verbose: options.Verbose = False,
     json: options.Json = False,

@@ -19,9 +19,11 @@ _FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 
 def kernels(
-    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, sm_90 or h200; may be repeated. By default all.")] = None,
-    file: Annotated[list[str] | None, flag("--file", "Only this file's kernels; may be repeated.")] = None,
-    jobs: Annotated[int | None, flag("--jobs", "Compilers at the same time; as many as fit.", min=1)] = None,
+    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, sm_90 or h200; may be repeated.", default="all")] = None,
+    file: Annotated[
+        list[str] | None, flag("--file", "Only this file's kernels; may be repeated.", default="all")
+    ] = None,
+    jobs: Annotated[int | None, flag("--jobs", "Compilers at the same time.", default="as many as fit", min=1)] = None,
     json: options.Json = False,
 ) -> None:
     """Compile every GPU kernel and show its registers, spills, shared memory, instructions and size on each chip."""

@@ -11,7 +11,7 @@ from ..common import console, extras, options
 from ..common.options import flag
 
 From = Annotated[
-    Path | None, flag("--from", "In place of CHECKPOINT: a graph that --dump has saved, as before a pass that crashed.")
+    Path | None, flag("--from", "A graph that --dump saved, instead of CHECKPOINT.", default="none", metavar="FILE")
 ]
 
 

@@ -14,27 +14,46 @@ from ..prompts import answers
 
 PromptsFile = Annotated[
     str | None,
-    flag("--prompts", 'A JSON object a line with "prompt" or "tokens", and flags such as "max_tokens"; - is stdin.'),
+    flag(
+        "--prompts",
+        'A JSON object a line with "prompt" or "tokens", and flags such as "max_tokens"; - is stdin.',
+        default="none",
+    ),
 ]
-LogitBias = Annotated[list[str] | None, flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.")]
+MaxBatch = Annotated[
+    int | None,
+    flag(
+        "--max-batch", "Most sequences at the same time.", default="the profile's", metavar="N", group=options.MACHINE
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.", default="none", group=options.SAMPLE),
+]
 
 
 @options.takes(options.SAMPLING)
 def run(
     engine: options.EngineFile,
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin as it is.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin as it is.")
+    ] = None,
     chat: Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")] = False,
-    system: Annotated[str | None, flag("--system", "The system message of a --chat.")] = None,
+    system: Annotated[str | None, flag("--system", "The system message of a --chat.", default="none")] = None,
     prompts: PromptsFile = None,
-    max_tokens: Annotated[int | None, flag("--max-tokens", "Most tokens to generate.")] = None,
-    stop: Annotated[list[str] | None, flag("--stop", "End before this text; may be repeated.")] = None,
+    max_tokens: Annotated[
+        int | None, flag("--max-tokens", "Most tokens to generate.", default="512", group=options.SAMPLE)
+    ] = None,
+    stop: Annotated[
+        list[str] | None, flag("--stop", "End before this text; may be repeated.", default="none", group=options.SAMPLE)
+    ] = None,
     logit_bias: LogitBias = None,
     special: Annotated[bool, flag("--special", "Let special tokens spelled in PROMPT count as such.")] = False,
     show_prompt: Annotated[bool, flag("--show-prompt", "Show the prompt's exact tokens on stderr.")] = False,
     profile: options.Profile = None,
     simulated: options.Simulate = False,
     threads: options.Threads = None,
-    max_batch: options.MaxBatch = None,
+    max_batch: MaxBatch = None,
     verify: Annotated[str, flag("--verify", "What to check first: header, or full for every byte.")] = "header",
     json: options.Json = False,
     **sampling: Any,

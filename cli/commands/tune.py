@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ...runtime.engine_file.file import EngineFile
 
 Output = Annotated[
-    Path | None, flag("--output", "The table to write; by default sm_90.yaml, as the profile's target.", short=("-o",))
+    Path | None,
+    flag("--output", "The table to write.", default="TARGET.yaml, such as sm_90.yaml", short=("-o",), metavar="FILE"),
 ]
 TimeLimit = Annotated[
     float, flag("--time-limit", "Seconds after which no further linear is measured; the table has those before.")

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...runtime.environment import dumb_terminal
-from ...runtime.progress import NO_PROGRESS, Progress
+from ...runtime.progress import BYTES, NO_PROGRESS, Progress
 from . import console
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import Task
 
 _HEARTBEAT_S = 30.0
 
@@ -28,9 +29,18 @@ def for_terminal(quiet: bool) -> Progress:
     return _Lines()
 
 
+def counts(done: float, total: float | None, unit: str) -> str:
+    """How far a stage is: "1.00 of 4.00 GiB", "3 of 12 kernels"; "" while nothing is known."""
+    if unit != BYTES:
+        return f"{done:.0f} of {total:.0f} {unit}" if total else f"{done:.0f} {unit}" if done else ""
+    if not total:
+        return console.size(int(done)) if done else ""
+    return f"{console.size(int(done))} of {console.size(int(total))}"
+
+
 class _Lines:
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None = None, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
         lock = threading.Lock()
         done, spoke = 0, time.monotonic()
 
@@ -41,8 +51,7 @@ class _Lines:
                 if time.monotonic() - spoke < _HEARTBEAT_S:
                     return
                 spoke = time.monotonic()
-                of = f" of {console.size(total)}" if total else ""
-                console.note(f"{name}: {console.size(done)}{of}")
+                console.note(f"{name}: {counts(done, total, unit)}")
 
         yield advance
 
@@ -54,11 +63,11 @@ class _Bars:
         self._lock, self._display = threading.Lock(), _display()
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None = None, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
         display = self._display
         with self._lock:
             display.start()  # does nothing if it runs already
-            task = display.add_task(name, total=total)
+            task = display.add_task(name, total=total, unit=unit)
         try:
             yield lambda count: display.advance(task, count)
         finally:
@@ -71,13 +80,33 @@ class _Bars:
 def _display() -> RichProgress:
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
+    from rich.text import Text
+
+    whole = Column(no_wrap=True)
+
+    class Counts(progress.ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(counts(task.completed, task.total, task.fields["unit"]))
+
+    class Left(progress.ProgressColumn):
+        """The time left once a speed is known, and always the time since the start."""
+
+        def render(self, task: Task) -> Text:
+            left = task.time_remaining
+            known = f", {_clock(left)} left" if task.total and left else ""
+            return Text(f"{_clock(task.elapsed or 0)}{known}")
 
     return progress.Progress(
-        progress.TextColumn("{task.description:<12}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TimeElapsedColumn(),
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description:<16}", table_column=whole),
+        progress.BarColumn(bar_width=16),
+        Counts(table_column=whole),
+        Left(table_column=whole),
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

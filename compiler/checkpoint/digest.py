@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, wait
 from queue import Empty, SimpleQueue
 
 from ...runtime.errors import CheckpointError
@@ -13,6 +14,7 @@ from ...runtime.machine import cpu_count
 from .folder import FileFacts, Folder, OpenFile, is_unchanged
 
 _HASH_BYTES = 4 << 20
+_SHOW_S = 0.2
 _MAX_SMALL_BYTES = 16 << 20
 
 
@@ -26,6 +28,8 @@ class Files:
         """SHA-256 by file name of the files read whole, computed from the bytes that were parsed."""
         self._small: list[FileFacts] = []
         self._shard_digests: dict[str, Future[str]] | None = None
+        self._hashed = [0]
+        """Bytes of weight files that are hashed so far; a list, which the threads share without this object."""
 
     @property
     def facts(self) -> tuple[FileFacts, ...]:
@@ -59,17 +63,34 @@ class Files:
         dropped = threading.Event()
         weakref.finalize(self, dropped.set)
         for _ in range(min(cpu_count(), len(self.shards))):
-            threading.Thread(target=_hash_files, args=(waiting, dropped), name="llmc-digest", daemon=True).start()
+            threading.Thread(
+                target=_hash_files, args=(waiting, dropped, self._hashed), name="llmc-digest", daemon=True
+            ).start()
 
-    def digests(self) -> dict[str, str]:
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(shard.facts.bytes for shard in self.shards)
+
+    def digests(self, advance: Callable[[int], None] = lambda _: None) -> dict[str, str]:
         """SHA-256 of every file by name; waits until all files are hashed.
+
+        `advance` receives the bytes hashed since it was called last, from all that were hashed before on.
 
         Raises:
             CheckpointError: a file cannot be read.
         """
         if self._shard_digests is None:
             self.start_digest()
-        shards = {name: digest.result() for name, digest in (self._shard_digests or {}).items()}
+        waiting, shown = self._shard_digests or {}, 0
+        while True:
+            running = wait(waiting.values(), timeout=_SHOW_S).not_done
+            hashed = self._hashed[0]
+            advance(hashed - shown)
+            shown = hashed
+            if not running:
+                break
+        shards = {name: digest.result() for name, digest in waiting.items()}
         return dict(sorted({**self.small_digests, **shards}.items()))
 
     def require_unchanged(self) -> None:
@@ -87,19 +108,21 @@ class Files:
                 )
 
 
-def _hash_files(waiting: SimpleQueue[tuple[OpenFile, Future[str]]], dropped: threading.Event) -> None:
+def _hash_files(
+    waiting: SimpleQueue[tuple[OpenFile, Future[str]]], dropped: threading.Event, hashed: list[int]
+) -> None:
     while True:
         try:
             opened, digest = waiting.get_nowait()
         except Empty:
             return
         try:
-            digest.set_result(_sha256(opened, dropped))
+            digest.set_result(_sha256(opened, dropped, hashed))
         except BaseException as error:
             digest.set_exception(error)
 
 
-def _sha256(opened: OpenFile, dropped: threading.Event) -> str:
+def _sha256(opened: OpenFile, dropped: threading.Event, hashed: list[int]) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BYTES))
     for start in range(0, opened.facts.bytes, _HASH_BYTES):
         if dropped.is_set():
@@ -107,4 +130,5 @@ def _sha256(opened: OpenFile, dropped: threading.Event) -> str:
         part = buffer[: min(_HASH_BYTES, opened.facts.bytes - start)]
         opened.read_into(part, start)
         digest.update(part)
+        hashed[0] += len(part)  # a count for people: two threads at once may lose a part
     return digest.hexdigest()

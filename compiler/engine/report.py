@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...passes import PassReport
-from ...runtime.progress import Progress
+from ...runtime.progress import BYTES, Progress
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Clock:
         return time.perf_counter() - self.began
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Time a stage of `total` bytes (None: unknown); its body passes the bytes just done to what it yields."""
+    def stage(self, name: str, total: int | None = None, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
+        """Time a stage of `total` units (None: unknown); its body passes the units just done to what it yields."""
         start = self.seconds
-        with self.progress.stage(name, total) as advance:
+        with self.progress.stage(name, total, unit) as advance:
             yield advance
         self.stages.append((name, self.seconds - start))

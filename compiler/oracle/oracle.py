@@ -65,8 +65,13 @@ class Oracle:
         self._bound: Mapping[str, Expr] = {}
         """Weight expressions of the running graph."""
 
-    def run(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All graph outputs by name. Quantized linears are dequantized by their format, then multiplied densely."""
+    def run(
+        self, graph: Graph, inputs: Mapping[str, np.ndarray], advance: Callable[[int], None] = lambda _: None
+    ) -> dict[str, np.ndarray]:
+        """All graph outputs by name. Quantized linears are dequantized by their format, then multiplied densely.
+
+        `advance` receives 1 after each of the blocks, of which there are `block_count`.
+        """
         values: dict[str, np.ndarray] = dict(inputs)
         self._bound = graph.bound()
         outputs = [str(value.name) for value in graph.body.outputs]
@@ -76,6 +81,7 @@ class Oracle:
             needed_later = set(outputs).union(*reads[index + 1 :])
             self._block(graph, nodes, values, needed_later)
             values = {name: value for name, value in values.items() if name in needed_later}
+            advance(1)
         return {name: values[name] for name in outputs}
 
     def _block(self, graph: Graph, nodes: list[ir.Node], values: dict[str, np.ndarray], needed_later: set[str]) -> None:
@@ -218,6 +224,11 @@ def _model(protos: list[onnx.NodeProto], feeds: Mapping[str, _Feed], results: li
     graph = helper.make_graph(protos, "block", inputs, outputs)
     opsets = [helper.make_opsetid(*pair) for pair in OPSETS.items()]
     return helper.make_model(graph, functions=ops.functions(protos), opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def block_count(graph: Graph) -> int:
+    """Blocks that `Oracle.run` computes one after the other: the layers, what is before them and what is after."""
+    return len(_blocks(graph))
 
 
 def _blocks(graph: Graph) -> list[list[ir.Node]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -29,15 +29,19 @@ def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str,
     }
 
 
-def measure_probe(graph: Graph, spec: DecoderSpec, read: Read, *, context: int) -> Probe:
+def measure_probe(
+    graph: Graph, spec: DecoderSpec, read: Read, *, context: int, advance: Callable[[int], None] = lambda _: None
+) -> Probe:
     """The fixed ids, teacher-forced, and the oracle's top logits at the last positions.
+
+    `advance` receives 1 after each block (`oracle.block_count`).
 
     Raises:
         CheckpointError: the logits are not finite, so the weights are not a working model.
     """
     ids = probe_ids(spec.vocab_size)[:context]
     inputs = inputs_for(spec, ids, rows=min(POSITIONS, len(ids)))
-    logits = Oracle(read).run(graph, inputs)["logits"]
+    logits = Oracle(read).run(graph, inputs, advance)["logits"]
     if not np.isfinite(logits).all():
         fix = "a checkpoint that works"
         raise CheckpointError("cannot compute the golden probe", found="logits with NaN or infinity", fix=fix)

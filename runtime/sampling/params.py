@@ -150,6 +150,10 @@ class SamplingOptions(TypedDict, total=False):
     """End-of-sequence tokens do not end the text (for measurements)."""
 
 
+OF_MODEL = {field.name for field in fields(SamplingParams)} - {"seed", "logprobs", "logit_bias"}
+"""Parameters for which a checkpoint can have defaults."""
+
+
 def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
     """The parameters of a checkpoint's generation_config.json; without `do_sample: true` they are greedy.
 
@@ -158,8 +162,7 @@ def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
     Raises:
         EngineError: a value is not a number.
     """
-    known = {field.name for field in fields(SamplingParams)} - {"seed", "logprobs", "logit_bias"}
-    given = {name: value for name, value in generation.items() if name in known and value is not None}
+    given = {name: value for name, value in generation.items() if name in OF_MODEL and value is not None}
     if generation.get("do_sample"):
         given = {"temperature": 1.0, **given}
     else:

@@ -172,7 +172,9 @@ def test_without_a_limit_the_free_memory_is_the_limit(
     if fits:
         llmc.build(source, tmp_path / "e.llmc")
         return
-    with pytest.raises(ResourceError, match=r"cannot build within \d+ MiB\n  found: \d+ MiB in use before the first weight"):
+    with pytest.raises(
+        ResourceError, match=r"cannot build within \d+ MiB\n  found: \d+ MiB in use before the first weight"
+    ):
         llmc.build(source, tmp_path / "e.llmc")
     assert names(tmp_path) == ["c"]
 

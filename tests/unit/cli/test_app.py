@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
+from support.engines import PicoEngine
+from typer.core import TyperGroup
 
 from llmc.cli import app as module
 from llmc.cli import main
 from llmc.cli.app import run
-from llmc.cli.common import console, huge_pages, options, progress
+from llmc.cli.common import complete, console, huge_pages, options, progress
+from llmc.cli.common.examples import EXAMPLES
 from llmc.cli.prompts import batch
 from llmc.recipes.flags import BuildFlags
 from llmc.runtime import errors
@@ -35,6 +43,66 @@ def test_only_settings_of_the_machine_have_a_variable():
                 assert option.envvar == "LLMC_" + option.name.upper() and not option.multiple, (name, option.name)
                 found.add(option.envvar)
     assert found == {*VARIABLES} - {"LLMC_CACHE"}
+
+
+def test_every_flag_shows_its_default():
+    for name, command in typer.main.get_command(module.app).commands.items():  # type: ignore[attr-defined]
+        context = typer.Context(command, info_name=name)
+        for option in command.get_params(context):
+            if option.param_type_name == "option" and "--help" not in option.opts:
+                record = option.get_help_record(context)
+                assert record is not None and re.search(r"\[(default: \S|required)", record[1]), (name, record)
+
+
+def test_every_command_has_a_group_and_examples(capsys: pytest.CaptureFixture[str]):
+    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    assert {*EXAMPLES} == {"", *commands}
+    for name, command in commands.items():
+        assert command.rich_help_panel in ("Build", "Run", "Judge", "Machine"), name
+        assert run([name, "-h"]) == 0
+        short = capsys.readouterr().out
+        assert run([name, "--help"]) == 0
+        assert capsys.readouterr().out == short
+        for does, line in EXAMPLES[name]:
+            assert f"# {does}\n  {line}\n" in short
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for _, line in lines])
+def test_examples_are_command_lines_of_llmc(line: str):
+    """They are parsed, and not run: a flag or a command that is gone fails here."""
+    program, *words = shlex.split(line.partition(" > ")[0])
+    group: Any = typer.main.get_command(module.app)
+    assert program == "llmc"
+    context = group.make_context("llmc", [*words])
+    while words and isinstance(group, TyperGroup):
+        _, command, words = group.resolve_command(context, words)
+        assert command is not None
+        context, group = command.make_context("llmc", words, parent=context), command
+
+
+@pytest.mark.parametrize(
+    ("values", "incomplete", "expected"),
+    [
+        (complete.formats, "nv", ["nvfp4"]),
+        (complete.precisions, "", ["none", "fp8"]),
+        (complete.recipes, "cpu-int", ["cpu-int4", "cpu-int8"]),
+        (complete.targets, "cpu,sm_12", ["cpu,sm_120"]),
+        (complete.targets, "h200,h", ["h200,h100"]),
+        (complete.gpus, "rtx", ["rtx3090", "rtx4090", "rtx5090"]),
+    ],
+)
+def test_completion_offers_values(values: Callable[[str], list[str]], incomplete: str, expected: list[str]):
+    assert values(incomplete) == expected
+
+
+def test_completion_offers_what_is_at_hand(pico_engine: PicoEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert complete.recipes("m") == ["mine.yaml"]
+    engine = SimpleNamespace(params={"engine": str(pico_engine("int4"))})
+    assert complete.profiles(engine, "") == ["cpu"]
+    for none in ({}, {"engine": "absent"}, {"engine": "mine.yaml"}):
+        assert complete.profiles(SimpleNamespace(params=none), "") == []
 
 
 def test_a_build_s_flags_are_those_of_its_type():
@@ -184,12 +252,28 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("TERM", "xterm")
     bars = progress.for_terminal(quiet=False)
     assert isinstance(bars, progress._Bars)
-    with bars.stage("outer", 10) as outer, bars.stage("inner") as inner:
+    with bars.stage("outer", 10) as outer, bars.stage("inner", unit="kernels") as inner:
         inner(5)
         outer(10)
     with bars.stage("next"):
         pass
     assert "outer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "text"),
+    [
+        (0, None, "B", ""),
+        (0, None, "kernels", ""),
+        (0, 12, "kernels", "0 of 12 kernels"),
+        (3, None, "kernels", "3 kernels"),
+        (1 << 20, 1 << 30, "B", "1.00 MiB of 1.00 GiB"),
+        (1 << 20, None, "B", "1.00 MiB"),
+    ],
+)
+def test_progress_never_shows_what_is_not_known(done: int, total: int | None, unit: str, text: str):
+    """It was `0/? bytes ?`."""
+    assert progress.counts(done, total, unit) == text
 
 
 def test_prompt_files_are_read(tmp_path: Path):

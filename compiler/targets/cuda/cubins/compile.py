@@ -198,8 +198,10 @@ def try_compile(
                 fix="make the pack again from this llmc, or unset LLMC_CACHE to compile",
             )
     missing = [specialization for specialization, outcome in outcomes.items() if outcome is None]
-    with progress.stage(f"sm_{sm} kernels") as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
+    compiling = progress.stage(f"sm_{sm}", len(missing), "kernels")
+    with compiling as advance, contextlib.closing(_compile(missing, sm, jobs)) as answers:
         for specialization, answer in answers:
+            advance(1)
             if isinstance(answer, LlmcError):
                 outcomes[specialization] = answer
                 continue
@@ -212,7 +214,6 @@ def try_compile(
             if sources_of(specialization.file) == sources[specialization.file]:  # not edited meanwhile
                 cache.save(keys[specialization], answer)
             outcomes[specialization] = cubin
-            advance(len(cubin.data))
     return {
         specialization: _fitting(specialization, outcome, target.shared)
         for specialization, outcome in outcomes.items()

@@ -1,0 +1,64 @@
+"""Values that a shell offers for a flag: read from the tables that check them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import LlmcError
+
+
+def formats(incomplete: str) -> list[str]:
+    """Weight formats."""
+    from ...runtime.dtypes import WEIGHT_FORMATS
+
+    return _beginning(incomplete, ("none", *WEIGHT_FORMATS))
+
+
+def precisions(incomplete: str) -> list[str]:
+    """Formats of activations and of the KV cache."""
+    from ...runtime.dtypes import REDUCED_FORMATS
+
+    return _beginning(incomplete, REDUCED_FORMATS)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Bundled recipes, and YAML files beside what is typed."""
+    from ...recipes.recipe import bundled_recipes
+
+    folder = Path(incomplete).parent if "/" in incomplete else Path()
+    files = sorted(str(path) for path in folder.glob("*.yaml")) if folder.is_dir() else ()
+    return _beginning(incomplete, (*bundled_recipes(), *files))
+
+
+def targets(incomplete: str) -> list[str]:
+    """Targets and GPUs; after a comma, those that the list does not have yet."""
+    from ...runtime.chips import GPUS, TARGETS
+
+    done, comma, last = incomplete.rpartition(",")
+    left = [name for name in (*TARGETS, *GPUS) if name not in done.split(",")]
+    return [f"{done}{comma}{name}" for name in _beginning(last, left)]
+
+
+def gpus(incomplete: str) -> list[str]:
+    """GPUs."""
+    from ...runtime.chips import GPUS
+
+    return _beginning(incomplete, GPUS)
+
+
+def profiles(ctx: Any, incomplete: str) -> list[str]:
+    """Profiles of the engine that the command line names; none if it names no engine."""
+    from ...runtime.engine_file.file import EngineFile
+
+    named = ctx.params.get("engine") or ctx.params.get("subject")
+    try:
+        with EngineFile.open(named) as engine:
+            return _beginning(incomplete, engine.manifest.profiles)
+    except (LlmcError, OSError, TypeError):  # TypeError: no engine, or several
+        return []
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

@@ -1,0 +1,64 @@
+"""Help texts: options in groups, the default of every flag, and examples that can be pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from .examples import EXAMPLES
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class Command(TyperCommand):
+    """A command whose options are shown by `rich_help_panel`, and after them its examples."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.is_bool_flag and not option.default:
+                option.help = f"{option.help}  [default: off]"
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for one in self.get_params(ctx):
+            if (record := one.get_help_record(ctx)) is not None:
+                usual = "Arguments" if one.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(one, "rich_help_panel", None) or usual, []).append(record)
+        _write(groups, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        _write_examples(self.name or "", formatter)
+
+
+class Group(TyperGroup):
+    """The commands, shown by `rich_help_panel`, and after them examples and exit codes."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None) or "Commands"
+                groups.setdefault(panel, []).append((name, (command.help or "").partition("\n")[0]))
+        _write(groups, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        _write_examples("", formatter)
+
+
+def _write(groups: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) -> None:
+    for title, rows in groups.items():
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _write_examples(command: str, formatter: Any) -> None:
+    if examples := EXAMPLES.get(command):
+        with formatter.section("Examples"):
+            indent = " " * formatter.current_indent
+            for does, line in examples:
+                formatter.write(f"{indent}# {does}\n{indent}{line}\n")

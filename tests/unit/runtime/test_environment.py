@@ -6,6 +6,7 @@ import re
 
 import pytest
 from repo.imports import package_sources
+from support.paths import ROOT
 
 from llmc.runtime import environment
 
@@ -14,6 +15,11 @@ def test_variables_of_the_table_are_those_that_are_read():
     text = package_sources()["runtime", "environment"]
     read = set(re.findall(r'(?:os\.environ\.get\(|in |, )"(LLMC_[A-Z]+)"', text.split("def debug")[1]))
     assert {*environment.VARIABLES} == read
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(LLMC_\w+)` \| (.*) \|$", page, re.MULTILINE)) == environment.VARIABLES
 
 
 def test_unknown_variables_are_named_with_the_nearest(monkeypatch: pytest.MonkeyPatch):

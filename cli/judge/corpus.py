@@ -92,7 +92,7 @@ def _token_lists(path: str) -> list[Passage]:
     value = loads(texts.read_text(path), what=path, error=RecipeError, max_bytes=_MAX_TOKENS_BYTES)
     if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
         raise RecipeError(
-            f"expected a list of lists of token ids in {path}", found=f"{value!r}"[:60], fix="[[5, 9, 2], [7, 1]]"
+            f"expected a list of lists of token ids in {path}", found=texts.shown(value), fix="[[5, 9, 2], [7, 1]]"
         )
     names = [f"{path}[{index}]" for index in range(len(value))]
     return [Passage(name, tokens=texts.token_ids(one, name)) for name, one in zip(names, value, strict=True)]
@@ -102,7 +102,7 @@ def _of_line(value: Any, where: str) -> Passage:
     named = [key for key in _KEYS if isinstance(value, dict) and key in value]
     if len(named) != 1:
         one_of = 'an object with one of "text", "tokens" and "messages"'
-        raise RecipeError(f"expected {one_of} at {where}", found=f"{value!r}"[:100])
+        raise RecipeError(f"expected {one_of} at {where}", found=texts.shown(value))
     for key in value:
         if key not in _KNOWN:
             raise RecipeError(f"expected a known key at {where}", found=f"{key!r}{nearest(key, _KNOWN)}")
@@ -111,8 +111,8 @@ def _of_line(value: Any, where: str) -> Passage:
         return Passage(where, tokens=texts.token_ids(content, where))
     if key == "text":
         if not isinstance(content, str):
-            raise RecipeError(f'expected "text" as a text at {where}', found=f"{content!r}"[:100])
+            raise RecipeError(f'expected "text" as a text at {where}', found=texts.shown(content))
         return Passage(where, text=content)
     if not isinstance(content, list):
-        raise RecipeError(f'expected "messages" as a list at {where}', found=f"{content!r}"[:100])
+        raise RecipeError(f'expected "messages" as a list at {where}', found=texts.shown(content))
     return Passage(where, messages=tuple(content))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
+from support.paths import ROOT
 
 from llmc.recipes.metrics import METRICS, SHORT, Gate, Verdict, gates_for, judge, parse_gate
 from llmc.runtime.errors import RecipeError
@@ -113,3 +115,13 @@ def test_a_verdict_as_json_has_no_nan():
 
 def test_every_short_name_is_a_metric():
     assert {*SHORT.values()} <= {*METRICS} and not {*SHORT} & {*METRICS}
+
+
+def test_the_page_has_the_same_table():
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    rows = [row.replace("\\|", "|") for row in re.findall(r"^\| (`.+) \|$", page, re.MULTILINE)]
+    shown = [
+        (f"`{one.name}`", f"`{one.command}{' --baseline' if one.compares else ''}`", one.unit, one.better, one.meaning)
+        for one in METRICS.values()
+    ]
+    assert rows == [" | ".join(row).replace(" |  | ", " | | ") for row in shown]

@@ -18,9 +18,9 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 92,
     "cli": 112,  # --debug for every command; --format json
-    "cli/commands": 1172,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 540,  # texts are templates over the facts of --json
-    "cli/judge": 303,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/commands": 1189,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/common": 557,  # texts are templates over the facts of --json
+    "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
     "compiler": 316,  # page.py: a dump as one page; resume
     "compiler/checkpoint": 830,

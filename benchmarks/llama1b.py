@@ -90,9 +90,9 @@ class Goal:
 
 
 GOALS = (
-    Goal("decode_tokens_per_s", "onnxruntime-genai", 1.5),
-    Goal("decode_tokens_per_s", "llama.cpp", 0.8),
-    Goal("prefill_tokens_per_s", "onnxruntime-genai", 1.0),
+    Goal("decode", "onnxruntime-genai", 1.5),
+    Goal("decode", "llama.cpp", 0.8),
+    Goal("prefill", "onnxruntime-genai", 1.0),
 )
 BUILD_TIME_SHARE, BUILD_PEAK_BYTES = 0.25, 2 * 2**30
 
@@ -212,7 +212,7 @@ def rounds(contenders: list[Contender], count: int) -> dict[str, list[dict[str, 
         for contender in contenders[shift:] + contenders[:shift]:
             facts = last_json(contender.command)
             results[contender.name].append(facts)
-            speeds = f"decode {facts['decode_tokens_per_s']:6.2f}  prefill {facts['prefill_tokens_per_s']:7.2f}"
+            speeds = f"decode {facts['decode']:6.2f}  prefill {facts['prefill']:7.2f}"
             print(f"round {index + 1}  {contender.name:<30}{speeds}", flush=True)
     return results
 
@@ -277,7 +277,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     contenders, builds = prepare(args.work, args)
     results = rounds(contenders, args.rounds)
-    speeds = {figure: summary(results, figure) for figure in ("decode_tokens_per_s", "prefill_tokens_per_s")}
+    speeds = {figure: summary(results, figure) for figure in ("decode", "prefill")}
     report = {
         "model": "Llama-3.2-1B shape, random weights",
         "machine": {

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated
 
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Texts go to stderr, with --json an object also to stdout."""
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    json_wanted = "--json" in _flags(arguments) or environment.json()
+    json_wanted = _wants_json(_flags(arguments)) or environment.json()
     for warning in environment.unknown():
         console.note(f"llmc: {warning}")
     try:
@@ -97,6 +98,11 @@ def run(arguments: Sequence[str]) -> int:
 def _flags(arguments: Sequence[str]) -> Sequence[str]:
     """The arguments before a lone `--`, after which nothing is a flag."""
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
+def _wants_json(flags: Sequence[str]) -> bool:
+    """True with --json, or --format json."""
+    return "--json" in flags or "--format=json" in flags or ("--format", "json") in pairwise(flags)
 
 
 def _help_of(arguments: Sequence[str]) -> str:

@@ -56,6 +56,8 @@ class Engine(AbstractContextManager["Engine"]):
         self.profile = profile
         self.load_s = load_s
         self.vocab_size = executor.vocab
+        self.max_batch = executor.sequences
+        """Requests that run at the same time; more wait."""
         self.notes = executor.notes
         self._tokenizer = tokenizer
         self._chat_source = chat_template

@@ -19,20 +19,24 @@ Logits = Callable[[list[int]], np.ndarray]
 """Token ids to logits ``f32 [T, V]``, where row t predicts token t + 1."""
 
 _ROWS = 64
+_LARGEST_EXPONENT = 700.0
+"""A float overflows above e^709."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a text; the last three need a baseline."""
+    """Scores of a text; the last four need a baseline. A field with a metric's name (`recipes/metrics.py`) is it."""
 
     tokens: int
     """Tokens scored."""
-    perplexity: float
-    """exp(mean of -ln p(token))."""
+    ppl: float
+    """Perplexity: exp(mean of -ln p(token))."""
+    ppl_ratio: float | None = None
+    """Perplexity over the baseline's."""
     kl_mean: float | None = None
     """Mean of KL(baseline || engine), in nats."""
     kl_p99: float | None = None
-    top1_agreement: float | None = None
+    top1: float | None = None
     """Share of tokens for which both choose the same best token."""
 
 
@@ -50,20 +54,49 @@ def windows(ids: Sequence[int], window: int, bos: int | None) -> Iterator[list[i
         yield [first, *ids[start : start + step]]
 
 
-def score(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = None) -> Evaluation:
-    """Score windows; memory holds the logits of one window, and one float per token for the percentile.
+def score(
+    cut: Iterable[list[int]],
+    models: Sequence[Logits],
+    baseline: Logits | None = None,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[Evaluation]:
+    """Score windows with each model; `advance` is told the tokens of each window that is done.
+
+    The baseline computes a window once for all models. Memory holds the logits of two models for one window, and two
+    floats per token and model.
 
     Raises:
         RecipeError: there is nothing to score, or the baseline has another vocabulary.
         EngineError: logits are not finite, or their shape does not match the ids.
     """
-    surprise: list[float] = []
-    divergence: list[float] = []
-    agreed = 0
+    tallies = [_Tally() for _ in models]
+    expected = _Tally()
     for ids in cut:
-        wanted = np.asarray(ids[1:])
-        ours = _checked(model(ids), ids, "the engine")[:-1]
         theirs = None if baseline is None else _checked(baseline(ids), ids, "the baseline")[:-1]
+        if theirs is not None:
+            expected.add(theirs, ids[1:])
+        for tally, model in zip(tallies, models, strict=True):
+            tally.add(_checked(model(ids), ids, "the engine")[:-1], ids[1:], theirs)
+        advance(len(ids) - 1)
+    if not any(tally.surprise for tally in tallies):
+        raise RecipeError("cannot score the text", found="fewer than 2 tokens")
+    return [tally.result(None if baseline is None else expected) for tally in tallies]
+
+
+class _Tally:
+    """What one model has scored so far: a float per token for its surprise, one for its divergence."""
+
+    def __init__(self) -> None:
+        self.surprise: list[float] = []
+        self.divergence: list[float] = []
+        self.agreed = 0
+
+    def add(self, ours: np.ndarray, wanted: Sequence[int], theirs: np.ndarray | None = None) -> None:
+        """Score logits ``f32 [T, V]`` for the `wanted` tokens, against a baseline's of the same shape.
+
+        Raises:
+            RecipeError: the shapes differ.
+        """
         if theirs is not None and theirs.shape != ours.shape:
             raise RecipeError(
                 "expected a baseline with the vocabulary of the engine",
@@ -72,24 +105,33 @@ def score(cut: Iterable[list[int]], model: Logits, baseline: Logits | None = Non
         for start in range(0, len(wanted), _ROWS):
             rows = slice(start, start + _ROWS)
             log_q = _log_softmax(ours[rows])
-            surprise.extend(-log_q[np.arange(len(log_q)), wanted[rows]])
+            self.surprise.extend(-log_q[np.arange(len(log_q)), np.asarray(wanted[rows])])
             if theirs is not None:
                 log_p = _log_softmax(theirs[rows])
-                divergence.extend(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
-                agreed += int(np.sum(np.argmax(log_p, axis=1) == np.argmax(log_q, axis=1)))
-    if not surprise:
-        raise RecipeError("cannot score the text", found="fewer than 2 tokens")
-    count = len(surprise)
-    perplexity = math.exp(min(math.fsum(surprise) / count, 700.0))  # a float overflows above e^709
-    if baseline is None:
-        return Evaluation(count, perplexity)
-    return Evaluation(
-        count,
-        perplexity,
-        kl_mean=math.fsum(divergence) / count,
-        kl_p99=float(np.quantile(divergence, 0.99)),
-        top1_agreement=agreed / count,
-    )
+                self.divergence.extend(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
+                self.agreed += int(np.sum(np.argmax(log_p, axis=1) == np.argmax(log_q, axis=1)))
+
+    @property
+    def mean(self) -> float:
+        """Mean of -ln p(token)."""
+        return math.fsum(self.surprise) / len(self.surprise)
+
+    def result(self, baseline: _Tally | None) -> Evaluation:
+        count = len(self.surprise)
+        if baseline is None:
+            return Evaluation(count, _exp(self.mean))
+        return Evaluation(
+            count,
+            _exp(self.mean),
+            ppl_ratio=_exp(self.mean - baseline.mean),
+            kl_mean=math.fsum(self.divergence) / count,
+            kl_p99=float(np.quantile(self.divergence, 0.99)),
+            top1=self.agreed / count,
+        )
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, _LARGEST_EXPONENT))
 
 
 def _checked(logits: np.ndarray, ids: Sequence[int], whose: str) -> np.ndarray:

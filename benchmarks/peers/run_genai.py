@@ -59,7 +59,7 @@ def main() -> None:
     prompt = [7919 * (index + 1) % 100_000 for index in range(args.prompt_tokens)]
     generate(model, prompt, 4)
     ttft, decode = generate(model, prompt, args.new_tokens)
-    facts = {"prefill_tokens_per_s": round(args.prompt_tokens / ttft, 2), "decode_tokens_per_s": round(decode, 2)}
+    facts = {"prefill": round(args.prompt_tokens / ttft, 2), "decode": round(decode, 2)}
     print(json.dumps({**facts, "version": og.__version__}))
 
 

@@ -141,8 +141,8 @@ def run(path: Path, prompt_tokens: int, new_tokens: int, threads: int) -> dict[s
     ttft, decode = generate(model, prompt, new_tokens)
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     return {
-        "prefill_tokens_per_s": round(prompt_tokens / ttft, 2),
-        "decode_tokens_per_s": round(decode, 2),
+        "prefill": round(prompt_tokens / ttft, 2),
+        "decode": round(decode, 2),
         "version": llama_cpp.__version__,
         "layer_type": types["blk.0.ffn_down.weight"],
         "head_type": types["token_embd.weight"],

@@ -2,95 +2,92 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-from ...runtime.errors import RecipeError
 from ..common import console, huge_pages, options
 from ..common.options import flag
-
-if TYPE_CHECKING:
-    from ...runtime.engine import Engine
-
+from ..judge import rows, speed, subjects
+from ..judge.rows import Column
 
 _TEXT = """\
 {engine}: profile {profile}, {threads} threads, batch {batch}, loaded in {load_s:.2f} s
-  prefill {prefill_tokens_per_s:.1f} tokens/s ({prompt_tokens} tokens a prompt, first token after {ttft_s:.3f} s)
-  decode  {decode_tokens_per_s:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
+  prefill {prefill:.1f} tokens/s ({prompt_tokens} tokens a prompt, first token after {ttft:.3f} s)
+  decode  {decode:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
   weights {weight_bytes_per_step!b} a step, {weight_bytes_per_s!g:.2f} GB/s: {percent:.0f} % of the \
 {memory_bytes_per_s!g:.1f} GB/s that {threads} threads read here"""
+_COLUMNS = (
+    Column("prompt_tokens", "prompt"),
+    Column("new_tokens", "new"),
+    Column("batch", "batch"),
+    Column("prefill", "prefill, tokens/s", "{:.1f}".format),
+    Column("ttft", "first token, s", "{:.3f}".format),
+    Column("decode", "decode, tokens/s", "{:.1f}".format),
+    Column("weight_bytes_per_s", "weights, GB/s", lambda value: f"{value / 1e9:.2f}"),
+    Column("memory_share", "of memory", lambda share: f"{100 * share:.0f} %"),
+)
 
 
 def bench(
     engine: options.EngineFile,
-    prompt_tokens: Annotated[int, flag("--prompt-tokens", "Tokens of each prompt.", min=1)] = 128,
-    new_tokens: Annotated[int, flag("--new-tokens", "Tokens to generate for each prompt.", min=2)] = 64,
-    batch: Annotated[int, flag("--batch", "Prompts at the same time.", min=1)] = 1,
-    repeat: Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1)] = 3,
+    prompt_tokens: Annotated[
+        str, flag("--prompt-tokens", "Tokens of each prompt, such as 128 or 128,512.", short=("-p",), metavar="LIST")
+    ] = "128",
+    new_tokens: Annotated[
+        str, flag("--new-tokens", "Tokens to generate for each prompt.", short=("-n",), metavar="LIST")
+    ] = "64",
+    batch: Annotated[
+        str, flag("--batch", "Prompts at the same time, such as 1,8.", short=("-b",), metavar="LIST")
+    ] = "1",
+    repeat: Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1, metavar="N")] = 3,
+    gate: Annotated[list[str] | None, rows.gate_option("decode>=30")] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
+    form: rows.FormOption = None,
     json: options.Json = False,
 ) -> None:
     """Measure prefill and decode speed."""
-    from ...runtime.engine_file.file import EngineFile
+    from ...recipes.metrics import gates_for
     from ...runtime.load import load
     from ...runtime.machine import cpu_count, read_bandwidth
 
+    how = rows.form_of(form, json)
+    gates = gates_for("bench", gate or ())
     huge_pages.ensure(Path(engine))
-    with EngineFile.open(engine) as opened:
-        manifest = opened.manifest
+    judged = subjects.subject(engine, profile)
+    loads = speed.sweep(prompt_tokens, new_tokens, batch, judged)
     used = threads or cpu_count()
-    bandwidth = read_bandwidth(used)
-    with load(engine, profile, threads=threads, max_batch=batch) as loaded:
-        if prompt_tokens + new_tokens > loaded.max_context:
-            raise RecipeError(
-                f"expected --prompt-tokens and --new-tokens of at most {loaded.max_context} together, the context",
-                found=f"{prompt_tokens} and {new_tokens}",
-            )
-        prompts = _prompts(manifest.model.vocab_size, prompt_tokens, batch)
-        runs = [_measure(loaded, prompts, new_tokens) for _ in range(repeat + 1)][1:]
-        name, load_s = loaded.profile, loaded.load_s
-    ttft, decode = map(median, zip(*runs, strict=True))
-    weights = manifest.profiles[name].needs["step_bytes"]
-    facts = {
-        "profile": name,
-        "threads": used,
-        "batch": batch,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repeat": repeat,
-        "load_s": round(load_s, 4),
-        "ttft_s": round(ttft, 4),
-        "prefill_tokens_per_s": round(batch * prompt_tokens / ttft, 2),
-        "decode_tokens_per_s": round(decode, 2),
+    same: dict[str, Any] = {"engine": engine, "profile": judged.profile, "threads": used, "repeat": repeat}
+    same["memory_bytes_per_s"] = round(read_bandwidth(used))
+    found: list[dict[str, Any]] = []
+    with load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads)) as loaded:
+        speed.refuse_smaller(loaded, loads)
+        same["load_s"] = round(loaded.load_s, 4)
+        for index, one in enumerate(loads, start=1):
+            if how != "json":  # a line, and no bar: a thread that draws takes time from what is measured
+                console.note(f"measuring {_name(vars(one))} ({index} of {len(loads)})")
+            found.append(_row(same, judged, one, speed.measure(loaded, one, repeat)))
+    rows.show(found, gates, how, rows.Shown(_COLUMNS, _text, _name))
+
+
+def _row(same: dict[str, Any], judged: subjects.Subject, load: speed.Load, measured: speed.Speed) -> dict[str, Any]:
+    weights = judged.limits.needs["step_bytes"]
+    per_s = weights * measured.decode / load.batch
+    return {
+        **same,
+        **console.facts(load, "prompt_tokens", "new_tokens", "batch"),
+        "ttft": round(measured.ttft, 4),
+        "prefill": round(load.batch * load.prompt_tokens / measured.ttft, 2),
+        "decode": round(measured.decode, 2),
         "weight_bytes_per_step": weights,
-        "weight_bytes_per_s": round(weights * decode / batch),
-        "memory_bytes_per_s": round(bandwidth),
-        "memory_share": round(weights * decode / batch / bandwidth, 4),
+        "weight_bytes_per_s": round(per_s),
+        "memory_share": round(per_s / same["memory_bytes_per_s"], 4),
     }
-    console.show(facts, console.fill(_TEXT, facts, engine=engine, percent=100 * facts["memory_share"]), json)
 
 
-def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
-    """Fixed ids spread over the vocabulary, another order for each prompt."""
-    return [[(7919 * (index + 1) + 104729 * row) % vocabulary for index in range(length)] for row in range(count)]
+def _text(row: rows.Row) -> str:
+    return console.fill(_TEXT, row, percent=100 * row["memory_share"])
 
 
-def _measure(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> tuple[float, float]:
-    """Seconds from the start to the first token of every prompt, and tokens per second of all from then on."""
-    start = time.perf_counter()
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        arrivals = list(pool.map(lambda ids: _arrivals(engine, ids, new_tokens), prompts))
-    first = max(times[0] for times in arrivals)
-    last = max(times[-1] for times in arrivals)
-    after = sum(moment > first for times in arrivals for moment in times)
-    return first - start, after / (last - first)
-
-
-def _arrivals(engine: Engine, ids: list[int], new_tokens: int) -> list[float]:
-    with engine.stream(ids, max_tokens=new_tokens, temperature=0.0, ignore_eos=True) as stream:
-        return [time.perf_counter() for piece in stream if piece.token is not None]
+def _name(row: rows.Row) -> str:
+    return f"{row['prompt_tokens']} + {row['new_tokens']} tokens, batch {row['batch']}"

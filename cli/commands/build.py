@@ -40,6 +40,16 @@ Tactics = Annotated[
         group=options.RECIPE,
     ),
 ]
+Report = Annotated[
+    Path | None,
+    flag(
+        "--report",
+        "Write what was built to a .json file, or to a .md file for a CI job's summary.",
+        default="none",
+        metavar="FILE",
+        group=options.REPORT,
+    ),
+]
 
 
 @options.takes(options.BUILD_FLAGS)
@@ -53,6 +63,7 @@ def build(
     tactics: Tactics = None,
     dump: options.Dump = None,
     force: options.Force = False,
+    report: Report = None,
     verbose: options.Verbose = False,
     json: options.Json = False,
     **flags: Unpack[BuildFlags],
@@ -64,12 +75,15 @@ def build(
     from ...runtime.engine_file.file import ENGINE
     from ...runtime.files.outputs import check_output
     from ...runtime.machine import memory_bytes
+    from ..judge import report as reports
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
     plan = with_flags(recipe, **flags)
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
     check_output(output, ENGINE, inputs, force=force)
+    if report is not None:
+        reports.check(report, output, inputs, force=force)
     shown = progress.for_terminal(quiet=json)
     with shown.stage("start"):
         source = open_source(checkpoint, accept_config or (), random_weights)
@@ -78,7 +92,7 @@ def build(
         from ...compiler.targets.cuda.tuning.tactics import load_table
 
         tables = [load_table(path) for path in tactics or ()]
-    report = build_engine(
+    built = build_engine(
         source,
         output,
         plan,
@@ -89,9 +103,12 @@ def build(
         progress=shown,
     )
     launches.debug_engine(output)
-    for warning in report.warnings:
+    for warning in built.warnings:
         console.note(f"warning: {warning}")
-    console.show(_as_json(report), _as_text(report, verbose), json)
+    facts = _as_json(built)
+    if report is not None:
+        reports.write(report, checkpoint, facts, force=force)
+    console.show(facts, _as_text(built, verbose), json)
 
 
 def _plan(recipe: Recipe) -> str:

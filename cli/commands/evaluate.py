@@ -1,85 +1,130 @@
-"""`llmc eval`: how well an engine predicts a text, and what was lost against the checkpoint or another engine."""
+"""`llmc eval`: how well engines predict a text, and what was lost against the checkpoint or another engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ...runtime.errors import RecipeError
-from ..common import console, extras, options, texts
+from ..common import console, extras, options, progress
 from ..common.options import flag
+from ..judge import corpus, rows, subjects
+from ..judge.rows import Column
 from .inspect import is_engine
 
 if TYPE_CHECKING:
-    from ...runtime.engine import Engine
     from ...runtime.engine_file.manifest import Manifest
-    from ...runtime.evaluate import Logits
+    from ...runtime.evaluate import Evaluation, Logits
 
 _WINDOW = 512
 
 
+def _modules(formats: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in formats.items()) or "none quantized"
+
+
+_COLUMNS = (
+    Column("engine", "engine"),
+    Column("bytes", "size", console.size),
+    Column("formats", "modules", _modules),
+    Column("tokens", "tokens"),
+    Column("ppl", "perplexity", "{:.4f}".format),
+    Column("ppl_ratio", "ratio", "{:.4f}".format),
+    Column("kl_mean", "KL mean, nats", "{:.6f}".format),
+    Column("kl_p99", "KL p99, nats", "{:.6f}".format),
+    Column("top1", "same best token", lambda share: f"{100 * share:.2f} %"),
+)
+
+Engines = Annotated[
+    list[str],
+    typer.Argument(metavar="ENGINE", help="Engine files (.llmc); several give one table.", show_default=False),
+]
+
+
 def evaluate(
-    engine: options.EngineFile,
-    text: Annotated[list[str], flag("--text", "A UTF-8 text to score; may be repeated.", show_default=False)],
+    engines: Engines,
+    text: Annotated[
+        list[str] | None, flag("--text", "A UTF-8 text to score; may be repeated.", default="none", metavar="FILE")
+    ] = None,
+    tokens: Annotated[
+        list[str] | None,
+        flag("--tokens", "A JSON list of lists of token ids; may be repeated.", default="none", metavar="FILE"),
+    ] = None,
+    jsonl: Annotated[
+        list[str] | None,
+        flag(
+            "--jsonl",
+            'Lines with "text", "tokens" or "messages"; may be repeated.',
+            default="none",
+            metavar="FILE",
+        ),
+    ] = None,
     baseline: Annotated[
-        str | None, flag("--baseline", "A checkpoint or an engine to compare with.", default="none")
+        str | None, flag("--baseline", "A checkpoint or an engine to compare with.", default="none", metavar="MODEL")
     ] = None,
     window: Annotated[
-        int | None, flag("--window", "Tokens that see each other.", default="the context, at most 512")
+        int | None, flag("--window", "Tokens that see each other.", default="the context, at most 512", metavar="N")
     ] = None,
     max_tokens: Annotated[
-        int | None, flag("--max-tokens", "Score only the first tokens of all texts.", default="all", min=1)
+        int | None, flag("--max-tokens", "Score only the first tokens of all texts.", default="all", min=1, metavar="N")
     ] = None,
+    gate: Annotated[list[str] | None, rows.gate_option("kl_mean<=0.01")] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
+    form: rows.FormOption = None,
     json: options.Json = False,
 ) -> None:
     """Measure perplexity, and with a baseline the distance from it."""
-    from ...runtime.engine_file.file import EngineFile
+    from ...recipes.metrics import gates_for
     from ...runtime.evaluate import score
     from ...runtime.load import load
 
-    contents = [texts.read_text(path) for path in text]
+    how = rows.form_of(form, json)
+    gates = gates_for("eval", gate or (), baseline=baseline is not None)
+    given = corpus.read(text or (), tokens or (), jsonl or ())
+    judged = [subjects.subject(path, profile) for path in engines]
+    subjects.demand_one_tokenizer(judged)
+    corpus.refuse_unknown_tokens(given, min(one.manifest.model.vocab_size for one in judged))
+    found: list[Evaluation] = []
     with ExitStack() as stack:
-        with EngineFile.open(engine) as opened:
-            manifest = opened.manifest
-        loaded = stack.enter_context(load(engine, profile, threads=threads, max_batch=1))
-        other, room = None, loaded.max_context
+        other, room = None, min(one.limits.max_context for one in judged)
         if baseline is not None:
-            other, others = _baseline(baseline, manifest, stack, threads)
+            other, others = _baseline(baseline, judged[0].manifest, stack, threads)
             room = room if others is None else min(room, others)
         size = min(_WINDOW, room) if window is None else window
         if size > room:
             raise RecipeError(f"expected --window of at most {room}, the context", found=str(size))
-        cut = _cut(contents, loaded, manifest.model.bos, size, max_tokens)
-        result = score(cut, loaded.logits, other)
-    facts = {name: value for name, value in asdict(result).items() if value is not None}
-    said = f"{result.tokens} tokens, perplexity {result.perplexity:.4f}"
-    if baseline is not None:
-        said += (
-            f"\nagainst {baseline}: KL mean {result.kl_mean:.6f}, 99th percentile {result.kl_p99:.6f} nats, "
-            f"same best token at {100 * (result.top1_agreement or 0):.2f} %"
-        )
-    console.show(facts, said, json)
+        groups = subjects.groups(judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1))
+        bos = judged[0].manifest.model.bos
+        for group in stack.enter_context(closing(groups)):
+            windows = list(corpus.cut((one.encode(group[0], bos) for one in given), size, bos, max_tokens))
+            total = sum(len(one) - 1 for one in windows)
+            with progress.for_terminal(quiet=how == "json").stage("score", total, unit="tokens") as advance:
+                found += score(windows, [engine.logits for engine in group], other, advance)
+    facts = [_facts(one, result) for one, result in zip(judged, found, strict=True)]
+    rows.show(facts, gates, how, rows.Shown(_COLUMNS, lambda row: _text(row, baseline), lambda row: row["engine"]))
 
 
-def _cut(contents: list[str], engine: Engine, bos: int | None, size: int, limit: int | None) -> Iterator[list[int]]:
-    """Windows over one text at a time, until `limit` tokens are scored."""
-    from ...runtime.evaluate import windows
+def _facts(one: subjects.Subject, result: Evaluation) -> dict[str, Any]:
+    """A row: what was judged, and each figure that was measured under its metric's name."""
+    figures = {name: value for name, value in asdict(result).items() if value is not None}
+    return {"engine": one.path, "bytes": one.bytes, "profile": one.profile, "formats": one.formats, **figures}
 
-    left = limit
-    for text in contents:
-        ids = engine.tokenizer.encode(text, bos=False)
-        for one in windows(ids, size, bos):
-            if left is not None:
-                one = list(islice(one, left + 1))
-                left -= len(one) - 1
-            yield one
-            if left == 0:
-                return
+
+_ALONE = "{tokens} tokens, perplexity {ppl:.4f}"
+_AGAINST = """
+against {baseline}: perplexity {ppl_ratio:.4f} times, KL mean {kl_mean:.6f}, 99th percentile {kl_p99:.6f} nats, \
+same best token at {percent:.2f} %"""
+
+
+def _text(row: rows.Row, baseline: str | None) -> str:
+    if baseline is None:
+        return console.fill(_ALONE, row)
+    return console.fill(_ALONE + _AGAINST, row, baseline=baseline, percent=100 * row["top1"])
 
 
 def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | None) -> tuple[Logits, int | None]:

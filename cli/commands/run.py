@@ -16,8 +16,9 @@ PromptsFile = Annotated[
     str | None,
     flag(
         "--prompts",
-        'A JSON object a line with "prompt" or "tokens", and flags such as "max_tokens"; - is stdin.',
+        'JSON lines with "prompt", "tokens" or "messages", or of OpenAI\'s batch files; - is stdin.',
         default="none",
+        metavar="FILE",
     ),
 ]
 MaxBatch = Annotated[
@@ -60,7 +61,7 @@ def run(
 ) -> None:
     """Run an engine: its text goes to stdout, its speed to stderr."""
     from ..common import huge_pages
-    from ..prompts import batch, conversation
+    from ..prompts import batch, conversation, lines
 
     huge_pages.ensure(Path(engine))
     _check(prompt, prompts, chat, system)
@@ -68,7 +69,8 @@ def run(
         raise RecipeError("expected --verify header or full", found=verify)
     biases = _biases(logit_bias or [])
     given: Any = {**sampling, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
-    requests = batch.read(prompts) if prompts is not None else []
+    chats = lines.Chat(chat, system)
+    requests = batch.read(prompts, engine=engine, chat=chats) if prompts is not None else []
     text = texts.read_text("-") if prompt == "-" else prompt
     from ...runtime.load import load
 
@@ -79,7 +81,7 @@ def run(
         if profile is None:
             _warn_unused_gpu(engine, loaded.profile)
         if prompts is not None:
-            batch.run_all(loaded, requests, given, chat=chat, system=system)
+            batch.run_all(loaded, requests, given, chats, quiet=json)
         elif text is None:
             conversation.chat_loop(loaded, given, system=system, json=json)
         else:

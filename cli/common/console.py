@@ -13,9 +13,7 @@ from typing import Any
 
 from ...runtime.errors import LlmcError, ResourceError
 from ...runtime.machine import UNKNOWN
-
-PIPE_CLOSED = 141
-"""Exit code after a closed pipe: 128 + SIGPIPE."""
+from .exits import PIPE_CLOSED
 
 
 def out(text: str, end: str = "\n") -> None:

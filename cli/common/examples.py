@@ -29,8 +29,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "eval": (
         ("perplexity of a text", "llmc eval model.llmc --text held-out.txt"),
         ("what quantizing has cost", "llmc eval model.llmc --text held-out.txt --baseline ./model"),
+        (
+            "fail if it is too much",
+            "llmc eval model.llmc --text held-out.txt --baseline ./model --gate 'kl_mean<=0.01'",
+        ),
+        ("two engines in one table", "llmc eval model.llmc other.llmc --text held-out.txt --format md"),
     ),
-    "bench": (("speed of prompts of 128 tokens", "llmc bench model.llmc --prompt-tokens 128 --new-tokens 64"),),
+    "bench": (
+        ("speed of prompts of 128 tokens", "llmc bench model.llmc --prompt-tokens 128 --new-tokens 64"),
+        ("a sweep that fails below a speed", "llmc bench model.llmc -p 128,256 -n 64 -b 1,8 --gate 'decode>=30'"),
+    ),
     "inspect": (
         ("the facts of an engine or a checkpoint", "llmc inspect model.llmc"),
         ("what each launch costs on a GPU", "llmc inspect model.llmc --launches --for h100"),

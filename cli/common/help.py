@@ -8,6 +8,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from .examples import EXAMPLES
+from .exits import EXIT_CODES
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -47,6 +48,7 @@ class Group(TyperGroup):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples("", formatter)
+        _write({"Exit codes": [(str(code), meaning) for code, meaning in EXIT_CODES.items()]}, formatter)
 
 
 def _write(groups: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) -> None:

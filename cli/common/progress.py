@@ -104,6 +104,7 @@ def _display() -> RichProgress:
         Counts(table_column=whole),
         Left(table_column=whole),
         console=Console(stderr=True),
+        redirect_stdout=False,  # else what is written to stdout, also into a file, would go to this console
         transient=True,
     )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ...runtime.errors import RecipeError
+
+_SHOWN = 100
+"""Characters of a wrong value that an error shows."""
 
 
 def stdin() -> BinaryIO:
@@ -44,3 +49,35 @@ def decoded(data: bytes, name: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected UTF-8 text in {name}", found=f"byte {error.start}: {error.reason}") from error
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """The JSON value of each line that is not blank, with its place FILE:LINE for errors.
+
+    Raises:
+        RecipeError: the file cannot be read, or a line is not JSON.
+    """
+    from ...runtime.files.strict_json import loads
+
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{'stdin' if path == '-' else path}:{number}"
+            yield where, loads(line, what=where, error=RecipeError)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a JSON value, for errors."""
+    return json.dumps(value, ensure_ascii=False)[:_SHOWN]
+
+
+def token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """A JSON value as token ids.
+
+    Raises:
+        RecipeError: it is no list of whole numbers from 0; names `where`.
+    """
+    if not isinstance(value, list) or not all(type(one) is int for one in value):
+        raise RecipeError(f"expected token ids as a list of whole numbers at {where}", found=shown(value))
+    if value and min(value) < 0:
+        raise RecipeError(f"expected token ids from 0 at {where}", found=str(min(value)))
+    return tuple(value)

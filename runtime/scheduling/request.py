@@ -127,11 +127,12 @@ class TextRequest(Request):
     sampled: list[Sampled] = field(default_factory=list, init=False)
     started: float = field(default_factory=time.perf_counter, init=False)
     times: list[float] = field(default_factory=list, init=False)
+    """When each token was ready."""
 
     def receive(self, output: Output, finish: FinishReason | None) -> None:
         if output.sampled is None:
             return
-        self.times[1:] = [time.perf_counter()]
+        self.times.append(time.perf_counter())
         self.sampled.append(output.sampled)
         text = "" if finish == "stop" else self.text.push(output.sampled.token)
         if finish is not None or self.text.stopped:

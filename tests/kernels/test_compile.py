@@ -207,7 +207,7 @@ class _Interrupting:
     """A progress that raises as soon as something is done, as Ctrl-C would."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None = None, unit: str = "B") -> Iterator[Callable[[int], None]]:
         def advance(_done: int) -> None:
             raise KeyboardInterrupt
 

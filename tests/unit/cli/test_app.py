@@ -22,7 +22,6 @@ from llmc.cli import main
 from llmc.cli.app import run
 from llmc.cli.common import complete, console, huge_pages, options, progress
 from llmc.cli.common.examples import EXAMPLES
-from llmc.cli.prompts import batch
 from llmc.recipes.flags import BuildFlags
 from llmc.runtime import errors
 from llmc.runtime.environment import VARIABLES
@@ -274,12 +273,3 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_progress_never_shows_what_is_not_known(done: int, total: int | None, unit: str, text: str):
     """It was `0/? bytes ?`."""
     assert progress.counts(done, total, unit) == text
-
-
-def test_prompt_files_are_read(tmp_path: Path):
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a", "max_tokens": 3}\n\n{"tokens": [1, 2], "logit_bias": {"5": 1.5}}\n')
-    assert batch.read(str(path)) == [
-        batch.PromptLine("a", {"max_tokens": 3}),
-        batch.PromptLine((1, 2), {"logit_bias": {5: 1.5}}),
-    ]

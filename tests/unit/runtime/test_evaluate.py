@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmc.recipes.metrics import METRICS
 from llmc.runtime.errors import EngineError, RecipeError
-from llmc.runtime.evaluate import score, windows
+from llmc.runtime.evaluate import Evaluation, score, windows
 
 VOCABULARY = 11
 
@@ -42,32 +44,49 @@ def test_perplexity_and_divergence_are_the_formulas():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, 200).tolist()
     model, baseline = table_model(1), table_model(2)
-    result = score(windows(ids, 17, bos=0), model, baseline)
+    (result,) = score(windows(ids, 17, bos=0), [model], baseline)
 
-    surprise, divergence, agreed = [], [], []
+    surprise, divergence, agreed, theirs = [], [], [], []
     for one in windows(ids, 17, bos=0):
         for q_row, p_row, token in zip(model(one), baseline(one), one[1:], strict=False):
             log_q, log_p = log_softmax(q_row), log_softmax(p_row)
             surprise.append(-log_q[token])
+            theirs.append(-log_p[token])
             divergence.append(float(sum(np.exp(log_p) * (log_p - log_q))))
             agreed.append(np.argmax(q_row) == np.argmax(p_row))
     assert result.tokens == 200
-    assert result.perplexity == pytest.approx(math.exp(np.mean(surprise)))
+    assert result.ppl == pytest.approx(math.exp(np.mean(surprise)))
+    assert result.ppl_ratio == pytest.approx(math.exp(np.mean(surprise)) / math.exp(np.mean(theirs)))
     assert result.kl_mean == pytest.approx(np.mean(divergence))
     assert result.kl_p99 == pytest.approx(np.quantile(divergence, 0.99))
-    assert result.top1_agreement == pytest.approx(np.mean(agreed))
+    assert result.top1 == pytest.approx(np.mean(agreed))
 
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity():
-    result = score(windows(list(range(VOCABULARY)), 5, bos=0), lambda ids: np.zeros((len(ids), VOCABULARY), "f4"))
-    assert result.perplexity == pytest.approx(VOCABULARY)
-    assert result.kl_mean is None
+    (result,) = score(windows(list(range(VOCABULARY)), 5, bos=0), [lambda ids: np.zeros((len(ids), VOCABULARY), "f4")])
+    assert result.ppl == pytest.approx(VOCABULARY)
+    assert (result.ppl_ratio, result.kl_mean, result.kl_p99, result.top1) == (None, None, None, None)
 
 
 def test_a_model_against_itself_has_no_divergence():
     model = table_model(3)
-    result = score(windows([1, 2, 3, 4, 5, 6], 4, bos=None), model, model)
-    assert (result.tokens, result.kl_mean, result.top1_agreement) == (5, 0.0, 1.0)
+    (result,) = score(windows([1, 2, 3, 4, 5, 6], 4, bos=None), [model], model)
+    assert (result.tokens, result.ppl_ratio, result.kl_mean, result.top1) == (5, 1.0, 0.0, 1.0)
+
+
+def test_several_models_are_scored_as_each_alone_and_the_baseline_runs_once_a_window():
+    ids = np.random.default_rng(4).integers(0, VOCABULARY, 50).tolist()
+    models, baseline, asked, told = [table_model(1), table_model(2), table_model(3)], table_model(5), [], []
+
+    def counted(window: list[int]) -> np.ndarray:
+        asked.append(window)
+        return baseline(window)
+
+    together = score(windows(ids, 9, bos=0), models, counted, told.append)
+    assert asked == list(windows(ids, 9, bos=0))
+    assert told == [len(one) - 1 for one in asked]
+    assert together == [score(windows(ids, 9, bos=0), [model], baseline)[0] for model in models]
+    assert len({one.kl_mean for one in together}) == 3
 
 
 def test_a_hopeless_model_has_a_finite_perplexity():
@@ -76,20 +95,27 @@ def test_a_hopeless_model_has_a_finite_perplexity():
         logits[:, 0] = 1e4
         return logits
 
-    assert math.isfinite(score(windows([3, 3, 3], 4, bos=0), wrong).perplexity)
+    assert math.isfinite(score(windows([3, 3, 3], 4, bos=0), [wrong])[0].ppl)
 
 
 def test_refusals_say_what_is_wrong():
     model = table_model(1)
     with pytest.raises(RecipeError, match="cannot score the text"):
-        score(windows([5], 4, bos=None), model)
+        score(windows([5], 4, bos=None), [model])
     with pytest.raises(RecipeError, match="expected a window of at least 2 tokens\n  found: 1"):
         list(windows([1, 2], 1, bos=0))
     with pytest.raises(EngineError, match="expected finite logits from the engine"):
-        score(windows([1, 2], 4, bos=0), lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4"))
+        score(windows([1, 2], 4, bos=0), [lambda ids: np.full((len(ids), VOCABULARY), np.nan, "f4")])
     with pytest.raises(EngineError, match="expected a logit of the engine for token 10"):
-        score(windows([10, 2], 4, bos=0), lambda ids: model(ids)[:, :10])
+        score(windows([10, 2], 4, bos=0), [lambda ids: model(ids)[:, :10]])
     with pytest.raises(
         RecipeError, match="expected a baseline with the vocabulary of the engine\n  found: 10 tokens, the engine 11"
     ):
-        score(windows([1, 2], 4, bos=0), model, lambda ids: model(ids)[:, :10])
+        score(windows([1, 2], 4, bos=0), [model], lambda ids: model(ids)[:, :10])
+
+
+def test_its_fields_are_the_metrics_of_eval():
+    named = {name for name, metric in METRICS.items() if metric.command == "eval"}
+    assert {field.name for field in fields(Evaluation)} == {"tokens", *named}
+    optional = {name for name in named if METRICS[name].compares}
+    assert {field.name for field in fields(Evaluation) if field.default is None} == optional

@@ -1,0 +1,118 @@
+"""What `llmc eval` scores: texts, lists of token ids, and JSON lines with a text, token ids or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ...runtime.errors import RecipeError, nearest
+from ..common import texts
+
+if TYPE_CHECKING:
+    from ...runtime.engine import Engine
+
+_MAX_TOKENS_BYTES = 64 << 20
+_KEYS = ("text", "tokens", "messages")
+_KNOWN = (*_KEYS, "id")
+"""Corpora number their lines; an id changes no figure."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One text: a string, token ids, or the messages of a conversation; `where` names it in errors."""
+
+    where: str
+    text: str | None = None
+    tokens: tuple[int, ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+
+    def encode(self, engine: Engine, bos: int | None) -> list[int]:
+        """Its token ids without BOS, with which each window begins anyway.
+
+        Raises:
+            RecipeError: it is not valid Unicode, or the chat template refuses the messages.
+            Unsupported: the engine has no tokenizer, or no chat template for messages.
+        """
+        if self.text is not None:
+            return engine.tokenizer.encode(self.text, bos=False)
+        if self.messages is not None:
+            ids = engine.chat_template.encode(engine.tokenizer, self.messages, add_generation_prompt=False)
+        else:
+            ids = list(self.tokens or ())
+        return ids[1:] if ids and ids[0] == bos else ids
+
+
+def read(text: Sequence[str], tokens: Sequence[str], jsonl: Sequence[str]) -> list[Passage]:
+    """The passages of a command line: files of --text, then of --tokens, then of --jsonl.
+
+    Raises:
+        RecipeError: there is none, or a file cannot be read or has another form; names its line.
+    """
+    if not (text or tokens or jsonl):
+        raise RecipeError("expected a text to score", fix="--text FILE, --tokens FILE or --jsonl FILE")
+    found = [Passage(path, text=texts.read_text(path)) for path in text]
+    for path in tokens:
+        found += _token_lists(path)
+    for path in jsonl:
+        found += [_of_line(value, where) for where, value in texts.json_lines(path)]
+    return found
+
+
+def refuse_unknown_tokens(passages: Iterable[Passage], vocabulary: int) -> None:
+    """Check that the model has all token ids.
+
+    Raises:
+        RecipeError: an id is not below `vocabulary`; names its list.
+    """
+    for one in passages:
+        if one.tokens and max(one.tokens) >= vocabulary:
+            raise RecipeError(f"expected token ids below {vocabulary} at {one.where}", found=str(max(one.tokens)))
+
+
+def cut(ids: Iterable[Sequence[int]], size: int, bos: int | None, limit: int | None) -> Iterator[list[int]]:
+    """Windows over one text's ids at a time, until `limit` tokens are in them to score."""
+    from ...runtime.evaluate import windows
+
+    left = limit
+    for one_text in ids:
+        for one in windows(one_text, size, bos):
+            if left is not None:
+                one = list(islice(one, left + 1))
+                left -= len(one) - 1
+            yield one
+            if left == 0:
+                return
+
+
+def _token_lists(path: str) -> list[Passage]:
+    from ...runtime.files.strict_json import loads
+
+    value = loads(texts.read_text(path), what=path, error=RecipeError, max_bytes=_MAX_TOKENS_BYTES)
+    if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
+        raise RecipeError(
+            f"expected a list of lists of token ids in {path}", found=texts.shown(value), fix="[[5, 9, 2], [7, 1]]"
+        )
+    names = [f"{path}[{index}]" for index in range(len(value))]
+    return [Passage(name, tokens=texts.token_ids(one, name)) for name, one in zip(names, value, strict=True)]
+
+
+def _of_line(value: Any, where: str) -> Passage:
+    named = [key for key in _KEYS if isinstance(value, dict) and key in value]
+    if len(named) != 1:
+        one_of = 'an object with one of "text", "tokens" and "messages"'
+        raise RecipeError(f"expected {one_of} at {where}", found=texts.shown(value))
+    for key in value:
+        if key not in _KNOWN:
+            raise RecipeError(f"expected a known key at {where}", found=f"{key!r}{nearest(key, _KNOWN)}")
+    key, content = named[0], value[named[0]]
+    if key == "tokens":
+        return Passage(where, tokens=texts.token_ids(content, where))
+    if key == "text":
+        if not isinstance(content, str):
+            raise RecipeError(f'expected "text" as a text at {where}', found=texts.shown(content))
+        return Passage(where, text=content)
+    if not isinstance(content, list):
+        raise RecipeError(f'expected "messages" as a list at {where}', found=texts.shown(content))
+    return Passage(where, messages=tuple(content))

@@ -1,0 +1,160 @@
+"""The one table of metrics, with the command that measures each, and the one parser of gates: `kl_mean<=0.01`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..runtime.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of an engine that a gate can bound. Its name is the figure's key in `--json`."""
+
+    name: str
+    command: Literal["eval", "bench"]
+    unit: str
+    better: Literal["lower", "higher"]
+    meaning: str
+    low: float = 0.0
+    high: float = math.inf
+    """Limits outside [low, high] would pass always or never."""
+    compares: bool = False
+    """Measured against a baseline only."""
+
+
+METRICS: Mapping[str, Metric] = {
+    one.name: one
+    for one in (
+        Metric("ppl", "eval", "", "lower", "perplexity", low=1.0),
+        Metric("ppl_ratio", "eval", "", "lower", "perplexity over the baseline's", compares=True),
+        Metric("kl_mean", "eval", "nats", "lower", "mean of KL(baseline || engine)", compares=True),
+        Metric("kl_p99", "eval", "nats", "lower", "99th percentile of KL(baseline || engine)", compares=True),
+        Metric("top1", "eval", "", "higher", "share of tokens with the baseline's best token", high=1.0, compares=True),
+        Metric("decode", "bench", "tokens/s", "higher", "tokens generated a second, of all prompts together"),
+        Metric("prefill", "bench", "tokens/s", "higher", "tokens of prompts read a second"),
+        Metric("ttft", "bench", "s", "lower", "seconds to the first token of every prompt"),
+    )
+}
+SHORT: Mapping[str, str] = {"kl": "kl_mean"}
+"""Short names of metrics."""
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_SIGN = {"lower": "<", "higher": ">"}
+_GATE = re.compile(r"\s*(\w+)\s*([<>]=?)\s*([-+.%\w]+)\s*")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_FORM = "expected a gate NAME<=NUMBER or NAME>=NUMBER"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound that a measured figure must keep, such as kl_mean<=0.01."""
+
+    name: str
+    operator: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.operator}{self.limit:.12g}"
+
+    @property
+    def metric(self) -> Metric:
+        return METRICS[self.name]
+
+    def passes(self, measured: float) -> bool:
+        """True if the figure keeps the bound; NaN never does."""
+        return _OPERATORS[self.operator](measured, self.limit)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one gate says of one measured figure."""
+
+    gate: Gate
+    measured: float
+
+    @property
+    def passed(self) -> bool:
+        return self.gate.passes(self.measured)
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the list `gates` of `--json`; a figure that is not finite is null."""
+        return {
+            "gate": str(self.gate),
+            "name": self.gate.name,
+            "measured": self.measured if math.isfinite(self.measured) else None,
+            "limit": self.gate.limit,
+            "passed": self.passed,
+        }
+
+
+def parse_gate(text: str) -> Gate:
+    """Read one gate; blanks around its parts are allowed, and `kl` is `kl_mean`.
+
+    Raises:
+        RecipeError: no metric has this name, the bound is on the metric's good side, or the limit cannot be meant.
+    """
+    found = _GATE.fullmatch(text)
+    if found is None:
+        bare = SHORT.get(text.strip(), text.strip())
+        if bare in METRICS:  # what a shell leaves of an unquoted gate
+            fix = f"--gate '{bare}{_SIGN[METRICS[bare].better]}=...' in quotes: a shell reads < and > as redirections"
+            raise RecipeError(_FORM, found=repr(text[:80]), fix=fix)
+        raise RecipeError(_FORM, found=repr(text[:80]), fix="'kl_mean<=0.01' or 'decode>=30', in quotes")
+    word, sign, number = found.groups()
+    name = SHORT.get(word, word)
+    if name not in METRICS:
+        hint = nearest(word, (*METRICS, *SHORT))
+        raise RecipeError(f"cannot find the metric {word!r}{hint}", fix=f"one of {', '.join(METRICS)}")
+    metric = METRICS[name]
+    if not _NUMBER.fullmatch(number):
+        fix = "a share from 0 to 1" if metric.high == 1 else f"a plain number{metric.unit and ', in ' + metric.unit}"
+        raise RecipeError(f"expected a number in the gate of {name}", found=repr(number[:80]), fix=fix)
+    if sign[0] != _SIGN[metric.better]:
+        raise RecipeError(
+            f"expected a gate {name}{_SIGN[metric.better]}=NUMBER: a {metric.better} {name} is better",
+            found=repr(text[:80]),
+        )
+    limit = float(number)
+    if not metric.low <= limit <= metric.high or math.isinf(limit):
+        most = f" to {metric.high:g}" if math.isfinite(metric.high) else ""
+        raise RecipeError(f"expected a limit of {name} from {metric.low:g}{most}", found=number)
+    return Gate(name, sign, limit)
+
+
+def gates_for(command: Literal["eval", "bench"], texts: Iterable[str], *, baseline: bool = False) -> tuple[Gate, ...]:
+    """The gates of a command line, checked before anything is measured; `baseline` says whether there is one.
+
+    Raises:
+        RecipeError: a text is no gate, another command measures its metric, or it needs a baseline.
+    """
+    gates = tuple(map(parse_gate, texts))
+    for gate in gates:
+        if gate.metric.command != command:
+            right = gate.metric.command
+            raise RecipeError(
+                f"cannot gate llmc {command} by {gate.name}",
+                found=f"llmc {right} measures {gate.name}",
+                fix=f"llmc {right} ... --gate '{gate}'",
+            )
+        if gate.metric.compares and not baseline:
+            raise RecipeError(
+                f"expected --baseline with the gate {gate}",
+                found=f"{gate.name} compares with a baseline",
+                fix="--baseline CHECKPOINT, or an engine",
+            )
+    return gates
+
+
+def judge(gates: Iterable[Gate], figures: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """The verdict of each gate on measured figures, which have the names of metrics."""
+    return tuple(Verdict(gate, float(figures[gate.name])) for gate in gates)

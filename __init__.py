@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Mapping
     from typing import Literal, Unpack
 
     from .recipes.flags import BuildFlags
     from .recipes.recipe import Recipe
     from .runtime.engine import Engine
+    from .runtime.engine_file.info import EngineInfo
     from .runtime.errors import (
         CheckpointError,
         EngineError,
@@ -29,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "Engine",
     "EngineError",
+    "EngineInfo",
     "LlmcError",
     "Piece",
     "RecipeError",
@@ -40,57 +44,89 @@ __all__ = [
     "build",
     "load",
 ]
-_HOMES = {"Engine": "runtime.engine", "Piece": "runtime.scheduling.request", "Result": "runtime.scheduling.request"}
+_HOMES = {
+    "Engine": "runtime.engine",
+    "EngineInfo": "runtime.engine_file.info",
+    "Piece": "runtime.scheduling.request",
+    "Result": "runtime.scheduling.request",
+}
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_CALLER = 4
+"""The caller's frame for a warning in a function of this file: the function, `public` and `_public` come before it."""
+
+
+def _public(function: _Function) -> _Function:
+    """`runtime.errors.public`, which is imported with the first call."""
+
+    @wraps(function)
+    def call(*given: Any, **keywords: Any) -> Any:
+        from .recipes.flags import BuildFlags
+        from .runtime.errors import public
+
+        return public(BuildFlags)(function)(*given, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+@_public
 def build(
     checkpoint: str | Path,
     output: str | Path,
-    recipe: str | Path | Recipe | None = None,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     *,
     memory_limit: float | str | None = None,
-    accept_config: Collection[str] = (),
+    accept_config: str | Collection[str] = (),
     random_weights: int | None = None,
-    tactics: Sequence[str | Path] = (),
+    tactics: str | Path | Collection[str | Path] = (),
     force: bool = False,
     **flags: Unpack[BuildFlags],
 ) -> Path:
     """Builds the engine file `output` from the Hugging Face folder or hub id `checkpoint`; returns its path.
 
-    `recipe` is a bundled recipe's name, a YAML file, or a Recipe. The flags quantize, activations, kv, targets,
-    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak of this process:
-    GiB, or a text such as "500M".
-    `accept_config` lists unknown config keys to ignore. `random_weights` is a seed, to build without weights (for
-    benchmarks). `tactics` are tables of tiles written by `llmc tune`. `force` replaces a file at
+    `recipe` is a bundled recipe's name, a YAML file, its content as a mapping, or a Recipe. The flags quantize,
+    activations, kv, targets, max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak
+    of this process: GiB, or a text such as "500M".
+    `accept_config` lists unknown config keys to ignore, or names one. `random_weights` is a seed, to build without
+    weights (for benchmarks). `tactics` are tables of tiles written by `llmc tune`, or one. `force` replaces a file at
     `output` that is not an engine; inputs are never replaced. Notes about the engine are UserWarnings.
 
     Raises:
         LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
     """
     import warnings
-    from pathlib import Path
 
     from .compiler.checkpoint.account import open_source
     from .compiler.targets.cuda.tuning.tactics import load_table
     from .recipes.recipe import with_flags
     from .runtime.engine_file.file import ENGINE
+    from .runtime.errors import demand, path_of, several, text_of
     from .runtime.files.outputs import check_output
     from .runtime.machine import memory_bytes
 
+    where = checkpoint if isinstance(checkpoint, str) else path_of("checkpoint", checkpoint)
+    path = path_of("output", output)
+    keys = several("accept_config", accept_config, text_of)
+    tables = several("tactics", tactics, path_of)
+    demand("force", force, "true or false", bool)
+    if random_weights is not None:
+        demand("random_weights", random_weights, "a whole number", int)
     chosen = with_flags(recipe, **flags)
     limit = None if memory_limit is None else memory_bytes(memory_limit)
-    inputs = [checkpoint, *([recipe] if isinstance(recipe, str | Path) else ()), *tactics]
-    check_output(Path(output), ENGINE, inputs, force=force)
-    source = open_source(checkpoint, accept_config, random_weights)
+    inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
+    check_output(path, ENGINE, inputs, force=force)
+    source = open_source(where, keys, random_weights)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
-    tables = [load_table(Path(path)) for path in tactics]
-    report = build_engine(source, output, chosen, memory_limit=limit, tactics=tables, force=force)
+    tiles = [load_table(table) for table in tables]
+    report = build_engine(source, path, chosen, memory_limit=limit, tactics=tiles, force=force)
     for warning in report.warnings:
-        warnings.warn(warning, stacklevel=2)
+        warnings.warn(f"{path}: {warning}", stacklevel=_CALLER)  # with the path: Python shows equal ones of a line once
     return report.path
 
 
+@_public
 def load(
     path: str | Path,
     profile: str | None = None,
@@ -99,10 +135,18 @@ def load(
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
 ) -> Engine:
-    """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py."""
+    """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py.
+
+    `Engine.info` says what was loaded. Notes about its loading (`Engine.notes`) are UserWarnings.
+    """
+    import warnings
+
     from .runtime.load import load as load_engine
 
-    return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
+    engine = load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
+    for note in engine.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=_CALLER)
+    return engine
 
 
 def __getattr__(name: str) -> Any:

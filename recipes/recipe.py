@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any, Unpack
 
 from ..runtime.chips import GPUS, TARGETS, target_of
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
-from ..runtime.errors import RecipeError, nearest
+from ..runtime.errors import RecipeError, demand, nearest, path_of, several, text_of
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
 from .strict_yaml import Document, Mapping, Node
@@ -36,6 +38,8 @@ class QuantizeRule:
     format: str
 
     def __post_init__(self) -> None:
+        for name in ("match", "format"):
+            text_of(f"a rule's {name}", getattr(self, name))
         if not self.match:
             raise RecipeError("expected a rule's match as a glob on module names, such as 'lm_head'", found="''")
         _demand(wrong_format(self.format))
@@ -53,7 +57,7 @@ class Recipe:
     default_format: str = "none"
     rules: tuple[QuantizeRule, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
-    """A GPU's name, such as "h100", becomes the target that it runs."""
+    """A GPU's name, such as "h100", becomes the target that it runs; in one text, commas separate them."""
     max_context: int | None = None
     """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
@@ -63,6 +67,9 @@ class Recipe:
     """With "fp8", the KV cache of GPU profiles holds E4M3."""
 
     def __post_init__(self) -> None:
+        self._demand_types()
+        names = self.targets.split(",") if isinstance(self.targets, str) else self.targets
+        object.__setattr__(self, "targets", tuple(map(str.strip, several("targets", names, text_of))))
         _demand(wrong_version(self.version))
         _demand(wrong_format(self.default_format))
         _demand(wrong_targets(self.targets))
@@ -72,6 +79,16 @@ class Recipe:
         if self.max_context is not None:
             _demand(wrong_number("max_context", self.max_context, MAX_CONTEXT))
         _demand(wrong_number("max_batch", self.max_batch, MAX_BATCH))
+
+    def _demand_types(self) -> None:
+        for name in ("version", "max_context", "max_batch"):
+            if name != "max_context" or self.max_context is not None:
+                demand(name, getattr(self, name), "a whole number", int)
+        for name, value in {"quantize": self.default_format, "activations": self.activations, "kv": self.kv}.items():
+            text_of(name, value)
+        demand("rules", self.rules, "a tuple of QuantizeRule", tuple)
+        for rule in self.rules:
+            demand("each of rules", rule, "a QuantizeRule", QuantizeRule)
 
     def format_of(self, module: str) -> str:
         """The format's name for a module's weight: the last matching rule, else the default; "none" keeps it."""
@@ -130,21 +147,31 @@ def recipe_path(name_or_path: str) -> Path:
     return _FOLDER / f"{name_or_path}.yaml"
 
 
-def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) -> Recipe:
-    """The recipe, also one by name or path (see `load_recipe`), with command-line values put over it.
+def with_flags(recipe: Recipe | AnyMapping[str, Any] | str | Path | None, **flags: Unpack[BuildFlags]) -> Recipe:
+    """The recipe, also one by name or path (see `load_recipe`) or as a mapping, with command-line values put over it.
 
     `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
     """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if "quantize" in given:
-        given["default_format"] = given.pop("quantize")
+        given["default_format"] = text_of("quantize", given.pop("quantize"))
         head = _HEAD_FORMAT.get(given["default_format"])
         given["rules"] = (QuantizeRule("lm_head", head),) if head else ()
-    if "targets" in given:
-        names = given["targets"]
-        given["targets"] = tuple(map(str.strip, names.split(",")) if isinstance(names, str) else names)
-    found = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
-    return replace(found or Recipe(), **given)
+    return replace(_found(recipe), **given)
+
+
+def _found(recipe: Recipe | AnyMapping[str, Any] | str | Path | None) -> Recipe:
+    if isinstance(recipe, AnyMapping):
+        try:
+            text = json.dumps({"version": 1, **recipe}, indent=1, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecipeError("expected a recipe as keys and values of a recipe file", found=str(error)) from None
+        return _recipe(Document("recipe", text, schema=SCHEMA).mapping())  # JSON is YAML
+    if recipe is None:
+        return Recipe()
+    if isinstance(recipe, Recipe):
+        return recipe
+    return load_recipe(recipe if isinstance(recipe, str) else str(path_of("recipe", recipe)))
 
 
 def wrong_version(version: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from functools import cached_property
@@ -12,7 +12,8 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from .errors import RecipeError, Unsupported, nearest
+from .engine_file.info import EngineInfo
+from .errors import RecipeError, Unsupported, demand, described, public, several
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
@@ -46,14 +47,15 @@ class Engine(AbstractContextManager["Engine"]):
         self,
         executor: Executor,
         tokenizer: Tokenizer | None,
+        info: EngineInfo,
         *,
         eos_ids: Collection[int] = (),
         generation: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
-        profile: str = "",
         load_s: float = 0.0,
     ) -> None:
-        self.profile = profile
+        self.info = info
+        self.profile = info.profile
         self.load_s = load_s
         self.vocab_size = executor.vocab
         self.max_batch = executor.sequences
@@ -64,6 +66,9 @@ class Engine(AbstractContextManager["Engine"]):
         self._defaults = defaults_of(generation or {})
         self._loop = Loop(executor, eos_ids)
         self._close = weakref.finalize(self, self._loop.close)
+
+    def __repr__(self) -> str:
+        return f"<llmc.Engine {self.info!r}>"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,6 +91,7 @@ class Engine(AbstractContextManager["Engine"]):
     def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Result: ...
     @overload
     def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[SamplingOptions]) -> list[Result]: ...
+    @public(SamplingOptions)
     def generate(
         self, prompt: Prompt | list[str] | list[list[int]], **options: Unpack[SamplingOptions]
     ) -> Result | list[Result]:
@@ -100,9 +106,10 @@ class Engine(AbstractContextManager["Engine"]):
             results = [stream.result() for stream in streams]
         return results if batch else results[0]
 
+    @public(SamplingOptions)
     def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Stream:
         """Starts a request and returns an iterator over its pieces; closing or dropping it cancels the request."""
-        _check_options(options)
+        _check_switches(options)
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
         request = TextRequest(
@@ -116,6 +123,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._loop.submit(request)
         return Stream(request, self._cancel)
 
+    @public()
     def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> list[int]:
         """The token ids of a conversation, ready for an answer; its text never becomes a special token.
 
@@ -123,23 +131,28 @@ class Engine(AbstractContextManager["Engine"]):
             RecipeError: the template refuses the messages.
             Unsupported: the checkpoint had no tokenizer or no chat template.
         """
+        for tool in several("tools", tools or (), lambda _, one: one):
+            demand("each of tools", tool, "a mapping", Mapping)
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)
 
+    @public(SamplingOptions)
     def chat(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[SamplingOptions]
     ) -> Result:
         """The answer to a conversation of {role, content} messages."""
         return self.generate(self.encode_chat(messages, tools=tools), **options)
 
+    @public(SamplingOptions)
     def stream_chat(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Unpack[SamplingOptions]
     ) -> Stream:
         """The answer to a conversation, piece by piece."""
         return self.stream(self.encode_chat(messages, tools=tools), **options)
 
+    @public()
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits ``f32 [T, V]``: row t predicts token t + 1. They are computed in chunks and take 4 * T * V bytes."""
-        ids = _token_ids(token_ids)
+        ids = _token_ids(token_ids, text="engine.tokenizer.encode(text)")
         request = LogitsRequest(ids, 0, all_logits=True)
         self._loop.submit(request)
         try:
@@ -147,10 +160,14 @@ class Engine(AbstractContextManager["Engine"]):
         finally:
             self._cancel(request)
 
+    @public()
     def cancel(self, stream: Stream | None = None) -> None:
         """Ends one streamed request (None: all requests); results have finish_reason "cancelled"."""
+        if stream is not None:
+            demand("stream", stream, "what engine.stream() has returned", Stream)
         self._loop.cancel(None if stream is None else stream.request)
 
+    @public()
     def close(self) -> None:
         """Cancels all requests, waits for them and frees the model; a second call does nothing."""
         self._close()
@@ -193,21 +210,25 @@ def _is_batch(prompt: object) -> bool:
     return isinstance(prompt[0], str | Sequence | np.ndarray)
 
 
-def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
+def _token_ids(ids: object, *, text: str = "a string") -> tuple[int, ...]:
+    """Token ids of any iterable of whole numbers; `text` is what a caller with a text should give."""
+    if _is_message(ids) or (isinstance(ids, Sequence) and ids and _is_message(ids[0])):
+        fix = "engine.chat(messages) or engine.stream_chat(messages)"
+        raise RecipeError("cannot read messages as a prompt", found=described(ids), fix=fix)
+    wanted = f"{text}, or a list of whole numbers"
+    if isinstance(ids, str | bytes | bytearray | Mapping) or not isinstance(ids, Iterable):
+        raise RecipeError("cannot read the prompt", found=described(ids), fix=wanted)
     try:
-        if isinstance(ids, bytes | bytearray):
-            raise TypeError(type(ids).__name__)
         return tuple(map(operator.index, ids))
     except TypeError as error:
-        raise RecipeError(
-            "cannot read the prompt", found=str(error), fix="a string, or a list of whole numbers"
-        ) from None
+        raise RecipeError("cannot read the prompt", found=str(error), fix=wanted) from None
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in options.keys() - SamplingOptions.__annotations__.keys():
-        found = f"{name!r}{nearest(name, SamplingOptions.__annotations__)}"
-        raise RecipeError("expected only known options", found=found)
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and "role" in value
+
+
+def _check_switches(options: Mapping[str, Any]) -> None:
     for name in _SWITCHES:
         if not isinstance(options.get(name), bool | None):
             raise RecipeError(f"expected {name} as true or false", found=repr(options.get(name)))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import wraps
+from inspect import Parameter, signature
 from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
 
 DISTRIBUTION = "llmc-engine"
 """The name of the package for pip; `llmc` on PyPI is another program. The import and the command are `llmc`."""
 _MAX_HINT_NAME, _MAX_HINTS = 96, 400
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 class LlmcError(Exception):
@@ -76,3 +83,83 @@ def nearest(name: str, known: Iterable[str]) -> str:
     alike = (one for one in known if abs(len(one) - len(name)) <= 4 + len(name) // 3 and len(one) <= _MAX_HINT_NAME)
     close = difflib.get_close_matches(name, list(islice(alike, _MAX_HINTS)), n=1) if len(name) <= _MAX_HINT_NAME else ()
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def public(*options: type) -> Callable[[_Function], _Function]:
+    """A function of the Python API: a call that does not fit its parameters is a RecipeError with the nearest name.
+
+    `options` are the TypedDicts of its **keywords.
+    """
+
+    def checked(function: _Function) -> _Function:
+        shape = signature(function)
+        known = [name for name in shape.parameters if name != "self"]
+        if shape.parameters[known[-1]].kind is Parameter.VAR_KEYWORD if known else False:
+            known[-1:] = [name for one in options for name in one.__annotations__]
+
+        @wraps(function)
+        def call(*given: Any, **keywords: Any) -> Any:
+            for name in keywords:
+                if name not in known:
+                    found = f"{name!r}{nearest(name, known) or ', known: ' + ', '.join(known)}"
+                    raise RecipeError(f"expected only known options of {function.__name__}()", found=found)
+            try:
+                shape.bind(*given, **keywords)
+            except TypeError as error:
+                raise RecipeError(f"cannot call {function.__name__}()", found=str(error)) from None
+            return function(*given, **keywords)
+
+        return call  # type: ignore[return-value]
+
+    return checked
+
+
+def demand(name: str, value: object, what: str, kind: type) -> None:
+    """Check that the argument `name` of a public function is `what`, a value of `kind`.
+
+    Raises:
+        RecipeError: it is not. True is no whole number.
+    """
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RecipeError(f"expected {name} as {what}", found=described(value))
+
+
+def text_of(name: str, value: Any) -> str:
+    """The argument `name`, which must be a text.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    demand(name, value, "a text", str)
+    return value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """The argument `name`, which must be a path, as one.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise RecipeError(f"expected {name} as a path", found=described(value))
+    return Path(path)
+
+
+def several(name: str, value: Any, read: Callable[[str, Any], _T]) -> tuple[_T, ...]:
+    """The argument `name`, which may be one text or path, or a collection of them; `read` checks each.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if isinstance(value, str | os.PathLike):
+        return (read(name, value),)
+    if isinstance(value, bytes | Mapping):
+        raise RecipeError(f"expected {name} as a list", found=described(value))
+    demand(name, value, "a list", Collection)
+    return tuple(read(f"each of {name}", one) for one in value)
+
+
+def described(value: object) -> str:
+    """A value and its type, for the `found` of an error."""
+    return f"{value!r}"[:80] + f" ({type(value).__name__})"

@@ -10,8 +10,9 @@ from . import environment
 from .chips import SM
 from .engine import Engine
 from .engine_file.file import EngineFile
+from .engine_file.info import info_of
 from .engine_file.manifest import TOKENIZER_SECTIONS
-from .errors import EngineError, RecipeError
+from .errors import EngineError, RecipeError, demand, path_of, text_of
 from .files.strict_json import loads
 from .profiles import choose, why
 from .progress import debug
@@ -43,6 +44,12 @@ def load(
         RecipeError: an argument is out of range.
         ResourceError: no profile fits this machine, or there is too little memory.
     """
+    path = path_of("engine", path)
+    if profile is not None:
+        text_of("profile", profile)
+    for name, count in {"threads": threads, "max_batch": max_batch}.items():
+        if count is not None:
+            demand(name, count, "a whole number", int)
     if verify not in ("header", "full"):
         raise RecipeError("expected verify as header or full", found=repr(verify))
     started = time.perf_counter()
@@ -59,10 +66,10 @@ def load(
     return Engine(
         executor,
         tokenizer,
+        info_of(file, name, sequences=executor.sequences, chat=template is not None),
         eos_ids=model.eos_ids,
         generation=model.generation,
         chat_template=template,
-        profile=name,
         load_s=time.perf_counter() - started,
     )
 

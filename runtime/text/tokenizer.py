@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import operator
 import re
 import secrets
 import threading
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import EngineError, LlmcError, RecipeError
+from ..errors import EngineError, LlmcError, RecipeError, described, text_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
@@ -100,6 +101,7 @@ class Tokenizer:
         return cls(raw, config)
 
     def token_to_id(self, token: str) -> int | None:
+        text_of("token", token)
         return self._raw.token_to_id(token)
 
     def encode(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
@@ -157,7 +159,7 @@ class Tokenizer:
         run are kept (as in sentencepiece), since a stream has already shown them.
         """
         stream = self.detokenizer(skip_special=skip_special)
-        return "".join([*(stream.push(token) for token in ids), stream.finish()])
+        return "".join([*(stream.push(token) for token in _numbers(ids)), stream.finish()])
 
     def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
         skipped = self.special_ids if skip_special else frozenset()
@@ -251,6 +253,13 @@ def _check_text(text: object) -> None:
     except UnicodeEncodeError as error:
         found = f"a lone surrogate at character {error.start}"
         raise RecipeError("cannot encode a text", found=found, fix="valid Unicode") from None
+
+
+def _numbers(ids: Any) -> list[int]:
+    try:
+        return [operator.index(one) for one in ids]
+    except TypeError:
+        raise RecipeError("cannot decode tokens", found=described(ids), fix="a list of whole numbers") from None
 
 
 class _ByteDetokenizer:

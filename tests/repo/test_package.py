@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from support.paths import PACKAGE, ROOT
 
-NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "__main__.py")
+NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "__main__.py", "py.typed")
 
 
 def package_files() -> set[str]:
     """What the wheel must hold, as paths inside it."""
     files = {path for folder in PACKAGE for path in (ROOT / folder).rglob("*.py")}
     files |= set((ROOT / "recipes").rglob("*.yaml")) | {ROOT / "recipes/recipe.schema.json"}
-    files |= {ROOT / "__init__.py", ROOT / "__main__.py"}
+    files |= {ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "py.typed"}
     return {f"llmc/{path.relative_to(ROOT).as_posix()}" for path in files}
 
 

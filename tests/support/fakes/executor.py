@@ -8,12 +8,34 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from llmc.runtime.engine_file.info import EngineInfo
 from llmc.runtime.sampling.draw import Sampler
 from llmc.runtime.sampling.params import SamplingParams
 from llmc.runtime.scheduling.executor import CacheKind, Output, Samplers, ScheduledSequence
+
+INFO = EngineInfo(
+    path=Path("fake.llmc"),
+    architecture="FakeForCausalLM",
+    family="fake",
+    parameters=1234,
+    layers=1,
+    hidden_size=1,
+    vocab_size=31,
+    dtype="BF16",
+    formats={},
+    profile="cpu",
+    target="cpu",
+    profiles=("cpu",),
+    max_context=128,
+    max_batch=8,
+    chat=False,
+    content_digest="0" * 64,
+)
+"""What an engine with such an executor says of itself."""
 
 
 def fake_logits(history: Sequence[int], vocab: int) -> np.ndarray:

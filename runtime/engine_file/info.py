@@ -1,0 +1,69 @@
+"""What a loaded engine says of itself: the model, its formats, and the profile that runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .file import EngineFile
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """The facts of an engine and of the profile that was loaded. `repr` is one line of them."""
+
+    path: Path
+    architecture: str
+    family: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    """Of the weights that are in no format."""
+    formats: Mapping[str, int]
+    """How many modules are stored in each weight format; empty if none is quantized."""
+    profile: str
+    target: str
+    profiles: tuple[str, ...]
+    """All of the file."""
+    max_context: int
+    """Tokens of a sequence, prompt and output together."""
+    max_batch: int
+    """Sequences that run at the same time."""
+    chat: bool
+    """Whether there is a chat template, as `Engine.chat` needs."""
+    content_digest: str
+
+    def __repr__(self) -> str:
+        formats = "+".join(sorted(self.formats)) or self.dtype
+        return (
+            f"{self.architecture}, {self.parameters:,} parameters, {formats}, profile {self.profile}, "
+            f"context {self.max_context}, batch {self.max_batch}{'' if self.chat else ', no chat template'}"
+        )
+
+
+def info_of(file: EngineFile, profile: str, *, sequences: int, chat: bool) -> EngineInfo:
+    """The facts of an open engine, of which `profile` is loaded for so many `sequences` at a time."""
+    manifest = file.manifest
+    model, loaded = manifest.model, manifest.profiles[profile]
+    return EngineInfo(
+        path=file.path,
+        architecture=model.architecture,
+        family=model.family,
+        parameters=model.parameters,
+        layers=len(model.caches),
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        dtype=model.dtype,
+        formats=dict(Counter(manifest.formats.values())),
+        profile=profile,
+        target=loaded.target,
+        profiles=tuple(manifest.profiles),
+        max_context=loaded.max_context,
+        max_batch=sequences,
+        chat=chat,
+        content_digest=manifest.content_digest,
+    )

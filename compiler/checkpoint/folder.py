@@ -21,6 +21,8 @@ _MAX_INDEX_BYTES = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""A part of a hub id."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Folder:
         self.path = path.resolve()
         snapshot = self.path.parent.name == "snapshots" and _COMMIT.fullmatch(self.path.name)
         self.commit: str | None = self.path.name if snapshot else None
+        self.hub_id: str | None = _hub_id(self.path.parent.parent.name) if snapshot else None
         self.root = self.path.parent.parent if snapshot else self.path
 
     def names(self) -> list[str]:
@@ -135,6 +138,13 @@ class Folder:
 
     def _error(self, name: str, expected: str, found: str, fix: str = "") -> CheckpointError:
         return CheckpointError(f"expected {expected} at {self.path / name}", found=found, fix=fix)
+
+
+def _hub_id(repository: str) -> str | None:
+    """The id of a model from the name of its folder in the Hugging Face cache, such as models--org--name."""
+    kind, *parts = repository.split("--")
+    named = kind == "models" and len(parts) in (1, 2) and all(map(_PART.fullmatch, parts))
+    return "/".join(parts) if named else None
 
 
 def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:

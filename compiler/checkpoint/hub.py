@@ -8,11 +8,15 @@ from pathlib import Path
 
 from ...runtime.environment import hub_is_offline
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported, install_hint
+from .card import CARD, LICENCES
 from .folder import INDEX, SINGLE, Folder, find_weights
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
-_SMALL = ["config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"]
+_SMALL = [
+    *("config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"),
+    *(CARD, LICENCES),
+]
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class EngineWriter:
         manifest = replace(
             manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
         )
-        self.content_digest = content_digest(manifest, self._weights)
+        self.content_digest = content_digest(manifest.to_json(), self._weights)
         text = replace(manifest, content_digest=self.content_digest).to_json()
         Manifest.from_json(text, what=str(self._path))  # never write an engine that the reader refuses
         self._pwrite(self._header(text), 0)

@@ -18,15 +18,15 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 92,
     "cli": 112,  # --debug for every command; --format json
-    "cli/commands": 1189,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1213,  # inspect says where an engine came from
     "cli/common": 557,  # texts are templates over the facts of --json
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
     "compiler": 316,  # page.py: a dump as one page; resume
-    "compiler/checkpoint": 830,
+    "compiler/checkpoint": 912,  # card.py: name and licence of a model
     "compiler/config": 365,
     "compiler/decoder": 192,
-    "compiler/engine": 489,  # report.py and memory planning came from build.py
+    "compiler/engine": 498,  # report.py and memory planning came from build.py
     "compiler/families": 400,
     "compiler/oracle": 250,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
@@ -46,11 +46,11 @@ HELD: dict[str, int] = {
     "passes/rewrite": 372,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 216,
     "quantize/formats": 254,
-    "recipes": 418,  # metrics and gates
+    "recipes": 420,  # metrics and gates
     "runtime": 921,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 463,  # notes
     "runtime/cuda": 962,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 570,
+    "runtime/engine_file": 581,
     "runtime/files": 434,
     "runtime/plan": 746,  # where PTX lies
     "runtime/sampling": 243,

@@ -103,7 +103,7 @@ def bundled_recipes() -> tuple[str, ...]:
 
 def name_of(recipe: Recipe) -> str | None:
     """The bundled recipe that has this content, whatever file or flags it came from; None if none has."""
-    return next((name for name in bundled_recipes() if _read_bundled(name) == recipe), None)
+    return next((name for name in bundled_recipes() if load_recipe(name) == recipe), None)
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -37,6 +37,8 @@ class FileFacts:
     """The path with all links resolved."""
     identity: tuple[int, int, int, int]
     """Device, inode, size and time of the last change (ns)."""
+    changed_ns: int
+    """Time of the last change of content, name or rights (ctime), which no program sets."""
 
 
 class OpenFile:
@@ -102,7 +104,9 @@ class Folder:
             found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
             raise self._error(name, "a readable regular file", found) from None
         now = os.fstat(fd)
-        opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
+        opened = OpenFile(
+            fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now), now.st_ctime_ns)
+        )
         if not stat.S_ISREG(now.st_mode):
             raise self._error(name, "a regular file", kind_of_file(now.st_mode))
         # A folder above the file may have been swapped between `_resolve` and `os.open`: check the path again.

@@ -59,6 +59,28 @@ def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
     return folder, []
 
 
+def cached_snapshot(text: str) -> Path | None:
+    """The snapshot folder that the Hugging Face cache has for a hub id; None for any other text, or if it has none.
+
+    The hub is not asked: a branch is the commit that it was when something was last downloaded of it.
+    """
+    hub_id = parse_hub_id(text)
+    if hub_id is None:
+        return None
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return None
+    repository = Path(HF_HUB_CACHE) / f"models--{hub_id.name.replace('/', '--')}"
+    revision = hub_id.revision or "main"
+    try:
+        commit = (repository / "refs" / revision).read_text()
+    except (OSError, ValueError):
+        commit = revision
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() and Folder(folder).commit else None
+
+
 def _weight_names(folder: Path) -> list[str]:
     """The shards that the downloaded index lists (their names are checked), else model.safetensors."""
     opened = Folder(folder)

@@ -35,7 +35,7 @@ from ...runtime.files.safetensors import TensorInfo
 from ...runtime.machine import cpu_count
 from ...runtime.numbers import RAW_DTYPE
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system without locks."""
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that cannot reserve space."""
@@ -272,7 +272,7 @@ def _create(path: Path) -> tuple[Path, int]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as problem:
-            if problem.errno not in _NO_LOCKS:
+            if problem.errno not in NO_LOCKS:
                 os.close(fd)
                 temp.unlink()
                 raise

@@ -17,13 +17,15 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 92,
-    "cli": 112,  # --debug for every command; --format json
-    "cli/commands": 1213,  # inspect says where an engine came from
-    "cli/common": 557,  # texts are templates over the facts of --json
+    "cli": 115,  # --debug for every command; --format json
+    "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
+    "cli/commands": 1235,  # inspect says where an engine came from
+    "cli/common": 565,  # texts are templates over the facts of --json
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
     "compiler": 316,  # page.py: a dump as one page; resume
-    "compiler/checkpoint": 912,  # card.py: name and licence of a model
+    "compiler/cache": 462,  # engines that llmc run builds
+    "compiler/checkpoint": 935,  # card.py: name and licence of a model
     "compiler/config": 365,
     "compiler/decoder": 192,
     "compiler/engine": 498,  # report.py and memory planning came from build.py
@@ -47,15 +49,15 @@ HELD: dict[str, int] = {
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 420,  # metrics and gates
-    "runtime": 921,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 922,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 463,  # notes
     "runtime/cuda": 962,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 581,
-    "runtime/files": 434,
+    "runtime/files": 463,
     "runtime/plan": 746,  # where PTX lies
     "runtime/sampling": 243,
     "runtime/scheduling": 538,  # notes
-    "runtime/text": 435,
+    "runtime/text": 438,
 }
 _NO_CODE = {
     tokenize.COMMENT,

@@ -16,6 +16,7 @@ import typer
 from ..runtime import environment
 from ..runtime.errors import DISTRIBUTION, LlmcError
 from ..runtime.progress import debugging, set_debug_level
+from .cache import commands as cache
 from .commands import bench, build, bundled, doctor, evaluate, inspect, kernels, passes, tune, verify
 from .commands import run as run_command
 from .common import console, options
@@ -44,6 +45,7 @@ _COMMANDS = {
 for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         app.command(_name, cls=Command, rich_help_panel=_group)(options.debugged(_command))
+app.add_typer(cache.app, name="cache", rich_help_panel="Machine")
 
 
 def _print_version(wanted: bool) -> None:
@@ -108,7 +110,8 @@ def _wants_json(flags: Sequence[str]) -> bool:
 def _help_of(arguments: Sequence[str]) -> str:
     """The `--help` command for a command line."""
     named = arguments[0] if arguments else ""
-    return f"llmc {named} --help" if named in {info.name for info in app.registered_commands} else "llmc --help"
+    known = {info.name for info in (*app.registered_commands, *app.registered_groups)}
+    return f"llmc {named} --help" if named in known else "llmc --help"
 
 
 def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:

@@ -118,6 +118,11 @@ def bundled_recipes() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
+def name_of(recipe: Recipe) -> str | None:
+    """The bundled recipe that has this content, whatever file or flags it came from; None if none has."""
+    return next((name for name in bundled_recipes() if load_recipe(name) == recipe), None)
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a bundled recipe by name, or a file by its path (anything with a separator or ending in .yaml, .yml).
 

@@ -18,7 +18,7 @@ from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
-from .text.chat import ChatTemplate
+from .text.chat import ChatTemplate, no_template
 from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
 
@@ -187,8 +187,7 @@ class Engine(AbstractContextManager["Engine"]):
             Unsupported: the checkpoint had no tokenizer or no chat template, or the template does not compile.
         """
         if self._chat_source is None:
-            found = "no chat template in the checkpoint"
-            raise Unsupported("cannot chat with this engine", found=found, fix="a plain prompt")
+            raise no_template()
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 

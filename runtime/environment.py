@@ -17,6 +17,10 @@ VARIABLES: Mapping[str, str] = {
 }
 """All that llmc reads: settings of a machine. What belongs to one job (a model, a prompt, an output) is a flag only, or
 a variable set for one command would change the results of another."""
+KERNELS = "kernels"
+"""The folder of compiled kernels in llmc's cache folder."""
+TOOLS = "tools.json"
+"""The file beside kernels that makes them a pack (compiler/targets/cuda/cubins/cache.py)."""
 _TESTS = ("LLMC_FAKE_", "LLMC_SLOW")
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 

@@ -127,7 +127,17 @@ def _checkpoint_text(facts: dict[str, Any]) -> str:
 
 def _engine_facts(engine: Any) -> dict[str, Any]:
     manifest = json_module.loads(engine.manifest.to_json())
-    kept = ("format", "required_features", "model", "formats", "recipe", "checkpoint", "tools", "unused")
+    kept = (
+        "format",
+        "required_features",
+        "model",
+        "formats",
+        "recipe",
+        "recipe_digest",
+        "checkpoint",
+        "tools",
+        "unused",
+    )
     return {
         "path": str(engine.path),
         "bytes": engine.file_bytes,
@@ -137,6 +147,8 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
         "profiles": {name: _profile_facts(engine, profile) for name, profile in manifest["profiles"].items()},
         "content_digest": manifest["content_digest"],
         **{key: manifest[key] for key in kept},
+        "recipe_name": engine.manifest.recipe_name,
+        "checkpoint": {**_UNKNOWN, **manifest["checkpoint"]},
     }
 
 
@@ -152,8 +164,11 @@ def _profile_facts(engine: Any, profile: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+_UNKNOWN = {"name": None, "hub_id": None, "revision": None, "licence": None}
+"""Where a checkpoint came from, as far as nothing says it."""
 _ENGINE = """\
 engine {path}: {bytes!b}, format {format}
+  model {name}{hub}, licence {licence}; recipe {recipe}, digest {recipe_digest:.12}
   {model[architecture]}: {model[parameters]:,} parameters, {layers} layers, hidden {model[hidden_size]}, \
 {model[heads]} heads and {kv_heads}, vocabulary {model[vocab_size]}
   weights: {tensors} tensors, {tensor_bytes!b}; modules: {counts}"""
@@ -163,7 +178,7 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
-    lines = [console.fill(_ENGINE, facts, **more)]
+    lines = [console.fill(_ENGINE, {**facts, **more, **_origin(facts)})]
     for name, profile in facts["profiles"].items():
         tiles = f", tiles {profile['tactics']}" if "tactics" in profile else ""
         text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{tiles}"
@@ -172,7 +187,20 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
     if verbose:
         lines += [f"  {module}: {name}" for module, name in facts["formats"].items()]
+        lines.append(f"  recipe {json_module.dumps(facts['recipe'])}")
     return "\n".join([*lines, f"  content digest {facts['content_digest']}"])
+
+
+def _origin(facts: dict[str, Any]) -> dict[str, str]:
+    """Where an engine came from, in words."""
+    found = facts["checkpoint"]
+    at = f" at {found['revision']}" if found["revision"] else ""
+    return {
+        "name": found["name"] or "without a name",
+        "hub": f" ({found['hub_id']}{at})" if found["hub_id"] else at,
+        "licence": found["licence"] or "unknown",
+        "recipe": facts["recipe_name"] or "of its own",
+    }
 
 
 def _kv_heads(caches: list[dict[str, Any]]) -> str:

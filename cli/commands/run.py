@@ -1,4 +1,7 @@
-"""`llmc run`: an engine writes text, for one prompt, for a file of prompts, or in a conversation."""
+"""`llmc run`: a model writes text, for one prompt, for a file of prompts, or in a conversation.
+
+What is run is an engine file, or the engine of a checkpoint in the cache (`cli/cache/engine.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ...runtime.errors import RecipeError
+from ...runtime.sampling.params import RANGES
+from ..cache import engine as cached
 from ..common import console, options, simulate, texts
 from ..common.options import flag
 from ..prompts import answers
@@ -33,9 +38,19 @@ LogitBias = Annotated[
 ]
 
 
-@options.takes(options.SAMPLING)
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENGINE|CHECKPOINT",
+        help="An engine file, or a folder or org/name[@revision] on the hub, which is built into the cache first.",
+        show_default=False,
+    ),
+]
+
+
+@options.takes({**cached.BUILT, **options.SAMPLING})
 def run(
-    engine: options.EngineFile,
+    engine: Subject,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin as it is.")
     ] = None,
@@ -57,29 +72,41 @@ def run(
     max_batch: MaxBatch = None,
     verify: Annotated[str, flag("--verify", "What to check first: header, or full for every byte.")] = "header",
     json: options.Json = False,
-    **sampling: Any,
+    **more: Any,
 ) -> None:
-    """Run an engine: its text goes to stdout, its speed to stderr."""
+    """Run an engine or a checkpoint: text goes to stdout, the rest to stderr."""
     from ..common import huge_pages
     from ..prompts import batch, conversation, lines
 
-    huge_pages.ensure(Path(engine))
+    built = {name: more.pop(name) for name in cached.BUILT}
     _check(prompt, prompts, chat, system)
     if verify not in ("header", "full"):
         raise RecipeError("expected --verify header or full", found=verify)
+    for name, value in more.items():
+        if value is not None:
+            RANGES[name].check(name, value)
     biases = _biases(logit_bias or [])
-    given: Any = {**sampling, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
+    given: Any = {**more, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
     chats = lines.Chat(chat, system)
-    requests = batch.read(prompts, engine=engine, chat=chats) if prompts is not None else []
+    requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
+    path = Path(engine)
+    if cached.is_checkpoint(engine):
+        asked: Any = {"profile": profile, "simulated": simulated, "verify": verify, "chat": chat, "quiet": json}
+        path = cached.engine_of(engine, built, **asked)
+    else:
+        cached.refuse_flags(engine, built)
+    huge_pages.ensure(path)  # before stdin is read, because it may start this process again
+    if prompts == "-":
+        requests = batch.read(prompts, engine=engine, chat=chats)
     text = texts.read_text("-") if prompt == "-" else prompt
     from ...runtime.load import load
 
     device = simulate.stand_in(simulated)
-    with load(engine, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
+    with load(path, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:
-            _warn_unused_gpu(engine, loaded.profile)
+            _warn_unused_gpu(path, loaded.profile)
         if prompts is not None:
             batch.run_all(loaded, requests, given, chats, quiet=json)
         elif text is None:
@@ -100,7 +127,7 @@ def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | No
         raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
 
 
-def _warn_unused_gpu(engine: str, used: str) -> None:
+def _warn_unused_gpu(engine: Path, used: str) -> None:
     """Warn if a GPU is present but the chosen profile runs on the CPU."""
     from ...runtime.chips import SM, target_for
     from ...runtime.engine_file.file import EngineFile

@@ -18,6 +18,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "run": (
         ("continue a text", "llmc run model.llmc 'def main(' --max-tokens 64"),
         ("hold a conversation", "llmc run model.llmc --chat"),
+        ("build a checkpoint once, and run it from the cache", "llmc run ./model 'def main('"),
         ("many prompts at once, one JSON object a line", "llmc run model.llmc --prompts prompts.jsonl > answers.jsonl"),
     ),
     "recipes": (
@@ -48,6 +49,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("whether an engine runs on a GPU that is not here", "llmc doctor model.llmc --for h100"),
     ),
     "kernels": (("registers and spills of the kernels for a chip", "llmc kernels --sm h100"),),
+    "cache": (
+        ("the engines that llmc run has built", "llmc cache list"),
+        ("bytes by kind", "llmc cache du"),
+        ("remove what was not used for a month", "llmc cache rm --older-than 30d"),
+    ),
     "tune": (("measure tiles, for the next build", "llmc tune model.llmc -o h100.yaml"),),
 }
 """By command; "" is `llmc` alone."""

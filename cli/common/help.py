@@ -47,8 +47,10 @@ class Group(TyperGroup):
         _write(groups, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_examples("", formatter)
-        _write({"Exit codes": [(str(code), meaning) for code, meaning in EXIT_CODES.items()]}, formatter)
+        alone = ctx.parent is None
+        _write_examples("" if alone else self.name or "", formatter)
+        codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+        _write({"Exit codes": codes} if alone else {}, formatter)
 
 
 def _write(groups: Mapping[str, Sequence[tuple[str, str]]], formatter: Any) -> None:

@@ -14,6 +14,7 @@ from ...runtime.text.chat import chat_template_source
 from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
+from .card import read_card
 from .digest import Files
 from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, refuse_hard_link
 from .random_source import RandomSource
@@ -39,8 +40,14 @@ class Checkpoint:
     """Contents by file name; chat_template.jinja only if that file exists."""
     tokenizer_config: Mapping[str, object] = field(repr=False)
     chat_template: str | None = field(repr=False)
+    name: str | None
+    """What its hub id, else its model card calls the model. Not the folder's name: copies shall give equal engines."""
+    hub_id: str | None
+    """org/name, if it lies in the Hugging Face cache."""
     revision: str | None
     """The commit, if known."""
+    licence: str | None
+    """As the model card names it, or where to read it."""
     random_seed: int | None
     """Set if the weights are random numbers."""
     warnings: tuple[str, ...]
@@ -97,6 +104,7 @@ def open_checkpoint(
     warnings += config.notes
     warnings += [f"generation_config.json: {key} is ignored" for key in generation.ignored]
     explicit = config.eos_ids if config.eos_given else ()
+    card = read_card(folder)
     return Checkpoint(
         path=folder.path,
         config=config,
@@ -106,7 +114,10 @@ def open_checkpoint(
         tokenizer=tokenizer,
         tokenizer_config=tokenizer_config,
         chat_template=chat_template,
+        name=folder.hub_id.rpartition("/")[2] if folder.hub_id else card.name,
+        hub_id=folder.hub_id,
         revision=folder.commit,
+        licence=card.licence,
         random_seed=random_weights,
         warnings=tuple(warnings),
         source=source,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from queue import Empty, SimpleQueue
+from types import MappingProxyType
 
 from ...runtime.errors import CheckpointError
 from ...runtime.machine import cpu_count
@@ -54,15 +55,21 @@ class Files:
         self.small_digests[facts.name] = hashlib.sha256(data).hexdigest()
         return data
 
-    def start_digest(self) -> None:
-        """Begin to hash the weight files in daemon threads; dropping the object stops them."""
+    def start_digest(self, known: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Begin to hash the weight files in daemon threads; dropping the object stops them.
+
+        Files of `known` digests, by name, are not read.
+        """
         self._shard_digests = {opened.facts.name: Future() for opened in self.shards}
         waiting: SimpleQueue[tuple[OpenFile, Future[str]]] = SimpleQueue()
-        for entry in zip(self.shards, self._shard_digests.values(), strict=True):
-            waiting.put(entry)
+        for opened, digest in zip(self.shards, self._shard_digests.values(), strict=True):
+            if opened.facts.name in known:
+                digest.set_result(known[opened.facts.name])
+            else:
+                waiting.put((opened, digest))
         dropped = threading.Event()
         weakref.finalize(self, dropped.set)
-        for _ in range(min(cpu_count(), len(self.shards))):
+        for _ in range(min(cpu_count(), waiting.qsize())):
             threading.Thread(
                 target=_hash_files, args=(waiting, dropped, self._hashed), name="llmc-digest", daemon=True
             ).start()

@@ -21,6 +21,8 @@ _MAX_INDEX_BYTES = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""A part of a hub id."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class FileFacts:
     """The path with all links resolved."""
     identity: tuple[int, int, int, int]
     """Device, inode, size and time of the last change (ns)."""
+    changed_ns: int
+    """Time of the last change of content, name or rights (ctime), which no program sets."""
 
 
 class OpenFile:
@@ -75,6 +79,7 @@ class Folder:
         self.path = path.resolve()
         snapshot = self.path.parent.name == "snapshots" and _COMMIT.fullmatch(self.path.name)
         self.commit: str | None = self.path.name if snapshot else None
+        self.hub_id: str | None = _hub_id(self.path.parent.parent.name) if snapshot else None
         self.root = self.path.parent.parent if snapshot else self.path
 
     def names(self) -> list[str]:
@@ -99,7 +104,9 @@ class Folder:
             found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
             raise self._error(name, "a readable regular file", found) from None
         now = os.fstat(fd)
-        opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
+        opened = OpenFile(
+            fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now), now.st_ctime_ns)
+        )
         if not stat.S_ISREG(now.st_mode):
             raise self._error(name, "a regular file", kind_of_file(now.st_mode))
         # A folder above the file may have been swapped between `_resolve` and `os.open`: check the path again.
@@ -135,6 +142,13 @@ class Folder:
 
     def _error(self, name: str, expected: str, found: str, fix: str = "") -> CheckpointError:
         return CheckpointError(f"expected {expected} at {self.path / name}", found=found, fix=fix)
+
+
+def _hub_id(repository: str) -> str | None:
+    """The id of a model from the name of its folder in the Hugging Face cache, such as models--org--name."""
+    kind, *parts = repository.split("--")
+    named = kind == "models" and len(parts) in (1, 2) and all(map(_PART.fullmatch, parts))
+    return "/".join(parts) if named else None
 
 
 def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from ...runtime.environment import hub_is_offline
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported, install_hint
+from .card import CARD, LICENCES
 from .folder import INDEX, SINGLE, Folder, find_weights
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
-_SMALL = ["config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"]
+_SMALL = [
+    *("config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"),
+    *(CARD, LICENCES),
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,28 @@ def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
     if hub_id.revision is None:
         return folder, [f"{hub_id}: no revision given, main is commit {commit} now (pin it: {hub_id}@{commit})"]
     return folder, []
+
+
+def cached_snapshot(text: str) -> Path | None:
+    """The snapshot folder that the Hugging Face cache has for a hub id; None for any other text, or if it has none.
+
+    The hub is not asked: a branch is the commit that it was when something was last downloaded of it.
+    """
+    hub_id = parse_hub_id(text)
+    if hub_id is None:
+        return None
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return None
+    repository = Path(HF_HUB_CACHE) / f"models--{hub_id.name.replace('/', '--')}"
+    revision = hub_id.revision or "main"
+    try:
+        commit = (repository / "refs" / revision).read_text()
+    except (OSError, ValueError):
+        commit = revision
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() and Folder(folder).commit else None
 
 
 def _weight_names(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 
 from ...passes.graph.graph import Canonical, Copied, Quantized
-from ...recipes.recipe import Recipe
+from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.bind import to_json
 from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from ...runtime.errors import DISTRIBUTION
@@ -71,7 +71,16 @@ def manifest_of(
         unused=decoder.unused,
         recipe=recipe_json,
         recipe_digest=hashlib.sha256(canonical(recipe_json)).hexdigest(),
-        checkpoint=CheckpointFacts(digests, checkpoint.revision, c.accepted, checkpoint.random_seed),
+        recipe_name=name_of(recipe),
+        checkpoint=CheckpointFacts(
+            digests,
+            checkpoint.revision,
+            c.accepted,
+            checkpoint.random_seed,
+            checkpoint.name,
+            checkpoint.hub_id,
+            checkpoint.licence,
+        ),
         tools=_tools(recipe),
     )
 

@@ -35,7 +35,7 @@ from ...runtime.files.safetensors import TensorInfo
 from ...runtime.machine import cpu_count
 from ...runtime.numbers import RAW_DTYPE
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system without locks."""
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that cannot reserve space."""
@@ -168,7 +168,7 @@ class EngineWriter:
         manifest = replace(
             manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
         )
-        self.content_digest = content_digest(manifest, self._weights)
+        self.content_digest = content_digest(manifest.to_json(), self._weights)
         text = replace(manifest, content_digest=self.content_digest).to_json()
         Manifest.from_json(text, what=str(self._path))  # never write an engine that the reader refuses
         self._pwrite(self._header(text), 0)
@@ -272,7 +272,7 @@ def _create(path: Path) -> tuple[Path, int]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as problem:
-            if problem.errno not in _NO_LOCKS:
+            if problem.errno not in NO_LOCKS:
                 os.close(fd)
                 temp.unlink()
                 raise

@@ -21,7 +21,7 @@ from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, 
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
-from .manifest import Manifest
+from .manifest import Manifest, content_of
 
 ALIGNMENT = 256
 RESERVED = "__llmc__/"
@@ -92,6 +92,7 @@ class EngineFile:
         self.manifest = manifest
         self.file_bytes = header.file_bytes
         self._infos = header.tensors
+        self._text = header.metadata["llmc"]
         try:
             self._map = mmap.mmap(fd, header.file_bytes, prot=mmap.PROT_READ)
         except OSError as problem:
@@ -233,7 +234,7 @@ class EngineFile:
             ResourceError: the file cannot be read.
         """
         self._refuse_closed()
-        if content_digest(self.manifest, self.tensors) != self.manifest.content_digest:
+        if content_digest(self._text, self.tensors) != self.manifest.content_digest:
             raise error(f"expected the manifest of {self.path} to match its content digest", found="another digest")
         checks = list(self._checks())
         with progress.stage("verify", sum(check.part.nbytes for check in checks)) as advance:
@@ -254,10 +255,10 @@ class EngineFile:
             )
 
 
-def content_digest(manifest: Manifest, tensors: Mapping[str, TensorInfo]) -> str:
+def content_digest(manifest: str | bytes, tensors: Mapping[str, TensorInfo]) -> str:
     """SHA-256 of an engine's content without measured values: builds of equal input are equal on any two machines."""
     layout = {name: (info.dtype, info.shape) for name, info in tensors.items()}
-    return hashlib.sha256(manifest.content(layout)).hexdigest()
+    return hashlib.sha256(content_of(manifest, layout)).hexdigest()
 
 
 def _check_layout(header: Header, manifest: Manifest, what: str) -> None:

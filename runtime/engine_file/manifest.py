@@ -11,7 +11,7 @@ from ..errors import EngineError
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
 
-FORMAT = (2, 0)
+FORMAT = (2, 1)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
 FEATURES: frozenset[str] = frozenset()
 """Names that this reader accepts in `required_features`."""
@@ -83,12 +83,20 @@ class Lineage:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """SHA-256 of each source file; `random_seed` is set if the weights are random instead of the checkpoint's."""
+    """SHA-256 of each source file; `random_seed` is set if the weights are random instead of the checkpoint's.
+
+    Where it came from is what its content and the hub's cache say, never a path: equal checkpoints give equal engines.
+    """
 
     files: Mapping[str, str]
     revision: str | None = None
+    """The commit on the hub."""
     accepted_config: tuple[str, ...] = ()
     random_seed: int | None = None
+    name: str | None = None
+    """The model's name; since format 2.1, as are the fields below."""
+    hub_id: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,12 @@ class Manifest:
     tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     content_digest: str = ""
     format: str = f"{FORMAT[0]}.{FORMAT[1]}"
+    recipe_name: str | None = None
+    """The bundled recipe that has this content, whatever file or flags it came from; since format 2.1."""
 
     def to_json(self) -> bytes:
         """Canonical JSON in UTF-8 with every key, defaults included."""
         return canonical(plain(self))
-
-    def content(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-        """The bytes of the content digest: the manifest without measured values, with dtype and shape per tensor."""
-        value = plain(self)
-        del value["content_digest"]
-        value["sections"].pop(MEASURED, None)
-        value["layout"] = {name: [dtype, list(shape)] for name, (dtype, shape) in layout.items()}
-        return canonical(value)
 
     @staticmethod
     def from_json(text: str | bytes, *, what: str) -> Manifest:
@@ -135,6 +137,18 @@ class Manifest:
         manifest: Manifest = read(Manifest, value, what, lenient)
         _check(manifest, what)
         return manifest
+
+
+def content_of(text: str | bytes, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The bytes of the content digest: a checked manifest without measured values, with dtype and shape per tensor.
+
+    It is made from the JSON as it stands: keys of a newer minor version count, though this reader ignores them.
+    """
+    value = loads(text, what="manifest", error=EngineError)
+    del value["content_digest"]
+    value["sections"].pop(MEASURED, None)
+    value["layout"] = {name: [dtype, list(shape)] for name, (dtype, shape) in layout.items()}
+    return canonical(value)
 
 
 def is_section_name(name: str) -> bool:
@@ -167,7 +181,7 @@ def _check_version(value: Any, what: str) -> int:
 
 
 def _check(manifest: Manifest, what: str) -> None:
-    """Checks the form of digests, the names of sections and that windows hold at least one position."""
+    """Checks digests, names of sections, texts that are shown, and that windows hold at least one position."""
     if 0 in manifest.model.windows:
         raise EngineError(f"expected windows of at least one position in {what}.model.caches", found="[0]")
     digests = {
@@ -181,6 +195,12 @@ def _check(manifest: Manifest, what: str) -> None:
         for value in values:
             if not _DIGEST.fullmatch(value):
                 raise EngineError(f"expected 64 lower-case hex digits in {what}.{key}", found=f"{value!r}"[:80])
+    for key in ("name", "hub_id", "revision", "licence"):
+        if not (getattr(manifest.checkpoint, key) or "").isprintable():
+            raise EngineError(
+                f"expected printable text in {what}.checkpoint.{key}",
+                found=f"{getattr(manifest.checkpoint, key)!r}"[:80],
+            )
     for name in manifest.sections:
         if not is_section_name(name):
             raise EngineError(f"expected plain names in {what}.sections", found=f"{name!r}"[:200])

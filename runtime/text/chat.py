@@ -30,6 +30,12 @@ WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 WORD_KEYS = ("role", "type")
 
 
+def no_template() -> Unsupported:
+    """The refusal to chat with a model that has no chat template."""
+    found = "no chat template in the checkpoint"
+    return Unsupported("cannot chat with this engine", found=found, fix="a plain prompt")
+
+
 def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
     """The chat template of a checkpoint: chat_template.jinja, else `chat_template` of tokenizer_config.json (a string,
     or a list of named templates: "default", else the only one); None if there is none.

@@ -17,16 +17,17 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 123,  # calls that do not fit their parameters are refused
-    "cli": 112,  # --debug for every command; --format json
-    "cli/commands": 1189,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 557,  # texts are templates over the facts of --json
+    "cli": 115,  # --debug for every command; --format json
+    "cli/commands": 1235,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/common": 565,  # texts are templates over the facts of --json
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
     "compiler": 316,  # page.py: a dump as one page; resume
-    "compiler/checkpoint": 830,
+    "compiler/cache": 462,  # engines that llmc run builds
+    "compiler/checkpoint": 935,  # card.py: name and licence of a model
     "compiler/config": 365,
     "compiler/decoder": 192,
-    "compiler/engine": 489,  # report.py and memory planning came from build.py
+    "compiler/engine": 498,  # report.py and memory planning came from build.py
     "compiler/families": 400,
     "compiler/oracle": 250,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
@@ -46,16 +47,16 @@ HELD: dict[str, int] = {
     "passes/rewrite": 372,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 216,
     "quantize/formats": 254,
-    "recipes": 442,  # metrics and gates
-    "runtime": 991,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "recipes": 444,  # metrics and gates
+    "runtime": 992,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 463,  # notes
     "runtime/cuda": 962,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 621,  # info.py: what an engine says of itself
-    "runtime/files": 434,
+    "runtime/engine_file": 632,  # info.py: what an engine says of itself
+    "runtime/files": 463,
     "runtime/plan": 746,  # where PTX lies
     "runtime/sampling": 243,
     "runtime/scheduling": 538,  # notes
-    "runtime/text": 442,
+    "runtime/text": 445,
 }
 _NO_CODE = {
     tokenize.COMMENT,

@@ -21,7 +21,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("page",), ("pipeline", "engine"), ("build",)),
+        *(("page",), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
     ("compiler", "targets", "cuda"): (
@@ -52,7 +52,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
-    ("cli",): (("common",), ("prompts", "judge"), ("commands",), ("app",)),
+    ("cli",): (("common",), ("prompts", "judge", "cache"), ("commands",), ("app",)),
 }
 """Rooms and files in layers: a layer imports only what is to its left, and nothing beside it.
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from support.paths import PICO
 
 from llmc.compiler.build import build
+from llmc.compiler.cache import find as cache
+from llmc.compiler.cache.find import Found, Wish
 from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.engine.report import BuildReport
 from llmc.compiler.engine.writer import EngineWriter
@@ -27,11 +29,14 @@ from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.progress import NO_PROGRESS
 
 PicoEngine = Callable[..., Path]
 """Gives the engine of the bundled checkpoint in a weight format, with limits: the fixture `pico_engine`."""
 CONTEXT = 512
 """Positions of the bundled checkpoint."""
+ANY_RECIPE = Wish.of(None)
+"""Of `llmc run CHECKPOINT` without flags."""
 
 
 SMALL = {
@@ -131,3 +136,22 @@ def forge(
             for name, data in sections.items():
                 writer.section(name, data)
             return writer.commit(manifest(engine.manifest))
+
+
+def find_cached(where: Path | str, wish: Wish = ANY_RECIPE, **more: Any) -> Found:
+    """The engine of a checkpoint in the cache, as `llmc run CHECKPOINT` looks for it."""
+    return cache.find(str(where), wish, **more)
+
+
+def never() -> None:
+    """What is called before a wait for another process."""
+    raise AssertionError("nobody else builds")
+
+
+def build_cached(where: Path | str, wish: Wish = ANY_RECIPE) -> Found:
+    """An engine that was not there."""
+    found = find_cached(where, wish)
+    assert not found.ready and not found.damage
+    assert found.build(NO_PROGRESS, never) is not None
+    found.used()
+    return found

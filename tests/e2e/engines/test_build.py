@@ -108,6 +108,7 @@ def test_the_manifest_names_files_formats_recipe_and_tools(pico_engine: PicoEngi
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in PICO.iterdir()}
     del files["README.md"]
     assert manifest.checkpoint.files == files
+    assert (manifest.checkpoint.name, manifest.recipe_name) == ("pico-python", "cpu-int4")
     linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert len(manifest.formats) == 8 * len(linears) + 1
     assert manifest.formats["model.embed_tokens.weight"] == "int8"

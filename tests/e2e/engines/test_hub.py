@@ -131,14 +131,21 @@ def use_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: dict
 def test_only_needed_files_are_fetched_and_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = json.dumps({"weight_map": {"w": "model-00001-of-00001.safetensors"}}).encode()
     weights = ("model-00001-of-00001.safetensors", "consolidated.safetensors", "pytorch_model.bin", "original/x.json")
-    small = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md", "code.py")
-    repository = dict.fromkeys(weights + small, b"{}") | {"model.safetensors.index.json": index}
+    small = (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "LICENSE.txt",
+    )
+    repository = dict.fromkeys((*weights, *small, "code.py"), b"{}") | {"model.safetensors.index.json": index}
     client = use_client(tmp_path, monkeypatch, repository)
     folder, warnings = download(HubId("org/name", "main"), weights=True)
     assert (folder, warnings) == (client.snapshot, [])
     assert sorted(file.name for file in folder.iterdir()) == [
-        "chat_template.jinja", "config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "LICENSE.txt", "README.md", "chat_template.jinja", "config.json", "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert [revision for revision, _ in client.asked] == ["main", COMMIT]
 

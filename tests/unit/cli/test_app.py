@@ -45,7 +45,8 @@ def test_only_settings_of_the_machine_have_a_variable():
 
 
 def test_every_flag_shows_its_default():
-    for name, command in typer.main.get_command(module.app).commands.items():  # type: ignore[attr-defined]
+    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    for name, command in {**commands, **commands["cache"].commands}.items():
         context = typer.Context(command, info_name=name)
         for option in command.get_params(context):
             if option.param_type_name == "option" and "--help" not in option.opts:

@@ -9,23 +9,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .....runtime.environment import cache_folder
+from .....runtime.environment import KERNELS, TOOLS, cache_folder
 from .....runtime.errors import EngineError
 from .....runtime.files.records import read
+from .....runtime.files.sealed import read_sealed, write_sealed
 from .....runtime.files.strict_json import canonical, loads
 from .assembler import assembler_version
 
-TOOLS = "tools.json"
-"""The file that makes a cache a pack."""
 _PACKAGE = Path(__file__).resolve().parents[4]
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _WORKER = Path(__file__).resolve().with_name("worker.py")
@@ -52,7 +48,7 @@ class Tools:
 class KernelCache:
     """Answers of the compiler by key in `folder`; with None nothing is kept.
 
-    An entry is a SHA-256 in hexadecimal, a line end, and the JSON that it is the digest of, which repeats the key.
+    An entry is a sealed file (`runtime/files/sealed.py`) that repeats its key.
     """
 
     folder: Path | None
@@ -79,36 +75,20 @@ class KernelCache:
     def default() -> KernelCache:
         """The user's cache; see LLMC_CACHE."""
         folder = cache_folder()
-        return KernelCache(None if folder is None else folder / "kernels")
+        return KernelCache(None if folder is None else folder / KERNELS)
 
     def load(self, key: str) -> Any:
         """The answer of a key, or None if the entry is absent, unreadable or damaged: the kernel is then compiled."""
         if self.folder is None:
             return None
-        try:
-            digest, _, body = (self.folder / key).read_bytes().partition(b"\n")
-            if hashlib.sha256(body).hexdigest().encode() != digest:
-                return None
-            entry = json.loads(body)
-        except (OSError, ValueError):
-            return None
+        entry = read_sealed(self.folder / key)
         return entry["answer"] if isinstance(entry, dict) and entry.get("key") == key else None
 
     def save(self, key: str, answer: Mapping[str, Any]) -> None:
         """Keep an answer. If the folder cannot be written, nothing is kept and no error is raised."""
         if self.folder is None or self.packed is not None:
             return
-        body = canonical({"key": key, "answer": answer})
-        temporary = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            os.replace(temporary, self.folder / key)
-        except OSError:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        write_sealed(self.folder / key, {"key": key, "answer": answer})
 
 
 def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:

@@ -13,7 +13,14 @@ import safetensors
 
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Stored
-from llmc.runtime.engine_file.file import MAGIC, EngineFile, header_digest, read_unchecked, verify_engine
+from llmc.runtime.engine_file.file import (
+    MAGIC,
+    EngineFile,
+    content_digest,
+    header_digest,
+    read_unchecked,
+    verify_engine,
+)
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
 from llmc.runtime.files.safetensors import read_header
@@ -252,8 +259,18 @@ def test_manifests_that_are_refused(
 
 def test_a_newer_minor_version_may_say_more(sample: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.llmc"
-    path.write_bytes(forge(sample, {"format": "2.7", "colour": "blue"}))
-    assert EngineFile.open(path).manifest.model == MANIFEST.model
+    end = 8 + int.from_bytes(sample[:8], "little")
+    before = json.loads(json.loads(sample[8:end])["__metadata__"]["llmc"])
+    with EngineFile.open(make(path)) as engine:
+        newer = json.dumps({**before, "format": "2.7", "colour": "blue"})
+        digest = content_digest(newer, engine.tensors)
+    assert digest != before["content_digest"]
+    path.write_bytes(forge(sample, {"format": "2.7", "colour": "blue", "content_digest": digest}))
+    with verify_engine(path) as engine:
+        assert engine.manifest.model == MANIFEST.model
+    path.write_bytes(forge(sample, {"format": "2.7", "colour": "red", "content_digest": digest}))
+    with pytest.raises(VerifyError, match=r"expected the manifest of .* to match its content digest"):
+        verify_engine(path)
 
 
 def listed(sample: bytes, key: str, **more: object) -> dict[str, object]:

@@ -18,6 +18,7 @@ from llmc.runtime.engine_file.manifest import (
     Manifest,
     ModelFacts,
     Profile,
+    content_of,
     is_section_name,
 )
 from llmc.runtime.errors import EngineError
@@ -171,6 +172,10 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
         (lambda m: m.update(required_features=["x"]), "needs llmc >= 0.1.0"),
         (lambda m: m.update(format="3.0", tools=7), "needs a newer llmc"),
         (
+            lambda m: m["checkpoint"].update(name="a\x1b[2J"),
+            "expected printable text in m.llmc: manifest.checkpoint.name",
+        ),
+        (
             lambda m: m["model"]["caches"][0].update(window=0),
             "windows of at least one position in m.llmc: manifest.model.caches",
         ),
@@ -190,10 +195,19 @@ def test_other_json_is_refused(value: Any) -> None:
 def test_content_leaves_out_what_was_measured(sample: Manifest) -> None:
     layout = {"w": ("U8", (2, 3))}
     measured = replace(sample, sections={"measured.json": "2" * 64}, content_digest="3" * 64)
-    assert measured.content(layout) == sample.content(layout)
-    assert replace(sample, sections={"other": "2" * 64}).content(layout) != sample.content(layout)
-    assert sample.content({"w": ("U8", (3, 2))}) != sample.content(layout)
-    assert replace(sample, tensors={"w": ("4" * 64,)}).content(layout) != sample.content(layout)
+    content = content_of(sample.to_json(), layout)
+    assert content_of(measured.to_json(), layout) == content
+    assert content_of(replace(sample, sections={"other": "2" * 64}).to_json(), layout) != content
+    assert content_of(sample.to_json(), {"w": ("U8", (3, 2))}) != content
+    assert content_of(replace(sample, tensors={"w": ("4" * 64,)}).to_json(), layout) != content
+
+
+def test_what_is_unknown_has_no_key(sample: Manifest) -> None:
+    """So an engine of format 2.0, which had no such keys, has the content digest that it was given."""
+    assert json.loads(sample.to_json())["checkpoint"] == {"accepted_config": [], "files": {}}
+    assert "recipe_name" not in json.loads(sample.to_json())
+    old = replace(sample, format="2.0")
+    assert Manifest.from_json(old.to_json(), what="m") == old
 
 
 def test_section_names() -> None:

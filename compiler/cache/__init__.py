@@ -1,0 +1,1 @@
+"""Engines that `llmc run` built from checkpoints, kept for the next time."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..runtime.chips import GPUS, TARGETS, target_of
+from ..runtime.cuda.names import targets_of, wrong_target
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
 from ..runtime.files.safetensors import open_regular, read_at
@@ -53,7 +53,7 @@ class Recipe:
     default_format: str = "none"
     rules: tuple[QuantizeRule, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
-    """A GPU's name, such as "h100", becomes the target that it runs."""
+    """A GPU's name, such as "h100", becomes the target that it runs; "native" becomes the targets of this machine."""
     max_context: int | None = None
     """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
@@ -66,7 +66,8 @@ class Recipe:
         _demand(wrong_version(self.version))
         _demand(wrong_format(self.default_format))
         _demand(wrong_targets(self.targets))
-        object.__setattr__(self, "targets", tuple(dict.fromkeys(target_of(name) or name for name in self.targets)))
+        targets = dict.fromkeys(target for name in self.targets for target in targets_of(name))
+        object.__setattr__(self, "targets", tuple(targets))
         _demand(wrong_precision("activations", self.activations))
         _demand(wrong_precision("kv", self.kv))
         if self.max_context is not None:
@@ -170,9 +171,8 @@ def wrong_precision(key: str, name: str) -> str:
 def wrong_targets(targets: tuple[str, ...]) -> str:
     """Why `targets` are refused, or ""."""
     for target in targets:
-        if target_of(target) is None:
-            known = f"known: {', '.join(TARGETS)}, and GPUs: {', '.join(GPUS)}"
-            return f"expected a target, found {target!r}{nearest(target, (*TARGETS, *GPUS))}, {known}"
+        if wrong := wrong_target(target):
+            return wrong
     if not targets or len(set(targets)) != len(targets):
         return "expected targets to name at least one target, each once"
     return ""

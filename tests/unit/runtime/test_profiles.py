@@ -20,7 +20,7 @@ from llmc.runtime.errors import EngineError, RecipeError, ResourceError
 from llmc.runtime.load import load
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.probe import replay
-from llmc.runtime.profiles import choose, choose_gpu_profile, fits
+from llmc.runtime.profiles import choose, choose_gpu_profile, fits, named
 
 Call = Callable[..., Outcome]
 
@@ -143,7 +143,7 @@ def test_bindings_are_looked_for_where_they_are_installed(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("sm_9", EngineError, "\n  found: profiles cpu, sm_80, sm_89, sm_90 (did you mean 'sm_90'?)"),
+        ("sm_9", EngineError, "\n  found: profiles cpu, sm_80, sm_89, sm_90"),
         (
             "sm_90",
             ResourceError,
@@ -169,9 +169,34 @@ def test_a_simulated_profile_needs_no_gpu(engine: EngineFile, monkeypatch: pytes
     ):
         choose(engine, "cpu", simulated=True)
     with pytest.raises(
-        EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles .* \(did you mean 'cpu'\?\)"
+        EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles cpu, sm_80, sm_89, sm_90$"
     ):
         choose_gpu_profile(engine, "cpi")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        *(("SM_90", "sm_90"), ("h100", "sm_90"), ("NVIDIA H100 NVL", "sm_90"), ("rtx 4080", "sm_89"), ("90", "sm_90")),
+        *(("A10", "sm_80"), ("CPU", "cpu"), ("native", None), (None, None)),
+    ],
+)
+def test_a_gpu_s_name_is_the_best_profile_for_it(engine: EngineFile, asked: str | None, found: str | None):
+    assert named(engine, asked) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        ("b200", "\n  try: llmc build --target cpu,sm_80,sm_89,sm_90,sm_100"),
+        *(("gpu", ""), ("h10", ""), ("v100", ""), ("sm_91", "")),
+    ],
+)
+def test_no_profile_of_another_generation_is_suggested(engine: EngineFile, asked: str, fix: str):
+    with pytest.raises(EngineError) as refused:
+        named(engine, asked)
+    said = f"cannot find profile {asked!r} in {engine.path}\n  found: profiles cpu, sm_80, sm_89, sm_90{fix}"
+    assert str(refused.value) == said
 
 
 class Fake:

@@ -15,9 +15,15 @@ from ..common.options import flag
 
 
 def is_engine(where: str) -> bool:
-    """True if the path is an engine: a file, but no weight file of a checkpoint."""
+    """True if the path is an engine, also a damaged one: it exists, and is nothing that a checkpoint could be."""
+    from ...runtime.engine_file.file import ENGINE
+    from ...runtime.files.mistaken import FOREIGN
+
     path = Path(where)
-    return path.exists() and not path.is_dir() and path.suffix != ".safetensors"
+    if not path.exists() or path.is_dir():
+        return False
+    named = path.suffix == ENGINE.suffix or path.suffix not in (".safetensors", ".json", *FOREIGN)
+    return named or (path.is_file() and ENGINE.matches(path))
 
 
 def inspect(
@@ -45,8 +51,6 @@ def inspect(
     if launches:
         from . import launches as priced
 
-        if not is_engine(subject):
-            raise RecipeError(f"expected an engine file for --launches, not {subject}", fix="a file of llmc build")
         asked = {"program": program, "tokens": tokens, "context": context}
         return priced.show(subject, profile=profile, gpu=target, json=json, **asked)
     for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):

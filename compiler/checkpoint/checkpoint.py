@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
-from ...runtime.errors import CheckpointError, Unsupported, nearest
+from ...runtime.errors import CheckpointError, ResourceError, Unsupported, nearest
+from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...runtime.text.chat import chat_template_source
 from ..config.fields import load_object
@@ -16,6 +17,7 @@ from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
 from .digest import Files
 from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, refuse_hard_link
+from .no_checkpoint import no_checkpoint, no_checkpoint_file, no_checkpoint_path
 from .random_source import RandomSource
 from .source import FileSource, Source
 
@@ -65,6 +67,8 @@ def open_checkpoint(
     path, warnings = _locate(where, random_weights is None)
     folder = Folder(path if os.path.isdir(path) else path.parent)
     files = Files(folder)
+    if not folder.has("config.json"):
+        raise no_checkpoint(folder)
     config = parse_config(files.need("config.json"), accept=accept_config, what=str(folder.path / "config.json"))
     generation = Generation()
     settings = files.get("generation_config.json")
@@ -128,25 +132,28 @@ def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
     if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.isfile(path)):
         return path, []
     if os.path.lexists(path):
-        fix = "pass the folder that holds config.json"
-        raise CheckpointError(f"expected a checkpoint folder at {where}", found=f"a file named {path.name}", fix=fix)
+        raise no_checkpoint_file(path)
+    if address := mistaken_address(str(where)):
+        raise CheckpointError(f"cannot open checkpoint {where}", found=address[0], fix=address[1])
     # Needed for hub ids only: a plain folder must open without the extra.
-    from .hub import download, parse_hub_id
+    from .hub import download
 
     hub_id = parse_hub_id(where) if isinstance(where, str) else None
     if hub_id is None:
-        raise CheckpointError(
-            f"cannot open checkpoint {where}",
-            found="no such folder",
-            fix="a checkpoint folder, or a Hugging Face id org/name[@revision]",
-        )
-    return download(hub_id, weights=weights)
+        raise no_checkpoint_path(path)
+    try:
+        return download(hub_id, weights=weights)
+    except (CheckpointError, ResourceError) as error:
+        near = near_path(path) if path.parent.is_dir() else ""  # perhaps a folder was meant
+        raise type(error)(error.asked + near, found=error.found, fix=error.fix) from error
 
 
 def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     """Open all shards and check them against the index; returns the source and warnings."""
     folder = files.folder
     weights = find_weights(folder)
+    if weights is None:
+        raise no_checkpoint(folder)
     if weights.index is not None:
         files.add(*weights.index)
     missing = [name for name in weights.shards if not folder.has(name)]

@@ -215,6 +215,6 @@ def test_no_plan_nothing_to_price(call: Call, pico_engine: PicoEngine):
     assert outcome.err.startswith("llmc: expected a profile of a GPU in ")
     assert "\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
     outcome = call("inspect", PICO, "--launches")
-    assert outcome.code == 2 and outcome.err.startswith("llmc: expected an engine file for --launches, not ")
+    assert outcome.code == 3 and outcome.err.startswith(f"llmc: expected an engine at {PICO}\n  found: a checkpoint")
     outcome = call("inspect", pico_engine("int8"), "--tokens", 3)
     assert (outcome.code, outcome.err) == (2, "llmc: expected --launches with --tokens\n")

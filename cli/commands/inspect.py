@@ -12,6 +12,7 @@ import typer
 from ...runtime.errors import EngineError, RecipeError
 from ..common import console, options
 from ..common.options import flag
+from ..facts.checkpoint import checkpoint_facts, checkpoint_text
 
 
 def is_engine(where: str) -> bool:
@@ -47,7 +48,7 @@ def inspect(
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
-    """Show the facts of a checkpoint or an engine, or what an engine's launch plan costs."""
+    """Show the facts of a checkpoint, buildable or not, or of an engine."""
     if launches:
         from . import launches as priced
 
@@ -57,8 +58,8 @@ def inspect(
         if value is not None:
             raise RecipeError(f"expected --launches with {name}")
     if not is_engine(subject):
-        facts = _checkpoint_facts(subject, accept_config or [])
-        return console.show(facts, _checkpoint_text(facts), json)
+        facts = checkpoint_facts(subject, accept_config or (), tensors=verbose)
+        return console.show(facts, checkpoint_text(facts), json)
     from ...runtime.engine_file.file import EngineFile, read_unchecked
 
     try:
@@ -71,62 +72,6 @@ def inspect(
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code) from error
     console.show(facts, _engine_text(facts, verbose), json)
-
-
-def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
-    from ...compiler.checkpoint.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(where, accept_config=accept_config)
-    config, source = checkpoint.config, checkpoint.source
-    decoder = config.decoder
-    mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
-    infos = [source.info(name) for name in source.names]
-    return {
-        "path": str(checkpoint.path),
-        "revision": checkpoint.revision,
-        "architecture": config.family.architecture,
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": mlp.gate.rows,
-        "layers": len(decoder.layers),
-        "heads": mixers[0].heads,
-        "kv_heads": mixers[0].kv_heads,
-        "head_dim": mixers[0].head_dim,
-        "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
-        "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.positions,
-        "rope": mixers[0].rope.type,
-        "tied": decoder.tied,
-        "bos": checkpoint.bos_id,
-        "eos_ids": list(checkpoint.eos_ids),
-        "generation": dict(checkpoint.generation),
-        "tensors": len(infos),
-        "bytes": sum(info.nbytes for info in infos),
-        "dtypes": dict(sorted(Counter(info.dtype for info in infos).items())),
-        "files": {facts.name: facts.bytes for facts in checkpoint.files.facts},
-        "ignored_config": dict(config.ignored),
-        "accepted_config": list(config.accepted),
-        "warnings": list(checkpoint.warnings),
-    }
-
-
-_CHECKPOINT = """\
-checkpoint {path}{at}
-  {architecture}: {layers} layers, hidden {hidden_size}, intermediate {intermediate_size}, \
-{heads} heads and {kv_heads} kv heads of {head_dim}
-  vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
-  {tensors} tensors, {bytes!b}: {counts}
-  bos {bos}, eos {eos_ids}"""
-
-
-def _checkpoint_text(facts: dict[str, Any]) -> str:
-    at = f" at {facts['revision']}" if facts["revision"] else ""
-    counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
-    lines = [console.fill(_CHECKPOINT, facts, at=at, head="tied" if facts["tied"] else "untied", counts=counts)]
-    lines += [f"  {name}: {console.size(size)}" for name, size in facts["files"].items()]
-    if facts["ignored_config"]:
-        lines.append(f"  config keys without effect: {', '.join(facts['ignored_config'])}")
-    lines += [f"  warning: {warning}" for warning in facts["warnings"]]
-    return "\n".join(lines)
 
 
 def _engine_facts(engine: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def open_checkpoint(
         RecipeError: a key of `accept_config` is misspelt or cannot be ignored.
         ResourceError: a hub id without network, access or the extra.
     """
-    path, warnings = _locate(where, random_weights is None)
+    path, warnings = locate(where, random_weights is None)
     folder = Folder(path if os.path.isdir(path) else path.parent)
     files = Files(folder)
     if not folder.has("config.json"):
@@ -126,8 +126,12 @@ def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mappin
     return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
 
 
-def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
-    """The folder or weight file that `where` names (downloaded if it is a hub id), and warnings."""
+def locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
+    """The folder or weight file that `where` names (downloaded if it is a hub id), and warnings.
+
+    Raises:
+        LlmcError: it is neither; says what it is.
+    """
     path = Path(where).expanduser()
     if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.isfile(path)):
         return path, []
@@ -167,7 +171,7 @@ def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     for name in weights.shards:
         opened = folder.open(name)
         refuse_hard_link(folder, opened)
-        header = _read_header(opened)
+        header = read_header(opened)
         if weights.listed is not None:
             _check_against_index(opened.facts, header, weights.listed)
         files.shards.append(opened)
@@ -184,7 +188,12 @@ def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     return FileSource(tensors), warnings
 
 
-def _read_header(opened: OpenFile) -> Header:
+def read_header(opened: OpenFile) -> Header:
+    """The checked header of an open weight file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     what, size = opened.facts.shown, opened.facts.bytes
     raw = read_header_bytes(opened.fd, size, what=what, error=CheckpointError, max_bytes=MAX_HEADER_BYTES)
     return parse_header(raw, size, what=what, error=CheckpointError, max_tensors=_MAX_TENSORS)

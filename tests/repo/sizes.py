@@ -20,6 +20,7 @@ HELD: dict[str, int] = {
     "cli": 112,  # --debug for every command; --format json
     "cli/commands": 1189,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 557,  # texts are templates over the facts of --json
+    "cli/facts": 0,  # what inspect shows of any checkpoint
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
     "compiler": 316,  # page.py: a dump as one page; resume

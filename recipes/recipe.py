@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..runtime.chips import SM
 from ..runtime.cuda.names import targets_of, wrong_target
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, nearest
@@ -81,6 +82,16 @@ class Recipe:
                 return rule.format
         return self.default_format
 
+    def idle(self) -> dict[str, tuple[str, str]]:
+        """The keys that change nothing in this recipe, each with the reason and what would give it an effect."""
+        found: dict[str, tuple[str, str]] = {}
+        if not any(target in SM for target in self.targets):
+            why = f"targets {', '.join(self.targets)}, of which none is a GPU's", "targets such as cpu,h100"
+            found = {"activations": why, "kv": why}
+        elif self.default_format == "none" and all(rule.format == "none" for rule in self.rules):
+            found["activations"] = "no weight that is quantized", "quantize fp8"
+        return {key: why for key, why in found.items() if getattr(self, key) != "none"}
+
     def to_json(self) -> dict[str, Any]:
         """Equal recipes give equal JSON whatever file, base or flags they came from."""
         return {
@@ -135,6 +146,9 @@ def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) 
     """The recipe, also one by name or path (see `load_recipe`), with command-line values put over it.
 
     `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
+
+    Raises:
+        RecipeError: a value is out of range, or changes nothing.
     """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if "quantize" in given:
@@ -145,7 +159,12 @@ def with_flags(recipe: Recipe | str | Path | None, **flags: Unpack[BuildFlags]) 
         names = given["targets"]
         given["targets"] = tuple(map(str.strip, names.split(",")) if isinstance(names, str) else names)
     found = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
-    return replace(found or Recipe(), **given)
+    result = replace(found or Recipe(), **given)
+    for key, (reason, fix) in result.idle().items():
+        if key in given:
+            asked = f"cannot use {key} {given[key]}, which would change nothing"
+            raise RecipeError(asked, found=reason, fix=f"{fix}, or no {key}")
+    return result
 
 
 def wrong_version(version: int) -> str:

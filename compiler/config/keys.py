@@ -102,6 +102,8 @@ def classify_keys(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Classify the keys of a config: ({ignored key: reason}, unknown keys that `accept` names).
 
+    `accept` may name an ignored key: the caller says that it need not.
+
     `own` holds the keys that the family reads beside COMMON; `what` names the file in errors.
 
     Raises:

@@ -61,6 +61,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     if clash is not None:
         raise clash
     ignored, accepted = classify_keys(values, accept, what, family.defaults)
+    notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in values if key in REMOTE_CODE and values[key]]
     reading = ConfigReader(values, family, what)
     quantization = _quantization(reading.fields)

@@ -49,17 +49,23 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Show the facts of a checkpoint, buildable or not, or of an engine."""
+    from ...runtime.environment import is_setting
+
+    own = None if is_setting("profile", profile) else profile
+    only = {"--program": program, "--tokens": tokens, "--context": context, "--for": target, "--profile": own}
+    _refuse_idle(launches, only, accept_config, verbose)
     if launches:
         from . import launches as priced
 
         asked = {"program": program, "tokens": tokens, "context": context}
         return priced.show(subject, profile=profile, gpu=target, json=json, **asked)
-    for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
-        if value is not None:
-            raise RecipeError(f"expected --launches with {name}")
     if not is_engine(subject):
         facts = checkpoint_facts(subject, accept_config or (), tensors=verbose)
         return console.show(facts, checkpoint_text(facts), json)
+    if accept_config:
+        raise RecipeError("expected a checkpoint with --accept-config", found=f"the engine {subject}")
+    if verbose and json:
+        console.note("llmc: --verbose changes nothing beside --json, which shows all of an engine")
     from ...runtime.engine_file.file import EngineFile, read_unchecked
 
     try:
@@ -72,6 +78,20 @@ def inspect(
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code) from error
     console.show(facts, _engine_text(facts, verbose), json)
+
+
+def _refuse_idle(launches: bool, only: dict[str, Any], accept_config: list[str] | None, verbose: bool) -> None:
+    """Check that each flag changes something; those of `only` price launches.
+
+    Raises:
+        RecipeError: one does not; names it.
+    """
+    for name, value in only.items():
+        if value is not None and not launches:
+            raise RecipeError(f"expected --launches with {name}")
+    if launches and (accept_config or verbose):
+        flag = "--accept-config" if accept_config else "--verbose"
+        raise RecipeError(f"cannot use {flag}, which would change nothing", found="--launches", fix=f"no {flag}")
 
 
 def _engine_facts(engine: Any) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def passes(
     else:
         plan = with_flags(recipe, **flags)
         source = open_source(checkpoint or "", accept_config or (), random_weights)
+        if flags.get("max_batch") is not None:
+            console.note("llmc: --max-batch changes nothing: no pass depends on it")
         for said in idle_settings(plan, source):
             console.note(f"warning: {said}")
         _, _, reports = lower(source, plan, context_of(plan, source), start_dump(dump, plan))

@@ -241,6 +241,21 @@ def test_a_device_that_is_given_runs_the_plan(path: Path, monkeypatch: pytest.Mo
     assert (report.ok, report.positions, made[1].made) == (False, 8, ("sm_80", 80, 1))
 
 
+def test_threads_for_a_gpu_s_profile_are_said_to_change_nothing(
+    call: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llmc.cli.common.simulate._interpreter", Fake)
+    said = "threads 3 changes nothing: profile sm_90 runs on a GPU"
+    with load(path, threads=3, make_device=Fake) as loaded:
+        assert loaded.notes == (said,)
+    command = ("run", path, "x", "--simulate", "--max-tokens", 1)
+    assert f"llmc: {said}\n" in call(*command, "--threads", 3).err
+    monkeypatch.setenv("LLMC_THREADS", "3")  # set for all commands of a machine at once
+    assert "nothing" not in call(*command).err
+    with load(path, threads=3, make_device=Fake) as loaded:
+        assert loaded.notes == ()
+
+
 def test_simulate_takes_the_place_of_the_gpu(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("llmc.cli.common.simulate._interpreter", Fake)
     found = call("run", path, "x", "--simulate", "--max-tokens", 3, "--json").json

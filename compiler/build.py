@@ -21,7 +21,7 @@ from .engine.writer import EngineWriter
 from .oracle import probe
 from .oracle.oracle import block_count
 from .page import write_page
-from .pipeline import context_of, lower, start_dump
+from .pipeline import context_of, idle_settings, lower, start_dump
 from .targets import ProfileConfig, Tactics, tactics_of, target_named
 
 
@@ -51,6 +51,7 @@ def build(
         shown = start_dump(dump, recipe)
         tables = tactics_of(recipe.targets, tactics)
         context = context_of(recipe, checkpoint)
+        idle = idle_settings(recipe, checkpoint)
         tokenizer = start_check(checkpoint)
     with clock.stage("graph and passes"):
         decoder, legal, passes = lower(checkpoint, recipe, context, shown)
@@ -103,6 +104,6 @@ def build(
         stages=tuple(clock.stages),
         passes=passes,
         unused=decoder.unused,
-        warnings=(*checkpoint.warnings, *notes),
+        warnings=(*checkpoint.warnings, *idle, *notes),
         content_digest=writer.content_digest,
     )

@@ -42,6 +42,22 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
     return asked
 
 
+def idle_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What each setting of a recipe that changes nothing for this checkpoint is, and why, for the user."""
+    linears = [name.removesuffix(".weight") for name, shape in checkpoint.config.decoder.tensors().items() if shape[1:]]
+    linears = [
+        *(name for name in linears if name != checkpoint.config.decoder.embedding),
+        checkpoint.config.decoder.head,
+    ]
+    said = [f"{key} {getattr(recipe, key)} changes nothing: {why}" for key, (why, _) in recipe.idle().items()]
+    for index, rule in enumerate(recipe.rules):
+        matched = [name for name in linears if fnmatchcase(name, rule.match)]
+        later = recipe.rules[index + 1 :]
+        if matched and all(any(fnmatchcase(name, one.match) for one in later) for name in matched):
+            said.append(f"rule {rule.match!r} ({rule.format}) changes nothing: later rules match all that it does")
+    return tuple(said)
+
+
 def lower(
     checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Dump | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..runtime.chips import GPUS, TARGETS, target_of
+from ..runtime.chips import SM
+from ..runtime.cuda.names import targets_of, wrong_target
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
 from ..runtime.errors import RecipeError, demand, nearest, path_of, several, text_of
 from ..runtime.files.safetensors import open_regular, read_at
@@ -57,7 +58,8 @@ class Recipe:
     default_format: str = "none"
     rules: tuple[QuantizeRule, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
-    """A GPU's name, such as "h100", becomes the target that it runs; in one text, commas separate them."""
+    """A GPU's name, such as "h100", becomes the target that it runs; "native" becomes the targets of this machine.
+    In one text, commas separate them."""
     max_context: int | None = None
     """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
@@ -73,7 +75,8 @@ class Recipe:
         _demand(wrong_version(self.version))
         _demand(wrong_format(self.default_format))
         _demand(wrong_targets(self.targets))
-        object.__setattr__(self, "targets", tuple(dict.fromkeys(target_of(name) or name for name in self.targets)))
+        targets = dict.fromkeys(target for name in self.targets for target in targets_of(name))
+        object.__setattr__(self, "targets", tuple(targets))
         _demand(wrong_precision("activations", self.activations))
         _demand(wrong_precision("kv", self.kv))
         if self.max_context is not None:
@@ -96,6 +99,16 @@ class Recipe:
             if fnmatchcase(module, rule.match):
                 return rule.format
         return self.default_format
+
+    def idle(self) -> dict[str, tuple[str, str]]:
+        """The keys that change nothing in this recipe, each with the reason and what would give it an effect."""
+        found: dict[str, tuple[str, str]] = {}
+        if not any(target in SM for target in self.targets):
+            why = f"targets {', '.join(self.targets)}, of which none is a GPU's", "targets such as cpu,h100"
+            found = {"activations": why, "kv": why}
+        elif self.default_format == "none" and all(rule.format == "none" for rule in self.rules):
+            found["activations"] = "no weight that is quantized", "quantize fp8"
+        return {key: why for key, why in found.items() if getattr(self, key) != "none"}
 
     def to_json(self) -> dict[str, Any]:
         """Equal recipes give equal JSON whatever file, base or flags they came from."""
@@ -156,13 +169,21 @@ def with_flags(recipe: Recipe | AnyMapping[str, Any] | str | Path | None, **flag
     """The recipe, also one by name or path (see `load_recipe`) or as a mapping, with command-line values put over it.
 
     `quantize` replaces all weight formats of the recipe, rules too, so that its effect does not depend on the file.
+
+    Raises:
+        RecipeError: a value is out of range, or changes nothing.
     """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if "quantize" in given:
         given["default_format"] = text_of("quantize", given.pop("quantize"))
         head = _HEAD_FORMAT.get(given["default_format"])
         given["rules"] = (QuantizeRule("lm_head", head),) if head else ()
-    return replace(_found(recipe), **given)
+    result = replace(_found(recipe), **given)
+    for key, (reason, fix) in result.idle().items():
+        if key in given:
+            asked = f"cannot use {key} {given[key]}, which would change nothing"
+            raise RecipeError(asked, found=reason, fix=f"{fix}, or no {key}")
+    return result
 
 
 def _found(recipe: Recipe | AnyMapping[str, Any] | str | Path | None) -> Recipe:
@@ -202,9 +223,8 @@ def wrong_precision(key: str, name: str) -> str:
 def wrong_targets(targets: tuple[str, ...]) -> str:
     """Why `targets` are refused, or ""."""
     for target in targets:
-        if target_of(target) is None:
-            known = f"known: {', '.join(TARGETS)}, and GPUs: {', '.join(GPUS)}"
-            return f"expected a target, found {target!r}{nearest(target, (*TARGETS, *GPUS))}, {known}"
+        if wrong := wrong_target(target):
+            return wrong
     if not targets or len(set(targets)) != len(targets):
         return "expected targets to name at least one target, each once"
     return ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .errors import RecipeError, nearest
+from .errors import RecipeError
 
 _KIB, _GB, _TFLOPS = 1 << 10, 10**9, 1e12
 _RESERVED = _KIB
@@ -120,24 +120,20 @@ CHIPS |= {
     f"sm_{sm}": replace(CHIPS[name], name=f"sm_{sm}") for sm, name in {**_REFERENCE, 103: "b300", 121: "gb10"}.items()
 }
 GPUS = tuple(gpu.name for gpu in _GPUS)
-"""Names of GPUs that `chip` and `target_of` accept."""
+"""Names of GPUs with figures; `cuda/names.py` knows more names."""
 
 
 def chip(name: str | int) -> Chip:
     """The chip called "h200" or "sm_90", or of compute capability 90.
 
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: there is none. Names the known ones: the nearest may be of another generation.
     """
-    known = _chip_key(name)
+    known = str(name).lower()
+    known = f"sm_{known}" if known.isdecimal() else known
     if known not in CHIPS:
-        raise RecipeError(f"cannot find chip {str(name)!r}{nearest(known, CHIPS)}", fix=f"one of {', '.join(CHIPS)}")
+        raise RecipeError(f"cannot find chip {str(name)!r}", fix=f"one of {', '.join(CHIPS)}")
     return CHIPS[known]
-
-
-def _chip_key(name: str | int) -> str:
-    asked = str(name).lower()
-    return f"sm_{asked}" if asked.isdecimal() else asked
 
 
 def runs_on(sm: int, chip: int) -> bool:
@@ -153,12 +149,6 @@ def lacks(sm: int, shared: int, chip: int) -> str:
     if not runs_on(sm, chip):
         return f"needs compute capability {capability(sm)}"
     return f"needs {shared} bytes of shared memory a block" if shared > SHARED[chip] else ""
-
-
-def target_of(name: str) -> str | None:
-    """The target with this name, or the target for a chip such as "h100"; None if there is neither."""
-    known = _chip_key(name)
-    return known if known in TARGETS else target_for(CHIPS[known].sm) if known in CHIPS else None
 
 
 def target_for(chip: int) -> str | None:

@@ -53,6 +53,7 @@ class Engine(AbstractContextManager["Engine"]):
         generation: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
         load_s: float = 0.0,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.info = info
         self.profile = info.profile
@@ -60,7 +61,7 @@ class Engine(AbstractContextManager["Engine"]):
         self.vocab_size = executor.vocab
         self.max_batch = executor.sequences
         """Requests that run at the same time; more wait."""
-        self.notes = executor.notes
+        self.notes = (*executor.notes, *notes)
         self._tokenizer = tokenizer
         self._chat_source = chat_template
         self._defaults = defaults_of(generation or {})
@@ -112,6 +113,8 @@ class Engine(AbstractContextManager["Engine"]):
         _check_switches(options)
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
+        elif options.get("special"):
+            raise RecipeError("cannot use special: a prompt of token ids has no text", fix="a prompt as text")
         request = TextRequest(
             _token_ids(prompt),
             _max_tokens(options),
@@ -190,6 +193,13 @@ class Engine(AbstractContextManager["Engine"]):
             raise no_template()
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+    def idle(self, options: SamplingOptions) -> tuple[str, ...]:
+        """Names of the given options that change nothing in a request with these options."""
+        params = self._params(options)
+        neutral = SamplingParams()
+        drawn = ("seed", "top_k", "top_p", "min_p") if params.greedy else ()
+        return tuple(name for name in drawn if options.get(name) not in (None, getattr(neutral, name)))
 
     def _params(self, options: SamplingOptions) -> SamplingParams:
         given: dict[str, Any] = {name: options.get(name) for name in _SAMPLING if options.get(name) is not None}

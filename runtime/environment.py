@@ -61,6 +61,11 @@ def profile(asked: str | None) -> str | None:
     return asked or os.environ.get("LLMC_PROFILE") or None
 
 
+def is_setting(name: str, value: object) -> bool:
+    """True if the variable of this flag has this value: then the machine asks for it, not the command line."""
+    return value is not None and os.environ.get(f"LLMC_{name.upper()}") == str(value)
+
+
 def cache_folder() -> Path | None:
     """The cache folder: LLMC_CACHE, else ~/.cache/llmc; None if LLMC_CACHE is empty or there is no home directory."""
     asked = os.environ.get("LLMC_CACHE")

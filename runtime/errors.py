@@ -75,14 +75,20 @@ def install_hint(extra: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the closest known name, or "" when none is close.
+    """ " (did you mean 'x'?)" for the closest known name, or "" when none is close."""
+    close = closest(name, known)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The closest known name; None when none is close.
 
     The comparison is quadratic in the length, and both sides may be untrusted input: candidates are at most
     `_MAX_HINTS` names of about the same length.
     """
     alike = (one for one in known if abs(len(one) - len(name)) <= 4 + len(name) // 3 and len(one) <= _MAX_HINT_NAME)
     close = difflib.get_close_matches(name, list(islice(alike, _MAX_HINTS)), n=1) if len(name) <= _MAX_HINT_NAME else ()
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return close[0] if close else None
 
 
 def public(*options: type) -> Callable[[_Function], _Function]:

@@ -36,8 +36,8 @@ def load(
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
     `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
-    run at once. `verify` "full" checks every byte first. `make_device` makes a substitute for the GPU of a profile,
-    which then fits any machine.
+    run at once (default: what the engine was built for, which is the most). `verify` "full" checks every byte first.
+    `make_device` makes a substitute for the GPU of a profile, which then fits any machine.
 
     Raises:
         EngineError: the file is damaged, no engine, or has no such profile.
@@ -59,6 +59,7 @@ def load(
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
         executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
+        on_gpu = file.manifest.profiles[name].target in SM
     except BaseException:
         file.close()
         raise
@@ -71,7 +72,15 @@ def load(
         generation=model.generation,
         chat_template=template,
         load_s=time.perf_counter() - started,
+        notes=_idle_threads(name, threads) if on_gpu else (),
     )
+
+
+def _idle_threads(profile: str, asked: int | None) -> tuple[str, ...]:
+    """What to say of a number of threads that was asked for a profile without threads."""
+    if asked is None or environment.is_setting("threads", asked):
+        return ()
+    return (f"threads {asked} changes nothing: profile {profile} runs on a GPU",)
 
 
 def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:

@@ -7,9 +7,10 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
 
-from .chips import SHARED, SM, capability, lacks, runs_on
+from .chips import SHARED, SM, capability, lacks, runs_on, target_for
+from .cuda.names import NATIVE, known_capability
 from .engine_file.file import EngineFile
-from .errors import EngineError, RecipeError, ResourceError, install_hint, nearest
+from .errors import EngineError, RecipeError, ResourceError, install_hint
 
 _NO_BINDINGS = f"cuda-bindings is not installed: {install_hint('cuda')}"
 
@@ -82,8 +83,7 @@ def choose(engine: EngineFile, name: str | None = None, *, simulated: bool = Fal
         RecipeError: it shall be simulated, but is not a GPU's.
         ResourceError: it does not fit this machine, or no profile does.
     """
-    if name is not None:
-        refuse_unknown(engine, name)
+    name = named(engine, name)
     if simulated:
         return choose_gpu_profile(engine, name), {}
     reasons = fits(engine)
@@ -107,17 +107,26 @@ def why(engine: EngineFile, name: str, reasons: Mapping[str, str]) -> str:
     return "\n".join([f"{engine.path}: profile {name}", *others])
 
 
-def refuse_unknown(engine: EngineFile, name: str) -> None:
-    """Check that the engine has a profile of this name.
+def named(engine: EngineFile, name: str | None) -> str | None:
+    """The profile with this name, else the best one for the GPU with this name; None stays None, as does "native".
 
     Raises:
-        EngineError: it has none.
+        EngineError: there is none.
     """
-    known = engine.manifest.profiles
-    if name not in known:
-        raise EngineError(
-            f"cannot find profile {name!r} in {engine.path}", found=f"profiles {', '.join(known)}{nearest(name, known)}"
-        )
+    known = {profile.lower(): profile for profile in engine.manifest.profiles}
+    if name is None or name.lower() == NATIVE:
+        return None
+    if name.lower() in known:
+        return known[name.lower()]
+    sm = known_capability(name)
+    if sm is not None and (able := runnable(engine, (sm,))):
+        return best(engine, able)
+    target = None if sm is None else target_for(sm)
+    raise EngineError(
+        f"cannot find profile {name!r} in {engine.path}",
+        found=f"profiles {', '.join(known.values())}",
+        fix="" if target is None else f"llmc build --target {','.join([*known.values(), target])}",
+    )
 
 
 def best(engine: EngineFile, names: Sequence[str]) -> str:
@@ -140,8 +149,7 @@ def choose_gpu_profile(engine: EngineFile, name: str | None = None) -> str:
         EngineError: the engine has no such profile.
         RecipeError: it has no launch plan, or no profile has one.
     """
-    if name is not None:
-        refuse_unknown(engine, name)
+    name = named(engine, name)
     profiles = engine.manifest.profiles
     with_plan = [one for one, profile in profiles.items() if profile.target in SM]
     if name in with_plan:

@@ -105,6 +105,8 @@ def build(
     launches.debug_engine(output)
     for warning in built.warnings:
         console.note(f"warning: {warning}")
+    if verbose and json:
+        console.note("llmc: --verbose changes nothing beside --json, which shows all of a build")
     facts = _as_json(built)
     if report is not None:
         reports.write(report, checkpoint, facts, force=force)

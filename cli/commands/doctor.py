@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.profiles import Gpu
 
-CPU = "cpu"
-"""After --for: a machine without a GPU."""
 _TOO_LARGE = "one sequence of {max_context} tokens needs {one!b}, {gpu} has {usable_bytes!b} free of {gpu_bytes!b}"
 _MEMORY = """\
     memory of {gpu}: {gpu_bytes!b}, {usable_bytes!b} of it for: weights {weights!b}, \
@@ -69,12 +67,13 @@ def _facts() -> dict[str, Any]:
 
 def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
     """Which profiles run here, or on the machine of `--for`, and which GPU memory they take there."""
-    from ...runtime.chips import SM, chip, runs_on
+    from ...runtime.chips import SM, runs_on
+    from ...runtime.cuda.names import CPU, NATIVE, chip_named
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.profiles import best, fits, gpus
 
-    gpu = None if where in (None, CPU) else chip(where)
-    there = None if where is None else () if gpu is None else (gpu,)
+    asked = NATIVE if where is None else where.lower()
+    there = None if asked == NATIVE else () if asked == CPU else (chip_named(asked),)
     with EngineFile.open(path) as engine:
         reasons = fits(engine, there)
         able = [name for name, reason in reasons.items() if not reason]

@@ -12,12 +12,19 @@ import typer
 from ...runtime.errors import EngineError, RecipeError
 from ..common import console, options
 from ..common.options import flag
+from ..facts.checkpoint import checkpoint_facts, checkpoint_text
 
 
 def is_engine(where: str) -> bool:
-    """True if the path is an engine: a file, but no weight file of a checkpoint."""
+    """True if the path is an engine, also a damaged one: it exists, and is nothing that a checkpoint could be."""
+    from ...runtime.engine_file.file import ENGINE
+    from ...runtime.files.mistaken import FOREIGN
+
     path = Path(where)
-    return path.exists() and not path.is_dir() and path.suffix != ".safetensors"
+    if not path.exists() or path.is_dir():
+        return False
+    named = path.suffix == ENGINE.suffix or path.suffix not in (".safetensors", ".json", *FOREIGN)
+    return named or (path.is_file() and ENGINE.matches(path))
 
 
 def inspect(
@@ -41,20 +48,24 @@ def inspect(
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
-    """Show the facts of a checkpoint or an engine, or what an engine's launch plan costs."""
+    """Show the facts of a checkpoint, buildable or not, or of an engine."""
+    from ...runtime.environment import is_setting
+
+    own = None if is_setting("profile", profile) else profile
+    only = {"--program": program, "--tokens": tokens, "--context": context, "--for": target, "--profile": own}
+    _refuse_idle(launches, only, accept_config, verbose)
     if launches:
         from . import launches as priced
 
-        if not is_engine(subject):
-            raise RecipeError(f"expected an engine file for --launches, not {subject}", fix="a file of llmc build")
         asked = {"program": program, "tokens": tokens, "context": context}
         return priced.show(subject, profile=profile, gpu=target, json=json, **asked)
-    for name, value in (("--program", program), ("--tokens", tokens), ("--context", context)):
-        if value is not None:
-            raise RecipeError(f"expected --launches with {name}")
     if not is_engine(subject):
-        facts = _checkpoint_facts(subject, accept_config or [])
-        return console.show(facts, _checkpoint_text(facts), json)
+        facts = checkpoint_facts(subject, accept_config or (), tensors=verbose)
+        return console.show(facts, checkpoint_text(facts), json)
+    if accept_config:
+        raise RecipeError("expected a checkpoint with --accept-config", found=f"the engine {subject}")
+    if verbose and json:
+        console.note("llmc: --verbose changes nothing beside --json, which shows all of an engine")
     from ...runtime.engine_file.file import EngineFile, read_unchecked
 
     try:
@@ -69,60 +80,18 @@ def inspect(
     console.show(facts, _engine_text(facts, verbose), json)
 
 
-def _checkpoint_facts(where: str, accept_config: list[str]) -> dict[str, Any]:
-    from ...compiler.checkpoint.checkpoint import open_checkpoint
+def _refuse_idle(launches: bool, only: dict[str, Any], accept_config: list[str] | None, verbose: bool) -> None:
+    """Check that each flag changes something; those of `only` price launches.
 
-    checkpoint = open_checkpoint(where, accept_config=accept_config)
-    config, source = checkpoint.config, checkpoint.source
-    decoder = config.decoder
-    mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
-    infos = [source.info(name) for name in source.names]
-    return {
-        "path": str(checkpoint.path),
-        "revision": checkpoint.revision,
-        "architecture": config.family.architecture,
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": mlp.gate.rows,
-        "layers": len(decoder.layers),
-        "heads": mixers[0].heads,
-        "kv_heads": mixers[0].kv_heads,
-        "head_dim": mixers[0].head_dim,
-        "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
-        "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.positions,
-        "rope": mixers[0].rope.type,
-        "tied": decoder.tied,
-        "bos": checkpoint.bos_id,
-        "eos_ids": list(checkpoint.eos_ids),
-        "generation": dict(checkpoint.generation),
-        "tensors": len(infos),
-        "bytes": sum(info.nbytes for info in infos),
-        "dtypes": dict(sorted(Counter(info.dtype for info in infos).items())),
-        "files": {facts.name: facts.bytes for facts in checkpoint.files.facts},
-        "ignored_config": dict(config.ignored),
-        "accepted_config": list(config.accepted),
-        "warnings": list(checkpoint.warnings),
-    }
-
-
-_CHECKPOINT = """\
-checkpoint {path}{at}
-  {architecture}: {layers} layers, hidden {hidden_size}, intermediate {intermediate_size}, \
-{heads} heads and {kv_heads} kv heads of {head_dim}
-  vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
-  {tensors} tensors, {bytes!b}: {counts}
-  bos {bos}, eos {eos_ids}"""
-
-
-def _checkpoint_text(facts: dict[str, Any]) -> str:
-    at = f" at {facts['revision']}" if facts["revision"] else ""
-    counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
-    lines = [console.fill(_CHECKPOINT, facts, at=at, head="tied" if facts["tied"] else "untied", counts=counts)]
-    lines += [f"  {name}: {console.size(size)}" for name, size in facts["files"].items()]
-    if facts["ignored_config"]:
-        lines.append(f"  config keys without effect: {', '.join(facts['ignored_config'])}")
-    lines += [f"  warning: {warning}" for warning in facts["warnings"]]
-    return "\n".join(lines)
+    Raises:
+        RecipeError: one does not; names it.
+    """
+    for name, value in only.items():
+        if value is not None and not launches:
+            raise RecipeError(f"expected --launches with {name}")
+    if launches and (accept_config or verbose):
+        flag = "--accept-config" if accept_config else "--verbose"
+        raise RecipeError(f"cannot use {flag}, which would change nothing", found="--launches", fix=f"no {flag}")
 
 
 def _engine_facts(engine: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...runtime.errors import VerifyError
+from ...runtime.errors import RecipeError, VerifyError
 from ..common import console, extras, options, progress
 from ..common.options import flag
 
@@ -19,7 +19,7 @@ _FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 
 def kernels(
-    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, sm_90 or h200; may be repeated.", default="all")] = None,
+    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, h200 or native; may be repeated.", default="all")] = None,
     file: Annotated[
         list[str] | None, flag("--file", "Only this file's kernels; may be repeated.", default="all")
     ] = None,
@@ -47,9 +47,16 @@ def kernels(
 
 def _compiled_for(name: str) -> int:
     """The compute capability that kernels for a chip are compiled for: of B300 that of its family."""
-    from ...runtime.chips import SM, chip, runs_on
+    from ...runtime.chips import CAPABILITIES, SM, capability, target_for
+    from ...runtime.cuda.names import capability_of
 
-    return next(sm for sm in SM.values() if runs_on(sm, chip(name).sm))
+    found = capability_of(name)
+    target = target_for(found)
+    if target is None:
+        known = ", ".join(map(capability, CAPABILITIES))
+        asked = f"cannot compile kernels for {name!r} of compute capability {capability(found)}"
+        raise RecipeError(asked, fix=f"a GPU of {known}")
+    return SM[target]
 
 
 def _error(bad: Sequence[Entry]) -> VerifyError | None:

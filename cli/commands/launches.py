@@ -40,12 +40,14 @@ def show(
 ) -> None:
     """Price a step of an engine's plan and print it; by default a decode step of one sequence, its cache half full."""
     from ...runtime.chips import capability, runs_on, target_for
-    from ...runtime.chips import chip as chip_named
+    from ...runtime.chips import chip as chip_of
+    from ...runtime.cuda.names import chip_named
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.plan.plan import Plan
-    from ...runtime.profiles import best, choose_gpu_profile, runnable
+    from ...runtime.profiles import best, choose_gpu_profile, named, runnable
 
     with EngineFile.open(engine) as opened:
+        profile = named(opened, profile)
         name = choose_gpu_profile(opened, profile)
         chip = chip_named(gpu) if gpu is not None else None
         if chip is not None and profile is None:
@@ -53,7 +55,7 @@ def show(
             name = best(opened, able) if able else name
         facts, model = opened.manifest.profiles[name], opened.manifest.model
         plan = Plan.from_json(opened.section(facts.graph), what=f"{engine}: {facts.graph}")
-    chip = chip or chip_named(plan.sm)
+    chip = chip or chip_of(plan.sm)
     if not runs_on(plan.sm, chip.sm):
         raise RecipeError(
             f"cannot price profile {name!r} of {engine} on {chip.name}",

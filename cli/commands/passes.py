@@ -34,7 +34,7 @@ def passes(
         raise RecipeError("expected no flags of a build beside --from", fix="none: the file holds its recipe")
     extras.need("build", "llmc passes")
     from ...compiler.checkpoint.account import open_source
-    from ...compiler.pipeline import context_of, lower, resume, start_dump
+    from ...compiler.pipeline import context_of, idle_settings, lower, resume, start_dump
     from ...recipes.recipe import with_flags
 
     if saved is not None:
@@ -43,6 +43,10 @@ def passes(
     else:
         plan = with_flags(recipe, **flags)
         source = open_source(checkpoint or "", accept_config or (), random_weights)
+        if flags.get("max_batch") is not None:
+            console.note("llmc: --max-batch changes nothing: no pass depends on it")
+        for said in idle_settings(plan, source):
+            console.note(f"warning: {said}")
         _, _, reports = lower(source, plan, context_of(plan, source), start_dump(dump, plan))
     rows = [console.facts(one, "profile", "phase", "name", "fired", "nearest_miss") for one in reports]
     lines = [tuple(map(str, row.values())) for row in rows]

@@ -16,6 +16,7 @@ from ..cache import engine as cached
 from ..common import console, options, simulate, texts
 from ..common.options import flag
 from ..prompts import answers
+from ..prompts.idle import cut_tokens, idle_lines, idle_options, refuse_idle
 
 PromptsFile = Annotated[
     str | None,
@@ -87,6 +88,7 @@ def run(
             RANGES[name].check(name, value)
     biases = _biases(logit_bias or [])
     given: Any = {**more, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
+    refuse_idle(given, prompt=prompt, prompts=prompts, chat=chat, show_prompt=show_prompt, json=json)
     chats = lines.Chat(chat, system)
     requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
     path = Path(engine)
@@ -107,15 +109,21 @@ def run(
             console.note(f"llmc: {said}")
         if profile is None:
             _warn_unused_gpu(path, loaded.profile)
+        for said in idle_options(loaded, given):
+            console.note(f"llmc: {said}")
         if prompts is not None:
+            for said in (*cut_tokens(loaded, given), *idle_lines(loaded, requests, given, chats)):
+                console.note(f"llmc: {said}")
             batch.run_all(loaded, requests, given, chats, quiet=json)
         elif text is None:
             conversation.chat_loop(loaded, given, system=system, json=json)
         else:
             ids = answers.prompt_ids(loaded, text, chat, system, special)
+            for said in cut_tokens(loaded, given, len(ids)):
+                console.note(f"llmc: {said}")
             for token in ids if show_prompt else ():
                 console.note(f"{token:>8}  {loaded.tokenizer.decode([token], skip_special=False)!r}")
-            answers.write(loaded.stream(ids, **given), json, loaded.profile)
+            answers.write(loaded.stream(ids, **{**given, "special": None}), json, loaded.profile)
 
 
 def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None) -> None:
@@ -145,10 +153,12 @@ def _warn_unused_gpu(engine: Path, used: str) -> None:
 
 
 def _biases(texts: list[str]) -> dict[int, float]:
-    biases = {}
+    biases: dict[int, float] = {}
     for text in texts:
         token, _, number = text.partition("=")
         try:
+            if int(token) in biases:
+                raise RecipeError("expected --logit-bias once for each token", found=f"token {int(token)} twice")
             biases[int(token)] = float(number)
         except ValueError:
             raise RecipeError("expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5", found=repr(text)) from None

@@ -94,9 +94,9 @@ def _here(engine: EngineFile, asked: str | None) -> tuple[str, Gpu]:
     """
     from ...runtime.chips import SM, capability, runs_on
     from ...runtime.cuda import gpus
-    from ...runtime.profiles import best, choose_gpu_profile, runnable
+    from ...runtime.profiles import best, choose_gpu_profile, named, runnable
 
-    found, profiles = gpus.detect(), engine.manifest.profiles
+    found, profiles, asked = gpus.detect(), engine.manifest.profiles, named(engine, asked)
     name = choose_gpu_profile(engine, asked)
     if asked is None:
         able = runnable(engine, (gpu.sm for gpu in found.gpus))

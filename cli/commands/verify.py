@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from ...runtime.errors import VerifyError
+from ...runtime.errors import RecipeError, VerifyError
 from ..common import console, extras, options, progress, simulate
 from ..common.options import flag
 
@@ -71,4 +71,10 @@ def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:
 
     with EngineFile.open(path) as engine:
         names = [name for name, profile in engine.manifest.profiles.items() if profile.target in SM]
+        if not names:
+            raise RecipeError(
+                f"expected a profile of a GPU in {path} with --rebuild-kernels",
+                found=f"profiles {', '.join(engine.manifest.profiles)}",
+                fix="no --rebuild-kernels",
+            )
         return {name: rebuild(engine, name, progress.for_terminal(quiet=quiet)) for name in names}

@@ -35,17 +35,19 @@ def recipes(incomplete: str) -> list[str]:
 def targets(incomplete: str) -> list[str]:
     """Targets and GPUs; after a comma, those that the list does not have yet."""
     from ...runtime.chips import GPUS, TARGETS
+    from ...runtime.cuda.names import NATIVE
 
     done, comma, last = incomplete.rpartition(",")
-    left = [name for name in (*TARGETS, *GPUS) if name not in done.split(",")]
+    left = [name for name in (*TARGETS, NATIVE, *GPUS) if name not in done.split(",")]
     return [f"{done}{comma}{name}" for name in _beginning(last, left)]
 
 
 def gpus(incomplete: str) -> list[str]:
-    """GPUs."""
+    """GPUs, and the machines without one or with what is here."""
     from ...runtime.chips import GPUS
+    from ...runtime.cuda.names import CPU, NATIVE
 
-    return _beginning(incomplete, GPUS)
+    return _beginning(incomplete, (*GPUS, CPU, NATIVE))
 
 
 def profiles(ctx: Any, incomplete: str) -> list[str]:

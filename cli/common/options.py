@@ -74,7 +74,7 @@ For = Annotated[
     str | None,
     flag(
         "--for",
-        "A GPU that need not be here: a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090.",
+        "A GPU that need not be here: a100, l4, l40s, h100, h200, b200, rtx4090, rtx5090; cpu; native.",
         default="this machine",
         metavar="GPU",
         group=MACHINE,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...runtime.errors import RecipeError
+from ...runtime.files.mistaken import near_path
 
 _SHOWN = 100
 """Characters of a wrong value that an error shows."""
@@ -35,7 +36,8 @@ def read_text(path: str) -> str:
     try:
         data = stdin().read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
-        raise RecipeError(f"cannot read {name}", found=str(error.strerror or error)) from error
+        near = near_path(Path(path)) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"cannot read {name}", found=f"{error.strerror or error}{near}") from error
     return decoded(data, name)
 
 

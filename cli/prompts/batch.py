@@ -11,6 +11,7 @@ import typer
 
 from ...runtime.errors import LlmcError, RecipeError
 from ..common import console, progress, texts
+from .idle import refuse_idle_special
 from .lines import Chat, Line, prompt_line
 from .openai import BatchLine, batch_line, refuse_twins
 
@@ -36,7 +37,9 @@ def read(path: str, *, engine: str, chat: Chat) -> list[Line]:
             batch.append((where, batch_line(index, value, where, engine=engine)))
             found.append(batch[-1][1])
         else:
-            found.append(prompt_line(index, value, where))
+            line = prompt_line(index, value, where)
+            refuse_idle_special(line, chat, where)
+            found.append(line)
     refuse_twins(batch)
     if chat.wanted and not any(line.heeds(chat) for line in found):
         fix = 'no --chat: lines with "messages" are conversations anyway'
@@ -75,8 +78,9 @@ def _at_a_terminal() -> bool:
 
 def _start(engine: Engine, line: Line, given: SamplingOptions, chat: Chat) -> Stream | LlmcError:
     merged: Any = {**given, **line.options}
+    special = bool(merged.pop("special"))
     try:
-        return engine.stream(line.encode(engine, chat, bool(merged["special"])), **merged)
+        return engine.stream(line.encode(engine, chat, special), **merged)
     except LlmcError as error:
         return error
 

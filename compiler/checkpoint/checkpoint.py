@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
-from ...runtime.errors import CheckpointError, Unsupported, nearest
+from ...runtime.errors import CheckpointError, ResourceError, Unsupported, nearest
+from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...runtime.text.chat import chat_template_source
 from ..config.fields import load_object
@@ -17,6 +18,7 @@ from ..families.config import Config, parse_config
 from .card import read_card
 from .digest import Files
 from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, refuse_hard_link
+from .no_checkpoint import no_checkpoint, no_checkpoint_file, no_checkpoint_path
 from .random_source import RandomSource
 from .source import FileSource, Source
 
@@ -69,9 +71,11 @@ def open_checkpoint(
         RecipeError: a key of `accept_config` is misspelt or cannot be ignored.
         ResourceError: a hub id without network, access or the extra.
     """
-    path, warnings = _locate(where, random_weights is None)
+    path, warnings = locate(where, random_weights is None)
     folder = Folder(path if os.path.isdir(path) else path.parent)
     files = Files(folder)
+    if not folder.has("config.json"):
+        raise no_checkpoint(folder)
     config = parse_config(files.need("config.json"), accept=accept_config, what=str(folder.path / "config.json"))
     generation = Generation()
     settings = files.get("generation_config.json")
@@ -133,31 +137,38 @@ def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mappin
     return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
 
 
-def _locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
-    """The folder or weight file that `where` names (downloaded if it is a hub id), and warnings."""
+def locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
+    """The folder or weight file that `where` names (downloaded if it is a hub id), and warnings.
+
+    Raises:
+        LlmcError: it is neither; says what it is.
+    """
     path = Path(where).expanduser()
     if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.isfile(path)):
         return path, []
     if os.path.lexists(path):
-        fix = "pass the folder that holds config.json"
-        raise CheckpointError(f"expected a checkpoint folder at {where}", found=f"a file named {path.name}", fix=fix)
+        raise no_checkpoint_file(path)
+    if address := mistaken_address(str(where)):
+        raise CheckpointError(f"cannot open checkpoint {where}", found=address[0], fix=address[1])
     # Needed for hub ids only: a plain folder must open without the extra.
-    from .hub import download, parse_hub_id
+    from .hub import download
 
     hub_id = parse_hub_id(where) if isinstance(where, str) else None
     if hub_id is None:
-        raise CheckpointError(
-            f"cannot open checkpoint {where}",
-            found="no such folder",
-            fix="a checkpoint folder, or a Hugging Face id org/name[@revision]",
-        )
-    return download(hub_id, weights=weights)
+        raise no_checkpoint_path(path)
+    try:
+        return download(hub_id, weights=weights)
+    except (CheckpointError, ResourceError) as error:
+        near = near_path(path) if path.parent.is_dir() else ""  # perhaps a folder was meant
+        raise type(error)(error.asked + near, found=error.found, fix=error.fix) from error
 
 
 def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     """Open all shards and check them against the index; returns the source and warnings."""
     folder = files.folder
     weights = find_weights(folder)
+    if weights is None:
+        raise no_checkpoint(folder)
     if weights.index is not None:
         files.add(*weights.index)
     missing = [name for name in weights.shards if not folder.has(name)]
@@ -171,7 +182,7 @@ def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     for name in weights.shards:
         opened = folder.open(name)
         refuse_hard_link(folder, opened)
-        header = _read_header(opened)
+        header = read_header(opened)
         if weights.listed is not None:
             _check_against_index(opened.facts, header, weights.listed)
         files.shards.append(opened)
@@ -188,7 +199,12 @@ def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
     return FileSource(tensors), warnings
 
 
-def _read_header(opened: OpenFile) -> Header:
+def read_header(opened: OpenFile) -> Header:
+    """The checked header of an open weight file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     what, size = opened.facts.shown, opened.facts.bytes
     raw = read_header_bytes(opened.fd, size, what=what, error=CheckpointError, max_bytes=MAX_HEADER_BYTES)
     return parse_header(raw, size, what=what, error=CheckpointError, max_tensors=_MAX_TENSORS)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.errors import CheckpointError, Unsupported
+from ...runtime.errors import CheckpointError
 from ...runtime.files.safetensors import kind_of_file, read_at
 from ...runtime.files.strict_json import loads
 from ..config.fields import shown
@@ -18,7 +18,6 @@ from ..config.fields import shown
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -238,14 +237,13 @@ class Weights:
     """Content of the index."""
 
 
-def find_weights(folder: Folder) -> Weights:
-    """The files that hold the weights: the shards of the index, else model.safetensors.
+def find_weights(folder: Folder) -> Weights | None:
+    """The files that hold the weights: the shards of the index, else model.safetensors; None if there are none.
 
     model.safetensors beside an index of other shards wins, as in transformers.
 
     Raises:
-        CheckpointError: there are no weights; says which files are there instead.
-        Unsupported: there are only weights in a form that llmc does not read (adapter, pickle, GGUF).
+        CheckpointError: the index is damaged.
     """
     if folder.has(INDEX):
         data, facts = folder.read(INDEX, _MAX_INDEX_BYTES)
@@ -258,25 +256,4 @@ def find_weights(folder: Folder) -> Weights:
             return Weights(tuple(sorted(tensors)), tensors, total, (data, facts))
     if folder.has(SINGLE):
         return Weights((SINGLE,))
-    raise _no_weights(folder)
-
-
-def _no_weights(folder: Folder) -> CheckpointError | Unsupported:
-    asked = f"expected weights in {SINGLE}, or in shards listed by {INDEX}, in folder {folder.path}"
-    names = folder.names()
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    tensors = [name for name in names if name.endswith(".safetensors")]
-    if "adapter_config.json" in names:
-        return Unsupported(asked, found="an adapter (LoRA)", fix="merge it into its base model and save that")
-    if tensors:
-        found = f"{', '.join(tensors[:4])} without an index"
-        return CheckpointError(asked, found=found, fix=f"download {INDEX} too, or the Hugging Face form of the model")
-    if pickles:
-        return Unsupported(
-            asked,
-            found=f"only {', '.join(pickles[:4])}: pickle files run code when read, llmc never opens them",
-            fix="take the safetensors form of the model, or convert it in a sandbox with save_pretrained",
-        )
-    if any(name.endswith(".gguf") for name in names):
-        return Unsupported(asked, found="GGUF files", fix="take the safetensors form of the model")
-    return CheckpointError(asked, found=f"{len(names)} other files", fix="download the checkpoint again")
+    return None

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.environment import hub_is_offline
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported, install_hint
+from ...runtime.files.mistaken import HubId, parse_hub_id
 from .card import CARD, LICENCES
 from .folder import INDEX, SINGLE, Folder, find_weights
+from .no_checkpoint import ADAPTER, no_checkpoint
 
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_HUB_ID = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
 _SMALL = [
     *("config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"),
     *(CARD, LICENCES),
 ]
+__all__ = ["HubId", "download", "parse_hub_id"]
 
-
-@dataclass(frozen=True)
-class HubId:
-    """A repository on the hub."""
-
-    name: str
-    revision: str | None
-    """Branch, tag or commit; None means the main branch."""
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.revision}" if self.revision else self.name
-
-
-def parse_hub_id(text: str) -> HubId | None:
-    """Parse `org/name` or `org/name@revision`, with or without `hf://` before it; None for any other text."""
-    match = _HUB_ID.fullmatch(text)
-    return HubId(match[1], match[2]) if match and ".." not in text else None
+_SMALL = [
+    *("config.json", "generation_config.json", ADAPTER, INDEX),
+    *("tokenizer*.json", "special_tokens_map.json", "*.jinja"),
+]
 
 
 def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
@@ -51,6 +37,8 @@ def download(hub_id: HubId, *, weights: bool) -> tuple[Path, list[str]]:
         raise CheckpointError(f"expected a snapshot of one commit for {hub_id}", found=str(folder))
     if weights:
         _snapshot(HubId(hub_id.name, commit), _weight_names(folder))
+        if Folder(folder).has(ADAPTER) and not Folder(folder).has(SINGLE):
+            raise no_checkpoint(Folder(folder))
         if not (Folder(folder).has(INDEX) or Folder(folder).has(SINGLE)):
             found = f"neither {SINGLE} nor {INDEX} (pickle files are never read)"
             raise Unsupported(f"expected weights in safetensors files in {hub_id}", found=found)
@@ -84,7 +72,8 @@ def cached_snapshot(text: str) -> Path | None:
 def _weight_names(folder: Path) -> list[str]:
     """The shards that the downloaded index lists (their names are checked), else model.safetensors."""
     opened = Folder(folder)
-    return list(find_weights(opened).shards) if opened.has(INDEX) else [SINGLE]
+    weights = find_weights(opened) if opened.has(INDEX) else None
+    return [SINGLE] if weights is None else list(weights.shards)
 
 
 def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:

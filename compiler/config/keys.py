@@ -85,10 +85,24 @@ def is_empty(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
+def strange_keys(values: Mapping[str, Any], own: Collection[str]) -> dict[str, str]:
+    """The keys that are neither read, harmless nor off, each with what it turns on, or "" if llmc does not know it.
+
+    `own` holds the keys that the family reads beside COMMON.
+    """
+    known = COMMON.union(own, HARMLESS)
+    strange = {key: REFUSED.get(key, "") for key, value in values.items() if key not in known and not is_empty(value)}
+    if values.get("use_sliding_window") is False:
+        strange.pop("sliding_window", None)
+    return strange
+
+
 def classify_keys(
     values: Mapping[str, Any], accept: Collection[str], what: str, own: Collection[str] = ()
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Classify the keys of a config: ({ignored key: reason}, unknown keys that `accept` names).
+
+    `accept` may name an ignored key: the caller says that it need not.
 
     `own` holds the keys that the family reads beside COMMON; `what` names the file in errors.
 

@@ -128,6 +128,10 @@ def _refuse_partial(config: Mapping[str, Any], given: Mapping[str, Any], what: s
 def _ignored_keys(given: Mapping[str, Any], kind: str, name: str, what: str) -> dict[str, str]:
     """{ignored key: reason}; refuses unknown keys."""
     ignored = {}
+    if nested := [key for key, value in given.items() if isinstance(value, dict)]:
+        raise Unsupported(
+            f"expected rotary embeddings that are the same for all layers in {what}", found=", ".join(nested)
+        )
     for key, value in given.items():
         if key not in _KNOWN and value is not None:
             raise CheckpointError(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.dtypes import CONFIG_DTYPES
-from ...runtime.errors import CheckpointError, Unsupported, nearest
+from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from . import FAMILIES
+from .kin import nearest_kin
 from .reading import ConfigReader, Family
 from .spec import DecoderSpec
 
@@ -55,9 +56,12 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
         RecipeError: a key in `accept` is not in the file, or is not an unknown key.
     """
     raw = load_object(data, what)
-    values, notes = _lift_text_config(raw, what)
+    values, notes, clash = _lift_text_config(raw, what)
     family = _family(Fields(values, what))
+    if clash is not None:
+        raise clash
     ignored, accepted = classify_keys(values, accept, what, family.defaults)
+    notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in values if key in REMOTE_CODE and values[key]]
     reading = ConfigReader(values, family, what)
     quantization = _quantization(reading.fields)
@@ -79,11 +83,11 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     )
 
 
-def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str]]:
-    """Merge the keys of a nested text_config into those of the top; returns them and notes. Both must agree."""
+def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str], CheckpointError | None]:
+    """Merge the keys of a nested text_config into those of the top; returns them, notes, and where both disagree."""
     inner = Fields(raw, what).table("text_config") or {}
     values = {key: value for key, value in raw.items() if key != "text_config"}
-    notes = []
+    notes, clash = [], None
     for key, value in inner.items():
         outer = values.get(key)
         if outer is None:
@@ -91,30 +95,43 @@ def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any]
             if value is not None:
                 notes.append(f"{key} = {shown(value)}: found in text_config only")
         elif outer != value and value is not None and key in COMMON and key not in ("architectures", "model_type"):
-            raise CheckpointError(
+            clash = clash or CheckpointError(
                 f'expected one value of "{key}" in {what}',
                 found=f"{shown(outer)} at the top, {shown(value)} in text_config",
                 fix="remove the one that is wrong",
             )
-    return values, notes
+    return values, notes, clash
 
 
 def _family(fields: Fields) -> Family:
     """The family that `architectures` names or, if that key is absent, `model_type`."""
     named, model_type = fields.values.get("architectures"), fields.text("model_type", "")
-    asked = f"expected an architecture of {', '.join(FAMILIES)} in {fields.what}"
+
+    def foreign(name: str) -> Unsupported:
+        return Unsupported(
+            f"expected an architecture of {', '.join(FAMILIES)} in {fields.what}",
+            found=f"{name}, {nearest_kin(fields.values, FAMILIES.values())}",
+            fix="a checkpoint of one of these architectures; docs/adding.md tells how llmc learns another",
+        )
+
     if not named:
         implied = [family for family in FAMILIES.values() if family.name == model_type]
         if not implied:
-            raise Unsupported(asked, found=f'no architectures, model_type "{model_type}"')
+            raise foreign(f'no architectures, model_type "{model_type}"')
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
     family = FAMILIES.get(named[0])
     if family is None:
-        raise Unsupported(asked, found=f"{named[0]}{nearest(named[0], FAMILIES)}")
+        raise foreign(named[0])
     if model_type not in ("", family.name):
-        raise fields.refuse("model_type", f'"{family.name}" (the type of {family.architecture})')
+        if model_type not in {one.name for one in FAMILIES.values()}:
+            raise foreign(f'{named[0]} of model_type "{model_type}"')
+        raise CheckpointError(
+            f'expected "architectures" and "model_type" of one family in {fields.what}',
+            found=f'{named[0]} and "{model_type}"',
+            fix="the config.json that belongs to these weights",
+        )
     return family
 
 

@@ -22,6 +22,7 @@ from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
 from .manifest import Manifest, content_of
+from .no_engine import refuse_other
 
 ALIGNMENT = 256
 RESERVED = "__llmc__/"
@@ -118,6 +119,7 @@ class EngineFile:
 
     @classmethod
     def _open(cls, path: Path, damage: type[LlmcError], check_all: Progress | None) -> EngineFile:
+        refuse_other(path, ENGINE)
         with open_regular(path, error=EngineError) as (fd, size):
             raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
             if not raw.startswith(MAGIC):

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..dtypes import DTYPES
 from ..errors import LlmcError, nearest
+from .mistaken import near_path
 from .strict_json import PLACEHOLDERS, loads
 
 DTYPE_BITS: dict[str, int] = {name: 8 * dtype.bytes for name, dtype in DTYPES.items()}
@@ -76,7 +77,8 @@ def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, i
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
-        raise error(f"cannot open {path}", found=str(getattr(problem, "strerror", problem))) from None
+        near = near_path(path) if isinstance(problem, FileNotFoundError) else ""
+        raise error(f"cannot open {path}", found=f"{getattr(problem, 'strerror', problem)}{near}") from None
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):

@@ -127,7 +127,7 @@ RANGES: Mapping[str, Range] = {
 
 class SamplingOptions(TypedDict, total=False):
     """Options of a request. An absent or None option has the value of generation_config.json, else the default of
-    SamplingParams."""
+    SamplingParams. With a temperature of 0, seed, top_k, top_p and min_p change nothing: the best token is taken."""
 
     max_tokens: int | None
     """Most tokens to generate (default 512), reduced to the room in the context."""

@@ -165,16 +165,19 @@ class Samplers:
 
 
 def sequence_count(asked: int | None, most: int) -> int:
-    """Sequences that run at once: `asked`, but at most the profile's `most`.
+    """Sequences that run at once: `asked`, or all that the profile allows.
 
     Raises:
         EngineError: the profile allows none.
-        RecipeError: `asked` is below 1.
+        RecipeError: `asked` is not from 1 to `most`.
     """
     if most < 1:
         raise EngineError(
             "expected a profile for at least one sequence", found=f"max_batch {most}", fix="build the engine again"
         )
-    if asked is not None and asked < 1:
-        raise RecipeError(f"expected max_batch from 1 to {most}", found=f"{asked}")
-    return most if asked is None else min(asked, most)
+    if asked is not None and not 1 <= asked <= most:
+        fix = f"an engine that llmc build --max-batch {asked} makes" if asked > most else ""
+        raise RecipeError(
+            f"expected max_batch from 1 to {most}, for which the engine was built", found=str(asked), fix=fix
+        )
+    return most if asked is None else asked

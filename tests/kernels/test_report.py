@@ -15,7 +15,7 @@ from llmc.compiler.targets.cuda.cubins import report, sass
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.cuda.cubins.figures import Figures
 from llmc.compiler.targets.cuda.kernels import gated
-from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for, target_of
+from llmc.runtime.chips import CAPABILITIES, CHIPS, SM, chip, target_for
 from llmc.runtime.errors import LlmcError, RecipeError, Unsupported
 from llmc.runtime.plan.plan import MachineCode
 
@@ -68,16 +68,12 @@ def test_chips_are_consistent():
         assert (one.fp8 is None) == (one.sm < 89)
         assert one.reachable_bandwidth < one.bandwidth
     assert CHIPS["h200"].reachable_bandwidth == 4.3e12
-    assert {name: target_of(name) for name in ("H100", "b300", "gb10", "90", "sm_103", "cpu", "sm_91", "l4")} == {
-        **{"H100": "sm_90", "b300": "sm_100", "gb10": "sm_120", "90": "sm_90"},
-        **{"sm_103": "sm_100", "cpu": "cpu", "sm_91": None, "l4": "sm_89"},
-    }
     assert chip(90) is chip("90") is chip("SM_90") == replace(chip("h200"), name="sm_90")
 
 
 @pytest.mark.parametrize("name", ["h20", "tpu", 75])
 def test_unknown_chips_are_refused(name: str | int):
-    with pytest.raises(RecipeError, match=f"cannot find chip '{name}'.*\n  try: one of a100, a10"):
+    with pytest.raises(RecipeError, match=f"cannot find chip '{name}'\n  try: one of a100, a10"):
         chip(name)
 
 
@@ -212,7 +208,8 @@ def test_a_kernel_file_is_compiled_and_kept(call: Callable[..., Outcome], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sm", "h2000"], "cannot find chip 'h2000' (did you mean 'h200'?)\n  try: one of a100, a10, "),
+        (["--sm", "h2000"], "cannot find chip 'h2000'\n  try: one of a100, a10, "),
+        (["--sm", "V100"], "cannot compile kernels for 'V100' of compute capability 7.0\n  try: a GPU of 8.0, 8.6, "),
         (["--file", "gatd"], "cannot find kernel file 'gatd' (did you mean 'gated'?)\n  try: one of "),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
     ],

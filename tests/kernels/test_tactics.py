@@ -275,6 +275,21 @@ def test_build_says_that_a_table_is_stale_and_inspect_names_it(
     assert profiles["sm_90"]["tactics"] == "heuristic" and "tactics" not in profiles["cpu"]
 
 
+def test_build_says_that_a_table_is_of_another_model(built: Callable[[Table | None], Path], tmp_path: Path):
+    table = replace(TABLE, kernels=source_digest(), rows=(replace(ROW, n=ROW.n + 64),))
+    table.write(tmp_path / "t.yaml")
+    said = f"tiles {table.name} of sm_90 change nothing: no row is for a linear of this model"
+    with pytest.warns(UserWarning, match=said):
+        llmc.build(
+            built(None).parent / "checkpoint",
+            tmp_path / "e.llmc",
+            targets=["sm_90"],
+            max_batch=2,
+            quantize="int8",
+            tactics=[tmp_path / "t.yaml"],
+        )
+
+
 def test_a_table_is_refused_before_anything_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     checkpoint = small_checkpoint(tmp_path / "c", tokenizer=False)
     (tmp_path / "t.yaml").write_bytes(TABLE.to_yaml().replace(b"warps: 4", b"warps: 5"))

@@ -19,20 +19,20 @@ HELD: dict[str, int] = {
     ".": 123,  # calls that do not fit their parameters are refused
     "cli": 115,  # --debug for every command; --format json
     "cli/commands": 1235,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 565,  # texts are templates over the facts of --json
+    "cli/common": 569,  # texts are templates over the facts of --json
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
-    "compiler": 316,  # page.py: a dump as one page; resume
+    "cli/prompts": 483,  # messages, ids, OpenAI's batch lines
+    "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds
-    "compiler/checkpoint": 935,  # card.py: name and licence of a model
-    "compiler/config": 365,
+    "compiler/checkpoint": 1075,  # card.py: name and licence of a model
+    "compiler/config": 375,
     "compiler/decoder": 192,
     "compiler/engine": 498,  # report.py and memory planning came from build.py
-    "compiler/families": 400,
+    "compiler/families": 470,
     "compiler/oracle": 250,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 427,  # captures are parameters
-    "compiler/targets/cuda": 734,  # listing.py: a profile for people
+    "compiler/targets/cuda": 746,  # listing.py: a profile for people
     "compiler/targets/cuda/cubins": 880,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
@@ -47,15 +47,15 @@ HELD: dict[str, int] = {
     "passes/rewrite": 372,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 216,
     "quantize/formats": 254,
-    "recipes": 444,  # metrics and gates
-    "runtime": 992,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "recipes": 458,  # metrics and gates
+    "runtime": 1014,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 463,  # notes
-    "runtime/cuda": 962,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 632,  # info.py: what an engine says of itself
-    "runtime/files": 463,
+    "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/engine_file": 685,  # info.py: what an engine says of itself
+    "runtime/files": 534,
     "runtime/plan": 746,  # where PTX lies
     "runtime/sampling": 243,
-    "runtime/scheduling": 538,  # notes
+    "runtime/scheduling": 541,  # notes
     "runtime/text": 445,
 }
 _NO_CODE = {

@@ -52,7 +52,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
-    ("cli",): (("common",), ("prompts", "judge", "cache"), ("commands",), ("app",)),
+    ("cli",): (("common",), ("prompts", "judge", "cache", "facts"), ("commands",), ("app",)),
 }
 """Rooms and files in layers: a layer imports only what is to its left, and nothing beside it.
 

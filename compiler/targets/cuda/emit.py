@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ....passes.graph.graph import Graph
 from ....runtime.plan.formula import value
@@ -37,7 +38,8 @@ def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> Co
         LlmcError: a kernel cannot be compiled; see `compile_all`.
     """
     table = config.tactics
-    drafted, specializations = draft(graph, config, sm)
+    tiles = _Asked({} if table is None else table.tiles)
+    drafted, specializations = draft(graph, config, sm, tiles)
     cubins = compile_all(specializations, sm, progress=progress)
     modules, code, ptx = with_code(drafted.modules, [cubins[specialization] for specialization in specializations])
     plan = replace(drafted, modules=modules)
@@ -45,16 +47,34 @@ def emit(graph: Graph, config: ProfileConfig, sm: int, progress: Progress) -> Co
     notes = ("sm_* profiles compute a float32 checkpoint in bfloat16",) if config.dtype == "float32" else ()
     if table is not None and table.kernels != plan.kernels:
         notes += (f"tiles {table.name} of sm_{sm} were measured with other kernels: run llmc tune again",)
+    if table is not None and not tiles.used:
+        notes += (f"tiles {table.name} of sm_{sm} change nothing: no row is for a linear of this model",)
     sections = {"plan.json": plan.to_json(), "kernels.cubins": code, "kernels.ptx": ptx}
     needs = {"sm": sm, "shared": max(cubin.shared for cubin in cubins.values())}
     shown = partial(listing, plan, specializations, cubins)
     return CompiledProfile(sections, "plan.json", weights, needs, TOLERANCE, notes, shown)
 
 
-def draft(graph: Graph, config: ProfileConfig, sm: int) -> tuple[Plan, list[Specialization]]:
-    """The plan, whose modules have no machine code yet, and the specialization of each module, in the same order."""
+class _Asked(dict[Any, Any]):
+    """A table's tiles, and whether any of them was used."""
+
+    used = False
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.used |= key in self
+        return super().get(key, default)
+
+
+def draft(
+    graph: Graph, config: ProfileConfig, sm: int, tiles: Mapping[Any, Any] | None = None
+) -> tuple[Plan, list[Specialization]]:
+    """The plan, whose modules have no machine code yet, and the specialization of each module, in the same order.
+
+    `tiles` are those of the configuration's table; by default it is asked for them.
+    """
     table = config.tactics
-    tiles = table.tiles if table is not None else {}
+    if tiles is None:
+        tiles = table.tiles if table is not None else {}
     context, batch = config.max_context, config.max_batch
     activation = "f16" if config.dtype == "float16" else "bf16"
     profile = CudaProfile(graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles)

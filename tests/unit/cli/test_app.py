@@ -88,7 +88,9 @@ def test_examples_are_command_lines_of_llmc(line: str):
         (complete.recipes, "cpu-int", ["cpu-int4", "cpu-int8"]),
         (complete.targets, "cpu,sm_12", ["cpu,sm_120"]),
         (complete.targets, "h200,h", ["h200,h100"]),
+        (complete.targets, "cpu,n", ["cpu,native"]),
         (complete.gpus, "rtx", ["rtx3090", "rtx4090", "rtx5090"]),
+        (complete.gpus, "n", ["native"]),
     ],
 )
 def test_completion_offers_values(values: Callable[[str], list[str]], incomplete: str, expected: list[str]):

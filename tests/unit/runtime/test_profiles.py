@@ -20,7 +20,7 @@ from llmc.runtime.errors import EngineError, RecipeError, ResourceError
 from llmc.runtime.load import load
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.probe import replay
-from llmc.runtime.profiles import choose, choose_gpu_profile, fits
+from llmc.runtime.profiles import choose, choose_gpu_profile, fits, named
 
 Call = Callable[..., Outcome]
 
@@ -143,7 +143,7 @@ def test_bindings_are_looked_for_where_they_are_installed(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("sm_9", EngineError, "\n  found: profiles cpu, sm_80, sm_89, sm_90 (did you mean 'sm_90'?)"),
+        ("sm_9", EngineError, "\n  found: profiles cpu, sm_80, sm_89, sm_90"),
         (
             "sm_90",
             ResourceError,
@@ -169,9 +169,34 @@ def test_a_simulated_profile_needs_no_gpu(engine: EngineFile, monkeypatch: pytes
     ):
         choose(engine, "cpu", simulated=True)
     with pytest.raises(
-        EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles .* \(did you mean 'cpu'\?\)"
+        EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles cpu, sm_80, sm_89, sm_90$"
     ):
         choose_gpu_profile(engine, "cpi")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        *(("SM_90", "sm_90"), ("h100", "sm_90"), ("NVIDIA H100 NVL", "sm_90"), ("rtx 4080", "sm_89"), ("90", "sm_90")),
+        *(("A10", "sm_80"), ("CPU", "cpu"), ("native", None), (None, None)),
+    ],
+)
+def test_a_gpu_s_name_is_the_best_profile_for_it(engine: EngineFile, asked: str | None, found: str | None):
+    assert named(engine, asked) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        ("b200", "\n  try: llmc build --target cpu,sm_80,sm_89,sm_90,sm_100"),
+        *(("gpu", ""), ("h10", ""), ("v100", ""), ("sm_91", "")),
+    ],
+)
+def test_no_profile_of_another_generation_is_suggested(engine: EngineFile, asked: str, fix: str):
+    with pytest.raises(EngineError) as refused:
+        named(engine, asked)
+    said = f"cannot find profile {asked!r} in {engine.path}\n  found: profiles cpu, sm_80, sm_89, sm_90{fix}"
+    assert str(refused.value) == said
 
 
 class Fake:
@@ -214,6 +239,21 @@ def test_a_device_that_is_given_runs_the_plan(path: Path, monkeypatch: pytest.Mo
     assert [device.made for device in made] == [("sm_90", 90, 2)]
     report = replay(path, "sm_80", make_device=Fake)
     assert (report.ok, report.positions, made[1].made) == (False, 8, ("sm_80", 80, 1))
+
+
+def test_threads_for_a_gpu_s_profile_are_said_to_change_nothing(
+    call: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llmc.cli.common.simulate._interpreter", Fake)
+    said = "threads 3 changes nothing: profile sm_90 runs on a GPU"
+    with load(path, threads=3, make_device=Fake) as loaded:
+        assert loaded.notes == (said,)
+    command = ("run", path, "x", "--simulate", "--max-tokens", 1)
+    assert f"llmc: {said}\n" in call(*command, "--threads", 3).err
+    monkeypatch.setenv("LLMC_THREADS", "3")  # set for all commands of a machine at once
+    assert "nothing" not in call(*command).err
+    with load(path, threads=3, make_device=Fake) as loaded:
+        assert loaded.notes == ()
 
 
 def test_simulate_takes_the_place_of_the_gpu(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -229,9 +229,10 @@ def test_file_that_changes_during_the_build(tmp_path: Path) -> None:
     [
         (["pytorch_model.bin", "pytorch_model-2.pt"], Unsupported, "pickle files run code when read, llmc never opens"),
         (["adapter_config.json", "adapter_model.safetensors"], Unsupported, "found: an adapter (LoRA)"),
-        (["consolidated.safetensors"], CheckpointError, "consolidated.safetensors without an index"),
-        (["model.gguf"], Unsupported, "found: GGUF files"),
-        ([], CheckpointError, "found: 1 other files\n  try: download the checkpoint again"),
+        (["consolidated.safetensors"], Unsupported, "found: Meta's or Mistral's own form"),
+        (["a.safetensors", "b.safetensors"], CheckpointError, "found: a.safetensors, b.safetensors without an index"),
+        (["model.gguf"], Unsupported, "found: only GGUF files: model.gguf"),
+        ([], CheckpointError, "found: config.json and no weights\n  try: the weights too (hf download"),
     ],
 )
 def test_folders_without_weights_say_what_is_there(

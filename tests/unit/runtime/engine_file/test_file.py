@@ -320,7 +320,7 @@ def test_other_files(tmp_path: Path) -> None:
         EngineFile.open(safetensors_file)
     assert read_unchecked(safetensors_file) == {"bytes": 10, "metadata": {}, "manifest": None, "tensors": {}}
     assert "git lfs pull" in refusal(tmp_path / "m.llmc", b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(EngineError, match="a regular file"):
+    with pytest.raises(EngineError, match="a folder with 1 of them"):
         EngineFile.open(tmp_path)
 
 

@@ -192,9 +192,11 @@ def test_people_see_layers_together_and_the_limit(call: Call, engine: Path):
         ),
         (["--for", "b200"], 2, "or llmc build --target sm_100"),
         (["--for", "a100", "--profile", "sm_90"], 2, "needs compute capability 9.0, a100 has 8.0"),
-        (["--for", "h10"], 2, "cannot find chip 'h10' (did you mean 'h100'?)"),
+        (["--for", "h10"], 2, "cannot find chip 'h10'\n  try: one of a100, "),
+        (["--for", "cpu"], 2, "cannot find chip 'cpu'\n  try: one of a100, "),
+        (["--for", "H100 PCIe"], 2, "cannot find the figures of 'H100 PCIe'\n  found: compute capability 9.0; figures"),
         (["--profile", "cpu"], 2, "\n  found: target cpu\n  try: --profile sm_90"),
-        (["--profile", "sm_91"], 3, "\n  found: profiles cpu, sm_80, sm_90 (did you mean 'sm_90'?)"),
+        (["--profile", "sm_91"], 3, "\n  found: profiles cpu, sm_80, sm_90\n"),
         (["--program", "3"], 2, "expected --program from 0 to 2\n  found: 3"),
         (["--program", "1", "--tokens", "3"], 2, "expected --program or --tokens, not both"),
         (["--tokens", "37"], 2, "expected --tokens from 1 to 36\n  found: 37"),
@@ -213,6 +215,6 @@ def test_no_plan_nothing_to_price(call: Call, pico_engine: PicoEngine):
     assert outcome.err.startswith("llmc: expected a profile of a GPU in ")
     assert "\n  found: profiles cpu\n  try: llmc build --target sm_90" in outcome.err
     outcome = call("inspect", PICO, "--launches")
-    assert outcome.code == 2 and outcome.err.startswith("llmc: expected an engine file for --launches, not ")
+    assert outcome.code == 3 and outcome.err.startswith(f"llmc: expected an engine at {PICO}\n  found: a checkpoint")
     outcome = call("inspect", pico_engine("int8"), "--tokens", 3)
     assert (outcome.code, outcome.err) == (2, "llmc: expected --launches with --tokens\n")

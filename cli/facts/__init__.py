@@ -1,0 +1,1 @@
+"""The facts of a checkpoint, as JSON and as text."""

@@ -50,7 +50,7 @@ def write(stream: Stream, json: bool, profile: str) -> Result:
 def as_json(result: Result) -> dict[str, Any]:
     """A result as `--json` shows it."""
     timings = result.timings
-    value = console.facts(result, "text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason")
+    value = console.facts(result, "text", "token_ids", "prompt_tokens", "cached_tokens", "completion_tokens", "finish_reason")
     value["timings"] = {
         "load_s": round(timings.load_s, 4),
         "ttft_s": round(timings.ttft_s, 4),

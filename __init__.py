@@ -51,6 +51,7 @@ def build(
     memory_limit: float | str | None = None,
     accept_config: Collection[str] = (),
     random_weights: int | None = None,
+    chat_template: str | Path | None = None,
     tactics: Sequence[str | Path] = (),
     force: bool = False,
     **flags: Unpack[BuildFlags],
@@ -58,11 +59,11 @@ def build(
     """Builds the engine file `output` from the Hugging Face folder or hub id `checkpoint`; returns its path.
 
     `recipe` is a bundled recipe's name, a YAML file, or a Recipe. The flags quantize, activations, kv, targets,
-    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak of this process:
-    GiB, or a text such as "500M".
-    `accept_config` lists unknown config keys to ignore. `random_weights` is a seed, to build without weights (for
-    benchmarks). `tactics` are tables of tiles written by `llmc tune`. `force` replaces a file at
-    `output` that is not an engine; inputs are never replaced. Notes about the engine are UserWarnings.
+    max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak of this process: GiB, or a
+    text such as "500M". `accept_config` lists unknown config keys to ignore. `random_weights` is a seed, to build
+    without weights (for benchmarks). `chat_template`, jinja's text or the Path of a file with it, replaces the
+    checkpoint's. `tactics` are tables of tiles written by `llmc tune`. `force` replaces a file at `output` that is not
+    an engine; inputs are never replaced. Notes about the engine are UserWarnings.
 
     Raises:
         LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
@@ -80,8 +81,9 @@ def build(
     chosen = with_flags(recipe, **flags)
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [checkpoint, *([recipe] if isinstance(recipe, str | Path) else ()), *tactics]
+    inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(Path(output), ENGINE, inputs, force=force)
-    source = open_source(checkpoint, accept_config, random_weights)
+    source = open_source(checkpoint, accept_config, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
     tables = [load_table(Path(path)) for path in tactics]
@@ -98,11 +100,12 @@ def load(
     threads: int | None = None,
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
+    chat_template: str | Path | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py."""
     from .runtime.load import load as load_engine
 
-    return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
+    return load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify, chat_template=chat_template)
 
 
 def __getattr__(name: str) -> Any:

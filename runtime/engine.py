@@ -188,8 +188,8 @@ class Engine(AbstractContextManager["Engine"]):
             Unsupported: the checkpoint had no tokenizer or no chat template, or the template does not compile.
         """
         if self._chat_source is None:
-            found = "no chat template in the checkpoint"
-            raise Unsupported("cannot chat with this engine", found=found, fix="a plain prompt")
+            found, fix = "no chat template in the checkpoint", "--chat-template FILE, or a plain prompt"
+            raise Unsupported("cannot chat with this engine", found=found, fix=fix)
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 

@@ -31,6 +31,10 @@ LogitBias = Annotated[
     list[str] | None,
     flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.", default="none", group=options.SAMPLE),
 ]
+ChatTemplateFile = Annotated[
+    Path | None,
+    flag("--chat-template", "A jinja file, for a --chat.", default="the engine's template", metavar="FILE"),
+]
 
 
 @options.takes(options.SAMPLING)
@@ -41,6 +45,7 @@ def run(
     ] = None,
     chat: Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")] = False,
     system: Annotated[str | None, flag("--system", "The system message of a --chat.", default="none")] = None,
+    chat_template: ChatTemplateFile = None,
     prompts: PromptsFile = None,
     max_tokens: Annotated[
         int | None, flag("--max-tokens", "Most tokens to generate.", default="512", group=options.SAMPLE)
@@ -64,7 +69,7 @@ def run(
     from ..prompts import batch, conversation, lines
 
     huge_pages.ensure(Path(engine))
-    _check(prompt, prompts, chat, system)
+    _check(prompt, prompts, chat, system, chat_template)
     if verify not in ("header", "full"):
         raise RecipeError("expected --verify header or full", found=verify)
     biases = _biases(logit_bias or [])
@@ -75,7 +80,8 @@ def run(
     from ...runtime.load import load
 
     device = simulate.stand_in(simulated)
-    with load(engine, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
+    limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
+    with load(engine, profile, **limits, chat_template=chat_template, make_device=device) as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:
@@ -91,13 +97,15 @@ def run(
             answers.write(loaded.stream(ids, **given), json, loaded.profile)
 
 
-def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None) -> None:
+def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None, chat_template: Path | None) -> None:
     if prompt is not None and prompts is not None:
         raise RecipeError("expected PROMPT or --prompts, not both")
     if prompt is None and prompts is None and not chat:
         raise RecipeError("expected a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
         raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
+    if chat_template is not None and not chat:
+        raise RecipeError("expected --chat with --chat-template", fix="--chat --chat-template FILE")
 
 
 def _warn_unused_gpu(engine: str, used: str) -> None:

@@ -1,4 +1,4 @@
-"""A conversation at the terminal or from a pipe: each line that is not blank is a message, or a command with a slash."""
+"""A conversation at the terminal or from a pipe: a line is a message, or a command that begins with a slash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from .talk import Talk, command
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
-    from ...runtime.scheduling.request import Result
 
 _GREETING = "llmc: Ctrl-C ends an answer, Ctrl-D the conversation; /help shows the commands"
 _HINT = "llmc: Ctrl-C once more, Ctrl-D or /exit ends the conversation"

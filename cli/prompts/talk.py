@@ -78,7 +78,9 @@ def command(talk: Talk, line: str) -> None:
     known = _COMMANDS.get(name)
     if known is None:
         fix = "/help, or // at the start of a message that begins with a slash"
-        raise RecipeError("expected a command of this conversation", found=f"{name!r}{nearest(name, _COMMANDS)}", fix=fix)
+        raise RecipeError(
+            "expected a command of this conversation", found=f"{name!r}{nearest(name, _COMMANDS)}", fix=fix
+        )
     takes, _, do = known
     if argument.strip() and not takes:
         raise RecipeError(f"expected {name} alone", found=repr(argument.strip()))

@@ -43,7 +43,9 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin as it is.")
     ] = None,
-    chat: Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")] = False,
+    chat: Annotated[
+        bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation (/help there).")
+    ] = False,
     system: Annotated[str | None, flag("--system", "The system message of a --chat.", default="none")] = None,
     chat_template: ChatTemplateFile = None,
     prompts: PromptsFile = None,
@@ -70,6 +72,11 @@ def run(
 
     huge_pages.ensure(Path(engine))
     _check(prompt, prompts, chat, system, chat_template)
+    if special and chat:
+        found = "--chat, where only what the template writes is special"
+        raise RecipeError("expected --special without --chat", found=found)
+    if show_prompt and prompt is None:
+        raise RecipeError("expected PROMPT with --show-prompt", fix="one prompt, whose tokens it shows")
     if verify not in ("header", "full"):
         raise RecipeError("expected --verify header or full", found=verify)
     biases = _biases(logit_bias or [])

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 SAVED = FileKind("a conversation", ".json", b'{"messages": [')
 """A line of --prompts too."""
 _STATS = """\
-{answers} answers, {completion_tokens} tokens at {decode_tokens_per_s:.1f} tokens/s
-{prompt_tokens} tokens of prompts, {cached_tokens} of them cached
-context: {context_used} of {context} tokens used by {messages} messages"""
+  answers: {answers}, of {completion_tokens} tokens at {decode_tokens_per_s:.1f} tokens/s
+  prompts: {prompt_tokens} tokens, {cached_tokens} of them cached
+  context: {context_used} of {context} tokens, in {messages} messages"""
 
 
 @dataclass

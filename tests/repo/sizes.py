@@ -21,9 +21,9 @@ HELD: dict[str, int] = {
     "cli/commands": 1189,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 557,  # texts are templates over the facts of --json
     "cli/judge": 385,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 424,  # messages, ids, OpenAI's batch lines
+    "cli/prompts": 424,  # messages, ids, OpenAI's batch lines; talk.py: a conversation's state and commands
     "compiler": 316,  # page.py: a dump as one page; resume
-    "compiler/checkpoint": 830,
+    "compiler/checkpoint": 849,
     "compiler/config": 365,
     "compiler/decoder": 192,
     "compiler/engine": 489,  # report.py and memory planning came from build.py
@@ -48,14 +48,14 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 418,  # metrics and gates
     "runtime": 921,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 463,  # notes
+    "runtime/cpu": 580,  # pool.py: slots are kept, continued, and committed as requests come
     "runtime/cuda": 962,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 570,
     "runtime/files": 434,
-    "runtime/plan": 746,  # where PTX lies
+    "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,
-    "runtime/scheduling": 538,  # notes
-    "runtime/text": 435,
+    "runtime/scheduling": 606,  # kept.py: finished sequences of caches with windows
+    "runtime/text": 481,  # turns.py: a full context; templates of the user
 }
 _NO_CODE = {
     tokenize.COMMENT,

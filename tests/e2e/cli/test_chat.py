@@ -89,13 +89,11 @@ def test_commands_work_from_a_pipe(chat: Chat, tmp_path: Path):
     assert "4 messages forgotten" in outcome.err and f"5 messages written to {saved}" in outcome.err
     assert json.loads(saved.read_text()) == {"messages": [{"role": "system", "content": "be brief"}]}
     tokens = first["prompt_tokens"] + second["prompt_tokens"]
-    assert "2 answers, 16 tokens at " in outcome.err
-    assert (
-        f"{tokens} tokens of prompts, {first['cached_tokens'] + second['cached_tokens']} of them cached" in outcome.err
-    )
+    assert "answers: 2, of 16 tokens at " in outcome.err
+    assert f"prompts: {tokens} tokens, {first['cached_tokens'] + second['cached_tokens']} of them cached" in outcome.err
     used = second["prompt_tokens"] + second["completion_tokens"]
-    assert f"context: {used} of 512 tokens used by 5 messages" in outcome.err
-    assert "context: 0 of 512 tokens used by 1 messages" in outcome.err
+    assert f"context: {used} of 512 tokens, in 5 messages" in outcome.err
+    assert "context: 0 of 512 tokens, in 1 messages" in outcome.err
     assert "/save FILE      write the messages to a JSON file" in outcome.err
 
 
@@ -280,7 +278,7 @@ def test_ctrl_c_at_a_terminal_ends_the_answer_and_twice_at_the_prompt_the_conver
     assert b"did you mean '/help'?" in terminal.until(b"try: ")
     terminal.until(b"> ")
     terminal.type(b"/stats\r")
-    assert b"2 answers" in terminal.until(b"by 4 messages")
+    assert b"answers: 2" in terminal.until(b"in 4 messages")
     terminal.until(b"> ")
     terminal.type(b"not sent")
     terminal.until(b"not sent")

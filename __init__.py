@@ -79,6 +79,7 @@ def build(
     memory_limit: float | str | None = None,
     accept_config: str | Collection[str] = (),
     random_weights: int | None = None,
+    chat_template: str | Path | None = None,
     tactics: str | Path | Collection[str | Path] = (),
     force: bool = False,
     **flags: Unpack[BuildFlags],
@@ -89,8 +90,9 @@ def build(
     activations, kv, targets, max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak
     of this process: GiB, or a text such as "500M".
     `accept_config` lists unknown config keys to ignore, or names one. `random_weights` is a seed, to build without
-    weights (for benchmarks). `tactics` are tables of tiles written by `llmc tune`, or one. `force` replaces a file at
-    `output` that is not an engine; inputs are never replaced. Notes about the engine are UserWarnings.
+    weights (for benchmarks). `chat_template`, jinja's text or the Path of a file with it, replaces the checkpoint's.
+    `tactics` are tables of tiles written by `llmc tune`, or one. `force` replaces a file at `output` that is not an
+    engine; inputs are never replaced. Notes about the engine are UserWarnings.
 
     Raises:
         LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
@@ -115,8 +117,9 @@ def build(
     chosen = with_flags(recipe, **flags)
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
+    inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(path, ENGINE, inputs, force=force)
-    source = open_source(where, keys, random_weights)
+    source = open_source(where, keys, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
     tiles = [load_table(table) for table in tables]
@@ -134,6 +137,7 @@ def load(
     threads: int | None = None,
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
+    chat_template: str | Path | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py.
 
@@ -143,7 +147,8 @@ def load(
 
     from .runtime.load import load as load_engine
 
-    engine = load_engine(path, profile, threads=threads, max_batch=max_batch, verify=verify)
+    limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
+    engine = load_engine(path, profile, **limits, chat_template=chat_template)
     for note in engine.notes:
         warnings.warn(f"{path}: {note}", stacklevel=_CALLER)
     return engine

@@ -21,6 +21,7 @@ from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequ
 from .text.chat import ChatTemplate, no_template
 from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
+from .text.turns import Fitted, fit
 
 DEFAULT_MAX_TOKENS = 512
 
@@ -151,6 +152,23 @@ class Engine(AbstractContextManager["Engine"]):
     ) -> Stream:
         """The answer to a conversation, piece by piece."""
         return self.stream(self.encode_chat(messages, tools=tools), **options)
+
+    def check_options(self, **options: Unpack[SamplingOptions]) -> None:
+        """Checks options as each request does, before there is one.
+
+        Raises:
+            RecipeError: an option is unknown or out of range.
+        """
+        _check_options(options)
+        _max_tokens(options)
+        self._params(options)
+
+    def fit_chat(self, messages: Sequence[Message], max_tokens: int | None = None) -> Fitted:
+        """A conversation and its token ids, without its oldest turns if the context has no room for an answer.
+
+        Raises the errors of `encode_chat`.
+        """
+        return fit(messages, self.encode_chat, self.max_context, max_tokens or DEFAULT_MAX_TOKENS)
 
     @public()
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:

@@ -12,12 +12,12 @@ from .engine import Engine
 from .engine_file.file import EngineFile
 from .engine_file.info import info_of
 from .engine_file.manifest import TOKENIZER_SECTIONS
-from .errors import EngineError, RecipeError, demand, path_of, text_of
+from .errors import EngineError, RecipeError, Unsupported, demand, path_of, text_of
 from .files.strict_json import loads
 from .profiles import choose, why
 from .progress import debug
 from .scheduling.executor import Executor
-from .text.chat import chat_template_source
+from .text.chat import chat_template_source, checked_source
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,18 +31,21 @@ def load(
     threads: int | None = None,
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
+    chat_template: str | Path | None = None,
     make_device: MakeDevice | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
     `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
     run at once (default: what the engine was built for, which is the most). `verify` "full" checks every byte first.
-    `make_device` makes a substitute for the GPU of a profile, which then fits any machine.
+    `chat_template`, jinja's text or the Path of a file with it, replaces the engine's. `make_device` makes a substitute
+    for the GPU of a profile, which then fits any machine.
 
     Raises:
         EngineError: the file is damaged, no engine, or has no such profile.
-        RecipeError: an argument is out of range.
+        RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages.
         ResourceError: no profile fits this machine, or there is too little memory.
+        Unsupported: the chat template does not compile, or the engine has no tokenizer.
     """
     path = path_of("engine", path)
     if profile is not None:
@@ -56,6 +59,10 @@ def load(
     file = EngineFile.open(path, verify=verify)
     try:
         tokenizer, template = _open_tokenizer(file)
+        if chat_template is not None:
+            if tokenizer is None:
+                raise Unsupported("cannot use a chat template with this engine", found="no tokenizer in the checkpoint")
+            template = checked_source(chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
         executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)

@@ -30,6 +30,10 @@ MemoryLimit = Annotated[
         group=options.MACHINE,
     ),
 ]
+ChatTemplateFile = Annotated[
+    Path | None,
+    flag("--chat-template", "A jinja file, stored in the engine.", default="the checkpoint's", metavar="FILE"),
+]
 Tactics = Annotated[
     list[Path] | None,
     flag(
@@ -60,6 +64,7 @@ def build(
     memory_limit: MemoryLimit = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
+    chat_template: ChatTemplateFile = None,
     tactics: Tactics = None,
     dump: options.Dump = None,
     force: options.Force = False,
@@ -81,12 +86,13 @@ def build(
     plan = with_flags(recipe, **flags)
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
+    inputs += [] if chat_template is None else [chat_template]
     check_output(output, ENGINE, inputs, force=force)
     if report is not None:
         reports.check(report, output, inputs, force=force)
     shown = progress.for_terminal(quiet=json)
     with shown.stage("start"):
-        source = open_source(checkpoint, accept_config or (), random_weights)
+        source = open_source(checkpoint, accept_config or (), random_weights, chat_template)
         console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
         from ...compiler.build import build as build_engine
         from ...compiler.targets.cuda.tuning.tactics import load_table

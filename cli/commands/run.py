@@ -37,6 +37,10 @@ LogitBias = Annotated[
     list[str] | None,
     flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.", default="none", group=options.SAMPLE),
 ]
+ChatTemplateFile = Annotated[
+    Path | None,
+    flag("--chat-template", "A jinja file, for a --chat.", default="the engine's template", metavar="FILE"),
+]
 
 
 Subject = Annotated[
@@ -55,8 +59,11 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin as it is.")
     ] = None,
-    chat: Annotated[bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation.")] = False,
+    chat: Annotated[
+        bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation (/help there).")
+    ] = False,
     system: Annotated[str | None, flag("--system", "The system message of a --chat.", default="none")] = None,
+    chat_template: ChatTemplateFile = None,
     prompts: PromptsFile = None,
     max_tokens: Annotated[
         int | None, flag("--max-tokens", "Most tokens to generate.", default="512", group=options.SAMPLE)
@@ -80,7 +87,7 @@ def run(
     from ..prompts import batch, conversation, lines
 
     built = {name: more.pop(name) for name in cached.BUILT}
-    _check(prompt, prompts, chat, system)
+    _check(prompt, prompts, chat, system, chat_template)
     if verify not in ("header", "full"):
         raise RecipeError("expected --verify header or full", found=verify)
     for name, value in more.items():
@@ -93,7 +100,13 @@ def run(
     requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
     path = Path(engine)
     if cached.is_checkpoint(engine):
-        asked: Any = {"profile": profile, "simulated": simulated, "verify": verify, "chat": chat, "quiet": json}
+        asked: Any = {
+            "profile": profile,
+            "simulated": simulated,
+            "verify": verify,
+            "chat": chat and chat_template is None,
+            "quiet": json,
+        }
         path = cached.engine_of(engine, built, **asked)
     else:
         cached.refuse_flags(engine, built)
@@ -104,7 +117,8 @@ def run(
     from ...runtime.load import load
 
     device = simulate.stand_in(simulated)
-    with load(path, profile, threads=threads, max_batch=max_batch, verify=verify, make_device=device) as loaded:
+    limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
+    with load(path, profile, **limits, chat_template=chat_template, make_device=device) as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:
@@ -126,13 +140,16 @@ def run(
             answers.write(loaded.stream(ids, **{**given, "special": None}), json, loaded.profile)
 
 
-def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None) -> None:
+def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None, chat_template: Path | None) -> None:
     if prompt is not None and prompts is not None:
         raise RecipeError("expected PROMPT or --prompts, not both")
     if prompt is None and prompts is None and not chat:
         raise RecipeError("expected a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
         raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
+    if chat_template is not None and not chat and prompts is None:
+        fix = "--chat, or --prompts with messages"
+        raise RecipeError("expected --chat with --chat-template", fix=fix)
 
 
 def _warn_unused_gpu(engine: Path, used: str) -> None:

@@ -87,8 +87,8 @@ def refuse_smaller(engine: Engine, loads: Sequence[Load]) -> None:
 
 def measure(engine: Engine, load: Load, repeat: int) -> Speed:
     """Run a load once to warm up, then `repeat` times."""
-    prompts = _prompts(engine.vocab_size, load.prompt_tokens, load.batch)
-    runs = [_run(engine, prompts, load.new_tokens) for _ in range(repeat + 1)][1:]
+    prompts = [prompts_of(engine.vocab_size, load, run) for run in range(repeat + 1)]
+    runs = [_run(engine, some, load.new_tokens) for some in prompts][1:]
     return Speed(*map(median, zip(*runs, strict=True)))
 
 
@@ -103,9 +103,12 @@ def _numbers(flag: str, text: str, *, least: int, example: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _prompts(vocabulary: int, length: int, count: int) -> list[list[int]]:
-    """Fixed ids spread over the vocabulary, another order for each prompt."""
-    return [[(7919 * (index + 1) + 104729 * row) % vocabulary for index in range(length)] for row in range(count)]
+def prompts_of(vocabulary: int, load: Load, run: int) -> list[list[int]]:
+    """Fixed ids, others for each prompt, load and run: an engine reads an equal beginning from its cache."""
+    import numpy as np
+
+    seeds = [[load.prompt_tokens, load.new_tokens, load.batch, run, row] for row in range(load.batch)]
+    return [np.random.default_rng(seed).integers(0, vocabulary, load.prompt_tokens).tolist() for seed in seeds]
 
 
 def _run(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> tuple[float, float]:

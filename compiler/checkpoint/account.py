@@ -6,22 +6,29 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError, nearest
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint, with_chat_template
 
 _SHOWN = 20
 """Disagreements that an error lists."""
 
 
 def open_source(
-    where: str | Path, accept_config: Collection[str] = (), random_weights: int | None = None
+    where: str | Path,
+    accept_config: Collection[str] = (),
+    random_weights: int | None = None,
+    chat_template: str | Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint for a build: `open_checkpoint`, check its tensors, and begin to hash its files.
 
+    `chat_template` replaces the checkpoint's.
+
     Raises:
         CheckpointError: the tensors do not match the configuration.
-        LlmcError: whatever `open_checkpoint` raises.
+        LlmcError: whatever `open_checkpoint` and `with_chat_template` raise.
     """
     checkpoint = open_checkpoint(where, accept_config=accept_config, random_weights=random_weights)
+    if chat_template is not None:
+        checkpoint = with_chat_template(checkpoint, chat_template)
     check_tensors(checkpoint)
     checkpoint.files.start_digest()
     return checkpoint

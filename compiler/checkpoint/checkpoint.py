@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported, nearest
 from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
 from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
-from ...runtime.text.chat import chat_template_source
+from ...runtime.text.chat import chat_template_source, checked_source
+from ...runtime.text.tokenizer import token_text
 from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
@@ -25,6 +26,7 @@ from .source import FileSource, Source
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _MAX_TOKENIZER_BYTES = 128 << 20
 _MAX_TENSORS = 200_000
+_NO_TEMPLATE = "no chat template: `llmc run --chat` will need --chat-template"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def open_checkpoint(
     if "tokenizer.json" not in tokenizer:
         warnings.append(_no_tokenizer(folder))
     elif chat_template is None:
-        warnings.append("no chat template: `llmc run --chat` will be refused")
+        warnings.append(_NO_TEMPLATE)
     if random_weights is not None:
         source: Source = RandomSource(
             config.decoder.tensors(),
@@ -126,6 +128,26 @@ def open_checkpoint(
         warnings=tuple(warnings),
         source=source,
         files=files,
+    )
+
+
+def with_chat_template(checkpoint: Checkpoint, given: str | Path) -> Checkpoint:
+    """The checkpoint with another chat template: jinja's text, or the Path of a file with it.
+
+    Raises:
+        RecipeError: the file cannot be read, or the template writes no messages.
+        Unsupported: the checkpoint has no tokenizer, or the template does not compile.
+    """
+    if "tokenizer.json" not in checkpoint.tokenizer:
+        asked, found = f"cannot give {checkpoint.path} a chat template", "no tokenizer.json in it"
+        raise Unsupported(asked, found=found)
+    bos, eos = (token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token"))
+    source = checked_source(given, bos_token=bos, eos_token=eos)
+    return replace(
+        checkpoint,
+        tokenizer={**checkpoint.tokenizer, "chat_template.jinja": source.encode()},
+        chat_template=source,
+        warnings=tuple(warning for warning in checkpoint.warnings if warning != _NO_TEMPLATE),
     )
 
 

@@ -1,7 +1,7 @@
 """The cpu executor: runs an engine's ONNX graph on ONNX Runtime, with weights mapped from the file and caches in place.
 
 A call is one sequence with many new tokens or many sequences with one each, so calls have no padding. A sequence has a
-slot of the cache; sequences that decode together have the slots [0, n), bound as one view.
+block, which is a slot of the cache; sequences that decode together have the slots [0, n), bound as one view.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..progress import timed
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
 from .kernel_times import measure, tell
 from .onnx_scan import scan
-from .slots import PARTS, SlotCaches, buffer_shape, lengths_name
+from .pool import SlotPool
+from .slots import PARTS, SlotCaches, lengths_name
 
 MAX_PREFILL = 512
 """Most tokens per prefill call: limits its activations, and how long decoding requests wait for it."""
@@ -39,17 +40,16 @@ class CpuExecutor:
     It owns the engine file.
     """
 
-    shares = False
     mixed = False
     depth = 0
 
     def __init__(self, engine: EngineFile, profile: str, *, threads: int | None, max_batch: int | None) -> None:
-        """Bind the weights, create the session, lay out the caches.
+        """Bind the weights and create the session; memory of caches is taken as requests come.
 
         Raises:
             EngineError: the graph, a binding or a number of the profile is invalid.
             RecipeError: `threads` or `max_batch` is not a positive whole number.
-            ResourceError: the machine has too little memory for weights and caches.
+            ResourceError: the machine has too little memory for the weights.
         """
         self._engine = engine
         facts, model = engine.manifest.profiles[profile], engine.manifest.model
@@ -61,8 +61,7 @@ class CpuExecutor:
         self.max_prefill = min(MAX_PREFILL, facts.max_context, *model.windows)
         self.max_rows = MAX_ROWS
         weights = _bindings(engine.path, facts.weights)
-        numbers = sum(math.prod(buffer_shape(cache, facts.max_context)) for cache in model.caches)
-        _check_memory(engine, weights, facts.needs, cache_bytes=len(PARTS) * 4 * numbers)
+        _check_memory(engine, weights, facts.needs)
         as_inputs = _weights_as_inputs(engine.path, weights, facts.needs)
         self._weights = _weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
@@ -70,10 +69,16 @@ class CpuExecutor:
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
         _check_inputs(self._session, str(engine.path), model.caches, model.windows, model.vocab_size)
         engine.drop_pages()  # packed weights are copies, so their mapped pages are no longer read
-        self._cache = SlotCaches(model.caches, self.sequences, facts.max_context)
+        self._cache = SlotCaches(model.caches, facts.max_context)
         self._samplers = Samplers()
-        self._slots: list[int] = []
+        self._running: dict[int, int] = {}
+        """The block of each sequence in progress."""
         self._decoding: dict[int, _Call] = {}
+        self._bound = self._cache.arrays
+        """The buffers that these calls are bound to."""
+
+    def pool(self) -> SlotPool:
+        return SlotPool(self._cache, self.sequences, lambda: system_memory().available)
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
         """Run the step synchronously; the ticket is its result."""
@@ -85,14 +90,9 @@ class CpuExecutor:
         return ticket
 
     def release(self, sequence: int) -> None:
-        """Free the slot; the last slot's sequence moves into it, so that the used slots stay a prefix."""
+        """Forget the sequence; its block keeps what it holds."""
         self._samplers.release(sequence)
-        if sequence not in self._slots:
-            return
-        slot, last = self._slots.index(sequence), self._slots.pop()
-        if slot != len(self._slots):
-            self._cache.move(len(self._slots), slot)
-            self._slots[slot] = last
+        self._running.pop(sequence, None)
 
     def close(self) -> None:
         self._decoding.clear()
@@ -104,7 +104,7 @@ class CpuExecutor:
         self._engine.close()
 
     def _prefill(self, scheduled: ScheduledSequence) -> Output:
-        slot = self._slot(scheduled.sequence)
+        slot = self._cache.slot(self._begun(scheduled))
         tokens = np.array(scheduled.tokens, np.int64)
         count = (
             len(tokens) if scheduled.rows == "all" else int(scheduled.sample is not None or scheduled.rows == "last")
@@ -116,13 +116,16 @@ class CpuExecutor:
         return self._samplers.output(scheduled, call.logits if count else None)
 
     def _decode(self, step: tuple[ScheduledSequence, ...]) -> tuple[Output, ...]:
-        self._move_to_front({scheduled.sequence for scheduled in step})
+        blocks = [self._begun(scheduled) for scheduled in step]
+        self._cache.move_to_front(blocks)
+        if self._bound is not self._cache.arrays:
+            self._decoding, self._bound = {}, self._cache.arrays
         count = len(step)
         call = self._decoding.get(count)
         if call is None:
             call = self._decoding[count] = self._call(slice(0, count), 1, count)
             call.rows[:] = np.arange(count)
-        slots = [self._slots.index(scheduled.sequence) for scheduled in step]
+        slots = [self._cache.slot(block) for block in blocks]
         call.ids[slots, 0] = [scheduled.tokens[0] for scheduled in step]
         call.run()
         rows = [call.logits[slot : slot + 1] for slot in slots]
@@ -136,23 +139,19 @@ class CpuExecutor:
             self._session, self._as_inputs, self._cache, slots, tokens, np.empty((rows, self.vocab), np.float32)
         )
 
-    def _slot(self, sequence: int) -> int:
-        if sequence not in self._slots:
-            if len(self._slots) == self.sequences:
+    def _begun(self, scheduled: ScheduledSequence) -> int:
+        """The sequence's block, with room for its new tokens; before its first step it is cut to the cached tokens."""
+        block = self._running.get(scheduled.sequence)
+        new = block is None
+        if block is None:
+            if len(self._running) == self.sequences:
                 found = f"room for {self.sequences}"
                 raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
-            self._cache.reset(len(self._slots))
-            self._slots.append(sequence)
-        return self._slots.index(sequence)
-
-    def _move_to_front(self, sequences: set[int]) -> None:
-        """Swap slots until these n sequences have the slots [0, n)."""
-        count = len(sequences)
-        outside = [slot for slot in range(count) if self._slots[slot] not in sequences]
-        above = [slot for slot in range(count, len(self._slots)) if self._slots[slot] in sequences]
-        for low, high in zip(outside, above, strict=True):
-            self._cache.swap(low, high)
-            self._slots[low], self._slots[high] = self._slots[high], self._slots[low]
+            block = self._running[scheduled.sequence] = scheduled.blocks[0][0]
+        self._cache.commit(block, scheduled.end)
+        if new:
+            self._cache.cut(block, len(scheduled.cached))
+        return block
 
 
 class _Call:
@@ -255,13 +254,8 @@ def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows
         raise EngineError(f"expected a graph of {asked}, {vocab} logits in {path}", found=found, fix=_AGAIN)
 
 
-def _check_memory(
-    engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], *, cache_bytes: int
-) -> None:
-    """Check, before allocating, that copied weights, packed weights and one sequence's cache fit into memory.
-
-    Caches of further sequences take memory only as they are filled.
-    """
+def _check_memory(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> None:
+    """Check, before allocating, that copied and packed weights fit into memory; the pool checks each request's part."""
     tensors = engine.tensors
     private = [expr for expr in weights.values() if not is_view(expr, tensors)]
     converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
@@ -269,12 +263,12 @@ def _check_memory(
     if type(packed) is not int:
         found = repr(packed)[:80]
         raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
-    needed, free = converted + packed + cache_bytes, system_memory().available
+    needed, free = converted + packed, system_memory().available
     if needed > free:
         raise ResourceError(
             f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
             found=f"{free / 1e9:.1f} GB free",
-            fix="an engine built with --quantize int8 or int4, or a smaller --max-context",
+            fix="an engine built with --quantize int8 or int4",
         )
 
 

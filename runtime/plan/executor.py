@@ -16,7 +16,9 @@ from ..engine_file.file import EngineFile
 from ..errors import EngineError, RecipeError
 from ..sampling.draw import Sampled, not_finite
 from ..sampling.params import SamplingParams
-from ..scheduling.executor import CacheKind, Output, Samplers, ScheduledSequence, sequence_count
+from ..scheduling.blocks import SharedPool
+from ..scheduling.executor import CacheKind, Output, Pool, Samplers, ScheduledSequence, sequence_count
+from ..scheduling.kept import KeptPool
 from .inputs import PlacedSequence, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
@@ -113,14 +115,21 @@ class PagedExecutor:
         check_inputs(self._plan, f"{facts.graph} of {engine.path}")
         self._device = make_device(engine, profile, self._plan, self.sequences)
         self.caches = tuple(
-            CacheKind(self._device.blocks[cache.size], None if cache.window is None else cache.blocks * BLOCK_TOKENS)
+            CacheKind(self._device.blocks[cache.size])
+            if cache.window is None
+            else CacheKind(self._device.blocks[cache.size], cache.blocks * BLOCK_TOKENS, cache.window)
             for cache in self._plan.caches
         )
-        self.shares = len(self.caches) == 1 and self.caches[0].positions is None
         self.notes = self._device.notes
         self._samplers = Samplers()
         self._slots = Slots(self._plan, self.sequences)
         self._sequences: dict[int, _Sequence] = {}
+
+    def pool(self) -> Pool:
+        """Blocks of a window are rings, whose contents depend on what came later: they cannot be shared."""
+        if len(self.caches) == 1 and self.caches[0].positions is None:
+            return SharedPool(self.caches[0], self.block_tokens)
+        return KeptPool(self.caches, self.block_tokens)
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> _Ticket:
         """Fill in the inputs and start the step; first collect an earlier step whose token the host must sample."""

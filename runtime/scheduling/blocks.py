@@ -1,12 +1,13 @@
-"""Reference-counted cache blocks, and prefix sharing: a later request reads the full prompt blocks of an equal prefix
-instead of computing them again (like vLLM's automatic prefix caching, but comparing tokens instead of hashes)."""
+"""Blocks of a cache whose sequences may share them: a later request reads the full blocks of an equal beginning instead
+of computing them again (like vLLM's automatic prefix caching, but comparing tokens instead of hashes)."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from .executor import CacheKind, Lease
 
 _Key = tuple[int, tuple[int, ...]]
 """Content of a block: the name of the prefix before it, and its tokens. Names are never reused: when a block gets new
@@ -14,65 +15,51 @@ content, the blocks after its old content become unreachable, instead of continu
 _ROOT = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """Blocks of one sequence; the first `cached` positions already hold the keys and values of its prompt."""
-
-    blocks: tuple[int, ...]
-    cached: int
-
-
-class BlockPool:
-    """Blocks of `block_tokens` positions. With `share`, full prompt blocks outlive their sequence until room is needed.
+class SharedPool:
+    """One kind of cache, of all positions (`executor.Pool`). Full blocks outlive their sequence until room is needed.
 
     A block is in use (by one sequence, or by several that share a prefix), or idle. Idle blocks without a remembered
-    content are taken first, then the one released first; a prompt's last blocks before its first ones.
+    content are taken first, then the one released first; a sequence's last blocks before its first ones.
     """
 
-    def __init__(self, count: int, block_tokens: int, *, share: bool) -> None:
-        self._size, self._share = block_tokens, share
-        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
+    def __init__(self, kind: CacheKind, block_tokens: int) -> None:
+        assert kind.positions is None, "only a cache of all positions is shared"
+        self._size = block_tokens
+        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(kind.blocks))
         self._users: Counter[int] = Counter()
         self._known: dict[_Key, tuple[int, int]] = {}
         self._key: dict[int, _Key] = {}
         self._names = itertools.count(_ROOT + 1)
 
     @property
-    def available(self) -> int:
-        """Blocks that no sequence uses."""
-        return len(self._idle)
+    def free(self) -> tuple[int]:
+        return (len(self._idle),)
 
-    def take(self, prompt: Sequence[int], positions: int, *, reuse: bool = True) -> Allocation | None:
-        """Blocks for `positions` positions that begin with `prompt`, or None while there are too few.
-
-        At least the prompt's last token is computed, for its logits; without `reuse` the whole prompt is.
-        """
-        shared = self._shared(prompt) if reuse and self._share else []
-        wanted = -(-positions // self._size)
-        fresh = wanted - len(shared)
-        if fresh > self.available - sum(block in self._idle for block in shared):
+    def take(self, prompt: Sequence[int], length: int, *, reuse: bool = True) -> Lease | None:
+        shared = self._shared(prompt) if reuse else []
+        fresh = -(-length // self._size) - len(shared)
+        if fresh > len(self._idle) - sum(block in self._idle for block in shared):
             return None
         for block in shared:
             self._idle.pop(block, None)
             self._users[block] += 1
         blocks = [*shared, *(self._fresh() for _ in range(fresh))]
-        return Allocation(tuple(blocks), len(shared) * self._size)
+        return Lease((tuple(blocks),), len(shared) * self._size)
 
-    def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """Shares the first len(tokens) positions of `blocks`, which are computed now or before any later step."""
-        if not self._share:
-            return
+    def remember(self, tokens: Sequence[int], lease: Lease) -> None:
+        (blocks,) = lease.blocks
         parent = _ROOT
         for index in range(len(tokens) // self._size):
             key = (parent, tuple(tokens[index * self._size : (index + 1) * self._size]))
             if key not in self._known:
+                self._known.pop(self._key.get(blocks[index], key), None)  # after another beginning, of equal tokens
                 self._known[key] = blocks[index], next(self._names)
                 self._key[blocks[index]] = key
             _, parent = self._known[key]
 
-    def give(self, blocks: Sequence[int]) -> None:
-        """Returns the blocks of a finished sequence; each loses one user."""
-        for block in reversed(blocks):
+    def give(self, tokens: Sequence[int], lease: Lease) -> None:
+        self.remember(tokens, lease)
+        for block in reversed(lease.blocks[0]):
             self._users[block] -= 1
             if self._users[block]:
                 continue

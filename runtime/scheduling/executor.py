@@ -3,8 +3,9 @@
 Rules for both sides:
 * A sequence is first scheduled after its `cached` tokens; each later time it starts where it last ended. `blocks` stays
   the same and covers, for every kind of cache, all positions that the kind will ever keep of the sequence.
-  They belong to the sequence alone until `release`, except the blocks of its cached tokens: several sequences read
-  them, none writes them. `shares` needs an executor with one kind of cache, which keeps all positions.
+  They come from the executor's `pool` and belong to the sequence alone until it takes them back, except the full blocks
+  of cached tokens: if the pool shares them, several sequences read them, and none writes them.
+* A block keeps its contents when its sequence is released: the pool knows them and may give them to a later request.
 * `sample`, if not None, stays the same for a sequence.
 * A step is a tuple of scheduled sequences that run at once. It holds a sequence at most once, and at most `max_prefill`
   prompt tokens. With `mixed` False a step is either one sequence with prompt tokens, or any number of sequences with
@@ -22,6 +23,7 @@ Rules for both sides:
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -46,10 +48,47 @@ class CacheKind:
     """Blocks in its pool."""
     positions: int | None = None
     """Most positions of a sequence that it keeps, as a ring over the latest ones; None: all."""
+    window: int | None = None
+    """Positions of them that the next token reads; None: all."""
 
     def kept(self, length: int) -> int:
         """Positions that a sequence of `length` positions needs blocks for."""
         return length if self.positions is None else min(length, self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The blocks of one sequence."""
+
+    blocks: tuple[tuple[int, ...], ...]
+    """For each kind of cache in the executor's order."""
+    cached: int
+    """The first positions, whose keys and values the blocks already hold."""
+
+
+class Pool(Protocol):
+    """Gives the blocks of an executor's caches to sequences, and knows what they hold; called by the same thread."""
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Blocks that no sequence uses, for each kind of cache."""
+        ...
+
+    def take(self, prompt: Sequence[int], length: int, *, reuse: bool = True) -> Lease | None:
+        """Blocks for `length` positions that begin with `prompt`, or None while sequences that run hold too much.
+
+        At least the prompt's last token is computed, for its logits; without `reuse` the whole prompt is.
+
+        Raises:
+            ResourceError: there is too little memory, and no sequence runs.
+        """
+        ...
+
+    def remember(self, tokens: Sequence[int], lease: Lease) -> None:
+        """The blocks hold these first tokens of their sequence, or will before any later step."""
+
+    def give(self, tokens: Sequence[int], lease: Lease) -> None:
+        """Takes back the blocks of a finished sequence, of which they hold these first tokens and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +144,6 @@ class Executor(Protocol):
     caches: tuple[CacheKind, ...]
     sequences: int
     """Most sequences in progress."""
-    shares: bool
-    """True if several sequences may read the same blocks."""
     mixed: bool
     """True if a step may hold prompt and generated tokens, of different sequences."""
     depth: int
@@ -117,6 +154,10 @@ class Executor(Protocol):
     """Most prompt tokens of a step."""
     max_rows: int
     """Most prompt tokens of a step in sequences with rows "all"."""
+
+    def pool(self) -> Pool:
+        """A new account of all blocks, in which none is used and nothing is known."""
+        ...
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> Ticket:
         """Starts a step."""

@@ -17,11 +17,13 @@ from ..errors import RecipeError
 from ..sampling.draw import Sampled
 from ..sampling.params import SamplingParams
 from ..text.stream import TextStream
-from .executor import Output
+from .executor import Lease, Output
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 _POLL_S = 0.2
 """Longest wait before Ctrl-C is handled, on platforms whose locks cannot be interrupted."""
+
+_NO_LEASE = Lease((), 0)
 
 
 @dataclass(eq=False)
@@ -36,10 +38,8 @@ class Request:
     all_logits: bool = False
     ignore_eos: bool = False
     sequence: int = field(default=-1, init=False)
-    blocks: tuple[tuple[int, ...], ...] = field(default=(), init=False)
-    """For each kind of cache."""
-    cached: int = field(default=0, init=False)
-    """Tokens of the prompt that the blocks held at admission."""
+    lease: Lease = field(default=_NO_LEASE, init=False)
+    """Its blocks, from admission on."""
     computed: int = field(default=0, init=False)
     """Positions of submitted steps."""
     asked: int = field(default=0, init=False)
@@ -97,6 +97,8 @@ class Result:
     token_ids: list[int]
     """All generated tokens, with those of a stop string and an end-of-sequence token."""
     prompt_tokens: int
+    cached_tokens: int
+    """Those of the prompt that were not computed: an earlier request had left their keys and values."""
     completion_tokens: int
     finish_reason: FinishReason
     logprobs: tuple[Sampled, ...]
@@ -156,7 +158,8 @@ class TextRequest(Request):
         rate = (count - 1) / seconds if count > 1 and seconds > 0 else 0.0
         timings = Timings(self.load_s, times[0] - self.started, rate)
         logprobs = tuple(self.sampled) if self.params.logprobs else ()
-        return Result(self.text.text, self.tokens, len(self.prompt), count, self.finish, logprobs, timings)
+        prompt, cached = len(self.prompt), self.lease.cached
+        return Result(self.text.text, self.tokens, prompt, cached, count, self.finish, logprobs, timings)
 
 
 class Stream(Iterator[Piece], AbstractContextManager["Stream"]):

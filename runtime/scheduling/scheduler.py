@@ -2,10 +2,10 @@
 
 Policy. Requests are admitted in order of arrival, and only when blocks for the whole of prompt and max_tokens are free:
 so a running request can never run out of cache, none is ever preempted or computed twice, and the oldest one waits the
-least. The price is that a request which ends early has held blocks it did not need, so set max_tokens tightly. If
-blocks can be shared, a request reads the blocks of an earlier prompt with the same beginning. Prompts are computed in
-chunks, oldest first. If an executor cannot mix, prompt chunks and decode steps alternate, so running requests lose at
-most every other step to newcomers.
+least. The price is that a request which ends early has held blocks it did not need, so set max_tokens tightly. Tokens
+that an earlier request has left in its blocks, prompt and answer, are not computed again: so the next turn of a
+conversation computes what is new. Prompts are computed in chunks, oldest first. If an executor cannot mix, prompt
+chunks and decode steps alternate, so running requests lose at most every other step to newcomers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections import deque
 from collections.abc import Collection
 from itertools import count
 
-from ..errors import RecipeError
-from .blocks import Allocation, BlockPool
+from ..errors import RecipeError, ResourceError
 from .executor import Executor, Output, ScheduledSequence, Ticket
 from .request import FinishReason, Request
 
@@ -24,11 +23,9 @@ class Scheduler:
     """Steps an executor for any number of requests. One thread calls its methods; `check` may be called from any."""
 
     def __init__(self, executor: Executor, eos_ids: Collection[int] = ()) -> None:
-        caches, shares = executor.caches, executor.shares
-        assert not shares or [kind.positions for kind in caches] == [None], "only a cache of all positions is shared"
         self._executor = executor
         self._eos = frozenset(eos_ids)
-        self._pools = [BlockPool(kind.blocks, executor.block_tokens, share=shares) for kind in caches]
+        self._pool = executor.pool()
         self._numbers = count()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -43,7 +40,7 @@ class Scheduler:
     @property
     def free_blocks(self) -> tuple[int, ...]:
         """Blocks that no request uses, for each kind of cache."""
-        return tuple(pool.available for pool in self._pools)
+        return self._pool.free
 
     @property
     def capacity(self) -> int:
@@ -117,30 +114,23 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._executor.sequences:
             request = self._waiting[0]
-            if request.finish is None:
-                leases = self._lease(request)
-                if leases is None:
-                    return
-                request.blocks = tuple(lease.blocks for lease in leases)
-                request.cached = request.computed = leases[0].cached
-                self._running[request.sequence] = request
+            if request.finish is None and not self._begin(request):
+                return
             self._waiting.popleft()
 
-    def _lease(self, request: Request) -> list[Allocation] | None:
-        """Blocks of every kind of cache, or None while one kind has too few."""
+    def _begin(self, request: Request) -> bool:
+        """Gives a request its blocks; False while there are too few. One that can never have them ends."""
         length = len(request.prompt) + request.max_tokens
-        leases: list[Allocation] = []
-        for kind, pool in zip(self._executor.caches, self._pools, strict=True):
-            lease = pool.take(request.prompt, kind.kept(length), reuse=not request.all_logits)
-            if lease is None:
-                self._give([lease.blocks for lease in leases])
-                return None
-            leases.append(lease)
-        return leases
-
-    def _give(self, blocks: Collection[tuple[int, ...]]) -> None:
-        for pool, own in zip(self._pools, blocks, strict=False):
-            pool.give(own)
+        try:
+            lease = self._pool.take(request.prompt, length, reuse=not request.all_logits)
+        except ResourceError as error:
+            request.end("error", error)
+            return True
+        if lease is None:
+            return False
+        request.lease, request.computed = lease, lease.cached
+        self._running[request.sequence] = request
+        return True
 
     def _plan(self) -> tuple[ScheduledSequence, ...]:
         """The next step."""
@@ -167,15 +157,15 @@ class Scheduler:
         tokens = prompt[start : start + size] or tuple(known)
         sample = request.params if start + size >= len(prompt) and request.max_tokens else None
         rows = "all" if request.all_logits else "none"
-        cached = prompt[: request.cached] if start == request.cached else ()
+        cached = prompt[:start] if start == request.lease.cached else ()
         scheduled = ScheduledSequence(
-            request.sequence, tokens, start, request.blocks, sample, len(prompt), rows, cached
+            request.sequence, tokens, start, request.lease.blocks, sample, len(prompt), rows, cached
         )
         request.computed = scheduled.end
         request.asked += sample is not None
         request.open_steps += 1
         if scheduled.is_prompt:
-            self._pools[0].remember(prompt[: scheduled.end], request.blocks[0])
+            self._pool.remember(prompt[: scheduled.end], request.lease)
         return scheduled
 
     def _collect(self) -> None:
@@ -212,6 +202,8 @@ class Scheduler:
         if request.finish is None or request.open_steps:
             return
         del self._running[request.sequence]
-        self._give(request.blocks)
-        if request.computed > request.cached:
+        # what was computed of a failed request is not to be trusted
+        held = (*request.prompt, *request.tokens)[: request.computed] if request.finish != "error" else ()
+        self._pool.give(held, request.lease)
+        if request.computed > request.lease.cached:
             self._executor.release(request.sequence)

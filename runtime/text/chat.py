@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported
@@ -28,12 +29,13 @@ GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Values of WORD_KEYS that stay unchanged: templates compare them or join them into special tokens ('<|' + role)."""
 WORD_KEYS = ("role", "type")
+_TRIAL = ({"role": "user", "content": "hello"},)
 
 
 def no_template() -> Unsupported:
     """The refusal to chat with a model that has no chat template."""
     found = "no chat template in the checkpoint"
-    return Unsupported("cannot chat with this engine", found=found, fix="a plain prompt")
+    return Unsupported("cannot chat with this engine", found=found, fix="--chat-template FILE, or a plain prompt")
 
 
 def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
@@ -100,6 +102,38 @@ class ChatTemplate:
         with self._lock, _template_errors("render the chat template"):
             self._environment.fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
             return self._environment.render_template("chat", **self._tokens, **given)
+
+
+def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
+    """A template that a user gives instead of the checkpoint's: jinja's text, or the Path of a file with it.
+
+    It must write a user's message, which a text that is no template does not. A template may refuse a conversation of
+    one message: then nothing is known.
+
+    Raises:
+        RecipeError: the file cannot be read, or the template writes something else.
+        LlmcError: it does not compile or does not end, as `ChatTemplate` says.
+    """
+    if not isinstance(given, str | Path):
+        raise RecipeError("expected chat_template as a text or a Path", found=type(given).__name__)
+    try:
+        source = given.read_bytes().decode("utf-8") if isinstance(given, Path) else given
+    except OSError as error:
+        raise RecipeError(f"cannot read the chat template {given}", found=str(error.strerror or error)) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"expected UTF-8 text in {given}", found=f"byte {error.start}: {error.reason}") from error
+    template = ChatTemplate(source, bos_token=bos_token, eos_token=eos_token)
+    try:
+        rendered = template.render(_TRIAL)
+    except RecipeError:
+        return source
+    if _TRIAL[0]["content"] not in rendered:
+        raise RecipeError(
+            "expected a chat template that writes the messages",
+            found=repr(rendered)[:80],
+            fix="jinja with {{ message.content }} for each message, or the Path of a file",
+        )
+    return source
 
 
 def _compile(source: str) -> Any:

@@ -44,7 +44,7 @@ def test_the_summary_has_its_facts(build: Callable[..., Outcome], tmp_path: Path
     text = (tmp_path / "r.md").read_text()
     assert text.startswith(f"# llmc build: {tmp_path / 'e.llmc'}\n\n| | |\n|---|---|\n| checkpoint | {PICO}: Llama")
     assert outcome.out.rstrip().rpartition(" ")[2] in text, "the content digest"
-    assert "\n- no chat template: `llmc run --chat` will be refused\n" in text
+    assert "\n- no chat template: `llmc run --chat` will need --chat-template\n" in text
     assert "\n| `model.layers.*.mlp.up_proj.weight` | int4 | 8 | 864.00 KiB |\n" in text
     assert "\n| golden probe | " in text and '"default": "int4"' in text
 

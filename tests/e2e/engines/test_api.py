@@ -219,7 +219,7 @@ def test_every_build_of_a_loop_warns_at_the_callers_line(tmp_path: Path):
         warnings.simplefilter("default")
         for name in ("a.llmc", "b.llmc"):
             llmc.build(PICO, tmp_path / name, quantize="int8")
-    said = "no chat template: `llmc run --chat` will be refused"
+    said = "no chat template: `llmc run --chat` will need --chat-template"
     assert [str(one.message) for one in caught] == [f"{tmp_path / name}: {said}" for name in ("a.llmc", "b.llmc")]
     assert {one.filename for one in caught} == {__file__}
 

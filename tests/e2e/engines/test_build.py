@@ -163,13 +163,13 @@ def test_the_report_says_what_was_done(tmp_path: Path):
     ]
     assert report.content_digest == manifest_of(report.path).content_digest
     assert {one.name: one.fired for one in report.passes}["QuantizeWeights"] == 2 * 7 + 1
-    assert (report.warnings, report.unused) == (("no chat template: `llmc run --chat` will be refused",), {})
+    assert (report.warnings, report.unused) == (("no chat template: `llmc run --chat` will need --chat-template",), {})
     assert report.peak_rss_bytes > 1 << 27
 
 
 def test_what_the_user_should_know_reaches_library_users(tmp_path: Path):
     source = small_checkpoint(tmp_path / "c")
-    with pytest.warns(UserWarning, match="no chat template: `llmc run --chat` will be refused") as caught:
+    with pytest.warns(UserWarning, match="no chat template: `llmc run --chat` will need --chat-template") as caught:
         llmc.build(source, tmp_path / "e.llmc", quantize="int8")
     assert [Path(one.filename) for one in caught] == [Path(__file__)]
 

@@ -54,13 +54,13 @@ def submit(executor: CpuExecutor, *step: ScheduledSequence) -> tuple[Output, ...
 
 
 def feed(
-    executor: CpuExecutor, sequence: int, ids: list[int], chunk: int, rows: Rows = "all", start: int = 0
+    executor: CpuExecutor, sequence: int, ids: list[int], chunk: int, rows: Rows = "all", block: int = 0
 ) -> list[np.ndarray]:
     """Feed a prompt in chunks; the logits of each."""
     parts = []
-    for first in range(start, len(ids), chunk):
+    for first in range(0, len(ids), chunk):
         tokens = tuple(ids[first : first + chunk])
-        (output,) = submit(executor, ScheduledSequence(sequence, tokens, first, ((0,),), None, len(ids), rows))
+        (output,) = submit(executor, ScheduledSequence(sequence, tokens, first, ((block,),), None, len(ids), rows))
         assert output.logits is not None
         parts.append(output.logits)
     return parts
@@ -107,8 +107,9 @@ def test_the_whole_context_can_be_filled(executor: CpuExecutor):
 
 @dataclass
 class Running:
-    """A sequence of the random schedule: its ids so far, how many are fed, and the logits seen by position."""
+    """A sequence of the random schedule: its block, its ids so far, how many are fed, the logits seen by position."""
 
+    block: int
     ids: list[int]
     prompt: int
     fed: int
@@ -149,7 +150,8 @@ class Schedule:
 
     def _join(self) -> None:
         ids = some_ids(self._random.choice([1, 2, 5, 17, 40]), seed=self._next)
-        self._running[self._next] = Running(ids, len(ids), 0, {})
+        free = {*range(self._executor.sequences)} - {one.block for one in self._running.values()}
+        self._running[self._next] = Running(self._random.choice(sorted(free)), ids, len(ids), 0, {})
         self._chunk(self._next)
         self._next += 1
 
@@ -158,7 +160,7 @@ class Schedule:
         count = self._random.randint(1, one.prompt - one.fed)
         tokens = tuple(one.ids[one.fed : one.fed + count])
         sample = GREEDY if one.fed + count == one.prompt else None
-        scheduled = ScheduledSequence(name, tokens, one.fed, ((name,),), sample, one.prompt, "last")
+        scheduled = ScheduledSequence(name, tokens, one.fed, ((one.block,),), sample, one.prompt, "last")
         self._take(one, scheduled, *submit(self._executor, scheduled))
 
     def _decode(self, names: list[int]) -> None:
@@ -168,7 +170,7 @@ class Schedule:
 
     def _token(self, name: int) -> ScheduledSequence:
         one = self._running[name]
-        return ScheduledSequence(name, (one.ids[-1],), one.fed, ((name,),), GREEDY, one.prompt, "last")
+        return ScheduledSequence(name, (one.ids[-1],), one.fed, ((one.block,),), GREEDY, one.prompt, "last")
 
     def _take(self, one: Running, scheduled: ScheduledSequence, output: Output) -> None:
         assert output.logits is not None
@@ -222,7 +224,7 @@ def test_unknown_and_unfinished_sequences_can_be_released(executor: CpuExecutor)
     ids = some_ids(20)
     feed(executor, 0, ids, 20)
     submit(executor, ScheduledSequence(1, tuple(ids[:4]), 0, ((1,),), None, 20))
-    feed(executor, 2, ids[:6], 6)
+    feed(executor, 2, ids[:6], 6, block=2)
     executor.release(1)
     executor.release(1)
     step = [ScheduledSequence(name, (7,), size, ((name,),), GREEDY, size, "last") for name, size in ((2, 6), (0, 20))]

@@ -225,6 +225,22 @@ def test_penalties_do_not_depend_on_company_or_on_a_shared_prompt(small: Path):
     assert len(set(tokens[True][0])) == 5
 
 
+def test_the_next_turn_reads_the_blocks_of_prompt_and_answer(small: Path):
+    """The first turn computes 66 positions: its block of 64 holds four tokens of the answer."""
+    with simulated(small, batch=1) as executor:
+        first = Request(tuple(ids(60, 21)), 7)
+        tokens_of(executor, [first])
+        turn = (*first.prompt, *first.tokens, *ids(4, 22))
+        scheduler = Scheduler(executor)
+        for request in (Request(first.prompt, 7), second := Request(turn, 5)):
+            run_some(scheduler, [request], 1)
+        assert second.lease.cached == 64
+    with simulated(small, batch=1) as executor:
+        (alone,) = tokens_of(executor, [Request(turn, 5)])
+    assert second.tokens == alone
+    check_choices(small, "int8", checkpoint_of(small), [*turn], second.tokens)
+
+
 def test_a_plan_of_other_kernels_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("llmc.compiler.targets.simulate.device.source_digest", lambda: "0" * 64)
     with (

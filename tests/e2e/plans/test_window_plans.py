@@ -18,6 +18,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import KVCache
 from llmc.runtime.scheduling.executor import CacheKind, ScheduledSequence
+from llmc.runtime.scheduling.kept import KeptPool
 from llmc.runtime.scheduling.request import Request
 from llmc.runtime.scheduling.scheduler import Scheduler
 
@@ -51,8 +52,8 @@ def oracle(path: Path, tokens: list[int]) -> np.ndarray:
 
 def test_a_ring_that_wraps_gives_the_oracles_logits(engine: Path):
     executor = opened(engine)
-    assert executor._plan.caches == (KVCache(8), KVCache(3, WINDOW)) and not executor.shares
-    assert executor.caches == (CacheKind(16), CacheKind(6, 192))
+    assert executor._plan.caches == (KVCache(8), KVCache(3, WINDOW)) and isinstance(executor.pool(), KeptPool)
+    assert executor.caches == (CacheKind(16), CacheKind(6, 192, WINDOW))
     prompt, rows = ids(300, 1), []
     for start, stop in ((0, 63), (63, 127), (127, 128), (128, 192), (192, 250), (250, 299), (299, 300)):
         tokens = tuple(prompt[start:stop])
@@ -73,8 +74,32 @@ def test_requests_at_once_keep_to_their_rings(engine: Path):
         scheduler.step()
     assert scheduler.free_blocks == (16, 6)
     executor.close()
+    check(engine, requests)
+
+
+def check(engine: Path, requests: list[Request]) -> None:
+    """Each token is the oracle's choice, or within the bound of it."""
     for request in requests:
         request.wait()
         rows = oracle(engine, [*request.prompt, *request.tokens])[len(request.prompt) - 1 : -1]
-        margin = rows.max(axis=1) - rows[np.arange(4), request.tokens]
+        margin = rows.max(axis=1) - rows[np.arange(len(request.tokens)), request.tokens]
         assert (margin <= 2 * BOUND * np.abs(rows).max()).all()
+
+
+def test_the_next_turn_continues_blocks_and_ring(engine: Path):
+    """Of 192 positions in the ring the window is 64: an answer that is taken back stays within the other 128."""
+    executor = opened(engine)
+    scheduler = Scheduler(executor)
+    requests = [scheduler.add(Request(tuple(ids(230, 3)), 4))]
+    for back, cached in ((0, 233), (3, 239), (130, 0)):
+        while not scheduler.idle:
+            scheduler.step()
+        spoken = (*requests[-1].prompt, *requests[-1].tokens)
+        requests.append(scheduler.add(Request((*spoken[: len(spoken) - back], *ids(5, back)), 3)))
+        scheduler.step()
+        assert requests[-1].lease.cached == cached
+    while not scheduler.idle:
+        scheduler.step()
+    assert scheduler.free_blocks == (16, 6)
+    executor.close()
+    check(engine, requests)

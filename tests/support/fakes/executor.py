@@ -15,7 +15,9 @@ import numpy as np
 from llmc.runtime.engine_file.info import EngineInfo
 from llmc.runtime.sampling.draw import Sampler
 from llmc.runtime.sampling.params import SamplingParams
-from llmc.runtime.scheduling.executor import CacheKind, Output, Samplers, ScheduledSequence
+from llmc.runtime.scheduling.blocks import SharedPool
+from llmc.runtime.scheduling.executor import CacheKind, Output, Pool, Samplers, ScheduledSequence
+from llmc.runtime.scheduling.kept import KeptPool
 
 INFO = EngineInfo(
     path=Path("fake.llmc"),
@@ -60,7 +62,7 @@ def one_by_one(
 
 
 class FakeExecutor:
-    """`blocks` of all positions (0: no such cache), and `rings`.
+    """`blocks` of all positions (0: no such cache), and `rings`; its pool is one that `shares`, or keeps sequences.
 
     `fail_at` raises in that step; `broken_token` makes the logits after this token NaN.
     """
@@ -99,6 +101,9 @@ class FakeExecutor:
         self._released: set[int] = set()
         self._open: deque[tuple[tuple[ScheduledSequence, ...], tuple[Output, ...]]] = deque()
 
+    def pool(self) -> Pool:
+        return SharedPool(*self.caches, self.block_tokens) if self.shares else KeptPool(self.caches, self.block_tokens)
+
     def submit(self, step: tuple[ScheduledSequence, ...]) -> object:
         assert not self.closed
         self._check_step(step)
@@ -119,8 +124,6 @@ class FakeExecutor:
         for kind, blocks in enumerate(self._blocks.pop(sequence)):
             for block in blocks:
                 self._users[kind, block].remove(sequence)
-                if not self.shares:
-                    self._cache[kind][block] = -1
         del self._history[sequence]
         self._released.add(sequence)
         self._samplers.release(sequence)
@@ -151,7 +154,7 @@ class FakeExecutor:
         assert scheduled.start == len(self._history.get(name, scheduled.cached)), "a gap or an overlap in positions"
         assert first or not scheduled.cached
         if scheduled.cached:
-            assert self.shares and scheduled.is_prompt and len(scheduled.cached) % self.block_tokens == 0
+            assert scheduled.is_prompt and not (self.shares and len(scheduled.cached) % self.block_tokens)
         assert scheduled.end <= self.max_context
         if scheduled.is_prompt:
             assert scheduled.tokens and scheduled.end <= scheduled.prompt_tokens
@@ -184,7 +187,8 @@ class FakeExecutor:
 
     def _check_held(self, scheduled: ScheduledSequence, history: list[int]) -> None:
         for kind, blocks, cache in zip(self.caches, scheduled.blocks, self._cache, strict=True):
-            held = range(len(history) - kind.kept(len(history)), len(history))
+            reads = min(kind.window or len(history), kind.kept(len(history)))
+            held = range(len(history) - reads, len(history))
             found = [int(cache[self._place(blocks, position)]) for position in held]
             assert found == [history[position] for position in held], "blocks that hold something else"
 

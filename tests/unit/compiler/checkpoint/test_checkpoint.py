@@ -45,7 +45,7 @@ def test_bundled_checkpoint_reads_as_the_safetensors_library_reads_it() -> None:
     }
     assert checkpoint.tokenizer["tokenizer.json"] == (PICO / "tokenizer.json").read_bytes()
     assert (checkpoint.bos_id, checkpoint.eos_ids, checkpoint.revision) == (0, (1,), None)
-    assert checkpoint.warnings == ("no chat template: `llmc run --chat` will be refused",)
+    assert checkpoint.warnings == ("no chat template: `llmc run --chat` will need --chat-template",)
     checkpoint.files.require_unchanged()
 
 

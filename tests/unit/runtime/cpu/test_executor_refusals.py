@@ -14,6 +14,7 @@ from support.engines import PicoEngine, forge
 import llmc
 from llmc.cli.app import run as run_command
 from llmc.runtime.cpu import executor as cpu
+from llmc.runtime.cpu.slots import LEAST_POSITIONS, SlotCaches
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import LayerCache, Manifest
 from llmc.runtime.errors import EngineError, RecipeError, ResourceError
@@ -47,13 +48,50 @@ def test_too_little_memory_is_exit_4_before_any_is_taken(
 
 
 def test_the_plan_counts_what_is_not_mapped(pico_engine: PicoEngine, monkeypatch: pytest.MonkeyPatch):
-    """An fp8 engine runs as float32: 7.1 M weights and one cache of 8 layers x 2 x 2 heads x 512 x 64."""
-    needed = 4 * 7_000_000 + 4 * 8 * 2 * 2 * 512 * 64
+    """An fp8 engine runs as float32: 7.1 M weights."""
+    needed = 4 * 7_000_000
     monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, needed))
     with pytest.raises(ResourceError):
         llmc.load(pico_engine("fp8"))
     monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, needed + 2_000_000))
     llmc.load(pico_engine("fp8")).close()
+
+
+def test_a_request_without_memory_for_its_cache_is_exit_4_and_others_run_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A position takes 8 layers x 2 x 2 heads x 64 x 4 bytes; the engine of 512 positions loads without any."""
+    position = 4 * 8 * 2 * 2 * 64
+    with llmc.load(path) as engine:
+        monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, 100 * position))
+        running = engine.stream([1, 2], max_tokens=98, ignore_eos=True)
+        waiting = engine.stream([3], max_tokens=99, ignore_eos=True)
+        with pytest.raises(
+            ResourceError, match=r"a request of 301 tokens, .* 0\.00 GB\n  found: 0\.00 GB of memory free"
+        ):
+            engine.generate([1], max_tokens=300)
+        assert running.result().completion_tokens == 98
+        assert waiting.result().completion_tokens == 99, "it took the slot of the first"
+    monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, 1 << 26))
+    monkeypatch.setattr(SlotCaches, "bytes", lambda _, positions: positions << 26)
+    assert run_command(["run", str(path), "x"]) == 4
+    assert "a shorter prompt or a smaller max_tokens" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_the_requests_at_once_and_not_of_the_largest_batch(path: Path):
+    """Before, caches of eight sequences of 512 positions were laid out whatever was asked."""
+    with EngineFile.open(path) as opened:
+        assert opened.manifest.profiles["cpu"].max_batch == 8
+    with llmc.load(path) as engine:
+        caches = engine._loop._executor._cache
+        assert caches.blocks == ()
+        for _ in range(3):
+            engine.generate([5, 6, 7], max_tokens=4)
+        assert {array.shape for array in caches.arrays.values()} == {(1, 2, LEAST_POSITIONS, 64)}
+        engine.generate([[1], [2], [3]], max_tokens=8, ignore_eos=True)
+        assert {array.shape for array in caches.arrays.values()} == {(3, 2, LEAST_POSITIONS, 64)}
+        engine.generate([8], max_tokens=400)
+        assert {array.shape for array in caches.arrays.values()} == {(3, 2, 512, 64)}
 
 
 def graph_of(path: Path) -> onnx.ModelProto:
@@ -165,7 +203,6 @@ NORM = {"op": "stored", "name": "model.norm.weight", "dtype": "BF16", "shape": [
         ),
         (lambda p: {"graph": "profiles/gpu/graph.onnx"}, "no such section"),
         (lambda p: {"needs": {"packed_bytes": "lots"}}, "packed_bytes"),
-        (lambda p: {"max_batch": 1 << 40}, "max_batch"),
         (lambda p: {"max_batch": 0}, "max_batch 0"),
     ],
 )
@@ -185,7 +222,7 @@ def test_a_profile_that_lies_is_refused(path: Path, tmp_path: Path, change: Any,
         ({"caches": (LayerCache(2, 64),) * 7}, r"expected a graph of 7 layers, .*\n  found: 8 layers"),
         ({"caches": ()}, r"a graph of 0 layers, .*\n  found: 8 layers"),
         ({"caches": (LayerCache(0, 64),) * 8}, r"caches \[\(0, 64\)\]"),
-        ({"caches": (LayerCache(2, 1 << 50),) * 8}, "GB of memory"),
+        ({"caches": (LayerCache(2, 1 << 50),) * 8}, r"caches \[\(2, 1125899906842624\)\]"),
         (
             {"caches": (LayerCache(2, 64, 32),) * 8},
             r"window_lengths.32, 4096 logits .*\n  found: .*past_lengths, log",

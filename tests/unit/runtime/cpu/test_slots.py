@@ -1,102 +1,250 @@
-"""The cpu executor's caches against lists of what each slot has been given."""
+"""The cpu executor's caches and their pool against lists of what each block has been given."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.runtime.cpu.slots import PARTS, SlotCaches
+from llmc.runtime.cpu.pool import SlotPool
+from llmc.runtime.cpu.slots import LEAST_POSITIONS, PARTS, SlotCaches
 from llmc.runtime.engine_file.manifest import LayerCache
 from llmc.runtime.errors import ResourceError
+from llmc.runtime.scheduling.executor import Lease
 
 LAYERS = (LayerCache(2, 3), LayerCache(1, 4, 5), LayerCache(3, 2, 16), LayerCache(1, 4, 5))
-CONTEXT, SLOTS = 24, 3
-WINDOWS = (None, 5, 16)
+CONTEXT, SLOTS, LONGEST = 24, 3, 5
+"""Positions of a sequence, sequences, tokens of a step: at most the smallest window."""
 
 
-def write(caches: SlotCaches, slots: slice, tokens: int, numbers: list[list[float]]) -> None:
-    """What a graph does: each slot's new positions behind those its buffers hold."""
+def feed(caches: SlotCaches, slots: slice, numbers: list[list[int]], start: int) -> None:
+    """What a graph does: the numbers of each slot's sequence from `start` on, behind what its buffers hold."""
+    tokens = len(numbers[0]) - start
+    caches.make_room(slots, tokens)
+    for name, array in caches.arrays.items():
+        window = LAYERS[int(name.split(".")[0])].window
+        lengths = caches.lengths["past_lengths" if window is None else f"window_lengths.{window}"]
+        for slot, own in zip(range(slots.start, slots.stop), numbers, strict=True):
+            array[slot, :, lengths[slot] : lengths[slot] + tokens] = np.array(own[-tokens:])[None, :, None]
+    caches.advance(slots, tokens)
+
+
+def check(caches: SlotCaches, block: int, own: list[int]) -> None:
+    """A block's buffers end with the latest numbers of its sequence, at least a window of them."""
+    slot = caches.slot(block)
+    assert caches.lengths["past_lengths"][slot] == len(own) <= caches.filled(block)
     for layer, cache in enumerate(LAYERS):
-        name = "past_lengths" if cache.window is None else f"window_lengths.{cache.window}"
-        for slot in range(slots.start, slots.stop):
-            start = caches.lengths[name][slot]
-            for part in PARTS:
-                caches.arrays[f"{layer}.{part}"][slot, :, start : start + tokens] = np.array(numbers[slot][-tokens:])[
-                    None, :, None
-                ]
+        length = len(own)
+        if cache.window is not None:
+            length = int(caches.lengths[f"window_lengths.{cache.window}"][slot])
+            assert min(len(own), cache.window) <= length <= min(len(own), 2 * cache.window)
+        for part in PARTS:
+            held = caches.arrays[f"{layer}.{part}"][slot, :, :length]
+            assert (held == np.array(own[len(own) - length :])[None, :, None]).all()
 
 
-STEPS = st.lists(
+class Sequences:
+    """Runs sequences of numbers through a pool as scheduler and executor do."""
+
+    def __init__(self, free_memory: int = 1 << 30) -> None:
+        self.caches = SlotCaches(LAYERS, CONTEXT)
+        self.free_memory = free_memory
+        self.pool = SlotPool(self.caches, SLOTS, lambda: self.free_memory)
+        self.running: list[tuple[Lease, list[int]]] = []
+        self.cached: list[int] = []
+
+    def begin(self, prompt: Sequence[int], length: int = CONTEXT) -> bool:
+        lease = self.pool.take(tuple(prompt), length)
+        if lease is None:
+            return False
+        ((block,),) = lease.blocks
+        assert lease.cached < len(prompt) and block not in [one.blocks[0][0] for one, _ in self.running]
+        self.caches.cut(block, lease.cached)
+        own = [*prompt[: lease.cached]]
+        check(self.caches, block, own)
+        self.running.append((lease, own))
+        self.cached.append(lease.cached)
+        for start in range(lease.cached, len(prompt), LONGEST):
+            own += prompt[start : start + LONGEST]
+            slot = self.caches.slot(block)
+            feed(self.caches, slice(slot, slot + 1), [own], start)
+        return True
+
+    def decode(self, chosen: list[int], number: int) -> None:
+        """One more number for some of the running sequences."""
+        some = [self.running[index] for index in chosen if len(self.running[index][1]) < CONTEXT]
+        if some:
+            self.caches.move_to_front([lease.blocks[0][0] for lease, _ in some])
+            some.sort(key=lambda one: self.caches.slot(one[0].blocks[0][0]))
+            for _, own in some:
+                own.append(number)
+            for (_, own), slot in zip(some, range(len(some)), strict=True):
+                assert self.caches.blocks[slot] in [lease.blocks[0][0] for lease, _ in some]
+                feed(self.caches, slice(slot, slot + 1), [own], len(own) - 1)
+
+    def end(self, index: int) -> list[int]:
+        lease, own = self.running.pop(index)
+        self.pool.give(own, lease)
+        return own
+
+    def check(self) -> None:
+        for lease, own in self.running:
+            check(self.caches, lease.blocks[0][0], own)
+        assert self.pool.free == (SLOTS - len(self.running),)
+
+
+TURNS = st.lists(
     st.one_of(
-        st.tuples(st.just("reset"), st.integers(0, SLOTS - 1), st.just(0)),
-        st.tuples(st.just("prompt"), st.integers(0, SLOTS - 1), st.integers(1, 5)),
-        st.tuples(st.just("decode"), st.integers(1, SLOTS), st.integers(1, 9)),
-        st.tuples(st.just("move"), st.integers(0, SLOTS - 1), st.integers(0, SLOTS - 1)),
-        st.tuples(st.just("swap"), st.integers(0, SLOTS - 1), st.integers(0, SLOTS - 1)),
+        st.tuples(st.just("begin"), st.integers(0, 99), st.lists(st.integers(1, 3), min_size=1, max_size=14)),
+        st.tuples(st.just("decode"), st.integers(0, 3), st.lists(st.integers(0, SLOTS - 1), max_size=6)),
+        st.tuples(st.just("end"), st.integers(0, SLOTS - 1), st.just([])),
     ),
     max_size=40,
 )
 
 
-@given(STEPS)
-def test_buffers_end_with_the_latest_positions(steps: list[tuple[str, int, int]]):
-    caches = SlotCaches(LAYERS, SLOTS, CONTEXT)
-    assert caches.arrays["1.key"].shape == (SLOTS, 1, 10, 4) and caches.arrays["2.value"].shape == (SLOTS, 3, 24, 2)
-    history: list[list[float]] = [[] for _ in range(SLOTS)]
-    number = 0.0
-
-    def run(slots: slice, tokens: int) -> None:
-        nonlocal number
-        if any(len(history[slot]) + tokens > CONTEXT for slot in range(slots.start, slots.stop)):
-            return
-        for slot in range(slots.start, slots.stop):
-            history[slot] += [number + index for index in range(tokens)]
-            number += tokens
-        caches.make_room(slots, tokens)
-        write(caches, slots, tokens, history)
-        caches.advance(slots, tokens)
-
-    for what, one, other in steps:
-        if what == "reset":
-            caches.reset(one)
-            history[one] = []
-        elif what == "prompt":
-            run(slice(one, one + 1), other)
+@given(TURNS)
+def test_blocks_hold_the_latest_positions_whatever_was_kept_cut_and_moved(turns: list[tuple[str, int, list[int]]]):
+    sequences, spoken = Sequences(), [[1]]
+    most = 0
+    for what, number, more in turns:
+        if what == "begin":
+            earlier = spoken[number % len(spoken)]
+            prompt = [*earlier[: len(earlier) - number % 4], *more][: CONTEXT - 1]
+            room = len(sequences.running) < SLOTS
+            assert sequences.begin(prompt) == room
         elif what == "decode":
-            for _ in range(other):
-                run(slice(0, one), 1)
-        elif what == "move":
-            caches.move(one, other)
-            history[other] = list(history[one])
-        else:
-            caches.swap(one, other)
-            history[one], history[other] = history[other], history[one]
-        check(caches, history)
+            for index in more:
+                some = {index, number} & {*range(len(sequences.running))}
+                sequences.decode(sorted(some), number)
+        elif number < len(sequences.running):
+            spoken.append(sequences.end(number))
+        most = max(most, len(sequences.running))
+        sequences.check()
+        assert len(sequences.caches.blocks) == most, "slots of the most sequences at once"
 
 
-def check(caches: SlotCaches, history: list[list[float]]) -> None:
-    assert caches.lengths["past_lengths"].tolist() == [len(own) for own in history]
-    for layer, cache in enumerate(LAYERS):
-        for slot, own in enumerate(history):
-            length = len(own)
-            if cache.window is not None:
-                length = int(caches.lengths[f"window_lengths.{cache.window}"][slot])
-                assert min(len(own), cache.window) <= length <= min(len(own), 2 * cache.window)
-            for part in PARTS:
-                held = caches.arrays[f"{layer}.{part}"][slot, :, :length]
-                assert (held == np.array(own[len(own) - length :])[None, :, None]).all()
+def test_slots_and_positions_are_committed_as_sequences_need_them():
+    caches = SlotCaches(LAYERS, 5000)
+    assert caches.blocks == () and caches.arrays["0.key"].shape[0] == 0
+    caches.commit(7, 10)
+    assert caches.arrays["0.key"].shape == (1, 2, LEAST_POSITIONS, 3)
+    assert caches.arrays["1.key"].shape == (1, 1, 10, 4) and caches.arrays["2.value"].shape == (1, 3, 32, 2)
+    feed(caches, slice(0, 1), [[1, 2, 3]], 0)
+    caches.commit(4, LEAST_POSITIONS + 1)
+    assert caches.blocks == (7, 4) and caches.arrays["0.key"].shape == (2, 2, 2 * LEAST_POSITIONS, 3)
+    check(caches, 7, [1, 2, 3])
+    before = caches.arrays
+    caches.commit(4, 100)
+    assert caches.arrays is before, "nothing grew"
+    caches.commit(4, 5000)
+    assert caches.arrays["0.key"].shape[2] == 5000, "no more than the context"
+    feed(caches, slice(1, 2), [[8, 9]], 0)
+    caches.keep([4])
+    assert caches.blocks == (4,)
+    check(caches, 4, [8, 9])
+    assert caches.bytes(3) == 4 * 2 * 3 * (2 * 3 + 4 + 3 * 2 + 4)
+    assert caches.bytes(30) == 4 * 2 * (30 * 2 * 3 + 10 * 4 + 30 * 3 * 2 + 10 * 4), "a window's buffer ends at twice it"
 
 
 def test_only_whose_buffer_is_full_is_compacted():
-    caches = SlotCaches((LayerCache(1, 1, 4),), 2, 100)
-    caches.advance(slice(0, 1), 8)
-    caches.advance(slice(1, 2), 3)
+    caches = SlotCaches((LayerCache(1, 1, 4),), 100)
+    for block, length in enumerate((8, 3)):
+        caches.commit(block, 100)
+        caches.advance(slice(block, block + 1), length)
     caches.make_room(slice(0, 2), 1)
     assert caches.lengths["window_lengths.4"].tolist() == [4, 3]
 
 
-def test_too_many_slots_are_refused():
-    with pytest.raises(ResourceError, match=r"caches for 1099511627776 sequences of 24 tokens"):
-        SlotCaches(LAYERS, 1 << 40, CONTEXT)
+def test_an_address_space_that_is_too_small_changes_nothing():
+    caches = SlotCaches((LayerCache(1, 1 << 10),), 1 << 40)
+    caches.commit(0, 1)
+    before = caches.arrays
+    with pytest.raises(ResourceError, match="caches for 1 sequences of 1099511627776 tokens"):
+        caches.commit(0, 1 << 40)
+    assert caches.arrays is before and caches.blocks == (0,)
+
+
+def test_the_next_turn_takes_the_slot_of_its_conversation():
+    sequences = Sequences()
+    for prompt in ([1, 2, 3], [1, 7, 8]):
+        assert sequences.begin(prompt)
+    turns = [sequences.end(0), sequences.end(0)]
+    assert sequences.begin([*turns[1], 5]) and sequences.begin([*turns[0], 6])
+    assert sequences.cached == [0, 0, 3, 3] and len(sequences.caches.blocks) == 2
+
+
+def test_one_slot_is_used_again_for_another_conversation_instead_of_a_second():
+    sequences = Sequences()
+    for prompt, cached in (([1, 2, 3], 0), ([1, 7, 8], 1), ([4], 0), ([4], 0)):
+        assert sequences.begin(prompt) and sequences.cached[-1] == cached
+        sequences.end(0)
+    assert sequences.caches.blocks == (0,)
+
+
+@pytest.mark.parametrize(("dropped", "cached"), [(0, 23), (1, 22), (3, 20), (4, 0)])
+def test_a_window_is_cut_back_as_far_as_its_buffer_reaches(dropped: int, cached: int):
+    """After 23 tokens in fives, the buffer of ten positions for the window of 5 has the last eight."""
+    sequences = Sequences()
+    sequences.begin(list(range(23)))
+    spoken = sequences.end(0)
+    sequences.begin([*spoken[: 23 - dropped], 99])
+    assert sequences.cached == [0, cached]
+    sequences.check()
+
+
+def test_a_request_waits_for_the_memory_that_others_will_fill():
+    sequences = Sequences()
+    of = sequences.caches.bytes
+    sequences.free_memory = 2 * of(20) - 1
+    assert sequences.begin([1, 2, 3], 20)
+    sequences.free_memory -= of(3)
+    waiting = (4, 5)
+    assert not sequences.begin(waiting, 20)
+    sequences.free_memory = 1 << 30
+    assert not sequences.begin(waiting, 20), "asked again when a sequence has ended, not in every step"
+    sequences.end(0)
+    assert sequences.begin(waiting, 20)
+
+
+def test_a_request_that_will_never_have_memory_fails_alone():
+    sequences = Sequences()
+    assert sequences.begin([1, 2, 3], 20)
+    sequences.end(0)
+    sequences.free_memory = sequences.caches.bytes(20) - sequences.caches.bytes(3) - 1
+    with pytest.raises(ResourceError, match=r"cannot run a request of 20 tokens, .*\n  found: 0\.00 GB of memory free"):
+        sequences.begin([1, 2, 3, 4], 20)
+    assert sequences.begin([1, 2, 3, 4], 19) and sequences.cached == [0, 3], "what was kept is still there"
+
+
+def test_kept_sequences_are_given_up_for_a_request_that_needs_their_memory():
+    sequences = Sequences()
+    for first in range(3):
+        assert sequences.begin([first] * 20)
+    for _ in range(3):
+        sequences.end(0)
+    assert len(sequences.caches.blocks) == 3
+    sequences.free_memory = 0
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(len(sequences.caches.blocks))
+        return 1000 if asked[-1] == 1 else 0
+
+    sequences.pool._free_memory = free
+    assert sequences.begin([*[2] * 20, 3, 3, 3]) and sequences.cached[-1] == 20
+    assert asked == [3, 1] and len(sequences.caches.blocks) == 1
+    sequences.check()
+
+
+def test_a_failed_sequence_leaves_zeros():
+    sequences = Sequences()
+    sequences.begin([1, 2, 3])
+    sequences.caches.arrays["0.key"][:] = np.nan
+    lease, _ = sequences.running.pop()
+    sequences.pool.give((), lease)
+    assert sequences.begin([4])
+    assert np.isfinite(sequences.caches.arrays["0.key"]).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,8 @@ from llmc.runtime.scheduling.scheduler import Scheduler
 
 SAMPLED = SamplingParams(temperature=1.0, seed=11, repetition_penalty=1.2, frequency_penalty=0.5)
 CPU_LIKE = {"depth": 0, "mixed": False, "block_tokens": 64, "blocks": 3, "max_context": 64}
+
+KEPT: dict[str, Any] = {"blocks": 20, "rings": (CacheKind(4, 32, 20),), "max_context": 128}
 
 
 class Noted(Request):
@@ -45,8 +49,9 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     for index in range(draw(st.integers(1, 8))):
         prompt = tuple(draw(st.lists(st.integers(0, 30), min_size=1, max_size=40)))
         if requests and draw(st.booleans()):
-            earlier = draw(st.sampled_from(requests))[1].prompt
-            prompt = (earlier[: draw(st.integers(1, 40))] + prompt)[:40]
+            earlier = draw(st.sampled_from(requests))[1]
+            spoken = earlier.prompt + tuple(one_by_one(earlier.prompt, earlier.params, earlier.max_tokens, 31))
+            prompt = (spoken[: draw(st.integers(1, 40))] + prompt)[:40]
         params = draw(
             st.sampled_from([SamplingParams(), SAMPLED, SamplingParams(temperature=1.5, top_p=0.9, seed=index)])
         )
@@ -64,7 +69,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     max_prefill=st.sampled_from([1, 8, 64]),
     eos=st.sampled_from([(), (3, 4, 5, 6)]),
     shares=st.booleans(),
-    rings=st.lists(st.sampled_from([(3, 10), (2, 64), (9, 33)]), max_size=2),
+    rings=st.lists(st.sampled_from([(3, 10, None), (2, 64, 40), (9, 33, 20)]), max_size=2),
     sequences=st.integers(1, 8),
 )
 def test_every_schedule_gives_the_tokens_of_a_request_alone(
@@ -75,10 +80,10 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
     max_prefill: int,
     eos: tuple[int, ...],
     shares: bool,
-    rings: list[tuple[int, int]],
+    rings: list[tuple[int, int, int | None]],
     sequences: int,
 ) -> None:
-    each = [CacheKind(sequences * -(-positions // layout[0]), positions) for sequences, positions in rings]
+    each = [CacheKind(count * -(-positions // layout[0]), positions, window) for count, positions, window in rings]
     executor = FakeExecutor(
         depth=depth,
         mixed=mixed,
@@ -181,6 +186,53 @@ def test_a_shared_prefix_is_computed_once() -> None:
     again = scheduler.add(Request(prompt, 2))
     drain(scheduler)
     assert again.tokens == one_by_one(prompt, SamplingParams(), 2, 31), "after its first users"
+
+
+def test_the_next_turn_of_a_conversation_reads_the_blocks_of_prompt_and_answer() -> None:
+    executor = FakeExecutor(shares=True, block_tokens=4, max_prefill=64)
+    scheduler = Scheduler(executor)
+    first = scheduler.add(Request((1, 2, 3, 4, 5, 6), 7))
+    drain(scheduler)
+    second = scheduler.add(Request((*first.prompt, *first.tokens, 7, 8), 4))
+    drain(scheduler)
+    assert second.lease.cached == 12, "13 positions were computed, three blocks are full"
+    assert second.tokens == one_by_one(second.prompt, SamplingParams(), 4, 31)
+
+
+def test_what_a_failed_request_computed_is_not_used_again() -> None:
+    executor = FakeExecutor(depth=0, broken_token=29, **KEPT)
+    scheduler = Scheduler(executor)
+    failed = scheduler.add(Request((1, 2, 29), 6))
+    drain(scheduler)
+    assert failed.finish == "error"
+    again = scheduler.add(Request((1, 2, 3), 6))
+    drain(scheduler)
+    assert again.lease.cached == 0 and again.tokens == one_by_one((1, 2, 3), SamplingParams(), 6, 31)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("dropped", "cached"), [(0, 59), (12, 47), (13, 0)])
+def test_a_kept_sequence_is_continued_if_its_ring_holds_the_window(depth: int, dropped: int, cached: int) -> None:
+    """A ring of 32 positions for a window of 20: of 59 computed positions it has the last 32."""
+    executor = FakeExecutor(depth=depth, **KEPT)
+    scheduler = Scheduler(executor)
+    first = scheduler.add(Request(tuple(range(30)), 30))
+    drain(scheduler)
+    spoken = (*first.prompt, *first.tokens)[: 59 - dropped]
+    request = scheduler.add(Request((*spoken, 30, 30), 3))
+    drain(scheduler)
+    assert request.lease.cached == cached
+    assert request.tokens == one_by_one(request.prompt, SamplingParams(), 3, 31)
+    assert all_free(scheduler, executor)
+
+
+def test_a_kept_sequence_is_not_given_up_for_a_short_beginning_or_while_there_is_room() -> None:
+    scheduler = Scheduler(FakeExecutor(**KEPT))
+    turns = [tuple(range(20)), (0, 1, 2, *range(29, 12, -1))]
+    for prompt, cached in ((turns[0], 0), (turns[1], 0), ((*turns[0], 5), 20), ((*turns[1], 5), 20)):
+        request = scheduler.add(Request(prompt, 2))
+        drain(scheduler)
+        assert request.lease.cached == cached
 
 
 def test_shared_blocks_are_taken_back_when_room_is_needed() -> None:
@@ -312,7 +364,6 @@ def test_a_request_waits_until_every_kind_of_cache_has_room() -> None:
     assert all_free(scheduler, executor)
 
 
-def test_only_one_kind_of_cache_that_keeps_everything_is_shared() -> None:
-    for blocks in (12, 0):
-        with pytest.raises(AssertionError, match="is shared"):
-            Scheduler(FakeExecutor(shares=True, blocks=blocks, rings=(CacheKind(4, 20),)))
+def test_only_a_cache_that_keeps_everything_is_shared() -> None:
+    with pytest.raises(AssertionError, match="is shared"):
+        Scheduler(FakeExecutor(shares=True, blocks=0, rings=(CacheKind(4, 20),)))

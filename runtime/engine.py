@@ -159,7 +159,7 @@ class Engine(AbstractContextManager["Engine"]):
         Raises:
             RecipeError: an option is unknown or out of range.
         """
-        _check_options(options)
+        _check_switches(options)
         _max_tokens(options)
         self._params(options)
 

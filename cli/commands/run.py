@@ -100,14 +100,8 @@ def run(
     requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
     path = Path(engine)
     if cached.is_checkpoint(engine):
-        asked: Any = {
-            "profile": profile,
-            "simulated": simulated,
-            "verify": verify,
-            "chat": chat and chat_template is None,
-            "quiet": json,
-        }
-        path = cached.engine_of(engine, built, **asked)
+        asked: Any = {"profile": profile, "simulated": simulated, "verify": verify, "quiet": json}
+        path = cached.engine_of(engine, built, **asked, chat=chat and chat_template is None)
     else:
         cached.refuse_flags(engine, built)
     huge_pages.ensure(path)  # before stdin is read, because it may start this process again

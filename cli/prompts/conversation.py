@@ -66,7 +66,7 @@ def _answer(engine: Engine, talk: Talk, text: str, given: dict[str, Any], json: 
         except KeyboardInterrupt:
             stream.cancel()
             result = stream.result()
-    talk.answered(list(fitted.messages), result)
+    talk.answered([dict(message) for message in fitted.messages], result)
     answers.report(result, json, engine.profile)
 
 

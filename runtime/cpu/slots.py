@@ -170,7 +170,7 @@ class SlotCaches:
         for group in self._groups:
             lengths[group.lengths][kept] = self.lengths[group.lengths][sources]
             for name in group.arrays:
-                old = self.arrays.pop(name, None)  # freed before the next one is copied
+                old = self.arrays.pop(name, arrays[name])  # freed before the next one is copied
                 for slot, source in enumerate(sources):
                     length = lengths[group.lengths][slot]
                     arrays[name][slot, :, :length] = old[source, :, :length]

@@ -88,7 +88,9 @@ class KeptPool:
     def _holds(self, one: _Kept, length: int) -> bool:
         """Whether the rings still hold what the token after the first `length` reads: later ones overwrite it."""
         for kind, blocks in zip(self._kinds, one.blocks, strict=True):
+            if kind.positions is None:
+                continue
             room, reads = len(blocks) * self._size, kind.positions if kind.window is None else kind.window
-            if kind.positions is not None and len(one.tokens) > room and len(one.tokens) - length > room - reads:
+            if len(one.tokens) > room and len(one.tokens) - length > room - reads:
                 return False
         return True

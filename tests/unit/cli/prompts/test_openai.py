@@ -110,7 +110,7 @@ def test_the_answer_of_a_completion(engine: Engine):
     for at, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
         assert choice["text"][at:].startswith(token)
     assert logprobs["top_logprobs"] == [{}] * 4
-    plain = line({"prompt": "a"}).answer(engine, Result("x", [5], 2, 1, "stop", (), TIMINGS))
+    plain = line({"prompt": "a"}).answer(engine, Result("x", [5], 2, 0, 1, "stop", (), TIMINGS))
     assert plain["response"]["body"]["choices"][0]["logprobs"] is None
 
 

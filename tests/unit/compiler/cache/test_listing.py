@@ -39,7 +39,7 @@ def used(where: Path, quantize: str = "int8", days: float = 0) -> Found:
     found = cache.find(str(where), Wish.of(None, quantize=quantize))
     found.build(NO_PROGRESS, lambda: None)
     found.used()
-    os.utime(found.path, (time.time() - days * DAY,) * 2)
+    os.utime(found.path, (time.time() - days * DAY, time.time() - days * DAY))
     return found
 
 

@@ -83,7 +83,7 @@ def test_memory_is_that_of_the_requests_at_once_and_not_of_the_largest_batch(pat
     with EngineFile.open(path) as opened:
         assert opened.manifest.profiles["cpu"].max_batch == 8
     with llmc.load(path) as engine:
-        caches = engine._loop._executor._cache
+        caches = engine._loop._executor._cache  # type: ignore[attr-defined]
         assert caches.blocks == ()
         for _ in range(3):
             engine.generate([5, 6, 7], max_tokens=4)

@@ -40,6 +40,11 @@ class Line(Protocol):
         """The options that differ from the command line's."""
         ...
 
+    @property
+    def prompt(self) -> str | None:
+        """Its text; None if it is token ids or messages."""
+        ...
+
     def heeds(self, chat: Chat) -> bool:
         """True if --chat or --system changes its prompt."""
         ...

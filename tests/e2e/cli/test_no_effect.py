@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "run --prompts: special of a message": (
         ("run", "ENGINE", "--chat", "--prompts", "message.jsonl"),
-        'cannot use "special" at message.jsonl:1, which would change nothing\n  found: a message of --chat',
+        'cannot use "special" at message.jsonl:1, which would change nothing\n  found: a message, whose text',
     ),
     "inspect --for": ((*GPU, "--for", "h100"), "expected --launches with --for\n"),
     "inspect --profile": ((*GPU, "--profile", "sm_90"), "expected --launches with --profile\n"),
@@ -104,10 +104,19 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         "cannot use --accept-config, which would change nothing\n  found: --launches\n",
     ),
     "inspect --verbose": ((*GPU, "--launches", "--verbose"), "cannot use --verbose, which would change nothing\n"),
+    "run --chat": (
+        ("run", "ENGINE", "--prompts", "tokens.jsonl", "--chat"),
+        'expected a "prompt" in tokens.jsonl with --chat\n  found: 1 other lines\n',
+    ),
     "verify --rebuild-kernels": (("verify", "ENGINE", "--rebuild-kernels"), "expected a profile of a GPU in "),
     "verify --simulate": (("verify", "ENGINE", "--simulate"), "expected a profile of a GPU in "),
     "eval --window": (("eval", "ENGINE", "--text", "text", "--window", 513), "expected --window of at most 512"),
-    "bench --batch": (("bench", "ENGINE", "--batch", 100), "100"),
+    "eval --gate": (
+        ("eval", "ENGINE", "--text", "text", "--gate", "kl_mean<=1"),
+        "expected --baseline with the gate kl_mean<=1\n",
+    ),
+    "bench --batch": (("bench", "ENGINE", "--batch", 100), "expected --batch of at most 8, the engine's\n  found: 100"),
+    "bench --gate": (("bench", "ENGINE", "--gate", "kl_mean<=1"), "cannot gate llmc bench by kl_mean\n"),
     "bench --new-tokens": (("bench", "ENGINE", "--new-tokens", 512), "of at most 512 together, the context"),
     "doctor --for": (("doctor", "--for", "h100"), "expected ENGINE with --for\n"),
 }
@@ -148,11 +157,11 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
     "run --prompts": (("run", "ENGINE", "--prompts", "none.jsonl"), "llmc: there are no prompts\n"),
     "run --prompts: top_k": (
         ("run", "ENGINE", "--prompts", "prompts.jsonl", "--max-tokens", 1),
-        f"llmc: prompt 2: top_k changes nothing {GREEDY}",
+        f'llmc: "top_k" changes nothing {GREEDY.strip()} (1 of 3 prompts)\n',
     ),
-    "run --chat": (
-        ("run", "ENGINE", "--prompts", "tokens.jsonl", "--chat", "--max-tokens", 1),
-        "llmc: --chat changes nothing for 1 of 1 prompts, which are token ids\n",
+    "run --special": (
+        ("run", "ENGINE", "--prompts", "tokens.jsonl", "--special", "--max-tokens", 1),
+        "llmc: --special changes nothing: no prompt is a text\n",
     ),
     "inspect --verbose": (
         ("inspect", "ENGINE", "--verbose", "--json"),
@@ -163,7 +172,7 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
 
 ALWAYS: dict[str, set[str]] = {
     "build": {"--output", "--quantize", "--target", "--max-batch", "--memory-limit", "--random-weights", "--dump"}
-    | {"--force"},  # of an output that may be written anyway: as of rm and cp
+    | {"--report", "--force"},  # of an output that may be written anyway: as of rm and cp
     "recipes": set(),
     "passes": {"--quantize", "--target", "--max-context", "--recipe", "--accept-config", "--random-weights", "--dump"},
     "kernels": {"--sm", "--file", "--jobs"},
@@ -172,8 +181,8 @@ ALWAYS: dict[str, set[str]] = {
     | {"--threads"},  # on a GPU's profile: tests/unit/runtime/test_profiles.py
     "inspect": {"--launches"},
     "verify": {"--profile"},
-    "eval": {"--text", "--baseline", "--max-tokens", "--profile", "--threads"},
-    "bench": {"--prompt-tokens", "--repeat", "--profile", "--threads"},
+    "eval": {"--text", "--tokens", "--jsonl", "--baseline", "--max-tokens", "--format", "--profile", "--threads"},
+    "bench": {"--prompt-tokens", "--repeat", "--format", "--profile", "--threads"},
     "doctor": set(),
     "tune": {"--output", "--profile", "--time-limit", "--force"},
 }

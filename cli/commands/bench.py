@@ -62,6 +62,8 @@ def bench(
     found: list[dict[str, Any]] = []
     with load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads)) as loaded:
         speed.refuse_smaller(loaded, loads)
+        for said in loaded.notes:
+            console.note(f"llmc: {said}")
         same["load_s"] = round(loaded.load_s, 4)
         for index, one in enumerate(loads, start=1):
             if how != "json":  # a line, and no bar: a thread that draws takes time from what is measured

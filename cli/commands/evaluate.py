@@ -101,6 +101,8 @@ def evaluate(
         groups = subjects.groups(judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1))
         bos = judged[0].manifest.model.bos
         for group in stack.enter_context(closing(groups)):
+            for said in dict.fromkeys(said for engine in group for said in engine.notes):
+                console.note(f"llmc: {said}")
             windows = list(corpus.cut((one.encode(group[0], bos) for one in given), size, bos, max_tokens))
             total = sum(len(one) - 1 for one in windows)
             with progress.for_terminal(quiet=how == "json").stage("score", total, unit="tokens") as advance:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import LlmcError, RecipeError
-from .lines import Chat
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from ...runtime.sampling.params import SamplingOptions
-    from .lines import Line, PromptLine
+    from .lines import Chat, Line, PromptLine
 
-_SHOWN = 4
-"""Lines of a file of prompts that are named."""
 _GREEDY = "nothing at temperature 0: the likeliest token is always taken"
 
 
@@ -64,20 +62,22 @@ def refuse_idle_special(line: PromptLine, chat: Chat, where: str) -> None:
         raise RecipeError(f'cannot use "special" at {where}, which would change nothing', found=found)
 
 
-def idle_lines(engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat: Chat) -> Iterator[str]:
-    """What to say of a file of prompts, whose lines may have options of their own."""
+def idle_lines(
+    engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat: Chat, *, template: bool
+) -> Iterator[str]:
+    """What to say of a file of prompts, whose lines may have options of their own; `template`: one was given."""
     if not lines:
         yield "there are no prompts"
-    if given.get("special") and lines and not any(line.heeds(Chat(wanted=True)) for line in lines):
+    if given.get("special") and lines and all(line.prompt is None for line in lines):
         yield "--special changes nothing: no prompt is a text"
+    if template and not chat.wanted and all(line.messages is None for line in lines):
+        yield "--chat-template changes nothing: no prompt is a conversation"
     others = sum(not line.heeds(chat) for line in lines)
     if chat.wanted and others:
         yield f"--chat changes nothing for {others} of {len(lines)} prompts, which have no text of their own"
-    found = [(number, names) for number, line in enumerate(lines, start=1) if (names := _own(engine, line, given))]
-    for number, names in found[:_SHOWN]:
-        yield f"prompt {number}: {', '.join(names)} change{'s' * (len(names) == 1)} {_GREEDY}"
-    if len(found) > _SHOWN:
-        yield f"so it is with {len(found) - _SHOWN} more prompts"
+    counts = Counter(name for line in lines for name in _own(engine, line, given))
+    for name, count in counts.items():
+        yield f'"{name}" changes {_GREEDY} ({count} of {len(lines)} prompts)'
 
 
 def _own(engine: Engine, line: Line, given: SamplingOptions) -> list[str]:

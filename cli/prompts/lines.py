@@ -40,6 +40,16 @@ class Line(Protocol):
         """The options that differ from the command line's."""
         ...
 
+    @property
+    def prompt(self) -> str | None:
+        """Its text; None if it is token ids or messages."""
+        ...
+
+    @property
+    def messages(self) -> Messages | None:
+        """Its conversation; None if it is a text or token ids."""
+        ...
+
     def heeds(self, chat: Chat) -> bool:
         """True if --chat or --system changes its prompt."""
         ...

@@ -39,8 +39,11 @@ def legal_graph(
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**TOY, **config}))
     source = open_source(folder, random_weights=0)
-    recipe = with_flags(None, quantize=quantize, activations=fp8, kv=fp8, targets=[target])
-    recipe = replace(recipe, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items())))
+    recipe = with_flags(None, quantize=quantize, targets=[target])
+    # as a recipe may: flags are refused if they change nothing, as activations of weights that are not quantized
+    recipe = replace(
+        recipe, activations=fp8, kv=fp8, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items()))
+    )
     return lower(source, recipe, CONTEXT)[1][target]
 
 

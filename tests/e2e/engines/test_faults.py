@@ -33,6 +33,7 @@ from support.paths import PICO
 
 import llmc
 from llmc.quantize import FORMATS
+from llmc.runtime.engine_file.file import ENGINE
 
 
 @pytest.fixture
@@ -136,11 +137,11 @@ def test_a_head_beside_a_tied_embedding(call: Call, checkpoint: Path):
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_weight_that_is_not_finite_leaves_the_old_engine(call: Call, checkpoint: Path, quantize: str, value: float):
     old = checkpoint.parent / "e.llmc"
-    old.write_bytes(b"old")
+    old.write_bytes(bytes(ENGINE.offset) + ENGINE.mark)
     retensor(checkpoint, lambda tensors: tensors[UP][5].fill_(value))
     code, text = call("build", checkpoint, "-o", old, "--quantize", quantize)
     assert (code, f"expected finite numbers in {UP}" in text) == (3, True)
-    assert old.read_bytes() == b"old"
+    assert old.read_bytes() == bytes(ENGINE.offset) + ENGINE.mark
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["checkpoint", "e.llmc"]
 
 

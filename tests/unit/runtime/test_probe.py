@@ -141,10 +141,8 @@ def test_a_smaller_tolerance_is_a_stricter_probe(path: Path, tmp_path: Path):
     assert report.top1_agree == report.positions
 
 
-def test_an_unknown_profile_is_refused_with_the_nearest(path: Path):
-    with pytest.raises(
-        EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles cpu \(did you mean 'cpu'\?\)"
-    ):
+def test_an_unknown_profile_is_refused_with_those_there_are(path: Path):
+    with pytest.raises(EngineError, match=r"cannot find profile 'cpi' in .*\n  found: profiles cpu$"):
         replay(path, "cpi")
 
 

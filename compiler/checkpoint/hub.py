@@ -11,15 +11,12 @@ from .card import CARD, LICENCES
 from .folder import INDEX, SINGLE, Folder, find_weights
 from .no_checkpoint import ADAPTER, no_checkpoint
 
-_SMALL = [
-    *("config.json", "generation_config.json", INDEX, "tokenizer*.json", "special_tokens_map.json", "*.jinja"),
-    *(CARD, LICENCES),
-]
 __all__ = ["HubId", "download", "parse_hub_id"]
 
 _SMALL = [
     *("config.json", "generation_config.json", ADAPTER, INDEX),
     *("tokenizer*.json", "special_tokens_map.json", "*.jinja"),
+    *(CARD, LICENCES),
 ]
 
 

@@ -18,10 +18,10 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 127,  # calls that do not fit their parameters are refused
     "cli": 115,  # --debug for every command; --format json
-    "cli/commands": 1250,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1252,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 569,  # texts are templates over the facts of --json
     "cli/judge": 387,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 618,  # messages, ids, OpenAI's batch lines
+    "cli/prompts": 625,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model

@@ -39,7 +39,7 @@ LogitBias = Annotated[
 ]
 ChatTemplateFile = Annotated[
     Path | None,
-    flag("--chat-template", "A jinja file, for a --chat.", default="the engine's template", metavar="FILE"),
+    flag("--chat-template", "A jinja file, for conversations.", default="the engine's template", metavar="FILE"),
 ]
 
 
@@ -107,6 +107,8 @@ def run(
     huge_pages.ensure(path)  # before stdin is read, because it may start this process again
     if prompts == "-":
         requests = batch.read(prompts, engine=engine, chat=chats)
+    if chat_template is not None and prompts is not None and not any(line.templated(chats) for line in requests):
+        raise RecipeError(f"expected conversations in {prompts} with --chat-template", found="other lines alone")
     text = texts.read_text("-") if prompt == "-" else prompt
     from ...runtime.load import load
 

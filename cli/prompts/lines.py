@@ -54,6 +54,10 @@ class Line(Protocol):
         """True if --chat or --system changes its prompt."""
         ...
 
+    def templated(self, chat: Chat) -> bool:
+        """True if a chat template writes its prompt."""
+        ...
+
     def encode(self, engine: Engine, chat: Chat, special: bool) -> Sequence[int]:
         """The prompt's token ids."""
         ...
@@ -80,6 +84,9 @@ class PromptLine:
 
     def heeds(self, chat: Chat) -> bool:
         return self.prompt is not None or (self.messages is not None and chat.messages(self.messages) != self.messages)
+
+    def templated(self, chat: Chat) -> bool:
+        return self.messages is not None or (self.prompt is not None and chat.wanted)
 
     def encode(self, engine: Engine, chat: Chat, special: bool) -> Sequence[int]:
         if self.prompt is not None:

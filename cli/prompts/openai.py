@@ -57,6 +57,9 @@ class BatchLine:
     def heeds(self, chat: Chat) -> bool:
         return self.messages is not None and chat.messages(self.messages) != self.messages
 
+    def templated(self, chat: Chat) -> bool:
+        return self.messages is not None
+
     def encode(self, engine: Engine, chat: Chat, special: bool) -> Sequence[int]:
         if self.messages is not None:
             return engine.encode_chat(chat.messages(self.messages))

@@ -34,8 +34,8 @@ _TRIAL = ({"role": "user", "content": "hello"},)
 
 def no_template() -> Unsupported:
     """The refusal to chat with a model that has no chat template."""
-    found = "no chat template in the checkpoint"
-    return Unsupported("cannot chat with this engine", found=found, fix="--chat-template FILE, or a plain prompt")
+    fix = "a template of your own: llmc build or llmc run with --chat-template FILE"
+    return Unsupported("cannot chat with this engine", found="no chat template in the checkpoint", fix=fix)
 
 
 def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:

@@ -23,7 +23,7 @@ HELD: dict[str, int] = {
     "cli/common": 569,  # texts are templates over the facts of --json
     "cli/facts": 152,  # what inspect shows of any checkpoint
     "cli/judge": 387,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 618,  # messages, ids, OpenAI's batch lines
+    "cli/prompts": 632,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model
@@ -57,7 +57,7 @@ HELD: dict[str, int] = {
     "runtime/files": 534,
     "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,
-    "runtime/scheduling": 609,  # notes
+    "runtime/scheduling": 611,  # notes
     "runtime/text": 491,
 }
 _NO_CODE = {

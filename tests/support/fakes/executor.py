@@ -102,7 +102,9 @@ class FakeExecutor:
         self._open: deque[tuple[tuple[ScheduledSequence, ...], tuple[Output, ...]]] = deque()
 
     def pool(self) -> Pool:
-        return SharedPool(self.caches[0], self.block_tokens) if self.shares else KeptPool(self.caches, self.block_tokens)
+        return (
+            SharedPool(self.caches[0], self.block_tokens) if self.shares else KeptPool(self.caches, self.block_tokens)
+        )
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> object:
         assert not self.closed

@@ -84,7 +84,9 @@ def test_the_answer_of_a_chat(engine: Engine):
     assert (answer["custom_id"], answer["error"], answer["response"]["status_code"]) == ("a", None, 200)
     body = answer["response"]["body"]
     assert body.keys() == COMPLETION and body["object"] == "chat.completion"
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    cached = {"cached_tokens": 0}
+    counts = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert body["usage"] == {**counts, "prompt_tokens_details": cached}
     (choice,) = body["choices"]
     assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
     assert choice["message"] == {"role": "assistant", "content": result.text, "refusal": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..common import console, huge_pages, options
+from ..common import console, huge_pages, options, progress
 from ..common.options import flag
 from ..judge import rows, speed, subjects
 from ..judge.rows import Column
@@ -60,7 +60,9 @@ def bench(
     same: dict[str, Any] = {"engine": engine, "profile": judged.profile, "threads": used, "repeat": repeat}
     same["memory_bytes_per_s"] = round(read_bandwidth(used))
     found: list[dict[str, Any]] = []
-    with load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads)) as loaded:
+    with progress.loading(Path(engine), quiet=how == "json"):
+        opened = load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads))
+    with opened as loaded:
         speed.refuse_smaller(loaded, loads)
         for said in loaded.notes:
             console.note(f"llmc: {said}")

@@ -13,7 +13,7 @@ import typer
 from ...runtime.errors import RecipeError
 from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
-from ..common import console, options, simulate, texts
+from ..common import console, options, progress, simulate, texts
 from ..common.options import flag
 from ..prompts import answers
 from ..prompts.idle import cut_tokens, idle_lines, idle_options, refuse_idle
@@ -114,7 +114,9 @@ def run(
 
     device = simulate.stand_in(simulated)
     limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
-    with load(path, profile, **limits, chat_template=chat_template, make_device=device) as loaded:
+    with progress.loading(path, quiet=json):
+        opened = load(path, profile, **limits, chat_template=chat_template, make_device=device)
+    with opened as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:

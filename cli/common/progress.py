@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.environment import dumb_terminal
 from ...runtime.progress import BYTES, NO_PROGRESS, Progress
-from . import console
+from . import console, huge_pages
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -27,6 +28,12 @@ def for_terminal(quiet: bool) -> Progress:
     if sys.stderr is not None and sys.stderr.isatty() and not dumb_terminal():
         return _Bars()
     return _Lines()
+
+
+def loading(engine: Path, quiet: bool) -> AbstractContextManager[object]:
+    """The stage of loading an engine; a small one is loaded before a bar is drawn, so it has none."""
+    large = engine.is_file() and engine.stat().st_size >= huge_pages.WORTHWHILE_BYTES
+    return (for_terminal(quiet) if large else NO_PROGRESS).stage("load engine")
 
 
 def counts(done: float, total: float | None, unit: str) -> str:

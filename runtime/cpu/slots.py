@@ -87,11 +87,12 @@ class SlotCaches:
         Raises:
             ResourceError: the address space is too small; nothing has changed.
         """
+        if positions <= self._positions and block in self._blocks:
+            return  # as in every step but the first ones
         size = max(self._positions, min(LEAST_POSITIONS, self._context))
         while size < min(positions, self._context):
             size = min(2 * size, self._context)
-        if block not in self._blocks or size > self._positions:
-            self._resize([*self._blocks, *({block} - {*self._blocks})], size)
+        self._resize([*self._blocks, *({block} - {*self._blocks})], size)
 
     def keep(self, blocks: Collection[int]) -> None:
         """Give up the slots of all other blocks."""
@@ -135,6 +136,8 @@ class SlotCaches:
     def move_to_front(self, blocks: Collection[int]) -> None:
         """Exchange contents until these n blocks have the slots [0, n)."""
         count = len(blocks)
+        if {*self._blocks[:count]} == {*blocks}:
+            return
         outside = [slot for slot in range(count) if self._blocks[slot] not in blocks]
         above = [slot for slot in range(count, len(self._blocks)) if self._blocks[slot] in blocks]
         for low, high in zip(outside, above, strict=True):

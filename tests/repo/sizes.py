@@ -51,7 +51,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 458,  # metrics and gates
     "runtime": 1026,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 580,  # notes
+    "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 685,  # info.py: what an engine says of itself
     "runtime/files": 534,

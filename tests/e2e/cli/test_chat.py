@@ -21,6 +21,7 @@ import llmc
 from llmc.cli.common import console
 from llmc.cli.prompts.talk import Talk
 from llmc.runtime.errors import RecipeError, Unsupported
+from llmc.runtime.scheduling import request
 from llmc.runtime.scheduling.request import Result, Timings
 
 TEMPLATE = (
@@ -187,6 +188,20 @@ def test_ctrl_c_ends_an_answer_and_keeps_what_was_written(chat: Chat, tmp_path: 
     assert [one["role"] for one in messages] == ["user", "assistant"] * 2
     first = messages[1]["content"]
     assert outcome.out.startswith(first[:2]) and 0 < len(first) < len(messages[3]["content"])
+
+
+def test_ctrl_c_ends_an_answer_that_is_to_be_one_object(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    waited = request.wait
+
+    def interrupted(over: Callable[[float], object]) -> None:
+        monkeypatch.setattr(request, "wait", waited)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(request, "wait", interrupted)
+    flags = ("--temperature", 0, "--max-tokens", 400, "--logit-bias", "1=-100", "--json")
+    first, second = answers(chat("hi", "and you?", flags=flags))
+    assert first["finish_reason"] == "cancelled" and first["completion_tokens"] < 400
+    assert second["finish_reason"] == "length" and second["completion_tokens"] == 400
 
 
 def test_a_message_whose_answer_never_began_is_taken_back():

@@ -248,10 +248,12 @@ def test_more_sequences_than_slots_are_refused(path: Path):
 
 
 def test_slots_are_those_of_the_profile_or_fewer(path: Path):
-    with opened(path, slots=99) as executor:
-        assert executor.sequences == 8
-    with pytest.raises(RecipeError, match=r"expected max_batch from 1 to .*\n  found: -1"):
-        llmc.load(path, max_batch=-1)
+    for asked, found in ((None, 8), (3, 3)):
+        with opened(path, slots=asked) as executor:
+            assert executor.sequences == found
+    for wrong in (-1, 99):
+        with pytest.raises(RecipeError, match=rf"expected max_batch from 1 to 8, .*\n  found: {wrong}"):
+            llmc.load(path, max_batch=wrong)
 
 
 def test_threads_are_those_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -112,6 +112,7 @@ def build(
     keys = several("accept_config", accept_config, text_of)
     tables = several("tactics", tactics, path_of)
     demand("force", force, "true or false", bool)
+    demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if random_weights is not None:
         demand("random_weights", random_weights, "a whole number", int)
     chosen = with_flags(recipe, **flags)

@@ -153,6 +153,7 @@ class Engine(AbstractContextManager["Engine"]):
         """The answer to a conversation, piece by piece."""
         return self.stream(self.encode_chat(messages, tools=tools), **options)
 
+    @public(SamplingOptions)
     def check_options(self, **options: Unpack[SamplingOptions]) -> None:
         """Checks options as each request does, before there is one.
 
@@ -163,11 +164,13 @@ class Engine(AbstractContextManager["Engine"]):
         _max_tokens(options)
         self._params(options)
 
+    @public()
     def fit_chat(self, messages: Sequence[Message], max_tokens: int | None = None) -> Fitted:
         """A conversation and its token ids, without its oldest turns if the context has no room for an answer.
 
         Raises the errors of `encode_chat`.
         """
+        _max_tokens({"max_tokens": max_tokens})
         return fit(messages, self.encode_chat, self.max_context, max_tokens or DEFAULT_MAX_TOKENS)
 
     @public()
@@ -212,8 +215,10 @@ class Engine(AbstractContextManager["Engine"]):
         tokenizer = self.tokenizer
         return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 
+    @public()
     def idle(self, options: SamplingOptions) -> tuple[str, ...]:
         """Names of the given options that change nothing in a request with these options."""
+        demand("options", options, "a mapping", Mapping)
         params = self._params(options)
         neutral = SamplingParams()
         drawn = ("seed", "top_k", "top_p", "min_p") if params.greedy else ()

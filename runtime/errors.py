@@ -9,6 +9,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from itertools import islice
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 DISTRIBUTION = "llmc-engine"
@@ -120,7 +121,7 @@ def public(*options: type) -> Callable[[_Function], _Function]:
     return checked
 
 
-def demand(name: str, value: object, what: str, kind: type) -> None:
+def demand(name: str, value: object, what: str, kind: type | UnionType) -> None:
     """Check that the argument `name` of a public function is `what`, a value of `kind`.
 
     Raises:

@@ -53,6 +53,7 @@ def load(
     for name, count in {"threads": threads, "max_batch": max_batch}.items():
         if count is not None:
             demand(name, count, "a whole number", int)
+    demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if verify not in ("header", "full"):
         raise RecipeError("expected verify as header or full", found=repr(verify))
     started = time.perf_counter()

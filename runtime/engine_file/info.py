@@ -15,6 +15,13 @@ class EngineInfo:
     """The facts of an engine and of the profile that was loaded. `repr` is one line of them."""
 
     path: Path
+    name: str | None
+    """The model's name; None, here and below, if nothing says it."""
+    hub_id: str | None
+    revision: str | None
+    licence: str | None
+    recipe: str | None
+    """The bundled recipe that it was built by."""
     architecture: str
     family: str
     parameters: int
@@ -39,8 +46,9 @@ class EngineInfo:
 
     def __repr__(self) -> str:
         formats = "+".join(sorted(self.formats)) or self.dtype
+        named = f"{self.name}, " if self.name else ""
         return (
-            f"{self.architecture}, {self.parameters:,} parameters, {formats}, profile {self.profile}, "
+            f"{named}{self.architecture}, {self.parameters:,} parameters, {formats}, profile {self.profile}, "
             f"context {self.max_context}, batch {self.max_batch}{'' if self.chat else ', no chat template'}"
         )
 
@@ -48,9 +56,14 @@ class EngineInfo:
 def info_of(file: EngineFile, profile: str, *, sequences: int, chat: bool) -> EngineInfo:
     """The facts of an open engine, of which `profile` is loaded for so many `sequences` at a time."""
     manifest = file.manifest
-    model, loaded = manifest.model, manifest.profiles[profile]
+    model, source, loaded = manifest.model, manifest.checkpoint, manifest.profiles[profile]
     return EngineInfo(
         path=file.path,
+        name=source.name,
+        hub_id=source.hub_id,
+        revision=source.revision,
+        licence=source.licence,
+        recipe=manifest.recipe_name,
         architecture=model.architecture,
         family=model.family,
         parameters=model.parameters,

@@ -229,14 +229,15 @@ class _Mask:
     """Replaces each special token in a user's values by one private character, and puts them back after rendering.
 
     It replaces whole special tokens and, at either end of a string, fragments of one, because a template may join two
-    strings. So a special token in the rendered text that contains a replaced character came from the user.
+    strings. So a special token in the rendered text that contains a replaced character came from the user. Upper and
+    lower case count as the same, because a template may change them.
     """
 
     def __init__(self, tokenizer: Tokenizer, taken: str) -> None:
         self._taken, self._next = taken, iter(PLACEHOLDERS)
         self._private: dict[str, str] = {}
-        self._pattern = tokenizer.special_pattern
-        self._heads, self._tails = tokenizer.special_fragments
+        self._pattern = re.compile(tokenizer.special_pattern.pattern, re.IGNORECASE)
+        self._heads, self._tails = ({one.lower() for one in parts} for parts in tokenizer.special_fragments)
         self._longest = max(map(len, self._heads), default=0)
 
     def hide(self, value: Any, key: str = "") -> Any:
@@ -251,10 +252,10 @@ class _Mask:
     def _hide_text(self, text: str) -> str:
         text = self._pattern.sub(lambda found: self._placeholder(found[0]), text)
         cuts = range(min(self._longest, len(text)), 0, -1)
-        if length := next((cut for cut in cuts if text[:cut] in self._tails), 0):
+        if length := next((cut for cut in cuts if text[:cut].lower() in self._tails), 0):
             text = self._placeholder(text[:length]) + text[length:]
         cuts = range(min(self._longest, len(text)), 0, -1)
-        if length := next((cut for cut in cuts if text[-cut:] in self._heads), 0):
+        if length := next((cut for cut in cuts if text[-cut:].lower() in self._heads), 0):
             text = text[:-length] + self._placeholder(text[-length:])
         return text
 

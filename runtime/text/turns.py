@@ -29,8 +29,8 @@ def fit(
 
     Raises the errors of `encode`.
     """
+    ids = encode(messages)  # it refuses what is no conversation
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    ids = encode(messages)
     if len(ids) <= context - min(max_tokens, context // 4):
         return Fitted(tuple(messages), tuple(ids), 0)
     kept, dropped = tuple(messages), 0

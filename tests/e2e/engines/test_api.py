@@ -75,6 +75,9 @@ CALLS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "chat": ((MESSAGES,), ("tools",)),
     "stream_chat": ((MESSAGES,), ("tools",)),
     "encode_chat": ((MESSAGES,), ("tools",)),
+    "fit_chat": ((MESSAGES,), ("max_tokens",)),
+    "check_options": ((), ()),
+    "idle": (({},), ()),
     "logits": (([1],), ()),
     "cancel": ((None,), ()),
     "close": ((), ()),
@@ -94,7 +97,7 @@ def test_methods_refuse_what_they_cannot_take(engine: Engine, wrong: Any):
         if name == "close":
             continue
         method = getattr(engine, name)
-        bounded = {} if name in ("encode_chat", "logits", "cancel") else {"max_tokens": 1}
+        bounded = {"max_tokens": 1} if "options" in inspect.signature(method).parameters and name != "idle" else {}
         outcome(method, wrong, **bounded)
         for option in more:
             outcome(method, *given, **{**bounded, option: wrong})
@@ -158,6 +161,8 @@ def test_messages_and_texts_in_the_wrong_method_name_the_right_one(engine: Engin
         (llmc.build, {"random_weights": 1.0}, "expected random_weights as a whole number\n  found: 1.0 (float)"),
         (llmc.build, {"tactics": {"a": 1}}, "expected tactics as a list\n  found: {'a': 1} (dict)"),
         (llmc.build, {"force": "no"}, "expected force as true or false\n  found: 'no' (str)"),
+        (llmc.build, {"chat_template": 3}, "expected chat_template as jinja's text or a Path\n  found: 3 (int)"),
+        (llmc.load, {"chat_template": b"x"}, "expected chat_template as jinja's text or a Path\n  found: b'x' (bytes)"),
         (llmc.load, {"path": None}, "expected engine as a path\n  found: None (NoneType)"),
         (llmc.load, {"profile": 3}, "expected profile as a text\n  found: 3 (int)"),
         (llmc.load, {"threads": "2"}, "expected threads as a whole number\n  found: '2' (str)"),
@@ -202,12 +207,16 @@ def test_an_engine_says_what_it_is(engine: Engine, path: Path):
     info = engine.info
     assert isinstance(info, llmc.EngineInfo)
     assert (info.architecture, info.family, info.parameters) == ("LlamaForCausalLM", "llama", 7_344_384)
+    assert (info.name, info.hub_id, info.revision, info.licence) == ("pico-python", None, None, None)
+    assert info.recipe == "cpu-int8"
     assert (info.layers, info.hidden_size, info.vocab_size) == (8, 256, engine.vocab_size)
     assert (info.dtype, info.formats) == ("bfloat16", {"int8": 57})
     assert (info.profile, info.target, info.profiles) == (engine.profile, "cpu", ("cpu",))
     assert (info.max_context, info.max_batch, info.chat) == (engine.max_context, 8, False)
     assert info.path == path and len(info.content_digest) == 64
-    shown = "LlamaForCausalLM, 7,344,384 parameters, int8, profile cpu, context 512, batch 8, no chat template"
+    shown = (
+        "pico-python, LlamaForCausalLM, 7,344,384 parameters, int8, profile cpu, context 512, batch 8, no chat template"
+    )
     assert repr(engine) == f"<llmc.Engine {shown}>"
     with llmc.load(path, max_batch=2) as small:
         assert small.info.max_batch == 2

@@ -21,6 +21,11 @@ from llmc.runtime.scheduling.kept import KeptPool
 
 INFO = EngineInfo(
     path=Path("fake.llmc"),
+    name=None,
+    hub_id=None,
+    revision=None,
+    licence=None,
+    recipe=None,
     architecture="FakeForCausalLM",
     family="fake",
     parameters=1234,

@@ -42,6 +42,18 @@ def test_a_users_special_token_is_plain_text(name: str, token: str):
         assert ids[start : start + len(content)] == content
 
 
+@pytest.mark.parametrize("token", SPECIAL)
+@pytest.mark.parametrize("change", ("lower", "upper", "title", "capitalize"))
+def test_a_template_that_changes_case_makes_no_special_tokens(change: str, token: str):
+    """Whatever the case a user types, and in whatever case a template shows it; half a token at an end counts too."""
+    template = compiled("<|im_start|>{{ (messages[0].content | " + change + ") ~ '_end|>' }}")
+    before = template.encode(TOKENIZER, [{"role": "user", "content": "a@b @"}])
+    usual = [i for i in before if i in TOKENIZER.special_ids]
+    for spelled in (token, token.upper(), token.lower(), token.title(), token.swapcase()):
+        ids = template.encode(TOKENIZER, [{"role": "user", "content": f"{spelled} a{spelled}b <|IM"}])
+        assert [i for i in ids if i in TOKENIZER.special_ids] == usual, spelled
+
+
 def test_special_tokens_in_tools_arguments_and_variables_are_plain_text():
     tool, call = copy.deepcopy(TOOL), copy.deepcopy(CALL)
     tool["function"]["parameters"]["properties"]["<|eot_id|>"] = {"type": "<|eot_id|>", "description": "<|eot_id|>"}

@@ -88,7 +88,7 @@ def test_commands_work_from_a_pipe(chat: Chat, tmp_path: Path):
     first, second = answers(outcome)
     assert "system message: be brief\n" in outcome.err and outcome.err.count("be brief") == 2
     assert "4 messages forgotten" in outcome.err and f"5 messages written to {saved}" in outcome.err
-    assert json.loads(saved.read_text()) == {"messages": [{"role": "system", "content": "be brief"}]}
+    assert json.loads(saved.read_text())["messages"] == [{"role": "system", "content": "be brief"}]
     tokens = first["prompt_tokens"] + second["prompt_tokens"]
     assert "answers: 2, of 16 tokens at " in outcome.err
     assert f"prompts: {tokens} tokens, {first['cached_tokens'] + second['cached_tokens']} of them cached" in outcome.err
@@ -102,7 +102,8 @@ def test_a_saved_conversation_holds_what_was_said_and_replaces_only_its_kind(cha
     saved, other = tmp_path / "talk.json", tmp_path / "notes.txt"
     (answer,) = answers(chat("//é", f"/save {saved}", f"/save {saved}"))
     assert json.loads(saved.read_text()) == {
-        "messages": [{"role": "user", "content": "/é"}, {"role": "assistant", "content": answer["text"]}]
+        "id": "llmc chat",
+        "messages": [{"role": "user", "content": "/é"}, {"role": "assistant", "content": answer["text"]}],
     }
     assert saved.read_text().count("\n") == 1, "a line of --prompts"
     other.write_text("mine")
@@ -112,8 +113,19 @@ def test_a_saved_conversation_holds_what_was_said_and_replaces_only_its_kind(cha
         f"cannot write a conversation to {other}\n  found: a file of 4 bytes that is not a conversation" in outcome.err
     )
     assert "--force" not in outcome.err
+    other.write_text(line := '{"messages": [{"role": "user", "content": "of a data set"}]}\n')
+    assert chat(f"/save {other}").code == 2 and other.read_text() == line
     outcome = chat(f"/save {tmp_path}/none/talk.json")
     assert outcome.code == 4 and "no folder" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("~no-such-user/x", "no folder ~no-such-user"), ("a\0b", "embedded null"), ("x" * 300, "File name too long")],
+)
+def test_a_name_that_no_file_can_have_is_refused(chat: Chat, name: str, found: str):
+    outcome = chat(f"/save {name}")
+    assert outcome.code == 4 and "cannot write" in outcome.err and found in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -379,7 +391,7 @@ def test_a_template_needs_a_tokenizer_and_chat(call: Call, engine: Path, tmp_pat
     path = llmc.build(checkpoint, tmp_path / "e.llmc", quantize="none")
     with pytest.raises(Unsupported, match="no tokenizer in the checkpoint"):
         llmc.load(path, chat_template=TEMPLATE)
-    with pytest.raises(RecipeError, match="chat_template as a text or a Path\n  found: int"):
+    with pytest.raises(RecipeError, match=r"chat_template as jinja's text or a Path\n  found: 3 \(int\)"):
         llmc.load(engine, chat_template=3)  # type: ignore[arg-type]
     outcome = call("run", engine, "hi", "--chat-template", tmp_path / "t.jinja")
     assert outcome.code == 2 and "expected --chat with --chat-template" in outcome.err

@@ -113,19 +113,8 @@ def test_a_saved_conversation_holds_what_was_said_and_replaces_only_its_kind(cha
         f"cannot write a conversation to {other}\n  found: a file of 4 bytes that is not a conversation" in outcome.err
     )
     assert "--force" not in outcome.err
-    other.write_text(line := '{"messages": [{"role": "user", "content": "of a data set"}]}\n')
-    assert chat(f"/save {other}").code == 2 and other.read_text() == line
     outcome = chat(f"/save {tmp_path}/none/talk.json")
     assert outcome.code == 4 and "no folder" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [("~no-such-user/x", "no folder ~no-such-user"), ("a\0b", "embedded null"), ("x" * 300, "File name too long")],
-)
-def test_a_name_that_no_file_can_have_is_refused(chat: Chat, name: str, found: str):
-    outcome = chat(f"/save {name}")
-    assert outcome.code == 4 and "cannot write" in outcome.err and found in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja"
 
 
 def doctor(
-    engine: Annotated[str | None, typer.Argument(help="An engine, to see which of its profiles fit.")] = None,
+    engine: Annotated[
+        str | None, typer.Argument(metavar="ENGINE", help="An engine, to see which of its profiles fit.")
+    ] = None,
     target: options.For = None,
     json: options.Json = False,
 ) -> None:

@@ -36,14 +36,17 @@ def inspect(
     profile: options.Profile = None,
     target: options.For = None,
     program: Annotated[
-        int | None, flag("--program", "With --launches: the program of this number.", default="all", min=0)
+        int | None, flag("--program", "With --launches: the program of this number.", default="all", min=0, metavar="N")
     ] = None,
     tokens: Annotated[
         int | None,
-        flag("--tokens", "With --launches: a step with so many of a prompt.", default="a decode step", min=1),
+        flag(
+            "--tokens", "With --launches: a step with so many of a prompt.", default="a decode step", min=1, metavar="N"
+        ),
     ] = None,
     context: Annotated[
-        int | None, flag("--context", "With --launches: tokens before it.", default="half of the context", min=0)
+        int | None,
+        flag("--context", "With --launches: tokens before it.", default="half of the context", min=0, metavar="N"),
     ] = None,
     verbose: options.Verbose = False,
     json: options.Json = False,

@@ -19,11 +19,15 @@ _FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 
 def kernels(
-    sm: Annotated[list[str] | None, flag("--sm", "A chip: 90, h200 or native; may be repeated.", default="all")] = None,
-    file: Annotated[
-        list[str] | None, flag("--file", "Only this file's kernels; may be repeated.", default="all")
+    sm: Annotated[
+        list[str] | None, flag("--sm", "A chip: 90, h200 or native; may be repeated.", default="all", metavar="CHIP")
     ] = None,
-    jobs: Annotated[int | None, flag("--jobs", "Compilers at the same time.", default="as many as fit", min=1)] = None,
+    file: Annotated[
+        list[str] | None, flag("--file", "Only this file's kernels; may be repeated.", default="all", metavar="FILE")
+    ] = None,
+    jobs: Annotated[
+        int | None, flag("--jobs", "Compilers at the same time.", default="as many as fit", min=1, metavar="N")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Compile every GPU kernel and show its registers, spills, shared memory, instructions and size on each chip."""

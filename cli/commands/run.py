@@ -35,7 +35,13 @@ MaxBatch = Annotated[
 ]
 LogitBias = Annotated[
     list[str] | None,
-    flag("--logit-bias", "TOKEN_ID=NUMBER, added to the logit; may be repeated.", default="none", group=options.SAMPLE),
+    flag(
+        "--logit-bias",
+        "Added to the logit; may be repeated.",
+        default="none",
+        metavar="TOKEN_ID=NUMBER",
+        group=options.SAMPLE,
+    ),
 ]
 ChatTemplateFile = Annotated[
     Path | None,
@@ -62,14 +68,17 @@ def run(
     chat: Annotated[
         bool, flag("--chat", "PROMPT is a message; without PROMPT, hold a conversation (/help there).")
     ] = False,
-    system: Annotated[str | None, flag("--system", "The system message of a --chat.", default="none")] = None,
+    system: Annotated[
+        str | None, flag("--system", "The system message of a --chat.", default="none", metavar="TEXT")
+    ] = None,
     chat_template: ChatTemplateFile = None,
     prompts: PromptsFile = None,
     max_tokens: Annotated[
-        int | None, flag("--max-tokens", "Most tokens to generate.", default="512", group=options.SAMPLE)
+        int | None, flag("--max-tokens", "Most tokens to generate.", default="512", metavar="N", group=options.SAMPLE)
     ] = None,
     stop: Annotated[
-        list[str] | None, flag("--stop", "End before this text; may be repeated.", default="none", group=options.SAMPLE)
+        list[str] | None,
+        flag("--stop", "End before this text; may be repeated.", default="none", metavar="TEXT", group=options.SAMPLE),
     ] = None,
     logit_bias: LogitBias = None,
     special: Annotated[bool, flag("--special", "Let special tokens spelled in PROMPT count as such.")] = False,
@@ -78,7 +87,9 @@ def run(
     simulated: options.Simulate = False,
     threads: options.Threads = None,
     max_batch: MaxBatch = None,
-    verify: Annotated[str, flag("--verify", "What to check first: header, or full for every byte.")] = "header",
+    verify: Annotated[
+        str, flag("--verify", "What to check first; full is every byte.", metavar="header|full")
+    ] = "header",
     json: options.Json = False,
     **more: Any,
 ) -> None:

@@ -24,7 +24,12 @@ Output = Annotated[
     flag("--output", "The table to write.", default="TARGET.yaml, such as sm_90.yaml", short=("-o",), metavar="FILE"),
 ]
 TimeLimit = Annotated[
-    float, flag("--time-limit", "Seconds after which no further linear is measured; the table has those before.")
+    float,
+    flag(
+        "--time-limit",
+        "Seconds after which no further linear is measured; the table has those before.",
+        metavar="SECONDS",
+    ),
 ]
 
 

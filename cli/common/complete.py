@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,14 @@ def gpus(incomplete: str) -> list[str]:
 
 
 def profiles(ctx: Any, incomplete: str) -> list[str]:
-    """Profiles of the engine that the command line names; none if it names no engine."""
+    """Profiles of the first engine that the command line names; none if it names no engine."""
     from ...runtime.engine_file.file import EngineFile
 
-    named = ctx.params.get("engine") or ctx.params.get("subject")
-    try:
-        with EngineFile.open(named) as engine:
+    # The parser stops at the flag whose value is missing, and leaves the arguments before it in `args`.
+    for named in (*ctx.args, ctx.params.get("engine"), ctx.params.get("subject")):
+        with suppress(LlmcError, OSError, TypeError), EngineFile.open(named) as engine:  # TypeError: no engine
             return _beginning(incomplete, engine.manifest.profiles)
-    except (LlmcError, OSError, TypeError):  # TypeError: no engine, or several
-        return []
+    return []
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from .examples import EXAMPLES
 from .exits import EXIT_CODES
+from .options import MACHINE, RECIPE, REPORT, SAMPLE
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -23,11 +24,14 @@ class Command(TyperCommand):
                 option.help = f"{option.help}  [default: off]"
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        order = ("Arguments", "Options", RECIPE, SAMPLE, MACHINE, REPORT)
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in order}
         for one in self.get_params(ctx):
             if (record := one.get_help_record(ctx)) is not None:
-                usual = "Arguments" if one.param_type_name == "argument" else "Options"
-                groups.setdefault(getattr(one, "rich_help_panel", None) or usual, []).append(record)
+                if one.param_type_name == "argument":
+                    groups["Arguments"].append((record[0].partition(" <")[0], record[1]))  # without a type, as <str>
+                else:
+                    groups.setdefault(getattr(one, "rich_help_panel", None) or "Options", []).append(record)
         _write(groups, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,4 +82,18 @@ def token_ids(value: Any, where: str) -> tuple[int, ...]:
         raise RecipeError(f"expected token ids as a list of whole numbers at {where}", found=shown(value))
     if value and min(value) < 0:
         raise RecipeError(f"expected token ids from 0 at {where}", found=str(min(value)))
+    return tuple(value)
+
+
+def messages(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """A JSON value as the messages of a conversation; their content is the template's to judge.
+
+    Raises:
+        RecipeError: it is no list of objects with a role.
+    """
+    if not isinstance(value, list) or not value:
+        raise RecipeError(f'expected "messages" as a list that is not empty at {where}', found=shown(value))
+    for one in value:
+        if not isinstance(one, dict) or not isinstance(one.get("role"), str):
+            raise RecipeError(f'expected messages as {{"role", "content"}} at {where}', found=shown(one))
     return tuple(value)

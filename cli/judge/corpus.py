@@ -38,7 +38,11 @@ class Passage:
         if self.text is not None:
             return engine.tokenizer.encode(self.text, bos=False)
         if self.messages is not None:
-            ids = engine.chat_template.encode(engine.tokenizer, self.messages, add_generation_prompt=False)
+            template = engine.chat_template
+            try:
+                ids = template.encode(engine.tokenizer, self.messages, add_generation_prompt=False)
+            except RecipeError as error:
+                raise RecipeError(f"{error.asked} at {self.where}", found=error.found, fix=error.fix) from error
         else:
             ids = list(self.tokens or ())
         return ids[1:] if ids and ids[0] == bos else ids
@@ -113,6 +117,4 @@ def _of_line(value: Any, where: str) -> Passage:
         if not isinstance(content, str):
             raise RecipeError(f'expected "text" as a text at {where}', found=texts.shown(content))
         return Passage(where, text=content)
-    if not isinstance(content, list):
-        raise RecipeError(f'expected "messages" as a list at {where}', found=texts.shown(content))
-    return Passage(where, messages=tuple(content))
+    return Passage(where, messages=texts.messages(content, where))

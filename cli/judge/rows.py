@@ -147,4 +147,4 @@ def _error(rows: Sequence[Row], verdicts: Sequence[Sequence[Verdict]], shown: Sh
         return None
     names = ", ".join(str(verdict.gate) for _, verdict in failed)
     figures = [f"{one.gate.name} {_figure(row, one, len(rows) > 1, shown)}" for row, one in failed]
-    return VerifyError(f"cannot pass the gate{'s' if len(failed) > 1 else ''} {names}", found=", ".join(figures))
+    return VerifyError(f"cannot pass the gate{'s' if len(failed) > 1 else ''} {names}", found="; ".join(figures))

@@ -123,6 +123,8 @@ def prompt_line(index: int, value: Any, where: str) -> PromptLine:
     options = {key: one for key, one in value.items() if key in SamplingOptions.__annotations__}
     if isinstance(options.get("logit_bias"), dict):
         options["logit_bias"] = biases(options["logit_bias"], where)
+    if type(value.get("special", False)) is not bool:
+        raise RecipeError(f'expected "special" as true or false at {where}', found=texts.shown(value["special"]))
     name = value.get("id")
     if not (name is None or type(name) in (str, int)):
         raise RecipeError(f'expected "id" as a text or a whole number at {where}', found=texts.shown(name))
@@ -130,24 +132,10 @@ def prompt_line(index: int, value: Any, where: str) -> PromptLine:
     if named == ["tokens"]:
         return PromptLine(index, tokens=texts.token_ids(content, where), options=options, id=name)
     if named == ["messages"]:
-        return PromptLine(index, messages=messages(content, where), options=options, id=name)
+        return PromptLine(index, messages=texts.messages(content, where), options=options, id=name)
     if not isinstance(content, str):
         raise RecipeError(f'expected "prompt" as a text at {where}', found=texts.shown(content))
     return PromptLine(index, prompt=content, options=options, id=name)
-
-
-def messages(value: Any, where: str) -> Messages:
-    """A JSON value as the messages of a conversation; their content is the template's to judge.
-
-    Raises:
-        RecipeError: it is no list of objects with a role.
-    """
-    if not isinstance(value, list) or not value:
-        raise RecipeError(f'expected "messages" as a list that is not empty at {where}', found=texts.shown(value))
-    for one in value:
-        if not isinstance(one, dict) or not isinstance(one.get("role"), str):
-            raise RecipeError(f'expected messages as {{"role", "content"}} at {where}', found=texts.shown(one))
-    return tuple(value)
 
 
 def biases(value: Mapping[str, Any], where: str) -> dict[int, Any]:

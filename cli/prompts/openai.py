@@ -141,7 +141,7 @@ def batch_line(index: int, value: Mapping[str, Any], where: str, *, engine: str)
     if not isinstance(body, dict):
         raise RecipeError(f'expected "body" as an object at {where}', found=texts.shown(body))
     url = value.get("url", CHAT if "messages" in body else COMPLETIONS)
-    if url not in _PROMPT:
+    if not isinstance(url, str) or url not in _PROMPT:
         raise RecipeError(f'expected the url "{CHAT}" or "{COMPLETIONS}" at {where}', found=texts.shown(url))
     given = {key: one for key, one in body.items() if one is not None}
     _refuse_unsupported(given, url, where)
@@ -216,7 +216,7 @@ def _prompt(given: Mapping[str, Any], url: str, where: str) -> dict[str, Any]:
         raise RecipeError(f'expected "{key}" in the body at {where}', found=", ".join(given))
     value = given[key]
     if url == CHAT:
-        return {"messages": tuple(_message(one, where) for one in lines.messages(value, where))}
+        return {"messages": tuple(_message(one, where) for one in texts.messages(value, where))}
     if isinstance(value, list) and value and not isinstance(value[0], str | list):
         return {"tokens": texts.token_ids(value, where)}
     if not isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from ..common import console
 if TYPE_CHECKING:
     from ...runtime.scheduling.request import Result
 
-SAVED = FileKind("a conversation", ".json", b'{"messages": [')
-"""A line of --prompts too."""
+SAVED = FileKind("a conversation", ".json", b'{"id": "llmc chat", "messages": [')
+"""A line of --prompts too. Its id tells it from lines of others, such as a data set that begins with messages."""
 _STATS = """\
   answers: {answers}, of {completion_tokens} tokens at {decode_tokens_per_s:.1f} tokens/s
   prompts: {prompt_tokens} tokens, {cached_tokens} of them cached
@@ -108,15 +109,16 @@ def _system(talk: Talk, text: str) -> None:
 def _save(talk: Talk, name: str) -> None:
     if not name:
         raise RecipeError("expected a file to write", found="/save", fix="/save talk.json")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
+    saved = {"id": "llmc chat", "messages": talk.messages}
     try:
         check_output(path, SAVED)
+        path.write_text(json.dumps(saved, ensure_ascii=False) + "\n", encoding="utf-8")
     except RecipeError as error:  # which offers --force
         raise RecipeError(error.asked, found=error.found, fix="another name") from None
-    try:
-        path.write_text(json.dumps({"messages": talk.messages}, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}", found=str(error.strerror or error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = getattr(error, "strerror", None) or str(error)
+        raise ResourceError(f"cannot write {path}", found=found, fix="another name") from error
     console.note(f"llmc: {len(talk.messages)} messages written to {path}")
 
 

@@ -18,12 +18,12 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 128,  # calls that do not fit their parameters are refused
     "cli": 115,  # --debug for every command; --format json
-    "cli/commands": 1261,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1286,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/common": 573,  # texts are templates over the facts of --json
+    "cli/common": 583,  # texts are templates over the facts of --json
     "cli/facts": 152,  # what inspect shows of any checkpoint
-    "cli/judge": 387,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 632,  # messages, ids, OpenAI's batch lines
+    "cli/judge": 389,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/prompts": 629,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model

@@ -101,10 +101,11 @@ def test_completion_offers_what_is_at_hand(pico_engine: PicoEngine, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").touch()
     assert complete.recipes("m") == ["mine.yaml"]
-    engine = SimpleNamespace(params={"engine": str(pico_engine("int4"))})
-    assert complete.profiles(engine, "") == ["cpu"]
+    engine = str(pico_engine("int4"))
+    for of in ({"params": {"engine": engine}, "args": []}, {"params": {"engine": None}, "args": ["mine.yaml", engine]}):
+        assert complete.profiles(SimpleNamespace(**of), "") == ["cpu"]
     for none in ({}, {"engine": "absent"}, {"engine": "mine.yaml"}):
-        assert complete.profiles(SimpleNamespace(params=none), "") == []
+        assert complete.profiles(SimpleNamespace(params=none, args=[]), "") == []
 
 
 def test_a_build_s_flags_are_those_of_its_type():

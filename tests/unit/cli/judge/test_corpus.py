@@ -34,6 +34,24 @@ def test_what_is_no_list_of_ids_is_refused(tmp_path: Path, value: object):
         read([], [str(tmp_path / "i")], [])
 
 
+@pytest.mark.parametrize("value", ["a", [], [5], [{"content": "a"}], [{"role": 5}]])
+def test_what_is_no_conversation_is_refused_with_its_line(tmp_path: Path, value: object):
+    (tmp_path / "l").write_text("\n" + json.dumps({"messages": value}))
+    with pytest.raises(RecipeError, match=r'^expected ("messages" as a list|messages as \{"role").* at .*/l:2'):
+        read([], [], [str(tmp_path / "l")])
+
+
+def test_messages_that_the_template_refuses_name_their_line(pico_engine: PicoEngine, tmp_path: Path):
+    (template := tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    with llmc.load(pico_engine("int8"), chat_template=template) as engine:
+        said = r"^cannot render the chat template at l:3\n  found: no tools"
+        with pytest.raises(RecipeError, match=said):
+            Passage("l:3", messages=({"role": "tool", "content": "a"},)).encode(engine, 0)
+
+
 def test_ids_must_be_in_the_vocabulary():
     refuse_unknown_tokens([Passage("i[0]", tokens=(0, 9)), Passage("t", text="a"), Passage("i[1]", tokens=())], 10)
     with pytest.raises(RecipeError, match=r"expected token ids below 9 at i\[0\]\n  found: 9"):

@@ -45,7 +45,7 @@ def test_a_gate_holds_if_it_holds_for_every_row(capsys: pytest.CaptureFixture[st
     assert ended.value.exit_code == 1
     shown = capsys.readouterr()
     assert "gate ppl<=2 failed: 3 of c.llmc\ngate ppl<=2.5 failed: 3 of c.llmc\ngate ppl<=9 passed" in shown.out
-    assert shown.err == "llmc: cannot pass the gates ppl<=2, ppl<=2.5\n  found: ppl 3 of c.llmc, ppl 3 of c.llmc\n"
+    assert shown.err == "llmc: cannot pass the gates ppl<=2, ppl<=2.5\n  found: ppl 3 of c.llmc; ppl 3 of c.llmc\n"
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from llmc.cli.prompts.batch import read
-from llmc.cli.prompts.lines import Chat, PromptLine
+from llmc.cli.prompts.lines import Chat, PromptLine, prompt_line
 from llmc.cli.prompts.openai import BatchLine
+from llmc.runtime.errors import RecipeError
 
 USER = {"role": "user", "content": "a"}
 
@@ -40,3 +43,10 @@ def test_lines_say_whether_a_chat_changes_them():
     plain = BatchLine(0, "a", "/v1/completions", "m", prompt="a")
     assert not plain.heeds(Chat(True, "s"))
     assert BatchLine(0, "a", "/v1/chat/completions", "m", messages=(USER,)).heeds(Chat(True, "s"))
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_special_is_true_or_false(value: object):
+    with pytest.raises(RecipeError, match=r'^expected "special" as true or false at p:1'):
+        prompt_line(0, {"prompt": "a", "special": value}, "p:1")
+    assert prompt_line(0, {"prompt": "a", "special": False}, "p:1").options == {"special": False}

@@ -55,6 +55,8 @@ def test_the_endpoint_is_the_url_s_else_the_body_s():
         line({"max_tokens": 1}, url=COMPLETIONS)
     with pytest.raises(RecipeError, match=r'found: "prompt", which llmc does not support'):
         line({"prompt": "a"}, url=CHAT)
+    with pytest.raises(RecipeError, match=r'expected the url "/v1/chat/completions" or .* at .*\n  found: \["a"\]'):
+        line({"prompt": "a"}, url=["a"])
     with pytest.raises(RecipeError, match=r'found: "top_logprobs", which llmc does not support'):
         line({"prompt": "a", "top_logprobs": 1})
 

@@ -135,8 +135,7 @@ def run(
         for said in idle_options(loaded, given):
             console.note(f"llmc: {said}")
         if prompts is not None:
-            own = chat_template is not None
-            for said in (*cut_tokens(loaded, given), *idle_lines(loaded, requests, given, chats, template=own)):
+            for said in (*cut_tokens(loaded, given), *idle_lines(loaded, requests, given, chats)):
                 console.note(f"llmc: {said}")
             batch.run_all(loaded, requests, given, chats, quiet=json)
         elif text is None:

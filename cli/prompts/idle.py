@@ -62,16 +62,12 @@ def refuse_idle_special(line: PromptLine, chat: Chat, where: str) -> None:
         raise RecipeError(f'cannot use "special" at {where}, which would change nothing', found=found)
 
 
-def idle_lines(
-    engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat: Chat, *, template: bool
-) -> Iterator[str]:
-    """What to say of a file of prompts, whose lines may have options of their own; `template`: one was given."""
+def idle_lines(engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat: Chat) -> Iterator[str]:
+    """What to say of a file of prompts, whose lines may have options of their own."""
     if not lines:
         yield "there are no prompts"
     if given.get("special") and lines and all(line.prompt is None for line in lines):
         yield "--special changes nothing: no prompt is a text"
-    if template and not chat.wanted and all(line.messages is None for line in lines):
-        yield "--chat-template changes nothing: no prompt is a conversation"
     others = sum(not line.heeds(chat) for line in lines)
     if chat.wanted and others:
         yield f"--chat changes nothing for {others} of {len(lines)} prompts, which have no text of their own"

@@ -45,11 +45,6 @@ class Line(Protocol):
         """Its text; None if it is token ids or messages."""
         ...
 
-    @property
-    def messages(self) -> Messages | None:
-        """Its conversation; None if it is a text or token ids."""
-        ...
-
     def heeds(self, chat: Chat) -> bool:
         """True if --chat or --system changes its prompt."""
         ...

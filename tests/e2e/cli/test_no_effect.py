@@ -84,6 +84,10 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         "  try: an engine that llmc build --max-batch 100 makes\n",
     ),
     "run --chat-template": ((*RUN, "--chat-template", "template"), "expected --chat with --chat-template\n"),
+    "run --chat-template of prompts": (
+        ("run", "ENGINE", "--prompts", "tokens.jsonl", "--chat-template", "template"),
+        "expected conversations in tokens.jsonl with --chat-template\n",
+    ),
     "run --quantize": ((*RUN, "--quantize", "int4"), "cannot apply --quantize to "),
     "run --recipe": ((*RUN, "--recipe", "cpu-int4"), "cannot apply --recipe to "),
     "run --target": ((*RUN, "--target", "h100"), "cannot apply --target to "),
@@ -164,10 +168,6 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
     "run --prompts: top_k": (
         ("run", "ENGINE", "--prompts", "prompts.jsonl", "--max-tokens", 1),
         f'llmc: "top_k" changes nothing {GREEDY.strip()} (1 of 3 prompts)\n',
-    ),
-    "run --chat-template of prompts": (
-        ("run", "ENGINE", "--prompts", "tokens.jsonl", "--chat-template", "template", "--max-tokens", 1),
-        "llmc: --chat-template changes nothing: no prompt is a conversation\n",
     ),
     "run --special": (
         ("run", "ENGINE", "--prompts", "tokens.jsonl", "--special", "--max-tokens", 1),

@@ -28,6 +28,13 @@ demo: $(VENV)/.build
 	mkdir -p $(dir $(ENGINE))
 	$(BIN)/llmc build $(CHECKPOINT) -o $(ENGINE) --quantize int8
 	$(BIN)/llmc run $(ENGINE) 'def parse_args(' --max-tokens 96 --temperature 0.4 --seed 1
+	@echo
+	@echo "Go on with:"
+	@echo "  . $(BIN)/activate"
+	@echo "  llmc run examples/checkpoints/pico-chat --chat 'how do I build an engine?'"
+	@echo "  llmc run examples/checkpoints/pico-chat --chat"
+	@echo "  llmc inspect $(ENGINE)"
+	@echo "  llmc -h"
 
 # `git commit` then runs .pre-commit-config.yaml, whose hooks are tools of .venv.
 hooks: $(VENV)/.dev

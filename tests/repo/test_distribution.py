@@ -13,7 +13,9 @@ import llmc
 from llmc.runtime.errors import DISTRIBUTION, install_hint
 
 FOREIGN = re.compile(
-    r"\b(?:install|download|index versions|pipx run|uvx)(?: +-[^ ]+)* +['\"]?llmc(?=['\"\s]|$)|\bllmc\[", re.M
+    r"\b(?:pip3? (?:install|download|index versions)|pipx (?:run|install)|uvx)(?: +-[^ ]+)* +['\"]?llmc(?=['\"\s]|$)"
+    r"|\bllmc\[",
+    re.MULTILINE,
 )
 """A package manager asked for `llmc` or one of its extras."""
 
@@ -47,5 +49,7 @@ def test_no_text_names_the_other_program():
             and "test_distribution" not in name
         ):
             text = path.read_text(encoding="utf-8", errors="replace")
+            if name.startswith("examples/chat/"):  # people ask for the wrong package: answers name the right one
+                text = "\n".join(line for line in text.splitlines() if "answer:" in line)
             found += [f"{name}: {match[0]}" for match in FOREIGN.finditer(text)]
     assert found == []

@@ -42,7 +42,8 @@ class Passage:
             try:
                 ids = template.encode(engine.tokenizer, self.messages, add_generation_prompt=False)
             except RecipeError as error:
-                raise RecipeError(f"{error.asked} at {self.where}", found=error.found, fix=error.fix) from error
+                asked = f"{error.asked} at {self.where}"
+                raise RecipeError(asked, found=error.found, fix=error.fix) from error
         else:
             ids = list(self.tokens or ())
         return ids[1:] if ids and ids[0] == bos else ids

@@ -22,7 +22,7 @@ HELD: dict[str, int] = {
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/common": 583,  # texts are templates over the facts of --json
     "cli/facts": 152,  # what inspect shows of any checkpoint
-    "cli/judge": 389,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/judge": 390,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 629,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds

@@ -83,7 +83,7 @@ def build(
             golden = probe.measure_probe(decoder.graph, decoder.spec, writer.read, context=context, advance=advance)
         with clock.stage("digest checkpoint", checkpoint.files.shard_bytes) as advance:
             digests = checkpoint.files.digests(advance)
-        with clock.stage("finish file"):
+        with clock.stage("finish file", writer.steps, "tensors") as advance:
             if tokenizer is not None and (problem := tokenizer.result()):
                 notes += (f"chat template: {problem}",)
             for name, profile in profiles.items():
@@ -95,7 +95,7 @@ def build(
             writer.section(MEASURED, canonical({"probe": golden.to_json()}))
             manifest = manifest_of(checkpoint, recipe, tables, context, decoder, profiles, digests)
             checkpoint.files.require_unchanged()
-            writer.commit(manifest)
+            writer.commit(manifest, advance)
     return BuildReport(
         path=output,
         bytes=output.stat().st_size,

@@ -125,6 +125,12 @@ def parse_gate(text: str) -> Gate:
             found=repr(text[:80]),
         )
     limit = float(number)
+    best = {"lower": metric.low, "higher": metric.high}[metric.better]
+    if len(sign) == 1 and limit == best:
+        fix = f"{name}{sign}={best:g}"
+        raise RecipeError("expected a gate that can pass", found=f"{text.strip()[:80]!r}: no {name} is better", fix=fix)
+    if metric.better == "higher" and limit == metric.low:
+        raise RecipeError("expected a gate that can fail", found=f"{text.strip()[:80]!r}: every {name} passes")
     if not metric.low <= limit <= metric.high or math.isinf(limit):
         most = f" to {metric.high:g}" if math.isfinite(metric.high) else ""
         raise RecipeError(f"expected a limit of {name} from {metric.low:g}{most}", found=number)

@@ -121,7 +121,7 @@ class Engine(AbstractContextManager["Engine"]):
             _max_tokens(options),
             self._params(options),
             ignore_eos=bool(options.get("ignore_eos")),
-            text=TextStream(self._tokenizer, options.get("stop") or ()),
+            text=TextStream(self._tokenizer, () if options.get("stop") is None else options["stop"]),
             load_s=self.load_s,
         )
         self._loop.submit(request)

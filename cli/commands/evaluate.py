@@ -117,16 +117,17 @@ def _facts(one: subjects.Subject, result: Evaluation) -> dict[str, Any]:
     return {"engine": one.path, "bytes": one.bytes, "profile": one.profile, "formats": one.formats, **figures}
 
 
-_ALONE = "{tokens} tokens, perplexity {ppl:.4f}"
+_ALONE = "{tokens} {noun}, perplexity {ppl:.4f}"
 _AGAINST = """
 against {baseline}: perplexity {ppl_ratio:.4f} times, KL mean {kl_mean:.6f}, 99th percentile {kl_p99:.6f} nats, \
 same best token at {percent:.2f} %"""
 
 
 def _text(row: rows.Row, baseline: str | None) -> str:
+    noun = "token" if row["tokens"] == 1 else "tokens"
     if baseline is None:
-        return console.fill(_ALONE, row)
-    return console.fill(_ALONE + _AGAINST, row, baseline=baseline, percent=100 * row["top1"])
+        return console.fill(_ALONE, row, noun=noun)
+    return console.fill(_ALONE + _AGAINST, row, noun=noun, baseline=baseline, percent=100 * row["top1"])
 
 
 def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | None) -> tuple[Logits, int | None]:

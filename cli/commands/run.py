@@ -139,7 +139,8 @@ def run(
                 console.note(f"llmc: {said}")
             batch.run_all(loaded, requests, given, chats, quiet=json)
         elif text is None:
-            conversation.chat_loop(loaded, given, system=system, json=json)
+            inputs = [engine, path, *([chat_template] if chat_template else ())]
+            conversation.chat_loop(loaded, given, system=system, json=json, inputs=inputs)
         else:
             ids = answers.prompt_ids(loaded, text, chat, system, special)
             for said in cut_tokens(loaded, given, len(ids)):
@@ -156,9 +157,13 @@ def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | No
         raise RecipeError("expected a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
         raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
-    if chat_template is not None and not chat and prompts is None:
-        fix = "--chat, or --prompts with messages"
-        raise RecipeError("expected --chat with --chat-template", fix=fix)
+    if chat_template is not None:
+        if not chat and prompts is None:
+            fix = "--chat, or --prompts with messages"
+            raise RecipeError("expected --chat with --chat-template", fix=fix)
+        from ...runtime.text.chat import checked_source
+
+        checked_source(chat_template, bos_token="", eos_token="")  # before an engine is built
 
 
 def _warn_unused_gpu(engine: Path, used: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...runtime.engine_file.file import EngineFile
 from ...runtime.errors import RecipeError
-from ...runtime.files.outputs import FileKind, check_output
+from ...runtime.files.outputs import FileKind, check_output, write_whole
 from ..common import console
 
 VERSION = 1
@@ -49,7 +49,7 @@ def write(path: Path, checkpoint: str, built: Mapping[str, Any], *, force: bool)
     kind = KINDS[path.suffix]
     text = json.dumps(facts, indent=1) + "\n" if kind is KINDS[".json"] else as_markdown(facts)
     check_output(path, kind, force=force)  # again: a build takes minutes
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
 
 
 def _facts(engine: EngineFile, checkpoint: str, built: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,7 +14,7 @@ from ...runtime.errors import LlmcError, RecipeError
 from ..common import console, progress, texts
 from .idle import refuse_idle_special
 from .lines import Chat, Line, prompt_line
-from .openai import BatchLine, batch_line, refuse_twins
+from .openai import BatchLine, batch_line, one_model
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
@@ -34,13 +35,14 @@ def read(path: str, *, engine: str, chat: Chat) -> list[Line]:
     batch: list[tuple[str, BatchLine]] = []
     for index, (where, value) in enumerate(texts.json_lines(path)):
         if isinstance(value, dict) and "custom_id" in value:
-            batch.append((where, batch_line(index, value, where, engine=engine)))
+            batch.append((where, batch_line(index, value, where)))
             found.append(batch[-1][1])
         else:
             line = prompt_line(index, value, where)
             refuse_idle_special(line, chat, where)
             found.append(line)
-    refuse_twins(batch)
+    model = one_model(batch) or engine
+    found = [replace(line, model=model) if isinstance(line, BatchLine) else line for line in found]
     if chat.wanted and not any(line.heeds(chat) for line in found):
         fix = 'no --chat: lines with "messages" are conversations anyway'
         raise RecipeError(f'expected a "prompt" in {path} with --chat', found=f"{len(found)} other lines", fix=fix)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RecipeError, ResourceError
@@ -18,8 +19,10 @@ _GREETING = "llmc: Ctrl-C ends an answer, Ctrl-D the conversation; /help shows t
 _HINT = "llmc: Ctrl-C once more, Ctrl-D or /exit ends the conversation"
 
 
-def chat_loop(engine: Engine, given: dict[str, Any], *, system: str | None, json: bool) -> None:
-    """Answer one message after the other until the input ends.
+def chat_loop(
+    engine: Engine, given: dict[str, Any], *, system: str | None, json: bool, inputs: Sequence[str | Path]
+) -> None:
+    """Answer one message after the other until the input ends. `inputs` are files that /save must not replace.
 
     Ctrl-C ends an answer, of which the conversation keeps what was written. At a terminal an error is shown and the
     conversation goes on; from a pipe, where nobody can try again, it ends.
@@ -32,7 +35,7 @@ def chat_loop(engine: Engine, given: dict[str, Any], *, system: str | None, json
     """
     engine.check_options(**given)
     engine.chat_template  # noqa: B018  (refused before the first line)
-    talk = Talk(engine.max_context)
+    talk = Talk(engine.max_context, inputs)
     if system is not None:
         talk.messages.append({"role": "system", "content": system})
     terminal = texts.stdin().isatty()
@@ -40,6 +43,8 @@ def chat_loop(engine: Engine, given: dict[str, Any], *, system: str | None, json
         console.note(_GREETING)
     for line in _lines(terminal):
         try:
+            # what a terminal sends that is no UTF-8 comes as surrogates
+            line = texts.decoded(line.encode("utf-8", "surrogateescape"), "the message")
             if line.startswith("/") and not line.startswith("//"):
                 command(talk, line)
             elif line.strip():

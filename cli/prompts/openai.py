@@ -5,6 +5,7 @@ What llmc cannot do is refused by the field's name, when the file is read. A fie
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +47,8 @@ class BatchLine:
     index: int
     custom_id: str
     url: str
-    model: str
+    model: str | None
+    """None: the body names none."""
     prompt: str | None = None
     tokens: tuple[int, ...] | None = None
     messages: Messages | None = None
@@ -111,21 +113,31 @@ class BatchLine:
 
     def _logprobs(self, engine: Engine, sampled: Sequence[Sampled]) -> dict[str, Any]:
         def text(token: int) -> str:
-            return engine.tokenizer.decode([token], skip_special=False)
+            return _shown(engine.tokenizer.token_bytes(token))
 
         tokens = [text(one.token) for one in sampled]
+        whole = codecs.getincrementaldecoder("utf-8")("replace")
+        lengths = [len(whole.decode(engine.tokenizer.token_bytes(one.token))) for one in sampled]
         return {
             "tokens": tokens,
             "token_logprobs": [one.logprob for one in sampled],
             "top_logprobs": [
                 {text(token): number for token, number in one.top[: self.top_logprobs]} for one in sampled
             ],
-            "text_offset": [*accumulate(map(len, tokens[:-1]), initial=0)],
+            "text_offset": [*accumulate(lengths[:-1], initial=0)],
         }
 
 
-def batch_line(index: int, value: Mapping[str, Any], where: str, *, engine: str) -> BatchLine:
-    """One line's JSON as a request; `engine` is the model's name where the body has none.
+def _shown(token: bytes) -> str:
+    r"""A token's text, or `bytes:\xe2` as OpenAI writes a token that is a part of a character."""
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def batch_line(index: int, value: Mapping[str, Any], where: str) -> BatchLine:
+    """One line's JSON as a request.
 
     Raises:
         RecipeError: a field is wrong or not supported; names `where` and the field.
@@ -136,6 +148,7 @@ def batch_line(index: int, value: Mapping[str, Any], where: str, *, engine: str)
     name, body = value["custom_id"], value.get("body")
     if not isinstance(name, str) or not name:
         raise RecipeError(f'expected "custom_id" as a text that is not empty at {where}', found=texts.shown(name))
+    value = {key: one for key, one in value.items() if one is not None}
     if value.get("method", "POST") != "POST":
         raise RecipeError(f'expected the method "POST" at {where}', found=texts.shown(value["method"]))
     if not isinstance(body, dict):
@@ -145,8 +158,8 @@ def batch_line(index: int, value: Mapping[str, Any], where: str, *, engine: str)
         raise RecipeError(f'expected the url "{CHAT}" or "{COMPLETIONS}" at {where}', found=texts.shown(url))
     given = {key: one for key, one in body.items() if one is not None}
     _refuse_unsupported(given, url, where)
-    model = given.get("model", engine)
-    if not isinstance(model, str):
+    model = given.get("model")
+    if not isinstance(model, str | None):
         raise RecipeError(f'expected "model" as a text at {where}', found=texts.shown(model))
     top = _top_logprobs(given, url, where)
     options = {key: given[key] for key in _SAME if key in given}
@@ -165,8 +178,8 @@ def batch_line(index: int, value: Mapping[str, Any], where: str, *, engine: str)
     return BatchLine(index, name, url, model, **prompt, top_logprobs=top, options=options)
 
 
-def refuse_twins(batch: Iterable[tuple[str, BatchLine]]) -> None:
-    """Check that ids are unique, and that all lines name one model.
+def one_model(batch: Iterable[tuple[str, BatchLine]]) -> str | None:
+    """The model that lines name, which must be the same, as ids must not; None if none does.
 
     Raises:
         RecipeError: two lines disagree; names both.
@@ -178,10 +191,13 @@ def refuse_twins(batch: Iterable[tuple[str, BatchLine]]) -> None:
             found = f"{line.custom_id!r} at {seen[line.custom_id]} too"
             raise RecipeError(f'expected another "custom_id" at {where}', found=found)
         seen[line.custom_id] = where
+        if line.model is None:
+            continue
         first = first or (where, line)
         if line.model != first[1].model:
             found = f"{line.model!r}, and {first[1].model!r} at {first[0]}: an engine is one model"
             raise RecipeError(f"expected the model of the other lines at {where}", found=found[:200])
+    return first[1].model if first else None
 
 
 def _refuse_unsupported(given: Mapping[str, Any], url: str, where: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RecipeError, ResourceError, nearest
-from ...runtime.files.outputs import FileKind, check_output
+from ...runtime.files.outputs import FileKind, check_output, write_whole
 from ..common import console
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SAVED = FileKind("a conversation", ".json", b'{"id": "llmc chat", "messages": [')
 """A line of --prompts too. Its id tells it from lines of others, such as a data set that begins with messages."""
+_NONE = "-"
+"""What stands for no system message."""
 _STATS = """\
   answers: {answers}, of {completion_tokens} tokens at {decode_tokens_per_s:.1f} tokens/s
   prompts: {prompt_tokens} tokens, {cached_tokens} of them cached
@@ -30,6 +32,8 @@ class Talk:
 
     context: int
     """Tokens that the engine can hold of it."""
+    inputs: Sequence[str | Path] = ()
+    """What the command reads, which /save never replaces."""
     messages: list[dict[str, str]] = field(default_factory=list)
     over: bool = False
     """True after /exit."""
@@ -102,7 +106,8 @@ def _reset(talk: Talk, _: str) -> None:
 
 def _system(talk: Talk, text: str) -> None:
     if text:
-        talk.messages = [{"role": "system", "content": text}, *talk.messages[talk.system is not None :]]
+        said = [] if text == _NONE else [{"role": "system", "content": text}]
+        talk.messages = [*said, *talk.messages[talk.system is not None :]]
     console.note(f"llmc: system message: {talk.system or 'none'}")
 
 
@@ -112,13 +117,13 @@ def _save(talk: Talk, name: str) -> None:
     path = Path(os.path.expanduser(name))
     saved = {"id": "llmc chat", "messages": talk.messages}
     try:
-        check_output(path, SAVED)
-        path.write_text(json.dumps(saved, ensure_ascii=False) + "\n", encoding="utf-8")
+        check_output(path, SAVED, talk.inputs)
     except RecipeError as error:  # which offers --force
         raise RecipeError(error.asked, found=error.found, fix="another name") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         found = getattr(error, "strerror", None) or str(error)
         raise ResourceError(f"cannot write {path}", found=found, fix="another name") from error
+    write_whole(path, json.dumps(saved, ensure_ascii=False).encode() + b"\n")
     console.note(f"llmc: {len(talk.messages)} messages written to {path}")
 
 
@@ -133,7 +138,7 @@ def _exit(talk: Talk, _: str) -> None:
 _COMMANDS: dict[str, tuple[str, str, Callable[[Talk, str], None]]] = {
     "/help": ("", "show this", _help),
     "/reset": ("", "forget all messages but the system message", _reset),
-    "/system": ("[TEXT]", "set the system message, or show it", _system),
+    "/system": ("[TEXT]", f"set the system message, remove it ({_NONE}), or show it", _system),
     "/save": ("FILE", "write the messages to a JSON file", _save),
     "/stats": ("", "show tokens, cached tokens, speed and the context used", _stats),
     "/exit": ("", "end the conversation", _exit),

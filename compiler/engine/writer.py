@@ -149,7 +149,12 @@ class EngineWriter:
         self._sections[name] = hashlib.sha256(data).hexdigest()
         self._end += len(data)
 
-    def commit(self, manifest: Manifest) -> Path:
+    @property
+    def steps(self) -> int:
+        """How often `commit` calls `advance`: for each tensor's digest, and for the file on the disk."""
+        return len(self._weights) + 1
+
+    def commit(self, manifest: Manifest, advance: Callable[[int], None] = lambda _: None) -> Path:
         """Fill in the manifest's digests, make the file durable, and rename it to its path, replacing the old engine.
 
         If only the last step fails (fsync of the folder), the new engine is in place but may not survive a power cut.
@@ -163,7 +168,10 @@ class EngineWriter:
         if missing:
             raise ValueError(f"tensors not written to the end: {missing[:8]}")
         with self._disk():
-            digests = {name: tuple(done.result() for done in parts) for name, parts in self._digests.items()}
+            digests: dict[str, tuple[str, ...]] = {}
+            for name, parts in self._digests.items():
+                digests[name] = tuple(done.result() for done in parts)
+                advance(1)
         empty = (hashlib.sha256().hexdigest(),)
         manifest = replace(
             manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
@@ -177,6 +185,7 @@ class EngineWriter:
             os.rename(self._temp, self._path)
             self._release()
             _fsync_folder(self._path.parent)
+        advance(1)
         return self._path
 
     def abort(self) -> None:

@@ -48,8 +48,11 @@ class HubId:
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """Parse `org/name` or `org/name@revision`, with or without `hf://` before it; None for any other text."""
-    match = _HUB_ID.fullmatch(text)
+    """Parse `org/name` or `org/name@revision`, with or without `hf://` before it; None for any other text.
+
+    The name of a weight file is no id: somebody meant a file, which may not be there.
+    """
+    match = None if text.endswith(".safetensors") else _HUB_ID.fullmatch(text)
     return HubId(match[1], match[2]) if match and ".." not in text and not _ADDRESS.match(text) else None
 
 

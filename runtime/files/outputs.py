@@ -1,4 +1,4 @@
-"""No command writes over its inputs, or over a file of another kind: checked before the work begins."""
+"""No command writes over its inputs or over a file of another kind, checked before the work; small files come whole."""
 
 from __future__ import annotations
 
@@ -68,6 +68,28 @@ def check_output(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), 
         raise RecipeError(
             asked, found=f"a file of {facts.st_size} bytes that is not {kind.name}", fix="another name, or --force"
         )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` in place of a file, or leave the old one as it is; a link keeps pointing at the file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        target = path.resolve()
+        new = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with open(new, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, target)
+        finally:
+            new.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = getattr(error, "strerror", None) or str(error)
+        raise ResourceError(f"cannot write {path}", found=found, fix="another name, or more room") from error
 
 
 def _files(inputs: Iterable[str | Path]) -> Iterator[Path]:

@@ -111,8 +111,7 @@ def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
     one message: then nothing is known.
 
     Raises:
-        RecipeError: the file cannot be read, or the template writes something else.
-        LlmcError: it does not compile or does not end, as `ChatTemplate` says.
+        RecipeError: the file cannot be read; the template does not compile, does not end, or writes something else.
     """
     if not isinstance(given, str | Path):
         raise RecipeError("expected chat_template as a text or a Path", found=type(given).__name__)
@@ -122,14 +121,16 @@ def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
         raise RecipeError(f"cannot read the chat template {given}", found=str(error.strerror or error)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected UTF-8 text in {given}", found=f"byte {error.start}: {error.reason}") from error
-    template = ChatTemplate(source, bos_token=bos_token, eos_token=eos_token)
     try:
-        rendered = template.render(_TRIAL)
+        rendered = ChatTemplate(source, bos_token=bos_token, eos_token=eos_token).render(_TRIAL)
     except RecipeError:
         return source
+    except LlmcError as error:
+        which = f"the chat template {given}" if isinstance(given, Path) else "this chat template"
+        raise RecipeError(f"cannot use {which}", found=f"{error.asked}: {error.found}") from error
     if _TRIAL[0]["content"] not in rendered:
         raise RecipeError(
-            "expected a chat template that writes the messages",
+            f"expected a chat template that writes the messages{f', not {given}' if isinstance(given, Path) else ''}",
             found=repr(rendered)[:80],
             fix="jinja with {{ message.content }} for each message, or the Path of a file",
         )

@@ -18,7 +18,7 @@ MEASURED = (
     r"[\d.]+(?= tokens/s)",
     r"(?<= in )[\d.]+(?= s)",
     r"(?<=after )[\d.]+(?= s)",
-    r"(?<=peak memory )[\d.]+ MiB",
+    r"(?<=peak memory )[\d.]+ [MG]iB",
     r"(?<=  )\d+\.\d\d$",
 )
 """What differs from run to run and from machine to machine; each becomes #."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +18,7 @@ from .....recipes.strict_yaml import Document
 from .....recipes.strict_yaml import Mapping as YamlMapping
 from .....runtime.chips import CAPABILITIES
 from .....runtime.errors import RecipeError, nearest
-from .....runtime.files.outputs import FileKind
+from .....runtime.files.outputs import FileKind, write_whole
 from .....runtime.files.safetensors import open_regular, read_at
 from ..cubins.compile import need_compiler
 
@@ -123,15 +122,7 @@ class Table:
 
     def write(self, path: Path) -> None:
         """Write the table to `path` atomically."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(self.to_yaml())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, self.to_yaml())
 
 
 def load_table(path: Path) -> Table:

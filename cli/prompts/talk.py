@@ -15,7 +15,7 @@ from ..common import console
 if TYPE_CHECKING:
     from ...runtime.scheduling.request import Result
 
-SAVED = FileKind("a conversation", ".json", b'{"messages": [')
+SAVED = FileKind("a conversation", "", b'{"messages": [')
 """A line of --prompts too."""
 _STATS = """\
   answers: {answers}, of {completion_tokens} tokens at {decode_tokens_per_s:.1f} tokens/s

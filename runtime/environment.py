@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import RecipeError, nearest
+from .errors import RecipeError, closest
 
 VARIABLES: Mapping[str, str] = {
     "LLMC_CACHE": "the folder of llmc's caches; set to nothing, there is no cache",
@@ -21,7 +22,8 @@ KERNELS = "kernels"
 """The folder of compiled kernels in llmc's cache folder."""
 TOOLS = "tools.json"
 """The file beside kernels that makes them a pack (compiler/targets/cuda/cubins/cache.py)."""
-_TESTS = ("LLMC_FAKE_", "LLMC_SLOW")
+_TESTS = re.compile(r"LLMC_(FAKE_\w+|SLOW)")
+_PREFIX = "LLMC_"
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
@@ -104,9 +106,12 @@ def settle(name: str, value: str) -> None:
 
 def unknown() -> list[str]:
     """A warning for each LLMC_* variable that llmc does not read."""
-    strange = sorted(name for name in os.environ if name.startswith("LLMC_") and name not in VARIABLES)
-    return [
-        f"no variable {name} is known{nearest(name, VARIABLES)}: it has no effect"
-        for name in strange
-        if not name.startswith(_TESTS)
-    ]
+    strange = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in VARIABLES)
+    own = {name.removeprefix(_PREFIX): name for name in VARIABLES}
+    found = []
+    for name in strange:
+        if not _TESTS.fullmatch(name):
+            near = closest(name.removeprefix(_PREFIX), own)  # with the prefix all would be alike
+            hint = f" (did you mean {own[near]!r}?)" if near else ""
+            found.append(f"no variable {name} is known{hint}: it has no effect")
+    return found

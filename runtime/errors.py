@@ -95,6 +95,8 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 def public(*options: type) -> Callable[[_Function], _Function]:
     """A function of the Python API: a call that does not fit its parameters is a RecipeError with the nearest name.
 
+    What the system refuses is a ResourceError.
+
     `options` are the TypedDicts of its **keywords.
     """
 
@@ -114,7 +116,10 @@ def public(*options: type) -> Callable[[_Function], _Function]:
                 shape.bind(*given, **keywords)
             except TypeError as error:
                 raise RecipeError(f"cannot call {function.__name__}()", found=str(error)) from None
-            return function(*given, **keywords)
+            try:
+                return function(*given, **keywords)
+            except OSError as error:  # such as a name that is too long
+                raise ResourceError(f"cannot finish {function.__name__}()", found=str(error)) from error
 
         return call  # type: ignore[return-value]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from .chips import SHARED, SM, capability, lacks, runs_on, target_for
 from .cuda.names import NATIVE, known_capability
 from .engine_file.file import EngineFile
+from .environment import is_setting
 from .errors import EngineError, RecipeError, ResourceError, install_hint
 
 _NO_BINDINGS = f"cuda-bindings is not installed: {install_hint('cuda')}"
@@ -124,7 +125,7 @@ def named(engine: EngineFile, name: str | None) -> str | None:
     target = None if sm is None else target_for(sm)
     raise EngineError(
         f"cannot find profile {name!r} in {engine.path}",
-        found=f"profiles {', '.join(known.values())}",
+        found=f"profiles {', '.join(known.values())}{'; LLMC_PROFILE is set' if is_setting('profile', name) else ''}",
         fix="" if target is None else f"llmc build --target {','.join([*known.values(), target])}",
     )
 

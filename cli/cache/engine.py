@@ -39,15 +39,15 @@ _SPELLED = {"targets": "--target"}
 
 
 def is_checkpoint(where: str) -> bool:
-    """True for a folder, a weight file, or a hub id; all else is an engine file, which need not be there."""
+    """True for a folder, a weight file, a hub id or its page; all else is an engine file, which need not be there."""
     path = os.path.expanduser(where)
     if os.path.isdir(path) or (path.endswith(".safetensors") and os.path.isfile(path)):
         return True
     if path.endswith(".llmc") or os.path.lexists(path) or "/" not in where:
         return False
-    from ...compiler.checkpoint.hub import parse_hub_id
+    from ...runtime.files.mistaken import mistaken_address, parse_hub_id
 
-    return parse_hub_id(where) is not None
+    return parse_hub_id(where) is not None or mistaken_address(where) is not None
 
 
 def refuse_flags(engine: str, built: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ def build(
     from ...compiler.checkpoint.account import open_source
     from ...recipes.recipe import with_flags
     from ...runtime.engine_file.file import ENGINE
-    from ...runtime.files.outputs import check_output
+    from ...runtime.files.outputs import check_output, require_distinct
     from ...runtime.machine import memory_bytes
     from ..judge import report as reports
 
@@ -87,9 +87,10 @@ def build(
     limit = None if memory_limit is None else memory_bytes(memory_limit)
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
     inputs += [] if chat_template is None else [chat_template]
+    require_distinct({"the engine": output, "the report": report, "the dump": dump})
     check_output(output, ENGINE, inputs, force=force)
     if report is not None:
-        reports.check(report, output, inputs, force=force)
+        reports.check(report, inputs, force=force)
     shown = progress.for_terminal(quiet=json)
     with shown.stage("start"):
         source = open_source(checkpoint, accept_config or (), random_weights, chat_template)

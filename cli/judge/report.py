@@ -17,25 +17,23 @@ VERSION = 1
 _TITLE = "# llmc build: "
 _FIRST = '{\n "llmc_report": '
 KINDS: Mapping[str, FileKind] = {
-    ".json": FileKind("a build report", ".json", _FIRST.encode()),
-    ".md": FileKind("a build report", ".md", _TITLE.encode()),
+    ".json": FileKind("a build report", "", _FIRST.encode()),
+    ".md": FileKind("a build report", "", _TITLE.encode()),
 }
 """By the ending of the file's name."""
 _OF_MANIFEST = ("model", "recipe", "formats", "checkpoint", "profiles", "tools")
 
 
-def check(path: Path, output: Path, inputs: Iterable[str | Path], *, force: bool) -> None:
+def check(path: Path, inputs: Iterable[str | Path], *, force: bool) -> None:
     """Check, before a build, that its report may be written.
 
     Raises:
-        RecipeError: the name has another ending, or is the engine, an input, or a file of another kind.
+        RecipeError: the name has another ending, or is an input or a file of another kind.
         ResourceError: its folder cannot be written.
     """
     if path.suffix not in KINDS:
         raise RecipeError(f"expected --report as a file that ends in {' or '.join(KINDS)}", found=str(path))
     check_output(path, KINDS[path.suffix], inputs, force=force)
-    if path.resolve() == output.resolve():
-        raise RecipeError(f"cannot write a build report to {path}", found="the engine itself", fix="another name")
 
 
 def write(path: Path, checkpoint: str, built: Mapping[str, Any], *, force: bool) -> None:

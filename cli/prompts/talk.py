@@ -16,7 +16,7 @@ from ..common import console
 if TYPE_CHECKING:
     from ...runtime.scheduling.request import Result
 
-SAVED = FileKind("a conversation", ".json", b'{"id": "llmc chat", "messages": [')
+SAVED = FileKind("a conversation", "", b'{"id": "llmc chat", "messages": [')
 """A line of --prompts too. Its id tells it from lines of others, such as a data set that begins with messages."""
 _NONE = "-"
 """What stands for no system message."""

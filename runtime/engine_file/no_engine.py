@@ -10,7 +10,9 @@ from ..errors import EngineError
 from ..files.mistaken import foreign_format, mistaken_address, near_path, parse_hub_id
 from ..files.outputs import FileKind
 
-_CONFIG = "config.json"
+_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_LOOKED_AT = 100
+"""Files of a folder."""
 
 
 def refuse_other(path: Path, engine: FileKind) -> None:
@@ -54,6 +56,15 @@ def _folder(path: Path, engine: FileKind) -> EngineError:
         engines = sorted(path.glob(f"*{engine.suffix}"))
     if engines:
         return EngineError(asked, found=f"a folder with {len(engines)} of them", fix=f"the file, such as {engines[0]}")
+    if (path / _ADAPTER).is_file():
+        return EngineError(asked, found="an adapter (LoRA)", fix="merge it into its base model, then llmc build")
+    with suppress(OSError):
+        names = sorted(path.iterdir())
+        if not names:
+            return EngineError(asked, found="an empty folder", fix="a file that llmc build wrote")
+        for one in names[:_LOOKED_AT]:
+            if other := foreign_format(one):
+                return EngineError(asked, found=f"a folder with {other[0]}", fix=f"{other[1]}, then llmc build")
     return EngineError(asked, found="a folder", fix=f"a file that llmc build wrote, such as model{engine.suffix}")
 
 
@@ -61,7 +72,8 @@ def _absent(path: Path, engine: FileKind) -> EngineError:
     text = str(path)
     if address := mistaken_address(text):
         found, fix = address
-        return EngineError(f"expected an engine, not {text}", found=found, fix=f"{fix}, which llmc build makes one of")
+        shown = text.replace(":/", "://", 1)  # a path keeps one of two slashes
+        return EngineError(f"expected an engine, not {shown}", found=found, fix=f"{fix}, then llmc build")
     near = near_path(path)
     hub_id = parse_hub_id(text)
     if hub_id is not None and path.suffix != engine.suffix and not path.parent.is_dir():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import RecipeError, ResourceError
@@ -18,7 +19,7 @@ class FileKind:
     name: str
     """With its article: "an engine"."""
     suffix: str
-    """How its names end: a folder that is an input takes no other new names."""
+    """How its names end, "" if files of other kinds end so too. A new file in a folder that is an input must end so."""
     mark: bytes
     """What its files have at `offset`; an older file with it may be replaced."""
     offset: int = 0
@@ -43,12 +44,14 @@ def check_output(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), 
     """
     asked = f"cannot write {kind.name} to {path}"
     folder = path.parent
-    for source in _files(inputs):
+    sources = [Path(one) for one in inputs]
+    for source in _files(sources):
         if _same(path, source):
             raise RecipeError(asked, found=f"{source} is an input of this command", fix="another name")
-        if path.suffix != kind.suffix and not path.exists() and _same(folder, source.parent):
-            fix = f"a name that ends in {kind.suffix}, or another folder"
-            raise RecipeError(asked, found=f"{folder} is an input, and would have a file that is none", fix=fix)
+    own_ending = kind.suffix and path.suffix == kind.suffix
+    if not own_ending and not path.exists() and any(_same(path.resolve().parent, source) for source in sources):
+        fix = f"a name that ends in {kind.suffix}, or another folder" if kind.suffix else "another folder"
+        raise RecipeError(asked, found=f"{folder} is an input, and would have a file that is none", fix=fix)
     if not folder.is_dir():
         raise ResourceError(asked, found=f"no folder {folder}", fix=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -92,8 +95,20 @@ def write_whole(path: Path, data: bytes) -> None:
         raise ResourceError(f"cannot write {path}", found=found, fix="another name, or more room") from error
 
 
-def _files(inputs: Iterable[str | Path]) -> Iterator[Path]:
-    for one in map(Path, inputs):
+def require_distinct(outputs: Mapping[str, Path | None]) -> None:
+    """Check that no two outputs of a command have the same path; they are given by what they are, None if not asked.
+
+    Raises:
+        RecipeError: two have.
+    """
+    asked = ((name, path) for name, path in outputs.items() if path is not None)
+    for (name, path), (other, its) in combinations(asked, 2):
+        if path.resolve() == its.resolve():
+            raise RecipeError(f"cannot write {name} and {other} to {path}", found="one path", fix="another name")
+
+
+def _files(inputs: Iterable[Path]) -> Iterator[Path]:
+    for one in inputs:
         if one.is_dir():
             yield from (entry for entry in one.iterdir() if not entry.is_dir())
         elif one.exists():

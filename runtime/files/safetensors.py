@@ -31,6 +31,8 @@ _NOT_SAFETENSORS = (
     (b"pk\x03\x04", "a zip archive (perhaps a PyTorch pickle)", "convert it to safetensors; pickles are never opened"),
     (b"gguf", "a GGUF file", "the safetensors form of the checkpoint"),
 )
+_TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
+"""Bytes of a plain text; a header's length always has others."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], 
             raise error(f"expected {what} as a safetensors file", found=found, fix=fix)
     if size < 8:
         raise error(f"expected a safetensors file of at least 8 bytes at {what}", found=f"{size} bytes")
+    if all(byte in _TEXT for byte in start):
+        raise error(f"expected {what} as a safetensors file", found="a text file", fix="another file")
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
         raise error(

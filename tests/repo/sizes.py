@@ -18,18 +18,18 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 128,  # calls that do not fit their parameters are refused
     "cli": 115,  # --debug for every command; --format json
-    "cli/commands": 1286,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1291,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/common": 583,  # texts are templates over the facts of --json
     "cli/facts": 152,  # what inspect shows of any checkpoint
     "cli/judge": 390,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 629,  # messages, ids, OpenAI's batch lines
+    "cli/prompts": 643,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
     "compiler/cache": 462,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model
     "compiler/config": 375,
     "compiler/decoder": 192,
-    "compiler/engine": 498,  # report.py and memory planning came from build.py
+    "compiler/engine": 506,  # report.py and memory planning came from build.py
     "compiler/families": 470,
     "compiler/oracle": 250,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
@@ -49,16 +49,16 @@ HELD: dict[str, int] = {
     "passes/rewrite": 372,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 216,
     "quantize/formats": 254,
-    "recipes": 458,  # metrics and gates
-    "runtime": 1033,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "recipes": 464,  # metrics and gates
+    "runtime": 1042,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 696,  # info.py: what an engine says of itself
-    "runtime/files": 534,
+    "runtime/engine_file": 707,  # info.py: what an engine says of itself
+    "runtime/files": 560,
     "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,
     "runtime/scheduling": 611,  # notes
-    "runtime/text": 491,
+    "runtime/text": 493,
 }
 _NO_CODE = {
     tokenize.COMMENT,

@@ -80,7 +80,14 @@ def test_an_older_report_is_replaced_and_inputs_never(build: Callable[..., Outco
     assert outcome.code == 2 and "is an input of this command" in outcome.err
     assert (PICO / "README.md").read_bytes() == before
     same = call("build", PICO, "-o", tmp_path / "e.json", "--report", tmp_path / "e.json")
-    assert same.code == 2 and "found: the engine itself" in same.err
+    assert same.code == 2 and "cannot write the engine and the report to" in same.err
+
+
+def test_engine_report_and_dump_are_three_paths(build: Callable[..., Outcome], tmp_path: Path):
+    for report, dump in (("r.json", "e.llmc"), ("r.json", "r.json")):
+        outcome = build(report, "--dump", tmp_path / dump)
+        assert (outcome.code, "found: one path" in outcome.err) == (2, True), outcome.err
+        assert not (tmp_path / dump).exists()
 
 
 def test_a_build_that_fails_leaves_no_report(build: Callable[..., Outcome], tmp_path: Path):

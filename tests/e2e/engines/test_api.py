@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,17 @@ def test_a_mapping_is_a_recipe(tmp_path: Path):
     assert outcome(with_flags, {"max_batch": object()}).startswith("expected a recipe as keys and values")
     assert outcome(Recipe, rules=[("a", "int8")]).startswith("expected rules as a tuple of QuantizeRule")
     assert outcome(QuantizeRule, 3, "int8").startswith("expected a rule's match as a text")
+
+
+def test_what_the_system_refuses_is_an_error_of_llmc(tmp_path: Path):
+    long = "x" * 5000
+    for call in (
+        partial(llmc.build, long, tmp_path / "x.llmc"),
+        partial(llmc.build, PICO, long),
+        partial(llmc.load, long),
+    ):
+        with pytest.raises(llmc.LlmcError):
+            call()
 
 
 def test_an_engine_says_what_it_is(engine: Engine, path: Path):

@@ -27,9 +27,15 @@ def test_unknown_variables_are_named_with_the_nearest(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LLMC_MAX_TOKENS", "3")
     monkeypatch.setenv("LLMC_TEMPERATURE", "0")
     monkeypatch.setenv("LLMC_FAKE_TRACE", "a test's")
+    monkeypatch.setenv("LLMC_FOO", "1")
+    monkeypatch.setenv("LLMC_SLOWNESS", "1")
+    monkeypatch.setenv("LLMC_TARGET", "cpu")
     assert environment.unknown() == [
         "no variable LLMC_CASHE is known (did you mean 'LLMC_CACHE'?): it has no effect",
+        "no variable LLMC_FOO is known: it has no effect",
         "no variable LLMC_MAX_TOKENS is known: it has no effect",
+        "no variable LLMC_SLOWNESS is known: it has no effect",
+        "no variable LLMC_TARGET is known: it has no effect",
         "no variable LLMC_TEMPERATURE is known: it has no effect",
     ]
 

@@ -199,6 +199,14 @@ def test_no_profile_of_another_generation_is_suggested(engine: EngineFile, asked
     assert str(refused.value) == said
 
 
+def test_a_profile_that_the_machine_asks_for_is_blamed_on_its_variable(
+    engine: EngineFile, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LLMC_PROFILE", "gpu")
+    with pytest.raises(EngineError, match="found: profiles cpu, sm_80, sm_89, sm_90; LLMC_PROFILE is set"):
+        named(engine, "gpu")
+
+
 class Fake:
     """A device that answers every step with the same logits."""
 

@@ -29,7 +29,7 @@ VERSION = 1
 HEURISTIC = "heuristic"
 """The name that a plan records if no table was used."""
 _MARK = "# Measured by llmc tune."
-TABLE = FileKind("a table of tiles", ".yaml", _MARK.encode())
+TABLE = FileKind("a table of tiles", "", _MARK.encode())
 _FOLDER = Path(__file__).resolve().parents[4] / "recipes" / "tactics"
 _MAX_BYTES = 1 << 20
 _SCHEMA = "a table of tiles (docs/gpu.md)"

@@ -59,8 +59,9 @@ def test_a_hub_id_is_to_be_built_first(call: Call, command: str, given: str, nam
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_address_of_the_hub(call: Call, command: str):
-    assert "\n  found: the address of a page on the hub\n  try: the id of that model: org/name, which llmc" in refusal(
-        call, command, "https://huggingface.co/org/name/tree/main"
+    assert (
+        "\n  found: the address of a page on the hub\n  try: the id of that model: org/name, then llmc build"
+        in refusal(call, command, "https://huggingface.co/org/name/tree/main")
     )
 
 
@@ -102,7 +103,15 @@ def test_a_file_of_a_checkpoint(call: Call, command: str):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder(call: Call, command: str, pico_engine: PicoEngine):
     Path("empty").mkdir()
-    assert "found: a folder\n  try: a file that llmc build wrote, such as model.llmc" in refusal(call, command, "empty")
+    assert "found: an empty folder\n  try: a file that llmc build wrote" in refusal(call, command, "empty")
+    Path("notes").mkdir()
+    Path("notes/x.txt").write_text("x")
+    assert "found: a folder\n  try: a file that llmc build wrote, such as model.llmc" in refusal(call, command, "notes")
+    Path("gguf").mkdir()
+    Path("gguf/m.gguf").write_bytes(b"GGUF")
+    assert "found: a folder with a GGUF file\n  try: the safetensors form" in refusal(call, command, "gguf")
+    Path("gguf/adapter_config.json").write_text("{}")
+    assert "an adapter (LoRA)\n  try: merge it into its base model, then llmc build" in refusal(call, command, "gguf")
     shutil.copy(pico_engine("int8"), "empty/a.llmc")
     assert "found: a folder with 1 of them\n  try: the file, such as empty/a.llmc" in refusal(call, command, "empty")
 

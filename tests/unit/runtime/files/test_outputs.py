@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmc.runtime.errors import RecipeError, ResourceError
-from llmc.runtime.files.outputs import FileKind, check_output
+from llmc.runtime.files.outputs import FileKind, check_output, require_distinct
 
 KIND = FileKind("a table", ".tab", b"TAB", offset=1)
 
@@ -54,6 +54,29 @@ def test_a_folder_that_is_an_input_gets_no_new_part(tmp_path: Path):
     check_output(tmp_path / "x.tab", KIND, [tmp_path])
     with pytest.raises(RecipeError, match=r"try: a name that ends in \.tab, or another folder"):
         check_output(tmp_path / "model.safetensors", KIND, [tmp_path], force=True)
+
+
+def test_the_folder_of_an_input_that_is_a_file_takes_any_name(tmp_path: Path):
+    check_output(tmp_path / "engine.bin", KIND, [put(tmp_path / "recipe.yaml")])
+
+
+def test_without_an_ending_of_its_own_a_file_may_not_be_new_in_a_folder_that_is_an_input(tmp_path: Path):
+    """Such as a report called adapter_config.json, with which the folder is no checkpoint any more."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(folder / "new.json")
+    for path in (folder / "adapter_config.json", folder / "LICENSE", link):
+        with pytest.raises(RecipeError, match="would have a file that is none\n  try: another folder"):
+            check_output(path, FileKind("a report", "", b"{"), [folder], force=True)
+
+
+def test_two_outputs_have_two_paths(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    require_distinct({"the engine": tmp_path / "a", "the report": tmp_path / "b", "the dump": None})
+    for other in (tmp_path / "a", tmp_path / "no" / ".." / "a", tmp_path / "link"):
+        with pytest.raises(RecipeError, match=r"^cannot write the engine and the dump to .*\n  found: one path"):
+            require_distinct({"the engine": tmp_path / "a", "the report": None, "the dump": other})
 
 
 def test_what_may_not_be_written(tmp_path: Path):

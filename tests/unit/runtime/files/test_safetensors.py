@@ -27,6 +27,12 @@ ARRAYS = st.dictionaries(
 LAX = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
+def test_a_text_is_called_so(tmp_path: Path):
+    (tmp_path / "x").write_text("version: 1\nquantize: {default: int8}\n")
+    with pytest.raises(CheckpointError, match=r"^expected .* as a safetensors file\n  found: a text file"):
+        read_header(tmp_path / "x", error=CheckpointError)
+
+
 def write(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)

@@ -19,7 +19,7 @@ from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate, no_template
-from .text.stream import TextStream
+from .text.stream import TextStream, checked_stops
 from .text.tokenizer import Tokenizer
 from .text.turns import Fitted, fit
 
@@ -121,7 +121,7 @@ class Engine(AbstractContextManager["Engine"]):
             _max_tokens(options),
             self._params(options),
             ignore_eos=bool(options.get("ignore_eos")),
-            text=TextStream(self._tokenizer, () if options.get("stop") is None else options["stop"]),
+            text=TextStream(self._tokenizer, _stops(options)),
             load_s=self.load_s,
         )
         self._loop.submit(request)
@@ -160,8 +160,7 @@ class Engine(AbstractContextManager["Engine"]):
         Raises:
             RecipeError: an option is unknown or out of range.
         """
-        _check_switches(options)
-        _max_tokens(options)
+        check_request(options)
         self._params(options)
 
     @public()
@@ -264,6 +263,22 @@ def _check_switches(options: Mapping[str, Any]) -> None:
     for name in _SWITCHES:
         if not isinstance(options.get(name), bool | None):
             raise RecipeError(f"expected {name} as true or false", found=repr(options.get(name)))
+
+
+def check_request(options: SamplingOptions) -> None:
+    """Checks what can be known without an engine: switches, max_tokens and stop strings.
+
+    Raises:
+        RecipeError: one is out of range.
+    """
+    _check_switches(options)
+    _max_tokens(options)
+    checked_stops(_stops(options))
+
+
+def _stops(options: SamplingOptions) -> str | Sequence[str]:
+    stop = options.get("stop")
+    return () if stop is None else stop
 
 
 def _max_tokens(options: SamplingOptions) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import environment
 from .chips import SM
@@ -93,20 +93,30 @@ def _idle_threads(profile: str, asked: int | None) -> tuple[str, ...]:
 
 def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer and the chat template's source, from the engine's sections."""
-
-    def read(name: str) -> bytes | None:
-        section = TOKENIZER_SECTIONS + name
-        return file.section(section) if section in file.sections else None
-
-    vocabulary = read("tokenizer.json")
+    vocabulary = _tokenizer_file(file, "tokenizer.json")
     if vocabulary is None:
         return None, None
-    config = loads(read("tokenizer_config.json") or b"{}", what="tokenizer_config.json", error=EngineError)
+    config, template = template_of(file)
+    return Tokenizer.from_bytes(vocabulary, config), template
+
+
+def template_of(file: EngineFile) -> tuple[dict[str, Any], str | None]:
+    """The engine's tokenizer_config.json, and its chat template's source; None if it has none.
+
+    Raises:
+        EngineError: it is no JSON object.
+    """
+    text = _tokenizer_file(file, "tokenizer_config.json") or b"{}"
+    config = loads(text, what="tokenizer_config.json", error=EngineError)
     if not isinstance(config, dict):
         raise EngineError("expected tokenizer_config.json as a JSON object", found=type(config).__name__)
-    template = read("chat_template.jinja")
-    source = chat_template_source(config, None if template is None else template.decode("utf-8", "replace"))
-    return Tokenizer.from_bytes(vocabulary, config), source
+    jinja = _tokenizer_file(file, "chat_template.jinja")
+    return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
+
+
+def _tokenizer_file(file: EngineFile, name: str) -> bytes | None:
+    section = TOKENIZER_SECTIONS + name
+    return file.section(section) if section in file.sections else None
 
 
 def open_executor(

@@ -90,9 +90,8 @@ def remove(
     elif seconds is not None:
         before = datetime.datetime.now().timestamp() - seconds
         chosen = [entry for entry in chosen if entry.last_used < before]
-    freed = listing.remove(store, chosen)
     rest = listing.remove_rest(store) if everything else []
-    freed += sum(kind.bytes for kind in rest)
+    freed = sum(kind.bytes for kind in rest) + listing.remove(store, chosen)
     facts = {
         "removed": [_entry_facts(entry) for entry in chosen],
         **{kind.name: _kind_facts(kind) for kind in rest},

@@ -71,6 +71,7 @@ def engine_of(
     *,
     profile: str | None,
     simulated: bool,
+    max_batch: int | None,
     verify: Literal["header", "full"],
     chat: bool,
     quiet: bool,
@@ -82,7 +83,7 @@ def engine_of(
     from ...compiler.cache import find
 
     wish = find.Wish.of(built["recipe"], **{name: built[name] for name in _FLAGS})
-    wish.refuse_other(profile, simulated=simulated)
+    wish.refuse_other(profile, simulated=simulated, max_batch=max_batch)
     if not find.was_built(checkpoint):
         extras.need("build", "llmc run CHECKPOINT")  # before gigabytes are hashed
     shown = cache(lambda: progress.for_terminal(quiet=quiet))

@@ -87,7 +87,7 @@ def evaluate(
     gates = gates_for("eval", gate or (), baseline=baseline is not None)
     given = corpus.read(text or (), tokens or (), jsonl or ())
     judged = [subjects.subject(path, profile) for path in engines]
-    subjects.demand_one_tokenizer(judged)
+    subjects.demand_one_tokenizer(judged, messages=any(one.messages for one in given))
     corpus.refuse_unknown_tokens(given, min(one.manifest.model.vocab_size for one in judged))
     found: list[Evaluation] = []
     with ExitStack() as stack:

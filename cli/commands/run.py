@@ -99,6 +99,7 @@ def run(
 
     built = {name: more.pop(name) for name in cached.BUILT}
     _check(prompt, prompts, chat, system, chat_template)
+    template = None if chat_template is None else _template(chat_template)
     if verify not in ("header", "full"):
         raise RecipeError("expected --verify header or full", found=verify)
     for name, value in more.items():
@@ -111,8 +112,13 @@ def run(
     requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
     path = Path(engine)
     if cached.is_checkpoint(engine):
-        asked: Any = {"profile": profile, "simulated": simulated, "verify": verify, "quiet": json}
-        path = cached.engine_of(engine, built, **asked, chat=chat and chat_template is None)
+        from ...runtime import environment
+        from ...runtime.engine import check_request
+
+        check_request(given)
+        environment.threads(threads)
+        asked: Any = {"profile": profile, "simulated": simulated, "max_batch": max_batch, "verify": verify}
+        path = cached.engine_of(engine, built, **asked, chat=chat and chat_template is None, quiet=json)
     else:
         cached.refuse_flags(engine, built)
     huge_pages.ensure(path)  # before stdin is read, because it may start this process again
@@ -126,7 +132,7 @@ def run(
     device = simulate.stand_in(simulated)
     limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
     with progress.loading(path, quiet=json):
-        opened = load(path, profile, **limits, chat_template=chat_template, make_device=device)
+        opened = load(path, profile, **limits, chat_template=template, make_device=device)
     with opened as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
@@ -157,13 +163,16 @@ def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | No
         raise RecipeError("expected a prompt", fix="PROMPT, - for stdin, --prompts FILE, or --chat")
     if system is not None and not chat:
         raise RecipeError("expected --chat with --system", fix="--chat --system TEXT")
-    if chat_template is not None:
-        if not chat and prompts is None:
-            fix = "--chat, or --prompts with messages"
-            raise RecipeError("expected --chat with --chat-template", fix=fix)
-        from ...runtime.text.chat import checked_source
+    if chat_template is not None and not chat and prompts is None:
+        fix = "--chat, or --prompts with messages"
+        raise RecipeError("expected --chat with --chat-template", fix=fix)
 
-        checked_source(chat_template, bos_token="", eos_token="")  # before an engine is built
+
+def _template(path: Path) -> str:
+    """The text of --chat-template, read once, because it may be a pipe, and checked before an engine is built."""
+    from ...runtime.text.chat import checked_source
+
+    return checked_source(path, bos_token="", eos_token="")
 
 
 def _warn_unused_gpu(engine: Path, used: str) -> None:

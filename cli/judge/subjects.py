@@ -23,6 +23,8 @@ class Subject:
     bytes: int
     manifest: Manifest
     profile: str
+    template: str | None = None
+    """The source of its chat template."""
 
     @property
     def limits(self) -> Profile:
@@ -43,22 +45,28 @@ def subject(path: str, profile: str | None) -> Subject:
         ResourceError: no profile fits this machine.
     """
     from ...runtime.engine_file.file import EngineFile
+    from ...runtime.load import template_of
     from ...runtime.profiles import choose
 
     with EngineFile.open(path) as engine:
         chosen, _ = choose(engine, profile)
-        return Subject(path, engine.file_bytes, engine.manifest, chosen)
+        return Subject(path, engine.file_bytes, engine.manifest, chosen, template_of(engine)[1])
 
 
-def demand_one_tokenizer(subjects: Sequence[Subject]) -> None:
-    """Check that all engines read the same tokens.
+def demand_one_tokenizer(subjects: Sequence[Subject], *, messages: bool = False) -> None:
+    """Check that all engines read the same tokens, also of `messages`.
 
     Raises:
-        RecipeError: two differ in tokenizer.json or in the id of BOS.
+        RecipeError: two differ in tokenizer.json, in the id of BOS, or in the chat template that messages need.
     """
     first = subjects[0]
+    asked: list[tuple[str, Callable[[Subject], object]]] = [
+        ("tokenizer.json", _tokenizer),
+        ("id of BOS", lambda one: one.manifest.model.bos),
+        *([("chat template", lambda one: one.template)] if messages else ()),
+    ]
     for other in subjects[1:]:
-        for name, of in (("tokenizer.json", _tokenizer), ("id of BOS", lambda one: one.manifest.model.bos)):
+        for name, of in asked:
             if of(other) != of(first):
                 raise RecipeError(
                     f"expected engines with one tokenizer, not {first.path} and {other.path}", found=f"another {name}"

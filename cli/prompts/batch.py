@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ...runtime.errors import LlmcError, RecipeError
 from ..common import console, progress, texts
-from .idle import refuse_idle_special
+from .idle import cut_short, refuse_idle_special
 from .lines import Chat, Line, prompt_line
 from .openai import BatchLine, batch_line, one_model
 
@@ -52,25 +52,38 @@ def read(path: str, *, engine: str, chat: Chat) -> list[Line]:
 def run_all(engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat: Chat, *, quiet: bool) -> None:
     """Write one object per line; a line that fails has an error, and the first failure gives the exit code."""
     waiting: deque[tuple[Line, Stream | LlmcError]] = deque()
-    codes: list[int] = []
+    tally = _Tally()
     shown = progress.for_terminal(quiet or _at_a_terminal())
     try:
         with shown.stage("prompts", len(lines), unit="prompts") as advance:
             for line in lines:
                 waiting.append((line, _start(engine, line, given, chat)))
                 if len(waiting) > _AHEAD:
-                    _finish(engine, *waiting.popleft(), codes)
+                    _finish(engine, *waiting.popleft(), given, tally)
                     advance(1)
             while waiting:
-                _finish(engine, *waiting.popleft(), codes)
+                _finish(engine, *waiting.popleft(), given, tally)
                 advance(1)
     finally:
         for _, stream in waiting:
             if not isinstance(stream, LlmcError):
                 stream.close()
-    if codes:
-        console.note(f"llmc: {len(codes)} of {len(lines)} prompts failed")
-        raise typer.Exit(codes[0])
+    if tally.cut:
+        of = f"{tally.cut} of {len(lines)} answers end"
+        console.note(f"llmc: {of} before max_tokens, where the context of {engine.max_context} tokens is full")
+    if tally.codes:
+        console.note(f"llmc: {len(tally.codes)} of {len(lines)} prompts failed")
+        raise typer.Exit(tally.codes[0])
+
+
+@dataclass
+class _Tally:
+    """What is said at the end."""
+
+    codes: list[int] = field(default_factory=list)
+    """Exit codes of the prompts that failed."""
+    cut: int = 0
+    """Answers that the context ended."""
 
 
 def _at_a_terminal() -> bool:
@@ -87,12 +100,15 @@ def _start(engine: Engine, line: Line, given: SamplingOptions, chat: Chat) -> St
         return error
 
 
-def _finish(engine: Engine, line: Line, request: Stream | LlmcError, codes: list[int]) -> None:
+def _finish(engine: Engine, line: Line, request: Stream | LlmcError, given: SamplingOptions, tally: _Tally) -> None:
     try:
         if isinstance(request, LlmcError):
             raise request
-        answer = line.answer(engine, request.result())
+        result = request.result()
+        answer = line.answer(engine, result)
+        merged: Any = {**given, **line.options}
+        tally.cut += cut_short(result, merged)
     except LlmcError as error:
-        codes.append(error.exit_code)
+        tally.codes.append(error.exit_code)
         answer = line.failure(error)
     console.out_json(answer)

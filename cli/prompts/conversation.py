@@ -35,7 +35,7 @@ def chat_loop(
     """
     engine.check_options(**given)
     engine.chat_template  # noqa: B018  (refused before the first line)
-    talk = Talk(engine.max_context, inputs)
+    talk = Talk(engine.max_context, inputs=inputs)
     if system is not None:
         talk.messages.append({"role": "system", "content": system})
     terminal = texts.stdin().isatty()

@@ -12,6 +12,7 @@ from ...runtime.errors import LlmcError, RecipeError
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from ...runtime.sampling.params import SamplingOptions
+    from ...runtime.scheduling.request import Result
     from .lines import Chat, Line, PromptLine
 
 _GREEDY = "nothing at temperature 0: the likeliest token is always taken"
@@ -49,6 +50,12 @@ def cut_tokens(engine: Engine, options: SamplingOptions, prompt_tokens: int = 1)
     wanted, room = options.get("max_tokens"), engine.max_context - prompt_tokens
     if wanted is not None and wanted > room > 0:
         yield f"--max-tokens {wanted} is cut to {room}, the room in the context of {engine.max_context} tokens"
+
+
+def cut_short(result: Result, options: SamplingOptions) -> bool:
+    """True if an answer ended where the context was full, before the tokens that were asked for."""
+    wanted = options.get("max_tokens")
+    return result.finish_reason == "length" and wanted is not None and result.completion_tokens < wanted
 
 
 def refuse_idle_special(line: PromptLine, chat: Chat, where: str) -> None:

@@ -32,12 +32,12 @@ class Talk:
 
     context: int
     """Tokens that the engine can hold of it."""
-    inputs: Sequence[str | Path] = ()
-    """What the command reads, which /save never replaces."""
     messages: list[dict[str, str]] = field(default_factory=list)
     over: bool = False
     """True after /exit."""
     results: list[Result] = field(default_factory=list)
+    inputs: Sequence[str | Path] = ()
+    """What the command reads, which /save never replaces."""
 
     @property
     def system(self) -> str | None:

@@ -15,6 +15,7 @@ from ...runtime.chips import SM
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import LlmcError, RecipeError, ResourceError
 from ...runtime.progress import NO_PROGRESS, Progress
+from ...runtime.scheduling.executor import sequence_count
 from ..checkpoint.account import check_tensors
 from ..checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.hub import cached_snapshot
@@ -45,8 +46,8 @@ class Wish:
         """
         return Wish(with_flags(recipe, **flags), recipe is None and flags.get("quantize") is None)
 
-    def refuse_other(self, profile: str | None, *, simulated: bool) -> None:
-        """Check that the engine will have the profile that shall run.
+    def refuse_other(self, profile: str | None, *, simulated: bool, max_batch: int | None = None) -> None:
+        """Check that the engine will have the profile that shall run, for so many sequences.
 
         Raises:
             RecipeError: it will not.
@@ -58,6 +59,7 @@ class Wish:
             raise RecipeError(asked, found=found, fix=f"--target {profile}")
         if simulated and not any(target in SM for target in targets):
             raise RecipeError("expected the target of a GPU with --simulate", found=found, fix="--target sm_90")
+        sequence_count(max_batch, self.recipe.max_batch)
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> Recipe:
         """The recipe to build with. Unless it was asked for, a quantized checkpoint stays as it is and others get int8.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...runtime.engine_file.file import EngineFile
 from ...runtime.environment import KERNELS, TOOLS
-from ...runtime.errors import LlmcError, RecipeError, nearest
+from ...runtime.errors import LlmcError, RecipeError, ResourceError, nearest
 from ...runtime.files.sealed import UNFINISHED
 from .remembered import FOLDER, Remembered
 from .store import Store
@@ -145,10 +145,18 @@ def remove(store: Store, entries: Sequence[Entry]) -> int:
     """Delete engines, and what is remembered of checkpoints that have none left; returns the bytes.
 
     Raises:
-        ResourceError: one cannot be deleted.
+        ResourceError: one cannot be deleted; the others are gone.
     """
-    freed = sum(store.remove(entry.key) for entry in entries)
-    Remembered(store.cache).forget([entry.key for entry in entries])
+    freed, gone, failure = 0, [], None
+    for entry in entries:
+        try:
+            freed += store.remove(entry.key)
+            gone.append(entry.key)
+        except ResourceError as error:
+            failure = failure or error
+    Remembered(store.cache).forget(gone)
+    if failure is not None:
+        raise failure
     return freed
 
 

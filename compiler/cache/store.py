@@ -127,7 +127,8 @@ class Store:
 
     def _names(self) -> list[str]:
         try:
-            return sorted(os.listdir(self.folder))
+            with os.scandir(self.folder) as entries:
+                return sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
         except OSError:
             return []
 

@@ -11,6 +11,26 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 
 
+def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """The stop strings of a request.
+
+    Raises:
+        RecipeError: they have a wrong type, or are too many, too long or empty.
+    """
+    if not isinstance(stop, Sequence) or isinstance(stop, bytes):
+        raise RecipeError("expected stop as a string or a list of strings", found=type(stop).__name__)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise RecipeError(f"expected at most {MAX_STOPS} stop strings", found=f"{len(stops)}")
+    for index, text in enumerate(stops):
+        if not isinstance(text, str) or not text:
+            raise RecipeError(f"expected stop[{index}] as a string that is not empty", found=repr(text))
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
+            found = f"{len(text)} characters"
+            raise RecipeError(f"expected stop[{index}] of at most {MAX_STOP_BYTES} bytes", found=found)
+    return stops
+
+
 class TextStream:
     """Turns tokens into text piece by piece and stops at the first complete stop string.
 
@@ -19,22 +39,12 @@ class TextStream:
     Without a tokenizer all text is empty.
 
     Raises:
-        RecipeError: `stop` has a wrong type, or too many or too long strings.
+        RecipeError: see `checked_stops`.
         Unsupported: there are stop strings, but no tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: str | Sequence[str] = ()) -> None:
-        if not isinstance(stop, Sequence) or isinstance(stop, bytes):
-            raise RecipeError("expected stop as a string or a list of strings", found=type(stop).__name__)
-        self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if len(self._stops) > MAX_STOPS:
-            raise RecipeError(f"expected at most {MAX_STOPS} stop strings", found=f"{len(self._stops)}")
-        for index, text in enumerate(self._stops):
-            if not isinstance(text, str) or not text:
-                raise RecipeError(f"expected stop[{index}] as a string that is not empty", found=repr(text))
-            if len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
-                found = f"{len(text)} characters"
-                raise RecipeError(f"expected stop[{index}] of at most {MAX_STOP_BYTES} bytes", found=found)
+        self._stops = checked_stops(stop)
         if tokenizer is None and self._stops:
             raise Unsupported("cannot use stop strings with this engine", found="no tokenizer in the checkpoint")
         self._tokens = None if tokenizer is None else tokenizer.detokenizer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_table_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, mo
     def interrupted(_file: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tactics.os, "fsync", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         replace(TABLE, rows=()).write(tmp_path / "t.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]

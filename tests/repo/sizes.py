@@ -18,14 +18,14 @@ SLACK = 20
 HELD: dict[str, int] = {
     ".": 128,  # calls that do not fit their parameters are refused
     "cli": 115,  # --debug for every command; --format json
-    "cli/commands": 1291,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1296,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/common": 583,  # texts are templates over the facts of --json
     "cli/facts": 152,  # what inspect shows of any checkpoint
-    "cli/judge": 390,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 643,  # messages, ids, OpenAI's batch lines
+    "cli/judge": 395,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
-    "compiler/cache": 462,  # engines that llmc run builds
+    "compiler/cache": 473,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model
     "compiler/config": 375,
     "compiler/decoder": 192,
@@ -50,7 +50,7 @@ HELD: dict[str, int] = {
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 464,  # metrics and gates
-    "runtime": 1042,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1051,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 707,  # info.py: what an engine says of itself
@@ -58,7 +58,7 @@ HELD: dict[str, int] = {
     "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,
     "runtime/scheduling": 611,  # notes
-    "runtime/text": 493,
+    "runtime/text": 496,
 }
 _NO_CODE = {
     tokenize.COMMENT,

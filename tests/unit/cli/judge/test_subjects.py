@@ -57,3 +57,10 @@ def test_engines_must_read_the_same_tokens(pico: Subject):
     model = replace(pico.manifest.model, bos=7)
     with pytest.raises(RecipeError, match=r"expected engines with one tokenizer, not .* and b\n  found: another id of"):
         demand_one_tokenizer([pico, replace(pico, path="b", manifest=replace(pico.manifest, model=model))])
+
+
+def test_messages_need_one_chat_template(pico: Subject):
+    other = replace(pico, path="b", template="{{ messages }}")
+    demand_one_tokenizer([pico, other])
+    with pytest.raises(RecipeError, match=r"not .* and b\n  found: another chat template"):
+        demand_one_tokenizer([pico, other], messages=True)

@@ -16,6 +16,7 @@ from llmc.cli.prompts.lines import Chat
 from llmc.cli.prompts.openai import CHAT, COMPLETIONS, BatchLine, batch_line
 from llmc.runtime.engine import Engine
 from llmc.runtime.errors import RecipeError, ResourceError
+from llmc.runtime.sampling.draw import Sampled
 from llmc.runtime.sampling.params import SamplingOptions
 from llmc.runtime.scheduling.request import Result, Timings
 
@@ -34,7 +35,7 @@ def engine(pico_engine: PicoEngine) -> Iterator[Engine]:
 
 
 def line(body: dict[str, Any], **more: Any) -> BatchLine:
-    return batch_line(4, {"custom_id": "a", "body": body, **more}, "p:5", engine="e")
+    return batch_line(4, {"custom_id": "a", "body": body, **more}, "p:5")
 
 
 def test_fields_become_options():
@@ -137,3 +138,18 @@ def test_the_page_names_every_field():
     assert sorted(named) == sorted([*openai.SUPPORTED, "messages", "prompt", "top_logprobs"])
     own = page.partition("All other\nkeys are")[2].partition(".\n")[0]
     assert re.findall(r"`(\w+)`", own) == list(SamplingOptions.__annotations__)
+
+
+def test_a_token_that_is_a_part_of_a_character_is_shown_as_bytes(engine: Engine):
+    found = line({"prompt": "a", "logprobs": 1})
+    ids = engine.tokenizer.encode("aé€b", bos=False)
+    assert len(ids) == 7, "each byte is a token"
+    text = engine.tokenizer.decode(ids)
+    sampled = tuple(Sampled(token, -1.0, ((token, -1.0),)) for token in ids)
+    answer = found.answer(engine, Result(text, ids, 1, 0, len(ids), "length", sampled, TIMINGS))
+    logprobs = answer["response"]["body"]["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [
+        "a", r"bytes:\xc3", r"bytes:\xa9", r"bytes:\xe2", r"bytes:\x82", r"bytes:\xac", "b",
+    ]  # fmt: skip
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 2, 2, 3]
+    assert logprobs["top_logprobs"][1] == {r"bytes:\xc3": -1.0}

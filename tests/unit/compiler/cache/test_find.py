@@ -212,3 +212,10 @@ def test_a_profile_that_will_not_be_there(targets: str, profile: str | None, sim
     with pytest.raises(RecipeError) as caught:
         wish.refuse_other(profile, simulated=simulated)
     assert str(caught.value) == f"{said}\n  found: targets cpu\n  try: --target sm_90"
+
+
+def test_more_sequences_than_the_engine_will_have():
+    wish = Wish.of(None)
+    wish.refuse_other(None, simulated=False, max_batch=8)
+    with pytest.raises(RecipeError, match=r"^expected max_batch from 1 to 8"):
+        wish.refuse_other(None, simulated=False, max_batch=100)

@@ -16,7 +16,7 @@ from llmc.compiler.cache.remembered import Remembered
 from llmc.compiler.cache.store import Store
 from llmc.compiler.targets.cuda.cubins.cache import KernelCache
 from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.errors import RecipeError
+from llmc.runtime.errors import RecipeError, ResourceError
 from llmc.runtime.progress import NO_PROGRESS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -205,3 +205,25 @@ def test_no_cache_holds_nothing(store: Store):
     assert listing.engines(store) == [] and listing.remove(store, []) == 0
     assert [kind.files for kind in listing.kinds(store)] == [0, 0, 0, 0]
     assert [kind.files for kind in listing.remove_rest(store)] == [0, 0, 0]
+
+
+def test_a_folder_with_the_name_of_an_engine_is_none(store: Store, tmp_path: Path):
+    found = used(small_checkpoint(tmp_path / "c", tokenizer=False))
+    store.path("0" * len(found.key)).mkdir()
+    assert store.engine_keys() == [found.key]
+
+
+def test_what_can_be_removed_is_removed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = small_checkpoint(tmp_path / "c", tokenizer=False)
+    stuck, other = used(source), used(source, "int4")
+    remove = store.remove
+
+    def some(key: str) -> int:
+        if key == stuck.key:
+            raise ResourceError(f"cannot remove {key}")
+        return remove(key)
+
+    monkeypatch.setattr(store, "remove", some)
+    with pytest.raises(ResourceError, match=f"cannot remove {stuck.key}"):
+        listing.remove(store, listing.engines(store))
+    assert stuck.path.exists() and not other.path.exists()

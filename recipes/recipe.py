@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -14,10 +13,10 @@ from typing import Any, Unpack
 from ..runtime.chips import SM
 from ..runtime.cuda.names import targets_of, wrong_target
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
-from ..runtime.errors import RecipeError, demand, nearest, path_of, several, text_of
+from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, text_of
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
-from .strict_yaml import Document, Mapping, Node
+from .strict_yaml import Document, Judge, Mapping, Node
 
 SCHEMA = "recipes/recipe.schema.json"
 MAX_CONTEXT = 2**24
@@ -200,44 +199,45 @@ def _found(recipe: Recipe | AnyMapping[str, Any] | str | Path | None) -> Recipe:
     return load_recipe(recipe if isinstance(recipe, str) else str(path_of("recipe", recipe)))
 
 
-def wrong_version(version: int) -> str:
-    """Why `version` is refused, or ""."""
-    return "" if version == 1 else f"expected recipe version 1, found {version}"
+def wrong_version(version: int) -> Wrong | None:
+    """Why `version` is refused, or None."""
+    return None if version == 1 else Wrong("expected recipe version 1", str(version))
 
 
-def wrong_format(name: str) -> str:
-    """Why `name` is refused as a weight format, or ""."""
+def wrong_format(name: str) -> Wrong | None:
+    """Why `name` is refused as a weight format, or None."""
     known = ("none", *WEIGHT_FORMATS)
     if name in known:
-        return ""
+        return None
     hint = nearest("none" if name in ("no", "off", "null") else name, known)
-    return f"expected a weight format, found {name!r}{hint or ', known: ' + ', '.join(known)}"
+    return Wrong("expected a weight format", f"{name!r}{hint}", "" if hint else ", ".join(known))
 
 
-def wrong_precision(key: str, name: str) -> str:
-    """Why `name` is refused as the format of activations or of the KV cache, or ""."""
+def wrong_precision(key: str, name: str) -> Wrong | None:
+    """Why `name` is refused as the format of activations or of the KV cache, or None."""
     known = REDUCED_FORMATS
-    return "" if name in known else f"expected {key} of {' or '.join(known)}, found {name!r}{nearest(name, known)}"
+    asked = f"expected {key} of {' or '.join(known)}"
+    return None if name in known else Wrong(asked, f"{name!r}{nearest(name, known)}")
 
 
-def wrong_targets(targets: tuple[str, ...]) -> str:
-    """Why `targets` are refused, or ""."""
+def wrong_targets(targets: tuple[str, ...]) -> Wrong | None:
+    """Why `targets` are refused, or None."""
     for target in targets:
         if wrong := wrong_target(target):
             return wrong
     if not targets or len(set(targets)) != len(targets):
-        return "expected targets to name at least one target, each once"
-    return ""
+        return Wrong("expected targets to name at least one target, each once", ", ".join(targets) or "none")
+    return None
 
 
-def wrong_number(key: str, value: int, largest: int) -> str:
-    """Why `value` is refused as a count from 1 to `largest`, or ""."""
-    return "" if 1 <= value <= largest else f"expected {key} from 1 to {largest}, found {value}"
+def wrong_number(key: str, value: int, largest: int) -> Wrong | None:
+    """Why `value` is refused as a count from 1 to `largest`, or None."""
+    return None if 1 <= value <= largest else Wrong(f"expected {key} from 1 to {largest}", str(value))
 
 
-def _demand(wrong: str) -> None:
+def _demand(wrong: Wrong | None) -> None:
     if wrong:
-        raise RecipeError(wrong)
+        raise RecipeError(wrong.asked, found=wrong.found, fix=wrong.known)
 
 
 def _read(shown: str, path: Path) -> Recipe:
@@ -269,26 +269,23 @@ def _recipe(top: Mapping) -> Recipe:
     if "targets" in top:
         found["targets"] = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
         if wrong := wrong_targets(found["targets"]):
-            raise top.error_at("targets", wrong)
+            raise top.error_at("targets", str(wrong))
     for key, largest in (("max_context", MAX_CONTEXT), ("max_batch", MAX_BATCH)):
         if key in top:
             found[key] = top[key].integer(partial(wrong_number, key, largest=largest))
     return replace(base, **found)
 
 
-def _texts(mapping: Mapping, **judges: Callable[[str], str]) -> dict[str, str]:
+def _texts(mapping: Mapping, **judges: Judge[str]) -> dict[str, str]:
     """The texts that a mapping has of these keys, by the field of a recipe."""
     fields = {"default": "default_format"}
     return {fields.get(key, key): mapping[key].text(wrong) for key, wrong in judges.items() if key in mapping}
 
 
-def _wrong_base(name: str) -> str:
+def _wrong_base(name: str) -> Wrong | None:
     known = bundled_recipes()
-    return (
-        ""
-        if name in known
-        else f"expected 'extends' to name a bundled recipe{nearest(name, known)}: {', '.join(known)}"
-    )
+    asked = "expected 'extends' to name a bundled recipe"
+    return None if name in known else Wrong(asked, f"{name!r}{nearest(name, known)}", ", ".join(known))
 
 
 def _rule(item: Node) -> QuantizeRule:

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..runtime.errors import RecipeError, nearest
+from ..runtime.errors import RecipeError, Wrong, nearest
 
 T = TypeVar("T")
+Judge = Callable[[T], Wrong | str | None]
+"""Gives the reason to refuse a value, if there is one."""
 _MAX_DEPTH = 8
 _MAX_SHOWN = 100
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -115,21 +117,21 @@ class Node:
         """This value as a list."""
         return tuple(Node(self._document, node) for node in self._need("a list").value)
 
-    def text(self, wrong: Callable[[str], str]) -> str:
-        """This value as text; `wrong` gives the reason to refuse it, or ""."""
+    def text(self, wrong: Judge[str]) -> str:
+        """This value as text."""
         return self._judged(self._need("text").value, wrong)
 
-    def integer(self, wrong: Callable[[int], str]) -> int:
-        """This value as an integer; `wrong` gives the reason to refuse it, or ""."""
+    def integer(self, wrong: Judge[int]) -> int:
+        """This value as an integer."""
         text = self._need("an integer").value
         digits = text.lstrip("+-")
         if len(digits) > 1 and digits.startswith("0"):
             raise self.error(f"a leading zero is octal to some readers: write {int(digits)}")
         return self._judged(int(text), wrong)
 
-    def _judged(self, value: T, wrong: Callable[[T], str]) -> T:
+    def _judged(self, value: T, wrong: Judge[T]) -> T:
         if reason := wrong(value):
-            raise self.error(reason)
+            raise self.error(str(reason))
         return value
 
     def _need(self, kind: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from itertools import islice
@@ -68,6 +69,19 @@ class ResourceError(LlmcError):
     """The environment is too small: memory, disk, device, network, a missing extra."""
 
     exit_code = 4
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Why a value is refused: one line where a file has it, or the parts of an error."""
+
+    asked: str
+    found: str
+    known: str = ""
+    """The values that would do."""
+
+    def __str__(self) -> str:
+        return f"{self.asked}, found {self.found}" + (f", known: {self.known}" if self.known else "")
 
 
 def install_hint(extra: str) -> str:

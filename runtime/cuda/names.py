@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..chips import CHIPS, GPUS, SM, Chip, capability, target_for
-from ..errors import RecipeError, ResourceError
+from ..errors import RecipeError, ResourceError, Wrong
 from . import gpus
 
 CPU, NATIVE = "cpu", "native"
@@ -88,15 +88,15 @@ def targets_of(name: str) -> tuple[str, ...]:
     return tuple(found) or ((CPU,) if here else ())
 
 
-def wrong_target(name: str) -> str:
-    """Why `name` is refused as a target, or "". No name is suggested: the nearest may be of another generation."""
+def wrong_target(name: str) -> Wrong | None:
+    """Why `name` is refused as a target, or None. No name is suggested: the nearest may be of another generation."""
     if targets_of(name):
-        return ""
+        return None
     sm = known_capability(name)
     has = "" if sm is None else f" of compute capability {capability(sm)}"
     named = {target: [one for one in GPUS if target_for(CHIPS[one].sm) == target] for target in reversed(SM)}
     known = ", ".join(f"{target} ({', '.join(names)})" for target, names in named.items())
-    return f"expected a target, found {name!r}{has}, known: {CPU}, {NATIVE} (this machine), {known}"
+    return Wrong("expected a target", f"{name!r}{has}", f"{CPU}, {NATIVE} (this machine), {known}")
 
 
 def chip_named(name: str) -> Chip:

@@ -50,7 +50,7 @@ HELD: dict[str, int] = {
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 464,  # metrics and gates
-    "runtime": 1051,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1059,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 707,  # info.py: what an engine says of itself

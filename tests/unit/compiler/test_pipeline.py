@@ -99,7 +99,7 @@ def test_a_crash_is_replayed_and_a_mended_pass_leads_on(
         (('"next": "FuseGated"', '"next": "FuseGate"'), "expected a pass of phase profile .*did you mean 'FuseGated'"),
         (('"phase": "profile"', '"phase": "back"'), "expected one of the phases profile, cpu in the saved graph"),
         (('"profile": "cpu"', '"profile": "gpu"'), "target 'gpu'"),
-        (('"default_format": "int4"', '"default_format": "int5"'), "expected a weight format, found 'int5'"),
+        (('"default_format": "int4"', '"default_format": "int5"'), "expected a weight format: 'int5'"),
         (('"next"', '"then"'), "expected a saved graph in .*only known keys|expected a saved graph in .*'next'"),
     ],
 )

@@ -95,7 +95,10 @@ def test_the_last_matching_rule_decides():
         ),
         ("version: 1\ntargets: [cpu, cpu]\n", "r.yaml:2:1: expected targets to name at least one target, each once"),
         ("version: 1\ntargets: []\n", "r.yaml:2:1: expected targets to name at least one target, each once"),
-        ("version: 1\nextends: cpu-int44\n", "expected 'extends' to name a bundled recipe (did you mean 'cpu-int4'?)"),
+        (
+            "version: 1\nextends: cpu-int44\n",
+            "expected 'extends' to name a bundled recipe, found 'cpu-int44' (did you mean 'cpu-int4'?), known: ",
+        ),
         ("version: 1\nextends: ../other.yaml\n", "expected 'extends' to name a bundled recipe"),
         ("version: 1\nkv: fp4\n", "r.yaml:2:5: expected kv of none or fp8, found 'fp4' (did you mean 'fp8'?)"),
         ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:1: 'parallel' is not built yet"),
@@ -172,10 +175,10 @@ def test_flags_stand_over_the_recipe():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"quantize": "in4"}, "expected a weight format, found 'in4' (did you mean 'int4'?)"),
-        ({"targets": ["gpu"]}, "expected a target, found 'gpu'"),
-        ({"max_context": 0}, "expected max_context from 1 to 16777216, found 0"),
-        ({"max_batch": -1}, "expected max_batch from 1 to 4096, found -1"),
+        ({"quantize": "in4"}, "expected a weight format\n  found: 'in4' (did you mean 'int4'?)"),
+        ({"targets": ["gpu"]}, "expected a target\n  found: 'gpu'\n  try: cpu, native (this machine), sm_80"),
+        ({"max_context": 0}, "expected max_context from 1 to 16777216\n  found: 0"),
+        ({"max_batch": -1}, "expected max_batch from 1 to 4096\n  found: -1"),
     ],
 )
 def test_flags_are_checked(flags: dict, message: str):
@@ -230,7 +233,7 @@ def test_a_gpu_s_name_means_its_target(tmp_path: Path):
     path = tmp_path / "r.yaml"
     path.write_text("version: 1\ntargets: [l4, cpu]\n")
     assert load_recipe(str(path)) == Recipe(targets=("sm_89", "cpu"))
-    with pytest.raises(RecipeError, match=r"expected a target, found 'h201', known: cpu, .*, sm_90 \(h100, h200\),"):
+    with pytest.raises(RecipeError, match=r"expected a target\n  found: 'h201'\n  try: cpu, .*, sm_90 \(h100, h200\),"):
         Recipe(targets=("h201",))
 
 

@@ -88,6 +88,7 @@ def test_every_step_of_speed_is_measured(stage: Stage):
     assert "measured over predicted, Fake H100:" in (stage.out / "said").read_text()
 
 
+@pytest.mark.soak
 def test_failures_in_tiles_and_beside_the_bench_cost_only_themselves(stage: Stage, tmp_path: Path):
     tiles, prompt = Carry(stage.folder).swept[0], Carry(stage.folder).swept[-1]
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
@@ -110,6 +111,7 @@ def test_failures_in_tiles_and_beside_the_bench_cost_only_themselves(stage: Stag
     assert counted == {"DRAM Throughput [%]": ["81.5", "82.5"]}
 
 
+@pytest.mark.soak
 def test_failures_of_plans_cost_only_their_rows(stage: Stage):
     plan = Carry(stage.folder).plan(carry.NVFP4)
     quantized = next(one for one in plan.modules if one.constants.get("FORMAT") == "nvfp4")
@@ -123,6 +125,7 @@ def test_failures_of_plans_cost_only_their_rows(stage: Stage):
     assert all(name.startswith("8b-nvfp4, ") for name in failed.pop("batches")) and failed == {}
 
 
+@pytest.mark.soak
 def test_a_kernel_that_fails_in_large_steps_costs_those_steps_and_their_sampling(stage: Stage):
     plan = Carry(stage.folder).plan(carry.MANY)
     kernel = next(

@@ -41,6 +41,7 @@ def rehearse(carried: Path, out: Path, **more: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.soak
 def test_an_engine_is_built_from_carried_kernels_and_serves(carried: Path, tmp_path: Path):
     found = rehearse(carried, tmp_path)
     assert [*found] == ITEMS and all("result" in one for one in found.values()), [

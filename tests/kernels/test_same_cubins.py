@@ -31,7 +31,7 @@ print(hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_bytes_are_equal_in_any_folder_order_environment_and_number_of_workers(tmp_path: Path):
     """One run is of this tree, the other of a copy, elsewhere, at once, and with variables that Triton obeys."""
     elsewhere = tmp_path / "a copy" / "llmc"

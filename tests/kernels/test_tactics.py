@@ -193,6 +193,7 @@ def plan_of(path: Path) -> Plan:
         return Plan.from_json(engine.section("profiles/sm_90/plan.json"), what=str(path))
 
 
+@pytest.mark.soak
 def test_an_engine_has_the_tiles_of_its_table(built: Callable[[Table | None], Path]):
     table = measured(kernels=source_digest())
     plan = plan_of(built(table))

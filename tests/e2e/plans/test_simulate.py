@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,7 +39,6 @@ def simulated(path: Path, *, batch: int | None = None) -> Iterator[PagedExecutor
 
 FORMATS = ("none", "fp8", "nvfp4", "int4")
 VOCAB = NARROW["vocab_size"]
-SLOW = "LLMC_SLOW" in os.environ
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +113,16 @@ def test_three_requests_agree_with_the_oracle(small_engine: Callable[[str], Path
     check_requests(path, quantize, checkpoint_of(path), [ids(5, 1), ids(33, 2), ids(70, 3)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quantize", FORMATS if SLOW else ["none"])
+@pytest.mark.soak
+@pytest.mark.parametrize("quantize", FORMATS)
 def test_the_bundled_checkpoint_agrees_with_its_oracle(tmp_path: Path, quantize: str):
-    """All formats, 16 tokens and a fourth request take a quarter of an hour on two cores: only where LLMC_SLOW is set.
-
-    The first three then hold all six blocks; the fourth gets one that another has left, and shares the third's first.
-    """
+    """The first three requests hold all six blocks; the fourth gets one that another has left, and shares the third's
+    first."""
     path = llmc.build(
         PICO, tmp_path / "pico.llmc", targets=["cpu", "sm_90"], max_batch=3, max_context=128, quantize=quantize
     )
-    prompts = [some_ids(50 if SLOW else 5, 1), some_ids(55 if SLOW else 33, 2), some_ids(70, 3)]
-    prompts += [[*prompts[2][:64], 7, 8]] if SLOW else []
-    check_requests(path, quantize, PICO, prompts, 16 if SLOW else 4)
+    prompts = [some_ids(50, 1), some_ids(55, 2), some_ids(70, 3)]
+    check_requests(path, quantize, PICO, [*prompts, [*prompts[2][:64], 7, 8]], 16)
 
 
 def test_prefill_logits_are_the_oracles_whatever_the_chunks(small: Path):

@@ -42,6 +42,8 @@ _COMMANDS = {
     },
     "Machine": {"doctor": doctor.doctor, "tune": tune.tune},
 }
+_SHORT = frozenset(("-h", "--help", "--version"))
+"""Answered at once, and not by `console`."""
 for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         app.command(_name, cls=Command, rich_help_panel=_group)(options.debugged(_command))
@@ -70,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     json_wanted = _wants_json(_flags(arguments)) or environment.json()
     for warning in environment.unknown():
         console.note(f"llmc: {warning}")
+    if not (json_wanted or _SHORT.intersection(arguments) or not arguments):
+        console.starting()
     try:
         if not any(one.partition("=")[0] == "--debug" for one in _flags(arguments)):  # the flag goes before LLMC_DEBUG
             set_debug_level(None)
@@ -95,6 +99,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
         return _fail(INTERNAL, "InternalError", f"{reason}\n  try: --debug 1 for the traceback", json_wanted)
+    finally:
+        console.begin()  # a command may have nothing to say
 
 
 def _flags(arguments: Sequence[str]) -> Sequence[str]:

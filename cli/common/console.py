@@ -8,16 +8,67 @@ import json
 import os
 import string
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ...runtime.environment import dumb_terminal
 from ...runtime.errors import LlmcError, ResourceError
 from ...runtime.machine import UNKNOWN
 from .exits import PIPE_CLOSED
 
 
+class _Starting:
+    """A word on a terminal's stderr while a command imports what it needs; the first output takes its place."""
+
+    def __init__(self) -> None:
+        self._lock, self._timer, self._shown = threading.Lock(), threading.Timer(_PATIENCE_S, self._show), False
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._timer is not None:
+                print(_STARTING, end="", file=sys.stderr, flush=True)
+                self._shown = True
+
+    def over(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+                if self._shown:
+                    print(_ERASE, end="", file=sys.stderr, flush=True)
+
+
+_PATIENCE_S = 0.15
+"""Together with what was imported before, less than the half second after which a user wonders."""
+_STARTING = "llmc: starting ..."
+_ERASE = "\r\x1b[K"
+_starting: _Starting | None = None
+
+
+def starting() -> None:
+    """Say soon on a terminal that the command has begun, unless it says something itself before."""
+    global _starting
+    if at_terminal():
+        _starting = _Starting()
+
+
+def begin() -> None:
+    """Called before anything else than `out` and `note` writes to a terminal or reads from it."""
+    if _starting is not None:
+        _starting.over()
+
+
+def at_terminal() -> bool:
+    """True if stderr is a terminal that can erase what it shows."""
+    return sys.stderr is not None and sys.stderr.isatty() and not dumb_terminal()
+
+
 def out(text: str, end: str = "\n") -> None:
     """Write a result and flush it. Ends the program silently if the reader closed the pipe."""
+    begin()
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -68,6 +119,7 @@ def error_json(error: LlmcError) -> dict[str, Any]:
 
 def note(text: str, end: str = "\n") -> None:
     """Write a remark to stderr; ignored if stderr is closed."""
+    begin()
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 

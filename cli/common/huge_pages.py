@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ...runtime.environment import with_huge_pages
+from . import console
 
 WORTHWHILE_BYTES = 128 << 20
 _allowed = False
@@ -29,6 +30,7 @@ def ensure(engine: Path) -> None:
         return
     if not engine.is_file() or engine.stat().st_size < WORTHWHILE_BYTES:
         return
+    console.begin()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)

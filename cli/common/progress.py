@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.environment import dumb_terminal
 from ...runtime.progress import BYTES, NO_PROGRESS, Progress
 from . import console, huge_pages
 
@@ -25,7 +23,7 @@ def for_terminal(quiet: bool) -> Progress:
     """The progress that fits stderr; `quiet` (with --json) reports nothing."""
     if quiet:
         return NO_PROGRESS
-    if sys.stderr is not None and sys.stderr.isatty() and not dumb_terminal():
+    if console.at_terminal():
         return _Bars()
     return _Lines()
 
@@ -73,6 +71,7 @@ class _Bars:
     def stage(self, name: str, total: int | None = None, unit: str = BYTES) -> Iterator[Callable[[int], None]]:
         display = self._display
         with self._lock:
+            console.begin()
             display.start()  # does nothing if it runs already
             task = display.add_task(name, total=total, unit=unit)
         try:

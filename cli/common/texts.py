@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ...runtime.errors import RecipeError
 from ...runtime.files.mistaken import near_path
+from . import console
 
 _SHOWN = 100
 """Characters of a wrong value that an error shows."""
@@ -23,6 +24,7 @@ def stdin() -> BinaryIO:
     """
     if sys.stdin is None:
         raise RecipeError("cannot read stdin", found="it is closed")
+    console.begin()  # what is typed stands on a line of its own
     return sys.stdin.buffer
 
 

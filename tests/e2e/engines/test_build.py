@@ -306,8 +306,8 @@ def test_dump_writes_each_pass_that_changed_something(tmp_path: Path):
             2,
             "cannot build with max_context 513\n  found: a model of 512 positions\n  try: --max-context 512 or less",
         ),
-        ({"quantize": "int5"}, 2, "expected a weight format, found 'int5'"),
-        ({"targets": ["gpu"]}, 2, "expected a target, found 'gpu'"),
+        ({"quantize": "int5"}, 2, "expected a weight format\n  found: 'int5'"),
+        ({"targets": ["gpu"]}, 2, "expected a target\n  found: 'gpu'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work(

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import operator
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, LlmcError, RecipeError, described, text_of
+from .detokenizer import BYTE_OF_CHARACTER, BYTEWISE, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
-
-BYTEWISE = "llmc-bytewise"
-"""Name of the codec error handler that replaces each invalid byte."""
-WINDOW_TOKENS = 8
-"""Most tokens held back by a decoder that is neither byte-level nor sentencepiece: their bytes may never become a
-character."""
-
-
-def _bytewise(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each invalid byte, as in sentencepiece."""
-    assert isinstance(error, UnicodeDecodeError)
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-codecs.register_error(BYTEWISE, _bytewise)
 
 
 @contextmanager
@@ -56,13 +41,6 @@ def token_text(config: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-class Detokenizer(Protocol):
-    """Text of a growing sequence: the joined results of `push` and `finish` equal `Tokenizer.decode` of all ids."""
-
-    def push(self, token: int) -> str: ...
-    def finish(self) -> str: ...
-
-
 class Tokenizer:
     """A tokenizer.json with the conventions of an engine; safe to use from many threads.
 
@@ -83,7 +61,7 @@ class Tokenizer:
         self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
         self._never_from_text = self.special_ids - {raw.token_to_id(getattr(raw.model, "unk_token", None) or "")}
         self._bytes: dict[int, bytes] = {}
-        self._style = _byte_style(json.loads(raw.decoder.__getstate__())) if raw.decoder is not None else None
+        self._style = byte_style(json.loads(raw.decoder.__getstate__())) if raw.decoder is not None else None
 
     @classmethod
     def from_bytes(cls, tokenizer_json: bytes, config: Mapping[str, Any]) -> Tokenizer:
@@ -164,8 +142,8 @@ class Tokenizer:
     def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
         skipped = self.special_ids if skip_special else frozenset()
         if self._style is None:
-            return _WindowDetokenizer(self._decode_raw, skipped)
-        return _ByteDetokenizer(self.token_bytes, skipped, *self._style)
+            return WindowDetokenizer(self._decode_raw, skipped)
+        return ByteDetokenizer(self.token_bytes, skipped, *self._style)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for inside a text; b"" if no token has this id."""
@@ -260,86 +238,3 @@ def _numbers(ids: Any) -> list[int]:
         return [operator.index(one) for one in ids]
     except TypeError:
         raise RecipeError("cannot decode tokens", found=described(ids), fix="a list of whole numbers") from None
-
-
-class _ByteDetokenizer:
-    """Decodes the bytes of the tokens with an incremental UTF-8 decoder: each token is processed once."""
-
-    def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int], errors: str, strip: int) -> None:
-        self._token_bytes, self._skipped, self._strip = token_bytes, skipped, strip
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
-
-    def push(self, token: int) -> str:
-        return "" if token in self._skipped else self._text(self._token_bytes(token), final=False)
-
-    def finish(self) -> str:
-        return self._text(b"", final=True)
-
-    def _text(self, data: bytes, final: bool) -> str:
-        text = self._decoder.decode(data, final)
-        if text and self._strip:
-            spaces = min(self._strip, len(text) - len(text.lstrip(" ")))
-            text = text[spaces:]
-            self._strip = 0 if text else self._strip - spaces
-        return text
-
-
-class _WindowDetokenizer:
-    """For any other decoder: decodes the last tokens with and without the next ones, and shows the difference."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], skipped: frozenset[int]) -> None:
-        self._decode, self._skipped = decode, skipped
-        self._shown: list[int] = []
-        self._held: list[int] = []
-
-    def push(self, token: int) -> str:
-        if token in self._skipped:
-            return ""
-        self._held.append(token)
-        return self._text(final=len(self._held) >= WINDOW_TOKENS)
-
-    def finish(self) -> str:
-        return self._text(final=True)
-
-    def _text(self, final: bool) -> str:
-        shown, text = self._decode(self._shown), self._decode(self._shown + self._held)
-        if not self._held or (text.endswith("\ufffd") and not final):
-            return ""
-        if len(text) > len(shown):
-            self._shown, self._held = self._held, []
-            return text[len(shown) :]
-        # A token without text cannot be the left context: keep the previous one. At the beginning it stays in the
-        # context, because a decoder strips the leading blank of the first token and not of the next.
-        self._shown, self._held = self._shown if shown else self._shown + self._held, []
-        return ""
-
-
-def _byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
-    """(error handler, leading spaces to strip) of a decoder of tokenizer.json, or None if it is neither byte-level nor
-    sentencepiece with byte fallback."""
-    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    match parts:
-        case [{"type": "ByteLevel"}]:
-            return "replace", 0
-        case [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-            *rest,
-        ]:
-            match rest:
-                case []:
-                    return BYTEWISE, 0
-                case [{"type": "Strip", "content": " ", "start": start, "stop": 0}]:
-                    return BYTEWISE, start
-    return None
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Printable character to byte, as in byte-level vocabularies (the inverse of GPT-2's `bytes_to_unicode`)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-BYTE_OF_CHARACTER = _byte_alphabet()

@@ -1,0 +1,112 @@
+"""Token ids to text, piece by piece: by the bytes of each token where the decoder is known, else by decoding windows."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+BYTEWISE = "llmc-bytewise"
+"""Name of the codec error handler that replaces each invalid byte."""
+WINDOW_TOKENS = 8
+"""Most tokens held back by a decoder that is neither byte-level nor sentencepiece: their bytes may never become a
+character."""
+
+
+def _bytewise(error: UnicodeError) -> tuple[str, int]:
+    """One U+FFFD for each invalid byte, as in sentencepiece."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(BYTEWISE, _bytewise)
+
+
+class Detokenizer(Protocol):
+    """Text of a growing sequence: the joined results of `push` and `finish` equal `Tokenizer.decode` of all ids."""
+
+    def push(self, token: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class ByteDetokenizer:
+    """Decodes the bytes of the tokens with an incremental UTF-8 decoder: each token is processed once."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int], errors: str, strip: int) -> None:
+        self._token_bytes, self._skipped, self._strip = token_bytes, skipped, strip
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+
+    def push(self, token: int) -> str:
+        return "" if token in self._skipped else self._text(self._token_bytes(token), final=False)
+
+    def finish(self) -> str:
+        return self._text(b"", final=True)
+
+    def _text(self, data: bytes, final: bool) -> str:
+        text = self._decoder.decode(data, final)
+        if text and self._strip:
+            spaces = min(self._strip, len(text) - len(text.lstrip(" ")))
+            text = text[spaces:]
+            self._strip = 0 if text else self._strip - spaces
+        return text
+
+
+class WindowDetokenizer:
+    """For any other decoder: decodes the last tokens with and without the next ones, and shows the difference."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], skipped: frozenset[int]) -> None:
+        self._decode, self._skipped = decode, skipped
+        self._shown: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        if token in self._skipped:
+            return ""
+        self._held.append(token)
+        return self._text(final=len(self._held) >= WINDOW_TOKENS)
+
+    def finish(self) -> str:
+        return self._text(final=True)
+
+    def _text(self, final: bool) -> str:
+        shown, text = self._decode(self._shown), self._decode(self._shown + self._held)
+        if not self._held or (text.endswith("\ufffd") and not final):
+            return ""
+        if len(text) > len(shown):
+            self._shown, self._held = self._held, []
+            return text[len(shown) :]
+        # A token without text cannot be the left context: keep the previous one. At the beginning it stays in the
+        # context, because a decoder strips the leading blank of the first token and not of the next.
+        self._shown, self._held = self._shown if shown else self._shown + self._held, []
+        return ""
+
+
+def byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
+    """(error handler, leading spaces to strip) of a decoder of tokenizer.json, or None if it is neither byte-level nor
+    sentencepiece with byte fallback."""
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    match parts:
+        case [{"type": "ByteLevel"}]:
+            return "replace", 0
+        case [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            *rest,
+        ]:
+            match rest:
+                case []:
+                    return BYTEWISE, 0
+                case [{"type": "Strip", "content": " ", "start": start, "stop": 0}]:
+                    return BYTEWISE, start
+    return None
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Printable character to byte, as in byte-level vocabularies (the inverse of GPT-2's `bytes_to_unicode`)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTE_OF_CHARACTER = _byte_alphabet()

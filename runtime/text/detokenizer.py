@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece: by the bytes of each token where the decoder is known, else by decoding windows."""
+"""Token ids to text, piece by piece: from the bytes of each token where the decoder is known, else from windows."""
 
 from __future__ import annotations
 

@@ -145,6 +145,17 @@ def test_a_run_of_bytes_keeps_its_valid_characters():
     assert tokenizer.decode(ids) == "é日\ufffd\ufffd"
 
 
+@pytest.mark.parametrize("text", ["naïve", "ĠX", "<|été|>", "čaj", "đem", "ñandú", "日本"])
+def test_an_added_token_is_literal_text(text: str):
+    """tokenizers 0.23.3 reads its letters as bytes: findings/tokenizers-decodes-added-tokens-as-bytes.sh."""
+    raw = RawTokenizer.from_buffer(pico()[0])
+    raw.add_tokens([text])
+    tokenizer = Tokenizer.from_bytes(raw.to_str().encode(), {})
+    ids = tokenizer.encode(f"é {text}b", bos=False)
+    assert tokenizer.token_to_id(text) in ids
+    assert tokenizer.decode(ids) == f"é {text}b"
+
+
 def test_token_bytes():
     tokenizer = Tokenizer.from_bytes(*pico())
     text = "def é日🙂"

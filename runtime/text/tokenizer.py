@@ -133,9 +133,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; ids without a token give no text, bytes that are not UTF-8 give U+FFFD.
 
-        Equal to the tokenizers library, except for byte-fallback runs with an invalid byte, of which the valid characters
-        are kept (as in sentencepiece), since a stream has already shown them; and for added tokens of byte-level
-        vocabularies, which are literal text (findings/tokenizers-decodes-added-tokens-as-bytes.sh).
+        Equal to the tokenizers library, except for byte-fallback runs with an invalid byte: the valid characters of the
+        run are kept (as in sentencepiece), since a stream has already shown them; and except for added tokens of
+        byte-level vocabularies: they are literal text (findings/tokenizers-decodes-added-tokens-as-bytes.sh).
         """
         stream = self.detokenizer(skip_special=skip_special)
         return "".join([*(stream.push(token) for token in _numbers(ids)), stream.finish()])

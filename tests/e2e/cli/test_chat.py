@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine, small_checkpoint
 from support.paths import PICO
+from support.terminal import Terminal
 
 import llmc
 from llmc.cli.common import console
@@ -223,55 +220,6 @@ def test_ctrl_c_while_a_pipe_is_read_ends_the_conversation(call: Call, engine: P
     assert call("run", engine, "--chat", *GREEDY).code == 130
 
 
-class Terminal:
-    """`llmc run --chat` at a terminal of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.shown, self._seen = b"", 0
-        command = [sys.executable, "-m", "llmc", "run", *map(str, arguments), "--chat"]
-        self._child, self._terminal = pty.fork()
-        if self._child == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it, and this may be one
-            os.execv(sys.executable, command)
-
-    def until(self, text: bytes) -> bytes:
-        """What is shown from the last such place up to `text`."""
-        start = self._seen
-        while text not in self.shown[start:]:
-            assert self.read(), self.shown.decode(errors="replace")
-        self._seen = self.shown.index(text, start) + len(text)
-        return self.shown[start : self._seen]
-
-    def type(self, text: bytes) -> None:
-        os.write(self._terminal, text)
-
-    def press_ctrl_c(self) -> None:
-        """Again if nothing happens: Python overlooks one that comes just before readline waits for a key."""
-        self.type(b"\x03")
-        for _ in range(10):
-            if select.select([self._terminal], [], [], 2)[0]:
-                return
-            self.type(b"\x03")
-
-    def read(self) -> bool:
-        """Wait for more; False if no more will come."""
-        if not select.select([self._terminal], [], [], 120)[0]:
-            os.kill(self._child, signal.SIGKILL)  # instead of waiting for ever
-        try:
-            piece = os.read(self._terminal, 4096)
-        except OSError:  # how Linux says that the other end is closed
-            return False
-        self.shown += piece
-        return bool(piece)
-
-    def end(self) -> int:
-        """The exit code, when all has been read."""
-        while self.read():
-            pass
-        os.close(self._terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
-
-
 @pytest.fixture(scope="module")
 def long_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights and a context of 65536: an answer that ends by itself would take half a minute."""
@@ -304,6 +252,16 @@ def test_ctrl_c_at_a_terminal_ends_the_answer_and_twice_at_the_prompt_the_conver
     terminal.press_ctrl_c()
     assert terminal.end() == 130
     assert b"Traceback" not in terminal.shown
+
+
+def test_what_is_no_utf_8_is_called_so_and_the_conversation_goes_on(engine: Path):
+    terminal = Terminal(engine)
+    terminal.until(b"> ")
+    terminal.type(b"\xff\xfe\r")
+    assert b"expected UTF-8 text in the message" in terminal.until(b"invalid start byte")
+    terminal.until(b"> ")
+    terminal.type(b"/exit\r")
+    assert terminal.end() == 0
 
 
 def test_ctrl_d_and_exit_end_a_conversation_with_0(engine: Path):

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import Outcome
+from support.commands import Outcome, Terminal
 from support.engines import PicoEngine, small_checkpoint
 from support.paths import PICO
-from support.terminal import Terminal
 
 import llmc
 from llmc.cli.common import console

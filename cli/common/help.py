@@ -7,6 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from . import given
 from .examples import EXAMPLES
 from .exits import EXIT_CODES
 from .options import MACHINE, RECIPE, REPORT, SAMPLE
@@ -22,6 +23,12 @@ class Command(TyperCommand):
         for option in self.params:
             if isinstance(option, TyperOption) and option.is_bool_flag and not option.default:
                 option.help = f"{option.help}  [default: off]"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # not while a shell completes a line
+            values, _, order = self.make_parser(ctx).parse_args(list(args))
+            given.check(self.get_params(ctx), order, values)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         order = ("Arguments", "Options", RECIPE, SAMPLE, MACHINE, REPORT)

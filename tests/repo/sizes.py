@@ -20,7 +20,7 @@ HELD: dict[str, int] = {
     "cli": 120,  # --debug for every command; --format json
     "cli/commands": 1296,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/common": 620,  # texts are templates over the facts of --json
+    "cli/common": 645,  # a flag given twice and an empty value are refused
     "cli/facts": 152,  # what inspect shows of any checkpoint
     "cli/judge": 395,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
@@ -54,7 +54,7 @@ HELD: dict[str, int] = {
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 707,  # info.py: what an engine says of itself
-    "runtime/files": 560,
+    "runtime/files": 562,  # an older output in an input folder
     "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,
     "runtime/scheduling": 611,  # notes

@@ -35,8 +35,8 @@ def check_output(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), 
     """Check that a file of `kind` may be written to `path`, new or in place of an old one.
 
     `inputs` are what the command reads: files, folders with files, and names that are no path. A hard or symbolic link
-    to an input counts as the input. `force` lets a file of another kind be replaced, an input never. An empty file may
-    be replaced always.
+    to an input counts as the input; an older output with an ending of its own, in a folder that is an input, is none.
+    `force` lets a file of another kind be replaced, an input never. An empty file may be replaced always.
 
     Raises:
         RecipeError: the path is an input, a folder, or a file of another kind.
@@ -45,10 +45,10 @@ def check_output(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), 
     asked = f"cannot write {kind.name} to {path}"
     folder = path.parent
     sources = [Path(one) for one in inputs]
-    for source in _files(sources):
-        if _same(path, source):
-            raise RecipeError(asked, found=f"{source} is an input of this command", fix="another name")
     own_ending = kind.suffix and path.suffix == kind.suffix
+    for source in _files(sources):
+        if _same(path, source) and not (own_ending and source not in sources and _is_own(source, kind)):
+            raise RecipeError(asked, found=f"{source} is an input of this command", fix="another name")
     if not own_ending and not path.exists() and any(_same(path.resolve().parent, source) for source in sources):
         fix = f"a name that ends in {kind.suffix}, or another folder" if kind.suffix else "another folder"
         raise RecipeError(asked, found=f"{folder} is an input, and would have a file that is none", fix=fix)
@@ -113,6 +113,11 @@ def _files(inputs: Iterable[Path]) -> Iterator[Path]:
             yield from (entry for entry in one.iterdir() if not entry.is_dir())
         elif one.exists():
             yield one
+
+
+def _is_own(source: Path, kind: FileKind) -> bool:
+    """True if a file in a folder that is an input is an older output, by its name and its mark."""
+    return source.suffix == kind.suffix and source.is_file() and kind.matches(source)
 
 
 def _same(path: Path, source: Path) -> bool:

@@ -56,6 +56,14 @@ def test_a_folder_that_is_an_input_gets_no_new_part(tmp_path: Path):
         check_output(tmp_path / "model.safetensors", KIND, [tmp_path], force=True)
 
 
+def test_an_older_output_in_a_folder_that_is_an_input_is_replaced(tmp_path: Path):
+    old, other = put(tmp_path / "old.tab", b"-TAB"), put(tmp_path / "other.tab", b"not one")
+    check_output(old, KIND, [tmp_path])
+    for path, inputs in ((old, [tmp_path, old]), (other, [tmp_path])):
+        with pytest.raises(RecipeError, match="is an input of this command"):
+            check_output(path, KIND, inputs, force=True)
+
+
 def test_the_folder_of_an_input_that_is_a_file_takes_any_name(tmp_path: Path):
     check_output(tmp_path / "engine.bin", KIND, [put(tmp_path / "recipe.yaml")])
 

@@ -62,10 +62,10 @@ def chat_loop(
 
 def _answer(engine: Engine, talk: Talk, text: str, given: dict[str, Any], json: bool) -> None:
     fitted = engine.fit_chat(talk.asked(text), given.get("max_tokens"))
-    if fitted.dropped:
-        turns = "turn is" if fitted.dropped == 1 else f"{fitted.dropped} turns are"
-        console.note(f"llmc: the context of {talk.context} tokens is full: the oldest {turns} forgotten")
     with engine.stream(fitted.ids, **given) as stream:
+        if fitted.dropped:  # said once the request is taken: one that is refused forgets nothing
+            turns = "turn is" if fitted.dropped == 1 else f"{fitted.dropped} turns are"
+            console.note(f"llmc: the context of {talk.context} tokens is full: the oldest {turns} forgotten")
         try:
             result = answers.follow(stream, json)
         except KeyboardInterrupt:

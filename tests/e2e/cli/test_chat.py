@@ -154,6 +154,7 @@ def test_a_message_that_never_fits_is_refused_and_the_others_stay(chat: Chat):
     outcome = chat("hi", " ".join(["word"] * 600))
     assert outcome.code == 2
     assert "cannot run a prompt of" in outcome.err and "room for 512 tokens" in outcome.err
+    assert "forgotten" not in outcome.err
 
 
 def test_options_are_checked_before_the_first_line(chat: Chat):

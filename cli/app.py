@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     json_wanted = _wants_json(_flags(arguments)) or environment.json()
     for warning in environment.unknown():
         console.note(f"llmc: {warning}")
-    if not (json_wanted or _SHORT.intersection(arguments) or not arguments):
-        console.starting()
+    if arguments and not (json_wanted or _SHORT.intersection(arguments)):
+        console.starting(typed="-" in arguments)
     try:
         if not any(one.partition("=")[0] == "--debug" for one in _flags(arguments)):  # the flag goes before LLMC_DEBUG
             set_debug_level(None)

@@ -48,10 +48,13 @@ _ERASE = "\r\x1b[K"
 _starting: _Starting | None = None
 
 
-def starting() -> None:
-    """Say soon on a terminal that the command has begun, unless it says something itself before."""
+def starting(typed: bool = False) -> None:
+    """Say soon on a terminal that the command has begun, unless it says something itself before.
+
+    `typed`: it reads stdin. A terminal's user may type at once, and the words would mix with that, and erase it.
+    """
     global _starting
-    if at_terminal():
+    if at_terminal() and not (typed and sys.stdin is not None and sys.stdin.isatty()):
         _starting = _Starting()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_a_pipe_gets_nothing_of_it(capsys: pytest.CaptureFixture[str], monkeypat
     console.starting()
     time.sleep(0.05)
     assert capsys.readouterr().err == ""
+
+
+def test_it_does_not_mix_with_what_a_user_types(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    for terminal, said in ((True, ""), (False, "llmc: starting ...")):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda terminal=terminal: terminal))
+        monkeypatch.setattr(console, "_starting", None)
+        console.starting(typed=True)
+        assert ("" if console._starting is None else shown(capsys)) == said

@@ -95,7 +95,8 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError:
         return _fail(ENVIRONMENT, "ResourceError", "cannot go on: this process ran out of memory", json_wanted)
     except OSError as error:
-        return _fail(ENVIRONMENT, "ResourceError", f"cannot go on: the system refused: {error}", json_wanted)
+        refused = f"cannot use {error.filename}" if error.filename else "cannot go on: the system refused"
+        return _fail(ENVIRONMENT, "ResourceError", f"{refused}\n  found: {error.strerror or error}", json_wanted)
     except Exception as error:
         reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
         return _fail(INTERNAL, "InternalError", f"{reason}\n  try: --debug 1 for the traceback", json_wanted)

@@ -91,6 +91,7 @@ def test_examples_are_command_lines_of_llmc(line: str):
         (complete.targets, "cpu,n", ["cpu,native"]),
         (complete.gpus, "rtx", ["rtx3090", "rtx4090", "rtx5090"]),
         (complete.gpus, "n", ["native"]),
+        (complete.chips, "h", ["h100", "h200"]),
     ],
 )
 def test_completion_offers_values(values: Callable[[str], list[str]], incomplete: str, expected: list[str]):
@@ -137,7 +138,12 @@ def test_a_sampling_option_is_one_field():
         (
             OSError(28, "No space left on device"),
             4,
-            "llmc: cannot go on: the system refused: [Errno 28] No space left on device\n",
+            "llmc: cannot go on: the system refused\n  found: No space left on device\n",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/cache/kernels"),
+            4,
+            "llmc: cannot use /cache/kernels\n  found: Permission denied\n",
         ),
         (
             KeyError("x"),

@@ -79,4 +79,6 @@ def _absent(path: Path, engine: FileKind) -> EngineError:
     if hub_id is not None and path.suffix != engine.suffix and not path.parent.is_dir():
         fix = build_first(str(hub_id), engine)
         return EngineError(f"expected an engine, not {text}", found="no such file; it may be an id of the hub", fix=fix)
-    return EngineError(f"cannot open {path}", found=f"No such file or directory{near}")
+    # not beside a likelier hint, and not for what has the name of a file
+    fix = "" if near or path.suffix else "a file that llmc build wrote; a checkpoint for llmc run: a folder or org/name"
+    return EngineError(f"cannot open {path}", found=f"No such file or directory{near}", fix=fix)

@@ -66,6 +66,15 @@ def test_an_address_of_the_hub(call: Call, command: str):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_the_name_of_a_model_alone(call: Call, command: str):
+    """Such as gpt2: no hub id without its organization, and no misspelt file."""
+    assert refusal(call, command, "gpt2") == (
+        "llmc: cannot open gpt2\n  found: No such file or directory\n"
+        "  try: a file that llmc build wrote; a checkpoint for llmc run: a folder or org/name\n"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_typing_error_in_the_path(call: Call, command: str):
     Path("build").mkdir()
     Path("build/model.llmc").write_text("x")

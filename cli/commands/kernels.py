@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...runtime.errors import RecipeError, VerifyError
-from ..common import console, extras, options, progress
+from ..common import complete, console, extras, options, progress
 from ..common.options import flag
 
 if TYPE_CHECKING:
@@ -20,7 +20,14 @@ _FIGURES = ("instr/weight", "in flight", "tensor cores")
 
 def kernels(
     sm: Annotated[
-        list[str] | None, flag("--sm", "A chip: 90, h200 or native; may be repeated.", default="all", metavar="CHIP")
+        list[str] | None,
+        flag(
+            "--sm",
+            "A chip: 90, h200 or native; may be repeated.",
+            default="all",
+            metavar="CHIP",
+            autocompletion=complete.chips,
+        ),
     ] = None,
     file: Annotated[
         list[str] | None, flag("--file", "Only this file's kernels; may be repeated.", default="all", metavar="FILE")

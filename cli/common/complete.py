@@ -51,6 +51,14 @@ def gpus(incomplete: str) -> list[str]:
     return _beginning(incomplete, (*GPUS, CPU, NATIVE))
 
 
+def chips(incomplete: str) -> list[str]:
+    """GPUs, and the one that is here."""
+    from ...runtime.chips import GPUS
+    from ...runtime.cuda.names import NATIVE
+
+    return _beginning(incomplete, (*GPUS, NATIVE))
+
+
 def profiles(ctx: Any, incomplete: str) -> list[str]:
     """Profiles of the first engine that the command line names; none if it names no engine."""
     from ...runtime.engine_file.file import EngineFile

@@ -17,10 +17,10 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 128,  # calls that do not fit their parameters are refused
-    "cli": 120,  # --debug for every command; --format json
-    "cli/commands": 1296,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli": 121,  # --debug for every command; --format json; a refusal of the system names its path
+    "cli/commands": 1303,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/common": 645,  # a flag given twice and an empty value are refused
+    "cli/common": 649,  # a flag given twice and an empty value are refused
     "cli/facts": 152,  # what inspect shows of any checkpoint
     "cli/judge": 395,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
@@ -53,7 +53,7 @@ HELD: dict[str, int] = {
     "runtime": 1059,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 707,  # info.py: what an engine says of itself
+    "runtime/engine_file": 708,  # info.py: what an engine says of itself
     "runtime/files": 562,  # an older output in an input folder
     "runtime/plan": 753,  # where PTX lies
     "runtime/sampling": 243,

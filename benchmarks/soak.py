@@ -25,17 +25,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
     options = parser.parse_args()
+    # before the tests: half an hour later the checkout may be another, and without git there is no result to keep
+    tested = {
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+    }
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         start = time.monotonic()
         done = subprocess.run([sys.executable, *PYTEST, "-m", "soak", f"--junitxml={report}"], cwd=ROOT)
         seconds = time.monotonic() - start
+        if not report.exists():
+            sys.exit(f"no test ran: pytest ended with exit code {done.returncode}")
         cases = [*ElementTree.parse(report).getroot().iter("testcase")]
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        **tested,
         "machine": f"{cpu_name()}, {cpu_count()} threads",
         "seconds": round(seconds),
         "passed": len(cases) - len(failed) - sum(case.find("skipped") is not None for case in cases),

@@ -50,7 +50,8 @@ def threads(asked: int | None) -> int | None:
     Raises:
         RecipeError: it is not from 1 to 4096.
     """
-    name, text = ("LLMC_THREADS", os.environ.get("LLMC_THREADS", "")) if asked is None else ("threads", str(asked))
+    text = os.environ.get("LLMC_THREADS", "") if asked is None else str(asked)
+    name = "LLMC_THREADS" if asked is None or is_setting("threads", asked) else "threads"
     if not text:
         return None
     if not text.isdecimal() or not 0 < int(text) <= 4096:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,8 @@ class Found:
     """A checkpoint and the place of its engine in the cache."""
 
     checkpoint: Checkpoint
+    digests: Mapping[str, str]
+    """Of the checkpoint's files by name."""
     recipe: Recipe
     key: str
     store: Store
@@ -89,7 +91,7 @@ class Found:
     @cached_property
     def damage(self) -> str:
         """Why the engine there cannot be used; "" if it can, or if there is none."""
-        return self.store.damage(self.key, self.verify) if self.path.exists() else ""
+        return self.store.damage(self.key, self.verify, self.digests) if self.path.exists() else ""
 
     @property
     def ready(self) -> bool:
@@ -180,4 +182,4 @@ def _find(
         checkpoint.files.start_digest(known)
         digests = checkpoint.files.digests(advance)
     remembered.remember(checkpoint, digests, began)
-    return Found(checkpoint, recipe, key_of(checkpoint, digests, recipe), store, verify)
+    return Found(checkpoint, digests, recipe, key_of(checkpoint, digests, recipe), store, verify)

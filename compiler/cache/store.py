@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -66,10 +66,15 @@ class Store:
                 os.close(_locked(self._lock(key), None, create=False))
                 self._lock(key).unlink()
 
-    def damage(self, key: str, verify: Literal["header", "full"] = "header") -> str:
-        """Why an engine cannot be used, or "": of header and all sections, with "full" of every byte."""
+    def damage(self, key: str, verify: Literal["header", "full"], files: Mapping[str, str]) -> str:
+        """Why an engine of a checkpoint's `files`, which have these digests, cannot be used, or "".
+
+        Header and all sections are checked, with "full" every byte.
+        """
         try:
             with EngineFile.open(self.path(key), verify=verify) as engine:
+                if dict(engine.manifest.checkpoint.files) != dict(files):
+                    return "an engine of another checkpoint"
                 for name in engine.sections:
                     engine.section(name)
         except EngineError as error:

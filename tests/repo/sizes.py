@@ -25,7 +25,7 @@ HELD: dict[str, int] = {
     "cli/judge": 395,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
     "compiler": 330,  # page.py: a dump as one page; resume
-    "compiler/cache": 473,  # engines that llmc run builds
+    "compiler/cache": 476,  # engines that llmc run builds
     "compiler/checkpoint": 1094,  # card.py: name and licence of a model
     "compiler/config": 375,
     "compiler/decoder": 192,
@@ -50,7 +50,7 @@ HELD: dict[str, int] = {
     "quantize": 216,
     "quantize/formats": 254,
     "recipes": 464,  # metrics and gates
-    "runtime": 1059,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1060,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 583,  # notes
     "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 708,  # info.py: what an engine says of itself

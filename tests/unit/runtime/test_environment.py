@@ -9,6 +9,7 @@ from repo.imports import package_sources
 from support.paths import ROOT
 
 from llmc.runtime import environment
+from llmc.runtime.errors import RecipeError
 
 
 def test_variables_of_the_table_are_those_that_are_read():
@@ -49,3 +50,12 @@ def test_a_library_s_setting_is_the_user_s_first(monkeypatch: pytest.MonkeyPatch
     assert settings["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     monkeypatch.setenv("GLIBC_TUNABLES", "x")
     assert environment.with_huge_pages() is None
+
+
+def test_a_wrong_number_of_threads_blames_who_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMC_THREADS", "5000")
+    for asked in (None, 5000):  # the command line passes the variable's value on
+        with pytest.raises(RecipeError, match=r"^expected LLMC_THREADS from 1 to 4096"):
+            environment.threads(asked)
+    with pytest.raises(RecipeError, match=r"^expected threads from 1 to 4096"):
+        environment.threads(0)

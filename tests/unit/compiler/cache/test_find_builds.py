@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.engines import build_cached, find_cached, never
+from support.engines import build_cached, find_cached, never, small_checkpoint
 
 import llmc
 from llmc.runtime.engine_file.file import EngineFile, verify_engine
@@ -49,6 +49,15 @@ def test_a_damaged_engine_is_built_again(checkpoint: Path, folder: Path, damage:
     assert found.build(NO_PROGRESS, never) is not None
     assert found.path.read_bytes() == whole
     assert find_cached(checkpoint).ready and os.listdir(folder) == [f"{found.key}.llmc"]
+
+
+def test_an_engine_of_another_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path):
+    other = small_checkpoint(tmp_path / "other", tokenizer=False, hidden_size=128)
+    found = build_cached(checkpoint)
+    llmc.build(other, found.path, quantize="int8", force=True)
+    found = find_cached(checkpoint)
+    assert found.damage == "an engine of another checkpoint"
+    assert found.build(NO_PROGRESS, never) is not None and find_cached(checkpoint).ready
 
 
 def test_damaged_weights_are_found_if_every_byte_is_checked(checkpoint: Path):

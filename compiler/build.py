@@ -80,7 +80,7 @@ def build(
 
             notes = weights.write(tensors, checkpoint.source, writer, chunk_bytes=chunk, advance=advanced)
         with clock.stage("golden probe", block_count(decoder.graph), "blocks") as advance:
-            golden = probe.measure_probe(decoder.graph, decoder.spec, writer.read, context=context, advance=advance)
+            golden = probe.measure_probe(decoder, writer.read, context=context, advance=advance)
         with clock.stage("digest checkpoint", checkpoint.files.shard_bytes) as advance:
             digests = checkpoint.files.digests(advance)
         with clock.stage("finish file", writer.steps, "tensors") as advance:

@@ -9,11 +9,12 @@ import onnx_ir as ir
 from ...passes.graph.attention import WINDOWED
 from ...passes.graph.graph import GATED, Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
+from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.rope import RopeConfig
 from ..families.spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Norm
-from .rope import rope_tables
+from .rope import length_rope, rope_tables
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Decoder:
     graph: Graph
     spec: DecoderSpec
     """The records at the context of the graph."""
+    ropes: tuple[LengthRope, ...]
+    """Those whose tables are inputs of the graph."""
     unused: dict[str, str]
     """Unused tensor of the checkpoint, to the reason."""
 
@@ -31,7 +34,8 @@ def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
     """The logical graph of a checkpoint: fp32, dense weight expressions, one cache of capacity C per layer.
 
     Inputs: input_ids ``i64 [B, S]``, past_lengths ``i32 [B]``, logits_indices ``i64 [R]``, past.{l}.key and
-    past.{l}.value ``f32 [B, K, C, D]``. Outputs: logits ``f32 [R, V]``, present.{l}.key and present.{l}.value.
+    past.{l}.value ``f32 [B, K, C, D]``; if a rope depends on the sequence's length, rope_positions ``i64 [B, S]`` and
+    its tables ``f32 [rows, D / 2]``. Outputs: logits ``f32 [R, V]``, present.{l}.key and present.{l}.value.
 
     Raises:
         CheckpointError: tensors are missing, left over or of another shape; names all of them.
@@ -39,8 +43,19 @@ def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
     """
     spec, unused = checkpoint.config.decoder.within(max_context), account(checkpoint)
     graph = Graph.new(checkpoint.config.family.name)
-    _Assembly(spec, checkpoint, graph, max_context).assemble()
-    return Decoder(graph, spec, unused)
+    assembly = _Assembly(spec, checkpoint, graph, max_context)
+    assembly.assemble()
+    return Decoder(graph, spec, tuple(assembly.by_length), unused)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rope:
+    """Settings and head size, their tables, and the rows of the tables that the tokens need."""
+
+    settings: tuple[RopeConfig, int]
+    cos: ir.Value
+    sin: ir.Value
+    rows: ir.Value
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,9 @@ class _Assembly:
     checkpoint: Checkpoint
     graph: Graph
     max_context: int
-    ropes: list[tuple[RopeConfig, int, ir.Value, ir.Value]] = field(default_factory=list)
-    """Settings, head size, and their tables; most models have one entry."""
+    ropes: list[_Rope] = field(default_factory=list)
+    """Most models have one entry."""
+    by_length: list[LengthRope] = field(default_factory=list)
 
     def assemble(self) -> None:
         spec, g = self.spec, self.graph
@@ -58,9 +74,9 @@ class _Assembly:
         past = g.input("past_lengths", "I32", ["B"])
         rows = g.input("logits_indices", "I64", ["R"])
         embed = g.build("embed")
-        for layer in spec.layers:
-            self._rope(layer.mixer)
         positions = embed.llmc("Positions", ids, past)
+        for layer in spec.layers:
+            self._rope(layer.mixer, positions)
         table = self._parameter(f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
         x = embed.llmc("Embedding", ids, table, overload=DENSE)
         for index, layer in enumerate(spec.layers):
@@ -89,13 +105,13 @@ class _Assembly:
         self, b: Builder, index: int, mixer: Attention, x: ir.Value, past: ir.Value, positions: ir.Value, prefix: str
     ) -> ir.Value:
         q, k, v = (self._linear(b, x, part, prefix) for part in (mixer.q, mixer.k, mixer.v))
-        cos, sin = self._rope(mixer)
+        rope = self._rope(mixer, positions)
         rotated = []
         for value, norm, heads in ((q, mixer.q_norm, mixer.heads), (k, mixer.k_norm, mixer.kv_heads)):
             if norm is not None:
                 weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
                 value = b.llmc("HeadNorm", value, weight, epsilon=norm.epsilon)
-            rotated.append(b("RotaryEmbedding", value, cos, sin, positions, num_heads=heads))
+            rotated.append(b("RotaryEmbedding", value, rope.cos, rope.sin, rope.rows, num_heads=heads))
         cache = ["B", mixer.kv_heads, "C", mixer.head_dim]
         past_key, past_value = (self.graph.input(f"past.{index}.{part}", "F32", cache) for part in ("key", "value"))
         windowed = {} if mixer.window is None else {"overload": WINDOWED, "window": mixer.window}
@@ -127,17 +143,29 @@ class _Assembly:
         canonical = Canonical(tensor, dtype, shape, Copied(tensor), group=tensor)
         return self.graph.weight(tensor, self.graph.store(canonical))
 
-    def _rope(self, mixer: Attention) -> tuple[ir.Value, ir.Value]:
-        """Cosine and sine tables of a layer's rope; layers with equal settings share them."""
-        for rope, size, cos, sin in self.ropes:
-            if (rope, size) == (mixer.rope, mixer.head_dim):
-                return cos, sin
-        tables = rope_tables(mixer.rope, mixer.head_dim, self.spec.positions, self.max_context)
+    def _rope(self, mixer: Attention, positions: ir.Value) -> _Rope:
+        """A layer's rope; layers with equal settings share it."""
+        settings = (mixer.rope, mixer.head_dim)
+        found = next((rope for rope in self.ropes if rope.settings == settings), None)
+        if found is None:
+            found = _Rope(settings, *self._tables(*settings, positions))
+            self.ropes.append(found)
+        return found
+
+    def _tables(self, rope: RopeConfig, size: int, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        by_length = length_rope(rope, size, self.spec.positions, self.max_context)
+        if by_length is not None:
+            self.by_length.append(by_length)
+            inputs = {str(value.name): value for value in self.graph.body.inputs}
+            rows = inputs.get(POSITIONS) or self.graph.input(POSITIONS, "I64", ["B", "S"])
+            names = table_inputs(len(self.by_length) - 1)
+            cos, sin = (self.graph.input(name, "F32", ["P", size // 2]) for name in names)
+            return cos, sin, rows
+        tables = rope_tables(rope, size, self.spec.positions, self.max_context)
         number = f".{len(self.ropes)}" if self.ropes else ""
         values = []
         for name, data in zip((f"rope{number}.cos", f"rope{number}.sin"), tables, strict=True):
-            how = f"rope type {mixer.rope.type}, context {self.max_context}"
+            how = f"rope type {rope.type}, context {self.max_context}"
             canonical = Canonical(name, "F32", data.shape, Computed(data, how), group=name)
             values.append(self.graph.weight(name, self.graph.store(canonical)))
-        self.ropes.append((mixer.rope, mixer.head_dim, values[0], values[1]))
-        return values[0], values[1]
+        return values[0], values[1], positions

@@ -1,4 +1,4 @@
-"""Computes the rope tables of every rope type at build, for the context of the engine."""
+"""Computes the frequencies of every rope type at build, and the tables of those that no length changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...runtime.engine_file.rope import LengthRope
 from ...runtime.errors import Unsupported
 from ..config.rope import RopeConfig
+
+
+def length_rope(rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_context: int) -> LengthRope | None:
+    """The rope, if sequences of up to `max_context` positions need more than one table, else None.
+
+    Raises:
+        Unsupported: the formula of the rope type has no value for this head size or trained length.
+    """
+    if rope.type not in _BY_LENGTH:
+        return None
+    made = _BY_LENGTH[rope.type](rope, head_dim, max_position_embeddings)
+    return made if max_context > made.original else None
 
 
 def rope_tables(
@@ -16,13 +29,16 @@ def rope_tables(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine tables, ``f32 [max_context, head_dim / 2]``.
 
-    Types that depend on the length of the sequence (dynamic, longrope) use `max_context` instead, so every chunking of
-    a prompt gives the same numbers. Angles are float32 products, as the published models compute them.
+    Types that depend on the length of the sequence (dynamic, longrope) have those of short sequences, which is for a
+    context without a `length_rope`. Angles are float32 products, as the published models compute them.
 
     Raises:
         Unsupported: the formula of the rope type has no value for this head size or trained length.
     """
-    frequencies, attention_factor = _TYPES[rope.type](rope, head_dim, max_position_embeddings, max_context)
+    if rope.type in _BY_LENGTH:
+        made = _BY_LENGTH[rope.type](rope, head_dim, max_position_embeddings)
+        return made.rows(0, np.arange(max_context))
+    frequencies, attention_factor = _TYPES[rope.type](rope, head_dim)
     positions = np.arange(max_context, dtype=np.float32)
     angles = (positions[:, None] * frequencies.astype(np.float32)[None, :]).astype(np.float64)
     cos, sin = np.cos(angles) * attention_factor, np.sin(angles) * attention_factor
@@ -34,25 +50,23 @@ def _base_frequencies(theta: float, dim: int) -> np.ndarray:
     return 1.0 / np.power(theta, np.arange(0, dim, 2, dtype=np.float64) / dim)
 
 
-def _default(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+def _default(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     return _base_frequencies(rope.theta, dim), 1.0
 
 
-def _linear(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+def _linear(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     """Position interpolation (arXiv 2306.15595): all frequencies divided by the factor."""
     return _base_frequencies(rope.theta, dim) / _number(rope, "factor"), 1.0
 
 
-def _dynamic(rope: RopeConfig, dim: int, positions: int, context: int) -> tuple[np.ndarray, float]:
-    """NTK-aware scaling: the base grows with the context beyond the trained positions."""
+def _dynamic(rope: RopeConfig, dim: int, positions: int) -> LengthRope:
+    """NTK-aware scaling: the base grows with the length beyond the trained positions."""
     if dim == 2:
         raise Unsupported("cannot compute rope type 'dynamic'", found="head size 2, for which its formula has no value")
-    factor, length = _number(rope, "factor"), max(context, positions)
-    theta = rope.theta * ((factor * length / positions) - (factor - 1)) ** (dim / (dim - 2))
-    return _base_frequencies(theta, dim), 1.0
+    return LengthRope(positions, tuple(_base_frequencies(rope.theta, dim).tolist()), factor=_number(rope, "factor"))
 
 
-def _llama3(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+def _llama3(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     """Llama 3.1: long wavelengths divided by the factor, short ones kept, a linear blend between."""
     base = _base_frequencies(rope.theta, dim)
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -64,7 +78,7 @@ def _llama3(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple
     return np.where(wavelength < original / high, base, scaled), 1.0
 
 
-def _yarn(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[np.ndarray, float]:
+def _yarn(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): interpolation by parts, and a temperature on the attention in the tables."""
     original, factor = _number(rope, "original_max_position_embeddings"), _number(rope, "factor")
     base = _base_frequencies(rope.theta, dim)
@@ -85,22 +99,26 @@ def _yarn(rope: RopeConfig, dim: int, _positions: int, _context: int) -> tuple[n
     return frequencies, _yarn_mscale(factor, 1.0)
 
 
-def _longrope(rope: RopeConfig, dim: int, _positions: int, context: int) -> tuple[np.ndarray, float]:
+def _longrope(rope: RopeConfig, dim: int, _positions: int) -> LengthRope:
     """LongRoPE (arXiv 2402.13753): a searched factor per frequency, one list below and one above the trained length."""
-    original, factor = _number(rope, "original_max_position_embeddings"), _number(rope, "factor")
-    key = "long_factor" if context > original else "short_factor"
-    frequencies = _base_frequencies(rope.theta, dim) / np.asarray(rope.parameters[key], dtype=np.float64)
+    original, factor = rope.parameters["original_max_position_embeddings"], _number(rope, "factor")
+    assert isinstance(original, int)
+    base = _base_frequencies(rope.theta, dim)
+    short, long = (
+        tuple((base / np.asarray(rope.parameters[key], np.float64)).tolist()) for key in ("short_factor", "long_factor")
+    )
+    scale = 1.0
     if "attention_factor" in rope.parameters:
-        return frequencies, _number(rope, "attention_factor")
-    if factor <= 1:
-        return frequencies, 1.0
-    if original == 1:
-        raise Unsupported(
-            "cannot compute rope type 'longrope'",
-            found="original_max_position_embeddings = 1, for which its formula has no value",
-            fix="attention_factor in config.json",
-        )
-    return frequencies, math.sqrt(1 + math.log(factor) / math.log(original))
+        scale = _number(rope, "attention_factor")
+    elif factor > 1:
+        if original == 1:
+            raise Unsupported(
+                "cannot compute rope type 'longrope'",
+                found="original_max_position_embeddings = 1, for which its formula has no value",
+                fix="attention_factor in config.json",
+            )
+        scale = math.sqrt(1 + math.log(factor) / math.log(original))
+    return LengthRope(original, short, long, scale=scale)
 
 
 def _correction_dim(rotations: float, dim: int, theta: float, positions: float) -> float:
@@ -118,11 +136,10 @@ def _number(rope: RopeConfig, key: str, default: float = 0.0) -> float:
     return float(value)
 
 
-_TYPES: dict[str, Callable[[RopeConfig, int, int, int], tuple[np.ndarray, float]]] = {
+_TYPES: dict[str, Callable[[RopeConfig, int], tuple[np.ndarray, float]]] = {
     "default": _default,
     "linear": _linear,
-    "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
-    "longrope": _longrope,
 }
+_BY_LENGTH: dict[str, Callable[[RopeConfig, int, int], LengthRope]] = {"dynamic": _dynamic, "longrope": _longrope}

@@ -12,7 +12,15 @@ import numpy as np
 from ...passes.graph.graph import Canonical, Copied, Quantized
 from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.bind import to_json
-from ...runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
+from ...runtime.engine_file.manifest import (
+    LENGTH_ROPES,
+    CheckpointFacts,
+    LayerCache,
+    Lineage,
+    Manifest,
+    ModelFacts,
+    Profile,
+)
 from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
@@ -53,8 +61,10 @@ def manifest_of(
             bos=checkpoint.bos_id,
             eos_ids=checkpoint.eos_ids,
             generation=checkpoint.generation,
+            ropes=decoder.ropes or None,
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
+        required_features=(LENGTH_ROPES,) if decoder.ropes else (),
         profiles={
             name: Profile(
                 target=name,

@@ -6,21 +6,35 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...passes.graph.graph import Graph
+from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs, table_of
 from ...runtime.errors import CheckpointError
-from ...runtime.probe import POSITIONS, Probe, probe_ids, probe_of
+from ...runtime.probe import POSITIONS as PROBED
+from ...runtime.probe import Probe, probe_ids, probe_of
+from ..decoder.decoder import Decoder
 from ..families.spec import DecoderSpec
 from .oracle import Oracle, Read
 
 
-def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str, np.ndarray]:
-    """Graph inputs of a whole prompt with empty caches; the graph computes logits at the last `rows` positions."""
+def inputs_for(
+    spec: DecoderSpec, ids: Sequence[int], *, rows: int, ropes: Sequence[LengthRope] = ()
+) -> dict[str, np.ndarray]:
+    """Graph inputs of a whole prompt with empty caches; the graph computes logits at the last `rows` positions.
+
+    `ropes` are those of the graph whose tables are inputs.
+    """
     count = len(ids)
+    positions = np.arange(count)
+    tables = {
+        name: values
+        for number, rope in enumerate(ropes)
+        for name, values in zip(table_inputs(number), rope.rows(table_of(ropes, count), positions), strict=True)
+    }
     shapes = [(1, layer.mixer.kv_heads, count, layer.mixer.head_dim) for layer in spec.layers]
     return {
         "input_ids": np.array([ids], np.int64),
         "past_lengths": np.zeros(1, np.int32),
         "logits_indices": np.arange(count - rows, count, dtype=np.int64),
+        **({POSITIONS: positions[None]} | tables if ropes else {}),
         **{
             f"past.{index}.{part}": np.zeros(shape, np.float32)
             for index, shape in enumerate(shapes)
@@ -30,18 +44,18 @@ def inputs_for(spec: DecoderSpec, ids: Sequence[int], *, rows: int) -> dict[str,
 
 
 def measure_probe(
-    graph: Graph, spec: DecoderSpec, read: Read, *, context: int, advance: Callable[[int], None] = lambda _: None
+    decoder: Decoder, read: Read, *, context: int, advance: Callable[[int], None] = lambda _: None
 ) -> Probe:
     """The fixed ids, teacher-forced, and the oracle's top logits at the last positions.
 
-    `advance` receives 1 after each block (`oracle.block_count`).
+    `decoder` holds the graph after the model passes. `advance` receives 1 after each block (`oracle.block_count`).
 
     Raises:
         CheckpointError: the logits are not finite, so the weights are not a working model.
     """
-    ids = probe_ids(spec.vocab_size)[:context]
-    inputs = inputs_for(spec, ids, rows=min(POSITIONS, len(ids)))
-    logits = Oracle(read).run(graph, inputs, advance)["logits"]
+    ids = probe_ids(decoder.spec.vocab_size)[:context]
+    inputs = inputs_for(decoder.spec, ids, rows=min(PROBED, len(ids)), ropes=decoder.ropes)
+    logits = Oracle(read).run(decoder.graph, inputs, advance)["logits"]
     if not np.isfinite(logits).all():
         fix = "a checkpoint that works"
         raise CheckpointError("cannot compute the golden probe", found="logits with NaN or infinity", fix=fix)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...passes.graph.graph import Computed, Graph
 from ..checkpoint.checkpoint import Checkpoint
-from ..decoder.decoder import build
+from ..decoder.decoder import Decoder, build
 from .oracle import Oracle, Read
 from .probe import inputs_for
 
@@ -20,17 +20,18 @@ Logits = Callable[[Sequence[int]], np.ndarray]
 def reference_logits(checkpoint: Checkpoint) -> Logits:
     """A function from token ids to logits ``f32 [T, V]``; each call reads the weights from the checkpoint.
 
-    Each length has its own graph, because the tables of some rope types depend on the context. Two graphs are kept.
+    Each length has its own graph, for a context of its size. Two graphs are kept.
     """
 
     @lru_cache(maxsize=2)  # one for whole windows, one for the rest of the text, whose length varies
-    def prepared(length: int) -> tuple[Graph, Oracle]:
-        graph = build(checkpoint, length).graph
-        return graph, Oracle(_reader(graph, checkpoint))
+    def prepared(length: int) -> tuple[Decoder, Oracle]:
+        decoder = build(checkpoint, length)
+        return decoder, Oracle(_reader(decoder.graph, checkpoint))
 
     def logits(ids: Sequence[int]) -> np.ndarray:
-        graph, oracle = prepared(len(ids))
-        return oracle.run(graph, inputs_for(checkpoint.config.decoder, ids, rows=len(ids)))["logits"]
+        decoder, oracle = prepared(len(ids))
+        inputs = inputs_for(checkpoint.config.decoder, ids, rows=len(ids), ropes=decoder.ropes)
+        return oracle.run(decoder.graph, inputs)["logits"]
 
     return logits
 

@@ -18,6 +18,7 @@ from ..dtypes import DTYPES
 from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate_weight, from_json, is_view
 from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
+from ..engine_file.rope import LengthRope, table_of
 from ..errors import EngineError, RecipeError, ResourceError
 from ..machine import cpu_count, system_memory
 from ..numbers import RAW_DTYPE
@@ -26,6 +27,7 @@ from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, Schedul
 from .kernel_times import measure, tell
 from .onnx_scan import scan
 from .pool import SlotPool
+from .rotary import CallTables, check_tables
 from .slots import PARTS, SlotCaches, lengths_name
 
 MAX_PREFILL = 512
@@ -68,14 +70,20 @@ class CpuExecutor:
         self._as_inputs = {name: self._weights[name] for name in as_inputs}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
         _check_inputs(self._session, str(engine.path), model.caches, model.windows, model.vocab_size)
+        declared = {value.name: value.shape for value in self._session.get_inputs()}
+        check_tables(declared, model.ropes or (), str(engine.path))
         engine.drop_pages()  # packed weights are copies, so their mapped pages are no longer read
         self._cache = SlotCaches(model.caches, facts.max_context)
+        self._ropes = model.ropes or ()
         self._samplers = Samplers()
         self._running: dict[int, int] = {}
         """The block of each sequence in progress."""
         self._decoding: dict[int, _Call] = {}
         self._bound = self._cache.arrays
         """The buffers that these calls are bound to."""
+
+    def table_of(self, length: int) -> int:
+        return table_of(self._ropes, length)
 
     def pool(self) -> SlotPool:
         return SlotPool(self._cache, self.sequences, lambda: system_memory().available)
@@ -112,6 +120,7 @@ class CpuExecutor:
         rows = np.arange(len(tokens) - max(count, 1), len(tokens), dtype=np.int64)
         call = self._call(slice(slot, slot + 1), len(tokens), len(rows))
         call.ids[0], call.rows[:] = tokens, rows
+        call.tables.fill([0], [scheduled])
         call.run()
         return self._samplers.output(scheduled, call.logits if count else None)
 
@@ -127,6 +136,7 @@ class CpuExecutor:
             call.rows[:] = np.arange(count)
         slots = [self._cache.slot(block) for block in blocks]
         call.ids[slots, 0] = [scheduled.tokens[0] for scheduled in step]
+        call.tables.fill(slots, step)
         call.run()
         rows = [call.logits[slot : slot + 1] for slot in slots]
         return tuple(
@@ -135,9 +145,8 @@ class CpuExecutor:
         )
 
     def _call(self, slots: slice, tokens: int, rows: int) -> _Call:
-        return _Call(
-            self._session, self._as_inputs, self._cache, slots, tokens, np.empty((rows, self.vocab), np.float32)
-        )
+        logits = np.empty((rows, self.vocab), np.float32)
+        return _Call(self._session, self._as_inputs, self._cache, slots, tokens, logits, self._ropes)
 
     def _begun(self, scheduled: ScheduledSequence) -> int:
         """The sequence's block, with room for its new tokens; before its first step it is cut to the cached tokens."""
@@ -165,6 +174,7 @@ class _Call:
         slots: slice,
         tokens: int,
         logits: np.ndarray,
+        ropes: Sequence[LengthRope],
     ) -> None:
         batch = slots.stop - slots.start
         self.ids = np.zeros((batch, tokens), np.int64)
@@ -174,7 +184,9 @@ class _Call:
         self._label = f"a step of {tokens} tokens of each of {batch} sequences"
         self._binding = session.io_binding()
         lengths = {name: array[slots] for name, array in cache.lengths.items()}
-        for name, array in {"input_ids": self.ids, "logits_indices": self.rows, **lengths}.items():
+        self.tables = CallTables(ropes, batch, tokens)
+        inputs = {"input_ids": self.ids, "logits_indices": self.rows, **lengths, **self.tables.inputs}
+        for name, array in inputs.items():
             self._bind(self._binding.bind_input, name, array)
         self._bind(self._binding.bind_output, "logits", self.logits)
         for name, array in cache.arrays.items():

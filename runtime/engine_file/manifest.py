@@ -10,10 +10,13 @@ from typing import Any
 from ..errors import EngineError
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
+from .rope import LengthRope, check_ropes
 
 FORMAT = (2, 1)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
-FEATURES: frozenset[str] = frozenset()
+LENGTH_ROPES = "length_ropes"
+"""The graph takes tables of `ModelFacts.ropes` as inputs."""
+FEATURES = frozenset({LENGTH_ROPES})
 """Names that this reader accepts in `required_features`."""
 MEASURED = "measured.json"
 """The one section that may differ between machines; the content digest leaves it out."""
@@ -53,6 +56,8 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     generation: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's sampling defaults."""
+    ropes: tuple[LengthRope, ...] | None = None
+    """Rotary embeddings whose tables depend on the sequence's length."""
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -184,6 +189,7 @@ def _check(manifest: Manifest, what: str) -> None:
     """Checks digests, names of sections, texts that are shown, and that windows hold at least one position."""
     if 0 in manifest.model.windows:
         raise EngineError(f"expected windows of at least one position in {what}.model.caches", found="[0]")
+    check_ropes(manifest.model.ropes or (), what)
     digests = {
         "recipe_digest": [manifest.recipe_digest],
         "content_digest": [manifest.content_digest],

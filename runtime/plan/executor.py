@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..engine_file.file import EngineFile
+from ..engine_file.rope import table_of
 from ..errors import EngineError, RecipeError
 from ..sampling.draw import Sampled, not_finite
 from ..sampling.params import SamplingParams
@@ -60,6 +61,8 @@ class _Sequence:
     slot: int
     prompt_unknown: bool
     """True if part of its prompt came from the cache, so that the device never received those tokens."""
+    generated_unknown: bool
+    """True if it started again, so that the device did not choose all of its tokens."""
     params: SamplingParams | None = None
     sampled_on_host: bool = False
     """True if the device cannot sample its tokens."""
@@ -113,6 +116,13 @@ class PagedExecutor:
         self.max_prefill = mixed[-1].tokens - mixed[-1].sequences
         self.max_rows = mixed[-1].rows - mixed[-1].sequences
         check_inputs(self._plan, f"{facts.graph} of {engine.path}")
+        self._ropes = model.ropes or ()
+        if [len(rope.short) for rope in self._ropes] != list(self._plan.rotary or ()):
+            raise EngineError(
+                f"expected a plan with the rotary tables of the model in {engine.path}",
+                found=f"{list(self._plan.rotary or ())} pairs",
+                fix="build the engine again",
+            )
         self._device = make_device(engine, profile, self._plan, self.sequences)
         self.caches = tuple(
             CacheKind(self._device.blocks[cache.size])
@@ -122,8 +132,11 @@ class PagedExecutor:
         )
         self.notes = self._device.notes
         self._samplers = Samplers()
-        self._slots = Slots(self._plan, self.sequences)
+        self._slots = Slots(self._plan, self.sequences, self._ropes)
         self._sequences: dict[int, _Sequence] = {}
+
+    def table_of(self, length: int) -> int:
+        return table_of(self._ropes, length)
 
     def pool(self) -> Pool:
         """Blocks of a window are rings, whose contents depend on what came later: they cannot be shared."""
@@ -185,7 +198,8 @@ class PagedExecutor:
             if slot is None:
                 found = f"room for {self.sequences}"
                 raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
-            sequence = self._sequences[scheduled.sequence] = _Sequence(slot, prompt_unknown=bool(scheduled.cached))
+            sequence = _Sequence(slot, bool(scheduled.cached), bool(scheduled.generated))
+            self._sequences[scheduled.sequence] = sequence
         if scheduled.sample is not None and sequence.params is None:
             self._set_sampling(sequence, scheduled.sample)
         ids = scheduled.tokens or (-1 - sequence.slot,)
@@ -197,11 +211,15 @@ class PagedExecutor:
             scheduled.sample is not None or scheduled.rows == "last" or not scheduled.is_prompt
         )  # decode programs compute every row
         rows = len(ids) if scheduled.rows == "all" else int(last)
-        return PlacedSequence(sequence.slot, ids, scheduled.start, rows, sampled, scheduled.is_prompt, new)
+        prompt, table = scheduled.is_prompt, scheduled.table
+        return PlacedSequence(sequence.slot, ids, scheduled.start, rows, sampled, prompt, new, table)
 
     def _set_sampling(self, sequence: _Sequence, params: SamplingParams) -> None:
-        """Sample on the host if the device lacks room for biases, or lacks prompt tokens that a penalty needs."""
-        unknown = params.repetition_penalty != 1.0 and sequence.prompt_unknown
+        """Sample on the host if the device lacks room for biases, or lacks tokens that a penalty needs."""
+        repetition = params.repetition_penalty != 1.0
+        unknown = repetition and sequence.prompt_unknown
+        if sequence.generated_unknown:
+            unknown = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         sequence.params, sequence.sampled_on_host = params, unknown or len(params.logit_bias) > self._slots.max_biases
         if not sequence.sampled_on_host:
             self._slots.set_sampling(sequence.slot, params)

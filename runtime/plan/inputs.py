@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..dtypes import KERNEL_DTYPES
+from ..engine_file.rope import LengthRope, fill_tables, table_inputs
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
 from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
@@ -68,12 +69,16 @@ INPUTS: Mapping[str, Input] = {
 }
 """All inputs of a plan; inputs of a cache exist once per cache kind. A slot is a sequence's index in the batch.
 
-Per token: `token_ids` (an id below 0 means the token stored in slot -1 - id), `positions`, `slot_mapping` (index in the
+Per token: `token_ids` (an id below 0 means the token stored in slot -1 - id), `positions` (rows of the rotary tables,
+which are the positions in the sequence unless the tables are inputs too), `slot_mapping` (index in the
 cache for its key and value, -1: not written), `prompt_slots` (the slot if the token is part of a prompt, else -1).
 Per sequence: `seq_lens` (positions after the step), `block_tables`, `query_start_loc` (index of its first token),
 `reset_slots` (its slot if the sequence is new, else -1).
 Per row: `logits_indices` (the token whose logits are computed), `sample_positions` (position of the sampled token).
 """
+
+ROTARY = Input("f32", "tokens", per_plan=True)
+"""Cosines or sines of each token's position, if a rope depends on the sequence's length (`engine_file/rope.py`)."""
 
 _AS_GIVEN = ("top_k", "top_p", "min_p", "logprobs", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Inputs that equal the field of SamplingParams with the same name."""
@@ -81,12 +86,12 @@ _OF_CACHE = ("slot_mapping", "block_tables")
 """Inputs whose names end with the suffix of their cache kind."""
 
 
-def inputs_for(caches: Sequence[KVCache]) -> dict[str, Input]:
-    """The inputs of a plan with these cache kinds, by name."""
+def inputs_for(caches: Sequence[KVCache], rotary: Sequence[int] | None = None) -> dict[str, Input]:
+    """The inputs of a plan with these cache kinds and rotary tables (`Plan.rotary`), by name."""
     suffixes = [cache.suffix for cache in caches]
     return {
         name + suffix: made for name, made in INPUTS.items() for suffix in (suffixes if name in _OF_CACHE else ("",))
-    }
+    } | {name: ROTARY for number in range(len(rotary or ())) for name in table_inputs(number)}
 
 
 def check_inputs(plan: Plan, what: str) -> None:
@@ -96,7 +101,7 @@ def check_inputs(plan: Plan, what: str) -> None:
         EngineError: an input is unknown, missing, or has another dtype or shape.
     """
     given = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input"}
-    wanted = inputs_for(plan.caches)
+    wanted = inputs_for(plan.caches, plan.rotary)
     for name, tensor in given.items():
         if name not in wanted:
             raise EngineError(f"cannot fill in input {name!r} of {what}", found=f"no such input{nearest(name, wanted)}")
@@ -106,6 +111,11 @@ def check_inputs(plan: Plan, what: str) -> None:
             raise EngineError(f"expected an input {name!r} in {what}", found="none", fix="build the engine again")
     tables = [f"block_tables{cache.suffix}" for cache in plan.caches]
     wide = any(given[name].shape[1] != str(plan.max_blocks) for name in tables)
+    for number, pairs in enumerate(plan.rotary or ()):
+        for name in table_inputs(number):
+            if given[name].shape[1] != str(pairs):
+                found = f"[{', '.join(given[name].shape)}]"
+                raise EngineError(f"expected {pairs} pairs a token in input {name!r} of {what}", found=found)
     if wide or given["logit_bias_ids"].shape != given["logit_bias"].shape:
         found = ", ".join(
             f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, "logit_bias_ids", "logit_bias")
@@ -124,7 +134,8 @@ def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Inputs of a step without effect: padding tokens of empty sequences, greedy rows whose tokens are not stored."""
-    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in inputs_for(plan.caches).items()}
+    wanted = inputs_for(plan.caches, plan.rotary)
+    return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in wanted.items()}
 
 
 @dataclass(slots=True)
@@ -144,12 +155,15 @@ class PlacedSequence:
     """True if the tokens are part of the prompt."""
     new: bool
     """True in the first step of the sequence."""
+    table: int = 0
+    """The number of its rotary tables."""
 
 
 class Slots:
     """Block tables and sampling parameters of running sequences, by slot."""
 
-    def __init__(self, plan: Plan, count: int) -> None:
+    def __init__(self, plan: Plan, count: int, ropes: Sequence[LengthRope] = ()) -> None:
+        self._ropes = ropes
         self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1])
         self._free = list(range(count))[::-1]
         self._tables = {cache.suffix: np.zeros((count, plan.max_blocks), np.int32) for cache in plan.caches}
@@ -194,7 +208,10 @@ class Slots:
         total, of = int(stops[-1]), np.repeat(np.arange(sequences), counts)
         positions = np.arange(total) + (ends - stops)[of]
         arrays["token_ids"][:total] = [token for one in placed for token in one.ids]
-        arrays["positions"][:total] = positions
+        arrays["positions"][:total] = np.arange(total) if self._ropes else positions
+        if self._ropes:
+            pairs = [tuple(arrays[name] for name in table_inputs(number)) for number in range(len(self._ropes))]
+            fill_tables(self._ropes, pairs, np.array([one.table for one in placed])[of], positions)
         for suffix, tables in self._tables.items():
             blocks = tables[slots[of], positions // BLOCK_TOKENS]
             arrays[f"slot_mapping{suffix}"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS

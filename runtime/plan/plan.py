@@ -176,6 +176,8 @@ class Plan:
     """From small to large, decode programs before mixed ones."""
     pdl: bool = False
     """True: kernels with `MachineCode.pdl` are launched before their predecessor in the step has ended."""
+    rotary: tuple[int, ...] | None = None
+    """Pairs of a head that each rope rotates whose tables are inputs, because they depend on the sequence's length."""
     block_tokens: int = BLOCK_TOKENS
     version: int = field(default=VERSION)
 

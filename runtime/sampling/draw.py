@@ -46,6 +46,10 @@ class Sampler:
         """Add prompt tokens as they are computed; `sample` counts generated tokens itself."""
         self._prompt.update(tokens)
 
+    def count(self, tokens: Sequence[int]) -> None:
+        """Add tokens that an earlier sampler of the same sequence chose."""
+        self._generated.update(tokens)
+
     def sample(self, logits: np.ndarray, params: SamplingParams, position: int) -> Sampled:
         """Chooses the token at `position` (index in the sequence) from logits ``f32 [V]``, which stay unchanged.
 

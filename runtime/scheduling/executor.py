@@ -14,6 +14,8 @@ Rules for both sides:
   before it were done.
 * `collect` gives one Output per scheduled sequence, in the step's order.
 * Of the prompt tokens of one step, at most `max_rows` belong to sequences that want "all" rows.
+* All tokens of a sequence have the same `table`: one that needs another is released, and starts again with a new
+  number.
 * At most `sequences` sequences are in progress: scheduled at least once, and not released.
 * `release` is called once per sequence, when all its steps have been collected.
 * One thread at a time calls an executor.
@@ -110,6 +112,10 @@ class ScheduledSequence:
     """The logits to return: none, of the last token, or of all tokens."""
     cached: tuple[int, ...] = ()
     """In the sequence's first step, the prompt's tokens whose keys and values the blocks already hold."""
+    table: int = 0
+    """The number of its rotary tables (`Executor.table_of`)."""
+    generated: tuple[int, ...] = ()
+    """In the first step of a sequence that starts again, the tokens that it has generated: penalties count them."""
 
     @property
     def end(self) -> int:
@@ -155,6 +161,11 @@ class Executor(Protocol):
     max_rows: int
     """Most prompt tokens of a step in sequences with rows "all"."""
 
+    def table_of(self, length: int) -> int:
+        """The number of the rotary tables of a sequence of `length` positions; 0 for short ones, and never smaller for
+        longer ones."""
+        ...
+
     def pool(self) -> Pool:
         """A new account of all blocks, in which none is used and nothing is known."""
         ...
@@ -188,6 +199,7 @@ class Samplers:
         sampler = self._samplers[scheduled.sequence]
         if scheduled.is_prompt:
             sampler.feed(scheduled.cached + scheduled.tokens)
+        sampler.count(scheduled.generated)
         rows = scheduled.select_rows(logits)
         if logits is None or scheduled.sample is None:
             return Output(logits=rows)

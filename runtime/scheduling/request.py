@@ -40,6 +40,12 @@ class Request:
     sequence: int = field(default=-1, init=False)
     lease: Lease = field(default=_NO_LEASE, init=False)
     """Its blocks, from admission on."""
+    known: tuple[int, ...] = field(default=(), init=False)
+    """Tokens to compute before the next one is chosen: the prompt, and if it starts again all tokens until then."""
+    table: int = field(default=0, init=False)
+    """The number of its rotary tables (`Executor.table_of`)."""
+    keys: tuple[int, ...] = field(default=(), init=False)
+    """`known` as the pool compares it (`keys_of`)."""
     computed: int = field(default=0, init=False)
     """Positions of submitted steps."""
     asked: int = field(default=0, init=False)
@@ -54,13 +60,33 @@ class Request:
 
     @property
     def in_prompt(self) -> bool:
-        """True if the next step computes a chunk of the prompt."""
-        return self.finish is None and self.computed < len(self.prompt)
+        """True if the next step computes a chunk of the prompt, or of what is computed again."""
+        return self.finish is None and self.computed < len(self.known)
 
     @property
     def can_decode(self) -> bool:
         """True if the next step chooses another token after a chosen one."""
-        return self.finish is None and self.computed >= len(self.prompt) and self.asked < self.max_tokens
+        return self.finish is None and self.computed >= len(self.known) and self.asked < self.max_tokens
+
+    @property
+    def part_left(self) -> int:
+        """Known tokens to compute that are all of the prompt, or all generated: a step never mixes them."""
+        return (len(self.prompt) if self.computed < len(self.prompt) else len(self.known)) - self.computed
+
+    def start(self, table_of: Callable[[int], int]) -> None:
+        """Has all known tokens computed, with the tables of the prompt if those are for short sequences.
+
+        Else with the tables of the last step: its token is not computed, so one token has the tables of its prompt.
+        """
+        self.known, self.computed = (*self.prompt, *self.tokens) if self.tokens else self.prompt, 0
+        self.table = table_of(len(self.known))
+        if self.table:
+            self.table = table_of(len(self.prompt) + max(self.max_tokens, 1) - 1)
+        self.keys = self.keys_of(self.known)
+
+    def keys_of(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens as the pool compares them: with other tables they have other keys and values."""
+        return tuple([self.table << 32 | token for token in tokens]) if self.table else tokens
 
     def receive(self, output: Output, finish: FinishReason | None) -> None:
         """Takes an output, the last one if `finish` is given; runs on the loop's thread, so it must be quick."""

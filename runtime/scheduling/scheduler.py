@@ -6,6 +6,9 @@ least. The price is that a request which ends early has held blocks it did not n
 that an earlier request has left in its blocks, prompt and answer, are not computed again: so the next turn of a
 conversation computes what is new. Prompts are computed in chunks, oldest first. If an executor cannot mix, prompt
 chunks and decode steps alternate, so running requests lose at most every other step to newcomers.
+
+A sequence that becomes longer than its rotary tables are for (`engine_file/rope.py`) gives its blocks back and starts
+again, before all that wait: its tokens are computed as those of a prompt, once, with the tables of its last step.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class Scheduler:
 
     def queue(self, request: Request) -> None:
         """Queues a checked request and numbers it."""
-        request.sequence = next(self._numbers)
+        self._number(request)
         self._waiting.append(request)
 
     def add(self, request: Request) -> Request:
@@ -108,6 +111,10 @@ class Scheduler:
         if self._open and not (step and len(self._open) <= self._executor.depth):
             self._collect()
 
+    def _number(self, request: Request) -> None:
+        request.sequence = next(self._numbers)
+        request.start(self._executor.table_of)
+
     def _under_way(self) -> list[Request]:
         return [*self._running.values(), *self._waiting]
 
@@ -122,7 +129,7 @@ class Scheduler:
         """Gives a request its blocks; False while there are too few. One that can never have them ends."""
         length = len(request.prompt) + request.max_tokens
         try:
-            lease = self._pool.take(request.prompt, length, reuse=not request.all_logits)
+            lease = self._pool.take(request.keys, length, reuse=not (request.all_logits or request.tokens))
         except ResourceError as error:
             request.end("error", error)
             return True
@@ -134,7 +141,11 @@ class Scheduler:
 
     def _plan(self) -> tuple[ScheduledSequence, ...]:
         """The next step."""
-        decoding = [request for request in self._running.values() if request.can_decode]
+        for request in [one for one in self._running.values() if self._outgrows(one) and not one.open_steps]:
+            self._give_back(request)
+            self._number(request)
+            self._waiting.appendleft(request)
+        decoding = [request for request in self._running.values() if request.can_decode and not self._outgrows(request)]
         prompts = [request for request in self._running.values() if request.in_prompt]
         if not self._executor.mixed:
             self._prompt_had_turn = bool(prompts) and not (decoding and self._prompt_had_turn)
@@ -142,7 +153,7 @@ class Scheduler:
         sizes = dict.fromkeys(decoding, 1)
         budget, rows = self._executor.max_prefill, self._executor.max_rows
         for request in prompts:
-            size = min(budget, len(request.prompt) - request.computed, rows if request.all_logits else budget)
+            size = min(budget, request.part_left, rows if request.all_logits else budget)
             if size == 0:
                 break
             sizes[request] = size
@@ -150,22 +161,32 @@ class Scheduler:
             rows -= size if request.all_logits else 0
         return tuple([self._schedule(request, size) for request, size in sizes.items()])
 
+    def _outgrows(self, request: Request) -> bool:
+        """Whether the next token needs other rotary tables."""
+        return request.can_decode and self._executor.table_of(request.computed + 1) > request.table
+
     def _schedule(self, request: Request, size: int) -> ScheduledSequence:
         """The next `size` tokens of a prompt, or the token chosen last, `()` while it is not collected."""
-        start, prompt = request.computed, request.prompt
+        start, prompt, end = request.computed, request.prompt, request.computed + size
+        begins = start == request.lease.cached
         known = request.tokens[-1:] if len(request.tokens) == request.asked else []
-        tokens = prompt[start : start + size] or tuple(known)
-        sample = request.params if start + size >= len(prompt) and request.max_tokens else None
-        rows = "all" if request.all_logits else "none"
-        cached = prompt[:start] if start == request.lease.cached else ()
         scheduled = ScheduledSequence(
-            request.sequence, tokens, start, request.lease.blocks, sample, len(prompt), rows, cached
+            request.sequence,
+            request.known[start:end] or tuple(known),
+            start,
+            request.lease.blocks,
+            request.params if end >= len(request.known) and request.max_tokens else None,
+            len(prompt),
+            "all" if request.all_logits else "none",
+            cached=prompt[:start] if begins else (),
+            table=request.table,
+            generated=request.known[len(prompt) :] if begins else (),
         )
         request.computed = scheduled.end
-        request.asked += sample is not None
+        request.asked += scheduled.sample is not None
         request.open_steps += 1
         if scheduled.is_prompt:
-            self._pool.remember(prompt[: scheduled.end], request.lease)
+            self._pool.remember(request.keys[: scheduled.end], request.lease)
         return scheduled
 
     def _collect(self) -> None:
@@ -199,11 +220,14 @@ class Scheduler:
 
     def _settle(self, request: Request) -> None:
         """Frees the blocks of a finished request when no open step uses them."""
-        if request.finish is None or request.open_steps:
-            return
+        if request.finish is not None and not request.open_steps:
+            self._give_back(request)
+
+    def _give_back(self, request: Request) -> None:
+        """Frees the blocks of a request, which no open step uses."""
         del self._running[request.sequence]
         # what was computed of a failed request is not to be trusted
         held = (*request.prompt, *request.tokens)[: request.computed] if request.finish != "error" else ()
-        self._pool.give(held, request.lease)
+        self._pool.give(request.keys_of(held), request.lease)
         if request.computed > request.lease.cached:
             self._executor.release(request.sequence)

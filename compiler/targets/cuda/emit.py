@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count, takewhile
 from typing import Any
 
 from ....passes.graph.graph import Graph
+from ....runtime.engine_file.rope import table_inputs
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
@@ -92,8 +94,15 @@ def draft(
         tensors=dict(sorted(shared.items())),
         modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in specializations),
         programs=programs,
+        rotary=_rotary(shared) or None,
     )
     return plan, list(specializations)
+
+
+def _rotary(shared: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Pairs that each rope rotates whose tables are inputs."""
+    names = takewhile(lambda name: name in shared, (table_inputs(number)[0] for number in count()))
+    return tuple(int(shared[name].shape[1]) for name in names)
 
 
 def max_prefill(max_batch: int, max_context: int) -> int:

@@ -12,6 +12,7 @@ from ....passes.graph.graph import MODULE, Builder, Graph, attribute
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
+from ....runtime.engine_file.rope import POSITIONS
 from ....runtime.errors import Unsupported
 
 LEGAL = frozenset(
@@ -60,7 +61,8 @@ def _require_one_rope(rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value) -> 
     same = attribute(rope_q, "interleaved", 0) == attribute(rope_k, "interleaved", 0)
     require(same, "q and k are rotated differently")
     producer = positions.producer()
-    require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
+    made = positions.name == POSITIONS if producer is None else producer.op_type == "Positions"
+    require(made, "positions do not follow the cache")
 
 
 def _rope_attention(

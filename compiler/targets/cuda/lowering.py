@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
-from ....runtime.plan.inputs import INPUTS
+from ....runtime.plan.inputs import INPUTS, ROTARY
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import KernelCall, Operand
 from .kernels.linear.choose import SMALL_M
@@ -101,11 +101,13 @@ class Lowering:
         )
 
     def operand(self, value: ir.Value | None) -> Operand:
-        """The tensor of a value: the result of an earlier launch, or a weight."""
+        """The tensor of a value: the result of an earlier launch, a weight, or rotary tables that the host makes."""
         assert value is not None
         if value in self._values:
             return self._values[value]
         expr = self.profile.graph.expr(value)
+        if expr is None and value.is_graph_input():
+            return self.input(str(value.name), "f32", "tokens", width(value))
         assert expr is not None, f"{value.name} is neither computed nor a weight"
         name = str(value.name)
         return self._share(name, "weight", Operand(name, DTYPES[expr.dtype].kernel, expr.shape))
@@ -151,7 +153,7 @@ class Lowering:
         return self.state("counters", "i32", COUNTERS)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Operand:
-        made = INPUTS[name.partition(".")[0]]
+        made = INPUTS.get(name.partition(".")[0], ROTARY)
         assert (dtype, shape[0]) == (made.dtype, made.size), f"input {name}: {dtype} {shape}"
         return self._share(name, "input", Operand(name, dtype, shape))
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.config.rope import RopeConfig, parse_rope
-from llmc.compiler.decoder.rope import rope_tables
+from llmc.compiler.decoder.rope import length_rope, rope_tables
 from llmc.runtime.errors import Unsupported
 
 CONTEXT = 96
@@ -40,9 +40,18 @@ def _theirs(parameters: dict[str, Any], head_dim: int, positions: int, context: 
     return frequencies.double().numpy(), float(factor)
 
 
+def _tables(parameters: dict[str, Any], head_dim: int, positions: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of a sequence of `length` positions."""
+    rope = _parse(parameters, head_dim, positions)
+    by_length = length_rope(rope, head_dim, positions, length)
+    if by_length is None:
+        return rope_tables(rope, head_dim, positions, length)
+    return by_length.rows(by_length.table(length), np.arange(length))
+
+
 def _check(parameters: dict[str, Any], head_dim: int, positions: int, context: int = CONTEXT) -> None:
     frequencies, factor = _theirs(parameters, head_dim, positions, context)
-    cos, sin = rope_tables(_parse(parameters, head_dim, positions), head_dim, positions, context)
+    cos, sin = _tables(parameters, head_dim, positions, context)
     assert cos.dtype == sin.dtype == np.float32
     assert cos.shape == sin.shape == (context, head_dim // 2)
     angles = np.arange(context)[:, None] * frequencies
@@ -170,15 +179,19 @@ def test_llama3_for_any_parameters(theta: float, factor: float, original: int, l
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_tables_are_fixed_by_the_context(kind: str) -> None:
-    """A longer context changes early rows of these types: that is why the context is fixed at build."""
+def test_the_tables_of_a_length(kind: str) -> None:
+    """0 is the table of all short sequences; longrope has one more, dynamic one for each length."""
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
     if kind == "longrope":
         parameters |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}
     rope = _parse(parameters, 16, 32)
-    within, beyond = (rope_tables(rope, 16, 32, context)[0][:32] for context in (32, 33))
-    assert np.array_equal(within[:8], rope_tables(rope, 16, 32, 8)[0])
-    assert not np.array_equal(within, beyond)
+    assert length_rope(rope, 16, 32, 32) is None
+    found = length_rope(rope, 16, 32, 33)
+    assert found is not None
+    assert [found.table(length) for length in (1, 31, 32)] == [0, 0, 0]
+    assert [found.table(length) for length in (33, 48)] == ([33, 33] if kind == "longrope" else [33, 48])
+    assert np.array_equal(found.rows(0, np.arange(32))[0], rope_tables(rope, 16, 32, 32)[0])
+    assert not np.array_equal(found.rows(33, np.arange(32))[0], found.rows(0, np.arange(32))[0])
 
 
 def test_positions_far_out_keep_their_float32_angles() -> None:

@@ -1,13 +1,13 @@
 """An executor without a model: tests scheduler and engine against the rules of runtime/scheduling/executor.py.
 
-Its caches hold token ids in blocks, and its logits are a hash of all ids of a sequence: a wrong block, position or
-reuse shows in what a cache holds of them. Every rule is an assertion.
+Its caches hold token ids and numbers of tables in blocks, and its logits are a hash of all ids of a sequence: a wrong
+block, position or reuse shows in what a cache holds of them. Every rule is an assertion.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,9 @@ class FakeExecutor:
         sequences: int = 1000,
         fail_at: int | None = None,
         broken_token: int | None = None,
+        tables: Callable[[int], int] = lambda length: 0,
     ) -> None:
+        self._tables = tables
         self.depth, self.block_tokens, self.mixed = depth, block_tokens, mixed
         self.caches = ((CacheKind(blocks),) if blocks else ()) + rings
         self.vocab, self.max_context = vocab, max_context
@@ -104,7 +106,13 @@ class FakeExecutor:
         self._params: dict[int, SamplingParams] = {}
         self._history: dict[int, list[int]] = {}
         self._released: set[int] = set()
+        self._table: dict[int, int] = {}
+        self._again: dict[int, tuple[int, ...]] = {}
+        """The known tokens of a sequence that starts again, from its prompt on."""
         self._open: deque[tuple[tuple[ScheduledSequence, ...], tuple[Output, ...]]] = deque()
+
+    def table_of(self, length: int) -> int:
+        return self._tables(length)
 
     def pool(self) -> Pool:
         return (
@@ -146,7 +154,7 @@ class FakeExecutor:
     def _check_step(self, step: tuple[ScheduledSequence, ...]) -> None:
         assert step, "an empty step"
         assert len({scheduled.sequence for scheduled in step}) == len(step), "a sequence twice in a step"
-        prompts = [scheduled for scheduled in step if scheduled.is_prompt]
+        prompts = [one for one in step if one.end <= self._known(one)]
         assert sum(len(scheduled.tokens) for scheduled in prompts) <= self.max_prefill
         assert sum(len(scheduled.tokens) for scheduled in prompts if scheduled.rows == "all") <= self.max_rows
         assert self.mixed or not prompts or len(step) == 1, "a mixed step"
@@ -160,12 +168,17 @@ class FakeExecutor:
         assert len(self._blocks) + first <= self.sequences, "too many sequences"
         assert scheduled.start == len(self._history.get(name, scheduled.cached)), "a gap or an overlap in positions"
         assert first or not scheduled.cached
+        assert self._table.setdefault(name, scheduled.table) == scheduled.table >= self._tables(scheduled.end)
         if scheduled.cached:
             assert scheduled.is_prompt and not (self.shares and len(scheduled.cached) % self.block_tokens)
         assert scheduled.end <= self.max_context
         if scheduled.is_prompt:
             assert scheduled.tokens and scheduled.end <= scheduled.prompt_tokens
-            assert scheduled.sample is None or scheduled.end == scheduled.prompt_tokens
+            assert scheduled.sample is None or scheduled.end == self._known(scheduled)
+        elif scheduled.end <= self._known(scheduled):
+            start, again = scheduled.start - scheduled.prompt_tokens, self._again[name]
+            assert scheduled.tokens == again[start : start + len(scheduled.tokens)], "not the tokens of before"
+            assert (scheduled.sample is not None) == (scheduled.end == self._known(scheduled))
         else:
             assert len(scheduled.tokens) == 1 or (scheduled.tokens == () and self.depth > 0)
             assert scheduled.tokens in ((), (self._samplers.token(name),)), "not the token that was sampled"
@@ -187,6 +200,12 @@ class FakeExecutor:
         if scheduled.cached:
             self._check_held(scheduled, list(scheduled.cached))
 
+    def _known(self, scheduled: ScheduledSequence) -> int:
+        """Tokens of the sequence that were known before its first step."""
+        again = self._again.setdefault(scheduled.sequence, scheduled.generated)
+        assert not scheduled.generated or (scheduled.generated == again and not scheduled.start)
+        return scheduled.prompt_tokens + len(again)
+
     def _place(self, blocks: tuple[int, ...], position: int) -> tuple[int, int]:
         """The block and the place in it of a position: where there are fewer blocks than positions, a ring."""
         index, offset = divmod(position, self.block_tokens)
@@ -197,7 +216,8 @@ class FakeExecutor:
             reads = min(kind.window or len(history), kind.kept(len(history)))
             held = range(len(history) - reads, len(history))
             found = [int(cache[self._place(blocks, position)]) for position in held]
-            assert found == [history[position] for position in held], "blocks that hold something else"
+            table = scheduled.table << 32
+            assert found == [table | history[position] for position in held], "blocks that hold something else"
 
     def _run(self, scheduled: ScheduledSequence) -> Output:
         tokens = scheduled.tokens or (self._samplers.token(scheduled.sequence),)
@@ -205,7 +225,7 @@ class FakeExecutor:
         for position, token in enumerate(tokens, scheduled.start):
             history.append(token)
             for blocks, cache in zip(scheduled.blocks, self._cache, strict=True):
-                cache[self._place(blocks, position)] = token
+                cache[self._place(blocks, position)] = scheduled.table << 32 | token
         self._check_held(scheduled, history)
         if scheduled.sample is None and scheduled.rows == "none":
             return self._samplers.output(scheduled, None)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.plans import plan, windowed_plan
 
+from llmc.runtime.engine_file.rope import LengthRope
 from llmc.runtime.errors import EngineError
 from llmc.runtime.plan.inputs import INPUTS, PlacedSequence, Slots, check_inputs, idle_inputs
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Tensor
@@ -159,3 +160,30 @@ def test_every_kind_of_cache_has_its_own_tables():
     narrow = {**made.tensors, "block_tables.100": _input("i32", "sequences", "3")}
     with pytest.raises(EngineError, match=r"tables of 8 blocks.*\n.*block_tables.100 \[sequences, 3\]"):
         check_inputs(replace(made, tensors=narrow), "what")
+
+
+def test_rotary_tables_are_inputs_if_the_plan_says_so():
+    tables = {"rope_cos": _input("f32", "tokens", "8"), "rope_sin": _input("f32", "tokens", "8")}
+    made = replace(plan(), rotary=(8,), tensors={**plan().tensors, **tables})
+    check_inputs(made, "what")
+    with pytest.raises(EngineError, match=r"cannot fill in input 'rope_cos' of what\n  found: no such input"):
+        check_inputs(replace(made, rotary=None), "what")
+    with pytest.raises(EngineError, match=r"expected 4 pairs a token in input 'rope_cos' of what\n  found: .*8"):
+        check_inputs(replace(made, rotary=(4,)), "what")
+    with pytest.raises(EngineError, match=r"expected an input 'rope_cos\.1' in what\n  found: none"):
+        check_inputs(replace(made, rotary=(8, 8)), "what")
+
+
+def test_each_token_has_the_rows_of_its_sequences_table():
+    rope = LengthRope(16, (1.0, 0.5), (0.25, 0.125), scale=2.0)
+    tables = {"rope_cos": _input("f32", "tokens", "2"), "rope_sin": _input("f32", "tokens", "2")}
+    made = replace(plan(), rotary=(2,), tensors={**plan().tensors, **tables})
+    slots, arrays = Slots(made, 4, [rope]), idle_inputs(made, {"tokens": 5, "sequences": 2, "rows": 2})
+    for _ in range(2):
+        slots.take([(0,)])
+    step = [PlacedSequence(0, (1, 2), 7, 1, False, True, True), PlacedSequence(1, (3,), 30, 1, False, False, False, 17)]
+    slots.fill(arrays, step)
+    assert arrays["positions"].tolist() == [0, 1, 2, 0, 0] and arrays["seq_lens"].tolist() == [9, 31]
+    angles = np.array([[7, 3.5], [8, 4], [7.5, 3.75]])
+    np.testing.assert_allclose(arrays["rope_cos"][:3], 2 * np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(arrays["rope_sin"][:3], 2 * np.sin(angles), atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ from llmc.runtime.scheduling.scheduler import Scheduler
 SAMPLED = SamplingParams(temperature=1.0, seed=11, repetition_penalty=1.2, frequency_penalty=0.5)
 CPU_LIKE = {"depth": 0, "mixed": False, "block_tokens": 64, "blocks": 3, "max_context": 64}
 
+TABLES: list[Callable[[int], int]] = [
+    lambda length: 0,
+    lambda length: 22 if length > 21 else 0,  # longrope
+    lambda length: length if length > 12 else 0,  # dynamic
+]
 KEPT: dict[str, Any] = {"blocks": 20, "rings": (CacheKind(4, 32, 20),), "max_context": 128}
 
 
@@ -71,6 +77,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, Request, int | None]]:
     shares=st.booleans(),
     rings=st.lists(st.sampled_from([(3, 10, None), (2, 64, 40), (9, 33, 20)]), max_size=2),
     sequences=st.integers(1, 8),
+    tables=st.sampled_from(TABLES),
 )
 def test_every_schedule_gives_the_tokens_of_a_request_alone(
     workload: list[tuple[int, Request, int | None]],
@@ -82,6 +89,7 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
     shares: bool,
     rings: list[tuple[int, int, int | None]],
     sequences: int,
+    tables: Callable[[int], int],
 ) -> None:
     each = [CacheKind(count * -(-positions // layout[0]), positions, window) for count, positions, window in rings]
     executor = FakeExecutor(
@@ -94,6 +102,7 @@ def test_every_schedule_gives_the_tokens_of_a_request_alone(
         rings=tuple(each),
         shares=shares and not each,
         sequences=sequences,
+        tables=tables,
     )
     scheduler = Scheduler(executor, eos)
     arrivals = sorted(workload, key=lambda item: item[0])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ...runtime.engine_file.rope import LengthRope
+from ...runtime.engine_file.rope_tables import rows_of
 from ...runtime.errors import Unsupported
 from ..config.rope import RopeConfig
 
@@ -37,7 +38,7 @@ def rope_tables(
     """
     if rope.type in _BY_LENGTH:
         made = _BY_LENGTH[rope.type](rope, head_dim, max_position_embeddings)
-        return made.rows(0, np.arange(max_context))
+        return rows_of(made, 0, np.arange(max_context))
     frequencies, attention_factor = _TYPES[rope.type](rope, head_dim)
     positions = np.arange(max_context, dtype=np.float32)
     angles = (positions[:, None] * frequencies.astype(np.float32)[None, :]).astype(np.float64)

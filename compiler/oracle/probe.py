@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs, table_of
+from ...runtime.engine_file.rope_tables import rows_of
 from ...runtime.errors import CheckpointError
 from ...runtime.probe import POSITIONS as PROBED
 from ...runtime.probe import Probe, probe_ids, probe_of
@@ -27,7 +28,7 @@ def inputs_for(
     tables = {
         name: values
         for number, rope in enumerate(ropes)
-        for name, values in zip(table_inputs(number), rope.rows(table_of(ropes, count), positions), strict=True)
+        for name, values in zip(table_inputs(number), rows_of(rope, table_of(ropes, count), positions), strict=True)
     }
     shapes = [(1, layer.mixer.kv_heads, count, layer.mixer.head_dim) for layer in spec.layers]
     return {

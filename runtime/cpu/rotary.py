@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine_file.rope import POSITIONS, LengthRope, fill_tables, table_inputs
+from ..engine_file.rope import POSITIONS, LengthRope, table_inputs
+from ..engine_file.rope_tables import fill_tables
 from ..errors import EngineError
 from ..scheduling.executor import ScheduledSequence
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..dtypes import KERNEL_DTYPES
-from ..engine_file.rope import LengthRope, fill_tables, table_inputs
+from ..engine_file.rope import LengthRope, table_inputs
+from ..engine_file.rope_tables import fill_tables
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
 from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
@@ -210,7 +211,8 @@ class Slots:
         arrays["token_ids"][:total] = [token for one in placed for token in one.ids]
         arrays["positions"][:total] = np.arange(total) if self._ropes else positions
         if self._ropes:
-            pairs = [tuple(arrays[name] for name in table_inputs(number)) for number in range(len(self._ropes))]
+            names = map(table_inputs, range(len(self._ropes)))
+            pairs = [(arrays[cos], arrays[sin]) for cos, sin in names]
             fill_tables(self._ropes, pairs, np.array([one.table for one in placed])[of], positions)
         for suffix, tables in self._tables.items():
             blocks = tables[slots[of], positions // BLOCK_TOKENS]

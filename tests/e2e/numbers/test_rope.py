@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmc.compiler.config.rope import RopeConfig, parse_rope
 from llmc.compiler.decoder.rope import length_rope, rope_tables
+from llmc.runtime.engine_file.rope_tables import rows_of
 from llmc.runtime.errors import Unsupported
 
 CONTEXT = 96
@@ -46,7 +47,7 @@ def _tables(parameters: dict[str, Any], head_dim: int, positions: int, length: i
     by_length = length_rope(rope, head_dim, positions, length)
     if by_length is None:
         return rope_tables(rope, head_dim, positions, length)
-    return by_length.rows(by_length.table(length), np.arange(length))
+    return rows_of(by_length, by_length.table(length), np.arange(length))
 
 
 def _check(parameters: dict[str, Any], head_dim: int, positions: int, context: int = CONTEXT) -> None:
@@ -190,8 +191,8 @@ def test_the_tables_of_a_length(kind: str) -> None:
     assert found is not None
     assert [found.table(length) for length in (1, 31, 32)] == [0, 0, 0]
     assert [found.table(length) for length in (33, 48)] == ([33, 33] if kind == "longrope" else [33, 48])
-    assert np.array_equal(found.rows(0, np.arange(32))[0], rope_tables(rope, 16, 32, 32)[0])
-    assert not np.array_equal(found.rows(33, np.arange(32))[0], found.rows(0, np.arange(32))[0])
+    assert np.array_equal(rows_of(found, 0, np.arange(32))[0], rope_tables(rope, 16, 32, 32)[0])
+    assert not np.array_equal(rows_of(found, 33, np.arange(32))[0], rows_of(found, 0, np.arange(32))[0])
 
 
 def test_positions_far_out_keep_their_float32_angles() -> None:

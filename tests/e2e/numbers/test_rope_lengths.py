@@ -178,7 +178,8 @@ def test_an_engine_within_the_original_length_has_one_table(tmp_path: Path):
 )
 def test_forged_tables_are_refused(engine: Path, tmp_path: Path, change: dict[str, Any], said: str):
     def changed(old: Manifest) -> Manifest:
-        (rope,) = old.model.ropes or ()
+        assert old.model.ropes is not None
+        (rope,) = old.model.ropes
         return replace(old, model=replace(old.model, ropes=(replace(rope, **change),)))
 
     with pytest.raises(llmc.LlmcError, match=said):

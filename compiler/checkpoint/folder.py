@@ -229,8 +229,8 @@ class Weights:
 
     shards: tuple[str, ...]
     """File names."""
-    listed: Mapping[str, frozenset[str]] | None = None
-    """Tensors by shard, as the index lists them."""
+    listed: Mapping[str, str] | None = None
+    """Shard by tensor, as the index lists them."""
     total_size: int | None = None
     """Bytes of all tensors, as the index says."""
     index: tuple[bytes, FileFacts] | None = None
@@ -248,12 +248,9 @@ def find_weights(folder: Folder) -> Weights | None:
     if folder.has(INDEX):
         data, facts = folder.read(INDEX, _MAX_INDEX_BYTES)
         table, total = read_index(data, facts.shown)
-        listed: dict[str, set[str]] = {}
-        for tensor, shard in table.items():
-            listed.setdefault(shard, set()).add(tensor)
-        if SINGLE in listed or not folder.has(SINGLE):
-            tensors = {shard: frozenset(names) for shard, names in listed.items()}
-            return Weights(tuple(sorted(tensors)), tensors, total, (data, facts))
+        shards = tuple(sorted(set(table.values())))
+        if SINGLE in shards or not folder.has(SINGLE):
+            return Weights(shards, table, total, (data, facts))
     if folder.has(SINGLE):
         return Weights((SINGLE,))
     return None

@@ -23,6 +23,10 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
         *(("page",), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
+    ("compiler", "checkpoint"): (
+        *(("folder",), ("card", "digest", "no_checkpoint"), ("hub", "weights"), ("checkpoint",)),
+        ("account", "described", "tokenizer_check"),
+    ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
     ("compiler", "targets", "cuda"): (
         *(

@@ -18,7 +18,7 @@ from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
 from .page import write_page
-from .storable import require_storable
+from .divisible import require_storable
 from .targets import Precision, target_named
 
 DEFAULT_CONTEXT = 4096

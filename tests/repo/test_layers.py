@@ -21,7 +21,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("page", "storable"), ("pipeline", "engine"), ("build",), ("cache",)),
+        *(("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint"), ("hub", "weights"), ("checkpoint",)),

@@ -17,8 +17,8 @@ from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
-from .page import write_page
 from .divisible import require_storable
+from .page import write_page
 from .targets import Precision, target_named
 
 DEFAULT_CONTEXT = 4096

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.checkpoints import CONFIG
 from support.engines import build_engine, small_checkpoint
 
+from llmc.compiler.divisible import require_storable
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.families.spec import DecoderSpec
-from llmc.compiler.divisible import require_storable
 from llmc.quantize import FORMATS
 from llmc.recipes.recipe import QuantizeRule, Recipe, load_recipe, with_flags
 from llmc.runtime.dtypes import WEIGHT_FORMATS

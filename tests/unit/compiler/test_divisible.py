@@ -22,7 +22,7 @@ from llmc.runtime.dtypes import WEIGHT_FORMATS
 from llmc.runtime.errors import Unsupported
 
 FORMAT = st.sampled_from(("none", *WEIGHT_FORMATS))
-GLOB = st.sampled_from(("lm_head", "*_proj", "*.mlp.*", "*.self_attn.[qkv]_proj", "model.layers.0.*", "*"))
+GLOB = st.sampled_from(("lm_head", "*_proj", "*.mlp.*", "*[qkv]_proj", "model.layers.0.*", "*"))
 SIZE = st.sampled_from((16, 24, 32, 48, 64, 128, 172, 256))
 
 

@@ -123,7 +123,7 @@ def _help_of(arguments: Sequence[str]) -> str:
 
 def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
     if debugging(1):
-        traceback.print_exc()
+        console.note(traceback.format_exc(), end="")
     console.note(f"llmc: {message}")
     if json_wanted:
         try:

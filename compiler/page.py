@@ -14,6 +14,7 @@ from itertools import pairwise
 from urllib.parse import quote
 
 from ..passes.rewrite.dump import Dump, Step
+from ..runtime.errors import printable
 
 PAGE = "index.html"
 _AROUND = 2
@@ -42,7 +43,7 @@ def write_page(dump: Dump) -> None:
         *(f"<li><a href='{quote(name)}'>{escape(name)}</a>\n" for name in others),
         "</ul></html>\n",
     ]
-    dump.write(PAGE, "".join(parts))
+    dump.write(PAGE, printable("".join(parts)))
 
 
 def _summary(number: int, step: Step) -> str:

@@ -17,6 +17,7 @@ from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
+from .divisible import require_storable
 from .page import write_page
 from .targets import Precision, target_named
 
@@ -44,11 +45,7 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 def idle_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What each setting of a recipe that changes nothing for this checkpoint is, and why, for the user."""
-    linears = [name.removesuffix(".weight") for name, shape in checkpoint.config.decoder.tensors().items() if shape[1:]]
-    linears = [
-        *(name for name in linears if name != checkpoint.config.decoder.embedding),
-        checkpoint.config.decoder.head,
-    ]
+    linears = checkpoint.config.decoder.linears()
     said = [f"{key} {getattr(recipe, key)} changes nothing: {why}" for key, (why, _) in recipe.idle().items()]
     for index, rule in enumerate(recipe.rules):
         matched = [name for name in linears if fnmatchcase(name, rule.match)]
@@ -72,6 +69,7 @@ def lower(
     """
     decoder = build(checkpoint, context)
     _require_matches(recipe, decoder.graph)
+    require_storable(recipe, decoder.spec)
     legal, reports = _run(decoder.graph, recipe, dump, None)
     return decoder, legal, reports
 

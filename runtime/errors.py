@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -12,10 +13,12 @@ from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
+from unicodedata import category
 
 DISTRIBUTION = "llmc-engine"
 """The name of the package for pip; `llmc` on PyPI is another program. The import and the command are `llmc`."""
 _MAX_HINT_NAME, _MAX_HINTS = 96, 400
+_MARGIN = re.compile(r"\n(?! )")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
@@ -30,6 +33,8 @@ class LlmcError(Exception):
     exit_code = 70
 
     def __init__(self, asked: str, *, found: str = "", fix: str = "") -> None:
+        # Whatever texts of others they hold, no line but the first begins at the margin.
+        asked, found, fix = (_MARGIN.sub(r"\\n", part) for part in (asked, found, fix))
         self.asked, self.found, self.fix = asked, found, fix
         parts = [asked, f"found: {found}" if found else "", f"try: {fix}" if fix else ""]
         super().__init__("\n  ".join(part for part in parts if part))
@@ -184,6 +189,24 @@ def several(name: str, value: Any, read: Callable[[str, Any], _T]) -> tuple[_T, 
         raise RecipeError(f"expected {name} as a list", found=described(value))
     demand(name, value, "a list", Collection)
     return tuple(read(f"each of {name}", one) for one in value)
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """A text that others wrote a part of, as a terminal may show it: what is not printable becomes an escape, `\\x1b`.
+
+    These are control characters, line separators, and what reorders or hides text (bidirectional marks, zero width).
+    Spaces of any width stay, and with `lines` line ends do.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if is_printable(one) or (lines and one == "\n") else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def is_printable(character: str) -> bool:
+    """True for a character that only shows itself."""
+    return character.isprintable() or category(character) == "Zs"
 
 
 def described(value: object) -> str:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 from . import environment
+from .errors import printable
 
 BYTES = "B"
 """The unit of a stage that counts bytes."""
@@ -67,7 +68,7 @@ def debug(level: int, text: str | Callable[[], str]) -> None:
     if debugging(level):
         shown = text if isinstance(text, str) else text()
         with suppress(OSError):
-            print(f"debug {level}: {shown}", file=sys.stderr, flush=True)
+            print(printable(f"debug {level}: {shown}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

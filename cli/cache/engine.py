@@ -107,7 +107,7 @@ def _build(found: Found, wish: Wish, shown: Progress) -> None:
     console.note(f"{found.checkpoint.path}: building {_recipe(found, wish.free)}")
     report = found.build(shown, lambda: console.note("llmc: another process builds this engine: waiting for it"))
     for warning in report.warnings if report else ():
-        console.note(f"warning: {warning}")
+        console.warn(warning)
     how = "built with" if report else "another process has built it with"
     console.note(
         f"llmc: {how} {_recipe(found, wish.free)}: {found.path}; next time it starts from the cache (llmc cache list)"

@@ -111,7 +111,7 @@ def build(
     )
     launches.debug_engine(output)
     for warning in built.warnings:
-        console.note(f"warning: {warning}")
+        console.warn(warning)
     if verbose and json:
         console.note("llmc: --verbose changes nothing beside --json, which shows all of a build")
     facts = _as_json(built)

@@ -147,6 +147,7 @@ engine {path}: {bytes!b}, format {format}
 
 
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
+    facts = console.on_lines(facts)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}

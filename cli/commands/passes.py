@@ -46,7 +46,7 @@ def passes(
         if flags.get("max_batch") is not None:
             console.note("llmc: --max-batch changes nothing: no pass depends on it")
         for said in idle_settings(plan, source):
-            console.note(f"warning: {said}")
+            console.warn(said)
         _, _, reports = lower(source, plan, context_of(plan, source), start_dump(dump, plan))
     rows = [console.facts(one, "profile", "phase", "name", "fired", "nearest_miss") for one in reports]
     lines = [tuple(map(str, row.values())) for row in rows]

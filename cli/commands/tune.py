@@ -77,7 +77,7 @@ def tune(
         )
     tuned.table.write(path)
     for wrong in tuned.wrong:
-        console.note(f"warning: wrong result, so not used: {wrong}")
+        console.warn(f"wrong result, so not used: {wrong}")
     facts = {
         "path": str(path),
         "profile": name,

@@ -1,4 +1,8 @@
-"""The two streams: results on stdout, everything else on stderr, so that output can be piped and parsed."""
+"""The two streams: results on stdout, everything else on stderr, so that output can be piped and parsed.
+
+Names and messages of strangers (files, checkpoints, engines, templates, libraries) pass here on their way to a
+terminal: `printable` is applied to everything but the model's own text, and JSON has escapes of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...runtime.environment import dumb_terminal
-from ...runtime.errors import LlmcError, ResourceError
+from ...runtime.errors import LlmcError, ResourceError, is_printable, printable
 from ...runtime.machine import UNKNOWN
 from .exits import PIPE_CLOSED
 
@@ -71,6 +75,27 @@ def at_terminal() -> bool:
 
 def out(text: str, end: str = "\n") -> None:
     """Write a result and flush it. Ends the program silently if the reader closed the pipe."""
+    _write(printable(text), end)
+
+
+def out_model(text: str) -> None:
+    """Write what a model has generated, as it is: a terminal shows what a file of it would hold."""
+    _write(text, "")
+
+
+def out_json(value: Mapping[str, Any]) -> None:
+    """Write one object on one line; with --json this is the last line of stdout.
+
+    What is not printable is escaped as JSON does, so that every value is exact.
+    """
+    utf8 = sys.stdout is None or (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, ensure_ascii=not utf8, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(one if is_printable(one) else json.dumps(one)[1:-1] for one in text)
+    _write(text, "\n")
+
+
+def _write(text: str, end: str) -> None:
     begin()
     try:
         print(text, end=end, flush=True)
@@ -80,12 +105,6 @@ def out(text: str, end: str = "\n") -> None:
         raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:
         raise ResourceError("cannot write to stdout", found=str(error)) from error
-
-
-def out_json(value: Mapping[str, Any]) -> None:
-    """Write one object on one line; with --json this is the last line of stdout."""
-    utf8 = sys.stdout is None or (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    out(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
 
 
 def facts(of: Any, *names: str) -> dict[str, Any]:
@@ -101,8 +120,20 @@ def show(found: Mapping[str, Any], text: str, json: bool) -> None:
         out(text)
 
 
+def on_lines(value: Any) -> Any:
+    """Facts for people: texts of them, keys too, are printable and end no line."""
+    if isinstance(value, str):
+        return printable(value, lines=False)
+    if isinstance(value, Mapping):
+        return {on_lines(key): on_lines(one) for key, one in value.items()}
+    return [on_lines(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 class _Filler(string.Formatter):
-    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12."""
+    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12. A text stays on its line."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        return super().format_field(on_lines(value), format_spec)
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
         if conversion == "b":
@@ -124,7 +155,12 @@ def note(text: str, end: str = "\n") -> None:
     """Write a remark to stderr; ignored if stderr is closed."""
     begin()
     with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(printable(text), end=end, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr, on one line."""
+    note(f"warning: {on_lines(text)}")
 
 
 def prepare_streams() -> None:
@@ -136,7 +172,7 @@ def prepare_streams() -> None:
 
 def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
     """Rows as text with aligned columns; columns of numbers are written to the right."""
-    cells = [list(row) for row in rows]
+    cells = [on_lines(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [all(cell[:1].isdigit() or not cell for cell in column[1:]) for column in zip(*cells, strict=True)]
     lines = []

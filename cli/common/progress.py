@@ -105,7 +105,7 @@ def _display() -> RichProgress:
 
     return progress.Progress(
         progress.SpinnerColumn(),
-        progress.TextColumn("{task.description:<16}", table_column=whole),
+        progress.TextColumn("{task.description:<16}", markup=False, table_column=whole),
         progress.BarColumn(bar_width=16),
         Counts(table_column=whole),
         Left(table_column=whole),

@@ -137,6 +137,7 @@ checkpoint {path}{at}
 
 def checkpoint_text(facts: Facts) -> str:
     """The facts for people, and at the end why the checkpoint cannot be built."""
+    reason, facts = facts["reason"], console.on_lines(facts)
     at = f" at {facts['revision']}" if facts["revision"] else ""
     counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
     if "rope" in facts:
@@ -152,7 +153,7 @@ def checkpoint_text(facts: Facts) -> str:
     lines += [f"  warning: {warning}" for warning in facts.get("warnings", ())]
     lines += [f"  {one}" for one in _tensors(facts.get("shapes", {}))]
     if not facts["buildable"]:
-        lines.append("  cannot be built: " + facts["reason"].replace("\n", "\n  "))
+        lines.append("  cannot be built: " + reason.replace("\n", "\n  "))
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.engine_file.file import EngineFile
-from ...runtime.errors import RecipeError
+from ...runtime.errors import RecipeError, printable
 from ...runtime.files.outputs import FileKind, check_output, write_whole
 from ..common import console
 
@@ -45,7 +45,7 @@ def write(path: Path, checkpoint: str, built: Mapping[str, Any], *, force: bool)
     with EngineFile.open(built["path"]) as engine:
         facts = _facts(engine, checkpoint, built)
     kind = KINDS[path.suffix]
-    text = json.dumps(facts, indent=1) + "\n" if kind is KINDS[".json"] else as_markdown(facts)
+    text = json.dumps(facts, indent=1) + "\n" if kind is KINDS[".json"] else printable(as_markdown(facts))
     check_output(path, kind, force=force)  # again: a build takes minutes
     write_whole(path, text.encode())
 

@@ -34,7 +34,7 @@ def follow(stream: Stream, json: bool) -> Result:
         try:
             for piece in stream:
                 if piece.text:
-                    console.out(piece.text, end="")
+                    console.out_model(piece.text)
         finally:
             console.out("")  # also after Ctrl-C: what was printed stays, on a line of its own
     return stream.result()

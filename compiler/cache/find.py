@@ -67,7 +67,8 @@ class Wish:
         No quantized checkpoint gets here yet: `open_checkpoint` refuses tensors that are not plain floating point.
         """
         source, plain = checkpoint.source, CONFIG_DTYPES.values()
-        if not self.free or any(source.info(name).dtype not in plain for name in source.names):
+        read = checkpoint.config.decoder.tensors().keys() & set(source.names)
+        if not self.free or any(source.info(name).dtype not in plain for name in read):
             return self.recipe
         return with_flags(self.recipe, quantize=DEFAULT_FORMAT)
 

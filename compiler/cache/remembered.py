@@ -78,7 +78,7 @@ class Remembered:
         files = {
             one.name: Known(_facts(one), digests[one.name])
             for one in shards
-            if one.name in held or (max(one.identity[3], one.changed_ns) < settled and is_unchanged(one))
+            if one.name in held or (max(one.identity[3:]) < settled and is_unchanged(one))
         }
         self._write(before, replace(before, files=files))
 
@@ -117,4 +117,4 @@ def now() -> float:
 
 
 def _facts(one: FileFacts) -> str:
-    return ":".join(map(str, (*one.identity, one.changed_ns)))
+    return ":".join(map(str, one.identity))

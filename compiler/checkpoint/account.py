@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, nearest
 from .checkpoint import Checkpoint, open_checkpoint, with_chat_template
+from .weights.unread import why_unread
 
 _SHOWN = 20
 """Disagreements that an error lists."""
@@ -53,12 +55,12 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     for name in source.names:
         if name in shapes:
             continue
-        if name.endswith("rotary_emb.inv_freq"):
-            unused[name] = "rope tables are computed from the configuration"
-        elif name == f"{spec.head}.weight" and spec.tied:
-            unused[name] = "bit-equal to the tied embedding"
+        info = source.info(name)
+        if reason := why_unread(info, spec):
+            unused[name] = reason
         else:
-            wrong.append((name, f"expected nothing, found {list(source.info(name).shape)}", shapes))
+            plain = "" if info.dtype in CONFIG_DTYPES.values() else f"{info.dtype} "
+            wrong.append((name, f"expected nothing, found {plain}{list(info.shape)}", shapes))
     if wrong:
         lines = [f"{name}: {said}{nearest(name, known)}" for name, said, known in wrong[:_SHOWN]]
         lines += [f"and {len(wrong) - _SHOWN} more"] * (len(wrong) > _SHOWN)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
-from ...runtime.errors import CheckpointError, ResourceError, Unsupported, nearest
+from ...runtime.errors import CheckpointError, ResourceError, Unsupported
 from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
-from ...runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...runtime.text.chat import chat_template_source, checked_source
 from ...runtime.text.tokenizer import token_text
 from ..config.fields import load_object
@@ -18,14 +17,14 @@ from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
 from .card import read_card
 from .digest import Files
-from .folder import INDEX, FileFacts, Folder, OpenFile, find_weights, refuse_hard_link
+from .folder import Folder
 from .no_checkpoint import no_checkpoint, no_checkpoint_file, no_checkpoint_path
-from .random_source import RandomSource
-from .source import FileSource, Source
+from .weights.random_source import RandomSource
+from .weights.shards import open_weights
+from .weights.source import Source
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _MAX_TOKENIZER_BYTES = 128 << 20
-_MAX_TENSORS = 200_000
 _NO_TEMPLATE = "no chat template: `llmc run --chat` will need --chat-template"
 
 
@@ -98,7 +97,7 @@ def open_checkpoint(
             initializer_range=config.initializer_range,
         )
     else:
-        source, notes = _open_weights(files)
+        source, notes = open_weights(files, config)
         warnings += notes
         if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in files.shards}:
             raise CheckpointError(
@@ -106,7 +105,6 @@ def open_checkpoint(
                 found=f"{folder.path} consists of other files",
                 fix="pass the folder",
             )
-        warnings += _check_dtypes(source, config)
     warnings += config.notes
     warnings += [f"generation_config.json: {key} is ignored" for key in generation.ignored]
     explicit = config.eos_ids if config.eos_given else ()
@@ -183,85 +181,6 @@ def locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:
     except (CheckpointError, ResourceError) as error:
         near = near_path(path) if path.parent.is_dir() else ""  # perhaps a folder was meant
         raise type(error)(error.asked + near, found=error.found, fix=error.fix) from error
-
-
-def _open_weights(files: Files) -> tuple[FileSource, list[str]]:
-    """Open all shards and check them against the index; returns the source and warnings."""
-    folder = files.folder
-    weights = find_weights(folder)
-    if weights is None:
-        raise no_checkpoint(folder)
-    if weights.index is not None:
-        files.add(*weights.index)
-    missing = [name for name in weights.shards if not folder.has(name)]
-    if missing:
-        raise CheckpointError(
-            f"expected the {len(weights.shards)} shards that {INDEX} lists in {folder.path}",
-            found=f"{len(missing)} missing: {', '.join(missing[:4])}",
-            fix="download the missing files",
-        )
-    tensors: dict[str, tuple[OpenFile, TensorInfo]] = {}
-    for name in weights.shards:
-        opened = folder.open(name)
-        refuse_hard_link(folder, opened)
-        header = read_header(opened)
-        if weights.listed is not None:
-            _check_against_index(opened.facts, header, weights.listed)
-        files.shards.append(opened)
-        for info in header.tensors.values():
-            tensors[info.name] = (opened, info)
-    warnings = [
-        f"{name} is not read: {INDEX} does not list it" if weights.listed else f"{name} is not read"
-        for name in folder.names()
-        if name.endswith(".safetensors") and name not in weights.shards
-    ]
-    found = sum(info.nbytes for _, info in tensors.values())
-    if weights.total_size not in (None, found):
-        warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
-    return FileSource(tensors), warnings
-
-
-def read_header(opened: OpenFile) -> Header:
-    """The checked header of an open weight file.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    what, size = opened.facts.shown, opened.facts.bytes
-    raw = read_header_bytes(opened.fd, size, what=what, error=CheckpointError, max_bytes=MAX_HEADER_BYTES)
-    return parse_header(raw, size, what=what, error=CheckpointError, max_tensors=_MAX_TENSORS)
-
-
-def _check_against_index(shard: FileFacts, header: Header, listed: Mapping[str, frozenset[str]]) -> None:
-    """Refuse a shard whose header and index do not name the same tensors."""
-    expected = listed[shard.name]
-    for tensor in header.tensors:
-        if tensor not in expected:
-            elsewhere = [name for name, tensors in listed.items() if tensor in tensors]
-            found = f"listed for {elsewhere[0]}" if elsewhere else "not listed"
-            raise CheckpointError(f"expected {INDEX} to list {tensor!r} for {shard.name}, which holds it", found=found)
-    for tensor in sorted(expected - header.tensors.keys()):
-        raise CheckpointError(
-            f"expected tensor {tensor!r} in {shard.shown}, as {INDEX} lists it",
-            found=f"no such tensor{nearest(tensor, header.tensors)}",
-            fix="download the checkpoint again: index and shard are of different versions",
-        )
-
-
-def _check_dtypes(source: Source, config: Config) -> list[str]:
-    """Refuse tensors that are not plain floating point; warn if quantization_config is left over."""
-    for name in source.names:
-        dtype = source.info(name).dtype
-        if dtype not in CONFIG_DTYPES.values():
-            method = f", quant_method {config.quantization!r}" if config.quantization else ""
-            raise Unsupported(
-                f"expected tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
-                found=f"{dtype}{method}",
-                fix="start from the bf16, fp16 or fp32 checkpoint: model.to(torch.bfloat16).save_pretrained writes one",
-            )
-    if config.quantization:
-        return [f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"]
-    return []
 
 
 def _no_tokenizer(folder: Folder) -> str:

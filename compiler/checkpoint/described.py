@@ -11,9 +11,10 @@ from typing import Any
 from ...runtime.errors import LlmcError
 from ...runtime.files.safetensors import TensorInfo
 from ..config.fields import load_object
-from .checkpoint import TOKENIZER_FILES, locate, read_header
+from .checkpoint import TOKENIZER_FILES, locate
 from .folder import Folder
 from .no_checkpoint import ADAPTER, CONFIG
+from .weights.shards import read_header
 
 _MAX_BYTES = 16 << 20
 _TOKENIZERS = (*TOKENIZER_FILES, "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")

@@ -41,9 +41,9 @@ class Files:
         """The content of a small file.
 
         Raises:
-            CheckpointError: the file is missing, unreadable or larger than `max_bytes`.
+            CheckpointError: the file is missing, unreadable, a hard link or larger than `max_bytes`.
         """
-        return self.add(*self.folder.read(name, max_bytes))
+        return self.add(*self.folder.read(name, max_bytes, one_name=True))
 
     def get(self, name: str, max_bytes: int = _MAX_SMALL_BYTES) -> bytes | None:
         """The content of a small file as `need` returns it; None if the file does not exist."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ..config.fields import shown
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
+_TICK_NS = 10_000_000
+"""The coarsest tick of a kernel's clock (100 Hz): of two writes within one, the second changes no time of the file."""
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -34,10 +37,8 @@ class FileFacts:
     """The path that messages name."""
     path: Path
     """The path with all links resolved."""
-    identity: tuple[int, int, int, int]
-    """Device, inode, size and time of the last change (ns)."""
-    changed_ns: int
-    """Time of the last change of content, name or rights (ctime), which no program sets."""
+    identity: tuple[int, int, int, int, int]
+    """Device, inode, size, and in ns mtime and ctime. A program can put an mtime back, and none sets a ctime."""
 
 
 class OpenFile:
@@ -103,23 +104,26 @@ class Folder:
             found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
             raise self._error(name, "a readable regular file", found) from None
         now = os.fstat(fd)
-        opened = OpenFile(
-            fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now), now.st_ctime_ns)
-        )
+        opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
         if not stat.S_ISREG(now.st_mode):
             raise self._error(name, "a regular file", kind_of_file(now.st_mode))
+        fresh = now.st_ctime_ns + _TICK_NS - time.time_ns()
+        if 0 < fresh <= _TICK_NS:  # what is written after this wait changes the ctime
+            time.sleep(fresh / 1e9)
         # A folder above the file may have been swapped between `_resolve` and `os.open`: check the path again.
         if self._resolve(name) != path or not is_unchanged(opened.facts):
             raise self._error(name, "a file that stays in place", "it was replaced meanwhile")
         return opened
 
-    def read(self, name: str, max_bytes: int) -> tuple[bytes, FileFacts]:
-        """The content of a small file, and its facts.
+    def read(self, name: str, max_bytes: int, *, one_name: bool = False) -> tuple[bytes, FileFacts]:
+        """The content of a small file, and its facts; with `one_name`, it may not be a hard link.
 
         Raises:
             CheckpointError: the file cannot be opened, or is larger than `max_bytes`; then it is not read.
         """
         opened = self.open(name)
+        if one_name:
+            refuse_hard_link(self, opened)
         if opened.facts.bytes > max_bytes:
             raise self._error(name, f"a file of at most {max_bytes} bytes", f"{opened.facts.bytes} bytes")
         data = read_at(opened.fd, 0, opened.facts.bytes, what=opened.facts.shown, error=CheckpointError)
@@ -151,7 +155,7 @@ def _hub_id(repository: str) -> str | None:
 
 
 def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:
-    """Refuse a weight file with a second name: the file can be changed, or exposed, through the other name.
+    """Refuse a file with a second name: the file can be changed, or exposed, through the other name.
 
     The Hugging Face cache is exempt, since its blobs may be shared on purpose.
 
@@ -161,14 +165,14 @@ def refuse_hard_link(folder: Folder, opened: OpenFile) -> None:
     links = os.fstat(opened.fd).st_nlink
     if links > 1 and folder.commit is None:
         raise CheckpointError(
-            f"expected a weight file with one name at {opened.facts.shown}",
+            f"expected a file with one name at {opened.facts.shown}",
             found=f"a hard link, {links} names",
             fix="copy the checkpoint folder (cp -r, not cp -l)",
         )
 
 
 def is_unchanged(facts: FileFacts) -> bool:
-    """True if the path still names the same file with the same size and time of change."""
+    """True if the path still names the same file, and nobody has changed it: see `FileFacts.identity`."""
     try:
         now = os.stat(facts.path, follow_symlinks=False)
     except OSError:
@@ -176,8 +180,8 @@ def is_unchanged(facts: FileFacts) -> bool:
     return _identity(now) == facts.identity
 
 
-def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+def _identity(now: os.stat_result) -> tuple[int, int, int, int, int]:
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
 def check_shard_name(name: object, what: str) -> str:
@@ -229,8 +233,8 @@ class Weights:
 
     shards: tuple[str, ...]
     """File names."""
-    listed: Mapping[str, frozenset[str]] | None = None
-    """Tensors by shard, as the index lists them."""
+    listed: Mapping[str, str] | None = None
+    """Shard by tensor, as the index lists them."""
     total_size: int | None = None
     """Bytes of all tensors, as the index says."""
     index: tuple[bytes, FileFacts] | None = None
@@ -246,14 +250,11 @@ def find_weights(folder: Folder) -> Weights | None:
         CheckpointError: the index is damaged.
     """
     if folder.has(INDEX):
-        data, facts = folder.read(INDEX, _MAX_INDEX_BYTES)
+        data, facts = folder.read(INDEX, _MAX_INDEX_BYTES, one_name=True)
         table, total = read_index(data, facts.shown)
-        listed: dict[str, set[str]] = {}
-        for tensor, shard in table.items():
-            listed.setdefault(shard, set()).add(tensor)
-        if SINGLE in listed or not folder.has(SINGLE):
-            tensors = {shard: frozenset(names) for shard, names in listed.items()}
-            return Weights(tuple(sorted(tensors)), tensors, total, (data, facts))
+        shards = tuple(sorted(set(table.values())))
+        if SINGLE in shards or not folder.has(SINGLE):
+            return Weights(shards, table, total, (data, facts))
     if folder.has(SINGLE):
         return Weights((SINGLE,))
     return None

@@ -15,7 +15,7 @@ from ...quantize.format import non_finite, require_finite
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError
 from ...runtime.machine import resident_memory, system_memory
-from ..checkpoint.source import Source
+from ..checkpoint.weights.source import Source
 from .writer import EngineWriter, Groups
 
 CHUNK_BYTES = 16 << 20

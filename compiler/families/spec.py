@@ -115,6 +115,12 @@ class DecoderSpec:
             shapes[f"{self.head}.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of every linear by its module; a tied head is one too."""
+        matrices = {name.removesuffix(".weight"): shape for name, shape in self.tensors().items() if len(shape) == 2}
+        head = self.head, matrices.pop(self.embedding)
+        return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
+
     def within(self, context: int) -> DecoderSpec:
         """The same decoder for at most `context` positions; removes windows that hold all of them."""
         return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))

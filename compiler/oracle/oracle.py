@@ -204,7 +204,9 @@ class Oracle:
         if session is None:
             options = ort.SessionOptions()
             options.intra_op_num_threads = self._threads
-            options.log_severity_level = 3
+            options.log_severity_level = (
+                4  # only what ends the process: all else is raised, and names are not printed raw
+            )
             # other threads use the cores between runs
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             session = self._sessions[key.digest()] = ort.InferenceSession(

@@ -313,7 +313,7 @@ def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], thr
     scan(graph, what=f"{section} of {engine.path}", external=WEIGHTS_LOCATION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # only what ends the process: all else is raised, and names are not printed raw
     measure(options)
     options.add_external_initializers(list(constants), list(constants.values()))
     try:

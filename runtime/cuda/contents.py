@@ -41,7 +41,7 @@ class Contents(Protocol):
 
 
 def sources(engine: EngineFile, profile: str) -> str:
-    """The PTX of a profile's kernels, each after a line with its name.
+    """The PTX of a profile's kernels, each after a line with its name; spaces for its tabs, as it is for a terminal.
 
     Raises:
         EngineError: the plan or its PTX is not one of ours.
@@ -51,7 +51,7 @@ def sources(engine: EngineFile, profile: str) -> str:
     parts = [f"PTX of {contents.what}"]
     for index, module in enumerate(Plan.from_json(engine.section(graph), what=f"{engine.path}: {graph}").modules):
         parts.append(f"kernel {index}: {module.kernel}\n{contents.ptx(module.code) if module.code else ''}")
-    return "\n".join(parts)
+    return "\n".join(parts).expandtabs()
 
 
 class EngineContents:

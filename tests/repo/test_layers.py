@@ -21,7 +21,11 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("page",), ("pipeline", "engine"), ("build",), ("cache",)),
+        *(("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
+    ),
+    ("compiler", "checkpoint"): (
+        *(("folder",), ("card", "digest", "no_checkpoint"), ("hub", "weights"), ("checkpoint",)),
+        ("account", "described", "tokenizer_check"),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),
     ("compiler", "targets", "cuda"): (

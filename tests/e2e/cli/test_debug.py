@@ -52,7 +52,7 @@ def test_a_build_for_a_gpu_tells_and_dumps_all(call: Call, tmp_path: Path):
         assert (one["registers"], one["spills"]) == (module.code.registers, module.code.spills)
         source = (dump / f"sm_90.{one['ptx']}").read_text()
         assert f".entry {module.code.entry}(" in source and source in ptx
-        assert f"kernel {index}: {module.kernel}\n{source}" in built.err
+        assert f"kernel {index}: {module.kernel}\n{source.expandtabs()}" in built.err
     assert {"bytes", "shared", "local", "instr_per_weight", "mma"} <= kernels[0].keys()
     page = (dump / "index.html").read_text()
     linked = set(re.findall(r"href='([^#'][^']*)'", page))

@@ -51,6 +51,12 @@ def append(file: Path) -> None:
         opened.write(b"x")
 
 
+def rewrite_with_the_old_mtime(file: Path) -> None:
+    before, data = file.stat(), file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def replace_by_itself(file: Path) -> None:
     other = file.with_suffix(".part")
     shutil.copy2(file, other)
@@ -61,7 +67,7 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("change", [touch, append, replace_by_itself, remove])
+@pytest.mark.parametrize("change", [touch, append, rewrite_with_the_old_mtime, replace_by_itself, remove])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_that_changes_while_building_stops_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], name: str

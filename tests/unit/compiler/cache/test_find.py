@@ -19,7 +19,7 @@ import llmc
 from llmc.compiler.cache import identity, remembered
 from llmc.compiler.cache.find import Wish
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.checkpoint.source import Source
+from llmc.compiler.checkpoint.weights.source import Source
 from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.errors import RecipeError, ResourceError
 from llmc.runtime.files.safetensors import TensorInfo
@@ -139,10 +139,10 @@ def test_a_recipe_is_known_by_its_content(checkpoint: Path):
 
 def test_a_quantized_checkpoint_stays_as_it_is(checkpoint: Path):
     class Codes:
-        names = ("a.weight", "a.weight_scale")
+        names = ("model.norm.weight", "model.norm.weight_scale")
 
         def info(self, name: str) -> TensorInfo:
-            return TensorInfo(name, "U8" if name == "a.weight" else "BF16", (2, 2), 0, 4)
+            return TensorInfo(name, "U8" if name == "model.norm.weight" else "BF16", (2, 2), 0, 4)
 
     opened = replace(open_checkpoint(checkpoint), source=cast(Source, Codes()))
     assert ANY_RECIPE.for_checkpoint(opened) == Recipe()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.checkpoints import CONFIG
 
 from llmc.compiler.checkpoint.account import open_source
-from llmc.compiler.checkpoint.random_source import RandomSource
+from llmc.compiler.checkpoint.weights.random_source import RandomSource
 from llmc.runtime.errors import CheckpointError
 
 

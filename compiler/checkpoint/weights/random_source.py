@@ -11,10 +11,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ...runtime.errors import CheckpointError, nearest
-from ...runtime.files.safetensors import TensorInfo
-from ...runtime.machine import cpu_count
-from ...runtime.numbers import RAW_DTYPE, f32_to_bf16
+from ....runtime.errors import CheckpointError, nearest
+from ....runtime.files.safetensors import TensorInfo
+from ....runtime.machine import cpu_count
+from ....runtime.numbers import RAW_DTYPE, f32_to_bf16
 
 _LEVELS = 1 << 16
 """Entries of the table of normal values."""

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ...runtime.errors import CheckpointError, nearest
-from ...runtime.files.safetensors import TensorInfo
-from ...runtime.numbers import RAW_DTYPE
-from .folder import OpenFile
+from ....runtime.errors import CheckpointError, nearest
+from ....runtime.files.safetensors import TensorInfo
+from ....runtime.numbers import RAW_DTYPE
+from ..folder import OpenFile
 
 
 class Source(Protocol):

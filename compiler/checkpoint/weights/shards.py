@@ -1,0 +1,186 @@
+"""Opens the weight files of a checkpoint and settles what index and files say differently, by what the model reads.
+
+What is read is what transformers reads (5.23.0, `modeling_utils.py` and `utils/hub.py`): the index names the shards,
+and every tensor of every shard counts, whatever the index says of it. A tensor that is read and that two shards hold
+must have the same bytes in both: transformers takes the last shard's, the index may say another, and other programs
+take the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ....runtime.dtypes import CONFIG_DTYPES
+from ....runtime.errors import CheckpointError, Unsupported, nearest
+from ....runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
+from ...families.config import Config
+from ..digest import Files
+from ..folder import INDEX, Folder, OpenFile, Weights, find_weights, refuse_hard_link
+from ..no_checkpoint import ADAPTER, no_checkpoint
+from .source import FileSource
+from .unread import ROPE, TIED, grouped, why_named, why_unread
+
+_MAX_TENSORS = 200_000
+_COMPARED_BYTES = 4 << 20
+Copies = Mapping[str, list[tuple[OpenFile, TensorInfo]]]
+"""Every tensor by name, in each shard that holds it, in order of the shards' names."""
+
+
+def open_weights(files: Files, config: Config) -> tuple[FileSource, list[str]]:
+    """Open all shards and check what the model reads of them; returns the source and warnings.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged, or index and shards disagree about a tensor that is read.
+        Unsupported: a tensor that is read is not plain floating point.
+    """
+    folder, reads = files.folder, config.decoder.tensors()
+    weights = find_weights(folder)
+    if weights is None:
+        raise no_checkpoint(folder)
+    if weights.index is not None:
+        files.add(*weights.index)
+    absent = _absent(weights, folder, reads)
+    copies: dict[str, list[tuple[OpenFile, TensorInfo]]] = {}
+    for name in weights.shards:
+        if name in absent:
+            continue
+        opened = folder.open(name)
+        refuse_hard_link(folder, opened)
+        files.shards.append(opened)
+        for info in read_header(opened).tensors.values():
+            copies.setdefault(info.name, []).append((opened, info))
+    tensors = {name: found[-1] for name, found in copies.items()}
+    _check_dtypes({name: info for name, (_, info) in tensors.items()}, reads, config)
+    warnings = [
+        *(f"{INDEX} lists {name}, which is missing: nothing of it is read" for name in absent),
+        *_compare_with_index(weights, copies, reads),
+        *_unread(tensors, reads, config),
+        *(
+            f"{name} is not read: {INDEX} does not list it" if weights.listed else f"{name} is not read"
+            for name in folder.names()
+            if name.endswith(".safetensors") and name not in weights.shards
+        ),
+    ]
+    if folder.has(ADAPTER):
+        warnings.append(f"{ADAPTER} is not read: the engine has the weights of this folder, without the adapter")
+    found = sum(info.nbytes for _, info in tensors.values())
+    if weights.total_size not in (None, found):
+        warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
+    return FileSource(tensors), warnings
+
+
+def read_header(opened: OpenFile) -> Header:
+    """The checked header of an open weight file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    what, size = opened.facts.shown, opened.facts.bytes
+    raw = read_header_bytes(opened.fd, size, what=what, error=CheckpointError, max_bytes=MAX_HEADER_BYTES)
+    return parse_header(raw, size, what=what, error=CheckpointError, max_tensors=_MAX_TENSORS)
+
+
+def _absent(weights: Weights, folder: Folder, reads: Collection[str]) -> list[str]:
+    """The shards that are not there, if the index lists nothing for them that is read."""
+    absent = [name for name in weights.shards if not folder.has(name)]
+    needed = {shard for tensor, shard in (weights.listed or {}).items() if tensor in reads}
+    missing = [name for name in absent if name in needed]
+    if missing:
+        raise CheckpointError(
+            f"expected the {len(weights.shards)} shards that {INDEX} lists in {folder.path}",
+            found=f"{len(missing)} missing: {', '.join(missing[:4])}",
+            fix="download the missing files",
+        )
+    return absent
+
+
+def _compare_with_index(weights: Weights, copies: Copies, reads: Collection[str]) -> list[str]:
+    """Warnings about what the index says of tensors, and about tensors in two shards.
+
+    Raises:
+        CheckpointError: the index lists a tensor that is read and in no shard, or its copies in two shards differ.
+    """
+    if weights.listed is None:
+        return []
+    nowhere = [name for name in weights.listed if name not in copies]
+    if lost := sorted(name for name in nowhere if name in reads):
+        raise CheckpointError(
+            f"expected tensor {lost[0]!r} in {weights.listed[lost[0]]}, as {INDEX} lists it",
+            found=f"no such tensor{nearest(lost[0], copies)}",
+            fix="download the checkpoint again: index and shard are of different versions",
+        )
+    twice = {name: found for name, found in copies.items() if len(found) > 1}
+    for name in twice:
+        if name in reads:
+            _require_equal(twice[name])
+    elsewhere = [
+        name
+        for name, shard in weights.listed.items()
+        if name in copies and all(opened.facts.name != shard for opened, _ in copies[name])
+    ]
+    said = {
+        f"{INDEX} does not list what its shards hold": [name for name in copies if name not in weights.listed],
+        f"{INDEX} lists what no shard holds and the model does not read": nowhere,
+        f"{INDEX} lists tensors for other shards than those that hold them": elsewhere,
+        "two shards hold the same tensors": twice,
+    }
+    return [f"{what}: {grouped(names)}" for what, names in said.items() if names]
+
+
+def _require_equal(copies: list[tuple[OpenFile, TensorInfo]]) -> None:
+    """Compare the copies of a tensor in several shards.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    (first, one), *others = copies
+    for other, info in others:
+        same = (one.dtype, one.shape) == (info.dtype, info.shape)
+        if not same or not _same_bytes((first, one.offset), (other, info.offset), one.nbytes):
+            raise CheckpointError(
+                f"expected one tensor {one.name!r} in the shards that {INDEX} lists",
+                found=f"two that differ, in {first.facts.name} and in {other.facts.name}",
+                fix="download the checkpoint again: the shards are of different versions",
+            )
+
+
+def _same_bytes(one: tuple[OpenFile, int], other: tuple[OpenFile, int], nbytes: int) -> bool:
+    for start in range(0, nbytes, _COMPARED_BYTES):
+        parts = [bytearray(min(_COMPARED_BYTES, nbytes - start)) for _ in range(2)]
+        for part, (opened, offset) in zip(parts, (one, other), strict=True):
+            opened.read_into(memoryview(part), offset + start)
+        if parts[0] != parts[1]:
+            return False
+    return True
+
+
+def _check_dtypes(infos: Mapping[str, TensorInfo], reads: Mapping[str, object], config: Config) -> None:
+    """Refuse tensors that are read and not plain floating point.
+
+    If a tensor that is read is missing, or the configuration says that the weights are quantized, others may stand in
+    for it: then all tensors but known buffers are judged.
+    """
+    judged = [name for name in reads if name in infos]
+    if config.quantization or len(judged) < len(reads):
+        judged = [name for name, info in infos.items() if not why_named(name, info.shape, config.decoder)]
+    for name in judged:
+        dtype = infos[name].dtype
+        if dtype not in CONFIG_DTYPES.values():
+            method = f", quant_method {config.quantization!r}" if config.quantization else ""
+            raise Unsupported(
+                f"expected tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
+                found=f"{dtype}{method}",
+                fix="start from the bf16, fp16 or fp32 checkpoint: model.to(torch.bfloat16).save_pretrained writes one",
+            )
+
+
+def _unread(tensors: Mapping[str, tuple[OpenFile, TensorInfo]], reads: Collection[str], config: Config) -> list[str]:
+    """Warnings about buffers, and about a setting that the tensors contradict."""
+    why = {name: why_unread(info, config.decoder) for name, (_, info) in tensors.items() if name not in reads}
+    buffers = [name for name, reason in why.items() if reason not in (None, ROPE, TIED)]
+    warnings = [f"buffers that are no weights are not read: {grouped(buffers)}"] if buffers else []
+    if config.quantization:
+        warnings.append(
+            f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"
+        )
+    return warnings

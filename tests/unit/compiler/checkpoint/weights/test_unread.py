@@ -1,0 +1,71 @@
+"""What a model may leave unread: the kinds of buffers that exporters saved, and nothing that could be a weight."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.checkpoints import CONFIG
+
+from llmc.compiler.checkpoint.weights.unread import grouped, why_unread
+from llmc.compiler.families.config import parse_config
+from llmc.runtime.files.safetensors import TensorInfo
+
+SPEC = parse_config(json.dumps(CONFIG).encode(), accept=(), what="config.json").decoder
+LAYER = "model.layers.0.self_attn."
+
+
+def reason(name: str, dtype: str, *shape: int) -> str | None:
+    return why_unread(TensorInfo(name, dtype, shape, 0, 0), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [
+        ("model.position_ids", "I64", (1, 128)),
+        ("model.causal_mask", "BOOL", (1, 1, 8, 8)),
+        ("model.causal_mask", "F32", (1, 1, 8, 8)),
+        (f"{LAYER}masked_bias", "F32", ()),
+        (f"{LAYER}bias", "U8", (1, 1, 8, 8)),
+        (f"{LAYER}bias", "F32", (1, 1, 8, 8)),
+        ("model.layers.0.attn.bias", "F16", (1, 1, 8, 8)),
+        ("model.seen_tokens", "I32", ()),
+        ("model.freqs_cis", "C64", (8, 2)),
+        ("model.anything", "C64", (8,)),
+        ("inv_freq", "F32", (4,)),
+        ("model.rotary_emb.inv_freq", "BF16", (4,)),
+        ("model.rotary_emb.original_inv_freq", "F32", (4,)),
+        (f"{LAYER}rotary_emb.cos_cached", "F32", (1, 1, 8, 4)),
+        (f"{LAYER}rotary_emb.sin_cached", "F16", (8, 4)),
+    ],
+)
+def test_buffers(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    assert reason(name, dtype, *shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [
+        (f"{LAYER}q_proj.bias", "F32", (8,)),
+        (f"{LAYER}q_norm.weight", "BF16", (4,)),
+        (f"{LAYER}bias", "F32", (8,)),
+        (f"{LAYER}q_proj.weight_scale", "F8_E8M0", (8, 1)),
+        (f"{LAYER}k_scale", "F32", ()),
+        (f"{LAYER}sinks", "F32", (2,)),
+        ("model.layers.1.mlp.down_proj.weight", "F8_E4M3", (8, 16)),
+        ("model.embed_positions.weight", "F32", (8, 8)),
+        ("lm_head.bias", "F32", (10,)),
+        ("lm_head.weight", "F32", (10, 8)),
+        ("model.my_inv_freq", "F32", (4,)),
+        ("model.anything", "F64", (4,)),
+    ],
+)
+def test_what_could_be_a_weight(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    assert reason(name, dtype, *shape) is None
+
+
+def test_names_of_layers_are_one_group() -> None:
+    layers = [f"model.layers.{index}.self_attn.masked_bias" for index in range(32)]
+    assert grouped([*layers, "model.position_ids"]) == "model.layers.*.self_attn.masked_bias (32), model.position_ids"
+    assert grouped(layers[:1]) == layers[0]
+    assert grouped(map(str, "abcdefgh")) == "a, b, c, d, e, f and 2 more"

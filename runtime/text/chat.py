@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported
-from .tokenizer import Tokenizer, library_errors
+from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARS = 64 * 1024
 FUEL = 300_000
-"""Steps of a render. Measured: about 40 per message for the usual templates, 1 per 13 characters; 300,000 take 12 ms.
-Fuel bounds neither lists that double nor the time to compile: the build tries a template in a process it can kill."""
+"""Units of a rendering: a node of the template that is evaluated costs one, a text one per 16 characters."""
 FUEL_PER_CHAR = 10
-COMPILE_STACK_BYTES = 128 * 1024 * 1024
-"""minijinja's compiler recurses on chains such as `a.b.b.b`, about 500 bytes per link; 64 Ki characters need 64 MiB."""
-MAX_INDENT = 16
 PLACEHOLDERS = range(0xF0000, 0x10FFFE)
 """Private-use code points that hide special tokens in a user's text."""
-GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Values of WORD_KEYS that stay unchanged: templates compare them or join them into special tokens ('<|' + role)."""
 WORD_KEYS = ("role", "type")
@@ -61,10 +52,10 @@ def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> s
 
 
 class ChatTemplate:
-    """A compiled chat template; rendering never changes the caller's messages.
+    """A compiled chat template; rendering never changes the caller's messages. Safe to use from many threads.
 
     Raises:
-        EngineError: the template is too long.
+        EngineError: the template is too long, or nests too deep.
         Unsupported: the template does not compile; names the line.
     """
 
@@ -73,11 +64,11 @@ class ChatTemplate:
             raise EngineError(
                 f"expected a chat template of at most {MAX_TEMPLATE_CHARS} characters", found=f"{len(source)}"
             )
+        from .template import Template  # imports jinja2, which a prompt without a template does not need
+
         self._source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        # one render at a time: the fuel is a property of the environment
-        self._lock = threading.Lock()
-        self._environment = _with_large_stack(lambda: _compile(source))
+        self._template = Template(source)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text; `variables` are the template's, such as `tools` and `add_generation_prompt` (True).
@@ -99,9 +90,8 @@ class ChatTemplate:
         return tokenizer.encode_marked(*mask.reveal(self._render(mask.hide(given))))
 
     def _render(self, given: dict[str, Any]) -> str:
-        with self._lock, _template_errors("render the chat template"):
-            self._environment.fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
-            return self._environment.render_template("chat", **self._tokens, **given)
+        fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))
+        return self._template.render({**self._tokens, **given}, fuel)
 
 
 def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
@@ -137,77 +127,6 @@ def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
     return source
 
 
-def _compile(source: str) -> Any:
-    import minijinja
-
-    environment = minijinja.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        fuel=FUEL,
-        filters={"tojson": _tojson},
-        globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
-    )
-    with _template_errors("compile the chat template"):
-        environment.add_template("chat", _without_generation_tags(source))
-    return environment
-
-
-def _with_large_stack(work: Callable[[], Any]) -> Any:
-    """Run `work` on a thread with a stack for the deepest template of the permitted size."""
-    with ThreadPoolExecutor(1, "llmc-template") as pool:
-        usual = threading.stack_size(COMPILE_STACK_BYTES)
-        try:
-            done = pool.submit(work)
-        finally:
-            threading.stack_size(usual)
-        return done.result()
-
-
-@contextmanager
-def _template_errors(action: str) -> Iterator[None]:
-    """Turns minijinja's errors into an LlmcError that begins with "cannot `action`" and names the template's line."""
-    import minijinja
-
-    with library_errors(action):
-        try:
-            yield
-        except minijinja.TemplateError as error:
-            found = str(error).split("\n", 1)[0].replace("(in chat:", "(line ")
-            raise _class_of(error.kind)(f"cannot {action}", found=found) from None
-
-
-def _class_of(kind: str) -> type[LlmcError]:
-    if kind == "OutOfFuel":
-        return EngineError
-    if kind in ("SyntaxError", "UnknownFilter", "UnknownFunction", "UnknownMethod", "UnknownTest"):
-        return Unsupported
-    return RecipeError
-
-
-def _without_generation_tags(source: str) -> str:
-    """Replaces `generation`, a tag for training, by `if true` with the same line and white space control."""
-    return GENERATION_TAG.sub(lambda m: "{%" + m[1] + (" endif " if m[2] else " if true ") + m[3] + "%}", source)
-
-
-def _raise_exception(message: Any) -> None:
-    fix = "messages that this model's template accepts"
-    raise RecipeError("cannot render the chat template", found=str(message), fix=fix)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """The filter of transformers: json.dumps, without escapes for HTML."""
-    if indent is not None and not 0 <= indent <= MAX_INDENT:
-        found = f"tojson(indent={indent})"
-        raise EngineError("cannot render the chat template", found=found, fix=f"at most {MAX_INDENT}")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON copy of all values that a template may read; RecipeError names the message at fault."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
@@ -220,7 +139,7 @@ def _checked(messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"expected messages[{index}].role as a word such as user", found=found)
     given = {"add_generation_prompt": True, "tools": None, **variables, "messages": [dict(one) for one in messages]}
     try:
-        # encode() refuses lone surrogates, which minijinja would replace silently
+        # encode() refuses lone surrogates, which no tokenizer takes
         return json.loads(json.dumps(given, allow_nan=False, ensure_ascii=False).encode("utf-8"))
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError("expected messages and tools as plain JSON values", found=str(error)) from None

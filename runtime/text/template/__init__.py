@@ -1,0 +1,5 @@
+"""Chat templates as transformers renders them, evaluated within a budget."""
+
+from .template import Template
+
+__all__ = ["Template"]

@@ -51,7 +51,11 @@ class Blocks(Statements):
         symbols.analyze_node(node)
         enter, body, line = self.enter(inside), self.body(node.body, inside), node.lineno
         without = len(names) - len(node.defaults)
-        defaults = [self.build(one, inside) for one in node.defaults]
+        defaults = []
+        for index, default in enumerate(node.defaults, without):
+            self.unstored = frozenset(idents[index:])
+            defaults.append(self.build(default, inside))
+        self.unstored = frozenset()
 
         def make(at: Frame) -> Macro:
             def call(*arguments: Any) -> str:
@@ -72,7 +76,7 @@ class Blocks(Statements):
 
             name = getattr(node, "name", None)
             options = ("kwargs" in special, "varargs" in special, "caller" in wanted)
-            return Macro(at.sandbox, call, name, names, *options, False)  # type: ignore[arg-type]
+            return Macro(at.sandbox, call, name, tuple(names), *options, False)  # type: ignore[arg-type]
 
         return make
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateAssertionError
+from jinja2.idtracking import VAR_LOAD_PARAMETER
 from jinja2.runtime import Undefined, missing
 
 from .frames import Code, Frame, Scope, variable
@@ -45,6 +46,8 @@ class Expressions:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+        self.unstored: frozenset[str] = frozenset()
+        """Parameters of the macro whose defaults are being built that have no value yet."""
 
     def build(self, node: nodes.Node, scope: Scope) -> Code:
         if type(node) in _ARITHMETIC:
@@ -63,12 +66,14 @@ class Expressions:
 
     def build_Name(self, node: nodes.Name, scope: Scope) -> Code:
         name, line, ident = node.name, node.lineno, scope.symbols.ref(node.name)
-        hops = scope.hops(ident)
+        hops, (action, _) = scope.hops(ident), scope.symbols.find_load(ident) or (None, None)
+        # a macro that outlives its loop sees Jinja2's `missing` for the loop's variables, which is not undefined
+        raw = action == VAR_LOAD_PARAMETER and ident not in self.unstored
 
         def load(at: Frame) -> Any:
             at.sandbox.meter.step(line)
             value = variable(at, ident, hops)
-            return at.sandbox.undefined(name=name) if value is missing else value
+            return at.sandbox.undefined(name=name) if value is missing and not raw else value
 
         return load
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from jinja2.runtime import LoopContext, Macro, Undefined
+from jinja2.runtime import LoopContext, Macro, Undefined, missing
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
@@ -28,7 +28,7 @@ MAX_DATE_FORMAT = 1000
 _WIDTH = re.compile(r"(?<!\d)\d++(?=[.*A-Za-z%])")
 """A width or precision of a `%` format, or a number of its text that looks like one."""
 _NUMBER = re.compile(r"\d+")
-_ATOMS = (bool, float, complex, type(None), range, Undefined, LoopContext, Macro)
+_ATOMS = (bool, float, complex, type(None), range, type(missing), Undefined, LoopContext, Macro)
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
 

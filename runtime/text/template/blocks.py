@@ -9,7 +9,8 @@ from jinja2 import nodes
 from jinja2.compiler import find_undeclared
 from jinja2.exceptions import TemplateAssertionError, TemplateRuntimeError
 from jinja2.idtracking import Symbols
-from jinja2.runtime import Macro, missing
+from jinja2.runtime import Macro
+from jinja2.utils import missing
 
 from .frames import Code, Frame, Scope, variable
 from .meter import Refused
@@ -94,7 +95,7 @@ class Blocks(Statements):
             at.sandbox.meter.step(line)
             if "caller" in kwargs:
                 raise TypeError("got multiple values for keyword argument 'caller'")
-            at.out.append(at.sandbox.meter.text(at.sandbox.invoke(function, args, {**kwargs, "caller": caller})))
+            _write(at, at.sandbox.invoke(function, args, {**kwargs, "caller": caller}))
 
         return write
 
@@ -118,7 +119,7 @@ class Blocks(Statements):
         inside = scope.inner()
         inside.symbols.analyze_node(node)
         apply = self._filtered(node.filter, inside)
-        return self._captured(node.body, inside, lambda at, text: at.out.append(at.sandbox.meter.text(apply(at, text))))
+        return self._captured(node.body, inside, lambda at, text: _write(at, apply(at, text)))
 
     def build_AssignBlock(self, node: nodes.AssignBlock, scope: Scope) -> Statement:
         inside = scope.inner()
@@ -157,16 +158,24 @@ class Blocks(Statements):
 
     def _refused(self, node: nodes.Node, scope: Scope) -> Statement:
         name, line = type(node).__name__.lower().replace("fromimport", "from"), node.lineno
-        tag = "autoescape" if isinstance(node, nodes.EvalContextModifier) else name
+        found = f"{name}: a chat template has no other files"
+        if isinstance(node, nodes.Scope):
+            found, line = "autoescape", node.body[0].lineno
 
         def refuse(at: Frame) -> None:
             at.sandbox.meter.step(line)
-            raise Refused(f"the tag {tag}: a chat template has no other files" if tag == name else f"the tag {tag}")
+            raise Refused(f"the tag {found}")
 
         return refuse
 
-    build_Include = build_Import = build_FromImport = build_Extends = _refused
-    build_ScopedEvalContextModifier = build_EvalContextModifier = _refused
+    build_Include = build_Import = build_FromImport = build_Extends = build_Scope = _refused
+
+
+def _write(at: Frame, value: Any) -> None:
+    """Writes what a call or filter block gave: Jinja2 joins it with the other texts as it is."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected str instance, {type(value).__name__} found")
+    at.out.append(at.sandbox.meter.made(value))
 
 
 def _both(enter: Statement, body: Statement) -> Statement:

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.exceptions import TemplateAssertionError
 from jinja2.idtracking import VAR_LOAD_PARAMETER
-from jinja2.runtime import Undefined, missing
+from jinja2.runtime import Undefined
+from jinja2.utils import missing
 
 from .frames import Code, Frame, Scope, variable
 from .meter import CHARS_LOG2, ELEMENTS_LOG2, Refused
@@ -227,7 +228,7 @@ class Expressions:
     ) -> Callable[[Frame], tuple[list[Any], dict[str, Any]]]:
         """The positional and keyword arguments of a call, as Python passes them."""
         positional = [self.build(one, scope) for one in node.args]
-        keywords = [(one.key, self.build(one.value, scope)) for one in node.kwargs]  # type: ignore[union-attr]
+        keywords = [(str(one.key), self.build(one.value, scope)) for one in node.kwargs]
         if len({key for key, _ in keywords}) < len(keywords):
             raise TemplateAssertionError("keyword argument repeated", node.lineno)
         more = node.dyn_args and self.build(node.dyn_args, scope)

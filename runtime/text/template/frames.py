@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.idtracking import Symbols
-from jinja2.runtime import Context, missing
-from jinja2.utils import Namespace
+from jinja2.runtime import Context
+from jinja2.utils import Namespace, missing
 
 from .sandbox import Sandbox
 

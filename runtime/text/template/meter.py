@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from jinja2.runtime import LoopContext, Macro, Undefined, missing
-from jinja2.utils import Namespace
+from jinja2.runtime import LoopContext, Macro, Undefined
+from jinja2.utils import Namespace, missing
 from markupsafe import Markup
 
 from .names import CONSTANT, QUADRATIC, SHALLOW, SIZED, TEXTUAL
@@ -112,6 +112,8 @@ class Meter:
                 elif isinstance(one, _VIEWS[2]):
                     levels.append(chain.from_iterable(one))
                     break
+                elif isinstance(one, range):
+                    units += len(one) >> ELEMENTS_LOG2
                 elif type(one) is int:
                     units += _bits(one) >> 7
                 elif isinstance(one, Namespace):

@@ -13,14 +13,14 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro, Undefined, missing
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import (
     ImmutableSandboxedEnvironment,
     SandboxedEscapeFormatter,
     SandboxedFormatter,
 )
 from jinja2.tests import TESTS
-from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.utils import Cycler, Joiner, Namespace, missing
 from markupsafe import Markup
 
 from ...errors import RecipeError
@@ -29,6 +29,8 @@ from .names import FLAT_TESTS, OF_DICT, OF_FLOAT, OF_INT, OF_LOOP, OF_STR, words
 
 MAX_RANGE = 100_000
 """jinja2.sandbox.MAX_RANGE."""
+MAX_MESSAGE = 500
+"""Characters of an error's message, which a template may have made."""
 
 
 _GROUP = type(FILTERS["groupby"](ImmutableSandboxedEnvironment(), [{"a": 1}], "a")[0])
@@ -138,7 +140,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return obj[argument]
         except (TypeError, LookupError):
             value = self._attribute(obj, str(argument)) if isinstance(argument, str) else missing
-            return self.undefined(obj=obj, name=argument) if value is missing else value
+            # Undefined has another message for a name that is no text
+            return self.undefined(obj=obj, name=argument) if value is missing else value  # type: ignore[arg-type]
 
     def _attribute(self, obj: Any, name: str) -> Any:
         """A value, `missing`, or an Undefined that says what is unsafe."""
@@ -228,14 +231,16 @@ class _PaidEscapes(_Paid, SandboxedEscapeFormatter):
 
 def _range(*args: int) -> range:
     found = range(*args)
-    if abs(found.stop - found.start) > MAX_RANGE and len(found) > MAX_RANGE:
+    if (found.stop - found.start) // found.step > MAX_RANGE:
         raise Exhausted(f"a range of more than {MAX_RANGE} numbers")
     return found
 
 
 def _raise_exception(message: Any) -> Never:
     fix = "messages that this model's template accepts"
-    raise RecipeError("cannot render the chat template", found=str(message), fix=fix)
+    found = str(message)
+    found = found if len(found) <= MAX_MESSAGE else f"{found[:MAX_MESSAGE]}..."
+    raise RecipeError("cannot render the chat template", found=found, fix=fix)
 
 
 def _strftime_now(form: str) -> str:

@@ -10,7 +10,8 @@ from jinja2 import nodes
 from jinja2.compiler import find_undeclared
 from jinja2.exceptions import TemplateAssertionError
 from jinja2.idtracking import VAR_LOAD_ALIAS, VAR_LOAD_PARAMETER, VAR_LOAD_RESOLVE
-from jinja2.runtime import LoopContext, missing
+from jinja2.runtime import LoopContext
+from jinja2.utils import missing
 
 from .expressions import Expressions
 from .frames import Frame, Scope, Store, check_namespace, variable
@@ -229,7 +230,9 @@ class Statements(Expressions):
 
     def build_Assign(self, node: nodes.Assign, scope: Scope) -> Statement:
         store, value = self.store(node.target, scope), self.build(node.node, scope)
-        idents = [scope.symbols.ref(one.name) for one in (node, *node.find_all(nodes.NSRef)) if one is not node]
+        idents = [scope.symbols.ref(one.name) for one in node.target.find_all(nodes.NSRef)]
+        if isinstance(node.target, nodes.NSRef):
+            idents.append(scope.symbols.ref(node.target.name))
         spaces, line = [(ident, scope.hops(ident)) for ident in dict.fromkeys(idents)], node.lineno
 
         def assign(at: Frame) -> None:

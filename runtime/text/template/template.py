@@ -14,12 +14,10 @@ from ...errors import EngineError, LlmcError, RecipeError, Unsupported
 from .blocks import Blocks
 from .frames import Frame
 from .meter import Exhausted, Meter, Refused
-from .sandbox import Sandbox
+from .sandbox import MAX_MESSAGE, Sandbox
 
 MAX_DEPTH = 150
 """Levels of a syntax tree. The code that Jinja2 would write may nest 200 brackets."""
-MAX_MESSAGE = 500
-"""Characters of an error's message, which a template may have made."""
 
 
 class Template:

@@ -3,6 +3,7 @@
 `talks` are the conversations that each of them is rendered with.
 """
 
+# ruff: noqa: E501 - templates stand as they are written in the field
 from __future__ import annotations
 
 from typing import Any

@@ -19,7 +19,7 @@ from llmc.runtime.machine import cpu_count, cpu_name, system_memory
 
 PACKAGES = (
     *("numpy", "cuda-bindings", "torch", "triton", "onnxruntime", "onnx", "onnx-ir", "transformers", "tokenizers"),
-    *("minijinja", "safetensors", "typer"),
+    *("jinja2", "safetensors", "typer"),
 )
 TOOLS = ("nvidia-smi", "nvcc", "ptxas", "compute-sanitizer", "ncu", "nsys", "cuda-gdb", "nvdisasm")
 _ASKED = (

@@ -28,7 +28,7 @@ llmc {llmc}, Python {python}, {system}
   {cpu}: {threads} threads
   memory {memory_bytes!b}, available {memory_available_bytes!b}
   ONNX Runtime providers: {all_providers}"""
-PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "minijinja", "torch", "onnx", "onnx-ir")
+PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "jinja2", "torch", "onnx", "onnx-ir")
 
 
 def doctor(

@@ -19,6 +19,7 @@ from ...runtime.errors import CheckpointError, EngineError, LlmcError
 from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, library_errors, token_text
+from .trial import unsupported
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint  # the worker process does not import it
@@ -30,7 +31,7 @@ MEMORY_BYTES = 4 * 1024**3
 TEMPLATE_CPU_S = 2
 """CPU time of a template beyond what the tokenizer has used; a template takes milliseconds."""
 TEMPLATE_MEMORY_BYTES = 384 * 1024**2
-"""Memory of a template beyond what the tokenizer holds; the thread that compiles it has a stack of 128 MiB."""
+"""Memory of a template beyond what the tokenizer holds; its budget allows about 100 MiB."""
 SHOWN = 8
 """Entries that an error lists."""
 TOKENIZER = "tokenizer.json"
@@ -44,7 +45,8 @@ DIALOGUE = ({"role": "user", "content": "Hello!"},)
 def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[str] | None:
     """Begin to check a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
 
-    The result says why the chat template failed on one user message; it is "" if the template works or is absent. The
+    The result says why the chat template failed on one user message, or what other conversations would lack; it is ""
+    if the template works or is absent. The
     future holds a CheckpointError if the tokenizer is too large, is not JSON, exceeds its time or memory, panics, gives
     an id to two tokens, has ids beyond the embedding, has ids that the library would change, or lacks an end token;
     the error lists the ids.
@@ -167,7 +169,7 @@ def _check_library(tokenizer: Tokenizer, declared: list[tuple[str, int]], eos_id
 
 
 def _template_problem(tokenizer: Tokenizer, template: str | None) -> str:
-    """Why the template cannot render one message, which becomes a warning; "" if it can.
+    """Why the template cannot render one message, or what it uses that llmc has not (a warning); "" if it is sound.
 
     Raises:
         EngineError: the template needs more than its budget, which refuses the checkpoint.
@@ -177,11 +179,11 @@ def _template_problem(tokenizer: Tokenizer, template: str | None) -> str:
     try:
         compiled = ChatTemplate(template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
         compiled.encode(tokenizer, DIALOGUE)
+        return next(unsupported(compiled), "")
     except EngineError:
         raise
     except LlmcError as error:
         return "; ".join(filter(None, (error.asked, error.found)))
-    return ""
 
 
 def _list(entries: Any) -> str:

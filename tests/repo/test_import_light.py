@@ -10,8 +10,8 @@ import pytest
 import llmc
 
 HEAVY = {"numpy", "torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "triton", "ml_dtypes"}
-HEAVY |= {"tokenizers", "minijinja", "typer", "rich", "yaml", "huggingface_hub", "safetensors"}
-COMPILER = HEAVY - {"numpy", "onnxruntime", "tokenizers", "minijinja"}
+HEAVY |= {"tokenizers", "jinja2", "typer", "rich", "yaml", "huggingface_hub", "safetensors"}
+COMPILER = HEAVY - {"numpy", "onnxruntime", "tokenizers", "jinja2"}
 
 
 def modules_after(code: str) -> set[str]:
@@ -33,7 +33,7 @@ def test_errors_do_not_need_numpy() -> None:
 
 def test_the_runtime_needs_no_compiler_and_no_device_library_before_an_engine_is_opened() -> None:
     loaded = modules_after("import llmc; llmc.Engine, llmc.Result, llmc.Piece")
-    assert not loaded & (COMPILER | {"onnxruntime", "tokenizers", "minijinja"})
+    assert not loaded & (COMPILER | {"onnxruntime", "tokenizers", "jinja2"})
     assert not {
         name for name in loaded if name.startswith(("llmc.compiler", "llmc.passes", "llmc.quantize", "llmc.cli"))
     }

@@ -62,7 +62,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
 
 A room of rooms must name all of its files and rooms here; in a room without rooms any order will do, without circles.
 """
-RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "tokenizers", "minijinja"}
+RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "tokenizers", "jinja2", "markupsafe"}
 
 
 @pytest.mark.parametrize("room", sorted(rooms(SOURCES)), ids=lambda room: "/".join(room) or "llmc")
@@ -146,7 +146,7 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"numpy", "torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "tokenizers", "minijinja", "yaml", "rich"}
+HEAVY = {"numpy", "torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "tokenizers", "jinja2", "yaml", "rich"}
 
 
 @pytest.mark.parametrize("statement", ["import llmc", "import llmc.cli.app"])

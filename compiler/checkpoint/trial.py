@@ -1,4 +1,4 @@
-"""Conversations that a chat template is tried with at build, so that what llmc cannot do is said before anybody chats."""
+"""Conversations that a chat template is tried with at build: what llmc cannot do is said before anybody chats."""
 
 from __future__ import annotations
 

@@ -55,6 +55,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("probe",),
         ),
     ),
+    ("runtime", "text"): (("detokenizer",), ("tokenizer", "turns"), ("stream", "template"), ("chat",)),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
     ("cli",): (("common",), ("prompts", "judge", "cache", "facts"), ("commands",), ("app",)),
 }

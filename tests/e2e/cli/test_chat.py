@@ -299,7 +299,7 @@ def test_a_template_of_ones_own_is_used_instead_of_the_engines(
         ("{% if %}", "cannot use the chat template {file}\n  found: cannot compile the chat template: syntax error"),
         (
             "{{ 'x' | shout }}",
-            "cannot use the chat template {file}\n  found: cannot render the chat template: unknown filter",
+            "cannot use the chat template {file}\n  found: cannot compile the chat template: syntax error: No filter",
         ),
         (b"\xff", "expected UTF-8 text in {file}"),
         (None, "cannot read the chat template {file}"),

@@ -148,7 +148,7 @@ def test_a_template_that_renders_is_no_problem(template: str):
 @pytest.mark.parametrize(
     ("template", "problem"),
     (
-        ("\n{{ 1 + }}", "cannot compile the chat template; syntax error: unexpected end of variable block (line 2)"),
+        ("\n{{ 1 + }}", "cannot compile the chat template; syntax error: unexpected 'end of print statement' (line 2)"),
         ("{{ raise_exception('tools only') }}", "cannot render the chat template; tools only"),
     ),
 )
@@ -159,17 +159,22 @@ def test_a_template_that_fails_is_a_warning(template: str, problem: str):
 @pytest.mark.parametrize(
     ("template", "message"),
     (
-        ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", "ran out of fuel"),
-        ("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", None),
-        ("{{ '{:20000000000d}'.format(1) }}", None),
-        ("{{ a" + "+1" * 32_000 + " }}", None),
+        (
+            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+            "more steps than its budget",
+        ),
+        (
+            "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "more steps",
+        ),
+        ("{{ '{:20000000000d}'.format(1) }}", "a width in a format: at most 10000"),
+        ("{{ a" + "+1" * 32_000 + " }}", "the template nests deeper than 150 levels"),
+        ("{% if tools %}{{ 'a' * 1000000000 }}{% endif %}", "more steps than its budget"),
     ),
 )
-def test_a_template_bomb_is_refused(template: str, message: str | None):
-    # Without a message: memory or the deadline ends it, whichever comes first on this machine.
-    expected = message or "did not finish|the worker ended with"
-    with pytest.raises(CheckpointError, match=rf"cannot use the chat template\n  found: .*({expected})"):
-        start_check(DATA, CONFIG, ROWS, [1], chat_template=template, deadline_s=3.0).result()
+def test_a_template_bomb_is_refused(template: str, message: str):
+    with pytest.raises(CheckpointError, match=rf"cannot use the chat template\n  found: .*{message}"):
+        start_check(DATA, CONFIG, ROWS, [1], chat_template=template).result()
 
 
 def test_modules_of_the_working_folder_are_not_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from jinja2.runtime import Undefined
 from jinja2.utils import missing
 
 from .frames import Code, Frame, Scope, variable
-from .meter import CHARS_LOG2, ELEMENTS_LOG2, Refused
+from .meter import CHARS_LOG2, ELEMENTS_LOG2, Refused, bits
 from .sandbox import Sandbox
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -59,6 +59,8 @@ class Expressions:
 
     def build_Const(self, node: nodes.Const, scope: Scope) -> Code:
         value = node.value
+        if isinstance(value, int):
+            bits(value)
         return lambda at: value
 
     def build_TemplateData(self, node: nodes.TemplateData, scope: Scope) -> Code:

@@ -11,7 +11,7 @@ from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.utils import Namespace, missing
 from markupsafe import Markup
 
-from .names import CONSTANT, QUADRATIC, SHALLOW, SIZED, TEXTUAL
+from .names import CONSTANT, PRODUCT, QUADRATIC, SHALLOW, SIZED, TEXTUAL
 
 CHARS_LOG2 = 4
 """16 characters cost one unit."""
@@ -67,7 +67,7 @@ class Meter:
         elif isinstance(value, list | tuple | dict):
             self.charge(len(value) >> ELEMENTS_LOG2)
         elif isinstance(value, int):
-            _bits(value)
+            bits(value)
         elif isinstance(value, bytes | bytearray | set | frozenset):
             raise Refused(f"a value of type {type(value).__name__}")
         return value
@@ -115,7 +115,7 @@ class Meter:
                 elif isinstance(one, range):
                     units += len(one) >> ELEMENTS_LOG2
                 elif type(one) is int:
-                    units += _bits(one) >> 7
+                    units += bits(one) >> 7
                 elif isinstance(one, Namespace):
                     levels.append(iter((object.__getattribute__(one, "_Namespace__attrs"),)))
                     break
@@ -171,6 +171,10 @@ class Meter:
         if name in QUADRATIC:
             self.charge(cost * cost)
             self.charge(cost * max(map(_length, (*args[1:], *kwargs.values())), default=0))
+        elif name in PRODUCT:
+            self.charge(
+                (_length(value) >> CHARS_LOG2) * (_length(_argument(args, kwargs, 1, "chars", "sep")) >> CHARS_LOG2)
+            )
         elif name == "join":
             self.charge(_size(value) * _length(_argument(args, kwargs, 1, "d")) >> CHARS_LOG2)
         elif name == ".join":
@@ -236,11 +240,12 @@ class Meter:
         self.charge(1 + (sum(widths) >> CHARS_LOG2) + self.weigh(value, text=True))
 
 
-def _bits(value: int) -> int:
-    bits = value.bit_length()
-    if bits > MAX_BITS:
+def bits(value: int) -> int:
+    """The length of an integer, which is limited."""
+    length = value.bit_length()
+    if length > MAX_BITS:
         raise Exhausted(f"an integer of more than {MAX_BITS} bits")
-    return bits
+    return length
 
 
 def _is_iterator(value: Any) -> bool:

@@ -16,6 +16,8 @@ TEXTUAL = words(
 """Filters that make a text of any value."""
 QUADRATIC = words("pprint striptags urlize wordwrap .striptags")
 """Those that may look at a text once for each of its parts."""
+PRODUCT = words("trim .strip .lstrip .rstrip .rfind .rindex .rsplit .rpartition")
+"""Those that may compare each character of a text with each of their argument's."""
 SHALLOW = words(
     "attr batch count d default first items last length list map random reject rejectattr reverse select selectattr "
     "slice .get .keys .values .items .copy"

@@ -79,7 +79,9 @@ def _errors(action: str, meter: Meter) -> Iterator[None]:
     except TemplateError as error:
         raise _error(RecipeError, action, str(error), meter.line) from None
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise _error(RecipeError, action, f"{type(error).__name__}: {error}", meter.line) from None
+        # before it is rendered, a template has refused nothing
+        kind = RecipeError if action.startswith("render") else Unsupported
+        raise _error(kind, action, f"{type(error).__name__}: {error}", meter.line) from None
 
 
 def _error(kind: type[LlmcError], action: str, found: str, line: int) -> LlmcError:

@@ -69,6 +69,8 @@ STEPS = (
     NEST.replace("COUNT", "60") + "{{ raise_exception(ns.x) }}",
     NEST.replace("COUNT", "60") + "{{ ns.x|pprint }}",
     NEST.replace("COUNT", "60") + "{{ ns }}",
+    LONG.replace("START", "a") + "{% for a in range(100000) %}{{ ns.x.rfind('b' ~ ns.x[1:]) }}{% endfor %}",
+    LONG.replace("START", "a") + "{{ ns.x.rsplit('b' ~ ns.x[1:]) }}{{ (ns.x ~ 'b').strip('c' ~ ns.x) }}",
     "{{ 'a' * 1000000000 }}",
     "{{ [1] * 1000000000 }}",
     "{{ 1000000000 * (1,) }}",
@@ -177,6 +179,12 @@ def test_a_template_that_nests_too_deep_does_not_compile(link: str):
     source = chain if "%" in link else f"{{{{ {'' if link in ('-', 'not ', '(', '[', '{a:') else 'a'}{chain}"
     with pytest.raises((EngineError, Unsupported), match=r"nests deeper than 150 levels|too deep|syntax error"):
         Template(source if "%" in link else source + " }}")
+
+
+@pytest.mark.parametrize(("number", "kind"), (("9" * 5000, Unsupported), ("0x" + "f" * 20_000, EngineError)))
+def test_a_number_of_thousands_of_digits_does_not_compile(number: str, kind: type[LlmcError]):
+    with pytest.raises(kind, match="cannot compile the chat template"):
+        Template("{{ " + number + " % 7 }}")
 
 
 def test_usual_depths_compile():

@@ -24,7 +24,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
-        *(("folder",), ("card", "digest", "no_checkpoint"), ("hub", "weights"), ("checkpoint",)),
+        *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
         ("account", "described", "tokenizer_check"),
     ),
     ("compiler", "targets"): (("target",), ("cpu", "cuda", "null"), ("simulate",)),

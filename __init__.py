@@ -58,12 +58,12 @@ _CALLER = 4
 
 
 def _public(function: _Function) -> _Function:
-    """`runtime.errors.public`, which is imported with the first call."""
+    """`runtime.guard.public`, which is imported with the first call."""
 
     @wraps(function)
     def call(*given: Any, **keywords: Any) -> Any:
         from .recipes.flags import BuildFlags
-        from .runtime.errors import public
+        from .runtime.guard.public import public
 
         return public(BuildFlags)(function)(*given, **keywords)
 
@@ -105,6 +105,7 @@ def build(
     from .runtime.engine_file.file import ENGINE
     from .runtime.errors import demand, path_of, several, text_of
     from .runtime.files.outputs import check_output
+    from .runtime.guard.limits import BUILD_BYTES, demand_address_space
     from .runtime.machine import memory_bytes
 
     where = checkpoint if isinstance(checkpoint, str) else path_of("checkpoint", checkpoint)
@@ -120,6 +121,7 @@ def build(
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
     inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(path, ENGINE, inputs, force=force)
+    demand_address_space(BUILD_BYTES, "cannot build an engine")
     source = open_source(where, keys, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 

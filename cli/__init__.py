@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .common.exits import INTERRUPTED
+from .common.exits import ENVIRONMENT, INTERRUPTED
 
 
 def main() -> None:
@@ -17,4 +17,7 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # before a command could begin
         code = INTERRUPTED
+    except (ImportError, MemoryError, OSError) as error:  # a limit so low that not even the commands can be read
+        sys.stderr.write(f"llmc: cannot start: {error or 'too little memory'}\n")
+        code = ENVIRONMENT
     sys.exit(code)

@@ -13,7 +13,8 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .engine_file.info import EngineInfo
-from .errors import RecipeError, Unsupported, demand, described, public, several
+from .errors import RecipeError, Unsupported, demand, described, several
+from .guard.public import public
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop

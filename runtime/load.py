@@ -14,6 +14,7 @@ from .engine_file.info import info_of
 from .engine_file.manifest import TOKENIZER_SECTIONS
 from .errors import EngineError, RecipeError, Unsupported, demand, path_of, text_of
 from .files.strict_json import loads
+from .guard.limits import RUN_BYTES, demand_address_space
 from .profiles import choose, why
 from .progress import debug
 from .scheduling.executor import Executor
@@ -56,6 +57,7 @@ def load(
     demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if verify not in ("header", "full"):
         raise RecipeError("expected verify as header or full", found=repr(verify))
+    demand_address_space(RUN_BYTES, f"cannot load {path}")
     started = time.perf_counter()
     file = EngineFile.open(path, verify=verify)
     try:

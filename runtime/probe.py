@@ -13,6 +13,7 @@ from .engine_file.file import EngineFile
 from .engine_file.manifest import MEASURED
 from .errors import EngineError
 from .files.strict_json import loads
+from .guard.limits import RUN_BYTES, demand_address_space
 from .progress import debug
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def replay(
     from .profiles import choose, why
     from .scheduling.executor import ScheduledSequence
 
+    demand_address_space(RUN_BYTES, f"cannot load {path}")
     with EngineFile.open(path) as engine:
         name, reasons = choose(engine, profile, simulated=make_device is not None)
         debug(1, why(engine, name, reasons))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from queue import SimpleQueue
 
-from ..errors import EngineError, RecipeError
+from ..errors import EngineError, RecipeError, ResourceError
+from ..guard.shortage import lack_of
 from .executor import Executor
 from .request import Request, wait
 from .scheduler import Scheduler
@@ -43,15 +44,17 @@ class Loop:
             if self._closing:
                 raise RecipeError("cannot run a request", found="a closed engine", fix="load the engine again")
             if self._failure is not None:
-                raise EngineError(
+                kind = EngineError if lack_of(self._failure) is None else ResourceError
+                raise kind(
                     "cannot run a request on a broken engine",
                     found=f"an earlier step failed: {type(self._failure).__name__}: {self._failure}",
                     fix="load the engine again",
                 ) from self._failure
-            self._inbox.put(partial(self._scheduler.queue, request))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="llmc-loop", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="llmc-loop", daemon=True)
+                thread.start()  # may fail for lack of threads: then the next request tries again
+                self._thread = thread
+            self._inbox.put(partial(self._scheduler.queue, request))
 
     def cancel(self, request: Request | None) -> None:
         """Ends a request (None: all) soon; does nothing if it is over. Any thread and destructors may call it."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, LlmcError, RecipeError, described, text_of
+from ..guard.shortage import shortage
 from .detokenizer import BYTE_OF_CHARACTER, BYTEWISE, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ def library_errors(action: str, error: type[LlmcError] = EngineError) -> Iterato
     """
     try:
         yield
-    except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as found:
+        if lacking := shortage(found, f"cannot {action}"):
+            raise lacking from found
         raise error(f"cannot {action}", found=f"{type(found).__name__}: {found}") from found
 
 

@@ -69,6 +69,7 @@ def load(
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
         executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
+        file.demand_unchanged()
         on_gpu = file.manifest.profiles[name].target in SM
     except BaseException:
         file.close()
@@ -83,6 +84,7 @@ def load(
         chat_template=template,
         load_s=time.perf_counter() - started,
         notes=_idle_threads(name, threads) if on_gpu else (),
+        demand_unchanged=file.demand_unchanged,
     )
 
 

@@ -150,6 +150,7 @@ def replay(
                 (output,) = executor.collect(executor.submit((scheduled,)))
                 assert output.logits is not None
                 rows.append(output.logits)
+            engine.demand_unchanged()
         finally:
             executor.close()
         return compare(probe, np.concatenate(rows), engine.manifest.profiles[name].tolerance)

@@ -8,6 +8,7 @@ from functools import partial
 from queue import SimpleQueue
 
 from ..errors import EngineError, RecipeError, ResourceError
+from ..guard.forks import forked, hold
 from ..guard.shortage import lack_of
 from .executor import Executor
 from .request import Request, wait
@@ -17,15 +18,21 @@ from .scheduler import Scheduler
 class Loop:
     """Owns an executor. Its thread starts with the first request and ends with `close` or an executor's exception."""
 
-    def __init__(self, executor: Executor, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self, executor: Executor, eos_ids: Collection[int], demand_unchanged: Callable[[], None] = lambda: None
+    ) -> None:
+        """`demand_unchanged` raises an EngineError if the file that the executor reads was changed."""
         self._executor = executor
-        self._scheduler = Scheduler(executor, eos_ids)
+        self._demand_unchanged = demand_unchanged
+        self._scheduler = Scheduler(executor, eos_ids, demand_unchanged)
         # SimpleQueue.put is reentrant, unlike a lock: __del__ may call it at any moment, on any thread
         self._inbox: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._failure: BaseException | None = None
+        self._forked = False
+        hold(self)
 
     @property
     def capacity(self) -> int:
@@ -37,8 +44,11 @@ class Loop:
 
         Raises:
             RecipeError: the request can never run, or the loop is closed.
-            EngineError: an earlier step failed.
+            EngineError: an earlier step failed, or the engine's file was changed.
         """
+        if self._forked:
+            raise forked()
+        self._demand_unchanged()
         self._scheduler.check(request)
         with self._lock:
             if self._closing:
@@ -62,6 +72,8 @@ class Loop:
 
     def close(self) -> None:
         """Cancels all requests, waits for the thread and closes the executor; a second call only waits."""
+        if self._forked:  # the lock may be held by a thread that is not here
+            return
         with self._lock:
             first, self._closing = not self._closing, True
             thread = self._thread
@@ -72,6 +84,11 @@ class Loop:
         self._inbox.put(lambda: None)
         if thread is not threading.current_thread():
             wait(lambda seconds: thread.join(seconds) or not thread.is_alive())
+
+    def leave(self) -> Executor:
+        """Refuse all requests in a child made by fork."""
+        self._forked = True
+        return self._executor
 
     def _run(self) -> None:
         scheduler = self._scheduler

@@ -10,10 +10,12 @@ from .common.exits import ENVIRONMENT, INTERRUPTED
 def main() -> None:
     """Entry point of the `llmc` script."""
     try:
+        from ..runtime.guard.panics import own_stderr
         from .app import run
         from .common.huge_pages import allow_restart
 
         allow_restart()
+        own_stderr()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # before a command could begin
         code = INTERRUPTED

@@ -101,7 +101,7 @@ def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
     if vocabulary is None:
         return None, None
     config, template = template_of(file)
-    return Tokenizer.from_bytes(vocabulary, config), template
+    return Tokenizer.from_bytes(vocabulary, config, f"tokenizer.json of {file.path}"), template
 
 
 def template_of(file: EngineFile) -> tuple[dict[str, Any], str | None]:

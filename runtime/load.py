@@ -22,6 +22,7 @@ from .text.chat import chat_template_source, checked_source
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from .cuda.trust import Judge
     from .plan.executor import MakeDevice
 
 
@@ -34,17 +35,20 @@ def load(
     verify: Literal["header", "full"] = "header",
     chat_template: str | Path | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
     `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
     run at once (default: what the engine was built for, which is the most). `verify` "full" checks every byte first.
     `chat_template`, jinja's text or the Path of a file with it, replaces the engine's. `make_device` makes a substitute
-    for the GPU of a profile, which then fits any machine.
+    for the GPU of a profile, which then fits any machine. `judge` is asked before a GPU is given the engine's machine
+    code (cuda/trust.py).
 
     Raises:
         EngineError: the file is damaged, no engine, or has no such profile.
-        RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages.
+        RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages; or the
+            profile has no machine code to judge.
         ResourceError: no profile fits this machine, or there is too little memory.
         Unsupported: the chat template does not compile, or the engine has no tokenizer.
     """
@@ -68,7 +72,8 @@ def load(
             template = checked_source(chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
-        executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
+        limits: Any = {"threads": threads, "max_batch": max_batch}
+        executor = open_executor(file, name, **limits, make_device=make_device, judge=judge)
         file.demand_unchanged()
         on_gpu = file.manifest.profiles[name].target in SM
     except BaseException:
@@ -130,12 +135,19 @@ def open_executor(
     threads: int | None = None,
     max_batch: int | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> Executor:
     """Load a profile; the executor then owns `engine`.
 
     `max_batch` bounds the sequences that run at once (default: the profile's bound). `make_device` makes a substitute
-    for the GPU.
+    for the GPU. `judge` sees the machine code before a device does.
+
+    Raises:
+        RecipeError: there is none to judge.
+        VerifyError: the code is not to be trusted.
     """
+    if judge is not None:
+        _judge_code(judge, engine, name)
     if engine.manifest.profiles[name].target in SM:
         from .cuda.contents import sources
         from .plan.executor import PagedExecutor
@@ -146,6 +158,13 @@ def open_executor(
     from .cpu.executor import CpuExecutor
 
     return CpuExecutor(engine, name, threads=threads, max_batch=max_batch)
+
+
+def _judge_code(judge: Judge, engine: EngineFile, name: str) -> None:
+    if engine.manifest.profiles[name].target not in SM:
+        found = f"profile {name}, which has no machine code"
+        raise RecipeError(f"expected a profile of a GPU in {engine.path} with --trust", found=found, fix="no --trust")
+    judge(engine, name)
 
 
 def _real_device() -> MakeDevice:

@@ -17,6 +17,7 @@ from .guard.limits import RUN_BYTES, demand_address_space
 from .progress import debug
 
 if TYPE_CHECKING:
+    from .cuda.trust import Judge
     from .plan.executor import MakeDevice
 
 IDS = 32
@@ -124,8 +125,11 @@ def replay(
     *,
     threads: int | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> ProbeReport:
     """Run an engine's probe through one of its profiles on this machine, or on the substitute of a GPU.
+
+    `judge` is asked before a GPU is given machine code.
 
     Raises:
         EngineError: the engine is damaged or has no such profile, or its logits are not finite.
@@ -140,7 +144,7 @@ def replay(
         name, reasons = choose(engine, profile, simulated=make_device is not None)
         debug(1, why(engine, name, reasons))
         probe = read_probe(engine)
-        executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
+        executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device, judge=judge)
         try:
             ids, blocks, rows = probe.ids, ((0,),) * len(executor.caches), []
             most = min(executor.max_prefill, executor.max_rows)  # a short window takes fewer than IDS at once

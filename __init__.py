@@ -122,7 +122,7 @@ def build(
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
     inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(path, ENGINE, inputs, force=force)
-    demand_address_space(BUILD_BYTES, "cannot build an engine")
+    demand_address_space(BUILD_BYTES, "build an engine")
     source = open_source(where, keys, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 

@@ -61,7 +61,7 @@ def load(
     demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if verify not in ("header", "full"):
         raise RecipeError("expected verify as header or full", found=repr(verify))
-    demand_address_space(RUN_BYTES, f"cannot load {path}")
+    demand_address_space(RUN_BYTES, f"load {path}")
     started = time.perf_counter()
     file = EngineFile.open(path, verify=verify)
     try:

@@ -139,7 +139,7 @@ def replay(
     from .profiles import choose, why
     from .scheduling.executor import ScheduledSequence
 
-    demand_address_space(RUN_BYTES, f"cannot load {path}")
+    demand_address_space(RUN_BYTES, f"load {path}")
     with EngineFile.open(path) as engine:
         name, reasons = choose(engine, profile, simulated=make_device is not None)
         debug(1, why(engine, name, reasons))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..common import console, huge_pages, options, progress, trust
+from ..common import console, huge_pages, options, progress
 from ..common.options import flag
-from ..judge import rows, speed, subjects
+from ..judge import rows, speed, subjects, trust
 from ..judge.rows import Column
 
 _TEXT = """\

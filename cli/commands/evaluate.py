@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...runtime.errors import RecipeError
-from ..common import console, extras, options, progress, trust
+from ..common import console, extras, options, progress
 from ..common.options import flag
-from ..judge import corpus, rows, subjects
+from ..judge import corpus, rows, subjects, trust
 from ..judge.rows import Column
 from .inspect import is_engine
 

@@ -13,8 +13,9 @@ import typer
 from ...runtime.errors import RecipeError
 from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
-from ..common import console, options, progress, simulate, texts, trust
+from ..common import console, options, progress, simulate, texts
 from ..common.options import flag
+from ..judge import trust
 from ..prompts import answers
 from ..prompts.idle import cut_tokens, idle_lines, idle_options, refuse_idle
 

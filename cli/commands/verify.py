@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 from ...runtime.errors import RecipeError, VerifyError
-from ..common import console, extras, options, progress, simulate, trust
+from ..common import console, extras, options, progress, simulate
 from ..common.options import flag
+from ..judge import trust
 
 _AGREE = "best token equal at {top1_agree} of {positions} positions"
 _WRONG = "largest error {max_error:.3g}, tolerance {tolerance:.3g}; "

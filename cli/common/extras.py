@@ -32,4 +32,4 @@ def need(extra: str, what: str) -> None:
             fix=install_hint(extra),
         )
     if "torch" in EXTRAS[extra]:
-        demand_address_space(BUILD_BYTES, f"cannot use {what}")
+        demand_address_space(BUILD_BYTES, f"use {what}")

@@ -189,10 +189,11 @@ class EngineFile:
         return data
 
     def demand_unchanged(self) -> None:
-        """Check that the file that is mapped was not written to since it was opened; takes a microsecond.
+        """Check that the file that is mapped holds what it held when it was opened; takes a microsecond.
 
         A file renamed over it, or its removal, changes nothing: the old one stays mapped. That, a link or another mode
-        change its ctime; so does a copy over it with times put back, whose header is then another.
+        change its ctime; so does another engine copied over it with times put back, whose header differs. Another mtime
+        alone may be a touch, as of the cache of engines: then every byte is checked, once.
 
         Raises:
             EngineError: it was written to, cut, or replaced in place.
@@ -200,19 +201,22 @@ class EngineFile:
         if not self._release.alive:
             return
         now, then = os.fstat(self._fd), self._facts
-        if now.st_ctime_ns == then.st_ctime_ns and now.st_mtime_ns == then.st_mtime_ns and now.st_size == then.st_size:
+        if _times(now) == _times(then):
             return
-        if (now.st_mtime_ns, now.st_size) == (then.st_mtime_ns, then.st_size):
+        if now.st_size == then.st_size:
             with suppress(EngineError):
                 raw = read_header_bytes(
                     self._fd, now.st_size, what=str(self.path), error=EngineError, max_bytes=MAX_HEADER_BYTES
                 )
-                if raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE].decode("latin-1") == header_digest(raw) == self._digest:
+                stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE].decode("latin-1")
+                if stated == header_digest(raw) == self._digest:
+                    if now.st_mtime_ns != then.st_mtime_ns:
+                        self.check_all(error=EngineError)
                     self._facts = now
                     return
         raise EngineError(
             f"cannot go on with {self.path}: the file was changed since it was opened",
-            found=f"{now.st_size} bytes, {then.st_size} before, written to at another time",
+            found=f"{now.st_size} bytes, {then.st_size} before, and not what they were",
             fix="load it again; replace engines by rename, never by copying over",
         )
 
@@ -287,6 +291,10 @@ class EngineFile:
                 found=", ".join(named[:8]) + rest,
                 fix="copy or build the engine again",
             )
+
+
+def _times(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def content_digest(manifest: str | bytes, tensors: Mapping[str, TensorInfo]) -> str:

@@ -22,7 +22,7 @@ def limit_of(name: str) -> int | None:
     return min(both, default=None)
 
 
-def demand_address_space(least: int, asked: str) -> None:
+def demand_address_space(least: int, action: str) -> None:
     """Check that the user's limit of address space leaves room for libraries that cannot fail in order.
 
     Raises:
@@ -31,7 +31,7 @@ def demand_address_space(least: int, asked: str) -> None:
     most = limit_of("AS")
     if most is not None and most < least:
         fix = f"ulimit -v {least >> 10}, or unlimited"
-        raise ResourceError(f"{asked}: too little memory", found=f"ulimit -v {most >> 10}", fix=fix)
+        raise ResourceError(f"cannot {action}: too little memory", found=f"ulimit -v {most >> 10}", fix=fix)
 
 
 def lower_limit(name: str, soft: int, hard: int) -> bool:

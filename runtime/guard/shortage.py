@@ -99,4 +99,4 @@ def shortage(error: BaseException, asked: str = "cannot go on") -> ResourceError
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     said = f"{error.strerror}{where}" if isinstance(error, OSError) and error.strerror else said[:300]
     found = "; ".join(filter(None, (said, lack.limited)))
-    return ResourceError(f"{asked}: {lack.what}", found=found, fix=lack.fix)
+    return ResourceError(f"cannot {asked.removeprefix('cannot ')}: {lack.what}", found=found, fix=lack.fix)

@@ -55,6 +55,6 @@ def test_the_processor_time_ends_a_second_early(
 
 def test_a_limit_that_leaves_no_room_is_refused_before_libraries_end_the_process(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "limit_of", lambda _: 1 << 30)
-    limits.demand_address_space(limits.RUN_BYTES, "cannot load x")
+    limits.demand_address_space(limits.RUN_BYTES, "load x")
     with pytest.raises(ResourceError, match=r"cannot load x: too little memory\n  found: ulimit -v 1048576\n  try: "):
-        limits.demand_address_space(limits.BUILD_BYTES, "cannot load x")
+        limits.demand_address_space(limits.BUILD_BYTES, "load x")

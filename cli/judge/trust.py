@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from ...runtime.errors import RecipeError
-from . import extras, options, progress
-from .options import flag
+from ..common import extras, options, progress
+from ..common.options import flag
 
 if TYPE_CHECKING:
     from ...runtime.cuda.trust import Judge

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .recipes.flags import BuildFlags
     from .recipes.recipe import Recipe
     from .runtime.engine import Engine
+    from .runtime.engine_file.file import EngineFile
     from .runtime.engine_file.info import EngineInfo
     from .runtime.errors import (
         CheckpointError,
@@ -58,12 +59,12 @@ _CALLER = 4
 
 
 def _public(function: _Function) -> _Function:
-    """`runtime.errors.public`, which is imported with the first call."""
+    """`runtime.guard.public`, which is imported with the first call."""
 
     @wraps(function)
     def call(*given: Any, **keywords: Any) -> Any:
         from .recipes.flags import BuildFlags
-        from .runtime.errors import public
+        from .runtime.guard.public import public
 
         return public(BuildFlags)(function)(*given, **keywords)
 
@@ -105,6 +106,7 @@ def build(
     from .runtime.engine_file.file import ENGINE
     from .runtime.errors import demand, path_of, several, text_of
     from .runtime.files.outputs import check_output
+    from .runtime.guard.limits import BUILD_BYTES, demand_address_space
     from .runtime.machine import memory_bytes
 
     where = checkpoint if isinstance(checkpoint, str) else path_of("checkpoint", checkpoint)
@@ -120,6 +122,7 @@ def build(
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
     inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(path, ENGINE, inputs, force=force)
+    demand_address_space(BUILD_BYTES, "build an engine")
     source = open_source(where, keys, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
@@ -139,17 +142,29 @@ def load(
     max_batch: int | None = None,
     verify: Literal["header", "full"] = "header",
     chat_template: str | Path | None = None,
+    trust: Literal["rebuild", "digest", "any"] | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; parameters and errors are those of runtime/load.py.
+
+    `trust` says which machine code of a GPU profile may run: what the installed llmc compiles to the same bytes
+    ("rebuild", needs the extra cuda-build), what llmc has compiled on this machine ("digest"), or any (the default).
 
     `Engine.info` says what was loaded. Notes about its loading (`Engine.notes`) are UserWarnings.
     """
     import warnings
 
+    from .runtime.cuda.trust import judge_of
+    from .runtime.errors import text_of
     from .runtime.load import load as load_engine
 
+    def rebuild(engine: EngineFile, profile: str) -> None:
+        from .compiler.targets.cuda.cubins.rebuild import judge
+
+        judge(engine, profile)
+
+    judge = judge_of(None if trust is None else text_of("trust", trust), rebuild)
     limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
-    engine = load_engine(path, profile, **limits, chat_template=chat_template)
+    engine = load_engine(path, profile, **limits, chat_template=chat_template, judge=judge)
     for note in engine.notes:
         warnings.warn(f"{path}: {note}", stacklevel=_CALLER)
     return engine

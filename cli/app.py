@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from types import FrameType
 from typing import Annotated
@@ -14,7 +15,9 @@ from typing import Annotated
 import typer
 
 from ..runtime import environment
-from ..runtime.errors import DISTRIBUTION, LlmcError
+from ..runtime.errors import DISTRIBUTION, LlmcError, ResourceError
+from ..runtime.guard.limits import leave_time_to_end
+from ..runtime.guard.shortage import shortage
 from ..runtime.progress import debugging, set_debug_level
 from .cache import commands as cache
 from .commands import bench, build, bundled, doctor, evaluate, inspect, kernels, passes, tune, verify
@@ -69,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Texts go to stderr, with --json an object also to stdout."""
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGXCPU"):  # not on Windows
+        signal.signal(signal.SIGXCPU, partial(_out_of_time, leave_time_to_end()))
     json_wanted = _wants_json(_flags(arguments)) or environment.json()
     for warning in environment.unknown():
         console.note(f"llmc: {warning}")
@@ -92,16 +97,21 @@ def run(arguments: Sequence[str]) -> int:
         )
     except LlmcError as error:
         return _fail(error.exit_code, type(error).__name__, str(error), json_wanted)
-    except MemoryError:
-        return _fail(ENVIRONMENT, "ResourceError", "cannot go on: this process ran out of memory", json_wanted)
-    except OSError as error:
-        refused = f"cannot use {error.filename}" if error.filename else "cannot go on: the system refused"
-        return _fail(ENVIRONMENT, "ResourceError", f"{refused}\n  found: {error.strerror or error}", json_wanted)
     except Exception as error:
-        reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
-        return _fail(INTERNAL, "InternalError", f"{reason}\n  try: --debug 1 for the traceback", json_wanted)
+        return _fail(*_unforeseen(error), json_wanted)
     finally:
         console.begin()  # a command may have nothing to say
+
+
+def _unforeseen(error: Exception) -> tuple[int, str, str]:
+    """Exit code, class and message of an exception that no room of the package has foreseen."""
+    if lacking := shortage(error):
+        return ENVIRONMENT, "ResourceError", str(lacking)
+    if isinstance(error, OSError):
+        refused = f"cannot use {error.filename}" if error.filename else "cannot go on: the system refused"
+        return ENVIRONMENT, "ResourceError", f"{refused}\n  found: {error.strerror or error}"
+    reason = f"cannot go on: a bug in llmc: {type(error).__name__}: {error}".replace("\n", " ")
+    return INTERNAL, "InternalError", f"{reason}\n  try: --debug 1 for the traceback"
 
 
 def _flags(arguments: Sequence[str]) -> Sequence[str]:
@@ -131,6 +141,12 @@ def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:
         except (LlmcError, SystemExit):
             return code  # stdout is closed: keep the exit code of the first failure
     return code
+
+
+def _out_of_time(limit: int | None, number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # it comes again each second
+    asked = "cannot go on: the processor time that this process may use is over"
+    raise ResourceError(asked, found=f"ulimit -t {limit}", fix="a higher limit")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

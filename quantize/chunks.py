@@ -45,8 +45,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="llmc-quantize", initializer=start)
-    for _ in range(threads):
-        pool.submit(int)
+    try:
+        for _ in range(threads):
+            pool.submit(int)
+    except BaseException:  # for lack of threads: those that wait would wait for ever, and the process with them
+        started.abort()
+        raise
     started.wait()
     torch.set_num_threads(before)
     return pool

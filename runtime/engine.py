@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from functools import cached_property
@@ -13,7 +13,8 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .engine_file.info import EngineInfo
-from .errors import RecipeError, Unsupported, demand, described, public, several
+from .errors import RecipeError, Unsupported, demand, described, several
+from .guard.public import public
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
 from .scheduling.loop import Loop
@@ -39,9 +40,11 @@ class Engine(AbstractContextManager["Engine"]):
     Requests of all threads run together while the KV cache has room; the rest wait in order of arrival.
 
     Raises:
-        RecipeError: the request is malformed or too long, from every method that starts one.
+        RecipeError: the request is malformed or too long, or this process is a child that was made by fork after the
+            engine was loaded, from every method that starts one.
         EngineError: the model computed numbers that are not finite, and this request ends; or a step failed on the
-            device: all requests end with this error, and later ones are refused.
+            device: all requests end with this error, and later ones are refused; or the engine's file was changed in
+            place: what was already streamed cannot be relied on.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine(AbstractContextManager["Engine"]):
         chat_template: str | None = None,
         load_s: float = 0.0,
         notes: tuple[str, ...] = (),
+        demand_unchanged: Callable[[], None] = lambda: None,
     ) -> None:
         self.info = info
         self.profile = info.profile
@@ -66,7 +70,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._tokenizer = tokenizer
         self._chat_source = chat_template
         self._defaults = defaults_of(generation or {})
-        self._loop = Loop(executor, eos_ids)
+        self._loop = Loop(executor, eos_ids, demand_unchanged)
         self._close = weakref.finalize(self, self._loop.close)
 
     def __repr__(self) -> str:

@@ -7,8 +7,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
-from inspect import Parameter, signature
 from itertools import islice
 from pathlib import Path
 from types import UnionType
@@ -19,7 +17,6 @@ DISTRIBUTION = "llmc-engine"
 """The name of the package for pip; `llmc` on PyPI is another program. The import and the command are `llmc`."""
 _MAX_HINT_NAME, _MAX_HINTS = 96, 400
 _MARGIN = re.compile(r"\n(?! )")
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 
@@ -109,40 +106,6 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     alike = (one for one in known if abs(len(one) - len(name)) <= 4 + len(name) // 3 and len(one) <= _MAX_HINT_NAME)
     close = difflib.get_close_matches(name, list(islice(alike, _MAX_HINTS)), n=1) if len(name) <= _MAX_HINT_NAME else ()
     return close[0] if close else None
-
-
-def public(*options: type) -> Callable[[_Function], _Function]:
-    """A function of the Python API: a call that does not fit its parameters is a RecipeError with the nearest name.
-
-    What the system refuses is a ResourceError.
-
-    `options` are the TypedDicts of its **keywords.
-    """
-
-    def checked(function: _Function) -> _Function:
-        shape = signature(function)
-        known = [name for name in shape.parameters if name != "self"]
-        if shape.parameters[known[-1]].kind is Parameter.VAR_KEYWORD if known else False:
-            known[-1:] = [name for one in options for name in one.__annotations__]
-
-        @wraps(function)
-        def call(*given: Any, **keywords: Any) -> Any:
-            for name in keywords:
-                if name not in known:
-                    found = f"{name!r}{nearest(name, known) or ', known: ' + ', '.join(known)}"
-                    raise RecipeError(f"expected only known options of {function.__name__}()", found=found)
-            try:
-                shape.bind(*given, **keywords)
-            except TypeError as error:
-                raise RecipeError(f"cannot call {function.__name__}()", found=str(error)) from None
-            try:
-                return function(*given, **keywords)
-            except OSError as error:  # such as a name that is too long
-                raise ResourceError(f"cannot finish {function.__name__}()", found=str(error)) from error
-
-        return call  # type: ignore[return-value]
-
-    return checked
 
 
 def demand(name: str, value: object, what: str, kind: type | UnionType) -> None:

@@ -14,6 +14,7 @@ from .engine_file.info import info_of
 from .engine_file.manifest import TOKENIZER_SECTIONS
 from .errors import EngineError, RecipeError, Unsupported, demand, path_of, text_of
 from .files.strict_json import loads
+from .guard.limits import RUN_BYTES, demand_address_space
 from .profiles import choose, why
 from .progress import debug
 from .scheduling.executor import Executor
@@ -21,6 +22,7 @@ from .text.chat import chat_template_source, checked_source
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from .cuda.trust import Judge
     from .plan.executor import MakeDevice
 
 
@@ -33,17 +35,20 @@ def load(
     verify: Literal["header", "full"] = "header",
     chat_template: str | Path | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> Engine:
     """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
 
     `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
     run at once (default: what the engine was built for, which is the most). `verify` "full" checks every byte first.
     `chat_template`, jinja's text or the Path of a file with it, replaces the engine's. `make_device` makes a substitute
-    for the GPU of a profile, which then fits any machine.
+    for the GPU of a profile, which then fits any machine. `judge` is asked before a GPU is given the engine's machine
+    code (cuda/trust.py).
 
     Raises:
         EngineError: the file is damaged, no engine, or has no such profile.
-        RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages.
+        RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages; or the
+            profile has no machine code to judge.
         ResourceError: no profile fits this machine, or there is too little memory.
         Unsupported: the chat template does not compile, or the engine has no tokenizer.
     """
@@ -56,6 +61,7 @@ def load(
     demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if verify not in ("header", "full"):
         raise RecipeError("expected verify as header or full", found=repr(verify))
+    demand_address_space(RUN_BYTES, f"load {path}")
     started = time.perf_counter()
     file = EngineFile.open(path, verify=verify)
     try:
@@ -66,7 +72,9 @@ def load(
             template = checked_source(chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
-        executor = open_executor(file, name, threads=threads, max_batch=max_batch, make_device=make_device)
+        limits: Any = {"threads": threads, "max_batch": max_batch}
+        executor = open_executor(file, name, **limits, make_device=make_device, judge=judge)
+        file.demand_unchanged()
         on_gpu = file.manifest.profiles[name].target in SM
     except BaseException:
         file.close()
@@ -81,6 +89,7 @@ def load(
         chat_template=template,
         load_s=time.perf_counter() - started,
         notes=_idle_threads(name, threads) if on_gpu else (),
+        demand_unchanged=file.demand_unchanged,
     )
 
 
@@ -97,7 +106,7 @@ def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
     if vocabulary is None:
         return None, None
     config, template = template_of(file)
-    return Tokenizer.from_bytes(vocabulary, config), template
+    return Tokenizer.from_bytes(vocabulary, config, f"tokenizer.json of {file.path}"), template
 
 
 def template_of(file: EngineFile) -> tuple[dict[str, Any], str | None]:
@@ -126,12 +135,19 @@ def open_executor(
     threads: int | None = None,
     max_batch: int | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> Executor:
     """Load a profile; the executor then owns `engine`.
 
     `max_batch` bounds the sequences that run at once (default: the profile's bound). `make_device` makes a substitute
-    for the GPU.
+    for the GPU. `judge` sees the machine code before a device does.
+
+    Raises:
+        RecipeError: there is none to judge.
+        VerifyError: the code is not to be trusted.
     """
+    if judge is not None:
+        _judge_code(judge, engine, name)
     if engine.manifest.profiles[name].target in SM:
         from .cuda.contents import sources
         from .plan.executor import PagedExecutor
@@ -142,6 +158,13 @@ def open_executor(
     from .cpu.executor import CpuExecutor
 
     return CpuExecutor(engine, name, threads=threads, max_batch=max_batch)
+
+
+def _judge_code(judge: Judge, engine: EngineFile, name: str) -> None:
+    if engine.manifest.profiles[name].target not in SM:
+        found = f"profile {name}, which has no machine code"
+        raise RecipeError(f"expected a profile of a GPU in {engine.path} with --trust", found=found, fix="no --trust")
+    judge(engine, name)
 
 
 def _real_device() -> MakeDevice:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RecipeError
+from .guard.limits import limit_of
 
 UNKNOWN = sys.maxsize
 """Bytes reported if the system does not tell: planning then refuses nothing."""
@@ -41,7 +42,7 @@ def cpu_count(root: Path = Path("/")) -> int:
 
 
 def system_memory(root: Path = Path("/")) -> SystemMemory:
-    """Memory of the machine, lowered to the limits of this process's cgroup and its ancestors."""
+    """Memory of the machine, lowered to the limits of this process, and of its cgroup and that one's ancestors."""
     facts = _numbers(root / "proc/meminfo")
     if not facts and sys.platform == "win32":
         return SystemMemory(UNKNOWN, UNKNOWN)
@@ -50,6 +51,8 @@ def system_memory(root: Path = Path("/")) -> SystemMemory:
     for limit, used in _memory_limits(root):
         total = min(total, limit)
         available = min(available, max(0, limit - used))
+    if (limit := limit_of("AS")) is not None:  # ulimit -v
+        available = min(available, max(0, limit - _numbers(root / "proc/self/status").get("VmSize", 0)))
     return SystemMemory(total, available)
 
 

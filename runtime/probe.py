@@ -13,9 +13,11 @@ from .engine_file.file import EngineFile
 from .engine_file.manifest import MEASURED
 from .errors import EngineError
 from .files.strict_json import loads
+from .guard.limits import RUN_BYTES, demand_address_space
 from .progress import debug
 
 if TYPE_CHECKING:
+    from .cuda.trust import Judge
     from .plan.executor import MakeDevice
 
 IDS = 32
@@ -123,8 +125,11 @@ def replay(
     *,
     threads: int | None = None,
     make_device: MakeDevice | None = None,
+    judge: Judge | None = None,
 ) -> ProbeReport:
     """Run an engine's probe through one of its profiles on this machine, or on the substitute of a GPU.
+
+    `judge` is asked before a GPU is given machine code.
 
     Raises:
         EngineError: the engine is damaged or has no such profile, or its logits are not finite.
@@ -134,11 +139,12 @@ def replay(
     from .profiles import choose, why
     from .scheduling.executor import ScheduledSequence
 
+    demand_address_space(RUN_BYTES, f"load {path}")
     with EngineFile.open(path) as engine:
         name, reasons = choose(engine, profile, simulated=make_device is not None)
         debug(1, why(engine, name, reasons))
         probe = read_probe(engine)
-        executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device)
+        executor = open_executor(engine, name, threads=threads, max_batch=1, make_device=make_device, judge=judge)
         try:
             ids, blocks, rows = probe.ids, ((0,),) * len(executor.caches), []
             most = min(executor.max_prefill, executor.max_rows)  # a short window takes fewer than IDS at once
@@ -148,6 +154,7 @@ def replay(
                 (output,) = executor.collect(executor.submit((scheduled,)))
                 assert output.logits is not None
                 rows.append(output.logits)
+            engine.demand_unchanged()
         finally:
             executor.close()
         return compare(probe, np.concatenate(rows), engine.manifest.profiles[name].tolerance)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ..common import console, huge_pages, options, progress
 from ..common.options import flag
-from ..judge import rows, speed, subjects
+from ..judge import rows, speed, subjects, trust
 from ..judge.rows import Column
 
 _TEXT = """\
@@ -43,6 +43,7 @@ def bench(
     gate: Annotated[list[str] | None, rows.gate_option("decode>=30")] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
+    trusted: trust.Trust = None,
     form: rows.FormOption = None,
     json: options.Json = False,
 ) -> None:
@@ -53,6 +54,7 @@ def bench(
 
     how = rows.form_of(form, json)
     gates = gates_for("bench", gate or ())
+    judge = trust.judge(trusted, quiet=how == "json")
     huge_pages.ensure(Path(engine))
     judged = subjects.subject(engine, profile)
     loads = speed.sweep(prompt_tokens, new_tokens, batch, judged)
@@ -61,7 +63,7 @@ def bench(
     same["memory_bytes_per_s"] = round(read_bandwidth(used))
     found: list[dict[str, Any]] = []
     with progress.loading(Path(engine), quiet=how == "json"):
-        opened = load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads))
+        opened = load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads), judge=judge)
     with opened as loaded:
         speed.refuse_smaller(loaded, loads)
         for said in loaded.notes:

@@ -12,11 +12,12 @@ import typer
 from ...runtime.errors import RecipeError
 from ..common import console, extras, options, progress
 from ..common.options import flag
-from ..judge import corpus, rows, subjects
+from ..judge import corpus, rows, subjects, trust
 from ..judge.rows import Column
 from .inspect import is_engine
 
 if TYPE_CHECKING:
+    from ...runtime.cuda.trust import Judge
     from ...runtime.engine_file.manifest import Manifest
     from ...runtime.evaluate import Evaluation, Logits
 
@@ -75,6 +76,7 @@ def evaluate(
     gate: Annotated[list[str] | None, rows.gate_option("kl_mean<=0.01")] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,
+    trusted: trust.Trust = None,
     form: rows.FormOption = None,
     json: options.Json = False,
 ) -> None:
@@ -85,6 +87,7 @@ def evaluate(
 
     how = rows.form_of(form, json)
     gates = gates_for("eval", gate or (), baseline=baseline is not None)
+    judge = trust.judge(trusted, quiet=how == "json")
     given = corpus.read(text or (), tokens or (), jsonl or ())
     judged = [subjects.subject(path, profile) for path in engines]
     subjects.demand_one_tokenizer(judged, messages=any(one.messages for one in given))
@@ -93,12 +96,14 @@ def evaluate(
     with ExitStack() as stack:
         other, room = None, min(one.limits.max_context for one in judged)
         if baseline is not None:
-            other, others = _baseline(baseline, judged[0].manifest, stack, threads)
+            other, others = _baseline(baseline, judged[0].manifest, stack, threads, judge)
             room = room if others is None else min(room, others)
         size = min(_WINDOW, room) if window is None else window
         if size > room:
             raise RecipeError(f"expected --window of at most {room}, the context", found=str(size))
-        groups = subjects.groups(judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1))
+        groups = subjects.groups(
+            judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1, judge=judge)
+        )
         bos = judged[0].manifest.model.bos
         for group in stack.enter_context(closing(groups)):
             for said in dict.fromkeys(said for engine in group for said in engine.notes):
@@ -130,19 +135,24 @@ def _text(row: rows.Row, baseline: str | None) -> str:
     return console.fill(_ALONE + _AGAINST, row, noun=noun, baseline=baseline, percent=100 * row["top1"])
 
 
-def _baseline(where: str, manifest: Manifest, stack: ExitStack, threads: int | None) -> tuple[Logits, int | None]:
+def _baseline(
+    where: str, manifest: Manifest, stack: ExitStack, threads: int | None, judge: Judge | None
+) -> tuple[Logits, int | None]:
     """Logits and context of another engine; of a checkpoint the fp32 oracle's logits and no limit (None).
 
     Raises:
         RecipeError: its tokenizer differs from this engine's.
     """
     if is_engine(where):
+        from ...runtime.chips import SM
         from ...runtime.engine_file.file import EngineFile
         from ...runtime.load import load
 
         with EngineFile.open(where) as opened:
             _same_tokenizer(manifest, opened.manifest.checkpoint.files, where)
-        engine = stack.enter_context(load(where, threads=threads, max_batch=1))
+        chosen = subjects.subject(where, None)
+        judging = judge if chosen.limits.target in SM else None
+        engine = stack.enter_context(load(where, chosen.profile, threads=threads, max_batch=1, judge=judging))
         return engine.logits, engine.max_context
     extras.need("build", "a checkpoint as --baseline")
     from ...compiler.checkpoint.checkpoint import open_checkpoint

@@ -15,6 +15,7 @@ from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
 from ..common import console, options, progress, simulate, texts
 from ..common.options import flag
+from ..judge import trust
 from ..prompts import answers
 from ..prompts.idle import cut_tokens, idle_lines, idle_options, refuse_idle
 
@@ -90,6 +91,7 @@ def run(
     verify: Annotated[
         str, flag("--verify", "What to check first; full is every byte.", metavar="header|full")
     ] = "header",
+    trusted: trust.Trust = None,
     json: options.Json = False,
     **more: Any,
 ) -> None:
@@ -105,6 +107,7 @@ def run(
     for name, value in more.items():
         if value is not None:
             RANGES[name].check(name, value)
+    judge = trust.judge(trusted, simulated=simulated, quiet=json)
     biases = _biases(logit_bias or [])
     given: Any = {**more, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
     refuse_idle(given, prompt=prompt, prompts=prompts, chat=chat, show_prompt=show_prompt, json=json)
@@ -132,7 +135,7 @@ def run(
     device = simulate.stand_in(simulated)
     limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
     with progress.loading(path, quiet=json):
-        opened = load(path, profile, **limits, chat_template=template, make_device=device)
+        opened = load(path, profile, **limits, chat_template=template, make_device=device, judge=judge)
     with opened as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")

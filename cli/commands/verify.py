@@ -9,6 +9,7 @@ from typing import Annotated
 from ...runtime.errors import RecipeError, VerifyError
 from ..common import console, extras, options, progress, simulate
 from ..common.options import flag
+from ..judge import trust
 
 _AGREE = "best token equal at {top1_agree} of {positions} positions"
 _WRONG = "largest error {max_error:.3g}, tolerance {tolerance:.3g}; "
@@ -24,6 +25,7 @@ def verify(
     rebuild_kernels: Annotated[
         bool, flag("--rebuild-kernels", "Compile the kernels of all GPU profiles again, and compare every byte.")
     ] = False,
+    trusted: trust.Trust = None,
     json: options.Json = False,
 ) -> None:
     """Check every byte of an engine and replay its golden probe."""
@@ -32,11 +34,12 @@ def verify(
     from ...runtime.profiles import choose
 
     path = Path(engine)
+    judge = trust.judge(trusted, simulated=simulated, quiet=json)
     with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
         size = {"bytes": opened.file_bytes, "tensors": len(opened.tensors), "sections": len(opened.sections)}
         chosen, reasons = choose(opened, profile, simulated=simulated)
     rebuilt = _rebuild(path, quiet=json) if rebuild_kernels else None
-    report = replay(path, chosen, make_device=simulate.stand_in(simulated))
+    report = replay(path, chosen, make_device=simulate.stand_in(simulated), judge=judge)
     if not report.ok:
         raise VerifyError(
             f"expected profile {chosen!r} of {engine} to compute what it computed when it was built",

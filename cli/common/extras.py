@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from ...runtime.errors import ResourceError, install_hint
+from ...runtime.guard.limits import BUILD_BYTES, demand_address_space
 
 EXTRAS = {
     "build": ("torch", "onnx", "onnx_ir"),
@@ -22,7 +23,7 @@ def need(extra: str, what: str) -> None:
     """Check that an extra is installed; `what` is the command or flag that uses it.
 
     Raises:
-        ResourceError: it is not.
+        ResourceError: it is not, or a user's limit leaves no room for it.
     """
     if absent := missing(extra):
         raise ResourceError(
@@ -30,3 +31,5 @@ def need(extra: str, what: str) -> None:
             found=f"not installed: {', '.join(absent)}",
             fix=install_hint(extra),
         )
+    if "torch" in EXTRAS[extra]:
+        demand_address_space(BUILD_BYTES, f"use {what}")

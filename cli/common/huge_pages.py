@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ...runtime.environment import with_huge_pages
@@ -33,4 +34,5 @@ def ensure(engine: Path) -> None:
     console.begin()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)
+    with suppress(OSError):  # for lack of memory: then without huge pages
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ...runtime.errors import RecipeError
 from ...runtime.files.mistaken import near_path
+from ...runtime.guard.shortage import shortage
 from . import console
 
 _SHOWN = 100
@@ -39,7 +40,8 @@ def read_text(path: str) -> str:
         data = stdin().read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         near = near_path(Path(path)) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError(f"cannot read {name}", found=f"{error.strerror or error}{near}") from error
+        asked = f"cannot read {name}"
+        raise shortage(error, asked) or RecipeError(asked, found=f"{error.strerror or error}{near}") from error
     return decoded(data, name)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...runtime.errors import CheckpointError
 from ...runtime.files.safetensors import kind_of_file, read_at
 from ...runtime.files.strict_json import loads
+from ...runtime.guard.shortage import shortage
 from ..config.fields import shown
 
 INDEX = "model.safetensors.index.json"
@@ -59,7 +60,8 @@ class OpenFile:
             try:
                 count = os.preadv(self.fd, [buffer[done : done + (1 << 30)]], offset + done)
             except OSError as problem:
-                raise CheckpointError(f"cannot read {self.facts.shown}", found=str(problem.strerror)) from None
+                asked = f"cannot read {self.facts.shown}"
+                raise shortage(problem, asked) or CheckpointError(asked, found=str(problem.strerror)) from None
             if count == 0:
                 found = f"its end at byte {offset + done}"
                 raise CheckpointError(
@@ -86,7 +88,8 @@ class Folder:
         try:
             return sorted(os.listdir(self.path))
         except OSError as problem:
-            raise CheckpointError(f"cannot read folder {self.path}", found=str(problem.strerror)) from None
+            asked = f"cannot read folder {self.path}"
+            raise shortage(problem, asked) or CheckpointError(asked, found=str(problem.strerror)) from None
 
     def has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
@@ -102,7 +105,7 @@ class Folder:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as problem:
             found = "a link put there meanwhile" if path.is_symlink() else str(problem.strerror)
-            raise self._error(name, "a readable regular file", found) from None
+            raise shortage(problem) or self._error(name, "a readable regular file", found) from None
         now = os.fstat(fd)
         opened = OpenFile(fd, FileFacts(name, now.st_size, str(self.path / name), path, _identity(now)))
         if not stat.S_ISREG(now.st_mode):
@@ -137,7 +140,7 @@ class Folder:
             raise self._error(name, "a file of the checkpoint", found, "download the checkpoint again") from None
         except (OSError, RuntimeError) as problem:  # RuntimeError: links in a circle
             found = str(getattr(problem, "strerror", None) or problem)
-            raise self._error(name, "a file of the checkpoint", found) from None
+            raise shortage(problem) or self._error(name, "a file of the checkpoint", found) from None
         if not path.is_relative_to(self.root):
             asked = "a file inside the checkpoint folder"
             raise self._error(name, asked, f"a link to {path}", "copy the file into the folder")

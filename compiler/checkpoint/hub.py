@@ -7,6 +7,7 @@ from pathlib import Path
 from ...runtime.environment import hub_is_offline
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported, install_hint
 from ...runtime.files.mistaken import HubId, parse_hub_id
+from ...runtime.guard.shortage import shortage
 from .card import CARD, LICENCES
 from .folder import INDEX, SINGLE, Folder, find_weights
 from .no_checkpoint import ADAPTER, no_checkpoint
@@ -105,6 +106,8 @@ def _snapshot(hub_id: HubId, patterns: list[str]) -> Path:
         fix = f"download it where there is a network (hf download {hub_id.name}), or pass a local folder"
         raise ResourceError(asked, found=f"it is not in the cache, and {state}", fix=fix) from None
     except Exception as problem:  # the client raises its transport library's own errors, which differ by version
+        if lacking := shortage(problem, asked):  # such as a full disk
+            raise lacking from problem
         fix = "check the network, HF_ENDPOINT and proxy settings, or pass a local folder"
         raise ResourceError(asked, found=f"{type(problem).__name__}: {_first_line(problem)}", fix=fix) from problem
 

@@ -9,14 +9,16 @@ import string
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import CheckpointError, EngineError, LlmcError
+from ...runtime.errors import CheckpointError, EngineError, LlmcError, ResourceError
 from ...runtime.files.strict_json import loads
+from ...runtime.guard.limits import limit_of, lower_limit
+from ...runtime.guard.shortage import MEMORY, lack_said
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, library_errors, token_text
 from .trial import unsupported
@@ -28,6 +30,8 @@ MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 DEADLINE_S = 30
 """The largest public tokenizers (33 MB) take 3 s on an idle machine; a busy one must not refuse them."""
 MEMORY_BYTES = 4 * 1024**3
+_MOST_CPU_S = 2 * DEADLINE_S
+"""Ends the worker if the build has died and no longer enforces the deadline."""
 TEMPLATE_CPU_S = 2
 """CPU time of a template beyond what the tokenizer has used; a template takes milliseconds."""
 TEMPLATE_MEMORY_BYTES = 384 * 1024**2
@@ -82,26 +86,54 @@ def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
     try:
         answer = subprocess.run(command, input=sent, capture_output=True, timeout=deadline_s)
     except subprocess.TimeoutExpired as late:
+        begun = _lines(late.stdout or b"")
+        what = begun[-1]["begins"] if begun else TOKENIZER
         found, fix = f"it did not finish in {deadline_s:g} s", "one without runaway patterns or loops"
-        raise CheckpointError(f"cannot use {TEMPLATE if late.stdout else TOKENIZER}", found=found, fix=fix) from None
-    lines = answer.stdout.splitlines()
-    if answer.returncode or not lines:
-        found = _ending(answer.returncode, answer.stderr.decode(errors="replace").strip())
-        raise CheckpointError(f"cannot use {TEMPLATE if lines else TOKENIZER}", found=found)
-    reply = json.loads(lines[-1])
+        raise CheckpointError(f"cannot use {what}", found=found, fix=fix) from None
+    begun = _lines(answer.stdout)
+    reply = begun.pop() if begun and "begins" not in begun[-1] else {}
+    stage = begun[-1] if begun else {"begins": TOKENIZER, "users": _EVERY_LIMIT}
+    what = stage["begins"]
     if "refused" in reply:
-        what = TEMPLATE if len(lines) > 1 else TOKENIZER
         raise CheckpointError(f"cannot use {what}", found=reply["refused"], fix=reply["fix"])
-    return reply["template_problem"]
+    if "template_problem" in reply:
+        return reply["template_problem"]
+    raise _ending(what, stage["users"], answer.returncode, reply.get("lacks") or answer.stderr.decode(errors="replace"))
 
 
-def _ending(code: int, said: str) -> str:
-    """How a worker ended: by a signal (Rust prints the cause first) or by an exception (Python prints it last)."""
-    if code == -signal.SIGXCPU:
-        return "it used up its processor time"
+def _lines(stdout: bytes) -> list[dict[str, Any]]:
+    """What the worker has written: a line when it begins a part of its work, and the reply."""
+    return [json.loads(line) for line in stdout.splitlines() if line.endswith(b"}")]
+
+
+_EVERY_LIMIT = ("AS", "CPU")
+"""A worker that has begun nothing was ended by no limit of its own."""
+
+
+def _ending(what: str, users: Collection[str], code: int, said: str) -> LlmcError:
+    """Why a worker gave no answer: because of the file, or because of this machine and the user's limits on processes.
+
+    `users` are the limits that are the user's, because they are lower than llmc's. Rust prints a cause first and Python
+    last. The worker's own limits never end it with SIGKILL.
+    """
+    lines = said.strip().splitlines() or [""]
+    lack = lack_said(said)
+    if code == -signal.SIGXCPU and "CPU" not in users:
+        return CheckpointError(f"cannot use {what}", found="it used up its processor time")
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        limit = limit_of("CPU") if "CPU" in users else None
+        found = f"its process was ended with {signal.Signals(-code).name}, " + (
+            "probably for lack of memory" if limit is None else f"ulimit -t {limit} or lack of memory"
+        )
+        return ResourceError(f"cannot check {what}", found=found, fix="a higher limit, or a machine with more memory")
+    if lack is not None and (lack is not MEMORY or "AS" in users):
+        found = "; ".join(filter(None, (lines[-1][-300:], lack.limited)))
+        return ResourceError(f"cannot check {what}: {lack.what}", found=found, fix=lack.fix)
     if code < 0:
-        return f"the worker ended with {signal.Signals(-code).name}: {said.splitlines()[0][:300] if said else ''}"
-    return f"the worker ended with {code}: {said[-300:]}"
+        return CheckpointError(
+            f"cannot use {what}", found=f"the worker ended with {signal.Signals(-code).name}: {lines[0][:300]}"
+        )
+    return CheckpointError(f"cannot use {what}", found=f"the worker ended with {code}: {lines[-1][-300:]}")
 
 
 def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
@@ -118,9 +150,10 @@ def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
             for text in STRESS:
                 tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:
-            print("the tokenizer is sound", flush=True)
             _limit_template()
         return {"template_problem": _template_problem(tokenizer, question["template"])}
+    except (MemoryError, ResourceError) as error:
+        return {"lacks": f"{error} {error.__cause__ or 'cannot allocate memory'}"}
     except LlmcError as error:
         return {"refused": "; ".join(filter(None, (error.asked, error.found))), "fix": error.fix}
 
@@ -193,25 +226,27 @@ def _list(entries: Any) -> str:
 
 
 def _limit_template() -> None:
+    memory, seconds = MEMORY_BYTES, _MOST_CPU_S
     with suppress(ImportError, FileNotFoundError):  # not on Linux: the worker keeps the limits it has
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = min(pages * resource.getpagesize() + TEMPLATE_MEMORY_BYTES, MEMORY_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (most, MEMORY_BYTES))
+        memory = min(pages * resource.getpagesize() + TEMPLATE_MEMORY_BYTES, MEMORY_BYTES)
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = math.ceil(used.ru_utime + used.ru_stime) + TEMPLATE_CPU_S
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, 2 * DEADLINE_S))
+    _begin(TEMPLATE, memory, seconds)
+
+
+def _begin(what: str, memory: int, seconds: int) -> None:
+    """Limit this process for a part of its work, and say which limits are the user's, for they are lower."""
+    limits = {"AS": (memory, MEMORY_BYTES), "CPU": (seconds, _MOST_CPU_S + 1)}  # SIGXCPU comes before SIGKILL
+    users = [name for name, (soft, hard) in limits.items() if lower_limit(name, soft, hard)]
+    print(json.dumps({"begins": what, "users": users}), flush=True)
 
 
 def _main() -> None:
-    with suppress(ImportError):  # Windows has no such limits, only the deadline
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Ends the worker if the build has died and no longer enforces the deadline.
-        resource.setrlimit(resource.RLIMIT_CPU, (2 * DEADLINE_S, 2 * DEADLINE_S))
+    lower_limit("CORE", 0, 0)
+    _begin(TOKENIZER, MEMORY_BYTES, _MOST_CPU_S)
     question, _, tokenizer_json = sys.stdin.buffer.read().partition(b"\n")
     print(json.dumps(_work(json.loads(question), tokenizer_json)))
 

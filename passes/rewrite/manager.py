@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from ...runtime.errors import LlmcError
+from ...runtime.guard.shortage import shortage
 from ...runtime.progress import debug
 from ..graph.graph import Graph
 from ..graph.verify import verify
@@ -52,6 +53,8 @@ def run_phase(
         except LlmcError:
             raise
         except Exception as error:
+            if lacking := shortage(error):
+                raise lacking from error
             where = "run again with --dump DIR to keep the graph before it"
             if dump is not None:
                 path = dump.crash(profile, phase.name, item.name)

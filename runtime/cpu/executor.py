@@ -20,6 +20,7 @@ from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
 from ..engine_file.rope import LengthRope, table_of
 from ..errors import EngineError, RecipeError, ResourceError
+from ..guard.shortage import shortage
 from ..machine import cpu_count, system_memory
 from ..numbers import RAW_DTYPE
 from ..progress import timed
@@ -209,10 +210,9 @@ class _Call:
         try:
             with timed(3, self._label):
                 self._session.run_with_iobinding(self._binding)
-        except MemoryError:
-            raise
         except Exception as error:  # ONNX Runtime's exceptions share no other base class
-            raise EngineError("cannot run the engine's graph", found=_reason(error), fix=_AGAIN) from error
+            asked = "cannot run the engine's graph"
+            raise shortage(error, asked) or EngineError(asked, found=_reason(error), fix=_AGAIN) from error
         self._cache.advance(self._slots, self._tokens)
 
 
@@ -220,9 +220,8 @@ def _checked(name: str, bind: Any, *arguments: Any) -> None:
     try:
         bind(*arguments)
     except RuntimeError as error:
-        raise EngineError(
-            f"expected a graph with input or output {name!r}", found=_reason(error), fix=_AGAIN
-        ) from error
+        asked = f"expected a graph with input or output {name!r}"
+        raise shortage(error) or EngineError(asked, found=_reason(error), fix=_AGAIN) from error
 
 
 def _reason(error: Exception) -> str:
@@ -319,4 +318,5 @@ def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], thr
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise EngineError(f"cannot load {section!r} of {engine.path}", found=_reason(error), fix=_AGAIN) from error
+        asked = f"cannot load {section!r} of {engine.path}"
+        raise shortage(error, asked) or EngineError(asked, found=_reason(error), fix=_AGAIN) from error

@@ -8,6 +8,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,13 +88,14 @@ class _Check:
 class EngineFile:
     """An open engine file: its manifest, and read-only views of its tensors in the mapped file."""
 
-    def __init__(self, path: Path, fd: int, header: Header, manifest: Manifest) -> None:
-        """Called by `open` with checked values; duplicates the descriptor."""
+    def __init__(self, path: Path, fd: int, header: Header, manifest: Manifest, facts: os.stat_result) -> None:
+        """Called by `open` with checked values, and the file's facts before any was read; duplicates the descriptor."""
         self.path = path
         self.manifest = manifest
         self.file_bytes = header.file_bytes
         self._infos = header.tensors
         self._text = header.metadata["llmc"]
+        self._digest = header.metadata["llmc.sha256"]
         try:
             self._map = mmap.mmap(fd, header.file_bytes, prot=mmap.PROT_READ)
         except OSError as problem:
@@ -101,6 +103,7 @@ class EngineFile:
             raise ResourceError(f"cannot map {path} of {header.file_bytes} bytes", found=found) from problem
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._fd = os.dup(fd)
+        self._facts = facts
         self._release = weakref.finalize(self, os.close, self._fd)
 
     @classmethod
@@ -121,6 +124,7 @@ class EngineFile:
     def _open(cls, path: Path, damage: type[LlmcError], check_all: Progress | None) -> EngineFile:
         refuse_other(path, ENGINE)
         with open_regular(path, error=EngineError) as (fd, size):
+            facts = os.fstat(fd)
             raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
             if not raw.startswith(MAGIC):
                 fix = "llmc build CHECKPOINT -o OUT.llmc, if this is a checkpoint"
@@ -137,7 +141,7 @@ class EngineFile:
                     raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {path}", found=repr(key))
             manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
             _check_layout(header, manifest, str(path))
-            engine = cls(path, fd, header, manifest)
+            engine = cls(path, fd, header, manifest, facts)
         try:
             if check_all is not None:
                 engine.check_all(check_all, damage)
@@ -183,6 +187,38 @@ class EngineFile:
                 fix="copy or build the engine again",
             )
         return data
+
+    def demand_unchanged(self) -> None:
+        """Check that the file that is mapped holds what it held when it was opened; takes a microsecond.
+
+        A file renamed over it, or its removal, changes nothing: the old one stays mapped. That, a link or another mode
+        change its ctime; so does another engine copied over it with times put back, whose header differs. Another mtime
+        alone may be a touch, as of the cache of engines: then every byte is checked, once.
+
+        Raises:
+            EngineError: it was written to, cut, or replaced in place.
+        """
+        if not self._release.alive:
+            return
+        now, then = os.fstat(self._fd), self._facts
+        if _times(now) == _times(then):
+            return
+        if now.st_size == then.st_size:
+            with suppress(EngineError):
+                raw = read_header_bytes(
+                    self._fd, now.st_size, what=str(self.path), error=EngineError, max_bytes=MAX_HEADER_BYTES
+                )
+                stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE].decode("latin-1")
+                if stated == header_digest(raw) == self._digest:
+                    if now.st_mtime_ns != then.st_mtime_ns:
+                        self.check_all(error=EngineError)
+                    self._facts = now
+                    return
+        raise EngineError(
+            f"cannot go on with {self.path}: the file was changed since it was opened",
+            found=f"{now.st_size} bytes, {then.st_size} before, and not what they were",
+            fix="load it again; replace engines by rename, never by copying over",
+        )
 
     def drop_pages(self) -> None:
         """Returns the mapped pages to the system; later reads fault them in again from the file."""
@@ -255,6 +291,10 @@ class EngineFile:
                 found=", ".join(named[:8]) + rest,
                 fix="copy or build the engine again",
             )
+
+
+def _times(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def content_digest(manifest: str | bytes, tensors: Mapping[str, TensorInfo]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..dtypes import DTYPES
 from ..errors import LlmcError, nearest
+from ..guard.shortage import shortage
 from .mistaken import near_path
 from .strict_json import PLACEHOLDERS, loads
 
@@ -80,7 +81,8 @@ def open_regular(path: Path, *, error: type[LlmcError]) -> Iterator[tuple[int, i
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
         near = near_path(path) if isinstance(problem, FileNotFoundError) else ""
-        raise error(f"cannot open {path}", found=f"{getattr(problem, 'strerror', problem)}{near}") from None
+        found = f"{getattr(problem, 'strerror', problem)}{near}"
+        raise shortage(problem) or error(f"cannot open {path}", found=found) from None
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
@@ -102,7 +104,8 @@ def read_at(fd: int, offset: int, nbytes: int, *, what: str, error: type[LlmcErr
         try:
             part = os.pread(fd, missing, offset + nbytes - missing)
         except OSError as problem:
-            raise error(f"cannot read {nbytes} bytes at {offset} of {what}", found=str(problem.strerror)) from None
+            asked = f"cannot read {nbytes} bytes at {offset} of {what}"
+            raise shortage(problem, asked) or error(asked, found=str(problem.strerror)) from None
         if not part:
             found = f"the end of the file {missing} bytes too early"
             raise error(f"expected {nbytes} bytes at {offset} of {what}", found=found)

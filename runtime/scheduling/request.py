@@ -3,6 +3,7 @@ and a caller reads them."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import RecipeError
+from ..guard.forks import refuse_after_fork
 from ..sampling.draw import Sampled
 from ..sampling.params import SamplingParams
 from ..text.stream import TextStream
@@ -57,6 +59,8 @@ class Request:
     """Set once, as the last change; "error" comes with `error`."""
     error: BaseException | None = field(default=None, init=False)
     done: Event = field(default_factory=Event, init=False, repr=False)
+    process: int = field(default_factory=os.getpid, init=False, repr=False)
+    """The one that computes it: in a child made by fork it never ends."""
 
     @property
     def in_prompt(self) -> bool:
@@ -100,6 +104,7 @@ class Request:
 
     def wait(self) -> None:
         """Waits for the end; raises the error that the request failed with."""
+        refuse_after_fork(self.process)
         wait(self.done.wait)
         if self.error is not None:
             raise self.error
@@ -198,6 +203,7 @@ class Stream(Iterator[Piece], AbstractContextManager["Stream"]):
 
     def __next__(self) -> Piece:
         while not self._over:
+            refuse_after_fork(self.request.process)
             try:
                 piece = self.request.pieces.get(timeout=_POLL_S)
             except Empty:

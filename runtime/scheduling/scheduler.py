@@ -14,10 +14,10 @@ again, before all that wait: its tokens are computed as those of a prompt, once,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import count
 
-from ..errors import RecipeError, ResourceError
+from ..errors import LlmcError, RecipeError, ResourceError
 from .executor import Executor, Output, ScheduledSequence, Ticket
 from .request import FinishReason, Request
 
@@ -25,8 +25,11 @@ from .request import FinishReason, Request
 class Scheduler:
     """Steps an executor for any number of requests. One thread calls its methods; `check` may be called from any."""
 
-    def __init__(self, executor: Executor, eos_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self, executor: Executor, eos_ids: Collection[int] = (), demand_unchanged: Callable[[], None] = lambda: None
+    ) -> None:
         self._executor = executor
+        self._demand_unchanged = demand_unchanged
         self._eos = frozenset(eos_ids)
         self._pool = executor.pool()
         self._numbers = count()
@@ -201,7 +204,7 @@ class Scheduler:
     def _deliver(self, request: Request, output: Output) -> None:
         """Passes an output to its request, with a finish reason if it is the last ("stop": end-of-sequence token)."""
         if output.error is not None:
-            request.end("error", output.error)
+            request.end("error", self._cause(output.error))
             return
         finish: FinishReason | None = None
         if output.sampled is not None:
@@ -213,10 +216,20 @@ class Scheduler:
         elif request.max_tokens == 0 and not request.in_prompt and request.open_steps == 0:
             finish = "length"
         try:
+            if finish is not None:  # what it was computed from must be what was loaded
+                self._demand_unchanged()
             request.receive(output, finish)
         except Exception as error:
             # an error in the text of one request must not end the others
             request.end("error", error)
+
+    def _cause(self, error: BaseException) -> BaseException:
+        """Why a step failed: the file was changed, or the error itself."""
+        try:
+            self._demand_unchanged()
+        except LlmcError as changed:
+            return changed
+        return error
 
     def _settle(self, request: Request) -> None:
         """Frees the blocks of a finished request when no open step uses them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported
+from ..guard.shortage import shortage
 from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARS = 64 * 1024
@@ -108,7 +109,8 @@ def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
     try:
         source = given.read_bytes().decode("utf-8") if isinstance(given, Path) else given
     except OSError as error:
-        raise RecipeError(f"cannot read the chat template {given}", found=str(error.strerror or error)) from error
+        asked = f"cannot read the chat template {given}"
+        raise shortage(error, asked) or RecipeError(asked, found=str(error.strerror or error)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected UTF-8 text in {given}", found=f"byte {error.start}: {error.reason}") from error
     try:

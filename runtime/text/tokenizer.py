@@ -13,7 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, LlmcError, RecipeError, described, text_of
+from ..guard.panics import panics_unprinted
+from ..guard.shortage import shortage
 from .detokenizer import BYTE_OF_CHARACTER, BYTEWISE, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
+from .steps import check_steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
@@ -27,9 +30,11 @@ def library_errors(action: str, error: type[LlmcError] = EngineError) -> Iterato
     """
     try:
         yield
-    except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as found:
+    except BaseException as found:  # a panic, such as of a pattern that this text sets astray
+        if lacking := shortage(found, f"cannot {action}"):
+            raise lacking from found
         raise error(f"cannot {action}", found=f"{type(found).__name__}: {found}") from found
 
 
@@ -49,8 +54,9 @@ class Tokenizer:
     text first needs it.
     """
 
-    def __init__(self, raw: RawTokenizer, config: Mapping[str, Any]) -> None:
+    def __init__(self, raw: RawTokenizer, config: Mapping[str, Any], what: str = "tokenizer.json") -> None:
         self._raw = raw
+        self._what = what
         self._lock = threading.Lock()
         self._added = raw.get_added_tokens_decoder()
         self.special_tokens: dict[str, int] = {a.content: i for i, a in sorted(self._added.items()) if a.special}
@@ -64,19 +70,20 @@ class Tokenizer:
         self._style = byte_style(json.loads(raw.decoder.__getstate__())) if raw.decoder is not None else None
 
     @classmethod
-    def from_bytes(cls, tokenizer_json: bytes, config: Mapping[str, Any]) -> Tokenizer:
-        """Build from the bytes of tokenizer.json and the content of tokenizer_config.json.
+    def from_bytes(cls, tokenizer_json: bytes, config: Mapping[str, Any], what: str = "tokenizer.json") -> Tokenizer:
+        """Build from the bytes of tokenizer.json, which is `what` in errors, and the content of tokenizer_config.json.
 
         Raises:
-            EngineError: the library cannot read tokenizer.json.
+            EngineError: the library cannot read tokenizer.json, or its steps multiply a text without bound.
         """
         from tokenizers import Tokenizer as RawTokenizer
 
-        with library_errors("read the tokenizer"):
+        check_steps(tokenizer_json, what)
+        with library_errors(f"read {what}"), panics_unprinted():
             raw = RawTokenizer.from_buffer(tokenizer_json)
             raw.no_truncation()
             raw.no_padding()
-        return cls(raw, config)
+        return cls(raw, config, what)
 
     def token_to_id(self, token: str) -> int | None:
         text_of("token", token)
@@ -169,11 +176,11 @@ class Tokenizer:
             return piece.encode()
 
     def _decode_raw(self, ids: Sequence[int]) -> str:
-        with library_errors("decode tokens"):
+        with library_errors(f"decode tokens with {self._what}"):
             return self._raw.decode(list(ids), skip_special_tokens=False)
 
     def _encode(self, raw: RawTokenizer, text: str, bos: bool) -> list[int]:
-        with library_errors("encode a text"):
+        with library_errors(f"encode a text with {self._what}"), panics_unprinted():
             return raw.encode(text, add_special_tokens=bos).ids
 
     def _check_plain(self, ids: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from llmc.compiler.targets.cuda.cubins.cache import KernelCache
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.errors import VerifyError
 from llmc.runtime.progress import Progress
 
 CUBINS, PTX, PLAN = (f"profiles/sm_90/{name}" for name in ("kernels.cubins", "kernels.ptx", "plan.json"))
@@ -81,6 +82,30 @@ def test_code_that_was_changed_is_named(engine: Path, call: Call, tmp_path: Path
     assert exit_code == 1
     assert "1 of " in said and " kernels differ, first " in said
     assert "do not run it" in said
+
+
+def test_what_a_kernel_is_launched_with_is_compared(engine: Path, call: Call, tmp_path: Path):
+    """With less shared memory or scratch than it needs, good code would write elsewhere."""
+    plan = json.loads(section(engine, PLAN))
+    plan["modules"][0]["code"]["shared"] += 16
+    changed = json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()
+    forged = forge(engine, tmp_path / "forged.llmc", sections={PLAN: changed})
+    exit_code, said = call("verify", forged, "--profile", "cpu", "--rebuild-kernels")
+    assert (exit_code, "first what " in said and " is launched with" in said) == (1, True), said
+
+
+def test_trust_in_what_can_be_made_again_asks_the_cache_first(engine: Path, monkeypatch: pytest.MonkeyPatch):
+    """So a second start compiles nothing: the keys of the cache are digests of this llmc's sources and tools."""
+    asked: list[KernelCache] = []
+
+    def never(_: object, __: int, *, progress: Progress, cache: KernelCache) -> dict[Specialization, Cubin]:
+        asked.append(cache)
+        raise VerifyError("cannot be reached")
+
+    monkeypatch.setattr(rebuild, "compile_all", never)
+    with EngineFile.open(engine) as opened, pytest.raises(VerifyError):
+        rebuild.judge(opened, "sm_90")
+    assert asked == [KernelCache.default()] and asked[0].folder is not None
 
 
 @pytest.mark.parametrize("tool", ["triton", "ptxas", "kernels"])

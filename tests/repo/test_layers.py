@@ -44,7 +44,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("attention", "sampling", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
-        *(("errors", "dtypes"), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
+        *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
         *(("text", "sampling"),),
         *(
             ("engine_file", "scheduling"),

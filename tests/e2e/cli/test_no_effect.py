@@ -93,6 +93,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "run --target": ((*RUN, "--target", "h100"), "cannot apply --target to "),
     "run --max-context": ((*RUN, "--max-context", 64), "cannot apply --max-context to "),
     "run --accept-config": ((*RUN, "--accept-config", "k"), "cannot apply --accept-config to "),
+    "run --trust": ((*RUN, "--trust", "any"), "expected a profile of a GPU in "),
     "run --simulate": ((*RUN, "--simulate"), "expected a profile of a GPU in "),
     "run --prompts: special of token ids": (
         ("run", "ENGINE", "--prompts", "special.jsonl"),
@@ -119,12 +120,19 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         'expected a "prompt" in tokens.jsonl with --chat\n  found: 1 other lines\n',
     ),
     "verify --rebuild-kernels": (("verify", "ENGINE", "--rebuild-kernels"), "expected a profile of a GPU in "),
+    "verify --trust": (("verify", "ENGINE", "--trust", "any"), "expected a profile of a GPU in "),
+    "verify --trust of the interpreter": (
+        ("verify", "GPU ENGINE", "--simulate", "--trust", "digest"),
+        "cannot use --trust, which would change nothing\n  found: --simulate, which",
+    ),
     "verify --simulate": (("verify", "ENGINE", "--simulate"), "expected a profile of a GPU in "),
+    "eval --trust": (("eval", "ENGINE", "--text", "text", "--trust", "digest"), "expected a profile of a GPU in "),
     "eval --window": (("eval", "ENGINE", "--text", "text", "--window", 513), "expected --window of at most 512"),
     "eval --gate": (
         ("eval", "ENGINE", "--text", "text", "--gate", "kl_mean<=1"),
         "expected --baseline with the gate kl_mean<=1\n",
     ),
+    "bench --trust": (("bench", "ENGINE", "--trust", "digest"), "expected a profile of a GPU in "),
     "bench --batch": (("bench", "ENGINE", "--batch", 100), "expected --batch of at most 8, the engine's\n  found: 100"),
     "bench --gate": (("bench", "ENGINE", "--gate", "kl_mean<=1"), "cannot gate llmc bench by kl_mean\n"),
     "bench --new-tokens": (("bench", "ENGINE", "--new-tokens", 512), "of at most 512 together, the context"),

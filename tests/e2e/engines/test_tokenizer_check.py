@@ -109,7 +109,7 @@ REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
         CONFIG,
         ROWS,
         [1],
-        "cannot read the tokenizer; ",
+        "cannot read tokenizer.json; ",
     ),
     "truncated": (DATA[:-100], CONFIG, ROWS, [1], r"expected well-formed JSON in tokenizer.json; .* at line \d+"),
     "empty": (b"", CONFIG, ROWS, [1], "expected well-formed JSON in tokenizer.json"),

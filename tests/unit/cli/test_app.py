@@ -134,11 +134,17 @@ def test_a_sampling_option_is_one_field():
         (errors.EngineError("asked"), 3, "llmc: asked\n"),
         (errors.Unsupported("asked"), 3, "llmc: asked\n"),
         (errors.ResourceError("asked"), 4, "llmc: asked\n"),
-        (MemoryError(), 4, "llmc: cannot go on: this process ran out of memory\n"),
+        (
+            MemoryError(),
+            4,
+            "llmc: cannot go on: too little memory\n  found: MemoryError\n"
+            "  try: a higher limit, a smaller model or batch, or a machine with more memory\n",
+        ),
         (
             OSError(28, "No space left on device"),
             4,
-            "llmc: cannot go on: the system refused\n  found: No space left on device\n",
+            "llmc: cannot go on: no room for a file\n  found: No space left on device\n"
+            "  try: free some space, or a folder on another disk\n",
         ),
         (
             PermissionError(13, "Permission denied", "/cache/kernels"),

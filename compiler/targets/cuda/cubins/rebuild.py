@@ -8,17 +8,28 @@ from .....runtime.cuda.contents import EngineContents
 from .....runtime.engine_file.file import EngineFile
 from .....runtime.errors import EngineError, VerifyError
 from .....runtime.plan.plan import Plan
-from .....runtime.progress import Progress
+from .....runtime.progress import NO_PROGRESS, Progress
 from ..kernels import suites
 from .cache import KernelCache, Tools, source_digest
 from .compile import Specialization, compile_all, need_compiler, specialized
 
 PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
 """pip's requirement for a version of each tool."""
+_LAUNCHED_WITH = ("entry", "shared", "pdl", "global_scratch", "profile_scratch")
+"""Facts of the code that a launch relies on: with less scratch than it needs, it would write elsewhere."""
+_NO_CACHE = KernelCache(None)
 
 
-def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
-    """Compile every kernel of a GPU profile without a cache and compare; returns the number of kernels.
+def judge(engine: EngineFile, profile: str, progress: Progress = NO_PROGRESS) -> None:
+    """As `rebuild`, but what this machine's llmc has compiled of the same sources before is not compiled again.
+
+    Raises the errors of `rebuild`.
+    """
+    rebuild(engine, profile, progress, KernelCache.default())
+
+
+def rebuild(engine: EngineFile, profile: str, progress: Progress, cache: KernelCache = _NO_CACHE) -> int:
+    """Compile every kernel of a GPU profile and compare; returns the number of kernels. Without `cache` all are made.
 
     Raises:
         EngineError: it was built by other tools or from other kernels, so its bytes need not agree.
@@ -31,13 +42,15 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress) -> int:
     plan = Plan.from_json(engine.section(facts.graph), what=what)
     _same_tools(engine, plan)
     specializations = specializations_of(plan, what)
-    cubins = compile_all(specializations, plan.sm, progress=progress, cache=KernelCache(None))
+    cubins = compile_all(specializations, plan.sm, progress=progress, cache=cache)
     contents = EngineContents(engine, profile)
     wrong = []
     for module, specialization in zip(plan.modules, specializations, strict=True):
         code, made = module.code, cubins[specialization]
         if code is None or (contents.cubin(code, str(specialization)), contents.ptx(code)) != (made.data, made.ptx):
             wrong.append(str(specialization))
+        elif any(getattr(code, name) != getattr(made.code, name) for name in _LAUNCHED_WITH):
+            wrong.append(f"what {specialization} is launched with")
     if wrong:
         raise VerifyError(
             f"expected the machine code of these sources in profile {profile!r} of {engine.path}",

@@ -74,7 +74,9 @@ class SlotPool:
         """A block, and the number of the prompt's tokens that are in its slot."""
         if not self._idle:
             return next(block for block in count() if block not in self._promised), 0
-        shared = {block: common_prefix(prompt[:-_LEAST_NEW], tokens) if reuse else 0 for block, tokens in self._idle.items()}
+        shared = {
+            block: common_prefix(prompt[:-_LEAST_NEW], tokens) if reuse else 0 for block, tokens in self._idle.items()
+        }
         block = max(shared, key=lambda one: shared[one] if continues(shared[one], self._idle[one]) else 0)
         cached = shared[block]
         return block, cached if cached and self._caches.holds(block, cached) else 0

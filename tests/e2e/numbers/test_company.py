@@ -155,7 +155,7 @@ def test_others_change_what_the_table_says(pico_engine: PicoEngine, fmt: str):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", ["none", "fp8", "int8", "int8-g128"])
 def test_others_change_what_the_table_says_in_wide_layers(tmp_path: Path, fmt: str):
     made = small_checkpoint(tmp_path / "c", tokenizer=False, **WIDE)
     check(llmc.build(made, tmp_path / "e.llmc", quantize=fmt), fmt)

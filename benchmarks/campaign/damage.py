@@ -87,10 +87,14 @@ def of_json(random: random.Random, seed: bytes) -> bytes:
     for _ in range(1 + int(random.expovariate(0.9))):
         _edit_json(random, box)
     text = json.dumps(box[0], ensure_ascii=random.random() < 0.5, separators=(",", ":"))
-    text = re.sub(f'"{_MARK}(\\d+){_MARK}"', lambda found: _RAW[int(found[1])], text)
-    text = re.sub(r'"(?:\\ue000)(\d+)(?:\\ue000)"', lambda found: _RAW[int(found[1])], text)
+    text = re.sub(f'"{_MARK}(\\d+){_MARK}"', _raw, text)
+    text = re.sub(r'"(?:\\ue000)(\d+)(?:\\ue000)"', _raw, text)
     data = text.encode("utf-8", "surrogatepass")
     return of_bytes(random, data) if random.random() < 0.1 else data
+
+
+def _raw(found: re.Match[str]) -> str:
+    return _RAW[int(found[1]) % len(_RAW)]  # a later edit may have changed the number
 
 
 def _edit_json(random: random.Random, box: list[Any]) -> None:

@@ -27,7 +27,7 @@ def run(share: float, seed: int, folder: Path) -> dict[str, Any]:
         # a reader that is slow leaves the others their time, and one that is quick leaves its rest
         found[target.name] = hunt(target, seed, ranges, folder / "notes", time.monotonic() + each)
     return {
-        "targets": {name: one.to_json() for name, one in found.items()},
+        "targets": {name: {"of": round(known[name].cases * share), **one.to_json()} for name, one in found.items()},
         "cases": sum(one.cases for one in found.values()),
         "wrong": [note for one in found.values() for note in one.wrong],
     }

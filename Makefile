@@ -8,7 +8,7 @@ ENGINE := build/demo/pico-python.llmc
 # Plugins are named, because pytest else rewrites the assertions of every module of each installed one, such as hypothesis.
 PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypothesispytest
 
-.PHONY: venv demo hooks quick test soak golden scripts rehearsal sizes lint format clean
+.PHONY: venv demo hooks quick test soak torture golden scripts rehearsal sizes lint format clean
 
 venv: $(VENV)/.dev
 
@@ -46,6 +46,12 @@ test: $(VENV)/.dev
 # What is too long for every change, about half an hour; the result goes to benchmarks/results/soak.json.
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py
+
+# Kills, a crowd, damaged input and strange surroundings for 20 minutes on two free cores; benchmarks/results/torture.json.
+# Without a wheel of atheris for this Python its part says that it was skipped.
+torture: $(VENV)/.dev
+	-$(PIP) -e '.[torture]'
+	$(BIN)/python benchmarks/torture.py
 
 quick: $(VENV)/.dev
 	$(PYTEST) -n auto --dist loadfile tests/test_tiny.py tests/unit

@@ -26,6 +26,8 @@ class Metric:
     """Limits outside [low, high] would pass always or never."""
     compares: bool = False
     """Measured against a baseline only."""
+    whole: bool = False
+    """Measured in rolling windows over whole texts only: it counts their words or bytes."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -36,6 +38,9 @@ METRICS: Mapping[str, Metric] = {
         Metric("kl_mean", "eval", "nats", "lower", "mean of KL(baseline || engine)", compares=True),
         Metric("kl_p99", "eval", "nats", "lower", "99th percentile of KL(baseline || engine)", compares=True),
         Metric("top1", "eval", "", "higher", "share of tokens with the baseline's best token", high=1.0, compares=True),
+        Metric("word_perplexity", "eval", "", "lower", "perplexity per word, as lm-eval's", low=1.0, whole=True),
+        Metric("byte_perplexity", "eval", "", "lower", "perplexity per byte, as lm-eval's", low=1.0, whole=True),
+        Metric("bits_per_byte", "eval", "bits", "lower", "bits per byte, as lm-eval's", whole=True),
         Metric("decode", "bench", "tokens/s", "higher", "tokens generated a second, of all prompts together"),
         Metric("prefill", "bench", "tokens/s", "higher", "tokens of prompts read a second"),
         Metric("ttft", "bench", "s", "lower", "seconds to the first token of every prompt"),
@@ -137,11 +142,14 @@ def parse_gate(text: str) -> Gate:
     return Gate(name, sign, limit)
 
 
-def gates_for(command: Literal["eval", "bench"], texts: Iterable[str], *, baseline: bool = False) -> tuple[Gate, ...]:
-    """The gates of a command line, checked before anything is measured; `baseline` says whether there is one.
+def gates_for(
+    command: Literal["eval", "bench"], texts: Iterable[str], *, baseline: bool = False, whole: bool = False
+) -> tuple[Gate, ...]:
+    """The gates of a command line, checked before anything is measured; `baseline` says whether there is one, `whole`
+    whether rolling windows cover whole texts.
 
     Raises:
-        RecipeError: a text is no gate, another command measures its metric, or it needs a baseline.
+        RecipeError: a text is no gate, another command measures its metric, or it needs what is not given.
     """
     gates = tuple(map(parse_gate, texts))
     for gate in gates:
@@ -157,6 +165,12 @@ def gates_for(command: Literal["eval", "bench"], texts: Iterable[str], *, baseli
                 f"expected --baseline with the gate {gate}",
                 found=f"{gate.name} compares with a baseline",
                 fix="--baseline CHECKPOINT, or an engine",
+            )
+        if gate.metric.whole and not whole:
+            raise RecipeError(
+                f"expected --windows rolling over whole texts with the gate {gate}",
+                found=f"{gate.name} counts words or bytes",
+                fix='--windows rolling --text FILE, or --jsonl with "text", without --max-tokens',
             )
     return gates
 

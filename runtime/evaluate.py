@@ -1,15 +1,18 @@
 """Perplexity of an engine on a text, and its divergence from a baseline: they measure a loss of accuracy.
 
-Every token of the text is scored exactly once. The text is cut into windows: with a BOS token every window is BOS and
-the next `window - 1` tokens, so the first token of a window is predicted from BOS alone; without one, a window begins
-with the last token of the window before, and only the text's very first token is never scored.
+Every token of the text is scored exactly once, in windows. `separate` windows of N are BOS and the next N - 1 tokens,
+so the first token of a window is predicted from BOS alone; without a BOS, a window begins with the last token of the
+window before, and only the text's very first token is never scored. `rolling` windows are lm-evaluation-harness's: they
+read N tokens and predict N, from one token of context at least; the last one reads as much of the text as fits.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +21,8 @@ from .errors import EngineError, RecipeError
 Logits = Callable[[list[int]], np.ndarray]
 """Token ids to logits ``f32 [T, V]``, where row t predicts token t + 1."""
 
+Windows = Literal["separate", "rolling"]
+"""How a text is cut; `windows` has the rules."""
 _ROWS = 64
 _LARGEST_EXPONENT = 700.0
 """A float overflows above e^709."""
@@ -25,7 +30,8 @@ _LARGEST_EXPONENT = 700.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a text; the last four need a baseline. A field with a metric's name (`recipes/metrics.py`) is it."""
+    """Scores of a text: four need a baseline, three a text's size. A field with a metric's name
+    (`recipes/metrics.py`) is it."""
 
     tokens: int
     """Tokens scored."""
@@ -38,29 +44,62 @@ class Evaluation:
     kl_p99: float | None = None
     top1: float | None = None
     """Share of tokens for which both choose the same best token."""
+    word_perplexity: float | None = None
+    byte_perplexity: float | None = None
+    bits_per_byte: float | None = None
 
 
-def windows(ids: Sequence[int], window: int, bos: int | None) -> Iterator[list[int]]:
-    """Cut one text's ids (without BOS) into windows of at most `window` ids, each scored from its second id on.
+@dataclass(frozen=True)
+class TextSize:
+    """What lm-evaluation-harness 0.4.13 divides a text's log-probability by (`lm_eval/api/task.py`)."""
+
+    words: int
+    bytes: int
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> TextSize:
+        """Words are what blanks separate, an empty one at an end too; bytes are those of UTF-8."""
+        sizes = [(len(re.split(r"\s+", text)), len(text.encode())) for text in texts]
+        return TextSize(sum(words for words, _ in sizes), sum(length for _, length in sizes))
+
+
+@dataclass(frozen=True)
+class Window:
+    """The ids that a model reads, and the tokens that the last rows of its logits must predict."""
+
+    ids: list[int]
+    wanted: list[int]
+
+
+def windows(ids: Sequence[int], size: int, first: int | None, how: Windows = "separate") -> Iterator[Window]:
+    """Cut one text's ids (without BOS); `first` is read before the text, BOS as a rule.
 
     Raises:
-        RecipeError: `window` is below 2.
+        RecipeError: `size` is below 2.
     """
-    if window < 2:
-        raise RecipeError("expected a window of at least 2 tokens", found=f"{window}")
-    step = window - 1
-    for start in range(0 if bos is not None else 1, len(ids), step):
-        first = bos if bos is not None else ids[start - 1]
-        yield [first, *ids[start : start + step]]
+    if size < 2:
+        raise RecipeError("expected a window of at least 2 tokens", found=f"{size}")
+    text = [*(() if first is None else (first,)), *ids]
+    step = size if how == "rolling" else size - 1
+    for start in range(1, len(text), step):
+        wanted = text[start : start + step]
+        if how == "rolling":
+            end = start + len(wanted) - 1
+            yield Window(text[max(0, end - size) : end], wanted)
+        else:
+            before = text[start - 1] if first is None else first
+            yield Window([before, *wanted[:-1]], wanted)
 
 
 def score(
-    cut: Iterable[list[int]],
+    cut: Iterable[Window],
     models: Sequence[Logits],
     baseline: Logits | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
+    size: TextSize | None = None,
 ) -> list[Evaluation]:
-    """Score windows with each model; `advance` is told the tokens of each window that is done.
+    """Score windows with each model; `advance` is told the tokens of each window that is done, `size` is that of the
+    texts which the windows cover.
 
     The baseline computes a window once for all models. Memory holds the logits of two models for one window, and two
     floats per token and model.
@@ -71,16 +110,16 @@ def score(
     """
     tallies = [_Tally() for _ in models]
     expected = _Tally()
-    for ids in cut:
-        theirs = None if baseline is None else _checked(baseline(ids), ids, "the baseline")[:-1]
+    for one in cut:
+        theirs = None if baseline is None else _rows(baseline, one, "the baseline")
         if theirs is not None:
-            expected.add(theirs, ids[1:])
+            expected.add(theirs, one.wanted)
         for tally, model in zip(tallies, models, strict=True):
-            tally.add(_checked(model(ids), ids, "the engine")[:-1], ids[1:], theirs)
-        advance(len(ids) - 1)
+            tally.add(_rows(model, one, "the engine"), one.wanted, theirs)
+        advance(len(one.wanted))
     if not any(tally.surprise for tally in tallies):
         raise RecipeError("cannot score the text", found="fewer than 2 tokens")
-    return [tally.result(None if baseline is None else expected) for tally in tallies]
+    return [tally.result(None if baseline is None else expected, size) for tally in tallies]
 
 
 class _Tally:
@@ -112,18 +151,26 @@ class _Tally:
                 self.agreed += int(np.sum(np.argmax(log_p, axis=1) == np.argmax(log_q, axis=1)))
 
     @property
-    def mean(self) -> float:
-        """Mean of -ln p(token)."""
-        return math.fsum(self.surprise) / len(self.surprise)
+    def total(self) -> float:
+        """Sum of -ln p(token)."""
+        return math.fsum(self.surprise)
 
-    def result(self, baseline: _Tally | None) -> Evaluation:
+    def result(self, baseline: _Tally | None, size: TextSize | None) -> Evaluation:
         count = len(self.surprise)
+        found = Evaluation(count, _exp(self.total / count))
+        if size is not None:
+            per_byte = self.total / size.bytes
+            found = replace(
+                found,
+                word_perplexity=_exp(self.total / size.words),
+                byte_perplexity=_exp(per_byte),
+                bits_per_byte=per_byte / math.log(2),
+            )
         if baseline is None:
-            return Evaluation(count, _exp(self.mean))
-        return Evaluation(
-            count,
-            _exp(self.mean),
-            ppl_ratio=_exp(self.mean - baseline.mean),
+            return found
+        return replace(
+            found,
+            ppl_ratio=_exp((self.total - baseline.total) / count),
             kl_mean=math.fsum(self.divergence) / count,
             kl_p99=float(np.quantile(self.divergence, 0.99)),
             top1=self.agreed / count,
@@ -134,17 +181,18 @@ def _exp(value: float) -> float:
     return math.exp(min(value, _LARGEST_EXPONENT))
 
 
-def _checked(logits: np.ndarray, ids: Sequence[int], whose: str) -> np.ndarray:
+def _rows(model: Logits, window: Window, whose: str) -> np.ndarray:
+    """The rows of logits that predict what is wanted, checked."""
+    ids, logits = window.ids, model(window.ids)
     if logits.ndim != 2 or len(logits) != len(ids):
         raise EngineError(f"expected {len(ids)} rows of logits from {whose}", found=f"shape {list(logits.shape)}")
-    if max(ids) >= logits.shape[1]:
-        raise EngineError(
-            f"expected a logit of {whose} for token {max(ids)}", found=f"{logits.shape[1]} logits per row"
-        )
+    highest = max(*ids, *window.wanted)
+    if highest >= logits.shape[1]:
+        raise EngineError(f"expected a logit of {whose} for token {highest}", found=f"{logits.shape[1]} logits per row")
     if not np.isfinite(logits).all():
         found = f"NaN or infinity in a window of {len(ids)} tokens"
         raise EngineError(f"expected finite logits from {whose}", found=found)
-    return logits
+    return logits[-len(window.wanted) :]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

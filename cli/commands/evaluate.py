@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,9 @@ _COLUMNS = (
     Column("kl_mean", "KL mean, nats", "{:.6f}".format),
     Column("kl_p99", "KL p99, nats", "{:.6f}".format),
     Column("top1", "same best token", lambda share: f"{100 * share:.2f} %"),
+    Column("word_perplexity", "per word", "{:.4f}".format),
+    Column("byte_perplexity", "per byte", "{:.4f}".format),
+    Column("bits_per_byte", "bits per byte", "{:.4f}".format),
 )
 
 Engines = Annotated[
@@ -70,6 +73,14 @@ def evaluate(
     window: Annotated[
         int | None, flag("--window", "Tokens that see each other.", default="the context, at most 512", metavar="N")
     ] = None,
+    windows: Annotated[
+        Literal["separate", "rolling"],
+        flag(
+            "--windows",
+            "separate: each window is BOS and N - 1 tokens of the text. rolling: as lm-eval, BOS (else EOS) once, then "
+            "N tokens predict N.",
+        ),
+    ] = "separate",
     max_tokens: Annotated[
         int | None, flag("--max-tokens", "Score only the first tokens of all texts.", default="all", min=1, metavar="N")
     ] = None,
@@ -86,9 +97,10 @@ def evaluate(
     from ...runtime.load import load
 
     how = rows.form_of(form, json)
-    gates = gates_for("eval", gate or (), baseline=baseline is not None)
     judge = trust.judge(trusted, quiet=how == "json")
     given = corpus.read(text or (), tokens or (), jsonl or ())
+    size = corpus.whole_texts(given) if windows == "rolling" and max_tokens is None else None
+    gates = gates_for("eval", gate or (), baseline=baseline is not None, whole=size is not None)
     judged = [subjects.subject(path, profile) for path in engines]
     subjects.demand_one_tokenizer(judged, messages=any(one.messages for one in given))
     corpus.refuse_unknown_tokens(given, min(one.manifest.model.vocab_size for one in judged))
@@ -98,20 +110,22 @@ def evaluate(
         if baseline is not None:
             other, others = _baseline(baseline, judged[0].manifest, stack, threads, judge)
             room = room if others is None else min(room, others)
-        size = min(_WINDOW, room) if window is None else window
-        if size > room:
-            raise RecipeError(f"expected --window of at most {room}, the context", found=str(size))
+        length = min(_WINDOW, room) if window is None else window
+        if length > room:
+            raise RecipeError(f"expected --window of at most {room}, the context", found=str(length))
         groups = subjects.groups(
             judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1, judge=judge)
         )
-        bos = judged[0].manifest.model.bos
+        model = judged[0].manifest.model
+        first = model.bos if windows == "separate" else corpus.prefix(model)
         for group in stack.enter_context(closing(groups)):
             for said in dict.fromkeys(said for engine in group for said in engine.notes):
                 console.note(f"llmc: {said}")
-            windows = list(corpus.cut((one.encode(group[0], bos) for one in given), size, bos, max_tokens))
-            total = sum(len(one) - 1 for one in windows)
+            ids = (one.encode(group[0], model.bos) for one in given)
+            cut = list(corpus.cut(ids, length, first, max_tokens, windows))
+            total = sum(len(one.wanted) for one in cut)
             with progress.for_terminal(quiet=how == "json").stage("score", total, unit="tokens") as advance:
-                found += score(windows, [engine.logits for engine in group], other, advance)
+                found += score(cut, [engine.logits for engine in group], other, advance, size)
     facts = [_facts(one, result) for one, result in zip(judged, found, strict=True)]
     rows.show(facts, gates, how, rows.Shown(_COLUMNS, lambda row: _text(row, baseline), lambda row: row["engine"]))
 
@@ -123,6 +137,7 @@ def _facts(one: subjects.Subject, result: Evaluation) -> dict[str, Any]:
 
 
 _ALONE = "{tokens} {noun}, perplexity {ppl:.4f}"
+_WHOLE = "; {word_perplexity:.4f} per word, {byte_perplexity:.4f} per byte, {bits_per_byte:.4f} bits per byte"
 _AGAINST = """
 against {baseline}: perplexity {ppl_ratio:.4f} times, KL mean {kl_mean:.6f}, 99th percentile {kl_p99:.6f} nats, \
 same best token at {percent:.2f} %"""
@@ -130,9 +145,10 @@ same best token at {percent:.2f} %"""
 
 def _text(row: rows.Row, baseline: str | None) -> str:
     noun = "token" if row["tokens"] == 1 else "tokens"
+    alone = _ALONE + (_WHOLE if "bits_per_byte" in row else "")
     if baseline is None:
-        return console.fill(_ALONE, row, noun=noun)
-    return console.fill(_ALONE + _AGAINST, row, noun=noun, baseline=baseline, percent=100 * row["top1"])
+        return console.fill(alone, row, noun=noun)
+    return console.fill(alone + _AGAINST, row, noun=noun, baseline=baseline, percent=100 * row["top1"])
 
 
 def _baseline(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RecipeError, nearest
@@ -12,6 +11,8 @@ from ..common import texts
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
+    from ...runtime.engine_file.manifest import ModelFacts
+    from ...runtime.evaluate import TextSize, Window, Windows
 
 _MAX_TOKENS_BYTES = 64 << 20
 _KEYS = ("text", "tokens", "messages")
@@ -76,19 +77,40 @@ def refuse_unknown_tokens(passages: Iterable[Passage], vocabulary: int) -> None:
             raise RecipeError(f"expected token ids below {vocabulary} at {one.where}", found=str(max(one.tokens)))
 
 
-def cut(ids: Iterable[Sequence[int]], size: int, bos: int | None, limit: int | None) -> Iterator[list[int]]:
+def whole_texts(passages: Sequence[Passage]) -> TextSize | None:
+    """The size of all texts together; None if one is token ids or messages, whose words and bytes nobody knows."""
+    from ...runtime.evaluate import TextSize
+
+    texts = [one.text for one in passages if one.text is not None]
+    return TextSize.of(texts) if len(texts) == len(passages) else None
+
+
+def prefix(model: ModelFacts) -> int:
+    """What rolling windows read before a text: BOS, else the first EOS, as lm-evaluation-harness chooses it.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    found = model.bos if model.bos is not None else next(iter(model.eos_ids), None)
+    if found is None:
+        raise RecipeError("cannot cut rolling windows", found="neither BOS nor EOS", fix="--windows separate")
+    return found
+
+
+def cut(
+    ids: Iterable[Sequence[int]], size: int, first: int | None, limit: int | None, how: Windows = "separate"
+) -> Iterator[Window]:
     """Windows over one text's ids at a time, until `limit` tokens are in them to score."""
     from ...runtime.evaluate import windows
 
     left = limit
     for one_text in ids:
-        for one in windows(one_text, size, bos):
-            if left is not None:
-                one = list(islice(one, left + 1))
-                left -= len(one) - 1
-            yield one
-            if left == 0:
-                return
+        if left is not None:
+            one_text = one_text[: left + (first is None)]
+            left -= max(0, len(one_text) - (first is None))
+        yield from windows(one_text, size, first, how)
+        if left == 0:
+            return
 
 
 def _token_lists(path: str) -> list[Passage]:

@@ -34,7 +34,8 @@ class Pass:
 
     @property
     def reason(self) -> str:
-        return (self.__doc__ or "").strip().splitlines()[0]
+        """The first line of its docstring, or its name where python -OO has dropped that."""
+        return next(iter((self.__doc__ or "").strip().splitlines()), self.name)
 
     def run(self, graph: Graph) -> Outcome:
         """Rewrite `graph` in place."""

@@ -11,6 +11,10 @@ from ..scheduling.executor import Lease
 from ..scheduling.kept import common_prefix, continues
 from .slots import SlotCaches
 
+_LEAST_NEW = 2
+"""Tokens of a prompt that are computed at least: of one row ONNX Runtime's sums differ in their last bits from those of
+several, and a prompt's numbers must not depend on what ran before it."""
+
 
 class SlotPool:
     """One kind of cache, whose blocks are slots of the whole context (`executor.Pool`).
@@ -70,7 +74,9 @@ class SlotPool:
         """A block, and the number of the prompt's tokens that are in its slot."""
         if not self._idle:
             return next(block for block in count() if block not in self._promised), 0
-        shared = {block: common_prefix(prompt[:-1], tokens) if reuse else 0 for block, tokens in self._idle.items()}
+        shared = {
+            block: common_prefix(prompt[:-_LEAST_NEW], tokens) if reuse else 0 for block, tokens in self._idle.items()
+        }
         block = max(shared, key=lambda one: shared[one] if continues(shared[one], self._idle[one]) else 0)
         cached = shared[block]
         return block, cached if cached and self._caches.holds(block, cached) else 0

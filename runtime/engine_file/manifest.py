@@ -151,7 +151,7 @@ def content_of(text: str | bytes, layout: Mapping[str, tuple[str, tuple[int, ...
     """
     value = loads(text, what="manifest", error=EngineError)
     del value["content_digest"]
-    value["sections"].pop(MEASURED, None)
+    value.get("sections", {}).pop(MEASURED, None)
     value["layout"] = {name: [dtype, list(shape)] for name, (dtype, shape) in layout.items()}
     return canonical(value)
 

@@ -156,9 +156,12 @@ class Scheduler:
         sizes = dict.fromkeys(decoding, 1)
         budget, rows = self._executor.max_prefill, self._executor.max_rows
         for request in prompts:
-            size = min(budget, request.part_left, rows if request.all_logits else budget)
+            left = request.part_left
+            size = min(budget, left, rows if request.all_logits else budget)
             if size == 0:
                 break
+            if 2 < size == left - 1:
+                size -= 1  # no prompt ends with a step of one token, whose sums differ from those of several
             sizes[request] = size
             budget -= size
             rows -= size if request.all_logits else 0

@@ -199,7 +199,17 @@ ALWAYS: dict[str, set[str]] = {
     | {"--threads"},  # on a GPU's profile: tests/unit/runtime/test_profiles.py
     "inspect": {"--launches"},
     "verify": {"--profile"},
-    "eval": {"--text", "--tokens", "--jsonl", "--baseline", "--max-tokens", "--format", "--profile", "--threads"},
+    "eval": {
+        "--text",
+        "--tokens",
+        "--jsonl",
+        "--baseline",
+        "--max-tokens",
+        "--windows",
+        "--format",
+        "--profile",
+        "--threads",
+    },
     "bench": {"--prompt-tokens", "--repeat", "--format", "--profile", "--threads"},
     "doctor": set(),
     "tune": {"--output", "--profile", "--time-limit", "--force"},

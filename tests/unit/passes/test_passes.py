@@ -59,6 +59,14 @@ def test_fires_and_keeps_numbers(item: Pass, text: str) -> None:
     assert item.run(example.graph).fired == 0, "a second run finds nothing left to do"
 
 
+@pytest.mark.parametrize("item", ALL.values(), ids=lambda item: item.name)
+def test_a_pass_without_docstring_has_its_name_as_reason(item: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under python -OO, where every build failed."""
+    assert len(item.reason) > len(item.name)
+    monkeypatch.setattr(type(item), "__doc__", None)
+    assert item.reason == item.name
+
+
 @pytest.mark.parametrize(("item", "reason", "text"), REFUSES, ids=lambda value: getattr(value, "name", None))
 def test_refuses_with_its_reason(item: Pass, reason: str, text: str) -> None:
     example = graphs.parse(text)

@@ -8,7 +8,7 @@ import re
 import pytest
 from support.paths import ROOT
 
-from llmc.recipes.metrics import METRICS, SHORT, Gate, Verdict, gates_for, judge, parse_gate
+from llmc.recipes.metrics import METRICS, SHORT, Gate, Metric, Verdict, gates_for, judge, parse_gate
 from llmc.runtime.errors import RecipeError
 
 
@@ -87,6 +87,13 @@ def test_what_compares_needs_a_baseline():
     assert gates_for("eval", ["ppl<=20"]) == (Gate("ppl", "<=", 20.0),)
 
 
+def test_what_counts_words_or_bytes_needs_whole_texts():
+    for name in ("word_perplexity<=9", "byte_perplexity<=3", "bits_per_byte<=1"):
+        with pytest.raises(RecipeError, match=f"expected --windows rolling over whole texts with the gate {name}"):
+            gates_for("eval", [name])
+        assert len(gates_for("eval", [name], whole=True)) == 1
+
+
 @pytest.mark.parametrize(
     ("gate", "measured", "passed"),
     [
@@ -122,11 +129,15 @@ def test_every_short_name_is_a_metric():
     assert {*SHORT.values()} <= {*METRICS} and not {*SHORT} & {*METRICS}
 
 
+def _needs(one: Metric) -> str:
+    return " --baseline" if one.compares else " --windows rolling" if one.whole else ""
+
+
 def test_the_page_has_the_same_table():
     page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     rows = [row.replace("\\|", "|") for row in re.findall(r"^\| (`.+) \|$", page, re.MULTILINE)]
     shown = [
-        (f"`{one.name}`", f"`{one.command}{' --baseline' if one.compares else ''}`", one.unit, one.better, one.meaning)
+        (f"`{one.name}`", f"`{one.command}{_needs(one)}`", one.unit, one.better, one.meaning)
         for one in METRICS.values()
     ]
     assert rows == [" | ".join(row).replace(" |  | ", " | | ") for row in shown]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.commands import Outcome
 from support.engines import PicoEngine
 
 import llmc
-from llmc.cli.judge.corpus import Passage, cut, read, refuse_unknown_tokens
+from llmc.cli.judge.corpus import Passage, cut, prefix, read, refuse_unknown_tokens, whole_texts
+from llmc.cli.judge.subjects import subject
 from llmc.runtime.errors import RecipeError
+from llmc.runtime.evaluate import TextSize, Windows
+
+TEXT = 'def parse(text):\n    """Return the numbers of a text."""\n    return [int(one) for one in text.split()]\n'
+LM_EVAL = {
+    10: (9624.821136523467, 3.802819640726041, 1.9270695167753786),
+    512: (334.4787139734286, 2.3314519986302553, 1.221228726889484),
+}
+"""By the size of the windows: word_perplexity, byte_perplexity, bits_per_byte."""
 
 
 def test_files_are_read_in_the_order_of_their_kinds(tmp_path: Path):
@@ -67,6 +79,41 @@ def test_a_bos_of_its_own_is_not_scored(pico_engine: PicoEngine):
 
 
 def test_a_limit_counts_scored_tokens_over_all_texts():
-    assert list(cut([[1, 2, 3], [4, 5, 6]], 3, 0, None)) == [[0, 1, 2], [0, 3], [0, 4, 5], [0, 6]]
-    assert list(cut([[1, 2, 3], [4, 5, 6]], 3, 0, 4)) == [[0, 1, 2], [0, 3], [0, 4]]
-    assert list(cut([[1, 2, 3], [4, 5, 6]], 3, None, 2)) == [[1, 2, 3]]
+    def wanted(first: int | None, limit: int | None, how: Windows = "separate") -> list[list[int]]:
+        return [one.wanted for one in cut([[1, 2, 3], [4, 5, 6]], 3, first, limit, how)]
+
+    assert wanted(0, None) == [[1, 2], [3], [4, 5], [6]]
+    assert wanted(0, 4) == [[1, 2], [3], [4]]
+    assert wanted(None, 2) == [[2, 3]]
+    assert wanted(None, 3) == [[2, 3], [5]]
+    assert wanted(0, 5, "rolling") == [[1, 2, 3], [4, 5]]
+
+
+def test_words_and_bytes_are_those_of_texts_alone():
+    text, ids = Passage("t", text="a bé"), Passage("i", tokens=(1,))
+    assert whole_texts([text, text]) == TextSize(4, 10)
+    assert whole_texts([text, ids]) is None
+
+
+def test_rolling_figures_are_those_of_lm_eval(pico_engine: PicoEngine, call: Callable[..., Outcome], tmp_path: Path):
+    """lm-evaluation-harness 0.4.13, `HFLM(checkpoint, dtype="float32", max_length=N, add_bos_token=False)` and its
+    `loglikelihood_rolling`, transformers 5.23, torch 2.13, run once; without add_bos_token it scores a BOS more."""
+    (tmp_path / "t").write_text(TEXT)
+    for size, expected in LM_EVAL.items():
+        row = call(
+            "eval", pico_engine("none"), "--text", tmp_path / "t", "--windows", "rolling", "--window", size, "--json"
+        ).json
+        found = [row[name] for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_rolling_windows_read_bos_else_the_first_eos_before_a_text(pico_engine: PicoEngine):
+    """lm-evaluation-harness 0.4.13, `HFLM.prefix_token_id`."""
+    one = subject(str(pico_engine("none")), None)
+
+    def of(bos: int | None, *eos: int) -> int:
+        return prefix(replace(one.manifest.model, bos=bos, eos_ids=eos))
+
+    assert (of(0, 1), of(7), of(None, 1, 5)) == (0, 7, 1)
+    with pytest.raises(RecipeError, match="cannot cut rolling windows\n  found: neither BOS nor EOS"):
+        of(None)

@@ -173,7 +173,7 @@ def test_the_next_turn_takes_the_slot_of_its_conversation():
     for prompt in ([1, 2, 3], [1, 7, 8]):
         assert sequences.begin(prompt)
     turns = [sequences.end(0), sequences.end(0)]
-    assert sequences.begin([*turns[1], 5]) and sequences.begin([*turns[0], 6])
+    assert sequences.begin([*turns[1], 5, 5]) and sequences.begin([*turns[0], 6, 6])
     assert sequences.cached == [0, 0, 3, 3] and len(sequences.caches.blocks) == 2
 
 
@@ -185,9 +185,10 @@ def test_one_slot_is_used_again_for_another_conversation_instead_of_a_second():
     assert sequences.caches.blocks == (0,)
 
 
-@pytest.mark.parametrize(("dropped", "cached"), [(0, 23), (1, 22), (3, 20), (4, 0)])
+@pytest.mark.parametrize(("dropped", "cached"), [(0, 22), (1, 21), (2, 20), (3, 0)])
 def test_a_window_is_cut_back_as_far_as_its_buffer_reaches(dropped: int, cached: int):
-    """After 23 tokens in fives, the buffer of ten positions for the window of 5 has the last eight."""
+    """After 23 tokens in fives, the buffer of ten positions for the window of 5 has the last eight; the last two of a
+    prompt are computed."""
     sequences = Sequences()
     sequences.begin(list(range(23)))
     spoken = sequences.end(0)
@@ -216,8 +217,8 @@ def test_a_request_that_will_never_have_memory_fails_alone():
     sequences.end(0)
     sequences.free_memory = sequences.caches.bytes(20) - sequences.caches.bytes(3) - 1
     with pytest.raises(ResourceError, match=r"cannot run a request of 20 tokens, .*\n  found: 0\.00 GB of memory free"):
-        sequences.begin([1, 2, 3, 4], 20)
-    assert sequences.begin([1, 2, 3, 4], 19) and sequences.cached == [0, 3], "what was kept is still there"
+        sequences.begin([1, 2, 3, 4, 5], 20)
+    assert sequences.begin([1, 2, 3, 4, 5], 19) and sequences.cached == [0, 3], "what was kept is still there"
 
 
 def test_kept_sequences_are_given_up_for_a_request_that_needs_their_memory():

@@ -202,6 +202,15 @@ def test_content_leaves_out_what_was_measured(sample: Manifest) -> None:
     assert content_of(replace(sample, tensors={"w": ("4" * 64,)}).to_json(), layout) != content
 
 
+def test_content_of_a_manifest_without_sections(sample: Manifest) -> None:
+    """An engine may have none, and then need not say so; a check of all its bytes ended with a KeyError."""
+    document = json.loads(replace(sample, sections={}).to_json())
+    assert document.pop("sections") == {}
+    text = json.dumps(document)
+    assert Manifest.from_json(text, what="e.llmc").sections == {}
+    assert b'"sections"' not in content_of(text, {})
+
+
 def test_what_is_unknown_has_no_key(sample: Manifest) -> None:
     """So an engine of format 2.0, which had no such keys, has the content digest that it was given."""
     assert json.loads(sample.to_json())["checkpoint"] == {"accepted_config": [], "files": {}}

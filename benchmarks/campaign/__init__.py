@@ -1,0 +1,1 @@
+"""The parts of `make torture`: kills, crowds of requests, damaged input and strange surroundings."""

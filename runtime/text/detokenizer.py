@@ -1,4 +1,8 @@
-"""Token ids to text, piece by piece: from the bytes of each token where the decoder is known, else from windows."""
+"""Token ids to text, piece by piece: from the bytes of each token where the decoder is known, else from windows.
+
+What precedes a text decides how it begins: sentencepiece drops the space of a text's first word only, so the first word
+that follows a prompt keeps it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Any, Protocol
 
 BYTEWISE = "llmc-bytewise"
 """Name of the codec error handler that replaces each invalid byte."""
+UTF8_BYTES = 4
+"""Most bytes of a character."""
 WINDOW_TOKENS = 8
 """Most tokens held back by a decoder that is neither byte-level nor sentencepiece: their bytes may never become a
 character."""
@@ -23,7 +29,11 @@ codecs.register_error(BYTEWISE, _bytewise)
 
 
 class Detokenizer(Protocol):
-    """Text of a growing sequence: the joined results of `push` and `finish` equal `Tokenizer.decode` of all ids."""
+    """Text of a growing sequence: the joined results of `push` and `finish` equal `Tokenizer.decode` of all ids.
+
+    With ids `after` which it grows, they are what those ids add to the text of `after`. A character that `after` begins
+    and does not end belongs to what follows.
+    """
 
     def push(self, token: int) -> str: ...
     def finish(self) -> str: ...
@@ -32,9 +42,32 @@ class Detokenizer(Protocol):
 class ByteDetokenizer:
     """Decodes the bytes of the tokens with an incremental UTF-8 decoder: each token is processed once."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int], errors: str, strip: int) -> None:
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        skipped: frozenset[int],
+        errors: str,
+        strip: int,
+        after: Sequence[int] = (),
+    ) -> None:
         self._token_bytes, self._skipped, self._strip = token_bytes, skipped, strip
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        # A long prompt is not decoded: its first words tell whether a space is left to strip, its last bytes whether
+        # a character is incomplete.
+        for token in after:
+            if not self._strip:
+                break
+            self.push(token)
+        self._decoder.reset()
+        self._decoder.decode(self._last_bytes(after))
+
+    def _last_bytes(self, after: Sequence[int]) -> bytes:
+        last = b""
+        for token in reversed(after):
+            if len(last) >= UTF8_BYTES:
+                break
+            last = (b"" if token in self._skipped else self._token_bytes(token)) + last
+        return last
 
     def push(self, token: int) -> str:
         return "" if token in self._skipped else self._text(self._token_bytes(token), final=False)
@@ -54,10 +87,24 @@ class ByteDetokenizer:
 class WindowDetokenizer:
     """For any other decoder: decodes the last tokens with and without the next ones, and shows the difference."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], skipped: frozenset[int]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], skipped: frozenset[int], after: Sequence[int] = ()
+    ) -> None:
         self._decode, self._skipped = decode, skipped
         self._shown: list[int] = []
         self._held: list[int] = []
+        self._enter([token for token in after if token not in skipped])
+
+    def _enter(self, after: list[int]) -> None:
+        """Take the shortest end of `after` that has text for the left context, and hold the parts of a character that
+        it begins and does not end."""
+        length = 1
+        while length < len(after) and not self._decode(after[-length:]):
+            length *= 2
+        # one token more: a decoder that strips the first token's blank must not strip a later one's
+        self._shown = after[-length - 1 :]
+        while len(self._shown) > 1 and len(self._held) < UTF8_BYTES and self._decode(self._shown).endswith("\ufffd"):
+            self._held.insert(0, self._shown.pop())
 
     def push(self, token: int) -> str:
         if token in self._skipped:

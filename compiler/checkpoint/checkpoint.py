@@ -14,14 +14,14 @@ from ...runtime.text.chat import chat_template_source, checked_source
 from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
+from ..tokens.names import CONFIG as TOKENIZER_CONFIG
+from ..tokens.names import MAP as SPECIAL_MAP
+from ..tokens.resolve import Sources
+from ..tokens.said import sources_of
 from .card import read_card
 from .digest import Files
 from .folder import Folder
 from .no_checkpoint import no_checkpoint, no_checkpoint_file, no_checkpoint_path
-from .tokens.names import CONFIG as TOKENIZER_CONFIG
-from .tokens.names import MAP as SPECIAL_MAP
-from .tokens.resolve import Sources
-from .tokens.said import sources_of
 from .weights.random_source import RandomSource
 from .weights.shards import open_weights
 from .weights.source import Source

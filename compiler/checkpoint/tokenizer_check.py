@@ -21,8 +21,8 @@ from ...runtime.files.records import plain, read
 from ...runtime.files.strict_json import loads
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer, library_errors
-from .tokens.conversation import template_notes
-from .tokens.resolve import Sources, SpecialTokens, resolve
+from ..tokens.conversation import template_notes
+from ..tokens.resolve import Sources, SpecialTokens, resolve
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint  # the worker process does not import it

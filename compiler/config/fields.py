@@ -81,7 +81,7 @@ class Fields:
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids from one integer or a list, sorted, without repeats; -1 is an old spelling of none.
 
-        Whether the vocabulary has them is decided where all files are known (`checkpoint/tokens`)."""
+        Whether the vocabulary has them is decided where all files are known (`compiler/tokens`)."""
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [] if value is None else [value]
         if not all(is_int(entry, -1, MAX_ID) for entry in entries):

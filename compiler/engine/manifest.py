@@ -24,9 +24,9 @@ from ...runtime.engine_file.manifest import (
 from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.tokens.resolve import SpecialTokens
 from ..decoder.decoder import Decoder
 from ..targets import CompiledProfile, Tactics, target_named
+from ..tokens.resolve import SpecialTokens
 
 
 def manifest_of(

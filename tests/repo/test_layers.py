@@ -20,8 +20,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("fuse_add_norm", "fuse_gated", "merge_linears", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
-        *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
+        *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
+        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint"), ("hub", "weights"), ("checkpoint",)),

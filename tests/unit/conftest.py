@@ -15,7 +15,7 @@ from support.engines import PicoEngine
 
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.tokenizer_check import Checked
-from llmc.compiler.checkpoint.tokens.resolve import resolve
+from llmc.compiler.tokens.resolve import resolve
 from llmc.runtime.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent

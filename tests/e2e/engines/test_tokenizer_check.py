@@ -14,7 +14,7 @@ from support.samples.tokenizers import byte_level_chat, pico, sentencepiece
 
 from llmc.compiler.checkpoint import tokenizer_check
 from llmc.compiler.checkpoint.tokenizer_check import DEADLINE_S, MAX_TOKENIZER_BYTES, Checked
-from llmc.compiler.checkpoint.tokens.resolve import Sources
+from llmc.compiler.tokens.resolve import Sources
 from llmc.runtime.errors import CheckpointError
 
 DATA, CONFIG = pico()

@@ -21,7 +21,7 @@ from support.paths import PICO
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.digest import Files
 from llmc.compiler.checkpoint.folder import FileFacts, Folder, OpenFile
-from llmc.compiler.checkpoint.tokens.resolve import resolve
+from llmc.compiler.tokens.resolve import resolve
 from llmc.runtime.errors import CheckpointError, Unsupported
 from llmc.runtime.numbers import bf16_to_f32, to_f32
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from ....runtime.errors import RecipeError
-from ....runtime.text.chat import ChatTemplate
-from ....runtime.text.tokenizer import Tokenizer
+from ...runtime.errors import RecipeError
+from ...runtime.text.chat import ChatTemplate
+from ...runtime.text.tokenizer import Tokenizer
 
 _ANSWER = "The answer is 42."
 QUESTION = ({"role": "user", "content": "Hello!"},)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....runtime.errors import CheckpointError
-from ...config.fields import shown
+from ...runtime.errors import CheckpointError
+from ..config.fields import shown
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"

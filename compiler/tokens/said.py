@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...config.fields import Fields
-from ...config.generation import Generation
-from ...families.config import Config
+from ..config.fields import Fields
+from ..config.generation import Generation
+from ..families.config import Config
 from .names import CONFIG, MAP, texts_of
 from .resolve import Sources
 

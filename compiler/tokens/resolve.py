@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ....runtime.errors import CheckpointError
-from ....runtime.text.tokenizer import Tokenizer
+from ...runtime.errors import CheckpointError
+from ...runtime.text.tokenizer import Tokenizer
 from .names import CONFIG, Texts, class_of, named_tokens
 
 VOCABULARY = "tokenizer.json"
@@ -123,8 +123,6 @@ def _ends(
             lost.append(f"eos_token {name!r} of {origin} is not in the vocabulary")
         else:
             said[origin] = (token,)
-    if len({tuple(sorted(ids)) for ids in said.values()}) > 1:
-        notes.append(f"EOS: {_told(said, tokenizer)}: an answer ends with any of them")
     wanted = {token for ids in said.values() for token in ids}
     if not wanted and not lost and sources.default_eos:
         wanted = set(sources.default_eos)
@@ -137,6 +135,8 @@ def _ends(
             lost.append(f"no token has id {token}")
         else:
             ends.append(token)
+    if len({tuple(sorted(ids)) for ids in said.values()}) > 1:
+        notes.append(f"EOS: {_told(said, tokenizer)}; answers end with {_shown(ends, tokenizer)}")
     if lost and not ends and (said or name is not None):
         raise CheckpointError("expected an end token that the model can write", found="; ".join(lost))
     return tuple(ends), (*notes, *(f"an end token is left out: {why}" for why in lost))

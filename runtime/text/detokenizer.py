@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 BYTEWISE = "llmc-bytewise"
@@ -17,6 +18,25 @@ UTF8_BYTES = 4
 WINDOW_TOKENS = 8
 """Most tokens held back by a decoder that is neither byte-level nor sentencepiece: their bytes may never become a
 character."""
+
+
+@dataclass(frozen=True)
+class ByteStyle:
+    """A decoder that joins the bytes of its tokens."""
+
+    letters_are_bytes: bool
+    """Each letter is a byte (byte-level); else text, in which ▁ is a space."""
+    fallback: bool = False
+    """Tokens such as <0x41> are bytes."""
+    strip: int = 0
+    """Spaces that are dropped at the beginning."""
+    strip_first: bool = False
+    """The spaces of the first token are dropped."""
+
+    @property
+    def errors(self) -> str:
+        """The codec error handler: byte-level decoders replace a maximal part of a character at once."""
+        return "replace" if self.letters_are_bytes else BYTEWISE
 
 
 def _bytewise(error: UnicodeError) -> tuple[str, int]:
@@ -44,18 +64,19 @@ class ByteDetokenizer:
 
     def __init__(
         self,
-        token_bytes: Callable[[int], bytes],
+        token_bytes: Callable[[int, bool], bytes],
         skipped: frozenset[int],
-        errors: str,
-        strip: int,
+        style: ByteStyle,
         after: Sequence[int] = (),
     ) -> None:
-        self._token_bytes, self._skipped, self._strip = token_bytes, skipped, strip
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        """`token_bytes` gives the bytes of a token by its id; True means that it is the first one."""
+        self._token_bytes, self._skipped, self._strip = token_bytes, skipped, style.strip
+        self._first = style.strip_first
+        self._decoder = codecs.getincrementaldecoder("utf-8")(style.errors)
         # A long prompt is not decoded: its first words tell whether a space is left to strip, its last bytes whether
         # a character is incomplete.
         for token in after:
-            if not self._strip:
+            if not (self._strip or self._first):
                 break
             self.push(token)
         self._decoder.reset()
@@ -66,11 +87,16 @@ class ByteDetokenizer:
         for token in reversed(after):
             if len(last) >= UTF8_BYTES:
                 break
-            last = (b"" if token in self._skipped else self._token_bytes(token)) + last
+            last = (b"" if token in self._skipped else self._token_bytes(token, False)) + last
         return last
 
     def push(self, token: int) -> str:
-        return "" if token in self._skipped else self._text(self._token_bytes(token), final=False)
+        if token in self._skipped:
+            return ""
+        data = self._token_bytes(token, False)
+        if data and self._first:
+            self._first, data = False, self._token_bytes(token, True)
+        return self._text(data, final=False)
 
     def finish(self) -> str:
         return self._text(b"", final=True)
@@ -99,7 +125,7 @@ class WindowDetokenizer:
         """Take the shortest end of `after` that has text for the left context, and hold the parts of a character that
         it begins and does not end."""
         length = 1
-        while length < len(after) and not self._decode(after[-length:]):
+        while length < len(after) and self._decode(after[-length:])[:1] in ("", "\ufffd"):
             length *= 2
         # one token more: a decoder that strips the first token's blank must not strip a later one's
         self._shown = after[-length - 1 :]
@@ -128,13 +154,16 @@ class WindowDetokenizer:
         return ""
 
 
-def byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
-    """(error handler, leading spaces to strip) of a decoder of tokenizer.json, or None if it is neither byte-level nor
-    sentencepiece with byte fallback."""
+def byte_style(decoder: Mapping[str, Any]) -> ByteStyle | None:
+    """The style of a decoder of tokenizer.json, or None if it is neither byte-level nor sentencepiece's."""
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     match parts:
         case [{"type": "ByteLevel"}]:
-            return "replace", 0
+            return ByteStyle(letters_are_bytes=True)
+        case [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}]:
+            return ByteStyle(False, strip_first=scheme != "never")
+        case [{"type": "ByteFallback"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}]:
+            return ByteStyle(False, fallback=True, strip_first=scheme != "never")
         case [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"},
@@ -143,9 +172,9 @@ def byte_style(decoder: Mapping[str, Any]) -> tuple[str, int] | None:
         ]:
             match rest:
                 case []:
-                    return BYTEWISE, 0
+                    return ByteStyle(False, fallback=True)
                 case [{"type": "Strip", "content": " ", "start": start, "stop": 0}]:
-                    return BYTEWISE, start
+                    return ByteStyle(False, fallback=True, strip=start)
     return None
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, LlmcError
-from .detokenizer import BYTE_OF_CHARACTER, BYTEWISE, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
+from .detokenizer import BYTE_OF_CHARACTER, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -45,10 +45,12 @@ class Pieces:
     def detokenizer(self, skipped: frozenset[int], after: Sequence[int]) -> Detokenizer:
         if self._style is None:
             return WindowDetokenizer(self.decode, skipped, after)
-        return ByteDetokenizer(self.bytes_of, skipped, *self._style, after)
+        return ByteDetokenizer(self.bytes_of, skipped, self._style, after)
 
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes one token stands for inside a text; b"" if no token has this id."""
+    def bytes_of(self, token: int, first: bool = False) -> bytes:
+        """The bytes one token stands for inside a text, or as the `first` token of one; b"" if no token has this id."""
+        if first and (piece := self._piece(token)) is not None and not self._is_literal(token):
+            return self._bytes_of_piece(token, piece.replace("▁", ""))
         known = self._bytes.get(token)
         if known is None:
             piece = self._piece(token)
@@ -68,11 +70,10 @@ class Pieces:
     def _bytes_of_piece(self, token: int, piece: str) -> bytes:
         if self._style is None:
             return self._decode([(-1, _NEIGHBOUR), (token, piece)])[len(_NEIGHBOUR) :].encode("utf-8", "replace")
-        errors, _ = self._style
         if self._is_literal(token):
             return piece.encode()
-        if errors == BYTEWISE:
-            byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)
+        if not self._style.letters_are_bytes:
+            byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece) if self._style.fallback else None
             return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
         try:
             return bytes(BYTE_OF_CHARACTER[character] for character in piece)
@@ -87,7 +88,7 @@ class Pieces:
         two spaces.
         """
         model = self._added.get(token)
-        if model is None or model.special or (self._style is not None and self._style[0] != BYTEWISE):
+        if model is None or model.special or (self._style is not None and self._style.letters_are_bytes):
             return model is not None
         return not model.normalized and self._raw.model.token_to_id(model.content) is None
 

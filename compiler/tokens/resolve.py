@@ -135,7 +135,7 @@ def _ends(
             lost.append(f"no token has id {token}")
         else:
             ends.append(token)
-    if len({tuple(sorted(ids)) for ids in said.values()}) > 1:
+    if said and max(map(len, said.values())) < len(wanted):  # no file says it all
         notes.append(f"EOS: {_told(said, tokenizer)}; answers end with {_shown(ends, tokenizer)}")
     if lost and not ends and (said or name is not None):
         raise CheckpointError("expected an end token that the model can write", found="; ".join(lost))

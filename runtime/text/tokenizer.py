@@ -83,12 +83,12 @@ class Tokenizer:
 
     @cached_property
     def byte_level(self) -> bool:
-        """True if its letters are bytes: a ByteLevel step splits texts or joins tokens."""
-        steps = [
-            json.loads(one.__getstate__()) for one in (self._raw.pre_tokenizer, self._raw.decoder) if one is not None
-        ]
-        parts = [part for step in steps for part in step.get("pretokenizers") or step.get("decoders") or [step]]
-        return any(part["type"] == "ByteLevel" for part in parts)
+        """True if one of its steps is ByteLevel."""
+        raw = self._raw
+        steps = (raw.normalizer, raw.pre_tokenizer, raw.post_processor, raw.decoder)
+        states: list[dict[str, Any]] = [json.loads(step.__getstate__()) for step in steps if step is not None]
+        parts = [part for state in states for inner in state.values() if isinstance(inner, list) for part in inner]
+        return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in (*states, *parts))
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

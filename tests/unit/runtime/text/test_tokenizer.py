@@ -46,7 +46,7 @@ def test_bos_comes_from_the_post_processor(tokenizer: Tokenizer, raw: RawTokeniz
 @PAIRS
 def test_a_special_token_in_the_text_becomes_plain_pieces(tokenizer: Tokenizer, raw: RawTokenizer):
     name = tokenizer.named["eos_token"]
-    end = raw.token_to_id(name)
+    end = tokenizer.special_tokens[name]
     text = f"the end{name} or {name}{name}"
     blind = RawTokenizer.from_str(raw.to_str())
     blind.encode_special_tokens = True
@@ -92,7 +92,7 @@ def test_marked_text_is_split_where_the_library_splits_it(tokenizer: Tokenizer, 
 @PAIRS
 def test_marked_special_tokens_are_plain_and_the_others_are_not(tokenizer: Tokenizer, raw: RawTokenizer):
     name = tokenizer.named["eos_token"]
-    number = raw.token_to_id(name)
+    number = tokenizer.special_tokens[name]
     text = f"a{name}b{name}c"
     ids = tokenizer.encode_marked(text, [(1, 1 + len(name))])
     assert ids.count(number) == 1

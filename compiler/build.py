@@ -74,7 +74,7 @@ def build(
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:
 
             def advanced(nbytes: int) -> None:
-                if tokenizer is not None and tokenizer.done():
+                if tokenizer.done():
                     tokenizer.result()  # a refusal stops the build at once
                 advance(nbytes)
 
@@ -84,8 +84,8 @@ def build(
         with clock.stage("digest checkpoint", checkpoint.files.shard_bytes) as advance:
             digests = checkpoint.files.digests(advance)
         with clock.stage("finish file", writer.steps, "tensors") as advance:
-            if tokenizer is not None and (problem := tokenizer.result()):
-                notes += (f"chat template: {problem}",)
+            text = tokenizer.result()
+            notes += text.notes
             for name, profile in profiles.items():
                 notes += profile.notes
                 for section, data in profile.sections.items():
@@ -93,7 +93,7 @@ def build(
             for name, data in sorted(checkpoint.tokenizer.items()):
                 writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
             writer.section(MEASURED, canonical({"probe": golden.to_json()}))
-            manifest = manifest_of(checkpoint, recipe, tables, context, decoder, profiles, digests)
+            manifest = manifest_of(checkpoint, text.special, recipe, tables, context, decoder, profiles, digests)
             checkpoint.files.require_unchanged()
             writer.commit(manifest, advance)
     return BuildReport(

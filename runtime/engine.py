@@ -120,12 +120,15 @@ class Engine(AbstractContextManager["Engine"]):
             prompt = self.tokenizer.encode(prompt, special=bool(options.get("special")))
         elif options.get("special"):
             raise RecipeError("cannot use special: a prompt of token ids has no text", fix="a prompt as text")
+        ids = _token_ids(prompt)
+        if self._tokenizer is not None:
+            self._tokenizer.require_rows(ids, self.vocab_size)
         request = TextRequest(
-            _token_ids(prompt),
+            ids,
             _max_tokens(options),
             self._params(options),
             ignore_eos=bool(options.get("ignore_eos")),
-            text=TextStream(self._tokenizer, _stops(options)),
+            text=TextStream(self._tokenizer, _stops(options), after=ids),
             load_s=self.load_s,
         )
         self._loop.submit(request)
@@ -215,8 +218,7 @@ class Engine(AbstractContextManager["Engine"]):
         """
         if self._chat_source is None:
             raise no_template()
-        tokenizer = self.tokenizer
-        return ChatTemplate(self._chat_source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+        return ChatTemplate(self._chat_source, **self.tokenizer.named)
 
     @public()
     def idle(self, options: SamplingOptions) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +70,7 @@ def load(
         if chat_template is not None:
             if tokenizer is None:
                 raise Unsupported("cannot use a chat template with this engine", found="no tokenizer in the checkpoint")
-            template = checked_source(chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+            template = checked_source(chat_template, **tokenizer.named)
         name, reasons = choose(file, environment.profile(profile), simulated=make_device is not None)
         debug(1, why(file, name, reasons))
         limits: Any = {"threads": threads, "max_batch": max_batch}
@@ -106,7 +107,16 @@ def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
     if vocabulary is None:
         return None, None
     config, template = template_of(file)
-    return Tokenizer.from_bytes(vocabulary, config, f"tokenizer.json of {file.path}"), template
+    named = file.manifest.model.named_tokens
+    if named is None:  # an engine before format 2.2
+        named = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
+    return Tokenizer.from_bytes(vocabulary, named, f"tokenizer.json of {file.path}"), template
+
+
+def _token_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
 
 
 def template_of(file: EngineFile) -> tuple[dict[str, Any], str | None]:

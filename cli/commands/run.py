@@ -155,7 +155,7 @@ def run(
             for said in cut_tokens(loaded, given, len(ids)):
                 console.note(f"llmc: {said}")
             for token in ids if show_prompt else ():
-                console.note(f"{token:>8}  {loaded.tokenizer.decode([token], skip_special=False)!r}")
+                console.note(f"{token:>8}  {loaded.tokenizer.text_of(token)!r}")
             answers.write(loaded.stream(ids, **{**given, "special": None}), json, loaded.profile)
 
 

@@ -12,6 +12,7 @@ from ..common import console
 if TYPE_CHECKING:
     from ...compiler.checkpoint.checkpoint import Checkpoint
     from ...compiler.checkpoint.described import Described
+    from ...compiler.checkpoint.tokenizer_check import Checked
     from ...runtime.files.safetensors import TensorInfo
 
 Facts = dict[str, Any]
@@ -27,6 +28,7 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
     from ...compiler.checkpoint.account import check_tensors
     from ...compiler.checkpoint.checkpoint import open_checkpoint
     from ...compiler.checkpoint.described import describe
+    from ...compiler.checkpoint.tokenizer_check import start_check
 
     try:
         checkpoint = open_checkpoint(where, accept_config=accept_config)
@@ -38,16 +40,22 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
         if not found.tensors:
             raise
         return {**_described(found), **_listed(found.tensors, tensors), "buildable": False, "reason": str(error)}
-    reason = ""
+    reason, text = "", None
     try:
         check_tensors(checkpoint)
+        text = start_check(checkpoint).result()
     except CheckpointError as error:
         reason = str(error)
     infos = [checkpoint.source.info(name) for name in checkpoint.source.names]
-    return {**_built_from(checkpoint), **_listed(infos, tensors), "buildable": not reason, "reason": reason or None}
+    return {
+        **_built_from(checkpoint, text),
+        **_listed(infos, tensors),
+        "buildable": not reason,
+        "reason": reason or None,
+    }
 
 
-def _built_from(checkpoint: Checkpoint) -> Facts:
+def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
     config, source = checkpoint.config, checkpoint.source
     decoder = config.decoder
     mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
@@ -66,14 +74,14 @@ def _built_from(checkpoint: Checkpoint) -> Facts:
         "max_position_embeddings": decoder.positions,
         "rope": mixers[0].rope.type,
         "tied": decoder.tied,
-        "bos": checkpoint.bos_id,
-        "eos_ids": list(checkpoint.eos_ids),
+        "bos": text.special.bos if text else None,
+        "eos_ids": list(text.special.eos_ids) if text else [],
         "generation": dict(checkpoint.generation),
         **_sizes(source.info(name) for name in source.names),
         "files": {facts.name: facts.bytes for facts in checkpoint.files.facts},
         "ignored_config": dict(config.ignored),
         "accepted_config": list(config.accepted),
-        "warnings": list(checkpoint.warnings),
+        "warnings": [*checkpoint.warnings, *(text.notes if text else ())],
     }
 
 

@@ -105,7 +105,7 @@ class BatchLine:
 
     def _chat_logprob(self, engine: Engine, one: Sampled) -> dict[str, Any]:
         def entry(token: int, logprob: float | None) -> dict[str, Any]:
-            text = engine.tokenizer.decode([token], skip_special=False)
+            text = engine.tokenizer.text_of(token)
             return {"token": text, "logprob": logprob, "bytes": list(engine.tokenizer.token_bytes(token))}
 
         best = [entry(*pair) for pair in one.top[: self.top_logprobs]]

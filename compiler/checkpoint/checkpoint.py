@@ -11,10 +11,13 @@ from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported
 from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
 from ...runtime.text.chat import chat_template_source, checked_source
-from ...runtime.text.tokenizer import token_text
 from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
+from ..tokens.names import CONFIG as TOKENIZER_CONFIG
+from ..tokens.names import MAP as SPECIAL_MAP
+from ..tokens.resolve import Sources
+from ..tokens.said import sources_of
 from .card import read_card
 from .digest import Files
 from .folder import Folder
@@ -23,7 +26,7 @@ from .weights.random_source import RandomSource
 from .weights.shards import open_weights
 from .weights.source import Source
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, SPECIAL_MAP, "chat_template.jinja")
 _MAX_TOKENIZER_BYTES = 128 << 20
 _NO_TEMPLATE = "no chat template: `llmc run --chat` will need --chat-template"
 
@@ -36,12 +39,10 @@ class Checkpoint:
     config: Config
     generation: Mapping[str, float | int | bool]
     """Sampling defaults (see Generation.defaults)."""
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    """The union of both configs."""
+    special: Sources
+    """What all files but tokenizer.json say of special tokens; `start_check` resolves it."""
     tokenizer: Mapping[str, bytes] = field(repr=False)
     """Contents by file name; chat_template.jinja only if that file exists."""
-    tokenizer_config: Mapping[str, object] = field(repr=False)
     chat_template: str | None = field(repr=False)
     name: str | None
     """What its hub id, else its model card calls the model. Not the folder's name: copies shall give equal engines."""
@@ -82,9 +83,13 @@ def open_checkpoint(
     settings = files.get("generation_config.json")
     if settings is not None:
         what = str(folder.path / "generation_config.json")
-        generation = parse_generation(settings, vocab_size=config.decoder.vocab_size, what=what)
+        generation = parse_generation(settings, what=what)
     tokenizer = {name: data for name in TOKENIZER_FILES if (data := files.get(name, _MAX_TOKENIZER_BYTES)) is not None}
-    tokenizer_config, chat_template = _tokenizer_config(tokenizer, str(folder.path / "tokenizer_config.json"))
+    tokenizer_config, special_map = (
+        load_object(tokenizer.get(name, b"{}"), str(folder.path / name)) for name in (TOKENIZER_CONFIG, SPECIAL_MAP)
+    )
+    jinja = tokenizer.get("chat_template.jinja")
+    chat_template = chat_template_source(tokenizer_config, None if jinja is None else jinja.decode("utf-8", "replace"))
     if "tokenizer.json" not in tokenizer:
         warnings.append(_no_tokenizer(folder))
     elif chat_template is None:
@@ -106,17 +111,15 @@ def open_checkpoint(
                 fix="pass the folder",
             )
     warnings += config.notes
+    warnings += generation.notes
     warnings += [f"generation_config.json: {key} is ignored" for key in generation.ignored]
-    explicit = config.eos_ids if config.eos_given else ()
     card = read_card(folder)
     return Checkpoint(
         path=folder.path,
         config=config,
         generation=generation.defaults,
-        bos_id=config.bos_id if generation.bos_id is None else generation.bos_id,
-        eos_ids=tuple(sorted({*explicit, *generation.eos_ids})) or config.eos_ids,
+        special=sources_of(config, generation, tokenizer_config, special_map),
         tokenizer=tokenizer,
-        tokenizer_config=tokenizer_config,
         chat_template=chat_template,
         name=folder.hub_id.rpartition("/")[2] if folder.hub_id else card.name,
         hub_id=folder.hub_id,
@@ -139,22 +142,13 @@ def with_chat_template(checkpoint: Checkpoint, given: str | Path) -> Checkpoint:
     if "tokenizer.json" not in checkpoint.tokenizer:
         asked, found = f"cannot give {checkpoint.path} a chat template", "no tokenizer.json in it"
         raise Unsupported(asked, found=found)
-    bos, eos = (token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token"))
-    source = checked_source(given, bos_token=bos, eos_token=eos)
+    source = checked_source(given, bos_token="", eos_token="")
     return replace(
         checkpoint,
         tokenizer={**checkpoint.tokenizer, "chat_template.jinja": source.encode()},
         chat_template=source,
         warnings=tuple(warning for warning in checkpoint.warnings if warning != _NO_TEMPLATE),
     )
-
-
-def _tokenizer_config(tokenizer: Mapping[str, bytes], what: str) -> tuple[Mapping[str, object], str | None]:
-    """tokenizer_config.json (empty if absent), and the chat template from it or from its own file."""
-    data = tokenizer.get("tokenizer_config.json")
-    config = {} if data is None else load_object(data, what)
-    jinja = tokenizer.get("chat_template.jinja")
-    return config, chat_template_source(config, None if jinja is None else jinja.decode("utf-8", "replace"))
 
 
 def locate(where: str | Path, weights: bool) -> tuple[Path, list[str]]:

@@ -9,18 +9,22 @@ import string
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, EngineError, LlmcError, ResourceError
+from ...runtime.files.records import plain, read
 from ...runtime.files.strict_json import loads
 from ...runtime.guard.limits import limit_of, lower_limit
 from ...runtime.guard.shortage import MEMORY, lack_said
 from ...runtime.text.chat import ChatTemplate
-from ...runtime.text.tokenizer import Tokenizer, library_errors, token_text
+from ...runtime.text.tokenizer import Tokenizer, library_errors
+from ..tokens.conversation import template_notes
+from ..tokens.resolve import Sources, SpecialTokens, resolve
 from .trial import unsupported
 
 if TYPE_CHECKING:
@@ -43,25 +47,34 @@ TEMPLATE = "the chat template"
 TEXTS = ("Hello, world!", "def f(x):\n    return x ** 2\n", "  two  spaces  ", "Grüße, 日本語 🙂", "1234567.89")
 STRESS = (*(unit * 100 for unit in (*string.printable, "aA1 ", "é", "\t \n", "'s", "日")), *TEXTS)
 """Repetitions on which a backtracking regular expression takes exponential time, and plain texts."""
-DIALOGUE = ({"role": "user", "content": "Hello!"},)
 
 
-def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[str] | None:
-    """Begin to check a checkpoint's tokenizer and chat template in a worker process; None if it has no tokenizer.
+@dataclass(frozen=True)
+class Checked:
+    """What a tokenizer and a chat template were found to mean."""
 
-    The result says why the chat template failed on one user message, or what other conversations would lack; it is ""
-    if the template works or is absent. The
-    future holds a CheckpointError if the tokenizer is too large, is not JSON, exceeds its time or memory, panics, gives
-    an id to two tokens, has ids beyond the embedding, has ids that the library would change, or lacks an end token;
-    the error lists the ids.
+    special: SpecialTokens
+    notes: tuple[str, ...] = ()
+    """What to say to the user: where files disagree, tokens without a row, a template that fails or never stops."""
+
+
+def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Future[Checked]:
+    """Begin to check a checkpoint's tokenizer and chat template in a worker process, if it has a tokenizer, and to
+    resolve its special tokens.
+
+    The future holds a CheckpointError if the tokenizer is too large, is not JSON, exceeds its time or memory, panics,
+    gives an id to two tokens, has ids of ordinary tokens beyond the embedding, has ids that the library would change,
+    or lacks an end token; the error lists the ids.
     """
-    if "tokenizer.json" not in checkpoint.tokenizer:
-        return None
-    future: Future[str] = Future()
+    future: Future[Checked] = Future()
 
     def run() -> None:
         try:
-            future.set_result(_ask_worker(checkpoint, deadline_s))
+            if "tokenizer.json" in checkpoint.tokenizer:
+                future.set_result(_ask_worker(checkpoint, deadline_s))
+            else:
+                special = resolve(checkpoint.special, None)
+                future.set_result(Checked(special, special.notes))
         except BaseException as error:
             future.set_exception(error)
 
@@ -69,17 +82,12 @@ def start_check(checkpoint: Checkpoint, *, deadline_s: float = DEADLINE_S) -> Fu
     return future
 
 
-def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
+def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> Checked:
     tokenizer_json = checkpoint.tokenizer["tokenizer.json"]
     if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
         found, fix = f"{len(tokenizer_json)} bytes", f"at most {MAX_TOKENIZER_BYTES} bytes"
         raise CheckpointError(f"cannot use {TOKENIZER}", found=found, fix=fix)
-    question = {
-        "config": {name: token_text(checkpoint.tokenizer_config, name) for name in ("bos_token", "eos_token")},
-        "rows": checkpoint.config.decoder.vocab_size,
-        "eos": sorted(set(checkpoint.eos_ids)),
-        "template": checkpoint.chat_template,
-    }
+    question = {"sources": plain(checkpoint.special), "template": checkpoint.chat_template}
     # -P: the working folder may be the checkpoint, and none of its files may be imported as a module.
     command = [sys.executable, "-P", "-m", __name__]
     sent = json.dumps(question).encode() + b"\n" + tokenizer_json
@@ -96,8 +104,8 @@ def _ask_worker(checkpoint: Checkpoint, deadline_s: float) -> str:
     what = stage["begins"]
     if "refused" in reply:
         raise CheckpointError(f"cannot use {what}", found=reply["refused"], fix=reply["fix"])
-    if "template_problem" in reply:
-        return reply["template_problem"]
+    if "special" in reply:
+        return read(Checked, reply, "the worker's reply")
     raise _ending(what, stage["users"], answer.returncode, reply.get("lacks") or answer.stderr.decode(errors="replace"))
 
 
@@ -139,19 +147,25 @@ def _ending(what: str, users: Collection[str], code: int, said: str) -> LlmcErro
 def _work(question: Mapping[str, Any], tokenizer_json: bytes) -> dict[str, Any]:
     """Run in the worker process: check the tokenizer, then the template; returns the reply as JSON values."""
     try:
+        sources: Sources = read(Sources, question["sources"], "the question")
         declared = _declared_ids(
             loads(tokenizer_json, what="tokenizer.json", error=CheckpointError, max_bytes=MAX_TOKENIZER_BYTES)
         )
-        _check_ids(declared, question["rows"])
+        _check_ids(declared)
         with library_errors("load it", CheckpointError):
-            tokenizer = Tokenizer.from_bytes(tokenizer_json, question["config"])
-        _check_library(tokenizer, declared, question["eos"])
+            tokenizer = Tokenizer.from_bytes(tokenizer_json, {})
+        _check_library(tokenizer, declared)
+        notes = [*_rows(declared, tokenizer, sources.rows)]
+        with library_errors("encode a text", CheckpointError):
+            special = resolve(sources, tokenizer)
+        notes += special.notes
         with library_errors("encode probe texts", CheckpointError):
             for text in STRESS:
                 tokenizer.decode(tokenizer.encode(text))
         if question["template"] is not None:
             _limit_template()
-        return {"template_problem": _template_problem(tokenizer, question["template"])}
+            notes += _template_notes(tokenizer, question["template"], special, sources.rows)
+        return plain(Checked(special, tuple(notes)))
     except (MemoryError, ResourceError) as error:
         return {"lacks": f"{error} {error.__cause__ or 'cannot allocate memory'}"}
     except LlmcError as error:
@@ -172,51 +186,53 @@ def _declared_ids(document: Any) -> list[tuple[str, int]]:
     return list(dict.fromkeys((*pairs, *added)))
 
 
-def _check_ids(declared: list[tuple[str, int]], rows: int) -> None:
+def _check_ids(declared: list[tuple[str, int]]) -> None:
     first: dict[int, str] = {}
     twice = [(number, first[number], token) for token, number in declared if first.setdefault(number, token) != token]
     if twice:
         shown = _list(f"id {number} is {one!r} and {two!r}" for number, one, two in twice)
         raise CheckpointError("expected one token for each id", found=shown)
+
+
+def _rows(declared: list[tuple[str, int]], tokenizer: Tokenizer, rows: int) -> Iterator[str]:
+    """What to say of added tokens beyond the rows of the embedding: many checkpoints have one, for padding.
+
+    Raises:
+        CheckpointError: an ordinary token is beyond them: this is the tokenizer of another model.
+    """
     beyond = sorted((number, token) for token, number in declared if number >= rows)
-    if beyond:
-        shown = _list(f"{number} ({token!r})" for number, token in beyond)
+    if not beyond:
+        return
+    if ordinary := [entry for entry in beyond if entry[0] not in tokenizer.added_ids]:
+        shown = _list(f"{number} ({token!r})" for number, token in ordinary)
         fix = "the tokenizer.json this checkpoint was trained with"
         raise CheckpointError(f"expected ids below the {rows} rows of the embedding", found=shown, fix=fix)
+    shown = _list(f"{token!r} ({number})" for number, token in beyond)
+    yield f"added tokens without one of the {rows} rows of the embedding: {shown}; a prompt that holds one is refused"
 
 
-def _check_library(tokenizer: Tokenizer, declared: list[tuple[str, int]], eos_ids: list[int]) -> None:
+def _check_library(tokenizer: Tokenizer, declared: list[tuple[str, int]]) -> None:
     """Compare ids with the file's: the tokenizers library renumbers added tokens without an error."""
     changed = [(token, number, tokenizer.token_to_id(token)) for token, number in declared]
     if wrong := [entry for entry in changed if entry[1] != entry[2]]:
         shown = _list(f"{token!r} has id {number} in the file and {now} when loaded" for token, number, now in wrong)
         raise CheckpointError("expected ids without gaps", found=shown, fix="consecutive ids for added tokens")
-    known = {number for _, number in declared}
-    if unknown := [number for number in eos_ids if number not in known]:
-        raise CheckpointError(
-            "expected end-of-sequence ids of the vocabulary", found=f"no token has id {_list(map(str, unknown))}"
-        )
-    if tokenizer.eos_token and not tokenizer.eos_ids:
-        found = f"eos_token {tokenizer.eos_token!r} of tokenizer_config.json is not in the vocabulary"
-        raise CheckpointError("expected an end token of the vocabulary", found=found)
 
 
-def _template_problem(tokenizer: Tokenizer, template: str | None) -> str:
-    """Why the template cannot render one message, or what it uses that llmc has not (a warning); "" if it is sound.
+def _template_notes(tokenizer: Tokenizer, template: str, special: SpecialTokens, rows: int) -> list[str]:
+    """What to say of the chat template, among it why it cannot render one message.
 
     Raises:
         EngineError: the template needs more than its budget, which refuses the checkpoint.
     """
-    if template is None:
-        return ""
     try:
-        compiled = ChatTemplate(template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
-        compiled.encode(tokenizer, DIALOGUE)
-        return next(unsupported(compiled), "")
+        compiled = ChatTemplate(template, **special.named)
+        notes = list(template_notes(compiled, tokenizer, special.eos_ids, rows))
+        return notes + [f"chat template: {said}" for said in unsupported(compiled)]
     except EngineError:
         raise
     except LlmcError as error:
-        return "; ".join(filter(None, (error.asked, error.found)))
+        return [f"chat template: {'; '.join(filter(None, (error.asked, error.found)))}"]
 
 
 def _list(entries: Any) -> str:

@@ -11,6 +11,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.files.strict_json import loads
 
 D = TypeVar("D")
+MAX_ID = 2**31 - 1
 NEEDED: Any = object()
 """The default of a required key."""
 
@@ -77,16 +78,18 @@ class Fields:
         """A JSON object; None if absent or empty."""
         return self._value(key, None, lambda value: isinstance(value, dict), "an object") or None
 
-    def ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
-        """Token ids from one integer or a list, sorted, without repeats; -1 is an old spelling of none."""
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids from one integer or a list, sorted, without repeats; -1 is an old spelling of none.
+
+        Whether the vocabulary has them is decided where all files are known (`compiler/tokens`)."""
         value = self.values.get(key)
         entries = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(is_int(entry, -1, vocab_size - 1) for entry in entries):
-            raise self.refuse(key, f"token ids below the vocabulary's {vocab_size} (one, a list, or null)")
+        if not all(is_int(entry, -1, MAX_ID) for entry in entries):
+            raise self.refuse(key, "token ids (one, a list, or null)")
         return tuple(sorted({entry for entry in entries if entry >= 0}))
 
-    def one_id(self, key: str, vocab_size: int) -> int | None:
-        found = self.ids(key, vocab_size)
+    def one_id(self, key: str) -> int | None:
+        found = self.ids(key)
         if len(found) > 1:
             raise self.refuse(key, "at most one token id")
         return found[0] if found else None

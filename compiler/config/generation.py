@@ -18,6 +18,7 @@ _SILENT = """
 """
 _ABOUT_THE_CALL = frozenset(_SILENT.split())
 """Keys that affect only a call of transformers, not the text."""
+TOP_K = 50
 _OFF = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -41,12 +42,15 @@ class Generation:
     eos_ids: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()
     """Keys that would change the text, but that llmc does not support."""
+    notes: tuple[str, ...] = ()
 
 
-def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generation_config.json") -> Generation:
+def parse_generation(data: bytes | str, *, what: str = "generation_config.json") -> Generation:
     """Read generation_config.json; `what` names it in errors.
 
-    A top_k of -1 is an old spelling of off and becomes 0. Keys that are null count as absent.
+    A top_k of -1 is an old spelling of off and becomes 0. Keys that are null count as absent. Where the file samples
+    and has no top_k, it is 50, as in transformers 5.23.0 (GenerationConfig._get_default_generation_params); everything
+    else that decides a token has a default there that changes nothing, as here.
 
     Raises:
         CheckpointError: the file is not JSON, or a key is malformed or out of range.
@@ -64,10 +68,17 @@ def parse_generation(data: bytes | str, *, vocab_size: int, what: str = "generat
         "max_length": fields.integer("max_length", 0, 2**31 - 1),
         "max_new_tokens": fields.integer("max_new_tokens", 0, 2**31 - 1),
     }
+    notes = ()
+    if found["do_sample"] and top_k is None:
+        found["top_k"] = TOP_K
+        notes = (
+            f"generation_config.json samples and has no top_k: it is {TOP_K}, as in transformers (--top-k 0 is all)",
+        )
     return Generation(
+        notes=notes,
         defaults={key: value for key, value in found.items() if value is not None},
-        bos_id=fields.one_id("bos_token_id", vocab_size),
-        eos_ids=fields.ids("eos_token_id", vocab_size),
+        bos_id=fields.one_id("bos_token_id"),
+        eos_ids=fields.ids("eos_token_id"),
         ignored=tuple(sorted(key for key in raw.keys() - found.keys() - _TOKENS if _matters(key, raw[key]))),
     )
 

@@ -26,10 +26,12 @@ from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..decoder.decoder import Decoder
 from ..targets import CompiledProfile, Tactics, target_named
+from ..tokens.resolve import SpecialTokens
 
 
 def manifest_of(
     checkpoint: Checkpoint,
+    special: SpecialTokens,
     recipe: Recipe,
     tables: Mapping[str, Tactics],
     context: int,
@@ -58,10 +60,11 @@ def manifest_of(
             parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",
             tied=spec.tied,
-            bos=checkpoint.bos_id,
-            eos_ids=checkpoint.eos_ids,
+            bos=special.bos,
+            eos_ids=special.eos_ids,
             generation=checkpoint.generation,
             ropes=decoder.ropes or None,
+            named_tokens=special.named,
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
         required_features=(LENGTH_ROPES,) if decoder.ropes else (),

@@ -30,6 +30,7 @@ class Config:
     """The dtype that the config declares, None if it declares none; the tensors decide."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    bos_given: bool
     eos_given: bool
     """False if `eos_ids` is the default of the architecture."""
     quantization: str
@@ -75,6 +76,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
         dtype=_dtype(reading.fields, notes),
         bos_id=bos_id,
         eos_ids=eos_ids,
+        bos_given="bos_token_id" in values,
         eos_given="eos_token_id" in values,
         quantization=quantization,
         ignored=ignored | reading.ignored,
@@ -177,5 +179,5 @@ def _token_ids(
     pad = fields.values.get("pad_token_id")
     if pad is not None and not is_int(pad, 0, vocab_size - 1):
         notes.append(f"pad_token_id = {shown(pad)}: not in the vocabulary of {vocab_size}; padding is not used")
-    bos = fields.one_id("bos_token_id", vocab_size) if has("bos_token_id") else None
-    return bos, fields.ids("eos_token_id", vocab_size) if has("eos_token_id") else ()
+    bos = fields.one_id("bos_token_id") if has("bos_token_id") else None
+    return bos, fields.ids("eos_token_id") if has("eos_token_id") else ()

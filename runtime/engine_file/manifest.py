@@ -12,7 +12,7 @@ from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
 from .rope import LengthRope, check_ropes
 
-FORMAT = (2, 1)
+FORMAT = (2, 2)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
 LENGTH_ROPES = "length_ropes"
 """The graph takes tables of `ModelFacts.ropes` as inputs."""
@@ -53,11 +53,14 @@ class ModelFacts:
     dtype: str
     tied: bool
     bos: int | None
+    """The token that begins a text; None if texts begin without one."""
     eos_ids: tuple[int, ...]
     generation: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's sampling defaults."""
     ropes: tuple[LengthRope, ...] | None = None
     """Rotary embeddings whose tables depend on the sequence's length."""
+    named_tokens: Mapping[str, str] | None = None
+    """Texts of bos_token, eos_token and the like, which chat templates read; since format 2.2."""
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -55,12 +55,15 @@ def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> s
 class ChatTemplate:
     """A compiled chat template; rendering never changes the caller's messages. Safe to use from many threads.
 
+    `tokens` are the texts of named tokens, such as bos_token, which the template may read; as in transformers one that
+    the checkpoint does not name is undefined.
+
     Raises:
         EngineError: the template is too long, or nests too deep.
         Unsupported: the template does not compile; names the line.
     """
 
-    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+    def __init__(self, source: str, **tokens: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise EngineError(
                 f"expected a chat template of at most {MAX_TEMPLATE_CHARS} characters", found=f"{len(source)}"
@@ -68,7 +71,7 @@ class ChatTemplate:
         from .template import Template  # imports jinja2, which a prompt without a template does not need
 
         self._source = source
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = tokens
         self._template = Template(source)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
@@ -95,7 +98,7 @@ class ChatTemplate:
         return self._template.render({**self._tokens, **given}, fuel)
 
 
-def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
+def checked_source(given: str | Path, **tokens: str) -> str:
     """A template that a user gives instead of the checkpoint's: jinja's text, or the Path of a file with it.
 
     It must write a user's message, which a text that is no template does not. A template may refuse a conversation of
@@ -114,7 +117,7 @@ def checked_source(given: str | Path, *, bos_token: str, eos_token: str) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected UTF-8 text in {given}", found=f"byte {error.start}: {error.reason}") from error
     try:
-        rendered = ChatTemplate(source, bos_token=bos_token, eos_token=eos_token).render(_TRIAL)
+        rendered = ChatTemplate(source, **tokens).render(_TRIAL)
     except RecipeError:
         return source
     except LlmcError as error:

@@ -34,20 +34,24 @@ def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 class TextStream:
     """Turns tokens into text piece by piece and stops at the first complete stop string.
 
-    The joined pieces equal `tokenizer.decode` of all tokens, cut before that stop string. Of stop strings that end at
-    the same character the longest counts. Incomplete UTF-8 and possible beginnings of a stop string are held back.
-    Without a tokenizer all text is empty.
+    The joined pieces equal `tokenizer.decode` of all tokens `after` the prompt's, cut before that stop string: prompt
+    and pieces together are the text of the whole. So an answer in a conversation, too, begins with a space where the
+    model wrote one behind the template's last word (sentencepiece), though decoding the answer alone would drop it.
+    Of stop strings that end at the same character the longest counts. Incomplete UTF-8 and possible beginnings of a
+    stop string are held back. Without a tokenizer all text is empty.
 
     Raises:
         RecipeError: see `checked_stops`.
         Unsupported: there are stop strings, but no tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: str | Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop: str | Sequence[str] = (), *, after: Sequence[int] = ()
+    ) -> None:
         self._stops = checked_stops(stop)
         if tokenizer is None and self._stops:
             raise Unsupported("cannot use stop strings with this engine", found="no tokenizer in the checkpoint")
-        self._tokens = None if tokenizer is None else tokenizer.detokenizer()
+        self._tokens = None if tokenizer is None else tokenizer.detokenizer(after=after)
         self._pieces: list[str] = []
         self._held = ""
         self.stopped = False

@@ -7,43 +7,18 @@ import operator
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EngineError, LlmcError, RecipeError, described, text_of
+from ..errors import RecipeError, described, text_of
 from ..guard.panics import panics_unprinted
-from ..guard.shortage import shortage
-from .detokenizer import BYTE_OF_CHARACTER, BYTEWISE, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
+from .detokenizer import Detokenizer
+from .pieces import Pieces, library_errors
 from .steps import check_steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
-
-
-@contextmanager
-def library_errors(action: str, error: type[LlmcError] = EngineError) -> Iterator[None]:
-    """Turns exceptions of a Rust library into an `error` that begins with "cannot `action`".
-
-    A Rust panic derives from BaseException directly.
-    """
-    try:
-        yield
-    except (LlmcError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as found:  # a panic, such as of a pattern that this text sets astray
-        if lacking := shortage(found, f"cannot {action}"):
-            raise lacking from found
-        raise error(f"cannot {action}", found=f"{type(found).__name__}: {found}") from found
-
-
-def token_text(config: Mapping[str, Any], name: str) -> str:
-    """The token string under `name` ("bos_token") of tokenizer_config.json: a string or an AddedToken; "" if none."""
-    value = config.get(name)
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
 
 
 class Tokenizer:
@@ -54,24 +29,23 @@ class Tokenizer:
     text first needs it.
     """
 
-    def __init__(self, raw: RawTokenizer, config: Mapping[str, Any], what: str = "tokenizer.json") -> None:
+    def __init__(self, raw: RawTokenizer, named: Mapping[str, str], what: str = "tokenizer.json") -> None:
         self._raw = raw
         self._what = what
+        self.named = dict(named)
+        """Texts of named tokens, such as bos_token: what a chat template may read."""
         self._lock = threading.Lock()
         self._added = raw.get_added_tokens_decoder()
         self.special_tokens: dict[str, int] = {a.content: i for i, a in sorted(self._added.items()) if a.special}
         self.special_ids = frozenset(self.special_tokens.values())
         self.vocab_size = raw.get_vocab_size()
-        self.bos_token, self.eos_token = token_text(config, "bos_token"), token_text(config, "eos_token")
-        eos = raw.token_to_id(self.eos_token) if self.eos_token else None
-        self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
+        self.added_ids = frozenset(self._added)
         self._never_from_text = self.special_ids - {raw.token_to_id(getattr(raw.model, "unk_token", None) or "")}
-        self._bytes: dict[int, bytes] = {}
-        self._style = byte_style(json.loads(raw.decoder.__getstate__())) if raw.decoder is not None else None
+        self._pieces = Pieces(raw, self._added, what)
 
     @classmethod
-    def from_bytes(cls, tokenizer_json: bytes, config: Mapping[str, Any], what: str = "tokenizer.json") -> Tokenizer:
-        """Build from the bytes of tokenizer.json, which is `what` in errors, and the content of tokenizer_config.json.
+    def from_bytes(cls, tokenizer_json: bytes, named: Mapping[str, str], what: str = "tokenizer.json") -> Tokenizer:
+        """Build from the bytes of tokenizer.json, which is `what` in errors, and the texts of named tokens.
 
         Raises:
             EngineError: the library cannot read tokenizer.json, or its steps multiply a text without bound.
@@ -83,7 +57,7 @@ class Tokenizer:
             raw = RawTokenizer.from_buffer(tokenizer_json)
             raw.no_truncation()
             raw.no_padding()
-        return cls(raw, config, what)
+        return cls(raw, named, what)
 
     def token_to_id(self, token: str) -> int | None:
         text_of("token", token)
@@ -92,17 +66,41 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
         """Ids of `text`; `bos` adds the tokens of the tokenizer's post-processor (usually BOS in front).
 
-        With `special` False a special token spelled in the text is split into plain pieces.
+        With `special` False a special token spelled in the text is split into plain pieces. With `special` True a text
+        that spells BOS itself gets no second one.
 
         Raises:
             RecipeError: the text is not valid Unicode, or a special token in it cannot be split.
         """
         _check_text(text)
         if special or not self._may_hold_special(text):
-            return self._encode(self._raw, text, bos)
+            ids, first = self._encode(self._raw, text, bos), list(self.around[0])
+            doubled = bos and first and ids[len(first) : 2 * len(first)] == first
+            return ids[len(first) :] if doubled else ids
         plain, _ = self._plain
         self._check_plain(self._encode(plain, text, bos=False))
         return self._encode(plain, text, bos)
+
+    def has(self, token: int) -> bool:
+        """True if a token has this id."""
+        return 0 <= token < 1 << 32 and self._raw.id_to_token(token) is not None
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """True if one of its steps is ByteLevel."""
+        raw = self._raw
+        steps = (raw.normalizer, raw.pre_tokenizer, raw.post_processor, raw.decoder)
+        states: list[dict[str, Any]] = [json.loads(step.__getstate__()) for step in steps if step is not None]
+        parts = [part for state in states for inner in state.values() if isinstance(inner, list) for part in inner]
+        return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in (*states, *parts))
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor puts in front of a text (usually BOS), and those that it puts behind."""
+        plain, whole = (self._encode(self._raw, "a", bos) for bos in (False, True))
+        starts = range(len(whole) - len(plain) + 1)
+        start = next((at for at in starts if whole[at : at + len(plain)] == plain), 0) if plain else len(whole)
+        return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
     def encode_marked(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
         """Ids of a rendered template: special tokens are recognized unless they overlap a `plain` range [start, stop).
@@ -137,47 +135,43 @@ class Tokenizer:
         self._check_plain(ids)
         return [back.get(token, token) for token in ids]
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True, after: Sequence[int] = ()) -> str:
         """Text of `ids`; ids without a token give no text, bytes that are not UTF-8 give U+FFFD.
 
-        Equal to the tokenizers library, except for byte-fallback runs with an invalid byte: the valid characters of the
-        run are kept (as in sentencepiece), since a stream has already shown them; and except for added tokens of
-        byte-level vocabularies: they are literal text (findings/tokenizers-decodes-added-tokens-as-bytes.sh).
+        With ids `after` which they stand, the text that they add: sentencepiece drops the space of a text's first word,
+        and only of that. Equal to the tokenizers library, except for byte-fallback runs with an invalid byte: the valid
+        characters of the run are kept (as in sentencepiece), since a stream has already shown them; and except for
+        added tokens, which are literal text (findings/tokenizers-decodes-added-tokens-as-bytes.sh).
         """
-        stream = self.detokenizer(skip_special=skip_special)
+        stream = self.detokenizer(skip_special=skip_special, after=_numbers(after))
         return "".join([*(stream.push(token) for token in _numbers(ids)), stream.finish()])
 
-    def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
-        skipped = self.special_ids if skip_special else frozenset()
-        if self._style is None:
-            return WindowDetokenizer(self._decode_raw, skipped)
-        return ByteDetokenizer(self.token_bytes, skipped, *self._style)
+    def detokenizer(self, *, skip_special: bool = True, after: Sequence[int] = ()) -> Detokenizer:
+        return self._pieces.detokenizer(self.special_ids if skip_special else frozenset(), after)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for inside a text; b"" if no token has this id."""
-        known = self._bytes.get(token)
-        if known is None:
-            piece = self._raw.id_to_token(token) if 0 <= token < 1 << 32 else None
-            known = self._bytes[token] = b"" if piece is None else self._piece_bytes(token, piece)
-        return known
+        return self._pieces.bytes_of(token)
 
-    def _piece_bytes(self, token: int, piece: str) -> bytes:
-        if self._style is None:
-            return self._decode_raw([token]).encode("utf-8", "replace")
-        errors, _ = self._style
-        if errors == BYTEWISE:
-            byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)
-            return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
-        if token in self._added:  # its letters are no bytes: it was matched before any became bytes
-            return piece.encode()
-        try:
-            return bytes(BYTE_OF_CHARACTER[character] for character in piece)
-        except KeyError:
-            return piece.encode()
+    def text_of(self, token: int) -> str:
+        """The text that one token stands for inside a text, with U+FFFD for a part of a character; "" for no token."""
+        return self.token_bytes(token).decode("utf-8", "replace")
 
-    def _decode_raw(self, ids: Sequence[int]) -> str:
-        with library_errors(f"decode tokens with {self._what}"):
-            return self._raw.decode(list(ids), skip_special_tokens=False)
+    def require_rows(self, ids: Sequence[int], rows: int) -> None:
+        """Refuse a token for which a model with so many rows in its embedding has none.
+
+        Raises:
+            RecipeError: there is one; names it.
+        """
+        if max(ids, default=0) < rows:
+            return
+        beyond = next(token for token in ids if token >= rows)
+        if name := self.text_of(beyond):
+            raise RecipeError(
+                f"cannot run a prompt with {name!r} (id {beyond})",
+                found=f"an embedding of {rows} rows, none of them for this token",
+                fix="a prompt without it",
+            )
 
     def _encode(self, raw: RawTokenizer, text: str, bos: bool) -> list[int]:
         with library_errors(f"encode a text with {self._what}"), panics_unprinted():

@@ -20,8 +20,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("fuse_add_norm", "fuse_gated", "merge_linears", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
-        *(("kernel_imports",), ("config",), ("families",), ("checkpoint",), ("decoder",), ("oracle",), ("targets",)),
-        *(("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
+        *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
+        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("build",), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
@@ -55,7 +55,13 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("probe",),
         ),
     ),
-    ("runtime", "text"): (("detokenizer",), ("tokenizer", "turns"), ("stream", "template"), ("chat",)),
+    ("runtime", "text"): (
+        ("detokenizer", "steps"),
+        ("pieces",),
+        ("tokenizer", "turns"),
+        ("stream", "template"),
+        ("chat",),
+    ),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
     ("cli",): (("common",), ("prompts", "judge", "cache", "facts"), ("commands",), ("app",)),
 }

@@ -13,7 +13,8 @@ from support.samples.templates import LLAMA2, LLAMA31
 from support.samples.tokenizers import byte_level_chat, pico, sentencepiece
 
 from llmc.compiler.checkpoint import tokenizer_check
-from llmc.compiler.checkpoint.tokenizer_check import DEADLINE_S, MAX_TOKENIZER_BYTES
+from llmc.compiler.checkpoint.tokenizer_check import DEADLINE_S, MAX_TOKENIZER_BYTES, Checked
+from llmc.compiler.tokens.resolve import Sources
 from llmc.runtime.errors import CheckpointError
 
 DATA, CONFIG = pico()
@@ -23,26 +24,19 @@ RUNAWAY = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isola
 
 def start_check(
     data: bytes,
-    config: Mapping[str, Any],
+    named: Mapping[str, str],
     rows: int,
     eos_ids: list[int],
     chat_template: str | None = None,
     deadline_s: float = DEADLINE_S,
-) -> Future[str]:
-    checkpoint: Any = SimpleNamespace(
-        tokenizer={"tokenizer.json": data},
-        tokenizer_config=config,
-        config=SimpleNamespace(decoder=SimpleNamespace(vocab_size=rows)),
-        eos_ids=eos_ids,
-        chat_template=chat_template,
-    )
-    check = tokenizer_check.start_check(checkpoint, deadline_s=deadline_s)
-    assert check is not None
-    return check
+) -> Future[Checked]:
+    special = Sources("llama", rows, eos={"config.json": tuple(eos_ids)} if eos_ids else {}, named=named)
+    checkpoint: Any = SimpleNamespace(tokenizer={"tokenizer.json": data}, special=special, chat_template=chat_template)
+    return tokenizer_check.start_check(checkpoint, deadline_s=deadline_s)
 
 
-def check_tokenizer(*question: Any, **options: Any) -> str:
-    return start_check(*question, **options).result()
+def notes_of(*question: Any, **options: Any) -> tuple[str, ...]:
+    return start_check(*question, **options).result().notes
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> bytes:
@@ -56,12 +50,12 @@ def added(**fields: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def test_a_sound_tokenizer_passes():
-    assert check_tokenizer(DATA, CONFIG, ROWS, [1]) == ""
-    assert check_tokenizer(*sentencepiece(), 400, [2]) == ""
+    assert notes_of(DATA, CONFIG, ROWS, [1]) == ()
+    assert notes_of(*sentencepiece(), 400, [2]) == ()
 
 
 def test_more_rows_than_tokens_are_padding():
-    assert check_tokenizer(DATA, CONFIG, ROWS + 64, [1]) == ""
+    assert notes_of(DATA, CONFIG, ROWS + 64, [1]) == ()
 
 
 def test_a_check_runs_beside_other_work():
@@ -69,7 +63,7 @@ def test_a_check_runs_beside_other_work():
     assert checks[0].result() == checks[1].result() == checks[1].result()
 
 
-REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
+REFUSED: dict[str, tuple[bytes, dict[str, str], int, list[int], str]] = {
     "ids beyond the rows": (
         *(DATA, CONFIG, 4090, [1]),
         r"ids below the 4090 rows of the embedding; 4090 \('.*'\), 4091 .* 4095 ",
@@ -90,9 +84,16 @@ REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
         *(changed(added(content="<|pad|>", id=4096)), CONFIG, 6000, [1]),
         r"'<\|pad\|>' has id \d+ in the file and \d+ when loaded",
     ),
-    "an end id without a token": (DATA, CONFIG, 6000, [1, 5000], "no token has id 5000"),
+    "an end id without a token": (
+        DATA,
+        {},
+        6000,
+        [5000],
+        "an end token that the model can write; no token has id 5000",
+    ),
+    "an end id beyond the rows": (DATA, {}, ROWS, [ROWS], "4096 is not below the 4096 rows of the embedding"),
     "an end token without an id": (
-        *(DATA, {"eos_token": {"content": "<|nowhere|>"}}, ROWS, [1]),
+        *(DATA, {"eos_token": "<|nowhere|>"}, ROWS, []),
         r"eos_token '<\|nowhere\|>' of tokenizer_config.json is not in the vocabulary",
     ),
     "an id that is no number": (
@@ -127,22 +128,22 @@ REFUSED: dict[str, tuple[bytes, dict[str, Any], int, list[int], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_refused_with_the_reason(case: tuple[bytes, dict[str, Any], int, list[int], str]):
+def test_refused_with_the_reason(case: tuple[bytes, dict[str, str], int, list[int], str]):
     data, config, rows, eos, message = case
     with pytest.raises(CheckpointError, match=message) as caught:
-        check_tokenizer(data, config, rows, eos)
+        notes_of(data, config, rows, eos)
     assert str(caught.value).startswith("cannot use tokenizer.json\n  found: ")
 
 
 def test_a_worker_that_is_late_is_killed():
     with pytest.raises(CheckpointError, match=r"cannot use tokenizer.json\n  found: it did not finish in 0.001 s"):
-        check_tokenizer(DATA, CONFIG, ROWS, [1], deadline_s=0.001)
+        notes_of(DATA, CONFIG, ROWS, [1], deadline_s=0.001)
 
 
 @pytest.mark.parametrize("template", (LLAMA2, LLAMA31))
 def test_a_template_that_renders_is_no_problem(template: str):
     data, config = byte_level_chat()
-    assert start_check(data, config, 5000, [1], chat_template=template).result() == ""
+    assert not any(note.startswith("chat template:") for note in notes_of(data, config, 5000, [1], template))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_template_that_renders_is_no_problem(template: str):
     ),
 )
 def test_a_template_that_fails_is_a_warning(template: str, problem: str):
-    assert start_check(DATA, CONFIG, ROWS, [1], chat_template=template).result() == problem
+    assert notes_of(DATA, CONFIG, ROWS, [1], template) == (f"chat template: {problem}",)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +181,4 @@ def test_a_template_bomb_is_refused(template: str, message: str):
 def test_modules_of_the_working_folder_are_not_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tokenizers.py").write_text("raise SystemExit('run by mistake')")
     monkeypatch.chdir(tmp_path)
-    assert check_tokenizer(DATA, CONFIG, ROWS, [1]) == ""
+    assert notes_of(DATA, CONFIG, ROWS, [1]) == ()

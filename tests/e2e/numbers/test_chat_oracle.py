@@ -13,13 +13,13 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.text.chat import ChatTemplate
-from llmc.runtime.text.tokenizer import Tokenizer, token_text
+from llmc.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_bytes(*byte_level_chat())
 
 
 def compiled(source: str, tokenizer: Tokenizer = TOKENIZER) -> ChatTemplate:
-    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return ChatTemplate(source, **tokenizer.named)
 
 
 def theirs(source: str, data: bytes, config: dict[str, Any], talk: dict[str, Any], tokenize: bool) -> Any:
@@ -27,8 +27,7 @@ def theirs(source: str, data: bytes, config: dict[str, Any], talk: dict[str, Any
     import jinja2
     from transformers import PreTrainedTokenizerFast
 
-    named = {name: token_text(config, name) for name in ("bos_token", "eos_token")}
-    oracle = PreTrainedTokenizerFast(tokenizer_object=RawTokenizer.from_buffer(data), chat_template=source, **named)
+    oracle = PreTrainedTokenizerFast(tokenizer_object=RawTokenizer.from_buffer(data), chat_template=source, **config)
     talk = {"add_generation_prompt": True, **copy.deepcopy(talk)}
     try:
         return oracle.apply_chat_template(talk.pop("messages"), tokenize=tokenize, return_dict=False, **talk)

@@ -16,12 +16,13 @@ CHAT_TOKENS = (
 )
 
 
-def pico() -> tuple[bytes, dict[str, Any]]:
-    """The bundled byte-level tokenizer: (tokenizer.json, tokenizer_config.json)."""
-    return (PICO / "tokenizer.json").read_bytes(), json.loads((PICO / "tokenizer_config.json").read_text())
+def pico() -> tuple[bytes, dict[str, str]]:
+    """The bundled byte-level tokenizer: (tokenizer.json, its named tokens)."""
+    config: dict[str, Any] = json.loads((PICO / "tokenizer_config.json").read_text())
+    return (PICO / "tokenizer.json").read_bytes(), {name: config[name] for name in ("bos_token", "eos_token")}
 
 
-def byte_level_chat() -> tuple[bytes, dict[str, Any]]:
+def byte_level_chat() -> tuple[bytes, dict[str, str]]:
     """The bundled one with the special tokens of public chat templates."""
     data, config = pico()
     raw = RawTokenizer.from_buffer(data)
@@ -29,7 +30,7 @@ def byte_level_chat() -> tuple[bytes, dict[str, Any]]:
     return raw.to_str().encode(), config
 
 
-def sentencepiece(*, metaspace: bool = False) -> tuple[bytes, dict[str, Any]]:
+def sentencepiece(*, metaspace: bool = False) -> tuple[bytes, dict[str, str]]:
     """Llama-2's kind: BPE with byte fallback; `metaspace`: the newer spelling whose first word alone gets a space."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?:<>/|[]_-é"
@@ -47,4 +48,4 @@ def sentencepiece(*, metaspace: bool = False) -> tuple[bytes, dict[str, Any]]:
         )
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return raw.to_str().encode(), {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    return raw.to_str().encode(), {"bos_token": "<s>", "eos_token": "</s>"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.fakes.executor import INFO, FakeExecutor, fake_logits, one_by_one
-from support.paths import PICO
+from support.samples.tokenizers import pico
 
 from llmc.runtime.engine import Engine
 from llmc.runtime.errors import EngineError, RecipeError, Unsupported
@@ -25,8 +24,7 @@ PROMPT = [5, 9, 30, 7]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    config = json.loads((PICO / "tokenizer_config.json").read_bytes())
-    return Tokenizer.from_bytes((PICO / "tokenizer.json").read_bytes(), config)
+    return Tokenizer.from_bytes(*pico())
 
 
 class Gate(FakeExecutor):
@@ -293,7 +291,7 @@ def test_a_fault_in_one_requests_text_ends_only_that_request(
     good = engine.stream([8], max_tokens=20)
 
     class Broken:
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, **__: object) -> None:
             self.stopped, self.text = False, ""
 
         def push(self, token: int) -> str:

@@ -35,6 +35,7 @@ def facts(call: Call, where: object, *flags: str) -> dict[str, Any]:
     return {**found.json, "text": text.out}
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_one_that_can_be_built(call: Call):
     found = facts(call, PICO)
     assert (found["buildable"], found["reason"], "shapes" in found) == (True, None, False)
@@ -137,6 +138,7 @@ def test_a_damaged_config(call: Call, folder: Path, content: str, reason: str):
     assert found["tensors"] == 74 and reason in found["reason"]
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_key_that_llmc_does_not_know_and_its_flag(call: Call, folder: Path):
     edit(folder / "config.json", lambda config: config.update(my_key=1))
     assert "accept them: --accept-config my_key" in facts(call, folder)["reason"]
@@ -149,6 +151,7 @@ def test_a_shard_that_is_missing(call: Call, folder: Path):
     assert found["tensors"] == 41 and f"1 missing: {FIRST}" in found["reason"]
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_every_tensor_with_verbose(call: Call, folder: Path):
     edit(folder / "config.json", lambda config: config.update(architectures=["XForCausalLM"]))
     for where in (folder, PICO):

@@ -21,6 +21,7 @@ from support.paths import PICO
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.digest import Files
 from llmc.compiler.checkpoint.folder import FileFacts, Folder, OpenFile
+from llmc.compiler.tokens.resolve import resolve
 from llmc.runtime.errors import CheckpointError, Unsupported
 from llmc.runtime.numbers import bf16_to_f32, to_f32
 
@@ -44,7 +45,8 @@ def test_bundled_checkpoint_reads_as_the_safetensors_library_reads_it() -> None:
         file.name: file.stat().st_size for file in PICO.iterdir() if file.name != "README.md"
     }
     assert checkpoint.tokenizer["tokenizer.json"] == (PICO / "tokenizer.json").read_bytes()
-    assert (checkpoint.bos_id, checkpoint.eos_ids, checkpoint.revision) == (0, (1,), None)
+    assert (checkpoint.special.bos["config.json"], checkpoint.special.eos["config.json"]) == (0, (1,))
+    assert checkpoint.revision is None
     assert checkpoint.warnings == ("no chat template: `llmc run --chat` will need --chat-template",)
     checkpoint.files.require_unchanged()
 
@@ -129,12 +131,13 @@ def test_eos_is_the_union_and_the_default_only_if_nobody_says(tmp_path: Path) ->
     folder = write_single(tmp_path / "c")
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 4], "bos_token_id": 3, "temperature": 0.5}')
     checkpoint = open_checkpoint(folder)
-    assert (checkpoint.eos_ids, checkpoint.bos_id, checkpoint.generation) == ((2, 4, 5), 3, {"temperature": 0.5})
+    found = resolve(checkpoint.special, None)
+    assert (found.eos_ids, found.bos, checkpoint.generation) == ((2, 4, 5), 3, {"temperature": 0.5})
     config = {key: value for key, value in CONFIG.items() if key != "eos_token_id"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert open_checkpoint(folder).eos_ids == (4, 5)
+    assert resolve(open_checkpoint(folder).special, None).eos_ids == (4, 5)
     (folder / "generation_config.json").unlink()
-    assert open_checkpoint(folder).eos_ids == (2,)
+    assert resolve(open_checkpoint(folder).special, None).eos_ids == (2,)
 
 
 def test_warnings(tmp_path: Path) -> None:

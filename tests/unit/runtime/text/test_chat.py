@@ -24,7 +24,7 @@ SPECIAL = list(TOKENIZER.special_tokens)
 
 
 def compiled(source: str, tokenizer: Tokenizer = TOKENIZER) -> ChatTemplate:
-    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return ChatTemplate(source, **tokenizer.named)
 
 
 @pytest.mark.parametrize("token", SPECIAL)

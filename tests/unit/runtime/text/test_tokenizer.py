@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +13,9 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders
 
 from llmc.runtime.errors import EngineError, RecipeError
-from llmc.runtime.text.tokenizer import Tokenizer, library_errors, token_text
+from llmc.runtime.text.tokenizer import Tokenizer, library_errors
 
-Sample = tuple[bytes, dict[str, Any]]
+Sample = tuple[bytes, dict[str, str]]
 
 
 def metaspace() -> Sample:
@@ -38,21 +37,22 @@ def test_text_without_special_tokens_has_the_librarys_ids(tokenizer: Tokenizer, 
 
 
 @PAIRS
-def test_bos_comes_from_the_post_processor_and_eos_from_the_configuration(tokenizer: Tokenizer, raw: RawTokenizer):
-    assert tokenizer.encode("")[0] == tokenizer.token_to_id(tokenizer.bos_token)
+def test_bos_comes_from_the_post_processor(tokenizer: Tokenizer, raw: RawTokenizer):
+    assert tokenizer.encode("")[0] == tokenizer.token_to_id(tokenizer.named["bos_token"])
     assert tokenizer.encode("", bos=False) == []
-    assert tokenizer.eos_ids == (raw.token_to_id(tokenizer.eos_token),)
+    assert tokenizer.around == ((raw.token_to_id(tokenizer.named["bos_token"]),), ())
 
 
 @PAIRS
 def test_a_special_token_in_the_text_becomes_plain_pieces(tokenizer: Tokenizer, raw: RawTokenizer):
-    name = tokenizer.eos_token
+    name = tokenizer.named["eos_token"]
+    end = tokenizer.special_tokens[name]
     text = f"the end{name} or {name}{name}"
     blind = RawTokenizer.from_str(raw.to_str())
     blind.encode_special_tokens = True
     assert tokenizer.encode(text) == blind.encode(text).ids
-    assert tokenizer.eos_ids[0] not in tokenizer.encode(text)
-    assert tokenizer.encode(text, special=True).count(tokenizer.eos_ids[0]) == 3
+    assert end not in tokenizer.encode(text)
+    assert tokenizer.encode(text, special=True).count(end) == 3
     assert tokenizer.decode(tokenizer.encode(text, bos=False)) == text
 
 
@@ -91,7 +91,8 @@ def test_marked_text_is_split_where_the_library_splits_it(tokenizer: Tokenizer, 
 
 @PAIRS
 def test_marked_special_tokens_are_plain_and_the_others_are_not(tokenizer: Tokenizer, raw: RawTokenizer):
-    name, number = tokenizer.eos_token, tokenizer.eos_ids[0]
+    name = tokenizer.named["eos_token"]
+    number = tokenizer.special_tokens[name]
     text = f"a{name}b{name}c"
     ids = tokenizer.encode_marked(text, [(1, 1 + len(name))])
     assert ids.count(number) == 1
@@ -201,9 +202,3 @@ def test_panics_become_errors_and_interrupts_do_not():
     for kind in (KeyboardInterrupt, SystemExit):
         with pytest.raises(kind), library_errors("ask"):
             raise kind
-
-
-@pytest.mark.parametrize("value", ("<s>", {"content": "<s>", "special": True}))
-def test_token_text_of_both_spellings(value: Any):
-    assert token_text({"bos_token": value}, "bos_token") == "<s>"
-    assert token_text({"bos_token": None}, "bos_token") == token_text({}, "bos_token") == ""

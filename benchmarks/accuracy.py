@@ -43,7 +43,7 @@ def main() -> None:
             found = llmc("eval", engine, *texts, "--baseline", CHECKPOINT)
             rows[name] = {"bytes": engine.stat().st_size, **found}
             print(
-                f"| {name} | {rows[name]['bytes'] / 1e6:.1f} | {found['ppl']:.3f} | {found['kl_mean']:.2g} "
+                f"| {name} | {rows[name]['bytes'] / 1e6:.1f} | {found['perplexity']:.3f} | {found['kl_mean']:.2g} "
                 f"| {found['kl_p99']:.2g} | {100 * found['top1']:.1f} % |",
                 flush=True,
             )

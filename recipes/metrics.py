@@ -33,7 +33,7 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     one.name: one
     for one in (
-        Metric("ppl", "eval", "", "lower", "perplexity", low=1.0),
+        Metric("perplexity", "eval", "", "lower", "e to the mean surprise of a token", low=1.0),
         Metric("ppl_ratio", "eval", "", "lower", "perplexity over the baseline's", compares=True),
         Metric("kl_mean", "eval", "nats", "lower", "mean of KL(baseline || engine)", compares=True),
         Metric("kl_p99", "eval", "nats", "lower", "99th percentile of KL(baseline || engine)", compares=True),
@@ -46,7 +46,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("ttft", "bench", "s", "lower", "seconds to the first token of every prompt"),
     )
 }
-SHORT: Mapping[str, str] = {"kl": "kl_mean"}
+SHORT: Mapping[str, str] = {"kl": "kl_mean", "ppl": "perplexity"}
 """Short names of metrics."""
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

@@ -35,7 +35,7 @@ class Evaluation:
 
     tokens: int
     """Tokens scored."""
-    ppl: float
+    perplexity: float
     """Perplexity: exp(mean of -ln p(token))."""
     ppl_ratio: float | None = None
     """Perplexity over the baseline's."""

@@ -110,7 +110,10 @@ def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:
     named = file.manifest.model.named_tokens
     if named is None:  # an engine before format 2.2
         named = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
-    return Tokenizer.from_bytes(vocabulary, named, f"tokenizer.json of {file.path}"), template
+    tokenizer = Tokenizer.from_bytes(vocabulary, named, f"tokenizer.json of {file.path}")
+    if file.manifest.model.named_tokens is not None:
+        tokenizer.begin_with(file.manifest.model.bos)
+    return tokenizer, template
 
 
 def _token_text(value: object) -> str:

@@ -33,7 +33,7 @@ _COLUMNS = (
     Column("bytes", "size", console.size),
     Column("formats", "modules", _modules),
     Column("tokens", "tokens"),
-    Column("ppl", "perplexity", "{:.4f}".format),
+    Column("perplexity", "perplexity", "{:.4f}".format),
     Column("ppl_ratio", "ratio", "{:.4f}".format),
     Column("kl_mean", "KL mean, nats", "{:.6f}".format),
     Column("kl_p99", "KL p99, nats", "{:.6f}".format),
@@ -136,7 +136,7 @@ def _facts(one: subjects.Subject, result: Evaluation) -> dict[str, Any]:
     return {"engine": one.path, "bytes": one.bytes, "profile": one.profile, "formats": one.formats, **figures}
 
 
-_ALONE = "{tokens} {noun}, perplexity {ppl:.4f}"
+_ALONE = "{tokens} {noun}, perplexity {perplexity:.4f}"
 _WHOLE = "; {word_perplexity:.4f} per word, {byte_perplexity:.4f} per byte, {bits_per_byte:.4f} bits per byte"
 _AGAINST = """
 against {baseline}: perplexity {ppl_ratio:.4f} times, KL mean {kl_mean:.6f}, 99th percentile {kl_p99:.6f} nats, \

@@ -1,9 +1,10 @@
 """The one place that decides which tokens begin a text, end an answer and have names.
 
 The oracle is transformers 5.23.0: names as in `tokenization_utils_base.py`, BOS in front of a text as the
-post-processor of tokenizer.json puts it (`_from_pretrained` drops add_bos_token where there is a tokenizer.json). One
-difference is deliberate: an answer ends with any end token that config.json, generation_config.json or the tokenizer's
-eos_token names, where `generate()` heeds one of the first two only.
+post-processor of tokenizer.json puts it. Two differences are deliberate. An answer ends with any end token that
+config.json, generation_config.json or the tokenizer's eos_token names, where `generate()` heeds one of the first two
+only. And a text begins with BOS or not as add_bos_token says, if it is there: transformers 4 obeyed it,
+`_from_pretrained` of 5.23 drops it where there is a tokenizer.json, and the model was trained with it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def _begins(
 ) -> tuple[int | None, tuple[str, ...]]:
     """The token that the post-processor puts in front of a text, and notes; `name` is the bos_token that `origin`
     gives."""
-    front, behind = tokenizer.around
+    own, behind = tokenizer.around
+    front, noted = _asked(sources, tokenizer, name, own)
     if beyond := [token for token in (*front, *behind) if token >= sources.rows]:
         raise CheckpointError(
             f"expected the tokens that {VOCABULARY} adds to each text below the {sources.rows} rows of the embedding",
@@ -86,7 +88,7 @@ def _begins(
             fix=f"the {VOCABULARY} that this checkpoint was trained with",
         )
     said = {file: (token,) for file, token in sources.bos.items()}
-    notes = []
+    notes = [*noted]
     if name is not None and (token := tokenizer.token_to_id(name)) is not None:
         said[origin] = (token,)
     elif name is not None:
@@ -96,18 +98,41 @@ def _begins(
     if len({*said.values(), front or next(iter(said.values()), ())}) > 1 or (said and name is None and not front):
         nameless = "" if name is not None else ", the tokenizer's files name none"
         texts = f"texts begin with {_shown(front, tokenizer)}" if front else "texts begin without one"
-        notes.append(f"BOS: {_told(said, tokenizer)}{nameless}; {texts}, as {VOCABULARY} says")
-    for key, asked, adds in (("add_bos_token", sources.add_bos, front), ("add_eos_token", sources.add_eos, behind)):
-        if asked is not None and asked != bool(adds):
-            place = f"adds {_shown(adds, tokenizer)}" if adds else "adds none"
-            notes.append(
-                f"{key} is {str(asked).lower()} in {CONFIG}, but {VOCABULARY} {place}, as transformers does too"
-            )
+        notes.append(
+            f"BOS: {_told(said, tokenizer)}{nameless}; {texts}, as {VOCABULARY if front == own else CONFIG} says"
+        )
+    if sources.add_eos is not None and sources.add_eos != bool(behind):
+        notes.append(
+            f"add_eos_token is {_flag(sources.add_eos)} in {CONFIG}, but {VOCABULARY} {_adds(behind, tokenizer)}"
+        )
     if behind:
         notes.append(
             f"{VOCABULARY} puts {_shown(behind, tokenizer)} behind each text, prompts included (as in transformers)"
         )
     return front[0] if front else None, tuple(notes)
+
+
+def _asked(
+    sources: Sources, tokenizer: Tokenizer, name: str | None, own: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The tokens in front of a text as add_bos_token says, and what to say of it; `own` are the post-processor's."""
+    if sources.add_bos is None or sources.add_bos == bool(own):
+        return own, ()
+    says = f"add_bos_token is {_flag(sources.add_bos)} in {CONFIG}, but {VOCABULARY} {_adds(own, tokenizer)}"
+    if not sources.add_bos:
+        return (), (f"{says}: texts begin without it (transformers 5 adds it)",)
+    token = None if name is None else tokenizer.token_to_id(name)
+    if token is None:
+        return own, (f"{says}, and no file names a bos_token that it has: texts begin without one",)
+    return (token,), (f"{says}: texts begin with {_shown([token], tokenizer)} (transformers 5 adds none)",)
+
+
+def _flag(value: bool) -> str:
+    return str(value).lower()
+
+
+def _adds(ids: tuple[int, ...], tokenizer: Tokenizer) -> str:
+    return f"adds {_shown(ids, tokenizer)}" if ids else "adds none"
 
 
 def _ends(

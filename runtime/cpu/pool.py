@@ -57,7 +57,7 @@ class SlotPool:
     def remember(self, tokens: Sequence[int], lease: Lease) -> None:
         pass  # nobody else reads a slot before it is given back
 
-    def give(self, tokens: Sequence[int], lease: Lease) -> None:
+    def give(self, tokens: Sequence[int], lease: Lease, written: int) -> None:
         ((block,),) = lease.blocks
         del self._promised[block]
         self._idle[block] = tuple(tokens)

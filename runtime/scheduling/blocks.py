@@ -57,7 +57,7 @@ class SharedPool:
                 self._key[blocks[index]] = key
             _, parent = self._known[key]
 
-    def give(self, tokens: Sequence[int], lease: Lease) -> None:
+    def give(self, tokens: Sequence[int], lease: Lease, written: int) -> None:
         self.remember(tokens, lease)
         for block in reversed(lease.blocks[0]):
             self._users[block] -= 1

@@ -89,8 +89,9 @@ class Pool(Protocol):
     def remember(self, tokens: Sequence[int], lease: Lease) -> None:
         """The blocks hold these first tokens of their sequence, or will before any later step."""
 
-    def give(self, tokens: Sequence[int], lease: Lease) -> None:
-        """Takes back the blocks of a finished sequence, of which they hold these first tokens and nothing else."""
+    def give(self, tokens: Sequence[int], lease: Lease, written: int) -> None:
+        """Takes back the blocks of a finished sequence, of which they hold these first tokens. `written` positions
+        were computed: more, if tokens that a step chose were not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class _Kept:
 
     tokens: tuple[int, ...]
     blocks: tuple[tuple[int, ...], ...]
+    written: int
+    """Positions that were computed: in a ring they have overwritten older ones, also those beyond `tokens`."""
 
 
 class KeptPool:
@@ -63,9 +65,9 @@ class KeptPool:
     def remember(self, tokens: Sequence[int], lease: Lease) -> None:
         pass  # nobody else reads the blocks before they are given back
 
-    def give(self, tokens: Sequence[int], lease: Lease) -> None:
+    def give(self, tokens: Sequence[int], lease: Lease, written: int) -> None:
         if tokens:
-            self._kept.append(_Kept(tuple(tokens), lease.blocks))
+            self._kept.append(_Kept(tuple(tokens), lease.blocks, written))
         else:
             self._free(lease.blocks)
 
@@ -91,6 +93,6 @@ class KeptPool:
             if kind.positions is None:
                 continue
             room, reads = len(blocks) * self._size, kind.positions if kind.window is None else kind.window
-            if len(one.tokens) > room and len(one.tokens) - length > room - reads:
+            if one.written > room and one.written - length > room - reads:
                 return False
         return True

@@ -244,6 +244,6 @@ class Scheduler:
         del self._running[request.sequence]
         # what was computed of a failed request is not to be trusted
         held = (*request.prompt, *request.tokens)[: request.computed] if request.finish != "error" else ()
-        self._pool.give(request.keys_of(held), request.lease)
+        self._pool.give(request.keys_of(held), request.lease, request.computed)
         if request.computed > request.lease.cached:
             self._executor.release(request.sequence)

@@ -34,6 +34,7 @@ class Tokenizer:
         self._what = what
         self.named = dict(named)
         """Texts of named tokens, such as bos_token: what a chat template may read."""
+        self._front: tuple[int, ...] | None = None
         self._lock = threading.Lock()
         self._added = raw.get_added_tokens_decoder()
         self.special_tokens: dict[str, int] = {a.content: i for i, a in sorted(self._added.items()) if a.special}
@@ -64,7 +65,7 @@ class Tokenizer:
         return self._raw.token_to_id(token)
 
     def encode(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
-        """Ids of `text`; `bos` adds the tokens of the tokenizer's post-processor (usually BOS in front).
+        """Ids of `text`; `bos` adds the tokens that belong around a text (usually BOS in front).
 
         With `special` False a special token spelled in the text is split into plain pieces. With `special` True a text
         that spells BOS itself gets no second one.
@@ -74,7 +75,7 @@ class Tokenizer:
         """
         _check_text(text)
         if special or not self._may_hold_special(text):
-            ids, first = self._encode(self._raw, text, bos), list(self.around[0])
+            ids, first = self._encode(self._raw, text, bos), list(self.front)
             doubled = bos and first and ids[len(first) : 2 * len(first)] == first
             return ids[len(first) :] if doubled else ids
         plain, _ = self._plain
@@ -94,10 +95,21 @@ class Tokenizer:
         parts = [part for state in states for inner in state.values() if isinstance(inner, list) for part in inner]
         return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in (*states, *parts))
 
+    @property
+    def front(self) -> tuple[int, ...]:
+        """The ids in front of a text: those of the post-processor unless `begin_with` says otherwise."""
+        return self.around[0] if self._front is None else self._front
+
+    def begin_with(self, bos: int | None) -> None:
+        """Put this token in front of each text, or none, where the post-processor says otherwise."""
+        if self.around[0][:1] != (() if bos is None else (bos,)):
+            self._front = () if bos is None else (bos,)
+
     @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the post-processor puts in front of a text (usually BOS), and those that it puts behind."""
-        plain, whole = (self._encode(self._raw, "a", bos) for bos in (False, True))
+        with library_errors(f"encode a text with {self._what}"), panics_unprinted():
+            plain, whole = (self._raw.encode("a", add_special_tokens=added).ids for added in (False, True))
         starts = range(len(whole) - len(plain) + 1)
         start = next((at for at in starts if whole[at : at + len(plain)] == plain), 0) if plain else len(whole)
         return tuple(whole[:start]), tuple(whole[start + len(plain) :])
@@ -175,7 +187,8 @@ class Tokenizer:
 
     def _encode(self, raw: RawTokenizer, text: str, bos: bool) -> list[int]:
         with library_errors(f"encode a text with {self._what}"), panics_unprinted():
-            return raw.encode(text, add_special_tokens=bos).ids
+            ids = raw.encode(text, add_special_tokens=bos).ids
+        return [*self._front, *ids[len(self.around[0]) :]] if bos and self._front is not None else ids
 
     def _check_plain(self, ids: Sequence[int]) -> None:
         """Refuses ids with a special token, which some vocabularies merge from ordinary pieces."""

@@ -42,10 +42,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_eval_measures_perplexity_and_distance(call: Call, engine: Path, text: Path):
     alone = call("eval", engine, "--text", text, "--max-tokens", 600, "--json").json
-    assert set(alone) == {"engine", "bytes", "profile", "formats", "tokens", "ppl", "gates"}
+    assert set(alone) == {"engine", "bytes", "profile", "formats", "tokens", "perplexity", "gates"}
     assert (alone["tokens"], alone["bytes"]) == (600, engine.stat().st_size)
     assert (alone["formats"], alone["gates"]) == ({"int8": 57}, [])
-    assert 5 < alone["ppl"] < 120
+    assert 5 < alone["perplexity"] < 120
     outcome = call("eval", engine, "--text", text, "--max-tokens", 200, "--baseline", CHECKPOINT, "--json")
     assert set(outcome.json) == {*alone, "ppl_ratio", "kl_mean", "kl_p99", "top1"}
     assert 0 < outcome.json["kl_mean"] < 0.01
@@ -64,7 +64,7 @@ def test_several_engines_are_scored_as_each_alone(call: Call, pico_engine: PicoE
 
 def test_the_ratio_is_of_two_perplexities(call: Call, pico_engine: PicoEngine, text: Path):
     more = ("--text", text, "--max-tokens", 100, "--json")
-    one, other = (call("eval", pico_engine(name), *more).json["ppl"] for name in ("int4", "int8"))
+    one, other = (call("eval", pico_engine(name), *more).json["perplexity"] for name in ("int4", "int8"))
     found = call("eval", pico_engine("int4"), *more, "--baseline", pico_engine("int8")).json
     assert found["ppl_ratio"] == pytest.approx(one / other)
 
@@ -123,4 +123,4 @@ def test_llmc_json_yields_to_a_format(call: Call, engine: Path, text: Path, monk
     monkeypatch.setenv("LLMC_JSON", "1")
     arguments = ("eval", engine, "--text", text, "--max-tokens", 5)
     assert call(*arguments).json["tokens"] == 5
-    assert call(*arguments, "--format", "csv").out.startswith("engine,bytes,profile,formats,tokens,ppl\n")
+    assert call(*arguments, "--format", "csv").out.startswith("engine,bytes,profile,formats,tokens,perplexity\n")

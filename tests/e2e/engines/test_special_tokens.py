@@ -243,3 +243,22 @@ def test_show_prompt_and_log_probabilities_show_a_token_as_inside_a_text(words: 
     assert plain["logprobs"]["text_offset"] == [0, 6]
     assert chat["message"]["content"] == " world world"
     assert [one["token"] for one in chat["logprobs"]["content"]] == [" world", " world"]
+
+
+@pytest.mark.parametrize(
+    ("front", "asked", "begins"), [(None, True, ["<s>"]), ("<s>", False, []), ("<s>", True, ["<s>"])]
+)
+def test_a_text_begins_as_add_bos_token_says(build: Build, front: str | None, asked: bool, begins: list[str]):
+    """As transformers 4.57's LlamaTokenizerFast; 5.23.0 drops the key beside a tokenizer.json."""
+    names = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": asked}
+    path, warnings = build(Spelling("llama", "byte_level", QWEN, front, names, config=S))
+    with llmc.load(path) as engine:
+        tokenizer = engine.tokenizer
+        assert tokenizer is not None
+        ids = tokenizer.encode("hi")
+        assert [tokenizer.text_of(token) for token in ids[: len(begins)]] == begins
+        assert ids[len(begins) :] == tokenizer.encode("hi", bos=False)
+        assert tokenizer.encode("<s>hi", special=True) == tokenizer.encode("<s>hi", special=True, bos=False)
+        prompt = engine.generate("hi", max_tokens=1).prompt_tokens
+    assert prompt == len(ids)
+    assert any("add_bos_token is" in said for said in warnings) == (bool(front) != asked)

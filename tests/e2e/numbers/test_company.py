@@ -78,7 +78,7 @@ class Running:
 
     def end(self) -> None:
         for one, (lease, tokens) in self._begun.items():
-            self._pool.give(tokens, lease)
+            self._pool.give(tokens, lease, len(tokens))
             self.executor.release(one)
         self._begun.clear()
 

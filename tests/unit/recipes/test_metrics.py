@@ -18,7 +18,7 @@ from llmc.runtime.errors import RecipeError
         ("kl_mean<=0.01", Gate("kl_mean", "<=", 0.01)),
         (" kl <= 1e-2 ", Gate("kl_mean", "<=", 0.01)),
         ("kl_p99<.5", Gate("kl_p99", "<", 0.5)),
-        ("ppl<=20", Gate("ppl", "<=", 20.0)),
+        ("ppl<=20", Gate("perplexity", "<=", 20.0)),
         ("ppl_ratio<=1.05", Gate("ppl_ratio", "<=", 1.05)),
         ("top1 >= 0.95", Gate("top1", ">=", 0.95)),
         ("top1>=1", Gate("top1", ">=", 1.0)),
@@ -43,23 +43,23 @@ def test_a_gate_is_read(text: str, gate: Gate):
         (
             "kl_men<=1",
             "cannot find the metric 'kl_men' (did you mean 'kl_mean'?)",
-            "try: one of ppl, ppl_ratio, kl_",
+            "try: one of perplexity, ppl_ratio, kl_",
         ),
-        ("perplexity<=1", "cannot find the metric 'perplexity'", "try: one of ppl,"),
+        ("perplexty<=1", "cannot find the metric 'perplexty'", "did you mean 'perplexity'"),
         ("top1>=95", "expected a limit of top1 from 0 to 1", "found: 95"),
         ("top1>=95%", "expected a number in the gate of top1", "try: a share from 0 to 1"),
         ("ttft<=200ms", "expected a number in the gate of ttft", "a plain number, in s"),
         ("kl<=nan", "expected a number in the gate of kl_mean", "a plain number, in nats"),
         ("kl<=inf", "expected a number in the gate of kl_mean", "'inf'"),
-        ("ppl<=1e999", "expected a limit of ppl from 1", "1e999"),
-        ("ppl<=0.5", "expected a limit of ppl from 1", "0.5"),
+        ("ppl<=1e999", "expected a limit of perplexity from 1", "1e999"),
+        ("ppl<=0.5", "expected a limit of perplexity from 1", "0.5"),
         ("kl<=-1", "expected a limit of kl_mean from 0", "-1"),
         ("kl<0", "expected a gate that can pass", "'kl<0': no kl_mean is better\n  try: kl_mean<=0"),
         ("top1 > 1", "expected a gate that can pass", "try: top1>=1"),
-        ("ppl<1.0", "expected a gate that can pass", "try: ppl<=1"),
+        ("ppl<1.0", "expected a gate that can pass", "try: perplexity<=1"),
         ("decode>=0", "expected a gate that can fail", "'decode>=0': every decode passes"),
         ("top1>0", "expected a gate that can fail", "every top1 passes"),
-        ("ppl>=20", "expected a gate ppl<=NUMBER: a lower ppl is better", "found:"),
+        ("ppl>=20", "expected a gate perplexity<=NUMBER: a lower perplexity is better", "found:"),
         ("decode<=30", "expected a gate decode>=NUMBER: a higher decode is better", "found:"),
         ("top1<0.9", "expected a gate top1>=NUMBER: a higher top1 is better", "found:"),
     ],
@@ -84,7 +84,7 @@ def test_what_compares_needs_a_baseline():
         with pytest.raises(RecipeError, match="expected --baseline with the gate"):
             gates_for("eval", ["ppl<=20", name])
         assert len(gates_for("eval", ["ppl<=20", name], baseline=True)) == 2
-    assert gates_for("eval", ["ppl<=20"]) == (Gate("ppl", "<=", 20.0),)
+    assert gates_for("eval", ["ppl<=20"]) == (Gate("perplexity", "<=", 20.0),)
 
 
 def test_what_counts_words_or_bytes_needs_whole_texts():
@@ -105,7 +105,7 @@ def test_what_counts_words_or_bytes_needs_whole_texts():
         ("decode>=30", math.inf, True),
         ("kl<=0.01", math.nan, False),
         ("decode>=30", math.nan, False),
-        ("ppl<=20", math.inf, False),
+        ("perplexity<=20", math.inf, False),
     ],
 )
 def test_a_figure_is_judged_by_its_limit(gate: str, measured: float, passed: bool):

@@ -75,7 +75,7 @@ def test_figures_of_words_and_bytes_are_those_of_lm_eval():
     cut = [window for one in ids for window in windows(one, 3, 0, "rolling")]
     (found,) = score(cut, [model], size=TextSize.of(texts))
     assert TextSize.of(texts) == TextSize(words, size)
-    assert found.ppl == pytest.approx(math.exp(-total / 9), rel=1e-12)
+    assert found.perplexity == pytest.approx(math.exp(-total / 9), rel=1e-12)
     assert found.word_perplexity == pytest.approx(math.exp(-total / words), rel=1e-12)
     assert found.byte_perplexity == pytest.approx(math.exp(-total / size), rel=1e-12)
     assert found.bits_per_byte == pytest.approx(-total / size / math.log(2), rel=1e-12)
@@ -96,7 +96,7 @@ def test_perplexity_and_divergence_are_the_formulas():
             divergence.append(float(sum(np.exp(log_p) * (log_p - log_q))))
             agreed.append(np.argmax(q_row) == np.argmax(p_row))
     assert result.tokens == 200
-    assert result.ppl == pytest.approx(math.exp(np.mean(surprise)))
+    assert result.perplexity == pytest.approx(math.exp(np.mean(surprise)))
     assert result.ppl_ratio == pytest.approx(math.exp(np.mean(surprise)) / math.exp(np.mean(theirs)))
     assert result.kl_mean == pytest.approx(np.mean(divergence))
     assert result.kl_p99 == pytest.approx(np.quantile(divergence, 0.99))
@@ -105,7 +105,7 @@ def test_perplexity_and_divergence_are_the_formulas():
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity():
     (result,) = score(windows(list(range(VOCABULARY)), 5, 0), [lambda ids: np.zeros((len(ids), VOCABULARY), "f4")])
-    assert result.ppl == pytest.approx(VOCABULARY)
+    assert result.perplexity == pytest.approx(VOCABULARY)
     assert (result.ppl_ratio, result.kl_mean, result.kl_p99, result.top1) == (None, None, None, None)
 
 
@@ -136,7 +136,7 @@ def test_a_hopeless_model_has_a_finite_perplexity():
         logits[:, 0] = 1e4
         return logits
 
-    assert math.isfinite(score(windows([3, 3, 3], 4, 0), [wrong])[0].ppl)
+    assert math.isfinite(score(windows([3, 3, 3], 4, 0), [wrong])[0].perplexity)
 
 
 def test_refusals_say_what_is_wrong():

@@ -14,11 +14,14 @@ from llmc.runtime.errors import RecipeError
 
 COLUMNS = (
     Column("engine", "engine"),
-    Column("ppl", "perplexity", "{:.1f}".format),
+    Column("perplexity", "perplexity", "{:.1f}".format),
     Column("kl_mean", "KL", "{:.3f}".format),
 )
-SHOWN = Shown(COLUMNS, lambda row: f"ppl {row['ppl']}", lambda row: row["engine"])
-ROWS = ({"engine": "a|b.llmc", "ppl": 2.0, "formats": {"int8": 57}}, {"engine": "c.llmc", "ppl": 3.0, "formats": {}})
+SHOWN = Shown(COLUMNS, lambda row: f"ppl {row['perplexity']}", lambda row: row["engine"])
+ROWS = (
+    {"engine": "a|b.llmc", "perplexity": 2.0, "formats": {"int8": 57}},
+    {"engine": "c.llmc", "perplexity": 3.0, "formats": {}},
+)
 
 
 def test_markdown_escapes_bars_and_leaves_out_columns_that_were_not_measured():
@@ -28,7 +31,7 @@ def test_markdown_escapes_bars_and_leaves_out_columns_that_were_not_measured():
 
 
 def test_csv_has_all_keys():
-    assert as_csv(ROWS) == "engine,ppl,formats\na|b.llmc,2.0,int8:57\nc.llmc,3.0,\n"
+    assert as_csv(ROWS) == "engine,perplexity,formats\na|b.llmc,2.0,int8:57\nc.llmc,3.0,\n"
 
 
 def test_one_row_is_a_sentence_and_several_a_table(capsys: pytest.CaptureFixture[str]):
@@ -39,21 +42,25 @@ def test_one_row_is_a_sentence_and_several_a_table(capsys: pytest.CaptureFixture
 
 def test_a_gate_holds_if_it_holds_for_every_row(capsys: pytest.CaptureFixture[str]):
     show(ROWS, (parse_gate("ppl<=3"),), "text", SHOWN)
-    assert capsys.readouterr().out.endswith("gate ppl<=3 passed: 3 of c.llmc\n")
+    assert capsys.readouterr().out.endswith("gate perplexity<=3 passed: 3 of c.llmc\n")
     with pytest.raises(typer.Exit) as ended:
         show(ROWS, (parse_gate("ppl<=2"), parse_gate("ppl<=2.5"), parse_gate("ppl<=9")), "text", SHOWN)
     assert ended.value.exit_code == 1
     shown = capsys.readouterr()
-    assert "gate ppl<=2 failed: 3 of c.llmc\ngate ppl<=2.5 failed: 3 of c.llmc\ngate ppl<=9 passed" in shown.out
-    assert shown.err == "llmc: cannot pass the gates ppl<=2, ppl<=2.5\n  found: ppl 3 of c.llmc; ppl 3 of c.llmc\n"
+    assert (
+        "gate perplexity<=2 failed: 3 of c.llmc\ngate perplexity<=2.5 failed: 3 of c.llmc\ngate perplexity<=9 passed"
+        in shown.out
+    )
+    found = "perplexity 3 of c.llmc; perplexity 3 of c.llmc"
+    assert shown.err == f"llmc: cannot pass the gates perplexity<=2, perplexity<=2.5\n  found: {found}\n"
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_nan_fails_whatever_the_other_rows_are(order: int, capsys: pytest.CaptureFixture[str]):
-    rows = [{"engine": "a", "ppl": 2.0}, {"engine": "b", "ppl": math.nan}][::order]
+    rows = [{"engine": "a", "perplexity": 2.0}, {"engine": "b", "perplexity": math.nan}][::order]
     with pytest.raises(typer.Exit):
         show(rows, (parse_gate("ppl<=5"),), "csv", SHOWN)
-    assert "cannot pass the gate ppl<=5\n  found: ppl nan of b\n" in capsys.readouterr().err
+    assert "cannot pass the gate perplexity<=5\n  found: perplexity nan of b\n" in capsys.readouterr().err
 
 
 def test_json_has_the_verdicts_in_each_row(capsys: pytest.CaptureFixture[str]):

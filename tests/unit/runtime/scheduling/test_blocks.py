@@ -17,11 +17,11 @@ def test_a_block_used_again_gives_its_followers_no_other_beginning():
     assert first is not None and twin is not None
     pool.remember(A, first)
     pool.remember((*A, *B), twin)  # its second block follows the first request's block
-    pool.give(A, first)
+    pool.give(A, first, len(A))
     other = pool.take(C, 4)
     assert other is not None and first.blocks[0][0] in other.blocks[0], "the beginning was taken for something else"
     pool.remember(C, other)
-    pool.give(C, other)
+    pool.give(C, other, len(C))
     asked = pool.take((*C, *B, 9), 5)
     assert asked is None or asked.cached <= 2
 
@@ -31,7 +31,7 @@ def test_an_answers_blocks_are_remembered_when_they_are_given_back():
     lease = pool.take(A, 6)
     assert lease is not None
     pool.remember(A, lease)
-    pool.give((*A, *B, 3), lease)
+    pool.give((*A, *B, 3), lease, len(A) + len(B) + 1)
     again = pool.take((*A, *B, 3, 4), 6)
     assert again is not None and again.cached == 4 and again.blocks[0][:2] == lease.blocks[0][:2]
 
@@ -45,7 +45,8 @@ def test_cached_positions_hold_the_prompt(requests: list[tuple[list[int], int]])
     live: list[tuple[list[int], Lease]] = []
     for tokens, ends in requests:
         for _ in range(min(ends, len(live))):
-            pool.give(*live.pop(0))
+            given, freed = live.pop(0)
+            pool.give(given, freed, len(given))
         prompt = tokens[: max(1, len(tokens) - 1)]
         lease = pool.take(prompt, len(tokens))
         if lease is None:
@@ -59,6 +60,6 @@ def test_cached_positions_hold_the_prompt(requests: list[tuple[list[int], int]])
             written[block] = tuple(tokens[: 2 * index + 2])
         pool.remember(prompt, lease)
         live.append((tokens, lease))
-    for one in live:
-        pool.give(*one)
+    for given, freed in live:
+        pool.give(given, freed, len(given))
     assert pool.free == (6,)

@@ -376,3 +376,18 @@ def test_a_request_waits_until_every_kind_of_cache_has_room() -> None:
 def test_only_a_cache_that_keeps_everything_is_shared() -> None:
     with pytest.raises(AssertionError, match="is shared"):
         Scheduler(FakeExecutor(shares=True, blocks=0, rings=(CacheKind(4, 20),)))
+
+
+def test_a_cancelled_sequence_whose_ring_ran_on_is_not_continued() -> None:
+    """Two steps ahead of the fourth token, the ring of three blocks has lost the oldest positions."""
+    ring = CacheKind(3, 10)
+    executor = FakeExecutor(depth=2, mixed=False, block_tokens=4, blocks=30, max_prefill=1, rings=(ring,), sequences=1)
+    scheduler = Scheduler(executor)
+    first = scheduler.add(Noted((0,) * 9, 6))
+    while len(first.tokens) < 4:
+        scheduler.step()
+    scheduler.cancel(first)
+    drain(scheduler)
+    then = scheduler.add(Noted((*(0,) * 9, *first.tokens[:3]), 1))
+    drain(scheduler)
+    assert then.tokens == one_by_one(then.prompt, then.params, 1, executor.vocab)

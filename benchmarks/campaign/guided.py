@@ -21,7 +21,7 @@ from typing import Any
 from .targets import Target, targets
 from .watch import GROWTH, HANG_S, MEMORY, judge
 
-SECONDS = 90
+SECONDS = 60
 """Of each target."""
 _READERS = (
     "llmc.runtime.files.safetensors",

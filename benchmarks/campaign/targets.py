@@ -156,14 +156,15 @@ def _check_tokenizer(data: bytes) -> None:
     from llmc.compiler.checkpoint import tokenizer_check
     from llmc.runtime.text.tokenizer import Tokenizer
 
-    config = {"bos_token": "<s>", "eos_token": "</s>"}
-    question = {"config": config, "rows": 64, "eos": [1], "template": None}
-    reply = tokenizer_check._work(question, data)
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    sources = {"family": "llama", "rows": 64, "eos": {"config.json": [1]}, "named": named, "add_bos": True}
+    reply = tokenizer_check._work({"sources": sources, "template": None}, data)
     if "refused" in reply:
         raise CheckpointError(reply["refused"])
-    tokenizer = Tokenizer.from_bytes(data, config)
+    tokenizer = Tokenizer.from_bytes(data, named)
     ids = tokenizer.encode("Hello <s> wörld", bos=True)
     tokenizer.decode(ids)
+    tokenizer.decode(ids[3:], after=ids[:3])
 
 
 def _render(data: bytes) -> None:

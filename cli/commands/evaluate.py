@@ -117,10 +117,10 @@ def evaluate(
             judged, lambda one: load(one.path, one.profile, threads=threads, max_batch=1, judge=judge)
         )
         model = judged[0].manifest.model
-        first = model.bos if windows == "separate" else corpus.prefix(model)
         for group in stack.enter_context(closing(groups)):
             for said in dict.fromkeys(said for engine in group for said in engine.notes):
                 console.note(f"llmc: {said}")
+            first = model.bos if windows == "separate" else corpus.prefix(model, group[0])
             ids = (one.encode(group[0], model.bos) for one in given)
             cut = list(corpus.cut(ids, length, first, max_tokens, windows))
             total = sum(len(one.wanted) for one in cut)

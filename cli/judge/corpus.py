@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import RecipeError, nearest
+from ...runtime.errors import RecipeError, Unsupported, nearest
 from ..common import texts
 
 if TYPE_CHECKING:
@@ -85,13 +86,19 @@ def whole_texts(passages: Sequence[Passage]) -> TextSize | None:
     return TextSize.of(texts) if len(texts) == len(passages) else None
 
 
-def prefix(model: ModelFacts) -> int:
-    """What rolling windows read before a text: BOS, else the first EOS, as lm-evaluation-harness chooses it.
+def prefix(model: ModelFacts, engine: Engine) -> int:
+    """What rolling windows read before a text: BOS, also one with which no text begins, else EOS.
+
+    That is lm-evaluation-harness's choice: the tokenizer's bos_token, else its eos_token.
 
     Raises:
         RecipeError: there is neither.
     """
-    found = model.bos if model.bos is not None else next(iter(model.eos_ids), None)
+    named: list[int | None] = []
+    with suppress(Unsupported):  # an engine without a tokenizer, for token ids
+        texts = [engine.tokenizer.named.get(name) for name in ("bos_token", "eos_token")]
+        named = [engine.tokenizer.token_to_id(text) for text in texts if text]
+    found = next((one for one in (model.bos, *named, *model.eos_ids) if one is not None), None)
     if found is None:
         raise RecipeError("cannot cut rolling windows", found="neither BOS nor EOS", fix="--windows separate")
     return found

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from support.commands import Outcome
-from support.engines import PicoEngine
+from support.engines import PicoEngine, small_checkpoint
 
 import llmc
 from llmc.cli.judge.corpus import Passage, cut, prefix, read, refuse_unknown_tokens, whole_texts
 from llmc.cli.judge.subjects import subject
+from llmc.runtime.engine import Engine
 from llmc.runtime.errors import RecipeError
 from llmc.runtime.evaluate import TextSize, Windows
 
@@ -107,13 +108,18 @@ def test_rolling_figures_are_those_of_lm_eval(pico_engine: PicoEngine, call: Cal
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_rolling_windows_read_bos_else_the_first_eos_before_a_text(pico_engine: PicoEngine):
-    """lm-evaluation-harness 0.4.13, `HFLM.prefix_token_id`."""
+def test_rolling_windows_read_bos_else_eos_before_a_text(pico_engine: PicoEngine, tmp_path: Path):
+    """lm-evaluation-harness 0.4.13, `HFLM.prefix_token_id`: the tokenizer's bos_token, else its eos_token."""
     one = subject(str(pico_engine("none")), None)
+    bare = llmc.build(small_checkpoint(tmp_path / "c", tokenizer=False), tmp_path / "e.llmc", quantize="none")
+    with llmc.load(one.path) as engine, llmc.load(bare) as without:
+        begin, end = (engine.tokenizer.token_to_id(engine.tokenizer.named[name]) for name in ("bos_token", "eos_token"))
 
-    def of(bos: int | None, *eos: int) -> int:
-        return prefix(replace(one.manifest.model, bos=bos, eos_ids=eos))
+        def of(asked: Engine, bos: int | None, *eos: int) -> int:
+            return prefix(replace(one.manifest.model, bos=bos, eos_ids=eos), asked)
 
-    assert (of(0, 1), of(7), of(None, 1, 5)) == (0, 7, 1)
-    with pytest.raises(RecipeError, match="cannot cut rolling windows\n  found: neither BOS nor EOS"):
-        of(None)
+        assert (of(engine, 3, 1), of(engine, None, 5), of(without, None, 5, 1)) == (3, begin, 5)
+        del engine.tokenizer.named["bos_token"]
+        assert of(engine, None, 5) == end != begin
+        with pytest.raises(RecipeError, match="cannot cut rolling windows\n  found: neither BOS nor EOS"):
+            of(without, None)

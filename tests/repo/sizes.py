@@ -16,49 +16,53 @@ from support.paths import PACKAGE, ROOT
 SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
-    ".": 128,  # calls that do not fit their parameters are refused
-    "cli": 121,  # --debug for every command; --format json; a refusal of the system names its path
-    "cli/commands": 1303,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    ".": 138,  # calls that do not fit their parameters are refused
+    "cli": 137,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/common": 649,  # a flag given twice and an empty value are refused
-    "cli/facts": 152,  # what inspect shows of any checkpoint
-    "cli/judge": 395,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/commands": 1338,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/common": 673,  # a flag given twice and an empty value are refused
+    "cli/facts": 161,  # what inspect shows of any checkpoint
+    "cli/judge": 441,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
-    "compiler": 330,  # page.py: a dump as one page; resume
-    "compiler/cache": 476,  # engines that llmc run builds
-    "compiler/checkpoint": 1094,  # card.py: name and licence of a model
-    "compiler/config": 375,
-    "compiler/decoder": 192,
-    "compiler/engine": 506,  # report.py and memory planning came from build.py
-    "compiler/families": 470,
-    "compiler/oracle": 250,
+    "compiler": 401,  # page.py: a dump as one page; resume
+    "compiler/cache": 477,  # engines that llmc run builds
+    "compiler/checkpoint": 991,  # card.py: name and licence of a model
+    "compiler/checkpoint/weights": 267,
+    "compiler/config": 385,
+    "compiler/decoder": 224,
+    "compiler/engine": 519,  # report.py and memory planning came from build.py
+    "compiler/families": 476,
+    "compiler/oracle": 265,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 427,  # captures are parameters
-    "compiler/targets/cuda": 746,  # listing.py: a profile for people
-    "compiler/targets/cuda/cubins": 880,  # the pinned assembler; elf, sass, figures: costs without a GPU
+    "compiler/targets/cuda": 756,  # listing.py: a profile for people
+    "compiler/targets/cuda/cubins": 867,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
     "compiler/targets/cuda/kernels/linear": 1314,  # choose.py: what lowering and tuning each decided
     "compiler/targets/cuda/kernels/moe": 643,
     "compiler/targets/cuda/kernels/sampling": 603,
-    "compiler/targets/cuda/tuning": 496,
+    "compiler/targets/cuda/tuning": 487,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 255,  # quick.py: simulated steps take half the time
+    "compiler/tokens": 256,
     "passes": 384,  # refusals of QuantizeWeights
     "passes/graph": 623,  # saved.py: graphs as files and back
-    "passes/rewrite": 372,  # captures are named, typed and checked when a rule is made; named depths
-    "quantize": 216,
+    "passes/rewrite": 375,  # captures are named, typed and checked when a rule is made; named depths
+    "quantize": 220,
     "quantize/formats": 254,
-    "recipes": 464,  # metrics and gates
-    "runtime": 1060,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 583,  # notes
-    "runtime/cuda": 1059,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 708,  # info.py: what an engine says of itself
-    "runtime/files": 562,  # an older output in an input folder
-    "runtime/plan": 753,  # where PTX lies
-    "runtime/sampling": 243,
-    "runtime/scheduling": 611,  # notes
-    "runtime/text": 502,
+    "recipes": 474,  # metrics and gates
+    "runtime": 1118,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime/cpu": 633,  # notes
+    "runtime/cuda": 1118,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/engine_file": 796,  # info.py: what an engine says of itself
+    "runtime/files": 565,  # an older output in an input folder
+    "runtime/guard": 212,
+    "runtime/plan": 785,  # where PTX lies
+    "runtime/sampling": 245,
+    "runtime/scheduling": 683,  # notes
+    "runtime/text": 699,
+    "runtime/text/template": 1083,
 }
 _NO_CODE = {
     tokenize.COMMENT,

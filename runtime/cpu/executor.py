@@ -6,23 +6,19 @@ block, which is a slot of the cache; sequences that decode together have the slo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import environment
-from ..dtypes import DTYPES
-from ..engine_file.bind import WEIGHTS_LOCATION, Expr, evaluate_weight, from_json, is_view
+from ..engine_file.bind import WEIGHTS_LOCATION
 from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
 from ..engine_file.rope import LengthRope, table_of
-from ..errors import EngineError, RecipeError, ResourceError
+from ..errors import EngineError, RecipeError
 from ..guard.shortage import shortage
 from ..machine import cpu_count, system_memory
-from ..numbers import RAW_DTYPE
 from ..progress import timed
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
 from .kernel_times import measure, tell
@@ -30,6 +26,7 @@ from .onnx_scan import scan
 from .pool import SlotPool
 from .rotary import CallTables, check_tables
 from .slots import PARTS, SlotCaches, lengths_name
+from .weights import bindings, check_memory, weight_values, weights_as_inputs
 
 MAX_PREFILL = 512
 """Most tokens per prefill call: limits its activations, and how long decoding requests wait for it."""
@@ -63,10 +60,10 @@ class CpuExecutor:
         self.vocab = model.vocab_size
         self.max_prefill = min(MAX_PREFILL, facts.max_context, *model.windows)
         self.max_rows = MAX_ROWS
-        weights = _bindings(engine.path, facts.weights)
-        _check_memory(engine, weights, facts.needs)
-        as_inputs = _weights_as_inputs(engine.path, weights, facts.needs)
-        self._weights = _weight_values(engine, weights)
+        weights = bindings(engine.path, facts.weights)
+        check_memory(engine, weights, facts.needs)
+        as_inputs = weights_as_inputs(engine.path, weights, facts.needs)
+        self._weights = weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
         self._as_inputs = {name: self._weights[name] for name in as_inputs}
         self._session = _session(engine, facts.graph, constants, thread_count(threads))
@@ -234,15 +231,6 @@ def thread_count(asked: int | None) -> int:
     return environment.threads(asked) or cpu_count()
 
 
-def _bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
-    """The profile's weight expressions, checked to have dtypes that ONNX Runtime accepts."""
-    exprs = {name: from_json(data) for name, data in weights.items()}
-    for name, expr in exprs.items():
-        if not DTYPES[expr.dtype].onnx:
-            raise EngineError(f"cannot bind weight {name!r} of {path}", found=expr.dtype, fix=_AGAIN)
-    return exprs
-
-
 def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows: Sequence[int], vocab: int) -> None:
     """Check that the graph declares the buffers that will be bound; their sizes come from the manifest."""
     declared = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
@@ -263,45 +251,6 @@ def _check_inputs(session: Any, path: str, layers: Sequence[LayerCache], windows
         )
         found = f"{found}, logits {logits}"
         raise EngineError(f"expected a graph of {asked}, {vocab} logits in {path}", found=found, fix=_AGAIN)
-
-
-def _check_memory(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> None:
-    """Check, before allocating, that copied and packed weights fit into memory; the pool checks each request's part."""
-    tensors = engine.tensors
-    private = [expr for expr in weights.values() if not is_view(expr, tensors)]
-    converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
-    packed = needs.get("packed_bytes", 0)
-    if type(packed) is not int:
-        found = repr(packed)[:80]
-        raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
-    needed, free = converted + packed, system_memory().available
-    if needed > free:
-        raise ResourceError(
-            f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
-            found=f"{free / 1e9:.1f} GB free",
-            fix="an engine built with --quantize int8 or int4",
-        )
-
-
-def _weights_as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the weights that are graph inputs: ONNX Runtime reads them in place, but copies initializers."""
-    names = needs.get("weights_as_inputs", [])
-    if not isinstance(names, list) or any(name not in weights for name in names if isinstance(name, str)):
-        found = repr(names)[:80]
-        raise EngineError(f"expected weights_as_inputs as a list of weights in {path}", found=found, fix=_AGAIN)
-    return tuple(dict.fromkeys(str(name) for name in names))
-
-
-def _weight_values(engine: EngineFile, weights: Mapping[str, Expr]) -> dict[str, Any]:
-    """Every weight as an OrtValue; each keeps its buffer alive, which is ours or part of the mapped file."""
-    from .ort import onnxruntime as ort
-
-    return {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(evaluate_weight(expr, engine.tensor, initializer=name)), DTYPES[expr.dtype].onnx
-        )
-        for name, expr in weights.items()
-    }
 
 
 def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], threads: int) -> Any:

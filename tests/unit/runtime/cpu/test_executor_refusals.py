@@ -14,6 +14,7 @@ from support.engines import PicoEngine, forge
 import llmc
 from llmc.cli.app import run as run_command
 from llmc.runtime.cpu import executor as cpu
+from llmc.runtime.cpu import weights
 from llmc.runtime.cpu.slots import LEAST_POSITIONS, SlotCaches
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import LayerCache, Manifest
@@ -39,7 +40,7 @@ def test_a_bad_llmc_threads_is_exit_2(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_too_little_memory_is_exit_4_before_any_is_taken(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, 20 << 20))
+    monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, 20 << 20))
     monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
     with pytest.raises(ResourceError, match=r"needs 0\.0 GB of memory\n  found: 0\.0 GB free\n"):
         llmc.load(path)
@@ -50,10 +51,10 @@ def test_too_little_memory_is_exit_4_before_any_is_taken(
 def test_the_plan_counts_what_is_not_mapped(pico_engine: PicoEngine, monkeypatch: pytest.MonkeyPatch):
     """An fp8 engine runs as float32: 7.1 M weights."""
     needed = 4 * 7_000_000
-    monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, needed))
+    monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, needed))
     with pytest.raises(ResourceError):
         llmc.load(pico_engine("fp8"))
-    monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, needed + 2_000_000))
+    monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, needed + 2_000_000))
     llmc.load(pico_engine("fp8")).close()
 
 
@@ -158,7 +159,7 @@ def test_joined_weights_that_must_be_copied_are_planned(path: Path, tmp_path: Pa
         )
     joins = {f"join.{i}": {"op": "concat", "parts": [last, first], "axis": 0} for i in range(200)}
     target = forge(path, tmp_path / "e.llmc", manifest=with_profile(lambda p: {"weights": {**p["weights"], **joins}}))
-    monkeypatch.setattr(cpu, "system_memory", lambda: SystemMemory(1 << 30, 100_000_000))
+    monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, 100_000_000))
     monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
     with pytest.raises(ResourceError, match=r"needs 0\.2 GB of memory\n  found: 0\.1 GB free"):
         llmc.load(target)

@@ -87,7 +87,7 @@ class Sequences:
 
     def end(self, index: int) -> list[int]:
         lease, own = self.running.pop(index)
-        self.pool.give(own, lease)
+        self.pool.give(own, lease, len(own))
         return own
 
     def check(self) -> None:
@@ -246,6 +246,6 @@ def test_a_failed_sequence_leaves_zeros():
     sequences.begin([1, 2, 3])
     sequences.caches.arrays["0.key"][:] = np.nan
     lease, _ = sequences.running.pop()
-    sequences.pool.give((), lease)
+    sequences.pool.give((), lease, 0)
     assert sequences.begin([4])
     assert np.isfinite(sequences.caches.arrays["0.key"]).all()

@@ -53,7 +53,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 474,  # metrics and gates
     "runtime": 1118,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 633,  # notes
+    "runtime/cpu": 643,  # notes
     "runtime/cuda": 1118,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/engine_file": 796,  # info.py: what an engine says of itself
     "runtime/files": 565,  # an older output in an input folder

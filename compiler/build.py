@@ -8,6 +8,7 @@ from pathlib import Path
 from ..recipes.recipe import Recipe
 from ..runtime.engine_file.file import ENGINE
 from ..runtime.engine_file.manifest import MEASURED, TOKENIZER_SECTIONS
+from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
@@ -47,6 +48,7 @@ def build(
     """
     clock, output = Clock(progress), Path(output)
     check_output(output, ENGINE, [checkpoint.path], force=force)
+    temporary.sweep()  # of builds that were killed
     with clock.stage("read headers"):
         shown = start_dump(dump, recipe)
         tables = tactics_of(recipe.targets, tactics)

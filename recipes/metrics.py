@@ -138,7 +138,7 @@ def parse_gate(text: str) -> Gate:
         raise RecipeError("expected a gate that can fail", found=f"{text.strip()[:80]!r}: every {name} passes")
     if not metric.low <= limit <= metric.high or math.isinf(limit):
         most = f" to {metric.high:g}" if math.isfinite(metric.high) else ""
-        raise RecipeError(f"expected a limit of {name} from {metric.low:g}{most}", found=number)
+        raise RecipeError(f"expected a limit of {name} from {metric.low:g}{most}", found=number[:80])
     return Gate(name, sign, limit)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from ..runtime.chips import SM
 from ..runtime.cuda.names import targets_of, wrong_target
 from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
-from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, text_of
+from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, shown, text_of
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
 from .strict_yaml import Document, Judge, Mapping, Node
@@ -201,7 +201,7 @@ def _found(recipe: Recipe | AnyMapping[str, Any] | str | Path | None) -> Recipe:
 
 def wrong_version(version: int) -> Wrong | None:
     """Why `version` is refused, or None."""
-    return None if version == 1 else Wrong("expected recipe version 1", str(version))
+    return None if version == 1 else Wrong("expected recipe version 1", shown(version))
 
 
 def wrong_format(name: str) -> Wrong | None:
@@ -232,7 +232,7 @@ def wrong_targets(targets: tuple[str, ...]) -> Wrong | None:
 
 def wrong_number(key: str, value: int, largest: int) -> Wrong | None:
     """Why `value` is refused as a count from 1 to `largest`, or None."""
-    return None if 1 <= value <= largest else Wrong(f"expected {key} from 1 to {largest}", str(value))
+    return None if 1 <= value <= largest else Wrong(f"expected {key} from 1 to {largest}", shown(value))
 
 
 def _demand(wrong: Wrong | None) -> None:

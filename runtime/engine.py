@@ -13,7 +13,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .engine_file.info import EngineInfo
-from .errors import RecipeError, Unsupported, demand, described, several
+from .errors import RecipeError, Unsupported, demand, described, several, shown
 from .guard.public import public
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
 from .scheduling.executor import Executor
@@ -268,7 +268,7 @@ def _is_message(value: object) -> bool:
 def _check_switches(options: Mapping[str, Any]) -> None:
     for name in _SWITCHES:
         if not isinstance(options.get(name), bool | None):
-            raise RecipeError(f"expected {name} as true or false", found=repr(options.get(name)))
+            raise RecipeError(f"expected {name} as true or false", found=shown(options.get(name)))
 
 
 def check_request(options: SamplingOptions) -> None:
@@ -291,6 +291,6 @@ def _max_tokens(options: SamplingOptions) -> int:
     value = options.get("max_tokens")
     if value is None:
         return DEFAULT_MAX_TOKENS
-    if type(value) is not int or value < 1:
-        raise RecipeError("expected max_tokens as a whole number of at least 1", found=repr(value))
+    if type(value) is not int or not 1 <= value < 1 << 63:
+        raise RecipeError("expected max_tokens as a whole number from 1 to 9223372036854775807", found=shown(value))
     return value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import RecipeError, closest
+from .errors import RecipeError, closest, shown
 
 VARIABLES: Mapping[str, str] = {
     "LLMC_CACHE": "the folder of llmc's caches; set to nothing, there is no cache",
@@ -24,6 +25,8 @@ TOOLS = "tools.json"
 _TESTS = "LLMC_FAKE_"
 """What the tests' fake driver reads."""
 _PREFIX = "LLMC_"
+_COUNT = re.compile(r"[0-9]{1,9}")
+"""No longer one, of which Python refuses to make a number."""
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
@@ -50,12 +53,12 @@ def threads(asked: int | None) -> int | None:
     Raises:
         RecipeError: it is not from 1 to 4096.
     """
-    text = os.environ.get("LLMC_THREADS", "") if asked is None else str(asked)
+    text = os.environ.get("LLMC_THREADS", "") if asked is None else shown(asked)
     name = "LLMC_THREADS" if asked is None or is_setting("threads", asked) else "threads"
     if not text:
         return None
-    if not text.isdecimal() or not 0 < int(text) <= 4096:
-        raise RecipeError(f"expected {name} from 1 to 4096", found=repr(text))
+    if not _COUNT.fullmatch(text) or not 0 < int(text) <= 4096:
+        raise RecipeError(f"expected {name} from 1 to 4096", found=shown(text))
     return int(text)
 
 

@@ -16,6 +16,8 @@ from unicodedata import category
 DISTRIBUTION = "llmc-engine"
 """The name of the package for pip; `llmc` on PyPI is another program. The import and the command are `llmc`."""
 _MAX_HINT_NAME, _MAX_HINTS = 96, 400
+_SHOWN = 80
+"""Characters of a wrong value that an error shows."""
 _MARGIN = re.compile(r"\n(?! )")
 _T = TypeVar("_T")
 
@@ -174,4 +176,12 @@ def is_printable(character: str) -> bool:
 
 def described(value: object) -> str:
     """A value and its type, for the `found` of an error."""
-    return f"{value!r}"[:80] + f" ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
+
+
+def shown(value: object) -> str:
+    """The beginning of a value, for the `found` of an error."""
+    try:
+        return f"{value!r}"[:_SHOWN]
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "an integer of thousands of digits"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import RecipeError
+from .errors import RecipeError, shown
 from .guard.limits import limit_of
 
 UNKNOWN = sys.maxsize
@@ -80,7 +80,7 @@ def memory_bytes(text: str | float) -> int:
     unit = (match[2] or "gi").lower() if match else ""
     count = float(match[1]) * (1024 if "i" in unit else 1000) ** ("kmgt".index(unit[0]) + 1) if match else 0
     if not 1 <= count < UNKNOWN:
-        raise RecipeError("expected an amount of memory, such as 500M, 4GB, 0.5GiB or 0.5", found=repr(text))
+        raise RecipeError("expected an amount of memory, such as 500M, 4GB, 0.5GiB or 0.5", found=shown(text))
     return int(count)
 
 

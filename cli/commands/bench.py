@@ -39,7 +39,9 @@ def bench(
     batch: Annotated[
         str, flag("--batch", "Prompts at the same time, such as 1,8.", short=("-b",), metavar="LIST")
     ] = "1",
-    repeat: Annotated[int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1, metavar="N")] = 3,
+    repeat: Annotated[
+        int, flag("--repeat", "Runs, after one to warm up; the median counts.", min=1, max=10_000, metavar="N")
+    ] = 3,
     gate: Annotated[list[str] | None, rows.gate_option("decode>=30")] = None,
     profile: options.Profile = None,
     threads: options.Threads = None,

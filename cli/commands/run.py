@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...runtime.errors import RecipeError
+from ...runtime.errors import RecipeError, shown
 from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
 from ..common import console, options, progress, simulate, texts
@@ -201,8 +201,8 @@ def _biases(texts: list[str]) -> dict[int, float]:
         token, _, number = text.partition("=")
         try:
             if int(token) in biases:
-                raise RecipeError("expected --logit-bias once for each token", found=f"token {int(token)} twice")
+                raise RecipeError("expected --logit-bias once for each token", found=f"token {shown(int(token))} twice")
             biases[int(token)] = float(number)
         except ValueError:
-            raise RecipeError("expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5", found=repr(text)) from None
+            raise RecipeError("expected --logit-bias TOKEN_ID=NUMBER, such as 42=-5", found=shown(text)) from None
     return biases

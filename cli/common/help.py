@@ -28,7 +28,9 @@ class Command(TyperCommand):
         if not ctx.resilient_parsing:  # not while a shell completes a line
             values, _, order = self.make_parser(ctx).parse_args(list(args))
             given.check(self.get_params(ctx), order, values)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        given.check_numbers(ctx.params)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         order = ("Arguments", "Options", RECIPE, SAMPLE, MACHINE, REPORT)

@@ -107,6 +107,7 @@ RandomWeights = Annotated[
         "Make weights from this seed instead of reading them: for benchmarks.",
         default="read them",
         min=0,
+        max=2**63 - 1,
         metavar="SEED",
     ),
 ]

@@ -60,15 +60,17 @@ def decoded(data: bytes, name: str) -> str:
 def json_lines(path: str) -> Iterator[tuple[str, Any]]:
     """The JSON value of each line that is not blank, with its place FILE:LINE for errors.
 
+    A number that is too large becomes one that every range refuses.
+
     Raises:
         RecipeError: the file cannot be read, or a line is not JSON.
     """
-    from ...runtime.files.strict_json import loads
+    from ...runtime.files.strict_json import clipped, loads
 
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"{'stdin' if path == '-' else path}:{number}"
-            yield where, loads(line, what=where, error=RecipeError)
+            yield where, loads(line, what=where, error=RecipeError, large=clipped)
 
 
 def shown(value: Any) -> str:
@@ -85,7 +87,7 @@ def token_ids(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(one) is int for one in value):
         raise RecipeError(f"expected token ids as a list of whole numbers at {where}", found=shown(value))
     if value and min(value) < 0:
-        raise RecipeError(f"expected token ids from 0 at {where}", found=str(min(value)))
+        raise RecipeError(f"expected token ids from 0 at {where}", found=shown(min(value)))
     return tuple(value)
 
 

@@ -75,7 +75,9 @@ def refuse_unknown_tokens(passages: Iterable[Passage], vocabulary: int) -> None:
     """
     for one in passages:
         if one.tokens and max(one.tokens) >= vocabulary:
-            raise RecipeError(f"expected token ids below {vocabulary} at {one.where}", found=str(max(one.tokens)))
+            raise RecipeError(
+                f"expected token ids below {vocabulary} at {one.where}", found=texts.shown(max(one.tokens))
+            )
 
 
 def whole_texts(passages: Sequence[Passage]) -> TextSize | None:

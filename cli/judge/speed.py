@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,8 @@ from ...runtime.errors import RecipeError, ResourceError
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from .subjects import Subject
+
+_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def measure(engine: Engine, load: Load, repeat: int) -> Speed:
 
 def _numbers(flag: str, text: str, *, least: int, example: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
+    if not all(_COUNT.fullmatch(part) and int(part) >= least for part in parts):
         raise RecipeError(
             f"expected {flag} as whole numbers from {least}, with commas between them",
             found=repr(text[:80]),

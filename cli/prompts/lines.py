@@ -84,6 +84,8 @@ class PromptLine:
         return self.messages is not None or (self.prompt is not None and chat.wanted)
 
     def encode(self, engine: Engine, chat: Chat, special: bool) -> Sequence[int]:
+        if not self._has_readable_id:
+            raise RecipeError('expected "id" between -2^63 and 2^63', found=texts.shown(self.id))
         if self.prompt is not None:
             return answers.prompt_ids(engine, self.prompt, chat.wanted, chat.system, special)
         return self.tokens or () if self.messages is None else engine.encode_chat(chat.messages(self.messages))
@@ -96,7 +98,13 @@ class PromptLine:
 
     @property
     def _name(self) -> dict[str, Any]:
-        return {"index": self.index} if self.id is None else {"index": self.index, "id": self.id}
+        shown = self.id is not None and self._has_readable_id
+        return {"index": self.index, "id": self.id} if shown else {"index": self.index}
+
+    @property
+    def _has_readable_id(self) -> bool:
+        """False for an id that few readers of JSON would read as it was."""
+        return not isinstance(self.id, int) or abs(self.id) < 1 << 63
 
 
 def prompt_line(index: int, value: Any, where: str) -> PromptLine:
@@ -139,7 +147,9 @@ def biases(value: Mapping[str, Any], where: str) -> dict[int, Any]:
     Raises:
         RecipeError: one is no whole number from 0.
     """
+    from ...runtime.files.strict_json import clipped_int
+
     for key in value:
         if not key.isdecimal():
             raise RecipeError(f'expected token ids in "logit_bias" at {where}', found=texts.shown(key))
-    return {int(key): number for key, number in value.items()}
+    return {clipped_int(key): number for key, number in value.items()}

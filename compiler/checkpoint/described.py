@@ -60,7 +60,7 @@ def describe(where: str | Path) -> Described:
     tensors: list[TensorInfo] = []
     for name in names:
         opened = folder.open(name)
-        tensors += read_header(opened).tensors.values()
+        tensors += read_header(opened, before=len(tensors)).tensors.values()
         files[name] = opened.facts.bytes
     return Described(
         path=path if alone and not config else folder.path,

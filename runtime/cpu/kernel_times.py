@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from ..files import temporary
 from ..progress import debug, debugging
 
 _KERNEL = "_kernel_time"
@@ -18,7 +17,7 @@ def measure(options: Any) -> None:
     """Let a session with these options measure its kernels, if that is to be told."""
     if debugging(3):
         options.enable_profiling = True
-        options.profile_file_prefix = f"{tempfile.mkdtemp(prefix='llmc-ort-')}/"
+        options.profile_file_prefix = f"{temporary.make('times')}/"
 
 
 def tell(session: Any) -> None:
@@ -26,7 +25,7 @@ def tell(session: Any) -> None:
     if not debugging(3) or not (path := session.end_profiling()):
         return
     events = json.loads(Path(path).read_text(encoding="utf-8"))
-    shutil.rmtree(Path(path).parent, ignore_errors=True)
+    temporary.remove(Path(path).parent)
     times: defaultdict[str, list[int]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith(_KERNEL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import stat
@@ -26,6 +27,8 @@ MAX_HEADER_BYTES = 100_000_000
 _BYTES_PER_ENTRY = 128
 _VALUES_PER_ENTRY = 16
 _MAX_RANK = 32
+_FIELDS = ("dtype", "shape", "data_offsets")
+_SET_OF_FIELDS, _INT = frozenset(_FIELDS), frozenset((int,))
 _LIMIT = 1 << 63
 _NOT_SAFETENSORS = (
     *((mark, f"{is_a}, not the weights", fix) for mark, is_a, fix in PLACEHOLDERS),
@@ -144,15 +147,44 @@ def read_header_bytes(fd: int, size: int, *, what: str, error: type[LlmcError], 
 
 
 def parse_header(
-    raw: bytes, file_bytes: int, *, what: str, error: type[LlmcError], max_tensors: int, in_order: bool = False
+    raw: bytes,
+    file_bytes: int,
+    *,
+    what: str,
+    error: type[LlmcError],
+    max_tensors: int,
+    in_order: bool = False,
+    before: int = 0,
 ) -> Header:
     """Checks the JSON `raw` of a header that starts at byte 8 of a file of `file_bytes`.
 
-    With `in_order`, its entries must have the order of their tensors in the file.
+    With `in_order`, its entries must have the order of their tensors in the file. `before` counts the tensors of other
+    files, which are among the `max_tensors`.
 
     Raises:
         error: the header is malformed, or its tensors do not cover the file exactly; names `what` and the tensor.
     """
+    # Each entry has this key, so that too many are refused unread.
+    if (entries := before + raw.count(b'"data_offsets"')) > max_tensors:
+        others = " and the files before it" if before else ""
+        raise error(f"expected at most {max_tensors} tensors in {what}{others}", found=f"about {entries}")
+    with _no_collection():
+        return _parsed(raw, file_bytes, what, error, max_tensors, in_order)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for cycles, which takes a third of the time in which objects without cycles are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _parsed(raw: bytes, file_bytes: int, what: str, error: type[LlmcError], max_tensors: int, in_order: bool) -> Header:
     data_start = 8 + len(raw)
     document = loads(
         raw,
@@ -187,21 +219,20 @@ def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcEr
         raise refuse("a name of 1 to 1024 printable characters", f"{len(name)} characters")
     if not isinstance(entry, dict):
         raise refuse("an entry with dtype, shape and data_offsets", type(entry).__name__)
-    fields = ("dtype", "shape", "data_offsets")
-    if entry.keys() != set(fields):
+    if entry.keys() != _SET_OF_FIELDS:
         for key in entry:
-            if key not in fields:
-                raise refuse("only dtype, shape and data_offsets", f"the key {key!r}{nearest(key, fields)}")
+            if key not in _FIELDS:
+                raise refuse("only dtype, shape and data_offsets", f"the key {key!r}{nearest(key, _FIELDS)}")
         raise refuse("dtype, shape and data_offsets", f"only {sorted(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise refuse("a dtype of the safetensors format", f"{dtype!r}{nearest(str(dtype), DTYPE_BITS)}")
-    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(type(dim) is int and dim >= 0 for dim in shape):
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not _whole(shape):
         raise refuse(f"a shape of at most {_MAX_RANK} non-negative integers", shape)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _whole(offsets):
         raise refuse("data_offsets of two non-negative integers", offsets)
     # A zero dimension must not hide huge ones: numpy computes strides from all of them.
-    bits = DTYPE_BITS[dtype] * math.prod(max(dim, 1) for dim in shape)
+    bits = DTYPE_BITS[dtype] * math.prod([dim or 1 for dim in shape])
     if bits >= _LIMIT or offsets[1] >= _LIMIT:
         raise refuse("fewer than 2^63 bits and bytes", f"shape {shape}, data_offsets {offsets}")
     bits = 0 if 0 in shape else bits
@@ -210,6 +241,11 @@ def _entry(name: str, entry: Any, data_start: int, what: str, error: type[LlmcEr
     if offsets[1] - offsets[0] != bits // 8:
         raise refuse(f"{bits // 8} bytes, as dtype {dtype} and shape {shape} say", f"data_offsets {offsets}")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], bits // 8)
+
+
+def _whole(numbers: list[Any]) -> bool:
+    """True if these are whole numbers from 0; true and false are none."""
+    return _INT.issuperset(map(type, numbers)) and (not numbers or min(numbers) >= 0)
 
 
 def _check_order(infos: list[TensorInfo], what: str, error: type[LlmcError]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import LlmcError
@@ -20,10 +22,36 @@ PLACEHOLDERS = (
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LARGEST_DIGITS = 308
+"""Digits of integers that every double holds; json.loads alone takes 4300, and a division or `math` of them fails."""
+_LONG = b"0" * (_LARGEST_DIGITS + 1)
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_BEYOND = 10**4299
+"""The longest integer that Python writes as digits, above every range."""
 
 
 class _Refused(ValueError):
     """Carries a reason out of the standard reader's hooks."""
+
+
+def _refuse_large(digits: str) -> Any:
+    raise _Refused(f"the number {digits[:40]}{'...' * (len(digits) > 40)}, which is too large")
+
+
+def clipped(digits: str) -> int | float:
+    """The number of these digits, or one above (below) every range in its place, if Python or a double cannot hold it.
+
+    For documents whose values are judged one by one, so that a number which is too large ends its own line only.
+    """
+    return clipped_int(digits) if digits.lstrip("-").isdecimal() else float(digits)
+
+
+def clipped_int(digits: str) -> int:
+    """The same of the digits of a whole number."""
+    try:
+        return int(digits)
+    except ValueError:
+        return -_BEYOND if digits.startswith("-") else _BEYOND
 
 
 def loads(
@@ -34,11 +62,14 @@ def loads(
     max_bytes: int = 16 * MIB,
     max_depth: int = 32,
     max_values: int = 4_000_000,
+    large: Callable[[str], Any] = _refuse_large,
 ) -> Any:
     """The value of a JSON document; `what` names it in errors.
 
     Size, count and depth are checked before any value is built, so a refusal costs little memory. A value takes about
     100 bytes.
+
+    `large` makes the value of a number that is too large for a double, or refuses it.
 
     Raises:
         error: more than `max_bytes` bytes, more than `max_values` values, nesting deeper than `max_depth`; not UTF-8, a
@@ -59,7 +90,10 @@ def loads(
         raise error(f"expected JSON nested at most {max_depth} levels deep in {what}", found="deeper nesting")
     try:
         text = raw.decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        long = _LONG in raw.translate(_DIGITS)  # a hook for every integer would cost a call for each
+        whole = _judging(int, lambda digits: len(digits.lstrip("-")) > _LARGEST_DIGITS, large) if long else None
+        real = _judging(float, lambda digits: math.isinf(float(digits)), large)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=real, parse_int=whole)
         if _SURROGATE.search(raw):
             canonical(value)
     except UnicodeDecodeError as problem:
@@ -77,9 +111,6 @@ def loads(
         raise error(f"expected well-formed JSON in {what}", found=found) from None
     except _Refused as problem:
         raise error(f"expected unambiguous JSON in {what}", found=str(problem)) from None
-    except ValueError:  # the interpreter's limit on digits
-        found = "an integer of thousands of digits"
-        raise error(f"expected JSON numbers of sensible length in {what}", found=found) from None
     return value
 
 
@@ -116,8 +147,7 @@ def _constant(name: str) -> Any:
     raise _Refused(f"{name}, which is not a JSON number")
 
 
-def _float(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise _Refused(f"the number {digits[:40]}, which is too large")
-    return value
+def _judging(
+    kind: Callable[[str], Any], too_large: Callable[[str], bool], large: Callable[[str], Any]
+) -> Callable[[str], Any]:
+    return lambda digits: large(digits) if too_large(digits) else kind(digits)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ..errors import EngineError, RecipeError
+from ..errors import EngineError, RecipeError, shown
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
@@ -34,7 +34,7 @@ class Range:
         """
         if not (type(value) is int if self.whole else _is_number(value)) or not self.low <= value <= self.high:
             kind, high = ("whole number", str(self.high)) if self.whole else ("number", f"{self.high:g}")
-            raise RecipeError(f"expected {name} as a {kind} from {self.low:g} to {high}", found=f"{value!r}")
+            raise RecipeError(f"expected {name} as a {kind} from {self.low:g} to {high}", found=shown(value))
 
 
 def _real(default: float, low: float, high: float, help: str) -> Any:
@@ -80,11 +80,11 @@ class SamplingParams:
             )
         for token, bias in self.logit_bias:
             if type(token) is not int or token < 0:
-                raise RecipeError("expected token ids from 0 in logit_bias", found=f"token id {token!r}")
+                raise RecipeError("expected token ids from 0 in logit_bias", found=f"token id {shown(token)}")
             if not _is_number(bias) or abs(bias) > _MAX_BIAS:
                 raise RecipeError(
                     f"expected logit_bias of token {token} as a number from -{_MAX_BIAS:g} to {_MAX_BIAS:g}",
-                    found=repr(bias),
+                    found=shown(bias),
                 )
 
     @property
@@ -116,7 +116,7 @@ class SamplingParams:
         """
         for token, _ in self.logit_bias:
             if token >= vocab:
-                raise RecipeError(f"expected token ids below {vocab} in logit_bias", found=f"token id {token}")
+                raise RecipeError(f"expected token ids below {vocab} in logit_bias", found=f"token id {shown(token)}")
 
 
 RANGES: Mapping[str, Range] = {
@@ -178,4 +178,4 @@ def defaults_of(generation: Mapping[str, Any]) -> SamplingParams:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))  # isfinite of 10**400 fails

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from itertools import count
 
-from ..errors import LlmcError, RecipeError, ResourceError
+from ..errors import LlmcError, RecipeError, ResourceError, shown
 from .executor import Executor, Output, ScheduledSequence, Ticket
 from .request import FinishReason, Request
 
@@ -66,7 +66,7 @@ class Scheduler:
             raise RecipeError("expected a prompt of at least one token", found="no tokens")
         if min(prompt) < 0 or max(prompt) >= vocab:
             bad = next(token for token in prompt if not 0 <= token < vocab)
-            raise RecipeError(f"expected token ids from 0 to {vocab - 1} in the prompt", found=f"token id {bad}")
+            raise RecipeError(f"expected token ids from 0 to {vocab - 1} in the prompt", found=f"token id {shown(bad)}")
         room = self.capacity - len(prompt)
         wanted = min(request.max_tokens, 1)
         if room < wanted:

@@ -44,6 +44,9 @@ def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> s
         if not all(isinstance(entry, dict) and isinstance(entry.get("template"), str) for entry in value):
             found = "a list with an entry that has no template text"
             raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
+        if not all(isinstance(entry.get("name", ""), str) for entry in value):
+            found = "a list with an entry whose name is no text"
+            raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
         named = {entry.get("name"): entry["template"] for entry in value}
         return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     if value is not None and not isinstance(value, str):

@@ -150,7 +150,7 @@ def test_what_triton_refuses_names_kernel_constants_and_chip(kept: KernelCache, 
     error = outcomes[wrong]
     assert type(error) is LlmcError
     assert error.asked == "cannot compile kernel gated WIDTH=96 ACTIVATION=relu BLOCK=1000 warps=4 stages=2 for sm_90"
-    assert error.found.startswith("ValueError: arange's range must be a power of 2\nCompilationError: at ")
+    assert error.found.startswith("ValueError: arange's range must be a power of 2\\nCompilationError: at ")
 
 
 def test_more_shared_memory_than_a_block_has_is_refused(cubins: dict[int, Cubin]):

@@ -24,6 +24,7 @@ from .....runtime.cuda.launches import layout
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.environment import for_worker
 from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported, install_hint
+from .....runtime.files import temporary
 from .....runtime.machine import cpu_count, system_memory
 from .....runtime.plan.plan import MachineCode
 from .....runtime.progress import Progress
@@ -282,7 +283,7 @@ def _compile(
         return specialization, mine.worker.ask(specialization, sm)
 
     with (
-        tempfile.TemporaryDirectory(prefix="llmc-kernels-") as folder,
+        temporary.folder("kernels") as folder,
         ThreadPoolExecutor(count, initializer=start) as threads,
     ):
         try:

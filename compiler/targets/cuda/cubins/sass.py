@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from .....runtime.errors import ResourceError
+from .....runtime.files import temporary
 
 WHEEL = "nvidia-cuda-nvdisasm"
 """The wheel that has the disassembler."""
@@ -88,13 +88,13 @@ def disassemble(codes: Sequence[bytes], sm: int, program: Path) -> tuple[Listing
     Raises:
         ResourceError: the program cannot be run, or cannot decode this code.
     """
-    with tempfile.NamedTemporaryFile(prefix="llmc-", suffix=".sass") as file:
-        file.write(b"".join(codes))
-        file.flush()
+    with temporary.folder("sass") as folder:
+        file = folder / "code.sass"
+        file.write_bytes(b"".join(codes))
         architecture = f"SM{sm}{'a' if sm >= _SUFFIX_FROM else ''}"
         try:
             done = subprocess.run(
-                [program, "--binary", architecture, "--no-dataflow", file.name], capture_output=True, text=True
+                [program, "--binary", architecture, "--no-dataflow", file], capture_output=True, text=True
             )
         except OSError as error:
             raise _unusable(program, str(error)) from error

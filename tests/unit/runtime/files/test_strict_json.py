@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, nearest
-from llmc.runtime.files.strict_json import canonical, loads
+from llmc.runtime.files.strict_json import canonical, clipped, loads
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -25,7 +27,7 @@ def depth(value: object) -> int:
     return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
 
-def refusal(data: bytes | str, **limits: int) -> str:
+def refusal(data: bytes | str, **limits: Any) -> str:
     with pytest.raises(CheckpointError) as caught:
         loads(data, what="config.json", error=CheckpointError, **limits)
     return str(caught.value)
@@ -62,7 +64,8 @@ def test_only_the_given_error_comes_out(data: bytes | str) -> None:
         ("[NaN]", "NaN, which is not a JSON number"),
         ("[-Infinity]", "-Infinity, which is not a JSON number"),
         ("[1e999]", "the number 1e999, which is too large"),
-        ("[" + "1" * 5000 + "]", "an integer of thousands of digits"),
+        ("[" + "1" * 309 + "]", f"the number {'1' * 40}..., which is too large"),
+        ("[-" + "1" * 5000 + "]", f"the number -{'1' * 39}..., which is too large"),
         (b"\xef\xbb\xbf{}", "a byte order mark"),
         (b'"\xff"', "JSON in UTF-8 in "),
         ('"\ud800"', "a UTF-8 form"),
@@ -97,6 +100,14 @@ def test_size_and_count_are_refused_before_reading() -> None:
     assert loads("[" + " " * 8 + "]", what="x", error=LlmcError, max_bytes=10) == []
     assert "at most 100 values" in refusal("[" + "1," * 99 + "1]", max_values=100)
     assert "at most 100 values" in refusal('""' * 400, max_values=100)
+
+
+def test_large_numbers_can_be_kept_for_who_judges_them() -> None:
+    text = f'[{"9" * 308}, {"9" * 400}, {"9" * 5000}, -{"9" * 5000}, 1e400, -1e400, 1.5, "{"9" * 400}"]'
+    found = loads(text, what="x", error=LlmcError, large=clipped)
+    assert found == [int("9" * 308), int("9" * 400), 10**4299, -(10**4299), math.inf, -math.inf, 1.5, "9" * 400]
+    assert json.dumps(found[:4])
+    assert loads(f'{{"{"9" * 5000}": "{"9" * 5000}"}}', what="x", error=LlmcError), "digits in texts are no numbers"
 
 
 def test_escaped_surrogate_pairs_are_text() -> None:

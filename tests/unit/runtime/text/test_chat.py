@@ -207,6 +207,9 @@ def test_the_source_is_found_in_every_spelling():
     assert chat_template_source({"chat_template": "a"}, "file") == "file"
     assert chat_template_source({"chat_template": named}, None) == "d"
     assert chat_template_source({"chat_template": named[:1]}, None) == "t"
+    for name in (["default"], {"a": 1}, 3, None):
+        with pytest.raises(CheckpointError, match="an entry whose name is no text"):
+            chat_template_source({"chat_template": [{"name": name, "template": "t"}, *named]}, None)
     for wrong in (3, [{"name": "default"}], ["a"]):
         with pytest.raises(CheckpointError, match="chat_template of tokenizer_config"):
             chat_template_source({"chat_template": wrong}, None)

@@ -248,7 +248,7 @@ def test_show_prompt_and_log_probabilities_show_a_token_as_inside_a_text(words: 
 @pytest.mark.parametrize(
     ("front", "asked", "begins"), [(None, True, ["<s>"]), ("<s>", False, []), ("<s>", True, ["<s>"])]
 )
-def test_a_text_begins_as_add_bos_token_says(build: Build, front: str | None, asked: bool, begins: list[str]):
+def test_a_text_begins_as_add_bos_token_says(build: Build, front: str, asked: bool, begins: list[str]):
     """As transformers 4.57's LlamaTokenizerFast; 5.23.0 drops the key beside a tokenizer.json."""
     names = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": asked}
     path, warnings = build(Spelling("llama", "byte_level", QWEN, front, names, config=S))

@@ -18,16 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ...runtime.engine_file.bind import Stored
-from ...runtime.engine_file.file import (
-    ALIGNMENT,
-    MAGIC,
-    MAX_HEADER_BYTES,
-    PADDING,
-    RESERVED,
-    content_digest,
-    header_digest,
-    is_tensor_name,
-)
+from ...runtime.engine_file.file import MAGIC, MAX_HEADER_BYTES, header_digest
+from ...runtime.engine_file.layout import ALIGNMENT, PADDING, RESERVED, content_digest, is_tensor_name
 from ...runtime.engine_file.manifest import Manifest, is_section_name
 from ...runtime.errors import LlmcError, ResourceError
 from ...runtime.files.hashing import CHUNK, chunks, sha256_range

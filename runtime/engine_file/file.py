@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,30 +21,22 @@ from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, 
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
-from .manifest import Manifest, content_of
+from .layout import PADDING, RESERVED, check_layout, content_digest
+from .manifest import Manifest
 from .no_engine import refuse_other
 
-ALIGNMENT = 256
-RESERVED = "__llmc__/"
-PADDING = f"{RESERVED}pad/"
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 200_000
 MAGIC = b'{"__metadata__":{"llmc.sha256":"'
 """The first bytes of every engine's header: they put its digest at a fixed place, which is read before any JSON."""
 ENGINE = FileKind("an engine", ".llmc", MAGIC, offset=8)
 _DIGEST_SIZE = 64
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
 
 def header_digest(raw: bytes) -> str:
     """SHA-256 of a header that starts with MAGIC, with the characters of its own digest replaced by zeros."""
     end = len(MAGIC) + _DIGEST_SIZE
     return hashlib.sha256(MAGIC + b"0" * _DIGEST_SIZE + raw[end:]).hexdigest()
-
-
-def is_tensor_name(name: str) -> bool:
-    """True if `name` is a legal name of a weight in an engine."""
-    return bool(_NAME.fullmatch(name)) and ".." not in name
 
 
 def read_unchecked(path: Path) -> dict[str, Any]:
@@ -140,7 +131,7 @@ class EngineFile:
                 if key not in ("llmc", "llmc.sha256"):
                     raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {path}", found=repr(key))
             manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
-            _check_layout(header, manifest, str(path))
+            check_layout(header, manifest, str(path))
             engine = cls(path, fd, header, manifest, facts)
         try:
             if check_all is not None:
@@ -295,49 +286,3 @@ class EngineFile:
 
 def _times(facts: os.stat_result) -> tuple[int, int, int]:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-
-
-def content_digest(manifest: str | bytes, tensors: Mapping[str, TensorInfo]) -> str:
-    """SHA-256 of an engine's content without measured values: builds of equal input are equal on any two machines."""
-    layout = {name: (info.dtype, info.shape) for name, info in tensors.items()}
-    return hashlib.sha256(content_of(manifest, layout)).hexdigest()
-
-
-def _check_layout(header: Header, manifest: Manifest, what: str) -> None:
-    """Checks that every tensor is a weight, a section or padding of the manifest, and that every view is aligned."""
-    for name, info in header.tensors.items():
-        plain = info.dtype == "U8" and len(info.shape) == 1
-        if name.startswith(PADDING):
-            if not plain or info.nbytes >= ALIGNMENT:
-                found = f"{info.dtype} {list(info.shape)}"
-                raise EngineError(
-                    f"expected {name!r} of {what} as U8 padding of fewer than {ALIGNMENT} bytes", found=found
-                )
-        elif name.startswith(RESERVED):
-            section = name.removeprefix(RESERVED)
-            if not plain or section not in manifest.sections:
-                found = f"{info.dtype} {list(info.shape)}{nearest(section, manifest.sections)}"
-                raise EngineError(f"expected {name!r} of {what} as a U8 section that the manifest lists", found=found)
-        else:
-            _check_weight(info, manifest, what)
-    for listed in (*manifest.tensors, *(RESERVED + section for section in manifest.sections)):
-        if listed not in header.tensors or listed.startswith(PADDING):
-            found = f"no such tensor{nearest(listed, header.tensors)}"
-            raise EngineError(f"expected {listed!r}, which the manifest lists, in {what}", found=found)
-
-
-def _check_weight(info: TensorInfo, manifest: Manifest, what: str) -> None:
-    if not is_tensor_name(info.name):
-        raise EngineError(f"expected tensor names of A-Z a-z 0-9 _ . - in {what}", found=repr(info.name[:256]))
-    if info.dtype not in RAW_DTYPE:
-        found = f"{info.dtype}{nearest(info.dtype, RAW_DTYPE)}"
-        raise EngineError(f"expected a dtype of engines for tensor {info.name!r} of {what}", found=found)
-    if info.offset % RAW_DTYPE[info.dtype].itemsize:
-        raise EngineError(
-            f"expected aligned {info.dtype} for tensor {info.name!r} of {what}", found=f"byte {info.offset}"
-        )
-    digests, parts = manifest.tensors.get(info.name, ()), chunks(info.offset, info.nbytes)
-    if len(digests) != len(parts):
-        raise EngineError(
-            f"expected {len(parts)} chunk digests for tensor {info.name!r} of {what}", found=f"{len(digests)}"
-        )

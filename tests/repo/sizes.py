@@ -19,15 +19,15 @@ HELD: dict[str, int] = {
     ".": 138,  # calls that do not fit their parameters are refused
     "cli": 137,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1338,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 673,  # a flag given twice and an empty value are refused
+    "cli/commands": 1340,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/common": 681,  # a flag given twice and an empty value are refused
     "cli/facts": 161,  # what inspect shows of any checkpoint
-    "cli/judge": 441,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 657,  # messages, ids, OpenAI's batch lines
-    "compiler": 401,  # page.py: a dump as one page; resume
+    "cli/judge": 445,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/prompts": 664,  # messages, ids, OpenAI's batch lines
+    "compiler": 403,  # page.py: a dump as one page; resume
     "compiler/cache": 477,  # engines that llmc run builds
     "compiler/checkpoint": 991,  # card.py: name and licence of a model
-    "compiler/checkpoint/weights": 267,
+    "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 224,
     "compiler/engine": 519,  # report.py and memory planning came from build.py
@@ -36,7 +36,7 @@ HELD: dict[str, int] = {
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 427,  # captures are parameters
     "compiler/targets/cuda": 756,  # listing.py: a profile for people
-    "compiler/targets/cuda/cubins": 867,  # the pinned assembler; elf, sass, figures: costs without a GPU
+    "compiler/targets/cuda/cubins": 868,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
     "compiler/targets/cuda/kernels/linear": 1314,  # choose.py: what lowering and tuning each decided
@@ -52,16 +52,16 @@ HELD: dict[str, int] = {
     "quantize": 220,
     "quantize/formats": 254,
     "recipes": 474,  # metrics and gates
-    "runtime": 1118,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1126,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 643,  # notes
     "runtime/cuda": 1118,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 796,  # info.py: what an engine says of itself
-    "runtime/files": 565,  # an older output in an input folder
+    "runtime/engine_file": 805,  # info.py: what an engine says of itself
+    "runtime/files": 677,  # an older output in an input folder
     "runtime/guard": 212,
     "runtime/plan": 785,  # where PTX lies
     "runtime/sampling": 245,
     "runtime/scheduling": 683,  # notes
-    "runtime/text": 699,
+    "runtime/text": 702,
     "runtime/text/template": 1083,
 }
 _NO_CODE = {

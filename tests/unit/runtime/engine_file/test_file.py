@@ -16,11 +16,11 @@ from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import (
     MAGIC,
     EngineFile,
-    content_digest,
     header_digest,
     read_unchecked,
     verify_engine,
 )
+from llmc.runtime.engine_file.layout import content_digest
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
 from llmc.runtime.files.safetensors import read_header

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 Damage = Callable[[random.Random, bytes], bytes]
@@ -103,7 +104,7 @@ def _edit_json(random: random.Random, box: list[Any]) -> None:
     value = holder[key]
     kind = random.randrange(9)
     if kind == 0:
-        holder[key] = random.choice(_VALUES)
+        holder[key] = deepcopy(random.choice(_VALUES))  # the next edits change it
     elif kind == 1:
         holder[key] = f"{_MARK}{random.randrange(len(_RAW))}{_MARK}"
     elif kind == 2 and holder is not box:
@@ -115,7 +116,7 @@ def _edit_json(random: random.Random, box: list[Any]) -> None:
         other, at = random.choice(places)
         holder[key] = json.loads(json.dumps(other[at]))
     elif kind == 5 and isinstance(holder, list):
-        holder[key:key] = [value] * random.choice((1, 1, 2, 40))
+        holder[key:key] = [deepcopy(value) for _ in range(random.choice((1, 1, 2, 40)))]
     elif kind == 6:
         for _ in range(random.choice((1, 3, 70, 300))):
             value = [value] if random.random() < 0.5 else {random.choice(("a", "type", "children")): value}

@@ -35,6 +35,10 @@ def _count(key: str, high: int) -> cached_property[int]:
     return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
 
 
+DECIDED_WITH_OTHERS = ("bos_token_id", "eos_token_id")
+"""Keys whose default counts only if no other file names the token: `tokens.resolve` says which is taken."""
+
+
 class ConfigReader:
     """Typed access to the keys of one config.json, with its family's defaults.
 
@@ -47,7 +51,8 @@ class ConfigReader:
         self.fields = Fields({**absent, **values}, what)
         self.ignored: dict[str, str] = {}
         """Rope setting that its type does not use, to the reason."""
-        self.notes = [f"{key} = {shown(value)}: the default of the architecture" for key, value in absent.items()]
+        taken = {key: value for key, value in absent.items() if key not in DECIDED_WITH_OTHERS}
+        self.notes = [f"{key} = {shown(value)}: the default of the architecture" for key, value in taken.items()]
         """Defaults that were used, and notes on rope."""
 
     hidden_size = _count("hidden_size", 2**18)

@@ -80,7 +80,10 @@ def named_tokens(config: Texts, special_map: Texts, map_is_read: bool, kind: str
     notes = []
     for name in ("bos_token", "eos_token"):
         theirs, ours = special_map.get(name), config.get(name)
-        if theirs is None or theirs == texts.get(name) == ours or (ours is None and map_is_read):
+        hidden = name in special_map and map_is_read and ours is not None  # an explicit null, too
+        if not hidden and (theirs is None or (ours is None and map_is_read)):
+            continue
+        if theirs == texts.get(name) == ours:
             continue
         why = "lists no added_tokens_decoder" if map_is_read else "lists added_tokens_decoder"
         notes.append(

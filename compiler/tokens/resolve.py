@@ -62,7 +62,10 @@ def resolve(sources: Sources, tokenizer: Tokenizer | None) -> SpecialTokens:
     """
     if tokenizer is None:
         eos, notes = _ends(sources, None, None, "")
-        return SpecialTokens([sources.default_bos, *sources.bos.values()][-1], eos, {}, notes)
+        bos = [sources.default_bos, *sources.bos.values()][-1]
+        if bos is not None and not sources.bos:
+            notes = (f"no file names BOS: the architecture's {bos} is taken", *notes)
+        return SpecialTokens(bos, eos, {}, notes)
     named = named_tokens(
         sources.named,
         sources.special_map,
@@ -164,6 +167,8 @@ def _ends(
         notes.append(f"EOS: {_told(said, tokenizer)}; answers end with {_shown(ends, tokenizer)}")
     if lost and not ends and (said or name is not None):
         raise CheckpointError("expected an end token that the model can write", found="; ".join(lost))
+    if not ends:
+        notes.append("no file names an end token: answers end at the most tokens asked for, or with a stop string")
     return tuple(ends), (*notes, *(f"an end token is left out: {why}" for why in lost))
 
 

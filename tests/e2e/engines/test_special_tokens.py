@@ -262,3 +262,37 @@ def test_a_text_begins_as_add_bos_token_says(build: Build, front: str, asked: bo
         prompt = engine.generate("hi", max_tokens=1).prompt_tokens
     assert prompt == len(ids)
     assert any("add_bos_token is" in said for said in warnings) == (bool(front) != asked)
+
+
+def notes_on_ids(warnings: tuple[str, ...]) -> list[str]:
+    return [said for said in warnings if "token" in said and "template" not in said]
+
+
+def test_a_default_of_the_architecture_is_named_only_where_it_counts(build: Build):
+    """transformers 5.23.0, LlamaConfig: bos_token_id 1, eos_token_id 2."""
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    assert not notes_on_ids(build(replace(BYTES, tokenizer=named, config={}))[1])
+    (said,) = notes_on_ids(build(replace(BYTES, tokenizer={}, config={}))[1])
+    assert said.startswith("no file names an end token: the architecture's 2")
+
+
+@pytest.mark.parametrize("ids", [None, [], -1])
+def test_a_model_without_an_end_token_is_said(build: Build, ids: Any):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": ids}))
+
+    path, warnings = build(replace(BYTES, tokenizer={"bos_token": "<s>"}), change)
+    assert [one for one in warnings if one.startswith("no file names an end token: answers end at the most tokens")]
+    with llmc.load(path) as engine:
+        assert engine.generate("hi", max_tokens=2).finish_reason == "length"
+
+
+def test_a_null_in_the_map_hides_a_name_and_is_said(build: Build):
+    """transformers 5.23.0, tokenization_utils_base.py: special_tokens_map.json goes before tokenizer_config.json."""
+
+    def change(folder: Path) -> None:
+        (folder / "special_tokens_map.json").write_text('{"eos_token": null}')
+
+    _, warnings = build(BYTES, change)
+    assert any("eos_token: special_tokens_map.json says None, tokenizer_config.json '</s>'" in one for one in warnings)

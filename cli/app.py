@@ -101,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(*_unforeseen(error), json_wanted)
     finally:
         console.begin()  # a command may have nothing to say
+        if hasattr(signal, "SIGXCPU"):  # what is done needs no word of the time that is over; Python would be killed
+            signal.signal(signal.SIGXCPU, signal.SIG_IGN)
 
 
 def _unforeseen(error: Exception) -> tuple[int, str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -289,3 +290,9 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_progress_never_shows_what_is_not_known(done: int, total: int | None, unit: str, text: str):
     """It was `0/? bytes ?`."""
     assert progress.counts(done, total, unit) == text
+
+
+def test_time_that_is_over_at_the_very_end_changes_nothing(capsys: pytest.CaptureFixture[str]):
+    """Python takes back its handlers before it ends, and then SIGXCPU killed a command that was done."""
+    assert run(["--version"]) == 0 and capsys.readouterr().out
+    assert signal.getsignal(signal.SIGXCPU) == signal.SIG_IGN

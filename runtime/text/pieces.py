@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, LlmcError
+from ..guard.panics import panics_unprinted
 from ..guard.shortage import shortage
 from .detokenizer import BYTE_OF_CHARACTER, ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_style
 
@@ -62,17 +63,26 @@ class Pieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` as the library decodes them, with literal tokens as they are spelled."""
-        with library_errors(f"decode tokens with {self._what}"):
+        if not ids:
+            return ""  # a Strip decoder that cuts at the end panics
+        with self._decoding():
             if not self._changed.intersection(ids):
                 return self._raw.decode(list(ids), skip_special_tokens=False)
             return self._decode([(token, self._piece(token)) for token in ids])
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        with library_errors(f"decode tokens with {self._what}"), panics_unprinted():
+            yield
 
     def _piece(self, token: int) -> str | None:
         return self._raw.id_to_token(token) if 0 <= token < 1 << 32 else None
 
     def _bytes_of_piece(self, token: int, piece: str) -> bytes:
         if self._style is None:
-            return self._decode([(-1, _NEIGHBOUR), (token, piece)])[len(_NEIGHBOUR) :].encode("utf-8", "replace")
+            with self._decoding():
+                text = self._decode([(-1, _NEIGHBOUR), (token, piece)])
+            return text[len(_NEIGHBOUR) :].encode("utf-8", "replace")
         if self._is_literal(token):
             return piece.encode()
         if not self._style.letters_are_bytes:

@@ -168,6 +168,15 @@ def test_token_bytes():
     assert [pieces.token_bytes(token) for token in pieces.encode(" the", bos=False)] == [b" ", b" the"]
 
 
+def test_a_decoder_that_cannot_decode_nothing():
+    """tokenizers 0.23.3, decoders/strip.rs: Strip with `stop` panics on an empty text."""
+    document = json.loads(sentencepiece()[0])
+    document["decoder"] = {"type": "Strip", "content": "x", "start": 0, "stop": 1}
+    tokenizer, raw = Tokenizer.from_bytes(data := json.dumps(document).encode(), {}), RawTokenizer.from_buffer(data)
+    ids = tokenizer.encode("the", bos=False)
+    assert tokenizer.decode(ids) == raw.decode(ids) and tokenizer.decode([]) == ""
+
+
 def test_truncation_and_padding_of_the_file_do_not_apply():
     document = json.loads(pico()[0])
     document["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}

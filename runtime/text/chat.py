@@ -32,7 +32,7 @@ def no_template() -> Unsupported:
 
 def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
     """The chat template of a checkpoint: chat_template.jinja, else `chat_template` of tokenizer_config.json (a string,
-    or a list of named templates: "default", else the only one); None if there is none.
+    or named templates as a list or an object: "default", else the only one); None if there is none.
 
     Raises:
         CheckpointError: `chat_template` has another type.
@@ -40,6 +40,8 @@ def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> s
     if jinja_text is not None:
         return jinja_text
     value = config.get("chat_template")
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
     if isinstance(value, list):
         if not all(isinstance(entry, dict) and isinstance(entry.get("template"), str) for entry in value):
             found = "a list with an entry that has no template text"

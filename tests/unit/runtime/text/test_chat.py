@@ -207,9 +207,13 @@ def test_the_source_is_found_in_every_spelling():
     assert chat_template_source({"chat_template": "a"}, "file") == "file"
     assert chat_template_source({"chat_template": named}, None) == "d"
     assert chat_template_source({"chat_template": named[:1]}, None) == "t"
+    as_object = {one["name"]: one["template"] for one in named}  # transformers 5.23.0, get_chat_template: a dict, too
+    assert chat_template_source({"chat_template": as_object}, None) == "d"
+    assert chat_template_source({"chat_template": {"other": "o"}}, None) == "o"
+    assert chat_template_source({"chat_template": {}}, None) is None
     for name in (["default"], {"a": 1}, 3, None):
         with pytest.raises(CheckpointError, match="an entry whose name is no text"):
             chat_template_source({"chat_template": [{"name": name, "template": "t"}, *named]}, None)
-    for wrong in (3, [{"name": "default"}], ["a"]):
+    for wrong in (3, [{"name": "default"}], ["a"], {"default": 3}):
         with pytest.raises(CheckpointError, match="chat_template of tokenizer_config"):
             chat_template_source({"chat_template": wrong}, None)

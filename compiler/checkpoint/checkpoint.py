@@ -10,7 +10,7 @@ from pathlib import Path
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError, Unsupported
 from ...runtime.files.mistaken import mistaken_address, near_path, parse_hub_id
-from ...runtime.text.chat import chat_template_source, checked_source
+from ...runtime.text.chat import chat_template_source, checked_source, named_templates
 from ..config.fields import load_object
 from ..config.generation import Generation, parse_generation
 from ..families.config import Config, parse_config
@@ -94,6 +94,9 @@ def open_checkpoint(
         warnings.append(_no_tokenizer(folder))
     elif chat_template is None:
         warnings.append(_NO_TEMPLATE)
+    templates = {} if jinja else named_templates(tokenizer_config)
+    if left_out := ", ".join(repr(name) for name, source in templates.items() if source != chat_template):
+        warnings.append(f"chat templates that are left out, because a conversation takes 'default': {left_out}")
     if random_weights is not None:
         source: Source = RandomSource(
             config.decoder.tensors(),

@@ -13,6 +13,7 @@ from ..guard.shortage import shortage
 from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARS = 64 * 1024
+_DEFAULT = "default"
 FUEL = 300_000
 """Units of a rendering: a node of the template that is evaluated costs one, a text one per 16 characters."""
 FUEL_PER_CHAR = 10
@@ -30,31 +31,37 @@ def no_template() -> Unsupported:
     return Unsupported("cannot chat with this engine", found="no chat template in the checkpoint", fix=fix)
 
 
-def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
-    """The chat template of a checkpoint: chat_template.jinja, else `chat_template` of tokenizer_config.json (a string,
-    or named templates as a list or an object: "default", else the only one); None if there is none.
+def named_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """`chat_template` of tokenizer_config.json by name: a string is "default", a list or an object has names.
 
     Raises:
-        CheckpointError: `chat_template` has another type.
+        CheckpointError: it has another type.
+    """
+    value = config.get("chat_template")
+    if value is None or isinstance(value, str):
+        return {} if value is None else {_DEFAULT: value}
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
+    if not isinstance(value, list):
+        found = type(value).__name__
+        raise CheckpointError("expected chat_template of tokenizer_config.json as a string", found=found)
+    texts = all(isinstance(entry, dict) and isinstance(entry.get("template"), str) for entry in value)
+    if not texts or not all(isinstance(entry.get("name", ""), str) for entry in value):
+        found = f"a list with an entry {'whose name is no text' if texts else 'that has no template text'}"
+        raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
+    return {entry.get("name", ""): entry["template"] for entry in value}
+
+
+def chat_template_source(config: Mapping[str, Any], jinja_text: str | None) -> str | None:
+    """The chat template of a checkpoint: chat_template.jinja, else of `named_templates` "default", else the only one;
+    None if there is none.
+
+    Raises the errors of `named_templates`.
     """
     if jinja_text is not None:
         return jinja_text
-    value = config.get("chat_template")
-    if isinstance(value, dict):
-        value = [{"name": name, "template": template} for name, template in value.items()]
-    if isinstance(value, list):
-        if not all(isinstance(entry, dict) and isinstance(entry.get("template"), str) for entry in value):
-            found = "a list with an entry that has no template text"
-            raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
-        if not all(isinstance(entry.get("name", ""), str) for entry in value):
-            found = "a list with an entry whose name is no text"
-            raise CheckpointError("cannot read chat_template of tokenizer_config.json", found=found)
-        named = {entry.get("name"): entry["template"] for entry in value}
-        return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
-    if value is not None and not isinstance(value, str):
-        found = type(value).__name__
-        raise CheckpointError("expected chat_template of tokenizer_config.json as a string", found=found)
-    return value
+    named = named_templates(config)
+    return named.get(_DEFAULT, next(iter(named.values())) if len(named) == 1 else None)
 
 
 class ChatTemplate:

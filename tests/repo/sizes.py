@@ -17,7 +17,7 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 138,  # calls that do not fit their parameters are refused
-    "cli": 137,  # --debug for every command; --format json; a refusal of the system names its path
+    "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1340,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 681,  # a flag given twice and an empty value are refused
@@ -26,12 +26,12 @@ HELD: dict[str, int] = {
     "cli/prompts": 664,  # messages, ids, OpenAI's batch lines
     "compiler": 403,  # page.py: a dump as one page; resume
     "compiler/cache": 477,  # engines that llmc run builds
-    "compiler/checkpoint": 991,  # card.py: name and licence of a model
+    "compiler/checkpoint": 994,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 224,
     "compiler/engine": 519,  # report.py and memory planning came from build.py
-    "compiler/families": 476,
+    "compiler/families": 478,
     "compiler/oracle": 265,
     "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 427,  # captures are parameters
@@ -45,7 +45,7 @@ HELD: dict[str, int] = {
     "compiler/targets/cuda/tuning": 487,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 255,  # quick.py: simulated steps take half the time
-    "compiler/tokens": 256,
+    "compiler/tokens": 264,
     "passes": 384,  # refusals of QuantizeWeights
     "passes/graph": 623,  # saved.py: graphs as files and back
     "passes/rewrite": 375,  # captures are named, typed and checked when a rule is made; named depths
@@ -61,7 +61,7 @@ HELD: dict[str, int] = {
     "runtime/plan": 785,  # where PTX lies
     "runtime/sampling": 245,
     "runtime/scheduling": 683,  # notes
-    "runtime/text": 702,
+    "runtime/text": 714,
     "runtime/text/template": 1083,
 }
 _NO_CODE = {

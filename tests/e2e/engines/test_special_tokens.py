@@ -296,3 +296,20 @@ def test_a_null_in_the_map_hides_a_name_and_is_said(build: Build):
 
     _, warnings = build(BYTES, change)
     assert any("eos_token: special_tokens_map.json says None, tokenizer_config.json '</s>'" in one for one in warnings)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_named_templates_that_are_left_out_are_named(build: Build, default: bool):
+    """transformers 5.23.0 (`get_chat_template`) takes "tool_use" for a conversation with tools, else "default"."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["chat_template"] = {"tool_use": CHATML, "rag": CHATML + " "} | (
+            {"default": "x" + CHATML} if default else {}
+        )
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    _, warnings = build(BYTES, change)
+    said = "chat templates that are left out, because a conversation takes 'default': 'tool_use', 'rag'"
+    assert said in warnings
+    assert any("no chat template" in warning for warning in warnings) != default

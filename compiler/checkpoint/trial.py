@@ -7,9 +7,10 @@ from typing import Any
 
 from ...runtime.errors import RecipeError, Unsupported
 from ...runtime.text.chat import ChatTemplate
+from ..tokens.conversation import ANSWERED
 
-_SYSTEM, _USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}
-_ANSWER = {"role": "assistant", "content": "The answer is 42."}
+_SYSTEM = {"role": "system", "content": "Be brief."}
+_USER, _ANSWER = ANSWERED
 _PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 _TOOL = {"name": "weather", "description": "The weather of a city.", "parameters": _PARAMETERS}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}

@@ -20,8 +20,8 @@ _TEXT = """\
 {path}: profile {profile}, program {program} ({kind}): {tokens} of {sequences}, {positions} of each in the cache
   {chip[name]}: {chip[reachable_bandwidth]!t:.2f} TB/s of {chip[bandwidth]!t:.2f} can be reached, \
 {chip[flops]!t:.0f} TFLOP/s of 16-bit floats
-  programs and their most tokens: {named}
-{table}
+  programs and their most tokens: {named}"""
+_STEP = """\
   a step: {bytes!b}, {counted} operations, {us:.1f} us at least, {us_per_token:.1f} us a token
   at the limit {tokens_per_s:,.0f} tokens/s"""
 _PRICED = ("label", "bytes", "operations", "seconds")
@@ -150,7 +150,7 @@ def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
     rows += [_row(line, price, chip) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
     kinds = ["decode" if one["decode"] else "mixed" for one in facts["programs"]]
     named = (f"{i} {kind} {one['tokens']}" for i, (kind, one) in enumerate(zip(kinds, facts["programs"], strict=True)))
-    return console.fill(
+    head = console.fill(
         _TEXT,
         facts,
         kind=kinds[facts["program"]],
@@ -158,11 +158,15 @@ def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
         sequences=_count(price.sizes["sequences"], "sequence"),
         positions=_count(price.context, "position"),
         named=", ".join(named),
-        table=console.table(rows),
+    )
+    step = console.fill(
+        _STEP,
+        facts,
         counted=_short(price.operations),
         us=price.seconds * 1e6,
         us_per_token=price.seconds * 1e6 / price.sizes["tokens"],
     )
+    return "\n".join([head, console.table(rows), step])
 
 
 def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:

@@ -19,14 +19,14 @@ HELD: dict[str, int] = {
     ".": 138,  # calls that do not fit their parameters are refused
     "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1340,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1344,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 681,  # a flag given twice and an empty value are refused
     "cli/facts": 161,  # what inspect shows of any checkpoint
     "cli/judge": 445,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 664,  # messages, ids, OpenAI's batch lines
     "compiler": 403,  # page.py: a dump as one page; resume
     "compiler/cache": 477,  # engines that llmc run builds
-    "compiler/checkpoint": 994,  # card.py: name and licence of a model
+    "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 224,

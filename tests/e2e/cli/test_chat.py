@@ -164,15 +164,15 @@ def test_options_are_checked_before_the_first_line(chat: Chat):
 
 def interrupt_after(count: int, patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C when the first answer has written `count` pieces."""
-    out, pieces = console.out, []
+    out, pieces = console.out_model, []
 
-    def out_and_interrupt(text: str, end: str = "\n") -> None:
-        out(text, end)
+    def out_and_interrupt(text: str) -> None:
+        out(text)
         pieces.append(text)
         if len(pieces) == count:
             raise KeyboardInterrupt
 
-    patch.setattr(console, "out", out_and_interrupt)
+    patch.setattr(console, "out_model", out_and_interrupt)
 
 
 def test_ctrl_c_ends_an_answer_and_keeps_what_was_written(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

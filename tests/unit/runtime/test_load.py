@@ -27,7 +27,7 @@ def test_named_tokens_of_engines_before_and_after_format_2_2(named: Any, expecte
         "tokenizer/tokenizer_config.json": json.dumps({"bos_token": {"content": "<s>"}, "chat_template": "x"}).encode(),
         "tokenizer/special_tokens_map.json": b'{"eos_token": "</s>"}',
     }
-    model = SimpleNamespace(named_tokens=named)
-    file: Any = SimpleNamespace(manifest=SimpleNamespace(model=model), sections=sections, section=sections.__getitem__)
+    manifest = SimpleNamespace(model=SimpleNamespace(named_tokens=named, bos=None))
+    file: Any = SimpleNamespace(path="e.llmc", manifest=manifest, sections=sections, section=sections.__getitem__)
     tokenizer, template = _open_tokenizer(file)
     assert tokenizer is not None and (tokenizer.named, template) == (expected, "x")

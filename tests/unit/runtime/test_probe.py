@@ -169,7 +169,7 @@ ROW = [[1, 2.0], [2, 1.0]]
         ({"probe": {"ids": [1], "top": [[[1, 2, 3]]]}}, "top that is not"),
         ({"probe": {"ids": [1], "top": [[[4096, 2.0]]]}}, "top that is not"),
         ({"probe": {"ids": [1], "top": [[[1, "nan"]]]}}, "top that is not"),
-        ({"probe": {"ids": [1], "top": [[[1, 10**400]]]}}, "top that is not"),
+        ({"probe": {"ids": [1], "top": [[[1, 10**300]]]}}, "top that is not"),
         ('{"probe": {"ids": [1], "top": [[[1, NaN]]]}}', "NaN"),
         ({"probe": {"ids": [1, 2], "top": [ROW, ROW[:1]]}}, "rows of different lengths"),
     ],

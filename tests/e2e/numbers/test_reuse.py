@@ -85,7 +85,7 @@ def test_any_conversations_get_the_tokens_of_sequences_computed_whole(
 
 def test_a_turn_computes_only_what_is_new(engine: tuple[Engine, float]):
     loaded, tolerance = engine
-    prompt, answers = some_ids(70, 1, 512), []
+    prompt, answers = some_ids(70, 5001, 512), []  # no conversation of the test above begins so
     for turn in range(4):
         result = loaded.generate(prompt, max_tokens=9, ignore_eos=True)
         assert result.cached_tokens == (len(prompt) - 5 - 1 if turn else 0), "an answer's last token was not computed"
@@ -98,7 +98,7 @@ def test_a_turn_computes_only_what_is_new(engine: tuple[Engine, float]):
 def test_the_same_prompt_again_computes_its_last_two_tokens(engine: tuple[Engine, float]):
     """Windows of 20 tokens are cut back by the tokens of the answer, for which their buffers of 40 have room."""
     loaded, _ = engine
-    prompt = some_ids(50, 3, 512)
+    prompt = some_ids(50, 5003, 512)
     first, second = (loaded.generate(prompt, max_tokens=3, ignore_eos=True) for _ in range(2))
     assert (first.cached_tokens, second.cached_tokens) == (0, 48)
     assert first.token_ids == second.token_ids

@@ -32,6 +32,8 @@ class Scheduler:
         self._demand_unchanged = demand_unchanged
         self._eos = frozenset(eos_ids)
         self._pool = executor.pool()
+        self._has_tables = executor.table_of(executor.max_context) > 0
+        """False for most models: then no step asks a request whether it needs other rotary tables."""
         self._numbers = count()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -144,11 +146,15 @@ class Scheduler:
 
     def _plan(self) -> tuple[ScheduledSequence, ...]:
         """The next step."""
-        for request in [one for one in self._running.values() if self._outgrows(one) and not one.open_steps]:
-            self._give_back(request)
-            self._number(request)
-            self._waiting.appendleft(request)
-        decoding = [request for request in self._running.values() if request.can_decode and not self._outgrows(request)]
+        decoding = [request for request in self._running.values() if request.can_decode]
+        if self._has_tables:
+            outgrown = [request for request in decoding if self._outgrows(request)]
+            decoding = [request for request in decoding if request not in outgrown]
+            for request in outgrown:
+                if not request.open_steps:
+                    self._give_back(request)
+                    self._number(request)
+                    self._waiting.appendleft(request)
         prompts = [request for request in self._running.values() if request.in_prompt]
         if not self._executor.mixed:
             self._prompt_had_turn = bool(prompts) and not (decoding and self._prompt_had_turn)
@@ -169,7 +175,7 @@ class Scheduler:
 
     def _outgrows(self, request: Request) -> bool:
         """Whether the next token needs other rotary tables."""
-        return request.can_decode and self._executor.table_of(request.computed + 1) > request.table
+        return self._executor.table_of(request.computed + 1) > request.table
 
     def _schedule(self, request: Request, size: int) -> ScheduledSequence:
         """The next `size` tokens of a prompt, or the token chosen last, `()` while it is not collected."""

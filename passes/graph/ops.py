@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from . import attention
+from . import attention, collectives
 
 DOMAIN = "llmc"
 DENSE = "f32"
@@ -75,6 +75,10 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+PART = "_part"
+"""In overloads of `Embedding`: the table has the rows from `start` on; an id of other rows gives zeros."""
+
+
 def overload_of(format_name: str, *, bias: bool = False) -> str:
     """The overload (function variant) of `Linear` and `Embedding` for a weight format."""
     return format_name.replace("-", "_") + ("_bias" if bias else "")
@@ -85,12 +89,17 @@ FORMAT_OF = {overload_of(name): name for name in FORMATS}
 
 def format_of(node: ir.Node) -> str:
     """The weight format of a `Linear` or `Embedding`: a name of FORMATS, or `DENSE`."""
-    overload = node.overload.removesuffix("_bias")
+    overload = node.overload.removesuffix("_bias").removesuffix(PART)
     return FORMAT_OF.get(overload, overload)
 
 
 def has_bias(node: ir.Node) -> bool:
     return node.overload.endswith("_bias")
+
+
+def is_collective(node: ir.Node | onnx.NodeProto) -> bool:
+    """Whether this is an operator between ranks, in the graph of one rank, where it has no definition."""
+    return node.domain == DOMAIN and node.op_type in collectives.ARITY and not node.overload
 
 
 def weight_suffixes(format_name: str) -> tuple[str, ...]:
@@ -102,7 +111,9 @@ def weight_suffixes(format_name: str) -> tuple[str, ...]:
 
 def functions(nodes: Iterable[ir.Node | onnx.NodeProto]) -> list[onnx.FunctionProto]:
     """The definition of each `llmc` operator among `nodes`, in order of first use."""
-    keys = dict.fromkeys((node.op_type, node.overload) for node in nodes if node.domain == DOMAIN)
+    keys = dict.fromkeys(
+        (node.op_type, node.overload) for node in nodes if node.domain == DOMAIN and not is_collective(node)
+    )
     return [function(op, overload) for op, overload in keys]
 
 
@@ -130,23 +141,42 @@ Linear ({", ".join(inputs)}) => (y) {{
 
 def _embedding_body(overload: str) -> str:
     """input_ids i64 [B, S], the components of a table [V, H] -> y f32 [B, S, H]; rows are dequantized once gathered."""
-    names = _component_names(overload)
-    rowwise = _rowwise(overload)
+    fmt = overload.removesuffix(PART)
+    part = overload.endswith(PART)
+    names = _component_names(fmt)
+    rowwise = _rowwise(fmt)
     gather = "\n  ".join(
         f"{name} = Gather <axis = 0> (table_{name}, flat)" if name in rowwise else f"{name} = Identity (table_{name})"
         for name in names
     )
     return f"""
-Embedding (input_ids, {", ".join(f"table_{name}" for name in names)}) => (y) {{
+Embedding {"<start> " if part else ""}(input_ids, {", ".join(f"table_{name}" for name in names)}) => (y) {{
   minus = Constant <value_ints = [-1]> ()
-  flat = Reshape (input_ids, minus)
+  {_PART_OF_IDS.format(table=f"table_{names[0]}") if part else "flat = Reshape (input_ids, minus)"}
   {gather}
-  {_dense(overload)}
+  {_dense(fmt)}
   size = Shape (input_ids)
   width = Constant <value_ints = [-1]> ()
   full = Concat <axis = 0> (size, width)
-  y = Reshape (dense, full)
+  {"rows = Reshape (dense, full)" if part else "y = Reshape (dense, full)"}
+  {"y = Mul (rows, mask)" if part else ""}
 }}"""
+
+
+_PART_OF_IDS = """first = Constant <value_int: int = @start> ()
+  none = Constant <value_ints = [0]> ()
+  zero = Constant <value_int = 0> ()
+  height = Shape <start = 0, end = 1> ({table})
+  count = Squeeze (height, none)
+  moved = Sub (input_ids, first)
+  above = GreaterOrEqual (moved, zero)
+  below = Less (moved, count)
+  mine = And (above, below)
+  local = Where (mine, moved, zero)
+  flat = Reshape (local, minus)
+  column = Unsqueeze (mine, minus)
+  mask = Cast <to = 1> (column)"""
+"""Lines of a part of an Embedding: `flat`, the rows of the table, and `mask`, 0 for ids of other parts."""
 
 
 def _gated_body(overload: str) -> str:
@@ -190,5 +220,6 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "HeadNorm": lambda _: attention.HEAD_NORM,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
     "QuantizeActivations": lambda _: _QUANTIZE_ACTIVATIONS,
+    **collectives.BODIES,
 }
-OPERATORS = frozenset(_BODIES)
+OPERATORS = frozenset(_BODIES) | collectives.ARITY.keys()

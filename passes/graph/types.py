@@ -7,13 +7,13 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from .ops import ACTIVATIONS, DENSE, DOMAIN, FORMAT_OF
+from .ops import ACTIVATIONS, DENSE, DOMAIN, format_of
 
 
 def infer(node: ir.Node) -> None:
     """Set the types of a node's results, if llmc knows the operator; others take those of the values they replace."""
     rule = _INFER.get((node.domain, node.op_type))
-    if rule is None or node.inputs[0] is None or node.inputs[0].shape is None:
+    if rule is None or not node.inputs or node.inputs[0] is None or node.inputs[0].shape is None:
         return
     for value, (dtype, shape) in zip(node.outputs, rule(node), strict=True):
         value.type = ir.TensorType(dtype)
@@ -43,8 +43,9 @@ def _linear_type(node: ir.Node) -> Typed:
 
 def _embedding_type(node: ir.Node) -> Typed:
     stored = _dims(node.inputs[1])[1]
-    if node.overload != DENSE:
-        stored *= FORMATS[FORMAT_OF[node.overload]].layouts[0].step
+    fmt = format_of(node)
+    if fmt != DENSE:
+        stored *= FORMATS[fmt].layouts[0].step
     return _float([*_dims(node.inputs[0]), stored])
 
 
@@ -62,6 +63,23 @@ def _gated_type(node: ir.Node) -> Typed:
     return _float([*shape[:-1], shape[-1] // 2] if len(node.inputs) == 1 else shape)
 
 
+def _gather_type(node: ir.Node) -> Typed:
+    """The first value's shape with the sum of `sizes` along `axis`."""
+    shape = _dims(node.inputs[0])
+    shape[node.attributes["axis"].value] = sum(node.attributes["sizes"].value)
+    return _float(shape)
+
+
+def _scatter_type(node: ir.Node) -> Typed:
+    """The first value's shape with one of `sizes` along `axis`: the shard's own, or one for each result."""
+    sizes = node.attributes["sizes"].value
+    own = sizes if node.overload else [sizes[node.attributes["shard"].value]]
+    shapes = [_dims(node.inputs[0]) for _ in own]
+    for shape, size in zip(shapes, own, strict=True):
+        shape[node.attributes["axis"].value] = size
+    return _float(*shapes)
+
+
 _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "Linear"): _linear_type,
     (DOMAIN, "Embedding"): _embedding_type,
@@ -72,6 +90,10 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "GatedActivation"): _gated_type,
     (DOMAIN, "QuantizeActivations"): _like_first,
     (DOMAIN, "HeadNorm"): _like_first,
+    (DOMAIN, "AllReduce"): _like_first,
+    (DOMAIN, "AllGather"): _gather_type,
+    (DOMAIN, "ReduceScatter"): _scatter_type,
+    (DOMAIN, "Send"): _like_first,
     (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
     ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
     ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from ...runtime.engine_file.bind import stored
-from . import ops
+from . import collectives, ops
 from .graph import BLOCK, Graph
 
 LOGICAL: frozenset[tuple[str, str]] = frozenset(
@@ -37,10 +37,14 @@ def verify(graph: Graph, operators: Collection[tuple[str, str]]) -> None:
 
 
 def _known_overloads(graph: Graph) -> list[str]:
-    """every llmc operator has a definition"""
+    """every llmc operator has a definition, but collectives of one rank"""
     missing = []
     for node in graph.nodes:
         if node.domain != ops.DOMAIN:
+            continue
+        if ops.is_collective(node):
+            if (len(node.inputs), len(node.outputs)) != collectives.ARITY[node.op_type]:
+                missing.append(f"{node.name} has {len(node.inputs)} inputs and {len(node.outputs)} outputs")
             continue
         try:
             function = ops.function(node.op_type, node.overload)

@@ -17,7 +17,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ("passes",): (
         ("graph",),
         ("rewrite",),
-        ("fuse_add_norm", "fuse_gated", "merge_linears", "quantize_weights", "select_rows", "simplify"),
+        ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),

@@ -1,0 +1,326 @@
+"""Splits a logical graph into one graph per rank: slices of weights, stages of layers, collectives between ranks.
+
+Tensor parallelism is that of Megatron-LM (arXiv 1909.08053): a linear cut by rows gives each shard some of its
+results, one cut by columns gives each shard a summand, which AllReduce adds up. The embedding and the head are cut by
+rows of the vocabulary. Pipeline parallelism: a stage receives the values of earlier stages that it reads. If such a
+value ends in an AllReduce, each shard sends one part, from a ReduceScatter, and the receivers gather the parts.
+
+Weight formats are chosen before this pass and linears are merged after it, so it cuts stored tensors, between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import onnx_ir as ir
+
+from ..quantize import FORMATS
+from ..runtime.engine_file.bind import Expr, Slice, Stored
+from ..runtime.engine_file.split import Split
+from .graph import ops
+from .graph.graph import BLOCK, MODULE, ROLE, Graph, attribute, dims, width
+
+ROWS, COLUMNS = 0, 1
+Span = tuple[int, int]
+"""From and to, in rows or columns of a weight."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the weight [rows, columns] of a linear is cut: along an axis, one span per shard."""
+
+    axis: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each rank has of a model."""
+
+    split: Split
+    stages: tuple[range, ...]
+    """The layers of each stage."""
+    cuts: Mapping[str, Cut]
+    """By module; all shards have the whole weights of other linears."""
+    vocabulary: tuple[Span, ...]
+    """Rows of the embedding and of the head, per shard."""
+
+
+def spans(size: int, count: int) -> tuple[Span, ...]:
+    """Cuts `size` into `count` parts as equal as possible, the larger ones first."""
+    each, extra = divmod(size, count)
+    ends = [each * index + min(index, extra) for index in range(count + 1)]
+    return tuple(pairwise(ends))
+
+
+def partition(graph: Graph, placement: Placement) -> Iterator[Graph]:
+    """The graphs of all ranks, in their order.
+
+    A weight has the same name on all shards of a stage, and other expressions. Inputs and outputs keep their names, and
+    caches have the heads of the rank; a rank has those that it needs.
+    """
+    split = placement.split
+    where = {node: _stage_of(node, placement) for node in graph.nodes}
+    crossings = _crossings(where, placement)
+    for rank in range(split.ranks):
+        yield _Rank(graph, placement, split.stage(rank), split.shard(rank)).build(where, crossings)
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """A value that a later stage reads. `summand`: the input of its Add that is a sum over shards, if there is one."""
+
+    value: ir.Value
+    source: int
+    reader: int
+    summand: int | None
+
+
+def _stage_of(node: ir.Node, placement: Placement) -> int | None:
+    """The stage of a node, by its block; None if it makes integers only, which every stage that reads them computes."""
+    if all(value.dtype in (ir.DataType.INT64, ir.DataType.INT32) for value in node.outputs) or not node.inputs:
+        return None
+    kind, _, layer = node.metadata_props[BLOCK].partition(".")
+    if kind != "layer":
+        return 0 if kind == "embed" else placement.split.pp - 1
+    return next(stage for stage, layers in enumerate(placement.stages) if int(layer) in layers)
+
+
+def _crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> list[_Crossing]:
+    found = []
+    for node, source in where.items():
+        for value in node.outputs if source is not None else ():
+            readers = {stage for user, _ in value.uses() if (stage := where[user]) is not None}
+            summand = None if source in readers or placement.split.tp == 1 else _summand(node, placement)
+            found += [_Crossing(value, source, reader, summand) for reader in sorted(readers - {source})]
+    return found
+
+
+def _summand(add: ir.Node, placement: Placement) -> int | None:
+    """Which input of an Add is the result of a linear cut by columns, read by nothing else; None if none is."""
+    for index, value in enumerate(add.inputs if add.op_type == "Add" else ()):
+        linear = value.producer() if value is not None else None
+        if value is None or linear is None or len(value.uses()) > 1 or linear.op_type != "Linear":
+            continue
+        cut = _cut_of(linear, placement)
+        if cut is not None and cut.axis == COLUMNS and not ops.has_bias(linear):
+            return index
+    return None
+
+
+def _cut_of(linear: ir.Node, placement: Placement) -> Cut | None:
+    if linear.metadata_props[BLOCK] == "head":
+        return Cut(ROWS, placement.vocabulary)
+    return placement.cuts.get(linear.metadata_props.get(MODULE, ""))
+
+
+@dataclass
+class _Rank:
+    """Builds the graph of one rank from the nodes of the whole graph."""
+
+    whole: Graph
+    placement: Placement
+    stage: int
+    shard: int
+    graph: Graph = field(init=False)
+    values: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """Of the whole graph, to those of this one."""
+    sharded: set[ir.Value] = field(default_factory=set)
+    """Values of which each shard has a part of the last axis."""
+
+    def build(self, where: Mapping[ir.Node, int | None], crossings: Sequence[_Crossing]) -> Graph:
+        self.graph = Graph.new(self.whole.body.name or "")
+        self.graph.canonical.update(self.whole.canonical)
+        for crossing in crossings:
+            if crossing.reader == self.stage:
+                self.values[crossing.value] = self._received(crossing)
+        for node, stage in where.items():
+            if stage in (self.stage, None):
+                self._node(node)
+        for value in self.whole.body.outputs:
+            if where[_made(value)] == self.stage:
+                self.values[value].name = value.name
+                self.graph.body.outputs.append(self.values[value])
+        for crossing in crossings:
+            if crossing.source == self.stage:
+                self.graph.body.outputs.append(self._sent(crossing))
+        self.graph.remove_dead()
+        for value in [value for value in self.graph.body.inputs if not value.uses()]:
+            self.graph.body.inputs.remove(value)
+        return self.graph
+
+    def _node(self, node: ir.Node) -> None:
+        special = {"Linear": self._linear, "Embedding": self._embedding, "CachedAttention": self._attention}
+        made = (special.get(node.op_type, self._same) if self.placement.split.tp > 1 else self._same)(node)
+        self.values.update(zip(node.outputs, made, strict=True))
+
+    def _inputs(self, node: ir.Node) -> list[ir.Value | None]:
+        return [None if value is None else self._value(value) for value in node.inputs]
+
+    def _value(self, value: ir.Value) -> ir.Value:
+        if value in self.values:
+            return self.values[value]
+        name, expr = str(value.name), self.whole.expr(value)
+        if expr is not None:
+            made = self.graph.weight(name, expr)
+        else:
+            assert value.is_graph_input(), f"{name} is of another stage"
+            made = ir.Value(name=name, type=value.type, shape=value.shape)
+            self.graph.body.inputs.append(made)
+        self.values[value] = made
+        return made
+
+    def _same(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """The node on this rank's values. What it makes of parts are parts, if it works on each element or head."""
+        inputs, changed = self._inputs(node), {}
+        parts = [value in self.sharded for value in inputs if value is not None and self._varies(value)]
+        if any(parts) and node.op_type == "RotaryEmbedding":
+            changed["num_heads"] = attribute(node, "num_heads") * width(inputs[0]) // width(node.inputs[0])
+        elif (any(parts) and node.op_type not in _BY_PARTS) or (
+            len({*parts}) > 1 and node.op_type != "CachedAttention"
+        ):
+            raise ValueError(f"{node.name} cannot compute a part of {node.op_type}")
+        return self._emit(node, inputs, parts=any(parts), **changed)
+
+    def _emit(
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        *,
+        parts: bool,
+        overload: str | None = None,
+        **changed: Any,
+    ) -> tuple[ir.Value, ...]:
+        b = self.graph.build(node.metadata_props[BLOCK])
+        made = b(
+            node.op_type,
+            *inputs,
+            domain=node.domain,
+            overload=node.overload if overload is None else overload,
+            outputs=len(node.outputs),
+            name=node.metadata_props.get(MODULE, ""),
+            role=node.metadata_props.get(ROLE, ""),
+            **{name: attr.value for name, attr in node.attributes.items()} | changed,
+        )
+        made = made if isinstance(made, tuple) else (made,)
+        for before, after in zip(node.outputs, made, strict=True):
+            if after.type is None:
+                after.type, after.shape = before.type, before.shape
+            if parts:
+                self.sharded.add(after)
+        return made
+
+    def _varies(self, value: ir.Value) -> bool:
+        """Whether it is neither a weight nor integers, so that shards may have parts of it."""
+        return self.graph.expr(value) is None and value.dtype == ir.DataType.FLOAT
+
+    def _linear(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        cut, x = _cut_of(node, self.placement), self._value(_given(node.inputs[0]))
+        if (x in self.sharded) != (cut is not None and cut.axis == COLUMNS):
+            raise ValueError(
+                f"{node.name} cannot compute {'a part' if x in self.sharded else 'the whole'} of its input"
+            )
+        if cut is None:
+            return self._emit(node, self._inputs(node), parts=False)
+        fmt, biased = ops.format_of(node), ops.has_bias(node)
+        components = self._cut(node.inputs[1 : len(node.inputs) - biased], fmt, cut)
+        bias = node.inputs[-1] if biased else None
+        b = self.graph.build(node.metadata_props[BLOCK])
+        if cut.axis == COLUMNS:  # the bias is added to the sum, once
+            (part,) = self._emit(node, [x, *components], parts=False, overload=ops.overload_of(fmt))
+            total = b.llmc("AllReduce", part)
+            return (total if bias is None else b("Add", total, self._value(bias)),)
+        biases = () if bias is None else self._cut([bias], ops.DENSE, cut)
+        (part,) = self._emit(node, [x, *components, *biases], parts=True)
+        if node.metadata_props[BLOCK] != "head":
+            return (part,)
+        sizes = [stop - start for start, stop in cut.spans]
+        return (b.llmc("AllGather", part, axis=len(dims(part)) - 1, sizes=sizes),)
+
+    def _cut(self, components: Sequence[ir.Value | None], fmt: str, cut: Cut) -> list[ir.Value]:
+        """This shard's part of the stored components of a weight, or of a bias."""
+        start, stop = cut.spans[self.shard]
+        layouts = FORMATS[fmt].layouts if fmt != ops.DENSE else (None,)
+        made = []
+        for value, layout in zip(components, layouts, strict=True):
+            expr = self.whole.expr(value)
+            assert isinstance(expr, Stored) and value is not None
+            step = 1 if layout is None else layout.step
+            axes = "nk" if layout is None else layout.axes
+            made.append(self.graph.weight(str(value.name), _sliced(expr, axes, cut.axis, start, stop, step)))
+        return made
+
+    def _embedding(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        cut = Cut(ROWS, self.placement.vocabulary)
+        components = self._cut(node.inputs[1:], ops.format_of(node), cut)
+        ids = self._value(_given(node.inputs[0]))
+        start, overload = cut.spans[self.shard][0], f"{node.overload}{ops.PART}"
+        (part,) = self._emit(node, [ids, *components], parts=False, overload=overload, start=start)
+        return (self.graph.build(node.metadata_props[BLOCK]).llmc("AllReduce", part),)
+
+    def _attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        inputs = self._inputs(node)
+        q, k, v, *caches, _ = map(_given, inputs)
+        size = attribute(node, "head_dim")
+        kv_heads = width(k) // size
+        for cache in caches:
+            batch, _, *rest = dims(cache)
+            cache.shape = ir.Shape([batch, kv_heads, *rest])
+        if not {q, k, v} <= self.sharded:
+            raise ValueError(f"{node.name} cannot compute some of its heads")
+        made = self._emit(node, inputs, parts=False, heads=width(q) // size, kv_heads=kv_heads)
+        self.sharded.add(made[0])
+        return made
+
+    def _received(self, crossing: _Crossing) -> ir.Value:
+        split, value = self.placement.split, crossing.value
+        b = self.graph.build(f"layer.{self.placement.stages[self.stage][0]}")
+        received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard))
+        received.type, received.shape = value.type, value.shape
+        if crossing.summand is None:
+            return received
+        sizes = [stop - start for start, stop in spans(width(value), split.tp)]
+        received.shape = ir.Shape([*dims(value)[:-1], sizes[self.shard]])
+        return b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
+
+    def _sent(self, crossing: _Crossing) -> ir.Value:
+        split, value = self.placement.split, self.values[crossing.value]
+        b = self.graph.build(f"layer.{self.placement.stages[self.stage][-1]}")
+        if crossing.summand is not None:
+            add = _made(value)
+            total, rest = add.inputs[crossing.summand], add.inputs[1 - crossing.summand]
+            axis, sizes = len(dims(value)) - 1, [stop - start for start, stop in spans(width(value), split.tp)]
+            part = b.llmc("ReduceScatter", _made(total).inputs[0], axis=axis, sizes=sizes, shard=self.shard)
+            parts = b("Split", rest, b.ints(*sizes), outputs=split.tp, axis=axis)
+            for one, size in zip(parts, sizes, strict=True):
+                one.type, one.shape = value.type, ir.Shape([*dims(value)[:-1], size])
+            pair = (part, parts[self.shard]) if crossing.summand == 0 else (parts[self.shard], part)
+            value = b("Add", *pair)
+        sent = b.llmc("Send", value, peer=split.rank(crossing.reader, self.shard))
+        sent.name = f"sent.{crossing.reader}.{crossing.value.name}"
+        return sent
+
+
+_BY_PARTS = {"Add", "Mul", "HeadNorm", "SelectRows", *(op for op, _ in ops.ACTIVATIONS.values())}
+"""Operators that compute a part of their result from the same part of their inputs."""
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _made(value: ir.Value | None) -> ir.Node:
+    node = _given(value).producer()
+    assert node is not None
+    return node
+
+
+def _sliced(stored: Stored, axes: str, axis: int, start: int, stop: int, step: int) -> Expr:
+    """Rows or columns of one stored component of a weight [n, k]; `step` weights along k share an element of it."""
+    if axis == ROWS:
+        return Slice(stored, 0, start, stop) if "n" in axes else stored
+    return Slice(stored, 1, start // step, stop // step) if "k" in axes else stored

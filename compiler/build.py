@@ -8,6 +8,7 @@ from pathlib import Path
 from ..recipes.recipe import Recipe
 from ..runtime.engine_file.file import ENGINE
 from ..runtime.engine_file.manifest import MEASURED, TOKENIZER_SECTIONS
+from ..runtime.engine_file.split import target_of
 from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
@@ -17,12 +18,13 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.tokenizer_check import start_check
 from .engine import weights
 from .engine.manifest import manifest_of
+from .engine.profiles import write_profiles
 from .engine.report import BuildReport, Clock
 from .engine.writer import EngineWriter
 from .oracle import probe
 from .oracle.oracle import block_count
 from .page import write_page
-from .pipeline import context_of, idle_settings, lower, start_dump
+from .pipeline import context_of, idle_settings, lower, rank_caches, start_dump
 from .targets import ProfileConfig, Tactics, tactics_of, target_named
 
 
@@ -61,10 +63,11 @@ def build(
     with clock.stage("compile profiles"):
         dtype = checkpoint.config.dtype or "float32"
         profiles = {
-            name: target_named(name).emit(
-                graph, ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, tables.get(name)), progress
+            label: target_named(target).emit(
+                graph, ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, tables.get(target)), progress
             )
-            for name, graph in legal.items()
+            for label, graph in legal.items()
+            for target in (target_of(label),)
         }
         if shown is not None:
             for name, profile in profiles.items():
@@ -88,14 +91,13 @@ def build(
         with clock.stage("finish file", writer.steps, "tensors") as advance:
             text = tokenizer.result()
             notes += text.notes
-            for name, profile in profiles.items():
-                notes += profile.notes
-                for section, data in profile.sections.items():
-                    writer.section(f"profiles/{name}/{section}", data)
+            notes += tuple(dict.fromkeys(note for profile in profiles.values() for note in profile.notes))
+            caches = rank_caches(recipe, decoder.spec)
+            listed = write_profiles(profiles, caches, writer, context=context, batch=recipe.max_batch)
             for name, data in sorted(checkpoint.tokenizer.items()):
                 writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
             writer.section(MEASURED, canonical({"probe": golden.to_json()}))
-            manifest = manifest_of(checkpoint, text.special, recipe, tables, context, decoder, profiles, digests)
+            manifest = manifest_of(checkpoint, text.special, recipe, tables, context, decoder, listed, digests)
             checkpoint.files.require_unchanged()
             writer.commit(manifest, advance)
     return BuildReport(

@@ -109,7 +109,7 @@ def _as_file(recipe: Recipe) -> str:
     if recipe.activations != "none":
         lines.append(f"  activations: {recipe.activations}")
     plain = Recipe()
-    for key in ("kv", "targets", "max_context", "max_batch"):
+    for key in ("kv", "targets", "parallel", "max_context", "max_batch"):
         if (value := getattr(recipe, key)) != getattr(plain, key):
             lines.append(f"{key}: {json.dumps(value)}")
     return "\n".join(f"    {line}" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -10,14 +11,20 @@ from pathlib import Path
 from ..passes import PassReport, Phase, model_passes, profile_passes, run_phase
 from ..passes.graph.graph import MODULE, Graph
 from ..passes.graph.saved import restore
+from ..passes.partition import Placement, partition
 from ..passes.rewrite.dump import Dump
 from ..passes.rewrite.manager import PassCrash
 from ..recipes.recipe import Recipe
+from ..runtime.engine_file.manifest import LayerCache
+from ..runtime.engine_file.split import target_of
 from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
 from .decoder.decoder import Decoder, build
+from .decoder.placement import caches_of
+from .decoder.placement import place as place_ranks
 from .divisible import require_storable
+from .families.spec import DecoderSpec
 from .page import write_page
 from .targets import Precision, target_named
 
@@ -58,20 +65,37 @@ def idle_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
 def lower(
     checkpoint: Checkpoint, recipe: Recipe, context: int, dump: Dump | None = None
 ) -> tuple[Decoder, dict[str, Graph], tuple[PassReport, ...]]:
-    """The logical graph after the model passes, the legal graph of every profile, and the reports of all passes.
+    """The logical graph after the model passes, the legal graph of every profile or rank, the reports of all passes.
 
     Reads no weight. `context` is the number of positions (`context_of`). `dump` keeps what each pass did.
 
     Raises:
         CheckpointError: the tensors do not match the configuration.
         RecipeError: a rule of the recipe matches no linear.
-        Unsupported: a format, rope type or target of the recipe does not support this model.
+        Unsupported: a format, rope type, target or split of the recipe does not support this model.
     """
     decoder = build(checkpoint, context)
     _require_matches(recipe, decoder.graph)
     require_storable(recipe, decoder.spec)
-    legal, reports = _run(decoder.graph, recipe, dump, None)
+    placements = _placements(recipe, decoder.spec)
+    if dump is not None:
+        dump.placements = plain(placements)
+    legal, reports = _run(decoder.graph, recipe, placements, dump, None)
     return decoder, legal, reports
+
+
+def _placements(recipe: Recipe, spec: DecoderSpec) -> tuple[Placement, ...]:
+    return tuple(place_ranks(spec, split, recipe.format_of) for split in recipe.splits if split.ranks > 1)
+
+
+def rank_caches(recipe: Recipe, spec: DecoderSpec) -> dict[str, dict[int, LayerCache]]:
+    """The caches of each rank of the recipe's splits, by label, each by layer."""
+    return {
+        label: caches_of(spec, placement, rank)
+        for placement in _placements(recipe, spec)
+        for target in recipe.targets
+        for rank, label in enumerate(placement.split.labels(target))
+    }
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,7 @@ class Place:
     profile: str
     phase: str
     next: str
+    placements: tuple[Placement, ...] = ()
 
 
 def start_dump(folder: Path | None, recipe: Recipe) -> Dump | None:
@@ -107,7 +132,10 @@ def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Gra
         reason = ": ".join(filter(None, (error.asked, error.found)))
         raise RecipeError(f"expected a saved graph in {path}", found=reason, fix=_SAME) from error
     try:
-        return place, *_run(graph, place.recipe, start_dump(folder, place.recipe), place)
+        shown = start_dump(folder, place.recipe)
+        if shown is not None:
+            shown.placements = plain(place.placements)
+        return place, *_run(graph, place.recipe, place.placements, shown, place)
     except PassCrash as error:
         if unchanged:
             raise
@@ -116,7 +144,7 @@ def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Gra
 
 
 def _run(
-    graph: Graph, recipe: Recipe, dump: Dump | None, place: Place | None
+    graph: Graph, recipe: Recipe, placements: tuple[Placement, ...], dump: Dump | None, place: Place | None
 ) -> tuple[dict[str, Graph], tuple[PassReport, ...]]:
     """Run all passes, or those from `place` on; returns the legal graphs by profile, and the reports."""
     reports: tuple[PassReport, ...] = ()
@@ -131,7 +159,7 @@ def _run(
     try:
         if place is None or not place.profile:
             run("", graph)
-            legal = {name: graph.copy() for name in recipe.targets}
+            legal = dict(_split(graph, recipe, placements))
         else:
             legal = {place.profile: graph}
         for name, profile in legal.items():
@@ -144,10 +172,19 @@ def _run(
     return legal, reports
 
 
+def _split(graph: Graph, recipe: Recipe, placements: tuple[Placement, ...]) -> Iterator[tuple[str, Graph]]:
+    """A graph of its own for every profile or rank, by label."""
+    known = {placement.split: placement for placement in placements}
+    for split in recipe.splits:
+        for target in recipe.targets:
+            graphs = [graph.copy()] if split.ranks == 1 else partition(graph, known[split])
+            yield from zip(split.labels(target), graphs, strict=True)
+
+
 def _phases(recipe: Recipe, profile: str, place: Place | None) -> list[tuple[Phase, int]]:
     """The model phases (profile "") or those of a profile, from `place` on, each with the number of its first pass."""
     if profile:
-        target = target_named(profile)
+        target = target_named(target_of(profile))
         precision = Precision(recipe.activations, recipe.kv)
         phases = [profile_passes(merge_gated=target.merge_gated), target.legalize(precision)]
     else:

@@ -41,8 +41,8 @@ class Placement:
     """What each rank has of a model."""
 
     split: Split
-    stages: tuple[range, ...]
-    """The layers of each stage."""
+    stages: tuple[Span, ...]
+    """The layers of each stage, from and to."""
     cuts: Mapping[str, Cut]
     """By module; all shards have the whole weights of other linears."""
     vocabulary: tuple[Span, ...]
@@ -77,6 +77,7 @@ class _Crossing:
     source: int
     reader: int
     summand: int | None
+    number: int
 
 
 def _stage_of(node: ir.Node, placement: Placement) -> int | None:
@@ -86,7 +87,7 @@ def _stage_of(node: ir.Node, placement: Placement) -> int | None:
     kind, _, layer = node.metadata_props[BLOCK].partition(".")
     if kind != "layer":
         return 0 if kind == "embed" else placement.split.pp - 1
-    return next(stage for stage, layers in enumerate(placement.stages) if int(layer) in layers)
+    return next(stage for stage, (start, stop) in enumerate(placement.stages) if start <= int(layer) < stop)
 
 
 def _crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> list[_Crossing]:
@@ -95,7 +96,8 @@ def _crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> lis
         for value in node.outputs if source is not None else ():
             readers = {stage for user, _ in value.uses() if (stage := where[user]) is not None}
             summand = None if source in readers or placement.split.tp == 1 else _summand(node, placement)
-            found += [_Crossing(value, source, reader, summand) for reader in sorted(readers - {source})]
+            for reader in sorted(readers - {source}):
+                found.append(_Crossing(value, int(source or 0), reader, summand, len(found)))
     return found
 
 
@@ -278,7 +280,7 @@ class _Rank:
     def _received(self, crossing: _Crossing) -> ir.Value:
         split, value = self.placement.split, crossing.value
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][0]}")
-        received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard))
+        received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard), number=crossing.number)
         received.type, received.shape = value.type, value.shape
         if crossing.summand is None:
             return received
@@ -288,7 +290,7 @@ class _Rank:
 
     def _sent(self, crossing: _Crossing) -> ir.Value:
         split, value = self.placement.split, self.values[crossing.value]
-        b = self.graph.build(f"layer.{self.placement.stages[self.stage][-1]}")
+        b = self.graph.build(f"layer.{self.placement.stages[self.stage][1] - 1}")
         if crossing.summand is not None:
             add = _made(value)
             total, rest = add.inputs[crossing.summand], add.inputs[1 - crossing.summand]
@@ -299,8 +301,8 @@ class _Rank:
                 one.type, one.shape = value.type, ir.Shape([*dims(value)[:-1], size])
             pair = (part, parts[self.shard]) if crossing.summand == 0 else (parts[self.shard], part)
             value = b("Add", *pair)
-        sent = b.llmc("Send", value, peer=split.rank(crossing.reader, self.shard))
-        sent.name = f"sent.{crossing.reader}.{crossing.value.name}"
+        sent = b.llmc("Send", value, peer=split.rank(crossing.reader, self.shard), number=crossing.number)
+        sent.name = f"sent.{crossing.number}"
         return sent
 
 

@@ -17,6 +17,8 @@ class BuildFlags(TypedDict, total=False):
     """For profiles of GPUs: "fp8" or "none"."""
     targets: Sequence[str] | str | None
     """Targets or names of GPUs; in a text, commas separate them."""
+    parallel: Sequence[str] | str | None
+    """Splits over ranks, such as tp2 or tp4-pp2; in a text, commas separate them."""
     max_context: int | None
     """Tokens of a sequence."""
     max_batch: int | None

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..runtime.chips import SM
-from ..runtime.cuda.names import targets_of, wrong_target
-from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
-from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, shown, text_of
+from ..runtime.cuda.names import targets_of
+from ..runtime.engine_file.split import Split
+from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, text_of
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
+from .judges import wrong_format, wrong_number, wrong_parallel, wrong_precision, wrong_targets, wrong_version
 from .strict_yaml import Document, Judge, Mapping, Node
 
 SCHEMA = "recipes/recipe.schema.json"
@@ -24,8 +25,8 @@ MAX_BATCH = 4096
 
 _FOLDER = Path(__file__).resolve().parent
 _MAX_BYTES = 16 * 1024
-_KEYS = ("version", "extends", "quantize", "kv", "targets", "max_context", "max_batch")
-_NOT_BUILT_YET = ("parallel", "gates")
+_KEYS = ("version", "extends", "quantize", "kv", "targets", "parallel", "max_context", "max_batch")
+_NOT_BUILT_YET = ("gates",)
 _HEAD_FORMAT = {"int4": "int8", "int4-g128": "int8"}
 """A 4-bit head costs far more accuracy than its bytes are worth; a tied embedding is stored in the head's format."""
 
@@ -59,6 +60,8 @@ class Recipe:
     targets: tuple[str, ...] = ("cpu",)
     """A GPU's name, such as "h100", becomes the target that it runs; "native" becomes the targets of this machine.
     In one text, commas separate them."""
+    parallel: tuple[str, ...] = ("tp1",)
+    """Splits over ranks, each a profile of every target; "tp1" is one rank. In one text, commas separate them."""
     max_context: int | None = None
     """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
@@ -69,13 +72,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._demand_types()
-        names = self.targets.split(",") if isinstance(self.targets, str) else self.targets
-        object.__setattr__(self, "targets", tuple(map(str.strip, several("targets", names, text_of))))
+        for key in ("targets", "parallel"):
+            names = getattr(self, key)
+            names = names.split(",") if isinstance(names, str) else names
+            object.__setattr__(self, key, tuple(map(str.strip, several(key, names, text_of))))
         _demand(wrong_version(self.version))
         _demand(wrong_format(self.default_format))
         _demand(wrong_targets(self.targets))
         targets = dict.fromkeys(target for name in self.targets for target in targets_of(name))
         object.__setattr__(self, "targets", tuple(targets))
+        _demand(wrong_parallel(self.parallel))
+        object.__setattr__(self, "parallel", tuple(split.name for split in self.splits))
         _demand(wrong_precision("activations", self.activations))
         _demand(wrong_precision("kv", self.kv))
         if self.max_context is not None:
@@ -91,6 +98,10 @@ class Recipe:
         demand("rules", self.rules, "a tuple of QuantizeRule", tuple)
         for rule in self.rules:
             demand("each of rules", rule, "a QuantizeRule", QuantizeRule)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        return tuple(map(Split.parse, self.parallel))
 
     def format_of(self, module: str) -> str:
         """The format's name for a module's weight: the last matching rule, else the default; "none" keeps it."""
@@ -120,6 +131,7 @@ class Recipe:
             },
             "kv": self.kv,
             "targets": list(self.targets),
+            **({} if self.parallel == ("tp1",) else {"parallel": list(self.parallel)}),
             "max_context": self.max_context,
             "max_batch": self.max_batch,
         }
@@ -199,42 +211,6 @@ def _found(recipe: Recipe | AnyMapping[str, Any] | str | Path | None) -> Recipe:
     return load_recipe(recipe if isinstance(recipe, str) else str(path_of("recipe", recipe)))
 
 
-def wrong_version(version: int) -> Wrong | None:
-    """Why `version` is refused, or None."""
-    return None if version == 1 else Wrong("expected recipe version 1", shown(version))
-
-
-def wrong_format(name: str) -> Wrong | None:
-    """Why `name` is refused as a weight format, or None."""
-    known = ("none", *WEIGHT_FORMATS)
-    if name in known:
-        return None
-    hint = nearest("none" if name in ("no", "off", "null") else name, known)
-    return Wrong("expected a weight format", f"{name!r}{hint}", "" if hint else ", ".join(known))
-
-
-def wrong_precision(key: str, name: str) -> Wrong | None:
-    """Why `name` is refused as the format of activations or of the KV cache, or None."""
-    known = REDUCED_FORMATS
-    asked = f"expected {key} of {' or '.join(known)}"
-    return None if name in known else Wrong(asked, f"{name!r}{nearest(name, known)}")
-
-
-def wrong_targets(targets: tuple[str, ...]) -> Wrong | None:
-    """Why `targets` are refused, or None."""
-    for target in targets:
-        if wrong := wrong_target(target):
-            return wrong
-    if not targets or len(set(targets)) != len(targets):
-        return Wrong("expected targets to name at least one target, each once", ", ".join(targets) or "none")
-    return None
-
-
-def wrong_number(key: str, value: int, largest: int) -> Wrong | None:
-    """Why `value` is refused as a count from 1 to `largest`, or None."""
-    return None if 1 <= value <= largest else Wrong(f"expected {key} from 1 to {largest}", shown(value))
-
-
 def _demand(wrong: Wrong | None) -> None:
     if wrong:
         raise RecipeError(wrong.asked, found=wrong.found, fix=wrong.known)
@@ -270,6 +246,10 @@ def _recipe(top: Mapping) -> Recipe:
         found["targets"] = tuple(item.text(lambda name: wrong_targets((name,))) for item in top["targets"].items())
         if wrong := wrong_targets(found["targets"]):
             raise top.error_at("targets", str(wrong))
+    if "parallel" in top:
+        found["parallel"] = tuple(item.text(lambda name: wrong_parallel((name,))) for item in top["parallel"].items())
+        if wrong := wrong_parallel(found["parallel"]):
+            raise top.error_at("parallel", str(wrong))
     for key, largest in (("max_context", MAX_CONTEXT), ("max_batch", MAX_BATCH)):
         if key in top:
             found[key] = top[key].integer(partial(wrong_number, key, largest=largest))

@@ -125,7 +125,7 @@ def _plan(recipe: Recipe) -> str:
     context = recipe.max_context or "the model's, at most 4096"
     fewer_bits = f"; activations {recipe.activations}" if recipe.activations != "none" else ""
     fewer_bits += f"; KV cache {recipe.kv}" if recipe.kv != "none" else ""
-    targets = ", ".join(recipe.targets)
+    targets = ", ".join(split.profile(target) for target in recipe.targets for split in recipe.splits)
     return f"  weights {formats}{fewer_bits}; targets {targets}; context {context}; batch {recipe.max_batch}"
 
 

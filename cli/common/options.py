@@ -159,6 +159,16 @@ BUILD_FLAGS: Mapping[str, Any] = {
             autocompletion=complete.targets,
         ),
     ],
+    "parallel": Annotated[
+        str | None,
+        flag(
+            "--parallel",
+            "Splits over ranks to build profiles for, as tp1,tp2,tp4-pp2: tensor and pipeline parallel.",
+            default="the recipe's, tp1",
+            metavar="LIST",
+            group=RECIPE,
+        ),
+    ],
     "max_context": Annotated[
         int | None,
         flag(

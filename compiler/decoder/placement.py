@@ -43,7 +43,7 @@ def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, L
     split = placement.split
     return {
         index: LayerCache(stop - start, mixer.head_dim, mixer.window)
-        for index in placement.stages[split.stage(rank)]
+        for index in range(*placement.stages[split.stage(rank)])
         for mixer in (spec.layers[index].mixer,)
         for start, stop in (kv_heads(mixer, split.tp)[split.shard(rank)],)
     }
@@ -122,7 +122,7 @@ def _costs(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
     return costs
 
 
-def balanced(costs: Sequence[float], count: int) -> tuple[range, ...]:
+def balanced(costs: Sequence[float], count: int) -> tuple[Span, ...]:
     """Cuts a row of costs into `count` parts, none empty, so that the largest sum is least, then the sum of squares."""
     ends = [0.0, *accumulate(costs)]
     best = [(0.0, 0.0, (0,))] + [(float("inf"), float("inf"), (0,))] * len(costs)
@@ -138,5 +138,4 @@ def balanced(costs: Sequence[float], count: int) -> tuple[range, ...]:
             )
             for stop in range(len(costs) + 1)
         ]
-    cuts = best[-1][2]
-    return tuple(range(start, stop) for start, stop in pairwise(cuts))
+    return tuple(pairwise(best[-1][2]))

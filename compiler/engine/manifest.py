@@ -11,9 +11,9 @@ import numpy as np
 
 from ...passes.graph.graph import Canonical, Copied, Quantized
 from ...recipes.recipe import Recipe, name_of
-from ...runtime.engine_file.bind import to_json
 from ...runtime.engine_file.manifest import (
     LENGTH_ROPES,
+    RANKS,
     CheckpointFacts,
     LayerCache,
     Lineage,
@@ -25,7 +25,7 @@ from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..decoder.decoder import Decoder
-from ..targets import CompiledProfile, Tactics, target_named
+from ..targets import Tactics, target_named
 from ..tokens.resolve import SpecialTokens
 
 
@@ -36,7 +36,7 @@ def manifest_of(
     tables: Mapping[str, Tactics],
     context: int,
     decoder: Decoder,
-    profiles: Mapping[str, CompiledProfile],
+    profiles: Mapping[str, Profile],
     digests: Mapping[str, str],
 ) -> Manifest:
     """The manifest of an engine whose weights are written.
@@ -67,19 +67,12 @@ def manifest_of(
             named_tokens=special.named,
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
-        required_features=(LENGTH_ROPES,) if decoder.ropes else (),
-        profiles={
-            name: Profile(
-                target=name,
-                graph=f"profiles/{name}/{emitted.main}",
-                needs=dict(emitted.needs),
-                weights={weight: to_json(expr) for weight, expr in emitted.weights.items()},
-                max_context=context,
-                max_batch=recipe.max_batch,
-                tolerance=emitted.tolerance,
-            )
-            for name, emitted in profiles.items()
-        },
+        required_features=tuple(
+            name
+            for name, used in ((LENGTH_ROPES, decoder.ropes), (RANKS, any(one.ranks for one in profiles.values())))
+            if used
+        ),
+        profiles=profiles,
         lineage={name: _lineage(tensor) for name, tensor in tensors.items()},
         unused=decoder.unused,
         recipe=recipe_json,

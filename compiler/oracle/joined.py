@@ -40,7 +40,7 @@ def inputs_of_ranks(inputs: Mapping[str, np.ndarray], spec: DecoderSpec, placeme
     """The inputs of the joined graph: of the caches ``f32 [B, K, C, D]`` of the whole graph, each rank's heads."""
     found = {name: value for name, value in inputs.items() if not name.startswith(_OF_EACH_RANK)}
     for rank in range(placement.split.ranks):
-        for layer in placement.stages[placement.split.stage(rank)]:
+        for layer in range(*placement.stages[placement.split.stage(rank)]):
             start, stop = kv_heads(spec.layers[layer].mixer, placement.split.tp)[placement.split.shard(rank)]
             for part in ("key", "value"):
                 name = f"past.{layer}.{part}"

@@ -15,8 +15,8 @@ ARITY = {"AllReduce": (1, 1), "AllGather": (1, 1), "ReduceScatter": (1, 1), "Sen
 - AllReduce (x) => the sum over the group, of the same shape.
 - AllGather <axis, sizes> (x) => the values of the group side by side; `sizes` has each shard's elements along `axis`.
 - ReduceScatter <axis, sizes, shard> (x) => part `shard` of the sum, which is cut into `sizes`.
-- Send <peer> (x) => x itself, a graph output; rank `peer` of the job receives it.
-- Recv <peer> () => what rank `peer` sends.
+- Send <peer, number> (x) => x itself, a graph output; rank `peer` of the job receives it.
+- Recv <peer, number> () => what rank `peer` sends under this number. Values between two ranks are in ascending order.
 """
 
 

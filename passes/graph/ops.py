@@ -223,3 +223,5 @@ _BODIES: dict[str, Callable[[str], str]] = {
     **collectives.BODIES,
 }
 OPERATORS = frozenset(_BODIES) | collectives.ARITY.keys()
+COLLECTIVES = frozenset((DOMAIN, op) for op in collectives.ARITY)
+"""(domain, type) of the operators between ranks, which no legalization replaces."""

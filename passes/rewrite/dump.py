@@ -45,6 +45,8 @@ class Dump:
     folder: Path
     recipe: Mapping[str, Any]
     version: str
+    placements: list[Any] = field(default_factory=list)
+    """What the ranks of each split have (`passes/partition.py`, Placement), as JSON."""
     steps: list[Step] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     _now: tuple[str, str] = ("", "")
@@ -85,7 +87,15 @@ class Dump:
 
     def _save(self, name: str, profile: str, phase: str, following: str) -> Path:
         """Write the current graph and where it stands: before the pass `following` of a phase, "" at its end."""
-        at = {"llmc": self.version, "recipe": self.recipe, "profile": profile, "phase": phase, "next": following}
+        at: dict[str, Any] = {
+            "llmc": self.version,
+            "recipe": self.recipe,
+            "profile": profile,
+            "phase": phase,
+            "next": following,
+        }
+        if self.placements:
+            at["placements"] = self.placements
         return self.write(name, saved_text(self._now[0], at, self._now[1]))
 
     def write(self, name: str, content: str | bytes) -> Path:

@@ -22,8 +22,9 @@ from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
 from .layout import PADDING, RESERVED, check_layout, content_digest
-from .manifest import Manifest
+from .manifest import Manifest, Profile
 from .no_engine import refuse_other
+from .ranks import rank_profile
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 200_000
@@ -85,6 +86,7 @@ class EngineFile:
         self.manifest = manifest
         self.file_bytes = header.file_bytes
         self._infos = header.tensors
+        self._profiles: dict[str, Profile] = {}
         self._text = header.metadata["llmc"]
         self._digest = header.metadata["llmc.sha256"]
         try:
@@ -150,6 +152,16 @@ class EngineFile:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The weights, in the order of the file."""
         return {name: info for name, info in self._infos.items() if not name.startswith(RESERVED)}
+
+    def profile(self, name: str) -> Profile:
+        """The profile of this name, or one rank of a profile: "cpu-tp2.rank-1".
+
+        Raises:
+            EngineError: there is none, or its section is damaged.
+        """
+        if name not in self._profiles:
+            self._profiles[name] = rank_profile(name, self.manifest.profiles, self.section, str(self.path))
+        return self._profiles[name]
 
     def tensor(self, name: str) -> np.ndarray:
         """A weight as a read-only view of the file in its canonical shape, in the raw dtype of `RAW_DTYPE`.

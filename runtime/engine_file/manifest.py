@@ -12,11 +12,13 @@ from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
 from .rope import LengthRope, check_ropes
 
-FORMAT = (2, 2)
+FORMAT = (2, 3)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
 LENGTH_ROPES = "length_ropes"
 """The graph takes tables of `ModelFacts.ropes` as inputs."""
-FEATURES = frozenset({LENGTH_ROPES})
+RANKS = "ranks"
+"""Some profiles are split over ranks (`Profile.ranks`)."""
+FEATURES = frozenset({LENGTH_ROPES, RANKS})
 """Names that this reader accepts in `required_features`."""
 MEASURED = "measured.json"
 """The one section that may differ between machines; the content digest leaves it out."""
@@ -79,6 +81,18 @@ class Profile:
     max_context: int
     max_batch: int
     tolerance: float
+    split: str | None = None
+    """The split over ranks (`split.Split`), None for one rank; since format 2.3, as are the fields below."""
+    ranks: tuple[str, ...] | None = None
+    """Of a split profile: the sections with the Profile of each rank. Its own `graph` and `weights` are empty."""
+    caches: Mapping[str, LayerCache] | None = None
+    """Of a rank: its caches by the number of the layer."""
+    files: Mapping[str, str] | None = None
+    """Of a rank: its sections by file name, as ranks share equal ones. Others have the folder of `graph`."""
+
+    def file(self, name: str) -> str:
+        """The section of a file of this profile."""
+        return f"{self.graph.rpartition('/')[0]}/{name}" if self.files is None else self.files.get(name, "")
 
 
 @dataclass(frozen=True)

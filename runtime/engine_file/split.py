@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 MAX_DEGREE = 256
+_RANK = ".rank-"
 _TEXT = re.compile(r"(?:tp([1-9][0-9]{0,2}))?(?:(?:^|(?<=[0-9])-)pp([1-9][0-9]{0,2}))?")
 
 
@@ -50,6 +51,11 @@ class Split:
         """The name of the profile of this split for a target."""
         return target if self.ranks == 1 else f"{target}-{self.name}"
 
+    def labels(self, target: str) -> tuple[str, ...]:
+        """What a build calls the graphs of its profile: the profile's name, or one label per rank."""
+        profile = self.profile(target)
+        return (profile,) if self.ranks == 1 else tuple(label_of(profile, rank) for rank in range(self.ranks))
+
     def rank(self, stage: int, shard: int) -> int:
         return stage * self.tp + shard
 
@@ -59,3 +65,24 @@ class Split:
     def shard(self, rank: int) -> int:
         """Its place in its tensor-parallel group, which holds the ranks of its stage."""
         return rank % self.tp
+
+
+def label_of(profile: str, rank: int) -> str:
+    """The name of one rank's part of a profile: "cpu-tp2.rank-1"."""
+    return f"{profile}{_RANK}{rank}"
+
+
+def parts_of(label: str) -> tuple[str, int | None]:
+    """The profile of a label, and its rank; None if the label is a profile's name."""
+    profile, mark, rank = label.partition(_RANK)
+    return profile, int(rank) if mark and rank.isdecimal() else None
+
+
+def target_of(label: str) -> str:
+    """The target of a profile or of one of its ranks."""
+    return parts_of(label)[0].partition("-")[0]
+
+
+def split_name(profile: str) -> str:
+    """The name of a profile's split."""
+    return profile.partition("-")[2] or "tp1"

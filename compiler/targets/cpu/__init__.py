@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ....passes.graph.ops import COLLECTIVES
 from ....passes.graph.verify import LOGICAL
 from ....passes.rewrite.manager import Phase
 from ....passes.simplify import Simplify
@@ -18,7 +19,7 @@ MERGE_GATED = False
 
 def legalize(_: Precision) -> Phase:
     """Replace every logical operator by allowed ONNX Runtime kernels; merge equal helper nodes."""
-    return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS, during=LOGICAL)
+    return Phase("cpu", (*RULES, Simplify()), CPU_OPERATORS | COLLECTIVES, during=LOGICAL)
 
 
 TARGET = Target("cpu", "ONNX Runtime on any CPU", legalize, emit, merge_gated=MERGE_GATED)

@@ -34,6 +34,7 @@ from llmc.passes.graph.graph import Graph
 from llmc.passes.graph.verify import LOGICAL
 from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.engine_file.split import Split
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 from llmc.runtime.files.strict_json import canonical
@@ -253,7 +254,7 @@ def emit(target: str, legal: Graph) -> CompiledProfile:
 
 def test_the_null_target_checks_and_compiles_nothing():
     recipe: Any = SimpleNamespace(
-        format_of=lambda _: "int4", targets=("null",), rules=(), activations="none", kv="none"
+        format_of=lambda _: "int4", targets=("null",), splits=(Split(),), rules=(), activations="none", kv="none"
     )
     decoder, legal, reports = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["null"]

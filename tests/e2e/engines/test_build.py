@@ -34,8 +34,8 @@ from llmc.passes.graph.graph import Graph
 from llmc.passes.graph.verify import LOGICAL
 from llmc.recipes.recipe import Recipe, with_flags
 from llmc.runtime.engine_file.file import EngineFile
-from llmc.runtime.engine_file.split import Split
 from llmc.runtime.engine_file.manifest import Manifest
+from llmc.runtime.engine_file.split import Split
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 from llmc.runtime.files.strict_json import canonical
 from llmc.runtime.probe import replay

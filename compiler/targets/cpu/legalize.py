@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import Builder, Graph, attribute, width
+from ....passes.graph.graph import Builder, attribute, width
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
-from ....runtime.engine_file.bind import E2M1ToNbits8, Expr, Reshape, Stored, Times, ToF32
+from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
+from .embedding import EmbeddingToGather
+from .layouts import NBITS, dequantized, nbits_weights
 
-
-@dataclass(frozen=True)
-class Nbits:
-    """The layout of a format for MatMulNBits and GatherBlockQuantized: codes of `bits`, one scale per `block`."""
-
-    bits: int
-    block: int
-    doubled: bool = False
-    """True for E2M1 codes, stored exactly as 8-bit codes of twice the value."""
-
-    @property
-    def blob(self) -> int:
-        return self.block * self.bits // 8
-
-
-NBITS = {
-    "int4": Nbits(4, 32),
-    "int4-g128": Nbits(4, 128),
-    "int8": Nbits(8, 32),
-    "int8-g128": Nbits(8, 128),
-    "nvfp4": Nbits(8, 16, doubled=True),
-    "mxfp4": Nbits(8, 32, doubled=True),
-}
 ACCURACY_LEVEL = 4
 """int8 activations; at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
-
-
-def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
-    """Codes ``u8 [N, K]`` or ``u8 [N, K/2]`` and scales ``f32 [N, K/block]`` of a quantized weight."""
-    layout = NBITS[fmt]
-    exprs = [expr for value in values if (expr := graph.expr(value)) is not None]
-    codes, scale = exprs[0], exprs[1]
-    if not layout.doubled:
-        return codes, scale
-    halved: Expr = ToF32(scale, 0.5)
-    if len(exprs) == 3:
-        halved = Times(halved, Reshape(exprs[2], (1,)))
-    return E2M1ToNbits8(codes), halved
 
 
 class LinearToNbits(Rule):
@@ -127,53 +92,6 @@ class LinearToMatMul(Rule):
             return product
         product.type = linear.outputs[0].type
         return g("Add", product, others[-1])
-
-
-def dequantized(g: Builder, fmt: str, weight: ir.Value, others: Rest) -> ir.Value:
-    """A dense or fp8 weight as an input ``f32 [N, K]``."""
-    if fmt == ops.DENSE:
-        return weight
-    codes, scale = g.graph.expr(weight), g.graph.expr(others[0])
-    assert codes is not None and scale is not None
-    return g.graph.weight(f"{weight.name}.f32", Times(ToF32(codes), scale))
-
-
-class EmbeddingToGather(Rule):
-    """Gather rows and dequantize them afterwards; a block-quantized table shares the bytes of a tied head."""
-
-    fires = (
-        "(int64[2,3] ids, float[8,64] T) => (float[2,3,64] y) { y = llmc.Embedding:f32(ids, T) }",
-        "(int64[2,3] ids, uint8[8,32] T, float[8,2] S) => (float[2,3,64] y) { y = llmc.Embedding:int4(ids, T, S) }",
-        "(int64[2,3] ids, uint8[8,64] T, float[8,2] S) => (float[2,3,64] y) { y = llmc.Embedding:int8(ids, T, S) }",
-        "(int64[2,3] ids, uint8[8,32] T, uint8[8,4] S, float G) => (float[2,3,64] y) "
-        "{ y = llmc.Embedding:nvfp4(ids, T, S, G) }",
-        "(int64[2,3] ids, uint8[8,64] T, float[8] S) => (float[2,3,64] y) { y = llmc.Embedding:fp8(ids, T, S) }",
-    )
-
-    @staticmethod
-    def pattern(p: Patterns) -> Op:
-        return p.llmc.Embedding("ids", "table", "*others").named("embedding")
-
-    def rewrite(self, g: Builder, ids: ir.Value, table: ir.Value, others: Rest, embedding: ir.Node) -> ir.Value:
-        fmt, name = ops.format_of(embedding), table.name
-        if fmt in NBITS:
-            codes, scale = nbits_weights(g.graph, fmt, (table, *others))
-            layout, (rows, blocks) = NBITS[fmt], scale.shape
-            return g.ms(
-                "GatherBlockQuantized",
-                g.graph.weight(f"{name}.table", Reshape(codes, (rows, blocks * layout.blob))),
-                ids,
-                g.graph.weight(f"{name}.scales", scale),
-                bits=layout.bits,
-                block_size=layout.block,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-        expr = g.graph.expr(table)
-        if fmt == ops.DENSE and isinstance(expr, Stored) and expr.dtype != "F32":
-            stored = g.graph.weight(f"{name}.{expr.dtype.lower()}", expr, widen=False)
-            return g("Cast", g("Gather", stored, ids, axis=0), to=int(ir.DataType.FLOAT))
-        return g("Gather", dequantized(g, fmt, table, others), ids, axis=0)
 
 
 class AddNormToSkipNorm(Rule):

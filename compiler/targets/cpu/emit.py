@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import onnx
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims
+from ....passes.graph.ops import is_collective
 from ....runtime.engine_file.bind import WEIGHTS_LOCATION
 from ....runtime.progress import Progress
 from ..target import CompiledProfile, ProfileConfig
+from .segments import PROGRAM, segments
 
 EXACT, INT8_ACTIVATIONS = 1e-3, 1e-1
 """Tolerances of the probe. Measured: 5e-6 if all products are float32; up to 4e-2 (16 layers, random weights) if
@@ -22,28 +25,53 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
 
     The bytes depend only on the graph: serialization is deterministic, and node labels are removed.
     """
-    proto = ir.to_proto(graph.model)
-    body = proto.graph
     constant = _constant(graph)
-    inputs = [value for value in body.input if value.name not in constant]
-    weights = [value for value in body.input if value.name in constant]
-    del body.input[:]
-    body.input.extend(inputs)
-    for value in weights:
-        body.initializer.append(_external(value))
-    for node in body.node:
-        node.ClearField("metadata_props")
-    del body.value_info[:]
-    opsets = {node.domain for node in body.node}
-    kept = [entry for entry in proto.opset_import if entry.domain in opsets | {""}]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-    sections = {"graph.onnx": proto.SerializeToString(deterministic=True)}
+    whole = ir.to_proto(graph.model)
+    protos = dict(zip(graph.nodes, list(whole.graph.node), strict=True))
+    empty = onnx.ModelProto()
+    empty.CopyFrom(whole)
+    for part in ("node", "input", "output", "value_info", "initializer"):
+        empty.graph.ClearField(part)
+
+    def model(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
+        return _model(empty, [protos[node] for node in nodes], inputs, outputs, constant)
+
+    if any(map(is_collective, graph.nodes)):
+        main, sections = PROGRAM, segments(graph, model)
+    else:
+        main, sections = "graph.onnx", {"graph.onnx": model(list(graph.nodes), graph.body.inputs, graph.body.outputs)}
     packed = sum(map(_packed_bytes, graph.nodes))
     dense = sum(4 * math.prod(map(int, dims(node.inputs[1]))) for node in graph.nodes if node.op_type == "FusedMatMul")
     as_inputs = [name for name in graph.weights if name not in constant]
     needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": as_inputs}
-    return CompiledProfile(sections, "graph.onnx", graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT)
+    return CompiledProfile(sections, main, graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT)
+
+
+def _model(
+    empty: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    constant: Collection[str],
+) -> bytes:
+    """The empty model with nodes, without their labels; constant weights among the inputs become initializers."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(empty)
+    body = proto.graph
+    for node in nodes:
+        body.node.add().CopyFrom(node)
+        body.node[-1].ClearField("metadata_props")
+    for value in inputs:
+        if value.name in constant:
+            body.initializer.append(_external(ir.to_proto(value)))
+        else:
+            body.input.append(ir.to_proto(value))
+    body.output.extend(map(ir.to_proto, outputs))
+    opsets = {node.domain for node in nodes}
+    kept = [entry for entry in proto.opset_import if entry.domain in opsets | {""}]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _constant(graph: Graph) -> set[str]:

@@ -115,7 +115,7 @@ def of_process(path: Path) -> dict[str, Any]:
         executor.submit((ScheduledSequence(0, (5,), start, ((0,),), None, prompt),))
     ended = time.perf_counter()
     return {
-        "buffers": sum(array.nbytes for array in executor._cache.arrays.values()),
+        "buffers": sum(array.nbytes for array in executor.slots.arrays.values()),
         "resident": resident() - before,
         "prompt_tokens_per_s": prompt / (decoding - started),
         "decode_ms": 1000 * (ended - decoding) / DECODED,

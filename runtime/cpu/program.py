@@ -25,6 +25,8 @@ class Step:
     op: str
     segment: str = ""
     """File name of the ONNX graph to run; its inputs and outputs are values, inputs of the whole graph, or caches."""
+    weights: tuple[str, ...] = ()
+    """The segment's initializers."""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     axis: int = 0
@@ -57,14 +59,14 @@ def read_program(data: bytes, split: Split, rank: int, files: Mapping[str, str],
             raise _wrong(f"a shape for value {name!r}", what, ", ".join(shape))
     for number, step in enumerate(program.steps):
         demand = partial(_demand, f"step {number} ({step.op})", what)
+        for name in (*step.inputs, *step.outputs):
+            demand(name in program.values, f"no value {name!r}")
         if step.op == RUN:
             demand(step.segment in files, f"no file {step.segment!r}")
             continue
         demand(step.op in _COLLECTIVES, "an unknown operator")
         counts = len(step.inputs), len(step.outputs)
         demand(counts == _COLLECTIVES[step.op], f"{counts[0]} inputs and {counts[1]} outputs")
-        for name in (*step.inputs, *step.outputs):
-            demand(name in program.values, f"no value {name!r}")
         if step.op in ("Send", "Recv"):
             far = step.peer < split.ranks and split.stage(step.peer) != split.stage(rank)
             demand(far, f"peer {step.peer} of rank {rank} in {split.name}")

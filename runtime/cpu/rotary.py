@@ -41,15 +41,18 @@ class CallTables:
         fill_tables(self._ropes, self._arrays, tables.ravel(), positions.ravel())
 
 
-def check_tables(declared: Mapping[str, Any], ropes: Sequence[LengthRope], path: str) -> None:
-    """Check that a graph, whose inputs are `declared` with their shapes, takes the tables of these ropes.
+def check_tables(declared: Mapping[str, Any], ropes: Sequence[LengthRope], path: str, *, some: bool = False) -> None:
+    """Check that a graph, whose inputs are `declared` with their shapes, takes the tables of these ropes, or `some`.
 
     Raises:
         EngineError: it takes others.
     """
     wanted = {name: len(rope.short) for number, rope in enumerate(ropes) for name in table_inputs(number)}
     found = {name: shape[-1] for name, shape in declared.items() if len(shape) == 2 and name in wanted}
-    if wanted != found or (POSITIONS in declared) != bool(ropes):
+    positions = POSITIONS in declared
+    if not (found.items() <= wanted.items() if some else found == wanted) or positions != bool(
+        found if some else ropes
+    ):
         raise EngineError(
             f"expected a graph with rotary tables {wanted} in {path}", found=f"{found}", fix="build the engine again"
         )

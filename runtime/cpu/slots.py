@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,11 @@ class SlotCaches:
     the graph's inputs. Both are new objects when slots or positions are added or given up.
     """
 
-    def __init__(self, layers: Sequence[LayerCache], context: int) -> None:
+    def __init__(self, layers: Mapping[int, LayerCache], context: int) -> None:
         self.arrays: dict[str, np.ndarray] = {}
-        self.lengths = {lengths_name(one): np.zeros(0, np.int32) for one in (None, *(c.window for c in layers))}
-        self._layers = {f"{layer}.{part}": cache for layer, cache in enumerate(layers) for part in PARTS}
-        windows = dict.fromkeys((None, *(cache.window for cache in layers)))
+        windows = dict.fromkeys((None, *(cache.window for cache in layers.values())))
+        self.lengths = {lengths_name(one): np.zeros(0, np.int32) for one in windows}
+        self._layers = {f"{layer}.{part}": cache for layer, cache in layers.items() for part in PARTS}
         self._groups = [
             _Group(one, lengths_name(one), tuple(name for name, cache in self._layers.items() if cache.window == one))
             for one in windows
@@ -132,6 +132,14 @@ class SlotCaches:
         for lengths in self.lengths.values():
             lengths[slots] += tokens
         self._filled[slots] = np.maximum(self._filled[slots], self.lengths[lengths_name(None)][slots])
+
+    def together(self, blocks: Collection[int]) -> slice:
+        """The slots of these blocks, once they are adjacent: if they are not, contents move to the first slots."""
+        slots = sorted(map(self.slot, blocks))
+        if slots[-1] - slots[0] == len(slots) - 1:
+            return slice(slots[0], slots[-1] + 1)
+        self.move_to_front(blocks)
+        return slice(0, len(slots))
 
     def move_to_front(self, blocks: Collection[int]) -> None:
         """Exchange contents until these n blocks have the slots [0, n)."""

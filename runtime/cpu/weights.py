@@ -28,8 +28,13 @@ def bindings(path: Path, weights: Mapping[str, Any]) -> dict[str, Expr]:
     return exprs
 
 
-def check_memory(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> None:
-    """Check, before allocating, that copied and packed weights fit into memory; the pool checks each request's part."""
+def check_memory(
+    engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any], neighbours: int = 1
+) -> None:
+    """Check, before allocating, that copied and packed weights fit into memory; the pool checks each request's part.
+
+    So many `neighbours` load as much on this machine at the same time, this process included.
+    """
     tensors = engine.tensors
     private = [expr for expr in weights.values() if not is_view(expr, tensors)]
     converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
@@ -37,7 +42,7 @@ def check_memory(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping
     if type(packed) is not int:
         found = repr(packed)[:80]
         raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
-    needed, free = converted + packed, system_memory().available
+    needed, free = (converted + packed) * neighbours, system_memory().available
     if needed > free:
         raise ResourceError(
             f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",

@@ -37,7 +37,7 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
         return _model(empty, [protos[node] for node in nodes], inputs, outputs, constant)
 
     if any(map(is_collective, graph.nodes)):
-        main, sections = PROGRAM, segments(graph, model)
+        main, sections = PROGRAM, segments(graph, model, constant)
     else:
         main, sections = "graph.onnx", {"graph.onnx": model(list(graph.nodes), graph.body.inputs, graph.body.outputs)}
     packed = sum(map(_packed_bytes, graph.nodes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -15,17 +15,18 @@ from ....runtime.files.strict_json import canonical
 
 PROGRAM = "program.json"
 _HELPERS = frozenset(
-    ("Constant", "Shape", "Cast", "Add", "Sub", "Mul", "Squeeze", "Unsqueeze")
-    + ("Range", "ReduceMax", "Less", "GreaterOrEqual", "And")
+    op
+    for ops in ("Constant Shape Cast Add Sub Mul Squeeze", "Unsqueeze Range ReduceMax Less GreaterOrEqual And")
+    for op in ops.split()
 )
 """Operators that compute positions, lengths and masks. Each segment repeats those that it needs: they take no time, and
 so only activations pass from one segment to another."""
 Model = Callable[[Sequence[ir.Node], Sequence[ir.Value], Sequence[ir.Value]], bytes]
-"""The ONNX model of nodes with these inputs and outputs; weights among the inputs may become initializers."""
+"""The ONNX model of nodes with these inputs and outputs."""
 
 
-def segments(graph: Graph, model: Model) -> dict[str, bytes]:
-    """The files of a rank: its program, and the models that it runs.
+def segments(graph: Graph, model: Model, constant: Collection[str]) -> dict[str, bytes]:
+    """The files of a rank: its program, and the models that it runs, in which the constant weights are initializers.
 
     Raises:
         BrokenGraph: a value passes between segments whose shape is not known.
@@ -48,9 +49,11 @@ def segments(graph: Graph, model: Model) -> dict[str, bytes]:
             outputs = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
             name = f"segment-{len(files):03d}.onnx"
             files[name] = model(ordered, inputs, outputs)
-            steps.append(Step(RUN, name))
-            passed = [value for value in inputs if value.producer() is not None]
-            passed += [value for value in outputs if not str(value.name).startswith("present.")]
+            weights = _names(value for value in inputs if value.name in constant)
+            given = [value for value in inputs if value.producer() is not None]
+            left = [value for value in outputs if not str(value.name).startswith("present.")]
+            steps.append(Step(RUN, name, weights, _names(given), _names(left)))
+            passed = [*given, *left]
         values |= {str(value.name): _shape(value) for value in passed}
     return {PROGRAM: canonical(plain(Program(dict(sorted(values.items())), tuple(steps)))), **files}
 
@@ -89,7 +92,7 @@ def _with_helpers(nodes: Sequence[ir.Node], helpers: Collection[ir.Node]) -> lis
 
     def need(value: ir.Value | None) -> None:
         producer = value.producer() if value is not None else None
-        if producer in helpers and producer not in needed:
+        if producer is not None and producer in helpers and producer not in needed:
             for one in producer.inputs:
                 need(one)
             needed[producer] = None
@@ -105,16 +108,18 @@ def _leaves(value: ir.Value, inside: Collection[ir.Node]) -> bool:
 
 
 def _collective(node: ir.Node) -> Step:
-    names = [[str(value.name) for value in values if value is not None] for values in (node.inputs, node.outputs)]
-    inputs, outputs = map(tuple, names)
     return Step(
         node.op_type,
-        inputs=inputs,
-        outputs=() if node.op_type == "Send" else outputs,
+        inputs=_names(value for value in node.inputs if value is not None),
+        outputs=() if node.op_type == "Send" else _names(node.outputs),
         axis=attribute(node, "axis", 0),
         sizes=tuple(attribute(node, "sizes", ())),
         peer=attribute(node, "peer", 0),
     )
+
+
+def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:
+    return tuple(str(value.name) for value in values)
 
 
 def _shape(value: ir.Value) -> tuple[str, ...]:

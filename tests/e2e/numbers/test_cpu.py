@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -261,7 +260,8 @@ def test_threads_are_those_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch
     found = []
     for threads in (1, 3):
         with opened(path, threads=threads) as executor:
-            session: Any = executor._session
+            assert executor._loaded is not None
+            (session,) = executor._loaded.sessions.values()
             assert session.get_session_options().intra_op_num_threads == threads
             found.append(logits_of(executor, ids))
     assert relative(found[0], found[1]) < TOLERANCE

@@ -98,7 +98,7 @@ def test_logits_beyond_the_window_are_transformers(tmp_path: Path, heads: str):
         assert executor.max_prefill == WINDOW
         for chunk in (WINDOW, 13, 1):
             assert relative(prompt_logits(executor, prompt, chunk), expected) < TOLERANCE
-        buffers = {name: array.shape[2] for name, array in executor._cache.arrays.items()}
+        buffers = {name: array.shape[2] for name, array in executor.slots.arrays.items()}
         assert set(buffers.values()) == {2 * WINDOW}
 
 
@@ -130,7 +130,7 @@ def test_layers_with_and_without_a_window_agree_with_the_oracle(
     with opened(path) as executor:
         bound = TOLERANCE if quantize == "none" else 1e-1
         assert relative(prompt_logits(executor, prompt, 17), expected) < bound
-        shapes = {name: array.shape[2] for name, array in executor._cache.arrays.items()}
+        shapes = {name: array.shape[2] for name, array in executor.slots.arrays.items()}
         assert shapes == {
             f"{layer}.{part}": (256, 2 * WINDOW, 256)[layer] for layer in range(3) for part in ("key", "value")
         }
@@ -140,4 +140,4 @@ def test_a_window_of_the_whole_context_is_none(tmp_path: Path):
     folder = windowed_checkpoint(tmp_path / "c", 64, SLIDING)
     path = llmc.build(folder, tmp_path / "e.llmc", targets=["cpu"], quantize="none", max_context=64)
     with opened(path) as executor:
-        assert set(executor._cache.lengths) == {"past_lengths"}
+        assert set(executor.slots.lengths) == {"past_lengths"}

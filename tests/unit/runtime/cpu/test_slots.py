@@ -50,7 +50,7 @@ class Sequences:
     """Runs sequences of numbers through a pool as scheduler and executor do."""
 
     def __init__(self, free_memory: int = 1 << 30) -> None:
-        self.caches = SlotCaches(LAYERS, CONTEXT)
+        self.caches = SlotCaches(dict(enumerate(LAYERS)), CONTEXT)
         self.free_memory = free_memory
         self.pool = SlotPool(self.caches, SLOTS, lambda: self.free_memory)
         self.running: list[tuple[Lease, list[int]]] = []
@@ -128,7 +128,7 @@ def test_blocks_hold_the_latest_positions_whatever_was_kept_cut_and_moved(turns:
 
 
 def test_slots_and_positions_are_committed_as_sequences_need_them():
-    caches = SlotCaches(LAYERS, 5000)
+    caches = SlotCaches(dict(enumerate(LAYERS)), 5000)
     assert caches.blocks == () and caches.arrays["0.key"].shape[0] == 0
     caches.commit(7, 10)
     assert caches.arrays["0.key"].shape == (1, 2, LEAST_POSITIONS, 3)
@@ -151,7 +151,7 @@ def test_slots_and_positions_are_committed_as_sequences_need_them():
 
 
 def test_only_whose_buffer_is_full_is_compacted():
-    caches = SlotCaches((LayerCache(1, 1, 4),), 100)
+    caches = SlotCaches({0: LayerCache(1, 1, 4)}, 100)
     for block, length in enumerate((8, 3)):
         caches.commit(block, 100)
         caches.advance(slice(block, block + 1), length)
@@ -160,7 +160,7 @@ def test_only_whose_buffer_is_full_is_compacted():
 
 
 def test_an_address_space_that_is_too_small_changes_nothing():
-    caches = SlotCaches((LayerCache(1, 1 << 10),), 1 << 40)
+    caches = SlotCaches({0: LayerCache(1, 1 << 10)}, 1 << 40)
     caches.commit(0, 1)
     before = caches.arrays
     with pytest.raises(ResourceError, match="caches for 1 sequences of 1099511627776 tokens"):

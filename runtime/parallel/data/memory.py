@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from ..errors import ResourceError
+from ...errors import ResourceError
 from .communicator import Check
 from .semaphores import STRIDE, Semaphores
 
@@ -105,8 +105,8 @@ class SharedMemory:
                 self.signals.create(pair * len(Signal) + kind, RING if kind is Signal.FREE else 0)
 
 
-def create(ranks: int, check: Check, *, spin: bool) -> SharedMemory:
-    """New shared memory, ready for all ranks.
+def create(ranks: int) -> int:
+    """The descriptor of new shared memory, ready for all ranks.
 
     Raises:
         ResourceError: the system has none (only Linux does).
@@ -116,25 +116,21 @@ def create(ranks: int, check: Check, *, spin: bool) -> SharedMemory:
     file = os.memfd_create("llmc-ranks", os.MFD_CLOEXEC)
     try:
         os.ftruncate(file, _Layout(ranks).bytes)
-        made = SharedMemory(file, ranks, check, spin=spin)
+        SharedMemory(file, ranks, lambda: None, spin=False).prepare()
     except BaseException:
         os.close(file)
         raise
-    made.prepare()
-    return made
+    return file
 
 
-def reopen(path: str, ranks: int, check: Check, *, spin: bool) -> SharedMemory:
-    """The memory that another process of this host made; `path` is /proc/PID/fd/N.
+def reopen(path: str, ranks: int) -> int:
+    """A descriptor of the memory that another process of this host made; `path` is /proc/PID/fd/N.
 
     Raises:
         OSError: there is no such file, or another one.
     """
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if os.fstat(file).st_size != _Layout(ranks).bytes:
-            raise OSError("another file")
-        return SharedMemory(file, ranks, check, spin=spin)
-    except BaseException:
+    if os.fstat(file).st_size != _Layout(ranks).bytes:
         os.close(file)
-        raise
+        raise OSError(f"another file is at {path}")
+    return file

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from ..errors import EngineError
+from ...errors import EngineError
 from .communicator import add_in_order, columns, even, flat, pieces, rows
 from .memory import HEAD, RING, RING_SLOT, SLOT, SharedMemory, Signal
 

@@ -14,9 +14,7 @@ from typing import Any
 from ..machine import cpu_count
 from .control import Control
 from .data import memory
-from .data.communicator import Alone
-from .data.mesh import Mesh, members
-from .data.shared import SharedGroup, SharedLink
+from .data.mesh import Mesh
 from .frames import Connection
 from .job import START, Job, identity
 
@@ -101,6 +99,5 @@ def local_job(control: Control, ranks: int, tp: int, file: int, start: float = S
     """The job of ranks that all share the memory of this descriptor, which is the job's from now on."""
     rank = control.rank
     shared = memory.SharedMemory(file, ranks, control.check, spin=cpu_count() >= ranks)
-    group = Alone() if tp == 1 else SharedGroup(shared, members(rank, tp), rank)
-    mesh = Mesh(rank, ranks, tp, group, lambda peer: SharedLink(shared, rank, peer))
-    return Job(mesh, control, start=start, release=shared.close)
+    mesh = Mesh(rank, tp, [0] * ranks, shared)
+    return Job(mesh, control, start=start, release=mesh.close)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from llmc.runtime.errors import EngineError
 from llmc.runtime.parallel.job import Job
 
 

@@ -1,9 +1,8 @@
-"""What an executor of ranks asks of the data plane, and the arithmetic that all its implementations share."""
+"""What an executor of ranks asks of the data plane."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from math import prod
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -68,51 +67,6 @@ class Communicator(Group, Protocol):
     def barrier(self) -> None:
         """Returns when every rank of the job has called it."""
         ...
-
-
-def flat(x: np.ndarray) -> np.ndarray:
-    """An array as one row, without a copy."""
-    if not x.flags.c_contiguous:
-        raise ValueError("expected a C-contiguous array")
-    return x.reshape(-1)
-
-
-def rows(x: np.ndarray, axis: int) -> np.ndarray:
-    """An array as a matrix whose columns are an axis and all behind it, without a copy."""
-    return flat(x).reshape(prod(x.shape[:axis]), -1 if x.size else 0)
-
-
-def columns(x: np.ndarray, axis: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Where each shard's columns end in `rows` of the whole; x is the whole or a part of it."""
-    inner = prod(x.shape[axis + 1 :])
-    ends = np.cumsum([size * inner for size in sizes])
-    return tuple(int(end) for end in ends)
-
-
-def even(size: int, shards: int) -> tuple[int, ...]:
-    """Sizes of the shards' parts of a row, for a sum in two rounds."""
-    return tuple(size * (i + 1) // shards - size * i // shards for i in range(shards))
-
-
-def pieces(height: int, width: int, room: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles of at most `room` elements that cover a matrix: whole rows, or parts of one."""
-    if 0 < width <= room:
-        step = room // width
-        yield from ((slice(r, min(r + step, height)), slice(0, width)) for r in range(0, height, step))
-    else:
-        yield from (
-            (slice(r, r + 1), slice(c, min(c + room, width))) for r in range(height) for c in range(0, width, room)
-        )
-
-
-def add_in_order(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-    """The sum from the first part to the last: ((0 + 1) + 2) ... `out` may be one of the first two."""
-    if len(parts) == 1:
-        np.copyto(out, parts[0])
-        return
-    np.add(parts[0], parts[1], out=out)
-    for part in parts[2:]:
-        np.add(out, part, out=out)
 
 
 class Alone:

@@ -91,6 +91,16 @@ class Control:
     def called(self, rank: int) -> str:
         return self._peers[rank].name
 
+    def addresses(self, here: Sequence[bool]) -> list[str]:
+        """Rank 0: of every rank the address at which the others reach it; `here` are those of rank 0's machine.
+
+        Those have the address at which a rank elsewhere has reached rank 0: their own may be of the loopback.
+        """
+        away = [one for one in self._peers.values() if not here[one.rank]] or list(self._peers.values())
+        own = _host(away[0].socket.getsockname())
+        elsewhere = {one.rank: _host(one.socket.getpeername()) for one in away}
+        return [elsewhere.get(rank, own) for rank in range(len(here))]
+
     def check(self) -> None:
         """Raise what has ended the job, if something has."""
         if self.error is not None:
@@ -275,3 +285,8 @@ class Control:
             self._frames.put(None)
         else:
             (self._own if frame.kind.startswith(_OWN) else self._frames).put(frame)
+
+
+def _host(address: tuple[Any, ...]) -> str:
+    """The host of a socket's address; IPv4 in its own form, also from a socket that takes both."""
+    return str(address[0]).removeprefix("::ffff:")

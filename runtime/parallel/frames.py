@@ -59,32 +59,32 @@ class _Reader:
         self._steps = self._read()
         self._target = next(self._steps)
 
-    def fill(self, source: socket.socket) -> Iterator[Frame | None]:
+    def fill(self, source: socket.socket) -> Sequence[Frame | None]:
         """What a socket has now: messages, None for a sign of life.
 
         Raises:
             EOFError: the peer has closed, or its process is gone.
             ResourceError: it does not speak as a rank does.
         """
+        found: list[Frame | None] = []
         while True:
             try:
-                count = source.recv_into(self._target) if self._target else 0
+                count = source.recv_into(self._target)
             except BlockingIOError:
-                return
-            except OSError as error:
-                raise EOFError(error.strerror) from None
+                return found
+            except OSError:
+                count = 0
             if count == 0:
-                raise EOFError("closed")
-            yield from self._take(count)
-
-    def _take(self, count: int) -> Iterator[Frame | None]:
-        self._target = self._target[count:]
-        while not len(self._target):
-            step = next(self._steps)
-            if isinstance(step, memoryview):
-                self._target = step
-            else:
-                yield step
+                if found:  # the end comes again
+                    return found
+                raise EOFError
+            self._target = self._target[count:]
+            while not len(self._target):
+                step = next(self._steps)
+                if isinstance(step, memoryview):
+                    self._target = step
+                else:
+                    found.append(step)
 
     def _read(self) -> Iterator[Any]:
         """Yields places for bytes, and what was read: a Frame or None."""

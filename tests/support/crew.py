@@ -26,7 +26,7 @@ class Crew:
 
         def make(rank: int) -> Mesh:
             shared = memory.SharedMemory(os.dup(files[hosts[rank]]), len(hosts), self.check, spin=False)
-            gloo = Gloo(store, rank, len(hosts), "127.0.0.1", self.check) if len({*hosts}) > 1 else None
+            gloo = Gloo(store, rank, len(hosts), "127.0.0.1", self.check, 60) if len({*hosts}) > 1 else None
             return Mesh(rank, tp, hosts, shared, gloo)
 
         self.meshes = list(self._pool.map(make, range(len(hosts))))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -28,6 +30,7 @@ _TOLD = 60
 """Slices that a broken connection waits for the job's own reason."""
 _NEVER = timedelta(days=7)
 """gloo's own time limit: the control plane decides that a rank is gone, not this."""
+_OPEN = "hosts that may connect to each other at any port"
 _TURN, _MESSAGE, _BARRIER = 1, 2, 3
 """Tags."""
 
@@ -56,8 +59,8 @@ def distributed() -> Any:
 class Gloo:
     """This process's gloo, and the one thread that calls it: a call may hang for as long as a peer does."""
 
-    def __init__(self, store: Any, rank: int, ranks: int, address: str, check: Check) -> None:
-        """Connect to all ranks; `address` is this rank's own, which the others can reach.
+    def __init__(self, store: Any, rank: int, ranks: int, address: str, check: Check, seconds: float) -> None:
+        """Connect to all ranks within so many seconds; `address` is this rank's own, which the others can reach.
 
         Unlike init_process_group this leaves torch's default group to the user, and the address needs no variable.
 
@@ -69,25 +72,33 @@ class Gloo:
         self._group: Any = None
         self._thread = threading.Thread(target=self._run, name="llmc-gloo", daemon=True)
         self._thread.start()
-        self.call(lambda: self._connect(store, rank, ranks, address))
+        self.call(lambda: self._connect(store, rank, ranks, address), seconds)
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """What a function gives that is called on gloo's thread; left when the job ends."""
+    def call(self, function: Callable[[], Any], seconds: float = math.inf) -> Any:
+        """What a function gives that is called on gloo's thread; left when the job ends.
+
+        Raises:
+            ResourceError: a connection is broken, or nothing has come for so many seconds.
+        """
         answer = SimpleQueue[Any]()
         self._calls.put((function, answer))
+        late = time.monotonic() + seconds
         while True:
             try:
                 done, value = answer.get(timeout=_SLICE)
                 break
             except Empty:
                 self._check()
+                if time.monotonic() > late:
+                    asked = "cannot connect to the ranks on other hosts"
+                    raise ResourceError(asked, found=f"nothing for {seconds:.0f} s", fix=_OPEN) from None
         if done:
             return value
         if not isinstance(value, RuntimeError):
             raise value
         for _ in range(_TOLD):  # a rank that died breaks its connections first, and the job's error names it
             self._check()
-            threading.Event().wait(_SLICE)
+            time.sleep(_SLICE)
         found = next(iter(str(value).splitlines()), "")
         raise ResourceError("cannot exchange arrays with other hosts", found=f"gloo: {found}") from value
 

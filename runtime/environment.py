@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RecipeError, closest, shown
@@ -18,6 +19,13 @@ VARIABLES: Mapping[str, str] = {
 }
 """All that llmc reads: settings of a machine. What belongs to one job (a model, a prompt, an output) is a flag only, or
 a variable set for one command would change the results of another."""
+LAUNCHERS: Mapping[str, str] = {
+    "RANK": "which rank this process is, from 0",
+    "WORLD_SIZE": "how many ranks the job has",
+    "MASTER_ADDR": "the host of rank 0, as all others reach it",
+    "MASTER_PORT": "the port at which the ranks find each other",
+}
+"""What torchrun and other launchers set for each process of a job. They count for profiles of several ranks."""
 KERNELS = "kernels"
 """The folder of compiled kernels in llmc's cache folder."""
 TOOLS = "tools.json"
@@ -65,6 +73,50 @@ def threads(asked: int | None) -> int | None:
 def profile(asked: str | None) -> str | None:
     """The profile asked for, else LLMC_PROFILE, else None."""
     return asked or os.environ.get("LLMC_PROFILE") or None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """This process's place in a job that a launcher has started."""
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+    store: bool
+    """The launcher has a store at address and port; else rank 0 opens one."""
+    attempt: str
+    """Which start of the job this is: a launcher's store outlives one that failed."""
+
+
+def launched() -> Launched | None:
+    """What the launcher of this process has set; None if there is none, as RANK and WORLD_SIZE are not set.
+
+    Raises:
+        RecipeError: one of the variables is missing or malformed.
+    """
+    found = {name: os.environ.get(name, "") for name in LAUNCHERS}
+    if not found["RANK"] and not found["WORLD_SIZE"]:
+        return None
+    for name, value in found.items():
+        if not value:
+            given = ", ".join(one for one, text in found.items() if text)
+            raise RecipeError(f"expected the variable {name}: {LAUNCHERS[name]}", found=f"of a launcher only {given}")
+    ranks = _whole("WORLD_SIZE", found["WORLD_SIZE"], 1, 4096)
+    return Launched(
+        _whole("RANK", found["RANK"], 0, ranks - 1),
+        ranks,
+        found["MASTER_ADDR"],
+        _whole("MASTER_PORT", found["MASTER_PORT"], 1, 65535),
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+    )
+
+
+def _whole(name: str, text: str, least: int, most: int) -> int:
+    if not _COUNT.fullmatch(text) or not least <= int(text) <= most:
+        raise RecipeError(f"expected {name} from {least} to {most}", found=shown(text))
+    return int(text)
 
 
 def is_setting(name: str, value: object) -> bool:

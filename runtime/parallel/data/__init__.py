@@ -1,0 +1,1 @@
+"""The data plane: arrays between ranks, through shared memory or gloo."""

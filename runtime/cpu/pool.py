@@ -5,15 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
+from typing import Protocol
 
 from ..errors import ResourceError
 from ..scheduling.executor import Lease
 from ..scheduling.kept import common_prefix, continues
-from .slots import SlotCaches
 
 _LEAST_NEW = 2
 """Tokens of a prompt that are computed at least: of one row ONNX Runtime's sums differ in their last bits from those of
 several, and a prompt's numbers must not depend on what ran before it."""
+
+
+class Slots(Protocol):
+    """What a pool asks of slots (`SlotCaches`)."""
+
+    def bytes(self, positions: int) -> int: ...
+    def filled(self, block: int) -> int: ...
+    def holds(self, block: int, length: int) -> bool: ...
+    def commit(self, block: int, positions: int) -> None: ...
+    def keep(self, blocks: Collection[int]) -> None: ...
 
 
 class SlotPool:
@@ -23,7 +33,7 @@ class SlotPool:
     slot whose sequence the prompt continues is taken first, then the one given back first.
     """
 
-    def __init__(self, caches: SlotCaches, slots: int, free_memory: Callable[[], int]) -> None:
+    def __init__(self, caches: Slots, slots: int, free_memory: Callable[[], int]) -> None:
         """`free_memory` gives the bytes that this process may still take."""
         self._caches, self._slots, self._free_memory = caches, slots, free_memory
         self._idle: dict[int, tuple[int, ...]] = {}

@@ -24,6 +24,7 @@ class Mesh:
         There is memory if another rank has this rank's number, and gloo if one has another.
         """
         self.rank, self.ranks, self.tp = rank, len(hosts), tp
+        self.neighbours = hosts.count(hosts[rank])
         self._hosts, self._memory, self._gloo, self._links = hosts, memory, gloo, dict[int, Link]()
         members = range(rank // tp * tp, rank // tp * tp + tp)  # rank = stage * tp + shard
         if tp == 1:

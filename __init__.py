@@ -78,6 +78,7 @@ def build(
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     *,
     memory_limit: float | str | None = None,
+    max_shard_size: float | str | None = None,
     accept_config: str | Collection[str] = (),
     random_weights: int | None = None,
     chat_template: str | Path | None = None,
@@ -89,7 +90,8 @@ def build(
 
     `recipe` is a bundled recipe's name, a YAML file, its content as a mapping, or a Recipe. The flags quantize,
     activations, kv, targets, max_context and max_batch (recipes/flags.py) override it. `memory_limit` bounds the peak
-    of this process: GiB, or a text such as "500M".
+    of this process: GiB, or a text such as "500M"; `max_shard_size` the size of a file: a larger engine is split into
+    several, of which `output` is the one to load.
     `accept_config` lists unknown config keys to ignore, or names one. `random_weights` is a seed, to build without
     weights (for benchmarks). `chat_template`, jinja's text or the Path of a file with it, replaces the checkpoint's.
     `tactics` are tables of tiles written by `llmc tune`, or one. `force` replaces a file at `output` that is not an
@@ -107,7 +109,7 @@ def build(
     from .runtime.errors import demand, path_of, several, text_of
     from .runtime.files.outputs import check_output
     from .runtime.guard.limits import BUILD_BYTES, demand_address_space
-    from .runtime.machine import memory_bytes
+    from .runtime.machine import size_bytes
 
     where = checkpoint if isinstance(checkpoint, str) else path_of("checkpoint", checkpoint)
     path = path_of("output", output)
@@ -118,7 +120,8 @@ def build(
     if random_weights is not None:
         demand("random_weights", random_weights, "a whole number", int)
     chosen = with_flags(recipe, **flags)
-    limit = None if memory_limit is None else memory_bytes(memory_limit)
+    limit = None if memory_limit is None else size_bytes(memory_limit)
+    largest = None if max_shard_size is None else size_bytes(max_shard_size, "a size of files")
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
     inputs += [chat_template] if isinstance(chat_template, Path) else []
     check_output(path, ENGINE, inputs, force=force)
@@ -127,7 +130,8 @@ def build(
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
     tiles = [load_table(table) for table in tables]
-    report = build_engine(source, path, chosen, memory_limit=limit, tactics=tiles, force=force)
+    limits: Any = {"memory_limit": limit, "max_shard_size": largest}
+    report = build_engine(source, path, chosen, **limits, tactics=tiles, force=force)
     for warning in report.warnings:
         warnings.warn(f"{path}: {warning}", stacklevel=_CALLER)  # with the path: Python shows equal ones of a line once
     return report.path

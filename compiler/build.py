@@ -13,10 +13,12 @@ from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
+from ..runtime.probe import MAX_BYTES
 from ..runtime.progress import NO_PROGRESS, Progress
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.tokenizer_check import start_check
 from .engine import weights
+from .engine.layout import MaxShardSize
 from .engine.manifest import manifest_of
 from .engine.profiles import write_profiles
 from .engine.report import BuildReport, Clock
@@ -34,6 +36,7 @@ def build(
     recipe: Recipe,
     *,
     memory_limit: int | None = None,
+    max_shard_size: int | None = None,
     dump: Path | None = None,
     tactics: Collection[Tactics] = (),
     force: bool = False,
@@ -41,7 +44,8 @@ def build(
 ) -> BuildReport:
     """Compile an open checkpoint (`open_source`) into an engine file.
 
-    `memory_limit` is the bytes of memory that this process may use; chunks shrink to fit. `dump` is a new folder for
+    `memory_limit` is the bytes of memory that this process may use; chunks shrink to fit. `max_shard_size` is the bytes
+    of the largest file: a larger engine gets several, whose names begin as that of `output`. `dump` is a new folder for
     the graph after each pass, a page of the changes, launches and PTX. `tactics` are measured tiles, which replace
     those that llmc ships for a chip. `force` lets `output` be a file that is not an engine.
 
@@ -75,7 +79,9 @@ def build(
                     shown.write(f"{name}.{file}", text)
             write_page(shown)
     chunk = weights.chunk_bytes(memory_limit)
-    with EngineWriter(output, weights.groups(tensors)) as writer:
+    known = [*checkpoint.tokenizer.values(), *(data for one in profiles.values() for data in one.sections.values())]
+    most = None if max_shard_size is None else MaxShardSize(max_shard_size, sum(map(len, known)) + MAX_BYTES)
+    with EngineWriter(output, weights.groups(tensors), most=most) as writer:
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:
 
             def advanced(nbytes: int) -> None:
@@ -101,8 +107,8 @@ def build(
             checkpoint.files.require_unchanged()
             writer.commit(manifest, advance)
     return BuildReport(
-        path=output,
-        bytes=output.stat().st_size,
+        files=writer.paths,
+        bytes=sum(path.stat().st_size for path in writer.paths),
         seconds=clock.seconds,
         peak_rss_bytes=peak_memory(),
         stages=tuple(clock.stages),

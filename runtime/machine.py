@@ -70,8 +70,10 @@ def resident_memory() -> int:
     return _numbers(Path("/proc/self/status")).get("VmRSS") or peak_memory()
 
 
-def memory_bytes(text: str | float) -> int:
+def size_bytes(text: str | float, what: str = "an amount of memory") -> int:
     """Bytes of a size: `500M` and `4GB` count in powers of 1000, `512MiB` and `1Gi` of 1024, a lone number in GiB.
+
+    Errors call it `what`.
 
     Raises:
         RecipeError: it is no size above 0.
@@ -80,7 +82,7 @@ def memory_bytes(text: str | float) -> int:
     unit = (match[2] or "gi").lower() if match else ""
     count = float(match[1]) * (1024 if "i" in unit else 1000) ** ("kmgt".index(unit[0]) + 1) if match else 0
     if not 1 <= count < UNKNOWN:
-        raise RecipeError("expected an amount of memory, such as 500M, 4GB, 0.5GiB or 0.5", found=shown(text))
+        raise RecipeError(f"expected {what}, such as 500M, 4GB, 0.5GiB or 0.5", found=shown(text))
     return int(count)
 
 

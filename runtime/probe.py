@@ -26,6 +26,8 @@ TOP = 8
 DIGITS = 4
 """Decimals of a stored logit: the last bits are noise."""
 _LARGEST = 1e30
+MAX_BYTES = 8 << 10
+"""Of a probe as JSON, and more: 32 ids, 64 pairs of an id and a logit."""
 
 
 @dataclass(frozen=True)

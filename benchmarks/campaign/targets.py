@@ -88,7 +88,7 @@ def _in_header(random: random.Random, seed: bytes) -> bytes:
 
 def _in_sealed_header(random: random.Random, seed: bytes) -> bytes:
     """Damage to an engine's header or to the manifest in it, with the digest that the damaged header has."""
-    from llmc.runtime.engine_file.file import MAGIC, header_digest
+    from llmc.runtime.engine_file.shards import FIRST
 
     header, rest = _parts(seed)
     if random.random() < 0.5:
@@ -98,8 +98,8 @@ def _in_sealed_header(random: random.Random, seed: bytes) -> bytes:
         header = json.dumps(document, separators=(",", ":")).encode()
     else:
         header = damage.of_json(random, header)
-    if header.startswith(MAGIC):
-        header = MAGIC + header_digest(header).encode() + header[len(MAGIC) + 64 :]
+    if header.startswith(FIRST.mark):
+        header = FIRST.put(header)
     return _framed(header, rest)
 
 

@@ -30,6 +30,15 @@ MemoryLimit = Annotated[
         group=options.MACHINE,
     ),
 ]
+MaxShardSize = Annotated[
+    str | None,
+    flag(
+        "--max-shard-size",
+        "Largest size of a file, as 500M, 4GB or 0.5GiB; a larger engine is split into several.",
+        default="one file of any size",
+        metavar="SIZE",
+    ),
+]
 ChatTemplateFile = Annotated[
     Path | None,
     flag("--chat-template", "A jinja file, stored in the engine.", default="the checkpoint's", metavar="FILE"),
@@ -62,6 +71,7 @@ def build(
     output: Output,
     recipe: options.RecipeName = None,
     memory_limit: MemoryLimit = None,
+    max_shard_size: MaxShardSize = None,
     accept_config: options.AcceptConfig = None,
     random_weights: options.RandomWeights = None,
     chat_template: ChatTemplateFile = None,
@@ -79,12 +89,13 @@ def build(
     from ...recipes.recipe import with_flags
     from ...runtime.engine_file.file import ENGINE
     from ...runtime.files.outputs import check_output, require_distinct
-    from ...runtime.machine import memory_bytes
+    from ...runtime.machine import size_bytes
     from ..judge import report as reports
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
     plan = with_flags(recipe, **flags)
-    limit = None if memory_limit is None else memory_bytes(memory_limit)
+    limit = None if memory_limit is None else size_bytes(memory_limit)
+    largest = None if max_shard_size is None else size_bytes(max_shard_size, "a size of files")
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
     inputs += [] if chat_template is None else [chat_template]
     require_distinct({"the engine": output, "the report": report, "the dump": dump})
@@ -104,6 +115,7 @@ def build(
         output,
         plan,
         memory_limit=limit,
+        max_shard_size=largest,
         dump=dump,
         tactics=tables,
         force=force,
@@ -133,6 +145,7 @@ def _as_json(report: BuildReport) -> dict[str, Any]:
     return {
         **console.facts(report, "bytes", "peak_rss_bytes", "content_digest"),
         "path": str(report.path),
+        "files": [str(path) for path in report.files],
         "seconds": round(report.seconds, 3),
         "stages": {name: round(seconds, 3) for name, seconds in report.stages},
         "passes": [
@@ -149,8 +162,9 @@ def _as_text(report: BuildReport, verbose: bool) -> str:
         rows = [(one.phase, one.name, str(one.fired), f"{one.seconds:.3f}") for one in report.passes]
         lines.append(console.table([("phase", "pass", "fired", "seconds"), *rows]))
         lines += [f"  unused: {name} ({reason})" for name, reason in report.unused.items()]
+    files = f" of {len(report.files)} files" if len(report.files) > 1 else ""
     lines.append(
-        f"{report.path}: {console.size(report.bytes)} in {report.seconds:.1f} s, "
+        f"{report.path}: {console.size(report.bytes)}{files} in {report.seconds:.1f} s, "
         f"peak memory {console.size(report.peak_rss_bytes)}\ncontent digest {report.content_digest}"
     )
     return "\n".join(lines)

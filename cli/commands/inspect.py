@@ -113,6 +113,10 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
     return {
         "path": str(engine.path),
         "bytes": engine.file_bytes,
+        "files": [
+            {"name": part.path.name, "bytes": part.bytes, "tensors": _weights_of(engine, number)}
+            for number, part in enumerate(engine.parts)
+        ],
         "tensors": len(engine.tensors),
         "tensor_bytes": sum(info.nbytes for info in engine.tensors.values()),
         "sections": {name: len(engine.section(name)) for name in engine.sections},
@@ -122,6 +126,10 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
         "recipe_name": engine.manifest.recipe_name,
         "checkpoint": {**_UNKNOWN, **manifest["checkpoint"]},
     }
+
+
+def _weights_of(engine: Any, file: int) -> int:
+    return sum(info.file == file for info in engine.tensors.values())
 
 
 def _profile_facts(engine: Any, profile: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +160,9 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
     lines = [console.fill(_ENGINE, {**facts, **more, **_origin(facts)})]
+    if len(facts["files"]) > 1:
+        text = "  file {name}: {bytes!b}, {tensors} tensors"
+        lines += [console.fill(text, one) for one in facts["files"]]
     for name, profile in facts["profiles"].items():
         tiles = f", tiles {profile['tactics']}" if "tactics" in profile else ""
         text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{tiles}"

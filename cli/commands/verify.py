@@ -14,7 +14,7 @@ from ..judge import trust
 _AGREE = "best token equal at {top1_agree} of {positions} positions"
 _WRONG = "largest error {max_error:.3g}, tolerance {tolerance:.3g}; "
 _WHOLE = """\
-{engine}: {tensors} tensors and {sections} sections, {bytes!b}: all digests match
+{engine}: {tensors} tensors and {sections} sections, {bytes!b}{of}: all digests match
   probe on {device}: largest error {max_error:.2e} of {tolerance:.2e} allowed, """
 
 
@@ -37,6 +37,7 @@ def verify(
     judge = trust.judge(trusted, simulated=simulated, quiet=json)
     with verify_engine(path, progress.for_terminal(quiet=json)) as opened:
         size = {"bytes": opened.file_bytes, "tensors": len(opened.tensors), "sections": len(opened.sections)}
+        size["files"] = len(opened.parts)
         chosen, reasons = choose(opened, profile, simulated=simulated)
     rebuilt = _rebuild(path, quiet=json) if rebuild_kernels else None
     report = replay(path, chosen, make_device=simulate.stand_in(simulated), judge=judge)
@@ -58,7 +59,9 @@ def verify(
         f"{engine}: profile {n}: {count} kernels compile to the same bytes\n" for n, count in (rebuilt or {}).items()
     ]
     device = f"{chosen}, simulated" if simulated else chosen
-    console.show(facts, "".join(again) + console.fill(_WHOLE + _AGREE, facts, engine=engine, device=device), json)
+    of = f" in {facts['files']} files" if facts["files"] > 1 else ""
+    text = console.fill(_WHOLE + _AGREE, facts, engine=engine, device=device, of=of)
+    console.show(facts, "".join(again) + text, json)
 
 
 def _rebuild(path: Path, *, quiet: bool) -> dict[str, int]:

@@ -83,7 +83,7 @@ _SUMMARY = """\
 | | |
 |---|---|
 | checkpoint | {source}: {model[architecture]}, {model[parameters]:,} parameters |
-| engine | {bytes!b}, built in {seconds:.1f} s with a peak memory of {peak_rss_bytes!b} |
+| engine | {bytes!b}{of}, built in {seconds:.1f} s with a peak memory of {peak_rss_bytes!b} |
 | profiles | {profiles_text} |
 | content digest | `{content_digest}` |
 | made by | {made_by} |
@@ -97,7 +97,8 @@ def as_markdown(facts: Mapping[str, Any]) -> str:
         for name, profile in facts["profiles"].items()
     )
     made_by = ", ".join(f"{name} {version}" for name, version in facts["tools"].items())
-    text = console.fill(_SUMMARY, facts, title=_TITLE, profiles_text=profiles, made_by=made_by)
+    of = f" in {len(facts['files'])} files" if len(facts["files"]) > 1 else ""
+    text = console.fill(_SUMMARY, facts, title=_TITLE, profiles_text=profiles, made_by=made_by, of=of)
     if facts["warnings"]:
         text += "\n## Warnings\n\n" + "".join(f"- {one}\n" for one in facts["warnings"])
     rows = [

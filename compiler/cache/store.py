@@ -13,7 +13,7 @@ from typing import Literal
 from ...runtime.engine_file.file import EngineFile
 from ...runtime.environment import cache_folder
 from ...runtime.errors import EngineError, ResourceError
-from ..engine.writer import NO_LOCKS, sweep
+from ..engine.atomic import NO_LOCKS, sweep
 from .identity import DIGITS
 
 FOLDER = "engines"

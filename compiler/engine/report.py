@@ -16,8 +16,10 @@ from ...runtime.progress import BYTES, Progress
 class BuildReport:
     """The result of a build, and the time and memory it took."""
 
-    path: Path
+    files: tuple[Path, ...]
+    """The engine's path, then those of its further files."""
     bytes: int
+    """Of all files."""
     seconds: float
     peak_rss_bytes: int
     stages: tuple[tuple[str, float], ...]
@@ -27,6 +29,10 @@ class BuildReport:
     """Unused tensor of the checkpoint, to the reason."""
     warnings: tuple[str, ...]
     content_digest: str
+
+    @property
+    def path(self) -> Path:
+        return self.files[0]
 
 
 @dataclass

@@ -16,7 +16,8 @@ from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, ResourceError
 from ...runtime.machine import resident_memory, system_memory
 from ..checkpoint.weights.source import Source
-from .writer import EngineWriter, Groups
+from .layout import Groups
+from .writer import EngineWriter
 
 CHUNK_BYTES = 16 << 20
 """Source bytes of one read; with read-ahead, two chunks and their codes are in memory."""

@@ -1,45 +1,39 @@
-"""Writes engine files atomically: after any failure or crash, the path holds the old engine or a complete new one."""
+"""Writes engines atomically: after any failure or crash, the path holds the old engine or a complete new one."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...runtime.engine_file.bind import Stored
-from ...runtime.engine_file.file import MAGIC, MAX_HEADER_BYTES, header_digest
-from ...runtime.engine_file.layout import ALIGNMENT, PADDING, RESERVED, content_digest, is_tensor_name
-from ...runtime.engine_file.manifest import Manifest, is_section_name
+from ...runtime.engine_file.layout import RESERVED, content_digest
+from ...runtime.engine_file.manifest import SHARDS, Manifest, Shard, is_section_name
+from ...runtime.engine_file.shards import FIRST, LATER, MAX_HEADER_BYTES, NUMBER, OWNER, Seal, shard_path, suffixes
 from ...runtime.errors import LlmcError, ResourceError
 from ...runtime.files.hashing import CHUNK, chunks, sha256_range
 from ...runtime.files.safetensors import TensorInfo
 from ...runtime.machine import cpu_count
 from ...runtime.numbers import RAW_DTYPE
-
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""Errors of a file system without locks."""
-_NO_RESERVING = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""Errors of a file system that cannot reserve space."""
-
-Groups = Sequence[Sequence[Stored]]
-"""All tensors in the order of the file; the tensors of a group are adjacent, without padding."""
+from . import atomic
+from .layout import FileLayout, Groups, MaxShardSize, default_reserve, lay_out
 
 
-def default_reserve(groups: Groups) -> int:
-    """Bytes reserved for the header: lineage, bindings of a few profiles, and a digest of 64 digits per 16 MiB."""
-    digests = [len(chunks(0, tensor.nbytes)) for group in groups for tensor in group]
-    return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests)
+@dataclass
+class _File:
+    """A file that is being written under its temporary name; `end` is its size so far."""
+
+    temp: Path
+    fd: int
+    layout: FileLayout
+    end: int
 
 
 class EngineWriter:
@@ -51,28 +45,37 @@ class EngineWriter:
     Every method raises ResourceError for a full disk, a quota, a limit or a failing device.
     """
 
-    def __init__(self, path: Path, groups: Groups, *, reserve_header: int | None = None) -> None:
-        """Delete leftovers of killed builds of `path`, then reserve the space of the header and all tensors."""
+    def __init__(
+        self, path: Path, groups: Groups, *, reserve_header: int | None = None, most: MaxShardSize | None = None
+    ) -> None:
+        """Delete leftovers of killed builds of `path`, then reserve the space of the headers and all tensors.
+
+        Raises:
+            RecipeError: the tensors cannot be split into files of at most the size `most`.
+        """
         reserve = default_reserve(groups) if reserve_header is None else reserve_header
         self._path = Path(path)
-        self._data_start = -(-(8 + reserve) // ALIGNMENT) * ALIGNMENT
-        self._infos = _layout(groups, self._data_start)
+        layouts = lay_out(groups, reserve, most)
+        self._most = most
+        self._infos = {name: info for one in layouts for name, info in one.infos.items()}
         self._weights = {name: info for name, info in self._infos.items() if not name.startswith(RESERVED)}
-        self._end = max((info.offset + info.nbytes for info in self._infos.values()), default=self._data_start)
         self._written = dict.fromkeys(self._weights, 0)
         self._digests: dict[str, list[Future[str]]] = {name: [] for name in self._weights}
         self._sections: dict[str, str] = {}
         self.content_digest = ""
-        """The same on every machine for the same build; `commit` sets it."""
-        self._fd = -1
-        with self._disk():
-            _refuse_odd_target(self._path)
-            sweep(self._path)
-            self._temp, self._fd = _create(self._path)
+        """The same on every machine for the same build; `commit` sets it, and `paths`."""
+        self.paths: tuple[Path, ...] = ()
+        """All files, the engine's own first."""
+        self._bytes = sum(one.end for one in layouts)
+        self._files: list[_File] = []
         self._pool = ThreadPoolExecutor(cpu_count())
         try:
             with self._disk():
-                _reserve(self._fd, self._end)
+                atomic.refuse_odd_target(self._path)
+                atomic.sweep(self._path)
+                for one in layouts:
+                    self._files.append(_File(*atomic.create(self._path), one, one.end))
+                    atomic.reserve(self._files[-1].fd, one.end)
         except BaseException:
             self.abort()
             raise
@@ -96,11 +99,12 @@ class EngineWriter:
             raise ValueError(
                 f"{name}: {len(data)} bytes at {offset} do not follow the {done} of {info.nbytes} written so far"
             )
-        self._pwrite(data, info.offset + done)
+        file = self._files[info.file]
+        self._pwrite(file, data, info.offset + done)
         self._written[name] = done = done + len(data)
         ready = done // CHUNK if done < info.nbytes else -(-done // CHUNK)
         for part in chunks(info.offset, info.nbytes)[len(self._digests[name]) : ready]:
-            self._digests[name].append(self._pool.submit(sha256_range, self._fd, part))
+            self._digests[name].append(self._pool.submit(sha256_range, file.fd, part))
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of a tensor written so far (-1: to the end), a new raw array.
@@ -121,7 +125,7 @@ class EngineWriter:
         target, done = rows.reshape(-1).view(np.uint8), 0
         with self._disk():
             while done < len(target):
-                got = os.preadv(self._fd, [target[done:].data], info.offset + start * row + done)
+                got = os.preadv(self._files[info.file].fd, [target[done:].data], info.offset + start * row + done)
                 if not got:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 done += got
@@ -136,10 +140,12 @@ class EngineWriter:
         """
         if not is_section_name(name) or name in self._sections:
             raise ValueError(f"section {name!r}: a plain name that is still free")
-        self._pwrite(data, self._end)
-        self._infos[RESERVED + name] = TensorInfo(RESERVED + name, "U8", (len(data),), self._end, len(data))
+        first = self._files[0]
+        self._pwrite(first, data, first.end)
+        first.layout.infos[RESERVED + name] = TensorInfo(RESERVED + name, "U8", (len(data),), first.end, len(data))
         self._sections[name] = hashlib.sha256(data).hexdigest()
-        self._end += len(data)
+        first.end += len(data)
+        self._bytes += len(data)
 
     @property
     def steps(self) -> int:
@@ -169,23 +175,29 @@ class EngineWriter:
             manifest, sections=dict(self._sections), tensors={name: parts or empty for name, parts in digests.items()}
         )
         self.content_digest = content_digest(manifest.to_json(), self._weights)
-        text = replace(manifest, content_digest=self.content_digest).to_json()
+        manifest = replace(manifest, content_digest=self.content_digest)
+        shards = tuple(self._seal_shard(number) for number in range(2, len(self._files) + 1))
+        if shards:
+            manifest = replace(manifest, required_features=(*manifest.required_features, SHARDS), shards=shards)
+        text = manifest.to_json()
         Manifest.from_json(text, what=str(self._path))  # never write an engine that the reader refuses
-        self._pwrite(self._header(text), 0)
+        self._seal(self._files[0], FIRST, {"llmc": text.decode()})
+        paths = [shard_path(self._path, suffix) for suffix in suffixes(shards)]
         with self._disk():
-            os.fsync(self._fd)
-            os.rename(self._temp, self._path)
-            self._release()
-            _fsync_folder(self._path.parent)
+            for file in self._files:
+                os.fsync(file.fd)
+            first, *others = [file.temp for file in self._files]
+            atomic.place(self._path, first, dict(zip(others, paths, strict=True)))
+        self._release()
+        self.paths = (self._path, *paths)
         advance(1)
         return self._path
 
     def abort(self) -> None:
-        """Remove the file; does nothing after a commit."""
-        if self._fd < 0:
-            return
-        with suppress(OSError):  # the next build deletes what remains
-            self._temp.unlink()
+        """Remove the files; does nothing after a commit."""
+        for file in self._files:
+            with suppress(OSError):  # the next build deletes what remains
+                file.temp.unlink()
         self._release()
 
     def __enter__(self) -> EngineWriter:
@@ -196,29 +208,40 @@ class EngineWriter:
 
     def _release(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        os.close(self._fd)
-        self._fd = -1
+        while self._files:
+            os.close(self._files.pop().fd)
 
-    def _pwrite(self, data: bytes | memoryview, offset: int) -> None:
+    def _pwrite(self, file: _File, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         with self._disk():
             while view:
-                done = os.pwrite(self._fd, view, offset)
+                done = os.pwrite(file.fd, view, offset)
                 view, offset = view[done:], offset + done
 
-    def _header(self, manifest: bytes) -> bytes:
-        """The first bytes of the file: length, then the header with its digest filled in, padded with spaces."""
-        document: dict[str, object] = {"__metadata__": {"llmc.sha256": "0" * 64, "llmc": manifest.decode()}}
-        for name, info in self._infos.items():
-            begin = info.offset - self._data_start
+    def _seal_shard(self, number: int) -> Shard:
+        """Write the header of a file after the first; returns what the manifest says of it."""
+        file = self._files[number - 1]
+        metadata = {OWNER: self.content_digest, NUMBER: f"{number} of {len(self._files)}"}
+        return Shard(file.end, self._seal(file, LATER, metadata))
+
+    def _seal(self, file: _File, seal: Seal, metadata: dict[str, str]) -> str:
+        """Write a header: its length, then JSON with its digest filled in, padded with spaces; returns the digest."""
+        start = file.layout.data_start
+        document: dict[str, object] = {"__metadata__": {seal.key: "0" * 64, **metadata}}
+        for name, info in file.layout.infos.items():
+            begin = info.offset - start
             document[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [begin, begin + info.nbytes]}
-        size = self._data_start - 8
+        size = start - 8
         raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
         if len(raw) > min(size, MAX_HEADER_BYTES):
             found = f"{size} bytes reserved, at most {MAX_HEADER_BYTES}"
             raise LlmcError(f"cannot write a header of {len(raw)} bytes", found=found)
-        place = len(MAGIC)
-        return size.to_bytes(8, "little") + MAGIC + header_digest(raw).encode() + raw[place + 64 :]
+        if self._most is not None and file.end > self._most.bytes:
+            found = f"{file.end} bytes, most of {self._most.sections} of sections"
+            raise LlmcError(f"cannot write a file of at most {self._most.bytes} bytes", found=found)
+        sealed = seal.put(raw)
+        self._pwrite(file, size.to_bytes(8, "little") + sealed, 0)
+        return seal.stated(sealed)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -230,7 +253,7 @@ class EngineWriter:
             found = f"{problem.strerror}{_free(folder)}"
             fix = _FIXES.get(problem.errno or 0, "another folder for the engine")
             raise ResourceError(
-                f"cannot write {self._path}, an engine of {self._end} bytes", found=found, fix=fix
+                f"cannot write {self._path}, an engine of {self._bytes} bytes", found=found, fix=fix
             ) from problem
 
 
@@ -243,94 +266,9 @@ _FIXES = {
 """What a user can do, by error number."""
 
 
-def sweep(path: Path) -> tuple[Path, ...]:
-    """Delete files that killed builds of `path` left, and return them; the file of a running build is locked."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.[0-9a-f]{16}")
-    found = [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
-    return tuple(temp for temp in found if _delete_if_stale(temp))
-
-
-def _delete_if_stale(temp: Path) -> bool:
-    try:
-        fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # deleted already, or another user's
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        temp.unlink()
-    except OSError:  # locked by a running build, renamed meanwhile, or on a file system without locks
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def _create(path: Path) -> tuple[Path, int]:
-    """Create and lock a new file next to `path`; retries if another build's `sweep` deleted it before the lock."""
-    while True:
-        temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
-        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                os.close(fd)
-                temp.unlink()
-                raise
-        if os.fstat(fd).st_nlink:
-            return temp, fd
-        os.close(fd)
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Reserve the space, so that a full disk is found before the work, not after it."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, 0, size)
-            return
-        except OSError as problem:
-            if problem.errno not in _NO_RESERVING:
-                raise
-    os.ftruncate(fd, size)
-
-
-def _refuse_odd_target(path: Path) -> None:
-    """Refuse, before the work, a path that rename could not replace."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "the path exists and is not a file")
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _free(folder: Path) -> str:
     try:
         facts = os.statvfs(folder)
     except OSError:
         return ""
     return f", {facts.f_bavail * facts.f_frsize} bytes free in {folder}"
-
-
-def _layout(groups: Groups, data_start: int) -> dict[str, TensorInfo]:
-    """Compute every offset before any weight is read; adds a padding tensor before each group that needs one."""
-    infos: dict[str, TensorInfo] = {}
-    at = data_start
-    for index, group in enumerate(groups):
-        if gap := -at % ALIGNMENT:
-            name = f"{PADDING}{index + 1}"
-            infos[name] = TensorInfo(name, "U8", (gap,), at, gap)
-            at += gap
-        for tensor in group:
-            name, dtype = tensor.name, tensor.dtype
-            if not is_tensor_name(name) or name in infos:
-                raise ValueError(f"{name!r}: a plain tensor name that is still free")
-            if at % RAW_DTYPE[dtype].itemsize:
-                raise ValueError(f"{name}: {dtype} cannot lie at byte {at}: give it another group")
-            infos[name] = TensorInfo(name, dtype, tensor.shape, at, tensor.nbytes)
-            at += tensor.nbytes
-    return infos

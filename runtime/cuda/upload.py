@@ -67,6 +67,8 @@ class _Chunk:
     """A chunk of a stored tensor."""
 
     label: str
+    file: int
+    """Its place among the engine's files."""
     part: ByteRange
     digest: str
     copies: tuple[tuple[int, int, int], ...]
@@ -151,9 +153,7 @@ def upload(
     total = sum(job.part.nbytes for job in jobs)
     with progress.stage("weights", total) as advance, ExitStack() as cleanup:
         staging = Staging(driver, len(jobs), cleanup)
-        with _readable(engine):  # the file may have changed; digests detect that
-            file = keep(cleanup, os.open(engine.path, os.O_RDONLY), os.close)
-        staging.stream_file(engine, file, jobs, base, advance)
+        staging.stream_files(engine, jobs, base, advance)
         for name, (expr, offset) in placement.computed.items():
             staging.send(evaluate_weight(expr, engine.tensor, initializer=name), base + offset)
 
@@ -171,9 +171,7 @@ class Staging:
         self._copied = [keep(cleanup, driver.event(), driver.drop_event) for _ in range(count)]
         cleanup.callback(driver.wait, self._stream)
 
-    def stream_file(
-        self, engine: EngineFile, file: int, jobs: list[_Chunk], base: int, advance: Callable[[int], None]
-    ) -> None:
+    def stream_files(self, engine: EngineFile, jobs: list[_Chunk], base: int, advance: Callable[[int], None]) -> None:
         """Read, check and copy chunks; each thread reads one chunk at a time."""
         waiting: deque[tuple[_Chunk, int, Future[str]]] = deque()
 
@@ -184,7 +182,8 @@ class Staging:
             if not matches:
                 found = f"{job.label} (bytes {job.part.offset} to {job.part.offset + job.part.nbytes})"
                 fix = "copy or build the engine again"
-                raise EngineError(f"expected bytes in {engine.path} that match their digests", found=found, fix=fix)
+                path = engine.parts[job.file].path
+                raise EngineError(f"expected bytes in {path} that match their digests", found=found, fix=fix)
             for start, nbytes, offset in job.copies:
                 self._driver.copy_in(base + offset, self._address(slot) + start, nbytes, self._stream)
             self._driver.record(self._copied[slot], self._stream)
@@ -195,6 +194,7 @@ class Staging:
                 if len(waiting) == self._threads:
                     finish()
                 slot = self._slot()
+                file = engine.parts[job.file].fileno
                 waiting.append((job, slot, pool.submit(_read, file, job.part, self._view(slot))))
             while waiting:
                 finish()
@@ -245,7 +245,7 @@ def _read(file: int, part: ByteRange, into: memoryview) -> str:
 
 
 def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
-    """Every chunk to read, in the order of the file."""
+    """Every chunk to read, in the order of the files."""
     wanted: dict[str, list[Segment]] = {}
     for segment in placement.segments:
         wanted.setdefault(segment.tensor, []).append(segment)
@@ -256,7 +256,9 @@ def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
         for index, (part, digest) in enumerate(zip(parts, engine.manifest.tensors[name], strict=True)):
             first = part.offset - info.offset
             label = f"tensor {name!r} chunk {index + 1} of {len(parts)}"
-            yield _Chunk(label, part, digest, tuple(_copies(wanted.get(name, ()), first, first + part.nbytes)))
+            yield _Chunk(
+                label, info.file, part, digest, tuple(_copies(wanted.get(name, ()), first, first + part.nbytes))
+            )
 
 
 def _copies(segments: Iterable[Segment], first: int, last: int) -> Iterator[tuple[int, int, int]]:

@@ -247,14 +247,18 @@ def stored(expr: Expr) -> Iterator[Stored]:
 
 
 def is_view(expr: Expr, tensors: Mapping[str, TensorInfo]) -> bool:
-    """True if evaluation returns a view of the mapped file with these `tensors`; memory planning counts all others."""
+    """True if evaluation returns a view of a mapped file with these `tensors`; memory planning counts all others."""
     if isinstance(expr, Stored):
         return True
     if isinstance(expr, Concat):
         infos = [tensors.get(part.name) if isinstance(part, Stored) else None for part in expr.parts]
-        follow = (a is not None and b is not None and a.offset + a.nbytes == b.offset for a, b in pairwise(infos))
+        follow = (a is not None and b is not None and _end(a) == (b.file, b.offset) for a, b in pairwise(infos))
         return expr.axis == 0 and None not in infos and all(follow)
     return isinstance(expr, Reshape) and is_view(expr.of, tensors)
+
+
+def _end(info: TensorInfo) -> tuple[int, int]:
+    return info.file, info.offset + info.nbytes
 
 
 _OPS: dict[str, type] = {

@@ -1,13 +1,9 @@
-"""Opens engine files: checks sizes, digest, schema and layout of the header before it maps the file."""
+"""Opens engines: checks sizes, digests, schema and layout of all their headers before it maps a file."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +13,7 @@ import numpy as np
 from ..errors import EngineError, LlmcError, ResourceError, VerifyError, nearest
 from ..files.hashing import ByteRange, chunks, sha256_ranges
 from ..files.outputs import FileKind
-from ..files.safetensors import Header, TensorInfo, open_regular, parse_header, read_header, read_header_bytes
+from ..files.safetensors import TensorInfo, read_header
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
@@ -25,19 +21,9 @@ from .layout import PADDING, RESERVED, check_layout, content_digest
 from .manifest import Manifest, Profile
 from .no_engine import refuse_other
 from .ranks import rank_profile
+from .shards import FIRST, LATER, MAX_HEADER_BYTES, MAX_TENSORS, NUMBER, OWNER, SUFFIX, Part, find
 
-MAX_HEADER_BYTES = 16 << 20
-MAX_TENSORS = 200_000
-MAGIC = b'{"__metadata__":{"llmc.sha256":"'
-"""The first bytes of every engine's header: they put its digest at a fixed place, which is read before any JSON."""
-ENGINE = FileKind("an engine", ".llmc", MAGIC, offset=8)
-_DIGEST_SIZE = 64
-
-
-def header_digest(raw: bytes) -> str:
-    """SHA-256 of a header that starts with MAGIC, with the characters of its own digest replaced by zeros."""
-    end = len(MAGIC) + _DIGEST_SIZE
-    return hashlib.sha256(MAGIC + b"0" * _DIGEST_SIZE + raw[end:]).hexdigest()
+ENGINE = FileKind("an engine", SUFFIX, FIRST.mark, offset=8)
 
 
 def read_unchecked(path: Path) -> dict[str, Any]:
@@ -56,6 +42,19 @@ def read_unchecked(path: Path) -> dict[str, Any]:
         "manifest": None if text is None else loads(text, what=f"{path}: manifest", error=EngineError),
         "tensors": {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in header.tensors.items()},
     }
+
+
+def read_manifest(first: Path) -> Manifest:
+    """The checked manifest of an engine's first file, whether its other files are there or not.
+
+    Raises:
+        EngineError: the file is damaged or no engine.
+    """
+    part = Part(first, FIRST, EngineError)
+    try:
+        return _manifest(part)
+    finally:
+        part.close()
 
 
 def verify_engine(path: Path, progress: Progress = NO_PROGRESS) -> EngineFile:
@@ -78,26 +77,17 @@ class _Check:
 
 
 class EngineFile:
-    """An open engine file: its manifest, and read-only views of its tensors in the mapped file."""
+    """An open engine: its manifest, and read-only views of its tensors in the mapped files; most have one file."""
 
-    def __init__(self, path: Path, fd: int, header: Header, manifest: Manifest, facts: os.stat_result) -> None:
-        """Called by `open` with checked values, and the file's facts before any was read; duplicates the descriptor."""
+    def __init__(self, path: Path, parts: Sequence[Part], manifest: Manifest) -> None:
+        """Called by `open` with checked files, the one with the manifest first."""
         self.path = path
         self.manifest = manifest
-        self.file_bytes = header.file_bytes
-        self._infos = header.tensors
+        self.parts = tuple(parts)
+        self.file_bytes = sum(part.bytes for part in parts)
+        self._infos = {name: info for part in parts for name, info in part.infos.items()}
+        self._text = parts[0].metadata["llmc"]
         self._profiles: dict[str, Profile] = {}
-        self._text = header.metadata["llmc"]
-        self._digest = header.metadata["llmc.sha256"]
-        try:
-            self._map = mmap.mmap(fd, header.file_bytes, prot=mmap.PROT_READ)
-        except OSError as problem:
-            found = str(problem.strerror)
-            raise ResourceError(f"cannot map {path} of {header.file_bytes} bytes", found=found) from problem
-        self._bytes = np.frombuffer(self._map, np.uint8)
-        self._fd = os.dup(fd)
-        self._facts = facts
-        self._release = weakref.finalize(self, os.close, self._fd)
 
     @classmethod
     def open(
@@ -105,7 +95,7 @@ class EngineFile:
     ) -> EngineFile:
         """Opens and checks an engine.
 
-        "header" checks the header now and each section when it is read; "full" checks every byte now.
+        "header" checks the headers now and each section when it is read; "full" checks every byte now.
 
         Raises:
             EngineError: the file is damaged or no engine; names the tensor, section or key.
@@ -116,30 +106,21 @@ class EngineFile:
     @classmethod
     def _open(cls, path: Path, damage: type[LlmcError], check_all: Progress | None) -> EngineFile:
         refuse_other(path, ENGINE)
-        with open_regular(path, error=EngineError) as (fd, size):
-            facts = os.fstat(fd)
-            raw = read_header_bytes(fd, size, what=str(path), error=damage, max_bytes=MAX_HEADER_BYTES)
-            if not raw.startswith(MAGIC):
-                fix = "llmc build CHECKPOINT -o OUT.llmc, if this is a checkpoint"
-                raise damage(f"expected {path} as an engine of llmc", found="a header that begins otherwise", fix=fix)
-            stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE]
-            if stated.decode("latin-1") != header_digest(raw):
-                found = f"another digest over its {len(raw)} bytes: the file is damaged or cut off"
-                raise damage(
-                    f"expected the header of {path} to match its digest", found=found, fix="copy or build it again"
-                )
-            header = parse_header(raw, size, what=str(path), error=damage, max_tensors=MAX_TENSORS, in_order=True)
-            for key in header.metadata:
-                if key not in ("llmc", "llmc.sha256"):
-                    raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {path}", found=repr(key))
-            manifest = Manifest.from_json(header.metadata.get("llmc", ""), what=str(path))
-            check_layout(header, manifest, str(path))
-            engine = cls(path, fd, header, manifest, facts)
+        parts = [Part(path, FIRST, damage)]
         try:
+            manifest = _manifest(parts[0])
+            for other in find(path, manifest.shards or ()):
+                parts.append(Part(other, LATER, damage, parts))
+                _demand_shard(parts[-1], len(parts), manifest, damage)
+            check_layout({str(part.path): part.infos for part in parts}, manifest)
+            for part in parts:
+                part.map()
+            engine = cls(path, parts, manifest)
             if check_all is not None:
                 engine.check_all(check_all, damage)
         except BaseException:
-            engine.close()
+            for part in parts:
+                part.close()
             raise
         return engine
 
@@ -150,7 +131,7 @@ class EngineFile:
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The weights, in the order of the file."""
+        """The weights, in the order of the files."""
         return {name: info for name, info in self._infos.items() if not name.startswith(RESERVED)}
 
     def profile(self, name: str) -> Profile:
@@ -164,7 +145,7 @@ class EngineFile:
         return self._profiles[name]
 
     def tensor(self, name: str) -> np.ndarray:
-        """A weight as a read-only view of the file in its canonical shape, in the raw dtype of `RAW_DTYPE`.
+        """A weight as a read-only view of its file in its canonical shape, in the raw dtype of `RAW_DTYPE`.
 
         Tensors of one group are views of adjacent bytes.
 
@@ -192,46 +173,36 @@ class EngineFile:
         return data
 
     def demand_unchanged(self) -> None:
-        """Check that the file that is mapped holds what it held when it was opened; takes a microsecond.
+        """Check that the files that are mapped hold what they held when they were opened; takes a microsecond each.
 
-        A file renamed over it, or its removal, changes nothing: the old one stays mapped. That, a link or another mode
+        A file renamed over one, or its removal, changes nothing: the old one stays mapped. That, a link or another mode
         change its ctime; so does another engine copied over it with times put back, whose header differs. Another mtime
-        alone may be a touch, as of the cache of engines: then every byte is checked, once.
+        alone may be a touch, as of the cache of engines: then every byte of the file is checked, once.
 
         Raises:
-            EngineError: it was written to, cut, or replaced in place.
+            EngineError: one was written to, cut, or replaced in place.
         """
-        if not self._release.alive:
-            return
-        now, then = os.fstat(self._fd), self._facts
-        if _times(now) == _times(then):
-            return
-        if now.st_size == then.st_size:
-            with suppress(EngineError):
-                raw = read_header_bytes(
-                    self._fd, now.st_size, what=str(self.path), error=EngineError, max_bytes=MAX_HEADER_BYTES
+        for part in self.parts if self._open_still else ():
+            now = part.moved()
+            if now is None:
+                continue
+            if not part.same_header(now) or (part.touched(now) and self._damage([part], lambda _: None)):
+                raise EngineError(
+                    f"cannot go on with {part.path}: the file was changed since it was opened",
+                    found=f"{now.st_size} bytes, {part.bytes} before, and not what they were",
+                    fix="load it again; replace engines by rename, never by copying over",
                 )
-                stated = raw[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE].decode("latin-1")
-                if stated == header_digest(raw) == self._digest:
-                    if now.st_mtime_ns != then.st_mtime_ns:
-                        self.check_all(error=EngineError)
-                    self._facts = now
-                    return
-        raise EngineError(
-            f"cannot go on with {self.path}: the file was changed since it was opened",
-            found=f"{now.st_size} bytes, {then.st_size} before, and not what they were",
-            fix="load it again; replace engines by rename, never by copying over",
-        )
+            part.note(now)
 
     def drop_pages(self) -> None:
-        """Returns the mapped pages to the system; later reads fault them in again from the file."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        """Returns the mapped pages to the system; later reads fault them in again from the files."""
+        for part in self.parts:
+            part.drop_pages()
 
     def close(self) -> None:
-        """Closes the file; views that are still in use keep their bytes mapped."""
-        self._release()
-        self._bytes = np.empty(0, np.uint8)
+        """Closes the files; views that are still in use keep their bytes mapped."""
+        for part in self.parts:
+            part.close()
 
     def __enter__(self) -> EngineFile:
         return self
@@ -239,9 +210,13 @@ class EngineFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _open_still(self) -> bool:
+        return self.parts[0].is_open
+
     def _view(self, info: TensorInfo) -> np.ndarray:
         self._refuse_closed()
-        return self._bytes[info.offset : info.offset + info.nbytes]
+        return self.parts[info.file].view(info)
 
     def _refuse_unknown(self, kind: str, name: str, known: Mapping[str, object]) -> None:
         if name not in known:
@@ -250,11 +225,11 @@ class EngineFile:
             )
 
     def _refuse_closed(self) -> None:
-        if not self._release.alive:
+        if not self._open_still:
             raise EngineError(f"cannot read {self.path}", found="the engine was closed")
 
-    def _checks(self) -> Iterator[_Check]:
-        for name, info in self._infos.items():
+    def _checks(self, part: Part) -> Iterator[_Check]:
+        for name, info in part.infos.items():
             whole = ByteRange(info.offset, info.nbytes)
             if name.startswith(PADDING):
                 yield _Check(f"padding {name!r}", whole, hashlib.sha256(bytes(info.nbytes)).hexdigest())
@@ -262,39 +237,75 @@ class EngineFile:
                 section = name.removeprefix(RESERVED)
                 yield _Check(f"section {section!r}", whole, self.manifest.sections[section])
             else:
-                parts = chunks(info.offset, info.nbytes)
-                for index, (part, digest) in enumerate(zip(parts, self.manifest.tensors[name], strict=True)):
-                    yield _Check(f"tensor {name!r} chunk {index + 1} of {len(parts)}", part, digest)
+                ranges = chunks(info.offset, info.nbytes)
+                for index, (one, digest) in enumerate(zip(ranges, self.manifest.tensors[name], strict=True)):
+                    yield _Check(f"tensor {name!r} chunk {index + 1} of {len(ranges)}", one, digest)
+
+    def _damage(self, parts: Sequence[Part], advance: Callable[[int], None]) -> list[str]:
+        """What is damaged in these files, by name and place."""
+        bad: list[str] = []
+        for part in parts:
+            checks = list(self._checks(part))
+            try:
+                found = sha256_ranges(part.fileno, [check.part for check in checks], advance)
+            except OSError as problem:
+                raise ResourceError(f"cannot read {part.path}", found=str(problem.strerror)) from problem
+            of = f" of {part.path.name}" if len(self.parts) > 1 else ""
+            bad += [
+                f"{check.label} (bytes {check.part.offset} to {check.part.offset + check.part.nbytes}{of})"
+                for check, digest in zip(checks, found, strict=True)
+                if check.digest != digest
+            ]
+        return bad
 
     def check_all(self, progress: Progress = NO_PROGRESS, error: type[LlmcError] = VerifyError) -> None:
-        """Reads the whole file on all cores and compares every digest.
+        """Reads the whole engine on all cores and compares every digest.
 
         Raises:
-            error: the file is damaged; names up to eight tensors and chunks, sections or paddings.
+            error: a file is damaged; names up to eight tensors and chunks, sections or paddings.
             EngineError: the engine is closed.
-            ResourceError: the file cannot be read.
+            ResourceError: a file cannot be read.
         """
         self._refuse_closed()
         if content_digest(self._text, self.tensors) != self.manifest.content_digest:
             raise error(f"expected the manifest of {self.path} to match its content digest", found="another digest")
-        checks = list(self._checks())
-        with progress.stage("verify", sum(check.part.nbytes for check in checks)) as advance:
-            try:
-                found = sha256_ranges(self._fd, [check.part for check in checks], advance)
-            except OSError as problem:
-                raise ResourceError(f"cannot read {self.path}", found=str(problem.strerror)) from problem
-        bad = [check for check, digest in zip(checks, found, strict=True) if check.digest != digest]
+        with progress.stage("verify", sum(info.nbytes for info in self._infos.values())) as advance:
+            bad = self._damage(self.parts, advance)
         if bad:
-            named = [
-                f"{check.label} (bytes {check.part.offset} to {check.part.offset + check.part.nbytes})" for check in bad
-            ]
             rest = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
             raise error(
                 f"expected the bytes of {self.path} to match their digests",
-                found=", ".join(named[:8]) + rest,
+                found=", ".join(bad[:8]) + rest,
                 fix="copy or build the engine again",
             )
 
 
-def _times(facts: os.stat_result) -> tuple[int, int, int]:
-    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+def _manifest(first: Part) -> Manifest:
+    for key in first.metadata:
+        if key not in ("llmc", "llmc.sha256"):
+            raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {first.path}", found=repr(key))
+    return Manifest.from_json(first.metadata.get("llmc", ""), what=str(first.path))
+
+
+def _demand_shard(part: Part, number: int, manifest: Manifest, damage: type[LlmcError]) -> None:
+    """Check that a file is the one that the manifest lists.
+
+    Raises:
+        damage: it is longer or shorter.
+        EngineError: it is of another engine, or has another place in this one.
+    """
+    shards = manifest.shards or ()
+    shard = shards[number - 2]
+    wanted = {OWNER: manifest.content_digest, NUMBER: f"{number} of {len(shards) + 1}"}
+    stated = {key: text for key, text in part.metadata.items() if key != LATER.key}
+    if stated != wanted or part.digest != shard.sha256:
+        of = f"file {stated.get(NUMBER)} of engine {stated.get(OWNER)}"[:120]
+        raise EngineError(
+            f"expected {part.path} as file {wanted[NUMBER]} of engine {manifest.content_digest}",
+            found=of if stated != wanted else "a file of the same content, split at another size",
+            fix="copy all files of the engine into one folder again",
+        )
+    if part.bytes != shard.bytes:
+        raise damage(
+            f"expected {part.path} to have {shard.bytes} bytes", found=f"{part.bytes} bytes", fix="copy it again"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ..errors import EngineError, nearest
 from ..files.hashing import chunks
-from ..files.safetensors import Header, TensorInfo
+from ..files.safetensors import TensorInfo
 from ..numbers import RAW_DTYPE
 from .manifest import Manifest, content_of
 
@@ -29,9 +29,27 @@ def content_digest(manifest: str | bytes, tensors: Mapping[str, TensorInfo]) -> 
     return hashlib.sha256(content_of(manifest, layout)).hexdigest()
 
 
-def check_layout(header: Header, manifest: Manifest, what: str) -> None:
-    """Checks that every tensor is a weight, a section or padding of the manifest, and that every view is aligned."""
-    for name, info in header.tensors.items():
+def check_layout(files: Mapping[str, Mapping[str, TensorInfo]], manifest: Manifest) -> None:
+    """Checks that every tensor is a weight, a section or padding of the manifest, and that every view is aligned.
+
+    `files` holds the tensors of each file by the file's name in errors, the first one first: it has all sections.
+    """
+    known: set[str] = set()
+    for what, tensors in files.items():
+        _check_file(tensors, manifest, what)
+        if twice := known.intersection(tensors):
+            raise EngineError(f"expected {min(twice)!r} in one file of an engine", found=f"a second one in {what}")
+        known.update(tensors)
+    first, tensors = next(iter(files.items()))
+    sections = [RESERVED + section for section in manifest.sections]
+    for listed, there in (*((name, known) for name in manifest.tensors), *((name, tensors) for name in sections)):
+        if listed not in there or listed.startswith(PADDING):
+            found = f"no such tensor{nearest(listed, there)}"
+            raise EngineError(f"expected {listed!r}, which the manifest lists, in {first}", found=found)
+
+
+def _check_file(tensors: Mapping[str, TensorInfo], manifest: Manifest, what: str) -> None:
+    for name, info in tensors.items():
         plain = info.dtype == "U8" and len(info.shape) == 1
         if name.startswith(PADDING):
             if not plain or info.nbytes >= ALIGNMENT:
@@ -46,10 +64,6 @@ def check_layout(header: Header, manifest: Manifest, what: str) -> None:
                 raise EngineError(f"expected {name!r} of {what} as a U8 section that the manifest lists", found=found)
         else:
             _check_weight(info, manifest, what)
-    for listed in (*manifest.tensors, *(RESERVED + section for section in manifest.sections)):
-        if listed not in header.tensors or listed.startswith(PADDING):
-            found = f"no such tensor{nearest(listed, header.tensors)}"
-            raise EngineError(f"expected {listed!r}, which the manifest lists, in {what}", found=found)
 
 
 def _check_weight(info: TensorInfo, manifest: Manifest, what: str) -> None:

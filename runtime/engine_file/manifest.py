@@ -18,8 +18,12 @@ LENGTH_ROPES = "length_ropes"
 """The graph takes tables of `ModelFacts.ropes` as inputs."""
 RANKS = "ranks"
 """Some profiles are split over ranks (`Profile.ranks`)."""
-FEATURES = frozenset({LENGTH_ROPES, RANKS})
+SHARDS = "shards"
+"""The engine has several files, of which the manifest lists those after the first."""
+FEATURES = frozenset({LENGTH_ROPES, RANKS, SHARDS})
 """Names that this reader accepts in `required_features`."""
+MAX_FILES = 256
+"""Of an engine: each takes a file descriptor of the processes that run it, which often have 1024."""
 MEASURED = "measured.json"
 """The one section that may differ between machines; the content digest leaves it out."""
 TOKENIZER_SECTIONS = "tokenizer/"
@@ -122,6 +126,14 @@ class CheckpointFacts:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A file of an engine after the first: its size, and the digest of its header."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest. The writer adds the digests: of sections, of every 16 MiB of a tensor, of the content."""
 
@@ -141,6 +153,8 @@ class Manifest:
     format: str = f"{FORMAT[0]}.{FORMAT[1]}"
     recipe_name: str | None = None
     """The bundled recipe that has this content, whatever file or flags it came from; since format 2.1."""
+    shards: tuple[Shard, ...] | None = None
+    """The files after the first; None if there is one. Since format 2.3."""
 
     def to_json(self) -> bytes:
         """Canonical JSON in UTF-8 with every key, defaults included."""
@@ -164,11 +178,14 @@ class Manifest:
 def content_of(text: str | bytes, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """The bytes of the content digest: a checked manifest without measured values, with dtype and shape per tensor.
 
+    An engine has the same in one file and in several: what lists its files is left out, and the feature that says so.
     It is made from the JSON as it stands: keys of a newer minor version count, though this reader ignores them.
     """
     value = loads(text, what="manifest", error=EngineError)
     del value["content_digest"]
     value.get("sections", {}).pop(MEASURED, None)
+    if value.pop("shards", None) is not None:
+        value["required_features"] = [name for name in value["required_features"] if name != SHARDS]
     value["layout"] = {name: [dtype, list(shape)] for name, (dtype, shape) in layout.items()}
     return canonical(value)
 
@@ -207,11 +224,16 @@ def _check(manifest: Manifest, what: str) -> None:
     if 0 in manifest.model.windows:
         raise EngineError(f"expected windows of at least one position in {what}.model.caches", found="[0]")
     check_ropes(manifest.model.ropes or (), what)
+    split, shards = SHARDS in manifest.required_features, manifest.shards or ()
+    if split != (manifest.shards is not None) or split != (0 < len(shards) < MAX_FILES):
+        wanted = f"1 to {MAX_FILES - 1} files" if split else "no files"
+        raise EngineError(f"expected {wanted} in {what}.shards", found=f"{len(shards)}")
     digests = {
         "recipe_digest": [manifest.recipe_digest],
         "content_digest": [manifest.content_digest],
         **{f"sections.{name}": [digest] for name, digest in manifest.sections.items()},
         **{f"tensors.{name}": digests for name, digests in manifest.tensors.items()},
+        "shards": [shard.sha256 for shard in shards],
         **{f"checkpoint.files.{name}": [digest] for name, digest in manifest.checkpoint.files.items()},
     }
     for key, values in digests.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import EngineError
 from ..files.mistaken import foreign_format, mistaken_address, near_path, parse_hub_id
 from ..files.outputs import FileKind
+from .shards import is_shard_name
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _LOOKED_AT = 100
@@ -53,7 +54,7 @@ def _folder(path: Path, engine: FileKind) -> EngineError:
         return EngineError(asked, found="a checkpoint folder", fix=build_first(path, engine))
     engines: list[Path] = []
     with suppress(OSError):
-        engines = sorted(path.glob(f"*{engine.suffix}"))
+        engines = sorted(one for one in path.glob(f"*{engine.suffix}") if not is_shard_name(one.name))
     if engines:
         return EngineError(asked, found=f"a folder with {len(engines)} of them", fix=f"the file, such as {engines[0]}")
     if (path / _ADAPTER).is_file():

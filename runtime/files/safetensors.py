@@ -48,6 +48,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    file: int = 0
+    """Its place among the files of an engine; tensors of two files are never adjacent."""
 
 
 @dataclass(frozen=True)

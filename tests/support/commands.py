@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmc.cli.app import run
-from llmc.runtime.engine_file.file import MAGIC, header_digest
+from llmc.runtime.engine_file import shards
 
 FIRST, SECOND, INDEX = (
     "model-00001-of-00002.safetensors",
@@ -108,7 +108,7 @@ def edit_engine(engine: Path, target: Path, change: Callable[[Json], object], te
     change(header)
     new = text(json.dumps(header, separators=(",", ":"))).encode()
     new = new.ljust(-(-(len(new) + 8) // 256) * 256 - 8)
-    new = MAGIC + header_digest(new).encode() + new[len(MAGIC) + 64 :]
+    new = shards.FIRST.put(new)
     target.write_bytes(struct.pack("<Q", len(new)) + new + raw[end:])
     return target
 

@@ -11,7 +11,7 @@ import pytest
 from support.engines import small_checkpoint
 
 from llmc.cli.app import run
-from llmc.runtime.engine_file.file import MAX_TENSORS
+from llmc.runtime.engine_file.shards import MAX_TENSORS
 from llmc.runtime.errors import CheckpointError, EngineError
 from llmc.runtime.files import safetensors
 

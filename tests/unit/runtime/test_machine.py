@@ -100,13 +100,13 @@ def test_bandwidth_is_a_plausible_number():
     ],
 )
 def test_sizes_are_read_with_their_unit(text: str | float, count: int):
-    assert machine.memory_bytes(text) == count
+    assert machine.size_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "5X", "1e3", "G", "1 2", "4BG", "1e30", True, "9" * 40])
 def test_what_is_no_size_is_refused(text: str):
     with pytest.raises(RecipeError, match=r"expected an amount of memory, such as 500M, 4GB, 0\.5GiB or 0\.5\n  found"):
-        machine.memory_bytes(text)
+        machine.size_bytes(text)
 
 
 def test_the_resident_size_is_at_most_the_peak():

@@ -183,13 +183,19 @@ def test_damage_in_a_tensor_that_is_only_computed_from_is_found_too(tmp_path: Pa
         uploaded(path, toy_plan(), FakeApi())
 
 
-def test_a_file_that_ends_early_or_is_gone(tmp_path: Path):
+def test_the_file_that_was_opened_is_read_whatever_has_its_name_now(tmp_path: Path):
     path = toy_engine(tmp_path / "e.llmc")
     with EngineFile.open(path) as engine:
-        placement = place_weights(engine, "sm_90", toy_plan())
-        path.unlink()
-        with pytest.raises(ResourceError, match=r"cannot read .*e.llmc\n  found: No such file"):
-            upload.upload(engine, placement, 0, Driver(FakeApi()))
+        placement, driver = place_weights(engine, "sm_90", toy_plan()), Driver(FakeApi())
+        base = driver.allocate(placement.bytes, "weights")
+        path.rename(tmp_path / "moved.llmc")
+        upload.upload(engine, placement, base, driver)
+        (tmp_path / "moved.llmc").write_bytes(b"")
+        with pytest.raises(EngineError, match=r"expected bytes in .*e.llmc that match their digests"):
+            upload.upload(engine, placement, base, driver)
+        engine.close()
+        with pytest.raises(ResourceError, match=r"cannot read .*e.llmc\n  found: Bad file descriptor"):
+            upload.upload(engine, placement, base, driver)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,10 @@ import safetensors
 
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Stored
-from llmc.runtime.engine_file.file import (
-    MAGIC,
-    EngineFile,
-    header_digest,
-    read_unchecked,
-    verify_engine,
-)
+from llmc.runtime.engine_file.file import EngineFile, read_unchecked, verify_engine
 from llmc.runtime.engine_file.layout import content_digest
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
+from llmc.runtime.engine_file.shards import FIRST
 from llmc.runtime.errors import EngineError, LlmcError, VerifyError
 from llmc.runtime.files.safetensors import read_header
 
@@ -83,8 +78,7 @@ def forge(sample: bytes, change: dict[str, Any] | None = None, *, in_order: bool
         document = dict(sorted(document.items(), key=lambda item: item[1].get("data_offsets", [-1])))
     raw = json.dumps(document, separators=(",", ":")).encode()
     raw = raw.ljust(-(-len(raw) // 256) * 256 + 248)
-    raw = MAGIC + header_digest(raw).encode() + raw[len(MAGIC) + 64 :]
-    return len(raw).to_bytes(8, "little") + raw + sample[end:]
+    return len(raw).to_bytes(8, "little") + FIRST.put(raw) + sample[end:]
 
 
 def refusal(path: Path, raw: bytes, error: type[LlmcError] = EngineError) -> str:

@@ -55,12 +55,13 @@ def lay_out(groups: Groups, reserve: int, most: MaxShardSize | None) -> list[Fil
         RecipeError: no split has files of `most` bytes; names the least.
         ValueError: the groups are none.
     """
-    if most is None or _end(groups, _start(reserve)) + most.sections <= most.bytes:
+    whole = _end(groups, _start(reserve)) + (most.sections if most else 0)
+    if most is None or whole <= most.bytes:
         return _placed(groups, [len(groups)], reserve)
     reserve += _PER_FILE * MAX_FILES
     counts = _counts(groups, reserve, most.bytes, most.sections)
     if counts is None:
-        raise _too_small(groups, reserve, most)
+        raise _too_small(groups, reserve, most, whole)
     return _placed(groups, counts, reserve)
 
 
@@ -106,11 +107,10 @@ def _counts(groups: Groups, reserve: int, size: int, sections: int) -> list[int]
     return counts
 
 
-def _too_small(groups: Groups, reserve: int, most: MaxShardSize) -> RecipeError:
-    """Names the least size, which a search finds: with more room no file takes fewer groups."""
+def _too_small(groups: Groups, reserve: int, most: MaxShardSize, whole: int) -> RecipeError:
+    """Names the least size, at most the `whole`; a search finds it: with more room no file takes fewer groups."""
     largest = max(groups, key=lambda group: sum(tensor.nbytes for tensor in group), default=())
-    whole = _end(groups, _start(reserve)) + most.sections + (_METADATA + ALIGNMENT) * MAX_FILES
-    least = bisect_left(range(whole), True, key=lambda size: _counts(groups, reserve, size, most.sections) is not None)
+    least = bisect_left(range(whole), True, key=lambda size: bool(_counts(groups, reserve, size, most.sections)))
     unit, name = (1_000_000, "M") if least >= 10_000_000 else (1000, "K")
     adjacent = f"{len(largest)} tensors that lie side by side" if len(largest) > 1 else "one tensor"
     return RecipeError(

@@ -302,7 +302,7 @@ def _demand_shard(part: Part, number: int, manifest: Manifest, damage: type[Llmc
         of = f"file {stated.get(NUMBER)} of engine {stated.get(OWNER)}"[:120]
         raise EngineError(
             f"expected {part.path} as file {wanted[NUMBER]} of engine {manifest.content_digest}",
-            found=of if stated != wanted else "a file of the same content, split at another size",
+            found=of if stated != wanted else "another header, as of the same engine split at another size",
             fix="copy all files of the engine into one folder again",
         )
     if part.bytes != shard.bytes:

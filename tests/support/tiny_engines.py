@@ -1,4 +1,4 @@
-"""Engines of three tensors that know one number: for tests of what writes engine files, and of what kills it."""
+"""Engines of a few tensors that know one number: for tests of what writes engine files, and of what kills it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmc.compiler.engine.layout import MaxShardSize
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import verify_engine
@@ -24,6 +25,26 @@ MANIFEST = Manifest(
     checkpoint=CheckpointFacts({}),
     tools={"llmc": "0.1.0"},
 )
+
+
+SPLIT_GROUPS = (
+    [Stored("scale", "F32", ())],
+    [Stored("a", "BF16", (600, 100)), Stored("c", "BF16", (100,))],
+    [Stored("b", "U8", (500, 140))],
+)
+MOST = MaxShardSize(190_000, 100)
+"""Of `SPLIT_GROUPS` every group has a file of its own."""
+
+
+def build_split(path: Path, value: int = 1, most: MaxShardSize | None = MOST) -> Path:
+    """An engine of three files."""
+    with EngineWriter(path, SPLIT_GROUPS, most=most) as writer:
+        writer.write("b", 0, np.full((500, 140), value, np.uint8))
+        writer.write("a", 0, np.full((600, 100), value, np.uint16))
+        writer.write("c", 0, np.full(100, value, np.uint16))
+        writer.write("scale", 0, np.float32(value).tobytes())
+        writer.section("graph", bytes([value]) * 9)
+        return writer.commit(MANIFEST)
 
 
 def build(path: Path, value: int = 1) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from support.fakes.driver import FakeKernel, Memory
 from support.plans import input_tensors
 
+from llmc.compiler.engine.layout import MaxShardSize
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
@@ -217,8 +218,9 @@ def toy_engine(
     more: Mapping[Stored, np.ndarray] | None = None,
     cubins: bytes = CUBINS,
     ptx: bytes = b"",
+    most: MaxShardSize | None = None,
 ) -> Path:
-    """An engine of the plan; `more` tensors follow those of the model."""
+    """An engine of the plan; `more` tensors follow those of the model. `most` bounds the size of its files."""
     arrays = {**ARRAYS, **{stored.name: array for stored, array in (more or {}).items()}}
     bindings = {name: to_json(expr) for name, expr in weights.items()}
     profile = Profile("sm_90", "profiles/sm_90/plan.json", {"sm": 90}, bindings, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2)
@@ -235,7 +237,7 @@ def toy_engine(
         checkpoint=CheckpointFacts({}),
         tools={},
     )
-    with EngineWriter(path, [*GROUPS, *([stored] for stored in more or {})]) as writer:
+    with EngineWriter(path, [*GROUPS, *([stored] for stored in more or {})], most=most) as writer:
         for name, array in arrays.items():
             writer.write(name, 0, array)
         writer.section("profiles/sm_90/plan.json", (plan or toy_plan()).to_json())

@@ -190,6 +190,7 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
 
 ALWAYS: dict[str, set[str]] = {
     "build": {"--output", "--quantize", "--target", "--max-batch", "--memory-limit", "--random-weights", "--dump"}
+    | {"--max-shard-size"}  # a limit that is kept, as that of memory
     | {"--report", "--chat-template", "--force"},  # of an output that may be written anyway: as of rm and cp
     "recipes": set(),
     "passes": {"--quantize", "--target", "--max-context", "--recipe", "--accept-config", "--random-weights", "--dump"},

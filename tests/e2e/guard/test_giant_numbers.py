@@ -23,13 +23,13 @@ def say(capsys: pytest.CaptureFixture[str]) -> Call:
 
 FLAGS = {
     "run": ("--max-tokens", "--threads", *(f"--{name.replace('_', '-')}" for name in RANGES)),
-    "build": ("--max-context", "--max-batch", "--random-weights", "--memory-limit"),
+    "build": ("--max-context", "--max-batch", "--random-weights", "--memory-limit", "--max-shard-size"),
     "eval": ("--max-tokens", "--window"),
     "bench": ("--repeat", "--batch", "--prompt-tokens", "--new-tokens"),
 }
 FORMS = {
     "run": ("--logit-bias=1={}", "--logit-bias={}=1"),
-    "build": ("--memory-limit={}GB", "--target=sm_{}"),
+    "build": ("--memory-limit={}GB", "--max-shard-size={}GB", "--target=sm_{}"),
     "eval": ("--gate=ppl<={}", "--gate=top1>={}%"),
     "bench": ("--gate=decode>={}",),
 }

@@ -16,7 +16,6 @@ from support.tiny_engines import GROUPS, MANIFEST, build, names, value_of
 
 from llmc.compiler.engine import atomic
 from llmc.compiler.engine.atomic import sweep
-from llmc.compiler.engine.layout import default_reserve
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Stored
 from llmc.runtime.engine_file.file import EngineFile
@@ -89,11 +88,6 @@ def test_a_manifest_that_no_reader_would_take_is_refused(tmp_path: Path) -> None
     with pytest.raises(EngineError, match=r"model\.heads"), EngineWriter(tmp_path / "m.llmc", []) as writer:
         writer.commit(wrong)
     assert names(tmp_path) == []
-
-
-def test_the_default_reserve_fits_large_models() -> None:
-    groups = [[Stored(f"model.layers.{index}.weight", "BF16", (8192, 28672))] for index in range(560)]
-    assert 2 << 20 < default_reserve(groups) < 4 << 20
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])

@@ -12,6 +12,7 @@ import pytest
 from support.fakes.driver import FakeApi, Result, read_parameters
 from support.toy_gpu import ARRAYS, HEIGHT, KERNELS, MAX_BATCH, MAX_BLOCKS, WEIGHTS, toy_engine, toy_plan
 
+from llmc.compiler.engine.layout import MaxShardSize
 from llmc.runtime.cuda import driver as driver_module
 from llmc.runtime.cuda import gpus, upload
 from llmc.runtime.cuda.driver import Driver
@@ -153,6 +154,24 @@ def test_large_tensors_go_in_chunks_through_reused_slots(big: Any, threads: int,
     assert np.array_equal(found["rows"], array[1:4].reshape(-1))
     # six parts of small tensors, two computed weights, and five chunks of which four also hold some of the slice
     assert api.calls["cuMemcpyHtoDAsync"] == 6 + 2 + 5 + 4
+
+
+def test_weights_of_several_files_arrive_too(big: Any, tmp_path: Path):
+    path, array, plan, weights = big
+    most = MaxShardSize(5 * CHUNK + 2000, 60_000)
+    split = toy_engine(tmp_path / "s.llmc", plan, weights=weights, more={BIG: array}, most=most)
+    with EngineFile.open(split) as engine:
+        assert [len(part.infos) > 0 for part in engine.parts] == [True, True]
+        assert engine.tensors[BIG.name].file == 1 and engine.tensors["left.weight"].file == 0
+        further, offset = engine.parts[1].path, engine.tensors[BIG.name].offset
+    found = uploaded(split, plan, FakeApi())
+    alone = uploaded(path, plan, FakeApi())
+    assert all(np.array_equal(found[name], alone[name]) for name in alone) and found["whole"].any()
+    data = bytearray(further.read_bytes())
+    data[offset + CHUNK] ^= 1
+    further.write_bytes(data)
+    with pytest.raises(EngineError, match=rf"bytes in {further} that match their digests\n  found: .* chunk 2 of 5"):
+        uploaded(split, plan, FakeApi())
 
 
 def test_a_chunk_that_does_not_match_its_digest_is_named_and_not_copied(big: Any, tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import llmc
 from llmc.runtime.engine_file.file import EngineFile
 
-from .targets import ENGINE, GRAPH, MANIFEST, PLAN
+from .targets import ENGINE, GRAPH, MANIFEST, PLAN, SHARD, SPLIT
 
 ROOT = Path(__file__).parent.parent.parent
 CHECKPOINTS = ROOT / "examples/checkpoints"
@@ -34,6 +34,8 @@ def run(share: float, seed: int, folder: Path) -> dict[str, object]:
     (folder / MANIFEST).write_bytes(json.dumps(document).encode())
     (folder / PLAN).write_bytes(plan().to_json())
     tiny_engines.build(folder / ENGINE)
+    with EngineFile.open(tiny_engines.build_split(folder / SPLIT, most=tiny_engines.TWO_FILES)) as engine:
+        engine.parts[1].path.rename(folder / SHARD)
     return {"bytes": {name: (folder / name).stat().st_size for name in (CROWD, GRAPH, MANIFEST, PLAN, ENGINE)}}
 
 

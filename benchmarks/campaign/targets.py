@@ -18,6 +18,7 @@ from . import damage, tokenizers_like
 CASES = 100_000
 """Cases of each target."""
 GRAPH, MANIFEST, ENGINE, PLAN = "graph.onnx", "manifest.json", "tiny.llmc", "plan.json"
+SPLIT, SHARD = "split.llmc", "shard.llmc"
 """Files of the folder of seeds (`seeds.py`)."""
 _TENSORS = {"a.weight": ("BF16", [3, 4]), "b.weight": ("F32", [2]), "c": ("I64", []), "d": ("U8", [0, 9])}
 _WIDTH = {"BF16": 2, "F32": 4, "I64": 8, "U8": 1}
@@ -47,6 +48,9 @@ def targets(seeds: Path, work: Path) -> Mapping[str, Target]:
         Target("safetensors", (_safetensors(),), _in_header, lambda data: _read_safetensors(data, work)),
         Target("manifest", (_bytes(seeds, MANIFEST),), damage.of_json, _read_manifest),
         Target("engine", (_bytes(seeds, ENGINE),), _in_sealed_header, lambda data: _open_engine(data, work)),
+        Target(
+            "shard", (_bytes(seeds, SHARD),), _in_sealed_header, lambda data: _open_shard(data, seeds / SPLIT, work)
+        ),
         Target("onnx", (_bytes(seeds, GRAPH),), damage.of_onnx, _scan),
         Target("plan", (_bytes(seeds, PLAN),), damage.of_json, _read_plan),
         Target("tokenizer", tokenizers_like.SEEDS, damage.of_json, _check_tokenizer),
@@ -88,18 +92,19 @@ def _in_header(random: random.Random, seed: bytes) -> bytes:
 
 def _in_sealed_header(random: random.Random, seed: bytes) -> bytes:
     """Damage to an engine's header or to the manifest in it, with the digest that the damaged header has."""
-    from llmc.runtime.engine_file.shards import FIRST
+    from llmc.runtime.engine_file.shards import FIRST, LATER
 
     header, rest = _parts(seed)
-    if random.random() < 0.5:
+    if random.random() < 0.5 and header.startswith(FIRST.mark):
         document = json.loads(header)
         metadata = document["__metadata__"]
         metadata["llmc"] = damage.of_json(random, metadata["llmc"].encode()).decode("utf-8", "replace")
         header = json.dumps(document, separators=(",", ":")).encode()
     else:
         header = damage.of_json(random, header)
-    if header.startswith(FIRST.mark):
-        header = FIRST.put(header)
+    for seal in (FIRST, LATER):
+        if header.startswith(seal.mark):
+            header = seal.put(header)
     return _framed(header, rest)
 
 
@@ -136,6 +141,21 @@ def _open_engine(data: bytes, work: Path) -> None:
             for expr in profile.weights.values():
                 from_json(expr)
         engine.check_all()
+
+
+def _open_shard(data: bytes, engine: Path, work: Path) -> None:
+    from llmc.runtime.engine_file.layout import check_layout
+    from llmc.runtime.engine_file.manifest import Manifest
+    from llmc.runtime.engine_file.shards import FIRST, LATER, Part
+    from llmc.runtime.errors import EngineError
+
+    first = Part(engine, FIRST, EngineError)
+    part = Part(_file(data, work, "s.llmc"), LATER, EngineError, [first])
+    manifest = Manifest.from_json(first.metadata["llmc"], what="a.llmc")
+    part.map()
+    for info in part.infos.values():
+        part.view(info).tobytes()
+    check_layout({"a.llmc": first.infos, "s.llmc": part.infos}, manifest)
 
 
 def _scan(data: bytes) -> None:

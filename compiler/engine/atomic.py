@@ -34,9 +34,13 @@ def place(path: Path, temp: Path, others: Mapping[Path, Path]) -> None:
             fsync failed.
     """
     with _locked_folder(path.parent) as folder:
-        old = _further(path, path)
+        old = _further(path, path) if _has_further(path) else set()
         new: list[Path] = []
+        record = _temporary(path)
         try:
+            if old:
+                with suppress(OSError):  # without links a kill before the last deletion leaves the old one's files
+                    os.link(path, record)
             for one, final in others.items():
                 there = final.exists()
                 os.rename(one, final)
@@ -44,28 +48,33 @@ def place(path: Path, temp: Path, others: Mapping[Path, Path]) -> None:
             if others:
                 os.fsync(folder)
             os.rename(temp, path)
+            os.fsync(folder)
         except BaseException:
-            for final in new if temp.exists() else ():
-                _delete(final)
+            for one in (*new, record) if temp.exists() else ():
+                _delete(one)
             raise
-        os.fsync(folder)
-        for one in old.difference(others.values()):
+        for one in (*old.difference(others.values()), record):
             _delete(one)
 
 
 def sweep(path: Path) -> tuple[Path, ...]:
     """Delete files that killed builds of `path` left, and return them; the file of a running build is locked.
 
-    A build that was killed while it renamed has left its first file, which lists those that have their names already.
+    A build that was killed while it renamed has left its first file, or a link to the old one's, which list the files
+    that have their names already or still.
     """
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.[0-9a-f]{16}")
-    names = sorted(os.listdir(path.parent))
-    found = [path.parent / name for name in names if pattern.fullmatch(name)]
-    if not found or not any(is_shard_of(path, name) for name in names):
+    found = [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
+    if not found or not _has_further(path):
         return tuple(temp for temp in found if _delete_if_stale(temp, path))
     with _locked_folder(path.parent):
         kept = _further(path, path)
         return tuple(temp for temp in found if _delete_if_stale(temp, path, kept))
+
+
+def _has_further(path: Path) -> bool:
+    """True if files stand there that builds of `path` may have written: only then are manifests read."""
+    return any(is_shard_of(path, name) for name in os.listdir(path.parent))
 
 
 def _further(path: Path, first: Path) -> set[Path]:
@@ -98,10 +107,14 @@ def _delete_if_stale(temp: Path, path: Path, kept: Collection[Path] | None = Non
     return True
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
+
+
 def create(path: Path) -> tuple[Path, int]:
     """Create and lock a new file next to `path`; retries if another build's `sweep` deleted it before the lock."""
     while True:
-        temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
+        temp = _temporary(path)
         fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -34,6 +34,8 @@ SPLIT_GROUPS = (
 )
 MOST = MaxShardSize(190_000, 100)
 """Of `SPLIT_GROUPS` every group has a file of its own."""
+TWO_FILES = MaxShardSize(312_000, 100)
+"""The first two have one, the last another."""
 
 
 def build_split(path: Path, value: int = 1, most: MaxShardSize | None = MOST) -> Path:

@@ -1,4 +1,4 @@
-"""The bundled checkpoint as an engine of several files: the same numbers, tokens and digests as in one, on every way in."""
+"""The bundled checkpoint as an engine of several files: the same numbers, tokens and digests as in one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def build(call: Any, tmp_path: Path) -> Any:
 def test_the_commands_count_all_files(build: Any, call: Any, tmp_path: Path):
     built: Outcome = build("--max-shard-size", "3M", "--json", "--report", tmp_path / "r.json")
     files = [Path(one) for one in built.json["files"]]
-    assert [one.name for one in files][0] == "e.llmc" and built.json["path"] == str(files[0])
+    assert files[0].name == "e.llmc" and built.json["path"] == str(files[0])
     assert {one.name for one in files} == {*os.listdir(tmp_path)} - {"r.json"} and len(files) == 2
     assert built.json["bytes"] == sum(one.stat().st_size for one in files)
     assert json.loads((tmp_path / "r.json").read_text())["files"] == built.json["files"]

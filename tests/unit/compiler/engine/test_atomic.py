@@ -6,23 +6,20 @@ import errno
 import fcntl
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_engines import MANIFEST, MOST, SPLIT_GROUPS, build, build_split, names, value_of
+from support.tiny_engines import MANIFEST, MOST, SPLIT_GROUPS, TWO_FILES, build, build_split, names, value_of
 
 from llmc.compiler.engine import atomic
 from llmc.compiler.engine.atomic import sweep
-from llmc.compiler.engine.layout import MaxShardSize
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.file import EngineFile, read_manifest
 from llmc.runtime.engine_file.shards import suffixes
 from llmc.runtime.errors import LlmcError, ResourceError
-
-TWO = MaxShardSize(192_000 + 120_000, 100)
-"""Of `SPLIT_GROUPS` the first two have one file, the last another."""
 
 
 def files_of(path: Path) -> list[str]:
@@ -45,7 +42,7 @@ def test_files_are_named_and_sized_as_asked(tmp_path: Path):
 
 
 def test_content_digests_do_not_depend_on_the_split_and_names_do(tmp_path: Path):
-    paths = [build_split(tmp_path / f"{i}.llmc", 1, most) for i, most in enumerate((None, MOST, TWO))]
+    paths = [build_split(tmp_path / f"{i}.llmc", 1, most) for i, most in enumerate((None, MOST, TWO_FILES))]
     assert len({read_manifest(path).content_digest for path in paths}) == 1
     assert [len(files_of(path)) for path in paths] == [1, 3, 2]
     other = build_split(tmp_path / "other.llmc", 2)
@@ -56,9 +53,7 @@ def test_equal_builds_give_equal_bytes_whatever_their_names(tmp_path: Path):
     one, other = build_split(tmp_path / "one.llmc"), build_split(tmp_path / "other")
     assert one.read_bytes() == other.read_bytes()
     ends = suffixes(read_manifest(one).shards or ())
-    assert len(ends) == 2 and sorted(
-        ["one.llmc", "other", *(n + end for n in ("one", "other") for end in ends)]
-    ) == names(tmp_path)
+    assert {f"{name}{end}" for name in ("one", "other") for end in ends} == {*names(tmp_path)} - {"one.llmc", "other"}
     for end in ends:
         assert (tmp_path / f"one{end}").read_bytes() == (tmp_path / f"other{end}").read_bytes()
     assert value_of(other) == 1
@@ -97,7 +92,7 @@ def test_the_same_content_again_replaces_its_files_in_place(tmp_path: Path):
         engine.check_all()
         engine.demand_unchanged()
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
-    build_split(path, 5, TWO)
+    build_split(path, 5, TWO_FILES)
     assert value_of(path) == 5 and names(tmp_path) == files_of(path)
 
 
@@ -133,8 +128,8 @@ def test_every_call_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert value_of(path) == (value if new else 1)
         assert set(names(tmp_path)) >= set(files_of(path))
         assert new or names(tmp_path) == files_of(path)
-        for left in set(names(tmp_path)) - set(files_of(path)):
-            (tmp_path / left).unlink()
+        sweep(path)
+        assert names(tmp_path) == files_of(path)
         build_split(path, 1)
     assert failures > 0
     assert value_of(path) == value
@@ -158,41 +153,50 @@ class Killed(BaseException):
     """Ends a build as SIGKILL does, whose cleaning up is switched off."""
 
 
-def kill_in_rename(path: Path, value: int, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave what a build leaves that is killed after so many renames."""
-    rename, done = os.rename, []
+def kill_at(path: Path, value: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave what a build leaves that is killed at its so manieth rename or deletion."""
+    steps: list[object] = []
 
-    def killing(one: Path, other: Path) -> None:
-        if len(done) == after:
-            raise Killed
-        done.append(rename(one, other))
+    def counted(real: Callable[..., None]) -> Callable[..., None]:
+        def counting(*given: Any, **more: Any) -> None:
+            if len(steps) >= step:
+                steps.append(None)
+                raise Killed
+            steps.append(real(*given, **more))
+
+        return counting
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", killing)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(atomic, "sweep", lambda _: ())
+        patch.setattr(os, "rename", counted(os.rename))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        patch.setattr(EngineWriter, "abort", EngineWriter._release)
         with pytest.raises(Killed):
             build_split(path, value)
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
-@pytest.mark.parametrize("old", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("old", "step"), [(old, step) for old, steps in ((None, 4), (1, 6), (2, 4)) for step in range(steps)]
+)
 def test_what_a_build_left_that_was_killed_while_renaming_is_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, old: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None, step: int
 ):
+    """Three renames, two deletions of the old engine's files where it has others, and that of the link to its first."""
     path = tmp_path / "m.llmc"
     if old is not None:
         build_split(path, old)
-    kill_in_rename(path, 2, after, monkeypatch)
-    assert not path.exists() if old is None else value_of(path) == old
-    assert sweep(path)
-    assert names(tmp_path) == ([] if old is None else files_of(path))
-    assert old is None or value_of(path) == old
+    kill_at(path, 2, step, monkeypatch)
+    now = 2 if step >= 3 else old
+    assert not path.exists() if now is None else value_of(path) == now
+    sweep(path)
+    assert names(tmp_path) == ([] if now is None else files_of(path))
+    assert now is None or value_of(path) == now
 
 
 def test_a_sweep_spares_the_files_of_a_build_that_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A killed build of the same content lists the same names; the folder's lock keeps the sweep away meanwhile."""
     path, rename, swept = tmp_path / "m.llmc", os.rename, []
-    kill_in_rename(path, 3, 1, monkeypatch)
+    kill_at(path, 3, 1, monkeypatch)
     thread = threading.Thread(target=lambda: swept.append(sweep(path)))
 
     def slow(one: Path, other: Path) -> None:

@@ -97,7 +97,7 @@ def test_every_reader_is_rehearsed(tmp_path: Path):
     """Case 0 of each is whole input, which is accepted."""
     found = rehearse(tmp_path / "t.json", "0.0005", "--only", "parsers")
     targets = found["parts"]["parsers"]["targets"]
-    assert {*targets} == {"safetensors", "manifest", "engine", "onnx", "plan", "tokenizer", "template"}
+    assert {*targets} == {"safetensors", "manifest", "engine", "shard", "onnx", "plan", "tokenizer", "template"}
     assert all(0 < one["accepted"] < one["cases"] for one in targets.values())
     assert found["commit"] and found["share"] == 0.0005
 

@@ -20,7 +20,7 @@ from .checkpoint.tokenizer_check import start_check
 from .engine import weights
 from .engine.layout import MaxShardSize
 from .engine.manifest import manifest_of
-from .engine.profiles import write_profiles
+from .engine.profiles import sections_of
 from .engine.report import BuildReport, Clock
 from .engine.writer import EngineWriter
 from .oracle import probe
@@ -78,9 +78,11 @@ def build(
                 for file, text in profile.listing().items():
                     shown.write(f"{name}.{file}", text)
             write_page(shown)
+        listed, sections = sections_of(profiles, rank_caches(recipe, decoder.spec), context, recipe.max_batch)
+        sections |= {f"{TOKENIZER_SECTIONS}{name}": data for name, data in sorted(checkpoint.tokenizer.items())}
     chunk = weights.chunk_bytes(memory_limit)
-    known = [*checkpoint.tokenizer.values(), *(data for one in profiles.values() for data in one.sections.values())]
-    most = None if max_shard_size is None else MaxShardSize(max_shard_size, sum(map(len, known)) + MAX_BYTES)
+    room = sum(map(len, sections.values())) + MAX_BYTES
+    most = None if max_shard_size is None else MaxShardSize(max_shard_size, room)
     with EngineWriter(output, weights.groups(tensors), most=most) as writer:
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:
 
@@ -98,10 +100,8 @@ def build(
             text = tokenizer.result()
             notes += text.notes
             notes += tuple(dict.fromkeys(note for profile in profiles.values() for note in profile.notes))
-            caches = rank_caches(recipe, decoder.spec)
-            listed = write_profiles(profiles, caches, writer, context=context, batch=recipe.max_batch)
-            for name, data in sorted(checkpoint.tokenizer.items()):
-                writer.section(f"{TOKENIZER_SECTIONS}{name}", data)
+            for name, data in sections.items():
+                writer.section(name, data)
             writer.section(MEASURED, canonical({"probe": golden.to_json()}))
             manifest = manifest_of(checkpoint, text.special, recipe, tables, context, decoder, listed, digests)
             checkpoint.files.require_unchanged()

@@ -1,4 +1,4 @@
-"""Writes the sections of compiled profiles, of ranks too, and gives the profiles of the manifest."""
+"""The sections of compiled profiles, of ranks too, and the profiles of the manifest."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from ...runtime.engine_file.split import parts_of, split_name, target_of
 from ...runtime.files.records import plain
 from ...runtime.files.strict_json import canonical
 from ..targets import CompiledProfile
-from .writer import EngineWriter
 
 
-def write_profiles(
+def sections_of(
     compiled: Mapping[str, CompiledProfile],
     caches: Mapping[str, Mapping[int, LayerCache]],
-    writer: EngineWriter,
-    *,
     context: int,
     batch: int,
-) -> dict[str, Profile]:
-    """Write what each profile or rank, by label, was compiled to; equal files of a profile's ranks are one section.
+) -> tuple[dict[str, Profile], dict[str, bytes]]:
+    """The profiles, and the sections with what each profile or rank, by label, was compiled to.
 
-    `caches` are those of ranks by label, each by layer.
+    Equal files of a profile's ranks are one section. `caches` are those of ranks by label, each by layer.
     """
     profiles: dict[str, Profile] = {}
+    sections: dict[str, bytes] = {}
     known: dict[tuple[str, str, str], str] = {}
     for label, emitted in compiled.items():
         name, rank = parts_of(label)
@@ -37,7 +35,7 @@ def write_profiles(
             key = name, file, hashlib.sha256(data).hexdigest()
             if key not in known:
                 known[key] = f"{folder}/{file}"
-                writer.section(known[key], data)
+                sections[known[key]] = data
             files[file] = known[key]
         one = Profile(
             target=target_of(label),
@@ -52,13 +50,13 @@ def write_profiles(
             profiles[name] = one
         else:
             own = {str(layer): cache for layer, cache in caches[label].items()}
-            _add_rank(profiles, name, replace(one, caches=own, files=files), f"{folder}/profile.json", writer)
-    return profiles
+            _add_rank(profiles, name, replace(one, caches=own, files=files), f"{folder}/profile.json", sections)
+    return profiles, sections
 
 
-def _add_rank(profiles: dict[str, Profile], name: str, rank: Profile, section: str, writer: EngineWriter) -> None:
-    """Write the section of a rank, and list it in its profile."""
-    writer.section(section, canonical(plain(rank)))
+def _add_rank(profiles: dict[str, Profile], name: str, rank: Profile, section: str, sections: dict[str, bytes]) -> None:
+    """Add the section of a rank, and list it in its profile."""
+    sections[section] = canonical(plain(rank))
     before = profiles[name].ranks if name in profiles else None
     whole = replace(rank, graph="", needs={}, weights={}, caches=None, files=None)
     profiles[name] = replace(whole, split=split_name(name), ranks=(*(before or ()), section))

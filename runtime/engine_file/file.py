@@ -21,7 +21,7 @@ from .layout import PADDING, RESERVED, check_layout, content_digest
 from .manifest import Manifest, Profile
 from .no_engine import refuse_other
 from .ranks import rank_profile
-from .shards import FIRST, LATER, MAX_HEADER_BYTES, MAX_TENSORS, NUMBER, OWNER, SUFFIX, Part, find
+from .shards import FIRST, LATER, MAX_HEADER_BYTES, MAX_TENSORS, SUFFIX, Part, demand_shard, find
 
 ENGINE = FileKind("an engine", SUFFIX, FIRST.mark, offset=8)
 
@@ -111,7 +111,7 @@ class EngineFile:
             manifest = _manifest(parts[0])
             for other in find(path, manifest.shards or ()):
                 parts.append(Part(other, LATER, damage, parts))
-                _demand_shard(parts[-1], len(parts), manifest, damage)
+                demand_shard(parts[-1], len(parts), manifest, damage)
             check_layout({str(part.path): part.infos for part in parts}, manifest)
             for part in parts:
                 part.map()
@@ -285,27 +285,3 @@ def _manifest(first: Part) -> Manifest:
         if key not in ("llmc", "llmc.sha256"):
             raise EngineError(f"expected only llmc and llmc.sha256 in __metadata__ of {first.path}", found=repr(key))
     return Manifest.from_json(first.metadata.get("llmc", ""), what=str(first.path))
-
-
-def _demand_shard(part: Part, number: int, manifest: Manifest, damage: type[LlmcError]) -> None:
-    """Check that a file is the one that the manifest lists.
-
-    Raises:
-        damage: it is longer or shorter.
-        EngineError: it is of another engine, or has another place in this one.
-    """
-    shards = manifest.shards or ()
-    shard = shards[number - 2]
-    wanted = {OWNER: manifest.content_digest, NUMBER: f"{number} of {len(shards) + 1}"}
-    stated = {key: text for key, text in part.metadata.items() if key != LATER.key}
-    if stated != wanted or part.digest != shard.sha256:
-        of = f"file {stated.get(NUMBER)} of engine {stated.get(OWNER)}"[:120]
-        raise EngineError(
-            f"expected {part.path} as file {wanted[NUMBER]} of engine {manifest.content_digest}",
-            found=of if stated != wanted else "another header, as of the same engine split at another size",
-            fix="copy all files of the engine into one folder again",
-        )
-    if part.bytes != shard.bytes:
-        raise damage(
-            f"expected {part.path} to have {shard.bytes} bytes", found=f"{part.bytes} bytes", fix="copy it again"
-        )

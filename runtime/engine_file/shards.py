@@ -224,6 +224,30 @@ class Part:
         return now.st_mtime_ns != self._facts.st_mtime_ns
 
 
+def demand_shard(part: Part, number: int, manifest: Manifest, damage: type[LlmcError]) -> None:
+    """Check that a file is the one that the manifest lists.
+
+    Raises:
+        damage: it is longer or shorter.
+        EngineError: it is of another engine, or has another place in this one.
+    """
+    shards = manifest.shards or ()
+    shard = shards[number - 2]
+    wanted = {OWNER: manifest.content_digest, NUMBER: f"{number} of {len(shards) + 1}"}
+    stated = {key: text for key, text in part.metadata.items() if key != LATER.key}
+    if stated != wanted or part.digest != shard.sha256:
+        of = f"file {stated.get(NUMBER)} of engine {stated.get(OWNER)}"[:120]
+        raise EngineError(
+            f"expected {part.path} as file {wanted[NUMBER]} of engine {manifest.content_digest}",
+            found=of if stated != wanted else "another header, as of the same engine split at another size",
+            fix="copy all files of the engine into one folder again",
+        )
+    if part.bytes != shard.bytes:
+        raise damage(
+            f"expected {part.path} to have {shard.bytes} bytes", found=f"{part.bytes} bytes", fix="copy it again"
+        )
+
+
 def _times(facts: os.stat_result) -> tuple[int, int, int]:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 

@@ -14,6 +14,7 @@ from support.commands import Outcome
 from support.paths import PICO
 
 import llmc
+from llmc.runtime.engine_file.bind import evaluate_weight, from_json
 from llmc.runtime.engine_file.file import EngineFile, verify_engine
 from llmc.runtime.errors import RecipeError
 
@@ -48,6 +49,21 @@ def test_its_files_are_all_safetensors_files(split: Path):
             names += [name for name in file.keys() if not name.startswith("__llmc__/")]  # noqa: SIM118
     with EngineFile.open(split) as engine:
         assert sorted(names) == sorted(engine.tensors)
+
+
+def test_profiles_of_ranks_read_several_files_too(tmp_path: Path):
+    given: Any = {"quantize": "int8", "parallel": ["tp1", "tp2"]}
+    whole = llmc.build(PICO, tmp_path / "whole.llmc", **given)
+    path = llmc.build(PICO, tmp_path / "p.llmc", **given, max_shard_size="2M")
+    with verify_engine(path) as one, EngineFile.open(whole) as other:
+        assert one.manifest.content_digest == other.manifest.content_digest
+        assert [*one.manifest.required_features] == [*other.manifest.required_features, "shards"]
+        assert len(one.parts) > 4 and all(part.bytes <= 2_000_000 for part in one.parts)
+        for rank in ("cpu-tp2.rank-0", "cpu-tp2.rank-1"):
+            assert one.profile(rank) == other.profile(rank)
+            for name, expr in one.profile(rank).weights.items():
+                left, right = (evaluate_weight(from_json(expr), each.tensor, initializer=name) for each in (one, other))
+                assert left.tobytes() == right.tobytes()
 
 
 def test_a_size_that_holds_the_whole_changes_no_byte(pico_engine: Any, tmp_path: Path):

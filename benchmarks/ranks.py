@@ -7,12 +7,18 @@ prefill of four prompts of 512 tokens at once; the order rotates. A ratio is the
 process, so that a slow minute slows both sides of it. `share` is the part of rank 0's decode time that it spends in
 collectives, its waits for the other rank included. Decoding over pipeline stages has no goal: both stages read weights
 from the same memory, one after the other.
+
+`reads` is what loading a rank reads of the file, whose pages were dropped before: its own bytes, and the pages that the
+system then holds. Columns of a weight lie in rows, so a page of such a weight has bytes of several ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import mmap
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +31,9 @@ import numpy as np
 from llama1b import CONFIG, RECIPE  # pyright: ignore[reportMissingImports]
 
 import llmc
+from llmc.runtime.engine_file.bind import from_json
+from llmc.runtime.engine_file.extents import extents
+from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
@@ -57,6 +66,7 @@ def main() -> None:
             name: {key: median(one[name][key] / one[ONE][key] for one in rounds) for key in ("decode", "prefill")}
             for name in GOALS
         },
+        "reads": {label: reads(engine, label) for label in (f"{TENSOR}.rank-1", f"{PIPELINE}.rank-1")},
         "goals": {name: {key: goal} for name, (key, goal) in GOALS.items()},
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -64,6 +74,8 @@ def main() -> None:
         ratios = result["ratios"].get(name, {})
         print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()), end="")
         print("".join(f"; {key} {value:.3f} of one process" for key, value in ratios.items()))
+    for label, figures in result["reads"].items():
+        print(f"{label}: reads {figures['read'] / figures['own']:.2f} of its own bytes")
 
 
 def built(work: Path) -> Path:
@@ -85,6 +97,36 @@ def one_round(engine: Path, number: int) -> dict[str, Any]:
         command = [sys.executable, __file__, "--child", str(engine), name]
         found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {name: found[name] for name in names}
+
+
+def reads(engine: Path, label: str) -> dict[str, int]:
+    """Bytes of the file, a rank's own ones, and those in memory after it has loaded."""
+    with EngineFile.open(engine) as opened:
+        weights = [from_json(weight) for weight in opened.profile(label).weights.values()]
+        own = {part for weight in weights for part in extents(weight, opened.tensors)}
+    with engine.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    load = f"CpuExecutor(EngineFile.open({str(engine)!r}), {label!r}, threads=1, max_batch=1, exchange=object())"
+    subprocess.run([sys.executable, "-c", f"{_IMPORTS}\n{load}"], check=True)
+    bytes_ = engine.stat().st_size
+    return {"file": bytes_, "own": sum(part.nbytes * part.count for part in own), "read": in_memory(engine, bytes_)}
+
+
+_IMPORTS = """from llmc.runtime.cpu.executor import CpuExecutor
+from llmc.runtime.engine_file.file import EngineFile"""
+
+
+def in_memory(path: Path, size: int) -> int:
+    """Bytes of the file's pages that are in the page cache (mincore)."""
+    libc = ctypes.CDLL(None)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapped:
+        view = np.frombuffer(mapped, np.uint8)
+        found = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        arguments = (ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(found.ctypes.data))
+        if libc.mincore(*arguments):
+            raise OSError("mincore")
+        del view
+    return int((found & 1).sum()) * mmap.PAGESIZE
 
 
 def of_process(path: str, profile: str) -> dict[str, float]:

@@ -83,7 +83,7 @@ def build(
     chunk = weights.chunk_bytes(memory_limit)
     room = sum(map(len, sections.values())) + MAX_BYTES
     most = None if max_shard_size is None else MaxShardSize(max_shard_size, room)
-    with EngineWriter(output, weights.groups(tensors), most=most) as writer:
+    with EngineWriter(output, weights.groups(tensors), sections=len(sections), most=most) as writer:
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:
 
             def advanced(nbytes: int) -> None:

@@ -22,6 +22,8 @@ _METADATA = 512
 """Bytes of a further file's header without its tensors, and more."""
 _PER_TENSOR, _PER_NUMBER = 96, 20
 """Bytes of a header for a tensor without its name, and for each number of its shape, and more."""
+_PER_SECTION = 448
+"""Bytes of a section of ranks in the header and the manifest: its name twice and its digest, and more."""
 _PER_PADDING = _PER_TENSOR + _PER_NUMBER + len(PADDING) + 8
 
 
@@ -42,10 +44,13 @@ class FileLayout:
     end: int
 
 
-def default_reserve(groups: Groups) -> int:
-    """Bytes reserved for the header: lineage, bindings of a few profiles, and a digest of 64 digits per 16 MiB."""
+def default_reserve(groups: Groups, sections: int = 0) -> int:
+    """Bytes reserved for the header: lineage, bindings of a few profiles, a digest of 64 digits per 16 MiB, sections.
+
+    Without `sections` there is room for a hundred.
+    """
     digests = [len(chunks(0, tensor.nbytes)) for group in groups for tensor in group]
-    return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests)
+    return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests) + _PER_SECTION * sections
 
 
 def lay_out(groups: Groups, reserve: int, most: MaxShardSize | None) -> list[FileLayout]:

@@ -46,14 +46,22 @@ class EngineWriter:
     """
 
     def __init__(
-        self, path: Path, groups: Groups, *, reserve_header: int | None = None, most: MaxShardSize | None = None
+        self,
+        path: Path,
+        groups: Groups,
+        *,
+        sections: int = 0,
+        reserve_header: int | None = None,
+        most: MaxShardSize | None = None,
     ) -> None:
         """Delete leftovers of killed builds of `path`, then reserve the space of the headers and all tensors.
+
+        There will be so many `sections`, or a hundred at most.
 
         Raises:
             RecipeError: the tensors cannot be split into files of at most the size `most`.
         """
-        reserve = default_reserve(groups) if reserve_header is None else reserve_header
+        reserve = default_reserve(groups, sections) if reserve_header is None else reserve_header
         self._path = Path(path)
         layouts = lay_out(groups, reserve, most)
         self._most = most

@@ -80,6 +80,8 @@ class CpuExecutor:
         weights = bindings(engine.path, facts.weights)
         check_memory(engine, weights, facts.needs, neighbours)
         as_inputs = weights_as_inputs(engine.path, weights, facts.needs)
+        if facts.caches is not None:  # of a rank
+            engine.expect(weights.values())
         self._weights = weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
         count = thread_count(threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from ..files.safetensors import TensorInfo, read_header
 from ..files.strict_json import loads
 from ..numbers import RAW_DTYPE
 from ..progress import NO_PROGRESS, Progress
+from .bind import Expr
+from .extents import extents, page_runs
 from .layout import PADDING, RESERVED, check_layout, content_digest
 from .manifest import Manifest, Profile
 from .no_engine import refuse_other
@@ -193,6 +195,11 @@ class EngineFile:
                     fix="load it again; replace engines by rename, never by copying over",
                 )
             part.note(now)
+
+    def expect(self, exprs: Iterable[Expr]) -> None:
+        """Have the system read the bytes of these expressions, and of the rest no more than is touched."""
+        for file, runs in page_runs(part for expr in exprs for part in extents(expr, self._infos)).items():
+            self.parts[file].expect(runs)
 
     def drop_pages(self) -> None:
         """Returns the mapped pages to the system; later reads fault them in again from the files."""

@@ -7,7 +7,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,6 +194,13 @@ class Part:
     def view(self, info: TensorInfo) -> np.ndarray:
         """The bytes of a tensor of this file, read-only."""
         return self._array[info.offset : info.offset + info.nbytes]
+
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Have the system read these runs of pages now, and later no more than each page that is touched."""
+        if hasattr(mmap, "MADV_RANDOM"):
+            self._map.madvise(mmap.MADV_RANDOM)
+            for start, stop in runs:
+                self._map.madvise(mmap.MADV_WILLNEED, start, min(stop, self.bytes) - start)
 
     def drop_pages(self) -> None:
         """Return the mapped pages to the system; later reads fault them in again from the file."""

@@ -9,7 +9,7 @@ from ....passes.graph.graph import Builder, attribute, dims
 from ....passes.rewrite.pattern import Op, Patterns, Rest
 from ....passes.rewrite.rule import Rule
 from ....runtime.engine_file.bind import Reshape, Stored
-from .layouts import NBITS, dequantized, nbits_weights
+from .nbits import NBITS, dequantized, nbits_weights
 
 
 class EmbeddingToGather(Rule):

@@ -13,7 +13,7 @@ from ....passes.rewrite.rule import Rule
 from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
 from .embedding import EmbeddingToGather
-from .layouts import NBITS, dequantized, nbits_weights
+from .nbits import NBITS, dequantized, nbits_weights
 
 ACCURACY_LEVEL = 4
 """int8 activations; at level 1 the same kernels are many times slower for one token (docs/performance.md)."""

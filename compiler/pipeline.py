@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -10,10 +10,13 @@ from pathlib import Path
 
 from ..passes import PassReport, Phase, model_passes, profile_passes, run_phase
 from ..passes.graph.graph import MODULE, Graph
+from ..passes.graph.meet import verify_meeting
 from ..passes.graph.saved import restore
-from ..passes.partition import Placement, partition
+from ..passes.graph.verify import LOGICAL, BrokenGraph, verify
+from ..passes.partition import partition
+from ..passes.placement import Placement
 from ..passes.rewrite.dump import Dump
-from ..passes.rewrite.manager import PassCrash
+from ..passes.rewrite.manager import PassCrash, crash_of
 from ..recipes.recipe import Recipe
 from ..runtime.engine_file.manifest import LayerCache
 from ..runtime.engine_file.split import target_of
@@ -73,6 +76,7 @@ def lower(
         CheckpointError: the tensors do not match the configuration.
         RecipeError: a rule of the recipe matches no linear.
         Unsupported: a format, rope type, target or split of the recipe does not support this model.
+        PassCrash: a pass or the partition crashes, or leaves a graph that breaks a rule.
     """
     decoder = build(checkpoint, context)
     _require_matches(recipe, decoder.graph)
@@ -109,6 +113,12 @@ class Place:
     next: str
     placements: tuple[Placement, ...] = ()
 
+    def __post_init__(self) -> None:
+        names = sorted(placement.split.name for placement in self.placements)
+        wanted = sorted(split.name for split in self.recipe.splits if split.ranks > 1)
+        if names != wanted:
+            raise ValueError(f"placements of {', '.join(names) or 'no split'}, not of {', '.join(wanted) or 'none'}")
+
 
 def start_dump(folder: Path | None, recipe: Recipe) -> Dump | None:
     """The dump of a pipeline with this recipe; None without a folder."""
@@ -128,8 +138,9 @@ def resume(path: Path, folder: Path | None = None) -> tuple[Place, dict[str, Gra
     graph, at, unchanged = restore(path)
     try:
         place: Place = read(Place, at, "at")
-    except LlmcError as error:
-        reason = ": ".join(filter(None, (error.asked, error.found)))
+    except (LlmcError, ValueError) as error:
+        said = (error.asked, error.found) if isinstance(error, LlmcError) else (str(error),)
+        reason = ": ".join(filter(None, said))
         raise RecipeError(f"expected a saved graph in {path}", found=reason, fix=_SAME) from error
     try:
         shown = start_dump(folder, place.recipe)
@@ -166,6 +177,7 @@ def _run(
             run(name, profile)
             if dump is not None:
                 dump.write(f"{name}.graph.txt", profile.text())
+        _require_meeting(legal, recipe)
     finally:
         if dump is not None:  # also of the passes before one that crashed
             write_page(dump)
@@ -177,8 +189,29 @@ def _split(graph: Graph, recipe: Recipe, placements: tuple[Placement, ...]) -> I
     known = {placement.split: placement for placement in placements}
     for split in recipe.splits:
         for target in recipe.targets:
-            graphs = [graph.copy()] if split.ranks == 1 else partition(graph, known[split])
+            graphs = [graph.copy()] if split.ranks == 1 else _ranks(graph, known[split])
             yield from zip(split.labels(target), graphs, strict=True)
+
+
+def _ranks(graph: Graph, placement: Placement) -> Iterator[Graph]:
+    try:
+        for rank in partition(graph, placement):
+            verify(rank, LOGICAL)
+            yield rank
+    except Exception as error:
+        raise crash_of(error, f"the partition for {placement.split.name} failed: {error}") from error
+
+
+def _require_meeting(legal: Mapping[str, Graph], recipe: Recipe) -> None:
+    """Check the ranks of each profile against each other; of a saved graph of one rank there are no others."""
+    for split in recipe.splits:
+        for target in recipe.targets:
+            labels = split.labels(target)
+            if split.ranks > 1 and {*labels} <= legal.keys():
+                try:
+                    verify_meeting([legal[label] for label in labels], split)
+                except BrokenGraph as error:
+                    raise crash_of(error, f"the passes on {split.profile(target)} failed: {error}") from error
 
 
 def _phases(recipe: Recipe, profile: str, place: Place | None) -> list[tuple[Phase, int]]:

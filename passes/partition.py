@@ -2,8 +2,8 @@
 
 Tensor parallelism is that of Megatron-LM (arXiv 1909.08053): a linear cut by rows gives each shard some of its
 results, one cut by columns gives each shard a summand, which AllReduce adds up. The embedding and the head are cut by
-rows of the vocabulary. Pipeline parallelism: a stage receives the values of earlier stages that it reads. If such a
-value ends in an AllReduce, each shard sends one part, from a ReduceScatter, and the receivers gather the parts.
+rows of the vocabulary. Pipeline parallelism: a stage receives the values of earlier stages that it reads. Each shard
+sends one part of such a value and the receivers gather the parts; the parts of a sum come from a ReduceScatter.
 
 Weight formats are chosen before this pass and linears are merged after it, so it cuts stored tensors, between blocks.
 """
@@ -12,48 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import onnx_ir as ir
 
 from ..quantize import FORMATS
 from ..runtime.engine_file.bind import Expr, Slice, Stored
-from ..runtime.engine_file.split import Split
 from .graph import ops
-from .graph.graph import BLOCK, MODULE, ROLE, Graph, attribute, dims, width
-
-ROWS, COLUMNS = 0, 1
-Span = tuple[int, int]
-"""From and to, in rows or columns of a weight."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the weight [rows, columns] of a linear is cut: along an axis, one span per shard."""
-
-    axis: int
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What each rank has of a model."""
-
-    split: Split
-    stages: tuple[Span, ...]
-    """The layers of each stage, from and to."""
-    cuts: Mapping[str, Cut]
-    """By module; all shards have the whole weights of other linears."""
-    vocabulary: tuple[Span, ...]
-    """Rows of the embedding and of the head, per shard."""
-
-
-def spans(size: int, count: int) -> tuple[Span, ...]:
-    """Cuts `size` into `count` parts as equal as possible, the larger ones first."""
-    each, extra = divmod(size, count)
-    ends = [each * index + min(index, extra) for index in range(count + 1)]
-    return tuple(pairwise(ends))
+from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, width
+from .placement import COLUMNS, ROWS, Cut, Placement, spans
 
 
 def partition(graph: Graph, placement: Placement) -> Iterator[Graph]:
@@ -84,10 +51,7 @@ def _stage_of(node: ir.Node, placement: Placement) -> int | None:
     """The stage of a node, by its block; None if it makes integers only, which every stage that reads them computes."""
     if all(value.dtype in (ir.DataType.INT64, ir.DataType.INT32) for value in node.outputs) or not node.inputs:
         return None
-    kind, _, layer = node.metadata_props[BLOCK].partition(".")
-    if kind != "layer":
-        return 0 if kind == "embed" else placement.split.pp - 1
-    return next(stage for stage, (start, stop) in enumerate(placement.stages) if start <= int(layer) < stop)
+    return placement.stage_of(node.metadata_props[BLOCK])
 
 
 def _crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> list[_Crossing]:
@@ -114,9 +78,7 @@ def _summand(add: ir.Node, placement: Placement) -> int | None:
 
 
 def _cut_of(linear: ir.Node, placement: Placement) -> Cut | None:
-    if linear.metadata_props[BLOCK] == "head":
-        return Cut(ROWS, placement.vocabulary)
-    return placement.cuts.get(linear.metadata_props.get(MODULE, ""))
+    return placement.cut_of(linear.metadata_props[BLOCK], linear.metadata_props.get(MODULE, ""))
 
 
 @dataclass
@@ -222,9 +184,8 @@ class _Rank:
     def _linear(self, node: ir.Node) -> tuple[ir.Value, ...]:
         cut, x = _cut_of(node, self.placement), self._value(_given(node.inputs[0]))
         if (x in self.sharded) != (cut is not None and cut.axis == COLUMNS):
-            raise ValueError(
-                f"{node.name} cannot compute {'a part' if x in self.sharded else 'the whole'} of its input"
-            )
+            which = "a part" if x in self.sharded else "the whole"
+            raise ValueError(f"{node.name} cannot read {which} of its input")
         if cut is None:
             return self._emit(node, self._inputs(node), parts=False)
         fmt, biased = ops.format_of(node), ops.has_bias(node)
@@ -281,29 +242,39 @@ class _Rank:
         split, value = self.placement.split, crossing.value
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][0]}")
         received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard), number=crossing.number)
-        received.type, received.shape = value.type, value.shape
-        if crossing.summand is None:
-            return received
-        sizes = [stop - start for start, stop in spans(width(value), split.tp)]
-        received.shape = ir.Shape([*dims(value)[:-1], sizes[self.shard]])
-        return b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
+        sizes = self._sizes(value)
+        received.type, received.shape = value.type, ir.Shape([*dims(value)[:-1], sizes[self.shard]])
+        return received if split.tp == 1 else b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
 
     def _sent(self, crossing: _Crossing) -> ir.Value:
         split, value = self.placement.split, self.values[crossing.value]
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][1] - 1}")
         if crossing.summand is not None:
-            add = _made(value)
-            total, rest = add.inputs[crossing.summand], add.inputs[1 - crossing.summand]
-            axis, sizes = len(dims(value)) - 1, [stop - start for start, stop in spans(width(value), split.tp)]
-            part = b.llmc("ReduceScatter", _made(total).inputs[0], axis=axis, sizes=sizes, shard=self.shard)
-            parts = b("Split", rest, b.ints(*sizes), outputs=split.tp, axis=axis)
-            for one, size in zip(parts, sizes, strict=True):
-                one.type, one.shape = value.type, ir.Shape([*dims(value)[:-1], size])
-            pair = (part, parts[self.shard]) if crossing.summand == 0 else (parts[self.shard], part)
-            value = b("Add", *pair)
+            terms = list(_made(value).inputs)
+            total, rest = terms[crossing.summand], terms[1 - crossing.summand]
+            axis, sizes = len(dims(value)) - 1, self._sizes(value)
+            terms[crossing.summand] = b.llmc(
+                "ReduceScatter", _made(total).inputs[0], axis=axis, sizes=sizes, shard=self.shard
+            )
+            terms[1 - crossing.summand] = self._own(b, _given(rest))
+            value = b("Add", *terms)
+        elif split.tp > 1:
+            value = self._own(b, value)
         sent = b.llmc("Send", value, peer=split.rank(crossing.reader, self.shard), number=crossing.number)
         sent.name = f"sent.{crossing.number}"
         return sent
+
+    def _sizes(self, value: ir.Value) -> list[int]:
+        """Widths of the parts of a value that shards send."""
+        return [stop - start for start, stop in spans(width(value), self.placement.split.tp)]
+
+    def _own(self, b: Builder, value: ir.Value) -> ir.Value:
+        """This shard's part of a value that all shards have."""
+        sizes = self._sizes(value)
+        parts = b("Split", value, b.ints(*sizes), outputs=len(sizes), axis=len(dims(value)) - 1)
+        for part, size in zip(parts, sizes, strict=True):
+            part.type, part.shape = value.type, ir.Shape([*dims(value)[:-1], size])
+        return parts[self.shard]
 
 
 _BY_PARTS = {"Add", "Mul", "HeadNorm", "SelectRows", *(op for op, _ in ops.ACTIVATIONS.values())}

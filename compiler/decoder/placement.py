@@ -5,15 +5,17 @@ A degree that would cut a head, a block of a weight format or a layer is refused
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
-from ...passes.partition import COLUMNS, ROWS, Cut, Placement, Span, spans
+from ...passes.placement import COLUMNS, ROWS, Cut, Placement, Span, spans
 from ...quantize import FORMATS
 from ...runtime.engine_file.manifest import LayerCache
 from ...runtime.engine_file.split import MAX_DEGREE, Split
 from ...runtime.errors import Unsupported
-from ..families.spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear
+from ..families.spec import Attention, DecoderSpec, LayerSpec, Linear
 
 FormatOf = Callable[[str], str]
 """The weight format of a module, or "none"."""
@@ -27,9 +29,11 @@ def place(spec: DecoderSpec, split: Split, format_of: FormatOf) -> Placement:
     """
     if reason := _wrong_tp(spec, split.tp, format_of):
         works = [degree for degree in range(1, MAX_DEGREE + 1) if not _wrong_tp(spec, degree, format_of)]
-        raise _refused(split, f"tp{split.tp}", reason, works, split.tp)
+        pp = min(split.pp, len(spec.layers))
+        raise _refused(split, f"tp{split.tp} for {reason}", [Split(tp, pp) for tp in _nearest(works, split.tp)])
     if split.pp > len(spec.layers):
-        raise _refused(split, f"pp{split.pp}", f"{len(spec.layers)} layers", [len(spec.layers)], split.pp)
+        reason = f"pp{split.pp} for {len(spec.layers)} layers"
+        raise _refused(split, reason, [Split(split.tp, len(spec.layers))])
     cuts = {}
     for index, layer in enumerate(spec.layers):
         for linear, cut in _cuts(layer, split.tp):
@@ -49,10 +53,14 @@ def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, L
     }
 
 
-def _refused(split: Split, degree: str, reason: str, works: Sequence[int], asked: int) -> Unsupported:
-    nearest = [*[one for one in works if one < asked][-1:], *[one for one in works if one > asked][:1]]
-    fix = " or ".join(f"{degree[:2]}{one}" for one in nearest)
-    return Unsupported(f"cannot split this model by {degree} ({split.name})", found=reason, fix=fix)
+def _nearest(works: Sequence[int], asked: int) -> list[int]:
+    """The largest degree below the one asked for, and the smallest above it."""
+    return [*[one for one in works if one < asked][-1:], *[one for one in works if one > asked][:1]]
+
+
+def _refused(split: Split, reason: str, works: Sequence[Split]) -> Unsupported:
+    fix = " or ".join(one.name for one in works)
+    return Unsupported(f"cannot split this model as {split.name}", found=reason, fix=fix)
 
 
 def kv_heads(mixer: Attention, tp: int) -> tuple[Span, ...]:
@@ -77,31 +85,26 @@ def _times(parts: Sequence[Span], size: int) -> tuple[Span, ...]:
 
 
 def _wrong_tp(spec: DecoderSpec, tp: int, format_of: FormatOf) -> str:
-    """Why the degree does not work, or ""."""
-    if tp > spec.vocab_size or tp > spec.hidden_size:
+    """What the degree cannot divide, or ""."""
+    if tp > min(spec.vocab_size, spec.hidden_size):
         return f"a vocabulary of {spec.vocab_size} and a hidden size of {spec.hidden_size}"
     for index, layer in enumerate(spec.layers):
         mixer, prefix = layer.mixer, spec.layer.format(index)
         if mixer.heads % tp or max(mixer.kv_heads, tp) % min(mixer.kv_heads, tp):
             return f"{mixer.heads} heads and {mixer.kv_heads} key and value heads in {prefix.rstrip('.')}"
-        if reason := _wrong_mlp(layer.mlp, tp):
-            return f"{reason} in {prefix.rstrip('.')}"
+        if layer.mlp.down.columns % tp:
+            return f"an intermediate size of {layer.mlp.down.columns} in {prefix.rstrip('.')}"
         for linear, cut in _cuts(layer, tp):
             module = f"{prefix}{linear.module}"
             name = format_of(module)
             block = FORMATS[name].block if name != "none" and cut.axis == COLUMNS else None
             if block and any(stop % block for _, stop in cut.spans):
-                size = cut.spans[0][1]
-                return f"{module} with blocks of {block} ({name}), of which {size} columns are not a multiple"
+                return f"{linear.columns} columns in blocks of {block} ({name}) in {module}"
     return ""
 
 
-def _wrong_mlp(mlp: GatedMlp, tp: int) -> str:
-    return f"an intermediate size of {mlp.down.columns}" if mlp.down.columns % tp else ""
-
-
 def _costs(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
-    """Bits of the weights of each layer; the first has the embedding's too, the last the head's.
+    """Bits of the weights of each layer; the first has the embedding's too, the last the head's. "none" counts as 16.
 
     A decode step reads all weights once, and each stage holds its own: so stages of equal bits take equal time and
     equal memory. The embedding counts for the memory.
@@ -124,18 +127,24 @@ def _costs(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
 
 def balanced(costs: Sequence[float], count: int) -> tuple[Span, ...]:
     """Cuts a row of costs into `count` parts, none empty, so that the largest sum is least, then the sum of squares."""
+    (largest, _) = _least(costs, count, max, lambda part: part)
+    _, stops = _least(costs, count, operator.add, lambda part: part * part if part <= largest else math.inf)
+    return tuple(pairwise(stops))
+
+
+def _least(
+    costs: Sequence[float], count: int, join: Callable[[float, float], float], of: Callable[[float], float]
+) -> tuple[float, tuple[int, ...]]:
+    """The least score of `count` parts, which is that of each (`of` its sum), joined; and where they begin and end."""
     ends = [0.0, *accumulate(costs)]
-    best = [(0.0, 0.0, (0,))] + [(float("inf"), float("inf"), (0,))] * len(costs)
+    best = {0: (0.0, (0,))}
     for part in range(1, count + 1):
-        best = [
-            min(
-                (
-                    (max(worst, ends[stop] - ends[start]), squares + (ends[stop] - ends[start]) ** 2, (*cuts, stop))
-                    for start, (worst, squares, cuts) in enumerate(best[:stop])
-                    if start >= part - 1
-                ),
-                default=(float("inf"), float("inf"), (0,)),
+        best = {
+            stop: min(
+                (join(score, of(ends[stop] - ends[start])), (*stops, stop))
+                for start, (score, stops) in best.items()
+                if start < stop
             )
-            for stop in range(len(costs) + 1)
-        ]
-    return tuple(pairwise(best[-1][2]))
+            for stop in range(part, len(costs) - (count - part) + 1)
+        }
+    return best[len(costs)]

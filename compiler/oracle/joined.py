@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...passes.graph import collectives, ops
 from ...passes.graph.graph import BLOCK, MODULE, ROLE, Graph, attribute
 from ...passes.graph.ops import is_collective
-from ...passes.partition import Placement
+from ...passes.placement import Placement
 from ...runtime.engine_file.split import Split
 from ..decoder.placement import kv_heads
 from ..families.spec import DecoderSpec

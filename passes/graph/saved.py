@@ -67,15 +67,15 @@ def metadata_comments(graph: Graph) -> str:
 
 def saved_text(text: str, at: Mapping[str, Any], rest: str) -> str:
     """The content of a graph file: ONNX text, its place in the pipeline, a digest, and `rest` (`metadata_comments`)."""
-    return f"{text}{MARK}# {json.dumps({**at, 'digest': _digest(text, rest)})}\n{rest}"
+    return f"{text}{MARK}# {json.dumps({**at, 'digest': _digest(text, at, rest)})}\n{rest}"
 
 
-def _digest(text: str, rest: str) -> str:
-    return hashlib.sha256(f"{text}{MARK}{rest}".encode()).hexdigest()
+def _digest(text: str, at: Mapping[str, Any], rest: str) -> str:
+    return hashlib.sha256(f"{text}{MARK}{json.dumps(at, sort_keys=True)}\n{rest}".encode()).hexdigest()
 
 
 def restore(path: Path) -> tuple[Graph, Mapping[str, Any], bool]:
-    """The graph of a file, its place in the pipeline, and True if the graph is as it was saved.
+    """The graph of a file, its place in the pipeline, and True if both are as they were saved.
 
     Raises:
         RecipeError: the file cannot be read, or is not one of `saved_text`.
@@ -95,7 +95,7 @@ def restore(path: Path) -> tuple[Graph, Mapping[str, Any], bool]:
             loads(one, what=what, error=EngineError, max_bytes=_MAX_BYTES) for one in (at.removeprefix("# "), lines)
         )
         digest = place.pop("digest", "") if isinstance(place, dict) else ""
-        return _graph(shown, read(_Saved, tables, what)), place, digest == _digest(shown, rest)
+        return _graph(shown, read(_Saved, tables, what)), place, digest == _digest(shown, place, rest)
     except Exception as error:  # of the parser, of onnx_ir or of ours: the file is not what it should be
         said = error.args[0] if error.args else ""  # the parser's is bytes
         reason = said.decode(errors="replace") if isinstance(said, bytes) else str(error)

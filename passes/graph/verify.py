@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from ...runtime.engine_file.bind import stored
 from . import collectives, ops
-from .graph import BLOCK, Graph
+from .graph import BLOCK, Graph, attribute
 
 LOGICAL: frozenset[tuple[str, str]] = frozenset(
     [("", op) for op in ("Add", "Mul", "Split", "Constant", "RMSNormalization", "RotaryEmbedding")]
@@ -91,4 +91,23 @@ def _labelled(graph: Graph) -> list[str]:
     return [str(node.name) for node in graph.nodes if not node.metadata_props.get(BLOCK)]
 
 
-_RULES: tuple[Callable[[Graph], list[str]], ...] = (_known_overloads, _ordered, _unique, _known_tensors, _labelled)
+def _numbered(graph: Graph) -> list[str]:
+    """numbers of values sent to a rank ascend, and so do those of values received from one"""
+    last: dict[tuple[str, int], int] = {}
+    late = []
+    for node in graph.nodes:
+        if ops.is_collective(node) and node.op_type in ("Send", "Recv"):
+            number, way = attribute(node, "number"), (node.op_type, attribute(node, "peer"))
+            late += [str(node.name)] if number <= last.get(way, -1) else []
+            last[way] = number
+    return late
+
+
+_RULES: tuple[Callable[[Graph], list[str]], ...] = (
+    _known_overloads,
+    _ordered,
+    _unique,
+    _known_tensors,
+    _labelled,
+    _numbered,
+)

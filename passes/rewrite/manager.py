@@ -32,6 +32,11 @@ class PassCrash(Exception):
     """A pass failed: a bug of llmc. The message names the passes before it and the file with its input graph."""
 
 
+def crash_of(error: Exception, said: str) -> Exception:
+    """What to raise for an error of a pass: that this machine lacks something, or that the pass crashed."""
+    return shortage(error) or PassCrash(said)
+
+
 def run_phase(
     phase: Phase, graph: Graph, dump: Dump | None = None, *, first: int = 0, profile: str = ""
 ) -> tuple[PassReport, ...]:
@@ -53,15 +58,13 @@ def run_phase(
         except LlmcError:
             raise
         except Exception as error:
-            if lacking := shortage(error):
-                raise lacking from error
             where = "run again with --dump DIR to keep the graph before it"
             if dump is not None:
                 path = dump.crash(profile, phase.name, item.name)
                 where = f"the graph before it is in {path}: llmc passes --from {quote(str(path))}"
             ran = ", ".join(names[:index]) or "none"
             crash = f"pass {item.name} of phase {phase.name} failed: {error}; passes before it: {ran}; {where}"
-            raise PassCrash(crash) from error
+            raise crash_of(error, crash) from error
         seconds = time.perf_counter() - start
         miss = f"{outcome.miss.reason} (at {outcome.at})" if outcome.miss is not None else ""
         report = PassReport(profile, phase.name, item.name, item.reason, outcome.fired, seconds, miss)

@@ -17,6 +17,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ("passes",): (
         ("graph",),
         ("rewrite",),
+        ("placement",),
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (

@@ -42,8 +42,13 @@ def verify_meeting(graphs: Sequence[Graph], split: Split) -> None:
 
 def _alike(node: ir.Node) -> object:
     attributes = sorted((name, str(attr)) for name, attr in node.attributes.items() if name not in _OWN)
-    names = [[value and value.name for value in values] for values in (node.inputs, node.outputs)]
-    return node.domain, node.op_type, node.overload, names, attributes
+    return node.domain, node.op_type, node.overload, [*map(_read, node.inputs)], len(node.outputs), attributes
+
+
+def _read(value: ir.Value | None) -> object:
+    """What a node reads, the same on all shards: of a value that is cut into a part per shard, they read their own."""
+    made = None if value is None else value.producer()
+    return value and value.name if made is None or made.op_type != "Split" else made.name
 
 
 def _traffic(nodes: Sequence[Sequence[ir.Node]], operator: str) -> defaultdict[tuple[int, int], list[int]]:

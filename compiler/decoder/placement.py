@@ -32,7 +32,7 @@ def place(spec: DecoderSpec, split: Split, format_of: FormatOf) -> Placement:
         pp = min(split.pp, len(spec.layers))
         raise _refused(split, f"tp{split.tp} for {reason}", [Split(tp, pp) for tp in _nearest(works, split.tp)])
     if split.pp > len(spec.layers):
-        reason = f"pp{split.pp} for {len(spec.layers)} layers"
+        reason = f"pp{split.pp}, more than the model's layers ({len(spec.layers)})"
         raise _refused(split, reason, [Split(split.tp, len(spec.layers))])
     cuts = {}
     for index, layer in enumerate(spec.layers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import onnx_ir as ir
 
@@ -12,27 +13,26 @@ from . import ops
 from .graph import Graph, attribute
 from .verify import BrokenGraph
 
-_OWN = ("peer", "shard", "start")
-"""Attributes in which the shards of a stage differ."""
+_OWN = ("peer", "shard")
+"""Attributes of collectives in which the shards of a stage differ."""
 
 
 def verify_meeting(graphs: Sequence[Graph], split: Split) -> None:
     """Check the graphs of all ranks of a split, in their order, against each other.
 
-    The shards of a stage have the same nodes but for attributes of `_OWN`, so they come to each collective of their
-    group in one order. What a rank sends to another is what that one receives, in the same order.
+    The shards of a stage have the same collectives in the same order. What a rank sends to another is what that one
+    receives, in the same order.
 
     Raises:
-        BrokenGraph: they do not; the message names the first ranks and node.
+        BrokenGraph: they do not; the message names the first ranks and the collectives that do not meet.
     """
-    nodes = [list(graph.nodes) for graph in graphs]
+    nodes = [[node for node in graph.nodes if ops.is_collective(node)] for graph in graphs]
     for rank, own in enumerate(nodes):
         first = rank - split.shard(rank)
-        for one, other in zip(own, nodes[first], strict=False):
-            if _alike(one) != _alike(other):
-                raise BrokenGraph(f"ranks {first} and {rank} have different nodes: {other.name} and {one.name}")
-        if len(own) != len(nodes[first]):
-            raise BrokenGraph(f"ranks {first} and {rank} have {len(nodes[first])} and {len(own)} nodes")
+        for pair in zip_longest(nodes[first], own):
+            if len({*map(_alike, pair)}) > 1:
+                here, there = (node.name if node is not None else "the end" for node in pair)
+                raise BrokenGraph(f"rank {first} is at {here} when rank {rank} is at {there}")
     sent, received = _traffic(nodes, "Send"), _traffic(nodes, "Recv")
     for pair in sorted(sent.keys() | {(peer, rank) for rank, peer in received}):
         rank, peer = pair
@@ -40,15 +40,10 @@ def verify_meeting(graphs: Sequence[Graph], split: Split) -> None:
             raise BrokenGraph(f"rank {rank} sends {sent[pair]} to rank {peer}, which receives {received[peer, rank]}")
 
 
-def _alike(node: ir.Node) -> object:
-    attributes = sorted((name, str(attr)) for name, attr in node.attributes.items() if name not in _OWN)
-    return node.domain, node.op_type, node.overload, [*map(_read, node.inputs)], len(node.outputs), attributes
-
-
-def _read(value: ir.Value | None) -> object:
-    """What a node reads, the same on all shards: of a value that is cut into a part per shard, they read their own."""
-    made = None if value is None else value.producer()
-    return value and value.name if made is None or made.op_type != "Split" else made.name
+def _alike(node: ir.Node | None) -> object:
+    if node is None:
+        return None
+    return node.op_type, *sorted((name, str(attr)) for name, attr in node.attributes.items() if name not in _OWN)
 
 
 def _traffic(nodes: Sequence[Sequence[ir.Node]], operator: str) -> defaultdict[tuple[int, int], list[int]]:
@@ -56,6 +51,6 @@ def _traffic(nodes: Sequence[Sequence[ir.Node]], operator: str) -> defaultdict[t
     found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for rank, own in enumerate(nodes):
         for node in own:
-            if ops.is_collective(node) and node.op_type == operator:
+            if node.op_type == operator:
                 found[rank, attribute(node, "peer")].append(attribute(node, "number"))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.engines import relative
 from support.split_models import Model, compare
 
 from llmc.quantize import FORMATS
@@ -35,8 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape, name
-    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    error = relative(found, expected)
     assert error <= (BOUND if "tp" in name else 0.0), f"{name}: {error}"
 
 

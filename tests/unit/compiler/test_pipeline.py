@@ -7,15 +7,19 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import Outcome
 from support.dumps import TOY
 
+from llmc.compiler import pipeline
 from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.pipeline import lower, resume, start_dump
 from llmc.passes import fuse_add_norm
 from llmc.passes.graph.graph import Graph
+from llmc.passes.graph.saved import MARK
+from llmc.passes.partition import partition
 from llmc.passes.rewrite.manager import PassCrash
 from llmc.passes.rewrite.rule import Outcome as PassOutcome
 from llmc.recipes.recipe import QuantizeRule, Recipe
@@ -24,6 +28,7 @@ from llmc.runtime.errors import RecipeError
 RECIPE = Recipe(
     default_format="int4", rules=(QuantizeRule("lm_head", "int8"),), targets=("cpu", "sm_90"), activations="fp8"
 )
+RANKS = Recipe(default_format="fp8", parallel=("tp1", "tp2-pp2"))
 Call = Callable[..., Outcome]
 
 
@@ -35,8 +40,8 @@ def toy(tmp_path: Path) -> Path:
     return folder
 
 
-def dumped(toy: Path, folder: Path) -> dict[str, Graph]:
-    return lower(open_source(toy, random_weights=0), RECIPE, 128, start_dump(folder, RECIPE))[1]
+def dumped(toy: Path, folder: Path, recipe: Recipe = RECIPE) -> dict[str, Graph]:
+    return lower(open_source(toy, random_weights=0), recipe, 128, start_dump(folder, recipe))[1]
 
 
 def facts(graph: Graph) -> tuple[object, ...]:
@@ -57,6 +62,79 @@ def test_every_saved_graph_leads_to_the_same_legal_graphs(toy: Path, tmp_path: P
         assert [one.name for one in reports][:1] == [place.next][: bool(place.next)] or not place.next
     both = {(profile, "profile") for profile in direct}
     assert places == {("", "model"), *both, ("cpu", "cpu"), ("sm_90", "cuda")}
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Graph]]:
+    """The dump of RANKS, and the legal graphs."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "config.json").write_text(json.dumps(TOY))
+    return folder / "dump", dumped(folder, folder / "dump", RANKS)
+
+
+def test_saved_graphs_of_ranks_and_of_the_model_lead_to_the_same_ranks(of_ranks: tuple[Path, dict[str, Graph]]):
+    folder, direct = of_ranks
+    assert len(direct) == 1 + 4
+    seen = set()
+    for file in sorted(folder.glob("[0-9]*.txt")):
+        place, legal, _ = resume(file)
+        assert legal.keys() == ({place.profile} if place.profile else direct.keys()), file
+        assert {name: facts(graph) for name, graph in legal.items()} == {name: facts(direct[name]) for name in legal}
+        seen.add(place.profile)
+    assert seen == {"", *direct}
+
+
+def in_first(key: str, value: object) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda placements: placements[0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_first("stages", [[0, 1], [1, 1]]), "found: the stages .*expected 2 spans"),
+        (in_first("stages", [[0, 1], [1, 2], [2, 3]]), "found: the stages .*expected 2 spans"),
+        (in_first("stages", [[1, 2], [2, 3]]), "found: spans .* of which one does not begin where the last ends"),
+        (in_first("stages", [[0, 1], ["1", 2]]), "found: expected an integer in at.placements.stages"),
+        (in_first("stages", [[0, 1], [1]]), "found: the stages .*expected 2 spans"),
+        (in_first("vocabulary", [[0, 300], [300, 513]]), "found: the partition for tp2-pp2 failed: .*513"),
+        (in_first("split", {"tp": 0, "pp": 1}), "found: degrees 0 and 1: each is from 1 to 256"),
+        (in_first("split", {"tp": 999, "pp": 1}), "found: degrees 999 and 1: each is from 1 to 256"),
+        (in_first("cuts", {}), "found: the partition for tp2-pp2 failed: .* cannot compute some of its heads"),
+        (in_first("ranks", 2), "found: expected only known keys in at.placements: 'ranks'"),
+        (list.clear, "found: placements of no split, not of tp2-pp2"),
+        (lambda placements: placements.append(placements[0]), "found: placements of tp2-pp2, tp2-pp2, not of tp2-pp2"),
+    ],
+)
+def test_damaged_placements_are_refused(
+    call: Call,
+    of_ranks: tuple[Path, dict[str, Graph]],
+    tmp_path: Path,
+    change: Callable[[list[dict[str, Any]]], None],
+    message: str,
+):
+    saved = next(of_ranks[0].glob("*-model-QuantizeWeights.txt"))
+    text, mark, rest = saved.read_text().partition(MARK)
+    line, _, rest = rest.partition("\n")
+    at = json.loads(line.removeprefix("# "))
+    change(at["placements"])
+    file = tmp_path / "damaged.txt"
+    file.write_text(f"{text}{mark}# {json.dumps(at)}\n{rest}")
+    refused = call("passes", "--from", file)
+    assert (refused.code, refused.out) == (2, ""), refused.err
+    assert re.search(message, refused.err), refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_partition_that_fails_is_a_crash(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "partition", crash)
+    with pytest.raises(PassCrash, match=r"^the partition for tp2-pp2 failed: 'lost <in> space'$"):
+        lower(open_source(toy, random_weights=0), RANKS, 128)
+
+
+def test_ranks_that_do_not_meet_are_a_crash(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "partition", lambda *_: [Graph.new("empty"), *partition(*_)][:4])
+    with pytest.raises(PassCrash, match=r"^the passes on cpu-tp2-pp2 failed: rank 0 is at the end when rank 1 is at "):
+        lower(open_source(toy, random_weights=0), RANKS, 128)
 
 
 def crash(*_: object) -> PassOutcome:

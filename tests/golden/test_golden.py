@@ -25,6 +25,13 @@ def test_the_cpu_graph_is_as_it_was(tmp_path: Path, quantize: str, pytestconfig:
     check(f"cpu-{quantize}.graph.txt", graph_text(legal_graph(tmp_path, "cpu", quantize)), pytestconfig)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_graphs_of_ranks_are_as_they_were(tmp_path: Path, rank: int, pytestconfig: pytest.Config):
+    """The second shard of the first stage, and the first of the second."""
+    graph = legal_graph(tmp_path, "cpu", "fp8", rank=("tp2-pp2", rank))
+    check(f"cpu-fp8-tp2-pp2.rank-{rank}.graph.txt", graph_text(graph), pytestconfig)
+
+
 @pytest.mark.parametrize("quantize", FORMATS)
 def test_the_gpu_graph_and_plan_are_as_they_were(tmp_path: Path, quantize: str, pytestconfig: pytest.Config):
     graph = legal_graph(tmp_path, "sm_90", quantize)

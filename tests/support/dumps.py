@@ -31,20 +31,22 @@ def legal_graph(
     fp8: str = "none",
     config: Mapping[str, object] = _NONE,
     rules: Mapping[str, str] = _NONE,
+    rank: tuple[str, int] = ("tp1", 0),
 ) -> Graph:
     """The toy's graph after legalization for a target, in a weight format; fp8: of activations and cache.
 
-    config: what differs in the toy's. rules: formats of some linears, by a glob on their names.
+    config: what differs in the toy's. rules: formats of some linears, by a glob on their names. rank: a split, and its
+    rank.
     """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**TOY, **config}))
     source = open_source(folder, random_weights=0)
-    recipe = with_flags(None, quantize=quantize, targets=[target])
+    recipe = with_flags(None, quantize=quantize, targets=[target], parallel=[rank[0]])
     # as a recipe may: flags are refused if they change nothing, as activations of weights that are not quantized
     recipe = replace(
         recipe, activations=fp8, kv=fp8, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items()))
     )
-    return lower(source, recipe, CONTEXT)[1][target]
+    return [*lower(source, recipe, CONTEXT)[1].values()][rank[1]]
 
 
 def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.split_models import LLAMA
+from support.samples.split_models import LLAMA
 
 from llmc.compiler.decoder.placement import balanced, caches_of, kv_heads, place
 from llmc.compiler.families.config import parse_config

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.engines import relative
-from support.split_models import Model, compare
+from support.samples.split_models import Model, compare
 
 from llmc.quantize import FORMATS
 

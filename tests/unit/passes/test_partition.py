@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.engines import relative
-from support.split_models import Model, write_config
+from support.samples.split_models import Model, write_config
 
 from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.oracle.joined import join

@@ -56,7 +56,7 @@ def _known_overloads(graph: Graph) -> list[str]:
     return missing
 
 
-def _ordered(graph: Graph) -> list[str]:
+def late_reads(graph: Graph) -> list[str]:
     """nodes come after what they read"""
     ready = set(graph.body.inputs)
     late = []
@@ -105,7 +105,7 @@ def _numbered(graph: Graph) -> list[str]:
 
 _RULES: tuple[Callable[[Graph], list[str]], ...] = (
     _known_overloads,
-    _ordered,
+    late_reads,
     _unique,
     _known_tensors,
     _labelled,

@@ -11,7 +11,7 @@ from ...runtime.errors import LlmcError
 from ...runtime.guard.shortage import shortage
 from ...runtime.progress import debug
 from ..graph.graph import Graph
-from ..graph.verify import verify
+from ..graph.verify import late_reads, verify
 from .dump import Dump, PassReport
 from .rule import Pass
 
@@ -52,7 +52,7 @@ def run_phase(
         start = time.perf_counter()
         try:
             outcome = item.run(graph)
-            if outcome.fired:
+            if outcome.fired and late_reads(graph):  # seldom, and to look costs an eighth of sorting
                 graph.body.sort()
             verify(graph, phase.operators if index == len(names) - 1 else {*phase.operators, *phase.during})
         except LlmcError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from llmc.recipes.recipe import QuantizeRule, Recipe, bundled_recipes, load_reci
 from llmc.runtime.chips import GPUS
 from llmc.runtime.chips import TARGETS as RUNTIME_TARGETS
 from llmc.runtime.dtypes import WEIGHT_FORMATS
+from llmc.runtime.engine_file.split import Split
 from llmc.runtime.errors import RecipeError
 
 SCHEMA = json.loads((ROOT / "recipes/recipe.schema.json").read_text())
@@ -101,7 +103,10 @@ def test_the_last_matching_rule_decides():
         ),
         ("version: 1\nextends: ../other.yaml\n", "expected 'extends' to name a bundled recipe"),
         ("version: 1\nkv: fp4\n", "r.yaml:2:5: expected kv of none or fp8, found 'fp4' (did you mean 'fp8'?)"),
-        ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:1: 'parallel' is not built yet"),
+        ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:11: expected a list, found keys and values"),
+        ("version: 1\nparallel: []\n", "r.yaml:2:1: expected parallel to name splits such as tp1, tp2, pp2 or tp4-pp2"),
+        ("version: 1\nparallel: [tp2, tp2-pp1]\n", "tp4-pp2, each once, found tp2, tp2-pp1"),
+        ("version: 1\nparallel: [pp2-tp2]\n", "'pp2-tp2': a split is tpN, ppM or tpN-ppM, such as tp4-pp2"),
         ("version: 1\ngates: []\n", "r.yaml:2:1: 'gates' is not built yet"),
         ("max_batch: 4\n", "r.yaml:1:1: expected 'version: 1'"),
         ("version: 1\nquantize: &a {default: int4}\n", "r.yaml:2:11: anchors and aliases are not used here"),
@@ -224,7 +229,26 @@ def test_the_schema_agrees_with_the_reader():
     assert SCHEMA["properties"]["max_batch"]["maximum"] == module.MAX_BATCH
     rule = SCHEMA["properties"]["quantize"]["properties"]["rules"]["items"]
     assert set(rule["properties"]) == set(rule["required"]) == set(QuantizeRule.__dataclass_fields__)
-    assert set(Recipe().to_json()) | {"extends"} == set(SCHEMA["properties"])
+    assert set(Recipe(parallel=("tp2",)).to_json()) | {"extends"} == set(SCHEMA["properties"])
+
+
+def test_splits_are_kept_in_their_order_by_their_names(tmp_path: Path):
+    path = tmp_path / "r.yaml"
+    path.write_text("version: 1\nparallel: [tp4, pp1, tp2-pp2]\n")
+    wanted = Recipe(parallel=("tp4", "tp1", "tp2-pp2"))
+    assert load_recipe(str(path)) == with_flags(None, parallel="tp4, tp1,tp2-pp2") == wanted
+    assert wanted.to_json()["parallel"] == ["tp4", "tp1", "tp2-pp2"]
+    assert "parallel" not in Recipe(parallel=("pp1",)).to_json(), "digests of recipes without ranks stay as they were"
+
+
+@given(st.text(alphabet="tp12-", max_size=8))
+def test_the_schema_has_the_splits_that_the_reader_has(name: str):
+    try:
+        Split.parse(name)
+        known = True
+    except ValueError:
+        known = False
+    assert known == bool(re.fullmatch(SCHEMA["properties"]["parallel"]["items"]["pattern"], name))
 
 
 def test_a_gpu_s_name_means_its_target(tmp_path: Path):
@@ -245,8 +269,19 @@ def assert_follows(value: object, schema: dict) -> None:
     """The few words of JSON schema that recipe.schema.json uses; an unknown word fails the test."""
     schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
     known = {"$schema", "$defs", "title", "description", "type", "enum", "const", "properties", "required", "items"}
-    known |= {"additionalProperties", "minimum", "maximum", "minItems", "minLength", "uniqueItems", "examples"}
+    known |= {
+        "additionalProperties",
+        "minimum",
+        "maximum",
+        "minItems",
+        "minLength",
+        "uniqueItems",
+        "examples",
+        "pattern",
+    }
     assert set(schema) <= known
+    if "pattern" in schema:
+        assert re.search(schema["pattern"], str(value))
     kinds = {"object": dict, "array": list, "string": str, "integer": int}
     if "type" in schema:
         assert type(value) is kinds[schema["type"]]

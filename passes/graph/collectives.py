@@ -1,7 +1,7 @@
 """Operators between ranks. Their bodies are of all ranks of a group, joined for the oracle: one rank has no definition.
 
 In the graph of a rank a collective has that rank's values, and no overload. In a joined graph
-(`compiler/oracle/joined.py`) it has the values of all n ranks of the group, in the order of their shards, and the
+(`compiler/oracle/ranks.py`) it has the values of all n ranks of the group, in the order of their shards, and the
 overload `of{n}`. Sums are made in that order.
 """
 

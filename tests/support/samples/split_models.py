@@ -15,8 +15,8 @@ from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.decoder.decoder import Decoder, build
 from llmc.compiler.decoder.placement import place
-from llmc.compiler.oracle.joined import inputs_of_ranks, join
 from llmc.compiler.oracle.oracle import Oracle
+from llmc.compiler.oracle.ranks import inputs_of_ranks, join
 from llmc.passes import model_passes, run_phase
 from llmc.passes.graph.graph import Canonical, Computed, Copied, Graph
 from llmc.passes.graph.meet import verify_meeting

@@ -13,7 +13,7 @@ from support.engines import relative
 from support.samples.split_models import Model, write_config
 
 from llmc.compiler.checkpoint.account import open_source
-from llmc.compiler.oracle.joined import join
+from llmc.compiler.oracle.ranks import join
 from llmc.compiler.pipeline import lower
 from llmc.passes.graph.graph import Graph
 from llmc.passes.graph.meet import verify_meeting

@@ -68,7 +68,7 @@ def spawn(serve: Serve, arguments: Mapping[str, Any], *, ranks: int, tp: int, st
         os.close(shared)
         raise
     control = Control(0, connections, children)
-    job = local_job(control, ranks, tp, shared)
+    job = local_job(control, ranks, tp, shared, start)
     try:
         told = {
             "arguments": arguments,

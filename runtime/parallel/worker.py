@@ -12,7 +12,7 @@ from importlib import import_module
 from ..errors import LlmcError
 from .control import Control
 from .frames import Connection
-from .job import START, identity
+from .job import identity
 from .start import local_job
 
 _PR_SET_PDEATHSIG = 1
@@ -23,7 +23,7 @@ def main(rank: int, file: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: it is rank 0's
     control = Control(rank, [Connection(socket.socket(fileno=file), 0)])
     try:
-        told = control.hear("start", START, lambda: "none of rank 0").header
+        told = control.hear("start").header
     except LlmcError as error:
         return error.exit_code
     if told["parent"]:

@@ -1,10 +1,11 @@
-"""What ranks do in tests, and a program of one rank under a launcher: `python -m support.ranks WHAT RANKS TP ...`."""
+"""What ranks do in tests, and a program of one rank: `python -m support.ranks START RANKS TP WHAT`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,19 @@ from llmc.runtime.environment import launched
 from llmc.runtime.errors import EngineError, LlmcError
 from llmc.runtime.parallel.job import Job
 from llmc.runtime.parallel.join import join
+from llmc.runtime.parallel.start import spawn
+
+FACTS = {"engine": "abc", "profile": "cpu-tp2"}
 
 
 def echo(job: Job, arguments: Mapping[str, Any]) -> None:
     """Do what each message of rank 0 says until the job is over."""
-    facts: Mapping[str, Any] = {"engine": "abc", "profile": "cpu-tp2", **arguments.get(str(job.rank), {})}
-    if facts.get("never"):
-        os._exit(7)
-    job.agree(facts)
+    special = arguments.get(str(job.rank), {})
+    if "exit" in special:
+        os._exit(special["exit"])
+    if "sleep" in special:
+        time.sleep(special["sleep"])
+    job.agree({**FACTS, **special})
     while (frame := job.receive()) is not None:
         step(job, frame.kind, [np.array(array) for array in frame.arrays], frame.header)
 
@@ -39,6 +45,8 @@ def step(job: Job, kind: str, arrays: list[np.ndarray], header: Mapping[str, Any
         comm.send(array + job.rank, (job.rank + 1) % job.ranks)
     elif kind == "recv":
         comm.recv(np.empty(4, np.float32), 0)
+    elif kind == "sleep":  # as in a long call of a library
+        time.sleep(60)
     elif kind == "raise" and header["rank"] == job.rank:
         raise EngineError("cannot compute a step", found="a damaged tensor", fix="another engine")
     elif kind == "bug" and header["rank"] == job.rank:
@@ -50,7 +58,7 @@ def step(job: Job, kind: str, arrays: list[np.ndarray], header: Mapping[str, Any
 def lead(job: Job) -> dict[str, Any]:
     """Rank 0's part of a short run: what it computed."""
     comm = job.communicator
-    job.agree({"engine": "abc", "profile": "cpu-tp2"})
+    job.agree(FACTS)
     x = np.arange(5000, dtype=np.float32) / 7
     job.broadcast("sum", {}, [x])
     comm.all_reduce(x, x)
@@ -63,21 +71,49 @@ def lead(job: Job) -> dict[str, Any]:
     return {"sum": float(x[-1]), "passed": float(y[-1]), "pids": pids}
 
 
-def main(ranks: int, tp: int, share: bool, start: float, arguments: str) -> int:
+def hold(job: Job, what: str) -> None:
+    """Rank 0's part of a run that a test will end: say the processes, then wait in a way that never ends."""
+    job.agree(FACTS)
+    job.broadcast("sum", {}, [np.ones(4, np.float32)])
+    job.communicator.all_reduce(np.ones(4, np.float32), np.empty(4, np.float32))
+    pids = [os.getpid(), *(one.header["pid"] for _ in range(1, job.ranks) if (one := job.receive()) is not None)]
+    job.broadcast({"recv": "sleep", "collective": "sleep", "idle": "none", "sleep": "sleep", "waited": "recv"}[what])
+    print(json.dumps(pids), flush=True)
+    if what == "recv":
+        job.communicator.recv(np.empty(4, np.float32), 1)
+    elif what == "collective":
+        job.communicator.all_reduce(np.ones(4, np.float32), np.empty(4, np.float32))
+    elif what in ("idle", "waited"):
+        job.receive()
+    time.sleep(60)
+
+
+def main(start: str, ranks: int, tp: int, what: str) -> int:
+    """`start`: "spawn", or for a launcher "share" or "apart" (each rank on a host of its own)."""
     place = launched()
-    assert place is not None
+    rank = 0 if place is None else place.rank
     try:
-        with join(place, ranks=ranks, tp=tp, profile="cpu-tp2", start=start, share=share) as job:
+        if place is None:
+            job = spawn(echo, {}, ranks=ranks, tp=tp)
+        else:
+            job = join(place, ranks=ranks, tp=tp, profile="cpu-tp2", start=20, share=start == "share")
+        with job:
             if job.rank:
-                echo(job, json.loads(arguments))
-            else:
+                echo(job, {})
+            elif what == "lead":
                 print(json.dumps(lead(job)), flush=True)
+            else:
+                hold(job, what)
     except LlmcError as error:
-        print(f"{type(error).__name__} of rank {place.rank}: {error}", file=sys.stderr, flush=True)
+        print(f"{type(error).__name__} of rank {rank}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 if __name__ == "__main__":
-    ranks, tp, share, start, arguments = sys.argv[1:]
-    sys.exit(main(int(ranks), int(tp), share == "share", float(start), arguments))
+    from support import ranks as this  # by the name that spawned processes import
+
+    start, number, shards, doing = sys.argv[1:]
+    sys.exit(this.main(start, int(number), int(shards), doing))

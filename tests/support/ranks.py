@@ -89,14 +89,15 @@ def hold(job: Job, what: str) -> None:
 
 
 def main(start: str, ranks: int, tp: int, what: str) -> int:
-    """`start`: "spawn", or for a launcher "share" or "apart" (each rank on a host of its own)."""
+    """`start`: "spawn", or for a launcher "share" or "apart" (each rank on a host of its own), and seconds to come."""
+    start, _, seconds = start.partition(":")
     place = launched()
     rank = 0 if place is None else place.rank
     try:
         if place is None:
             job = spawn(echo, {}, ranks=ranks, tp=tp)
         else:
-            job = join(place, ranks=ranks, tp=tp, profile="cpu-tp2", start=20, share=start == "share")
+            job = join(place, ranks=ranks, tp=tp, profile="cpu-tp2", start=float(seconds or 30), share=start == "share")
         with job:
             if job.rank:
                 echo(job, {})

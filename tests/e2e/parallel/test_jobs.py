@@ -30,8 +30,8 @@ class Processes:
         self._pids = set[int]()
 
     def run(self, *arguments: str, prefix: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
-        """A process of `support.ranks`."""
-        command = [*prefix, sys.executable, "-m", "support.ranks", *arguments]
+        """A process of `support.parallel.ranks`."""
+        command = [*prefix, sys.executable, "-m", "support.parallel.ranks", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), **variables}
         pipe = subprocess.PIPE
         one = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, process_group=0)

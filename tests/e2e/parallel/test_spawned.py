@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ranks
+from support.parallel import ranks
 from support.paths import ROOT
 
 from llmc.runtime.errors import EngineError, LlmcError, RecipeError, ResourceError

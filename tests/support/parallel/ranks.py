@@ -1,4 +1,4 @@
-"""What ranks do in tests, and a program of one rank: `python -m support.ranks START RANKS TP WHAT`."""
+"""What ranks do in tests, and a program of one rank: `python -m support.parallel.ranks START RANKS TP WHAT`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def main(start: str, ranks: int, tp: int, what: str) -> int:
 
 
 if __name__ == "__main__":
-    from support import ranks as this  # by the name that spawned processes import
+    from support.parallel import ranks as this  # by the name that spawned processes import
 
     start, number, shards, doing = sys.argv[1:]
     sys.exit(this.main(start, int(number), int(shards), doing))

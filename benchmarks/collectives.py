@@ -3,8 +3,8 @@
 python benchmarks/collectives.py [--ranks 2 4] [--kib 8 64 4096] [--out benchmarks/results/collectives.json]
 
 Each rank is a process. A latency is the median over all calls of rank 0, a bandwidth the array's bytes over it, and
-`fastest` what the code itself takes when no other program runs. `copy` is np.copyto of the same bytes in the same process just
-before: all_reduce of two ranks moves four times as many (each rank writes its slot, reads two, writes the sum).
+`fastest` what the code itself takes when no other program runs. `copy` is np.copyto of the same bytes in the same
+process just before: all_reduce of two ranks moves four times as many (each writes its slot, reads two, writes the sum).
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from importlib import import_module
 from ..errors import LlmcError
 from .control import Control
 from .frames import Connection
-from .job import identity
 from .start import local_job
 
 _PR_SET_PDEATHSIG = 1
@@ -30,7 +29,7 @@ def main(rank: int, file: int) -> int:
         _end_with(told["parent"])
     control.name(0, told["name"])
     with local_job(control, told["ranks"], told["tp"], told["memory"]) as job:
-        control.tell(0, "ready", {"name": identity(job.rank)})
+        control.tell(0, "ready", {})
         try:
             control.hear("go", START, lambda: "none of rank 0")  # the others have come
             getattr(import_module(told["module"]), told["function"])(job, told["arguments"])

@@ -120,10 +120,13 @@ def test_ranks_do_not_outlive_rank_0(processes: Processes, doing: str):
     wait_for(lambda: not any(map(alive, pids)))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_signals_of_a_terminal_end_the_job(processes: Processes, sent: int, code: int):
+@pytest.mark.parametrize(
+    ("sent", "code", "doing"),
+    [(signal.SIGINT, 130, "collective"), (signal.SIGINT, 130, "idle"), (signal.SIGTERM, -signal.SIGTERM, "recv")],
+)
+def test_signals_of_a_terminal_end_the_job(processes: Processes, sent: int, code: int, doing: str):
     """Ctrl-C reaches the whole group: only rank 0 takes it, in whatever it waits."""
-    lead = processes.run("spawn", "3", "3", "collective")
+    lead = processes.run("spawn", "3", "3", doing)
     pids = processes.pids(lead)
     os.killpg(lead.pid, sent)
     assert end_of(lead) == (code, "")

@@ -76,7 +76,8 @@ def hold(job: Job, what: str) -> None:
     job.agree(FACTS)
     job.broadcast("sum", {}, [np.ones(4, np.float32)])
     job.communicator.all_reduce(np.ones(4, np.float32), np.empty(4, np.float32))
-    pids = [os.getpid(), *(one.header["pid"] for _ in range(1, job.ranks) if (one := job.receive()) is not None)]
+    answers = {one.rank: one.header["pid"] for _ in range(1, job.ranks) if (one := job.receive()) is not None}
+    pids = [os.getpid(), *(answers[rank] for rank in range(1, job.ranks))]
     job.broadcast({"recv": "sleep", "collective": "sleep", "idle": "none", "sleep": "sleep", "waited": "recv"}[what])
     print(json.dumps(pids), flush=True)
     if what == "recv":

@@ -91,8 +91,6 @@ def spawn(serve: Serve, arguments: Mapping[str, Any], *, ranks: int, tp: int, st
         while absent:
             frame = control.hear("ready", start, lambda: f"none of rank {', '.join(map(str, sorted(absent)))}")
             absent.discard(frame.rank)
-        for rank in range(1, ranks):
-            control.tell(rank, "go", {})
     except BaseException as problem:
         job.fail(problem)
         job.close()

@@ -56,7 +56,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     ("runtime", "parallel"): (
-        *(("data",), ("frames",), ("faults",), ("control",), ("job",), ("start", "hello"), ("join", "worker")),
+        *(("data",), ("frames",), ("faults",), ("control",), ("job",), ("start", "hello"), ("meet", "worker")),
     ),
     ("runtime", "text"): (
         ("detokenizer", "steps"),

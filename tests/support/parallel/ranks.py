@@ -14,7 +14,7 @@ import numpy as np
 from llmc.runtime.environment import launched
 from llmc.runtime.errors import EngineError, LlmcError
 from llmc.runtime.parallel.job import Job
-from llmc.runtime.parallel.join import join
+from llmc.runtime.parallel.meet import join
 from llmc.runtime.parallel.start import spawn
 
 FACTS = {"engine": "abc", "profile": "cpu-tp2"}

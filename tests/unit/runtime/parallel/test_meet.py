@@ -13,7 +13,7 @@ import pytest
 
 from llmc.runtime.environment import Launched
 from llmc.runtime.errors import RecipeError, ResourceError
-from llmc.runtime.parallel import join as joining
+from llmc.runtime.parallel import meet
 from llmc.runtime.parallel.control import Control
 from llmc.runtime.parallel.data import memory
 from llmc.runtime.parallel.data.gloo import Gloo, distributed
@@ -42,9 +42,9 @@ def test_ranks_of_one_machine_share_memory_that_all_can_open(
     said = [hello(rank, files[rank], 2) for rank in range(2)]
     said[0] = replace(said[0], **changed)
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(joining._placed(controls[1], files[1], 2, 20)))
+    thread = threading.Thread(target=lambda: found.append(meet._placed(controls[1], files[1], 2, 20)))
     thread.start()
-    own = joining._place(controls[0], said, files[0], 2, 20, share)
+    own = meet._place(controls[0], said, files[0], 2, 20, share)
     thread.join()
     [other] = found
     assert own.hosts == other.hosts == hosts
@@ -61,7 +61,7 @@ def test_ranks_of_one_machine_share_memory_that_all_can_open(
 
 def test_another_number_of_processes():
     with pytest.raises(RecipeError) as caught:
-        joining.join(Launched(0, 4, "localhost", 1, False, "0"), ranks=2, tp=2, profile="cpu-tp2")
+        meet.join(Launched(0, 4, "localhost", 1, False, "0"), ranks=2, tp=2, profile="cpu-tp2")
     assert str(caught.value) == (
         "expected 2 processes: profile cpu-tp2 has 2 ranks\n"
         "  found: WORLD_SIZE=4\n"
@@ -73,7 +73,7 @@ def test_a_store_that_is_not_there():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ResourceError) as caught:
-        joining.join(Launched(1, 2, "127.0.0.1", port, False, "0"), ranks=2, tp=2, profile="cpu-tp2", start=1)
+        meet.join(Launched(1, 2, "127.0.0.1", port, False, "0"), ranks=2, tp=2, profile="cpu-tp2", start=1)
     assert str(caught.value).startswith(f"cannot find the other ranks at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT)")
 
 

@@ -28,6 +28,7 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No process, thread or file of a job stays, however it ends."""
     monkeypatch.setattr(control, "GRACE", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    gc.collect()  # what earlier tests have left
     before, threads = open_files(), threading.active_count()
     yield
     assert children() == set()

@@ -11,6 +11,7 @@ EXTRAS = {
     "build": ("torch", "onnx", "onnx_ir"),
     "cuda-build": ("torch", "onnx", "onnx_ir", "triton"),
     "hub": ("huggingface_hub",),
+    "parallel": ("torch",),
 }
 
 

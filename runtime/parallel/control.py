@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -69,7 +70,8 @@ class Control:
         """What has ended the job."""
         self._peers = {one.rank: one for one in connections}
         self._processes = processes or Strangers()
-        self._frames, self._own = SimpleQueue[Frame | None](), SimpleQueue[Frame | None]()
+        self._queues = defaultdict[str, SimpleQueue[Frame | None]](SimpleQueue)
+        """Messages of the user under "", the job's own by kind: a rank may be a step ahead of another."""
         self._closing = self._bye = False
         self._left = set[int]()
         """Ranks that may close their connection: the job is over for them."""
@@ -118,23 +120,21 @@ class Control:
 
     def receive(self) -> Frame | None:
         """The next message, of any rank; None when rank 0 has ended the job in order."""
-        return None if self._bye and self._frames.empty() else self._next(self._frames, None)
+        return None if self._bye and self._queue("").empty() else self._next("", None)
 
     def tell(self, rank: int, kind: str, header: Mapping[str, Any]) -> None:
         """A message of the job itself to one rank."""
         self._send([rank], Frame(_OWN + kind, header))
 
-    def hear(self, kind: str, seconds: float, missing: Callable[[], str]) -> Frame:
-        """The next message of the job itself, which must be of this kind.
+    def hear(self, kind: str, seconds: float | None = None, missing: Callable[[], str] = str) -> Frame:
+        """The next message of the job itself of a kind; ranks above 0 need no limit, as rank 0 has one.
 
         Raises:
             ResourceError: none has come in time; `missing` says of whom.
         """
-        frame = self._next(self._own, seconds)
+        frame = self._next(_OWN + kind, seconds)
         if frame is None:
-            raise self.fail(ResourceError(f"cannot start the ranks: no answer in {seconds:.0f} s", found=missing()))
-        if frame.kind != _OWN + kind:
-            raise self.fail(ResourceError(f"expected the message {kind!r} of a rank", found=repr(frame.kind)))
+            raise self.fail(ResourceError(f"cannot start the ranks: no answer in {seconds} s", found=missing()))
         return frame
 
     def fail(self, problem: BaseException) -> LlmcError:
@@ -168,7 +168,12 @@ class Control:
                     time.sleep(0.01)
                     self.check()
 
-    def _next(self, frames: SimpleQueue[Frame | None], seconds: float | None) -> Frame | None:
+    def _queue(self, kind: str) -> SimpleQueue[Frame | None]:
+        with self._lock:
+            return self._queues[kind]
+
+    def _next(self, kind: str, seconds: float | None) -> Frame | None:
+        frames = self._queue(kind)
         if self.error is not None:
             raise self.error
         try:
@@ -188,7 +193,9 @@ class Control:
         for one in self._peers.values():
             if one.rank not in self._left:
                 one.send(Frame(_FAIL if self.rank else _ABORT, faults.told(error)))
-        for queue in (self._frames, self._own):
+        with self._lock:
+            queues = list(self._queues.values())
+        for queue in queues:
             queue.put(None)
         self._poke()
 
@@ -282,9 +289,9 @@ class Control:
         elif frame.kind == _BYE and self.rank:
             self._left.add(one.rank)
             self._bye, self._deadline = True, time.monotonic() + GRACE
-            self._frames.put(None)
+            self._queue("").put(None)
         else:
-            (self._own if frame.kind.startswith(_OWN) else self._frames).put(frame)
+            self._queue(frame.kind if frame.kind.startswith(_OWN) else "").put(frame)
 
 
 def _host(address: tuple[Any, ...]) -> str:

@@ -13,7 +13,6 @@ from ..errors import LlmcError, ResourceError
 from ..guard.shortage import shortage
 
 _CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, LlmcError)}
-_ENDED = "cannot go on without "
 
 
 def as_error(problem: BaseException) -> LlmcError:
@@ -50,11 +49,12 @@ def ended(name: str, code: int | None) -> ResourceError:
             how = f"killed by signal {-code} ({signal.Signals(-code).name})"
         except ValueError:
             how = f"killed by signal {-code}"
-    return ResourceError(f"{_ENDED}{name.partition(' (')[0]}", found=f"{name}: {how}")
+    return ResourceError(f"cannot go on without {name.partition(' (')[0]}", found=f"{name}: {how}")
 
 
 def silent(name: str, seconds: float) -> ResourceError:
     """A rank that gives no sign of life."""
     return ResourceError(
-        f"{_ENDED}{name.partition(' (')[0]}", found=f"{name}: stopped or cut off, no sign of life for {seconds:.0f} s"
+        f"cannot go on without {name.partition(' (')[0]}",
+        found=f"{name}: stopped or cut off, no sign of life for {seconds:.0f} s",
     )

@@ -41,7 +41,7 @@ class Frame:
 
 def encode(frame: Frame) -> list[memoryview]:
     """The bytes of a message; the arrays are not copied."""
-    arrays = [np.ascontiguousarray(array) for array in frame.arrays]
+    arrays = [np.asarray(array, order="C") for array in frame.arrays]
     table = [[array.dtype.str, list(array.shape)] for array in arrays]
     header = canonical({"kind": frame.kind, "header": frame.header, "arrays": table})
     if len(header) > LARGEST_HEADER:
@@ -107,7 +107,7 @@ class _Reader:
             for array in arrays:
                 if array.size:
                     yield memoryview(array.reshape(-1).data).cast("B")
-            yield Frame(kind, told, arrays)
+            yield Frame(kind, told, tuple(arrays))
 
 
 def _checked(value: Any) -> tuple[str, Mapping[str, Any], list[tuple[np.dtype, tuple[int, ...]]]]:

@@ -42,7 +42,7 @@ def hello(rank: int, file: int, ranks: int) -> Hello:
     view.close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return Hello("", rank, identity(rank), machine, f"/proc/{os.getpid()}/fd/{file}", nonce)
+    return Hello("", rank, identity(rank, os.getpid()), machine, f"/proc/{os.getpid()}/fd/{file}", nonce)
 
 
 def listen(address: str) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -43,7 +42,7 @@ class Job:
         """
         if self.rank:
             self.control.tell(0, "facts", {**facts})
-            self.control.hear("agreed", self._start, lambda: "none of rank 0")
+            self.control.hear("agreed")
             return
         found = dict[int, Mapping[str, Any]]()
         while len(found) < self.ranks - 1:
@@ -73,9 +72,9 @@ class Job:
         self.close()
 
 
-def identity(rank: int) -> str:
-    """What errors call this rank."""
-    return f"rank {rank} (host {socket.gethostname()}, pid {os.getpid()})"
+def identity(rank: int, process: int) -> str:
+    """What errors call a rank of this host."""
+    return f"rank {rank} (host {socket.gethostname()}, pid {process})"
 
 
 def difference(name: str, found: Mapping[str, Any], wanted: Facts) -> LlmcError | None:

@@ -30,9 +30,12 @@ class _Children:
     def __init__(self) -> None:
         self._children = dict[int, subprocess.Popen[bytes]]()
 
-    def start(self, rank: int, file: int, memory: int) -> None:
+    def start(self, rank: int, file: int, memory: int) -> int:
+        """The process's number; it has the socket and the memory of these descriptors."""
         command = [sys.executable, "-P", "-m", f"{__package__}.worker", str(rank), str(file)]
-        self._children[rank] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(file, memory))
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(file, memory))
+        self._children[rank] = child
+        return child.pid
 
     def died(self, rank: int) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -60,7 +63,8 @@ def spawn(serve: Serve, arguments: Mapping[str, Any], *, ranks: int, tp: int, st
             own, other = socket.socketpair()
             connections.append(Connection(own, rank))
             with other:
-                children.start(rank, other.fileno(), shared)
+                pid = children.start(rank, other.fileno(), shared)
+                connections[-1].name = identity(rank, pid)
     except BaseException:
         for one in connections:
             one.close()
@@ -68,14 +72,14 @@ def spawn(serve: Serve, arguments: Mapping[str, Any], *, ranks: int, tp: int, st
         os.close(shared)
         raise
     control = Control(0, connections, children)
-    job = local_job(control, ranks, tp, shared)
+    job = local_job(control, ranks, tp, shared, start)
     try:
         told = {
             "arguments": arguments,
             "function": serve.__qualname__,
             "memory": shared,
             "module": serve.__module__,
-            "name": identity(0),
+            "name": identity(0, os.getpid()),
             # the kernel's signal comes when the thread ends that has started the child
             "parent": os.getpid() if threading.current_thread() is threading.main_thread() else 0,
             "ranks": ranks,
@@ -86,10 +90,7 @@ def spawn(serve: Serve, arguments: Mapping[str, Any], *, ranks: int, tp: int, st
         absent = set(range(1, ranks))
         while absent:
             frame = control.hear("ready", start, lambda: f"none of rank {', '.join(map(str, sorted(absent)))}")
-            control.name(frame.rank, frame.header["name"])
             absent.discard(frame.rank)
-        for rank in range(1, ranks):
-            control.tell(rank, "go", {})
     except BaseException as problem:
         job.fail(problem)
         job.close()

@@ -12,7 +12,6 @@ from importlib import import_module
 from ..errors import LlmcError
 from .control import Control
 from .frames import Connection
-from .job import START, identity
 from .start import local_job
 
 _PR_SET_PDEATHSIG = 1
@@ -23,16 +22,15 @@ def main(rank: int, file: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: it is rank 0's
     control = Control(rank, [Connection(socket.socket(fileno=file), 0)])
     try:
-        told = control.hear("start", START, lambda: "none of rank 0").header
+        told = control.hear("start").header
     except LlmcError as error:
         return error.exit_code
     if told["parent"]:
         _end_with(told["parent"])
     control.name(0, told["name"])
     with local_job(control, told["ranks"], told["tp"], told["memory"]) as job:
-        control.tell(0, "ready", {"name": identity(job.rank)})
+        control.tell(0, "ready", {})
         try:
-            control.hear("go", START, lambda: "none of rank 0")  # the others have come
             getattr(import_module(told["module"]), told["function"])(job, told["arguments"])
         except BaseException as problem:
             return job.fail(problem).exit_code

@@ -18,7 +18,7 @@ from ..environment import launched
 from ..errors import DISTRIBUTION, Unsupported
 from ..machine import system_memory
 from ..parallel.job import Job
-from ..parallel.join import join
+from ..parallel.meet import join
 from ..parallel.start import spawn
 from ..scheduling.executor import Executor
 from .executor import RanksExecutor, SharedSlots

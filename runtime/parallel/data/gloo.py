@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...environment import settle
 from ...errors import ResourceError, install_hint
 from .communicator import Check
 from .turns import Kind, demand_stamp, flat, stamp
@@ -41,6 +42,7 @@ def distributed() -> Any:
     Raises:
         ResourceError: it is not installed.
     """
+    settle("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store warns of every address that has no name
     try:
         import torch
         import torch.distributed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 
@@ -28,38 +27,36 @@ class SharedExchange:
         self._others = [i for i, member in enumerate(members) if member != rank]
         self._to = [memory.signal(Signal.TURN, rank, member) for member in members]
         self._from = [memory.signal(Signal.TURN, member, rank) for member in members]
-        self._slots = [memory.slots(member) for member in members]
+        slots = [memory.slots(member) for member in members]
+        self._stamps = [[slot[:8].view(np.int64) for slot in both] for both in zip(*slots, strict=True)]
+        self._data = [[slot[HEAD:] for slot in both] for both in zip(*slots, strict=True)]
+        """Of each turn, odd or even, and each shard."""
         self.share = SLOT // len(members) // HEAD * HEAD
         self._turn = 0
 
     def give(self, stamp: int, piece: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> Sequence[np.ndarray]:
-        own = self._own(stamp)
-        np.copyto(_block(own, piece.shape, piece.dtype), piece)
-        slots = self._all(stamp)
-        return [_block(slot, shape, piece.dtype) for slot, shape in zip(slots, shapes, strict=True)]
+        data = self._data[self._turn]
+        np.copyto(_block(data[self._shard], piece.shape, piece.dtype), piece)
+        self._all(stamp)
+        return [_block(one, shape, piece.dtype) for one, shape in zip(data, shapes, strict=True)]
 
     def deal(self, stamp: int, pieces: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        own = self._own(stamp)
+        data = self._data[self._turn]
         for shard, piece in enumerate(pieces):
-            np.copyto(_block(own[shard * self.share :], piece.shape, piece.dtype), piece)
+            np.copyto(_block(data[self._shard][shard * self.share :], piece.shape, piece.dtype), piece)
+        self._all(stamp)
         mine, start = pieces[self._shard], self._shard * self.share
-        return [_block(slot[start:], mine.shape, mine.dtype) for slot in self._all(stamp)]
+        return [_block(one[start:], mine.shape, mine.dtype) for one in data]
 
-    def _own(self, stamp: int) -> np.ndarray:
-        """The data of this rank's slot of this turn, stamped."""
-        slot = self._slots[self._shard][self._turn & 1]
-        slot[:8].view(np.int64)[0] = stamp
-        return slot[HEAD:]
-
-    def _all(self, stamp: int) -> list[np.ndarray]:
-        """The data of every shard's slot, when all have written; the turn is over."""
+    def _all(self, stamp: int) -> None:
+        """Say that this rank has written, wait until all have; the turn is over."""
+        stamps, self._turn = self._stamps[self._turn], 1 - self._turn
+        stamps[self._shard][0] = stamp
         for other in self._others:
             self._signals.post(self._to[other])
-        turn, self._turn = self._turn & 1, self._turn + 1
         for other in self._others:
             self._signals.wait(self._from[other])
-            demand_stamp(int(self._slots[other][turn][:8].view(np.int64)[0]), stamp)
-        return [slots[turn][HEAD:] for slots in self._slots]
+            demand_stamp(int(stamps[other][0]), stamp)
 
 
 class SharedLink:
@@ -105,4 +102,4 @@ class SharedLink:
 
 def _block(data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The first bytes of a slot's data as an array."""
-    return data[: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, data)

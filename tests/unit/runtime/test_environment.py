@@ -59,3 +59,45 @@ def test_a_wrong_number_of_threads_blames_who_asked(monkeypatch: pytest.MonkeyPa
             environment.threads(asked)
     with pytest.raises(RecipeError, match=r"^expected threads from 1 to 4096"):
         environment.threads(0)
+
+
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+
+
+def test_variables_of_a_launcher(monkeypatch: pytest.MonkeyPatch):
+    for name in (*environment.LAUNCHERS, "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment.launched() is None
+    monkeypatch.setenv("MASTER_ADDR", "left over")
+    assert environment.launched() is None
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    assert environment.launched() == environment.Launched(1, 2, "host", 29500, False, "0")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    assert environment.launched() == environment.Launched(1, 2, "host", 29500, True, "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", "", "expected the variable RANK: which rank this process is, from 0"),
+        ("MASTER_ADDR", "", "expected the variable MASTER_ADDR: the host of rank 0, as all others reach it"),
+        ("RANK", "2", "expected RANK from 0 to 1\n  found: '2'"),
+        ("RANK", "-1", "expected RANK from 0 to 1\n  found: '-1'"),
+        ("WORLD_SIZE", "two", "expected WORLD_SIZE from 1 to 4096\n  found: 'two'"),
+        ("WORLD_SIZE", "0", "expected WORLD_SIZE from 1 to 4096\n  found: '0'"),
+        ("MASTER_PORT", "65536", "expected MASTER_PORT from 1 to 65535\n  found: '65536'"),
+    ],
+)
+def test_wrong_variables_of_a_launcher(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch):
+    for one, good in {**LAUNCHED, name: value}.items():
+        monkeypatch.setenv(one, good)
+    with pytest.raises(RecipeError) as caught:
+        environment.launched()
+    assert str(caught.value).startswith(message)
+
+
+def test_the_page_has_the_variables_of_launchers():
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `((?:RANK|W|M)\w*)` \| (.*) \|$", page, re.MULTILINE)) == environment.LAUNCHERS

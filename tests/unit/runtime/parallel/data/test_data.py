@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.crew import Crew
+from support.parallel.crew import Crew
 
 from llmc.runtime.errors import EngineError
 from llmc.runtime.parallel.data.mesh import Mesh

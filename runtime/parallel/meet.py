@@ -172,7 +172,7 @@ def _place(control: Control, said: Sequence[Hello], file: int, ranks: int, start
 
 def _placed(control: Control, file: int, ranks: int, start: float) -> _Placed:
     """Another rank: the same."""
-    asked: Mapping[str, Any] = control.hear("open", start, lambda: "none of rank 0").header
+    asked: Mapping[str, Any] = control.hear("open", 2 * start, lambda: "none of rank 0").header
     opened, theirs = True, -1
     if asked["memory"]:
         try:
@@ -183,7 +183,7 @@ def _placed(control: Control, file: int, ranks: int, start: float) -> _Placed:
         except OSError:
             opened = False
     control.tell(0, "opened", {"opened": opened})
-    told = control.hear("placed", start, lambda: "none of rank 0").header
+    told = control.hear("placed").header
     if theirs >= 0 and told["hosts"][control.rank] != control.rank:
         file, theirs = theirs, file
     if theirs >= 0:

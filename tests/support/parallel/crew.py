@@ -9,7 +9,7 @@ from typing import Any
 
 from llmc.runtime.errors import ResourceError
 from llmc.runtime.parallel.data import memory
-from llmc.runtime.parallel.data.gloo import Gloo
+from llmc.runtime.parallel.data.gloo import Gloo, distributed
 from llmc.runtime.parallel.data.mesh import Mesh
 
 
@@ -17,11 +17,9 @@ class Crew:
     """`tp` shards in each stage; ranks with equal numbers in `hosts` share memory."""
 
     def __init__(self, tp: int, hosts: Sequence[int]) -> None:
-        import torch.distributed as distributed
-
         self.over = False
         self._pool = ThreadPoolExecutor(len(hosts))
-        store = distributed.HashStore()
+        store = distributed().HashStore()
         files = {host: memory.create(len(hosts)) for host in {*hosts}}
 
         def make(rank: int) -> Mesh:

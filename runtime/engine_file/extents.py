@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from ..numbers import RAW_DTYPE
 from .bind import Concat, Expr, Slice, Stored, Times
 
 
-class Extents(NamedTuple):
+@dataclass(frozen=True)
+class Extents:
     """`count` runs of `nbytes` in a file, the first at `offset`, each `step` after the one before."""
 
     file: int
@@ -51,11 +52,11 @@ def _of(expr: Stored | Slice, info: TensorInfo) -> Extents:
 def page_runs(parts: Iterable[Extents]) -> dict[int, list[tuple[int, int]]]:
     """The pages with these bytes, by file: runs from one byte to another, ascending, that do not touch."""
     pages: dict[int, list[np.ndarray]] = {}
-    for file, offset, nbytes, step, count in parts:
-        if nbytes:
-            starts = offset + step * np.arange(count, dtype=np.int64)
-            ends = (starts + nbytes - 1) // mmap.PAGESIZE + 1
-            pages.setdefault(file, []).append(np.stack([starts // mmap.PAGESIZE, ends]))
+    for part in parts:
+        if part.nbytes:
+            starts = part.offset + part.step * np.arange(part.count, dtype=np.int64)
+            ends = (starts + part.nbytes - 1) // mmap.PAGESIZE + 1
+            pages.setdefault(part.file, []).append(np.stack([starts // mmap.PAGESIZE, ends]))
     return {file: _merged(np.concatenate(runs, axis=1)) for file, runs in pages.items()}
 
 

@@ -51,6 +51,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("engine_file", "scheduling", "parallel"),
             ("plan", "cpu"),
             ("cuda",),
+            ("ranks",),
             ("profiles", "engine", "evaluate"),
             ("load",),
             ("probe",),

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ...passes.graph.graph import Graph
 from ...passes.rewrite.manager import Phase
 from ...runtime.engine_file.bind import Expr
+from ...runtime.plan.collective import ALONE, RankOf
 from ...runtime.progress import Progress
 
 
@@ -47,6 +48,8 @@ class ProfileConfig:
     """Format of the KV cache; "none" is the target's own."""
     tactics: Tactics | None = None
     """Measured tiles of the profile's chip, if there are any."""
+    rank: RankOf = ALONE
+    """The rank that the profile is for."""
 
 
 @dataclass(frozen=True)

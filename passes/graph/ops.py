@@ -97,6 +97,13 @@ def has_bias(node: ir.Node) -> bool:
     return node.overload.endswith("_bias")
 
 
+def makes_logits(linear: ir.Node) -> bool:
+    """Whether this linear is the head: its result, or the gathered results of all shards, is a graph output."""
+    (result,) = linear.outputs
+    gathers = [user for user, _ in result.uses() if user.op_type == "AllGather"]
+    return result.is_graph_output() or any(one.outputs[0].is_graph_output() for one in gathers)
+
+
 def is_collective(node: ir.Node | onnx.NodeProto) -> bool:
     """Whether this is an operator between ranks, in the graph of one rank, where it has no definition."""
     return node.domain == DOMAIN and node.op_type in collectives.ARITY and not node.overload

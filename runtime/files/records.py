@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import EngineError, nearest
@@ -25,6 +25,8 @@ class _Wrong(Exception):
 def read(kind: Any, value: Any, where: str, lenient: bool = False) -> Any:
     """`value` as the type `kind`: a dataclass, tuple[T, ...], Mapping[str, T], T | None or a plain type.
 
+    Of a union of dataclasses, it is the one whose first field is a key of the value.
+
     With `lenient`, unknown keys are ignored.
 
     Raises:
@@ -42,6 +44,8 @@ def _reader(kind: Any) -> Reader:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda value, _: value
+    if origin is UnionType and NoneType not in inner:
+        return _either(inner)
     if origin is UnionType:
         some = _reader(inner[0])
         return lambda value, lenient: None if value is None else some(value, lenient)
@@ -92,6 +96,19 @@ def _record(kind: Any) -> Reader:
             name, item = known[key]
             arguments[name] = _inner(item, one, lenient, key)
         return kind(**arguments)
+
+    return reader
+
+
+def _either(kinds: tuple[Any, ...]) -> Reader:
+    records = {_key(fields(kind)[0]): _reader(kind) for kind in kinds}
+
+    def reader(value: Any, lenient: bool) -> Any:
+        given = _typed(value, dict, "an object")
+        for key, record in records.items():
+            if key in given:
+                return record(value, lenient)
+        raise _Wrong(f"the key {' or '.join(map(repr, records))}", "no such key")
 
     return reader
 

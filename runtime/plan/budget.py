@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import EngineError, ResourceError
+from .collective import Collective
 from .formula import value
 from .plan import BLOCK_TOKENS, KVCache, Plan, Program, Tensor
 
@@ -41,7 +42,7 @@ def tensors_of(plan: Plan, kind: str, sizes: Mapping[str, int]) -> dict[str, int
 
 def inputs_of(plan: Plan, program: Program) -> dict[str, Tensor]:
     """The inputs that a program's launches read, by name."""
-    read = {argument.tensor for launch in program.launches for argument in launch.arguments}
+    read = {name for launch in program.launches for name in launch.tensors}
     return {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input" and name in read}
 
 
@@ -62,6 +63,8 @@ def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[
     """Bytes of global and of profile scratch: the largest need of any launch, since launches share the scratch."""
     most = [0, 0]
     for launch in program.launches:
+        if isinstance(launch, Collective):
+            continue
         code = plan.modules[launch.module].code
         if code is not None and (code.global_scratch or code.profile_scratch):
             blocks = math.prod(value(formula, sizes) for formula in launch.grid)

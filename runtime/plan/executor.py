@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine_file.file import EngineFile
 from ..engine_file.rope import table_of
-from ..errors import EngineError, RecipeError
+from ..errors import EngineError, LlmcError, RecipeError
 from ..sampling.draw import Sampled, not_finite
 from ..sampling.params import SamplingParams
 from ..scheduling.blocks import SharedPool
@@ -86,7 +86,8 @@ class _Ticket:
 class PagedExecutor:
     """A loaded plan (`executor.Executor`): blocks of 64 positions, mixed steps, one step ahead of the host.
 
-    It owns the engine file.
+    It owns the engine file. The executor of one rank gets the steps of all: it samples and has logits in the last stage
+    only, and needs every token of a step if there are several stages.
     """
 
     mixed = True
@@ -156,7 +157,8 @@ class PagedExecutor:
         inputs = idle_inputs(self._plan, sizes)
         rows_of = self._slots.fill(inputs, placed)
         index = self._plan.programs.index(program)
-        handle = self._device.run(index, sizes, inputs, self._wanted(step, sequences) if rows else ())
+        wanted = self._wanted(step, sequences) if rows and self._plan.rank.is_last else ()
+        handle = self._device.run(index, sizes, inputs, wanted)
         ticket = _Ticket(handle, step, [sequence.sampled_on_host for sequence in sequences], rows_of)
         for sequence, scheduled in zip(sequences, step, strict=True):
             sequence.waiting = ticket if sequence.sampled_on_host and scheduled.sample is not None else None
@@ -166,6 +168,9 @@ class PagedExecutor:
         """Wait for the step's tokens and logits."""
         if ticket.outputs is None:
             read = self._device.read(ticket.handle)
+            if not self._plan.rank.is_last:
+                ticket.outputs = (Output(),) * len(ticket.step)
+                return ticket.outputs
             tokens, failed = (read[name].tolist() if name in read else [] for name in ("sampled", "status"))
             outputs = []
             for scheduled, sampled_on_host, rows in zip(ticket.step, ticket.sampled_on_host, ticket.rows, strict=True):
@@ -200,7 +205,11 @@ class PagedExecutor:
                 raise RecipeError(f"cannot run {self.sequences + 1} sequences at once", found=found)
             sequence = _Sequence(slot, bool(scheduled.cached), bool(scheduled.generated))
             self._sequences[scheduled.sequence] = sequence
-        if scheduled.sample is not None and sequence.params is None:
+        if not scheduled.tokens and self._plan.rank.pp > 1:
+            raise LlmcError(
+                f"expected the token of sequence {scheduled.sequence}, which another rank has sampled", found="none"
+            )
+        if self._plan.rank.is_last and scheduled.sample is not None and sequence.params is None:
             self._set_sampling(sequence, scheduled.sample)
         ids = scheduled.tokens or (-1 - sequence.slot,)
         if not scheduled.tokens and sequence.waiting is not None:

@@ -15,6 +15,7 @@ from ..engine_file.rope import LengthRope, table_inputs
 from ..engine_file.rope_tables import fill_tables
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
+from .collective import ALONE, RankOf
 from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
 
 
@@ -81,17 +82,27 @@ Per row: `logits_indices` (the token whose logits are computed), `sample_positio
 ROTARY = Input("f32", "tokens", per_plan=True)
 """Cosines or sines of each token's position, if a rope depends on the sequence's length (`engine_file/rope.py`)."""
 
+_OF_LOGITS = frozenset(("prompt_slots", "reset_slots", "logits_indices", "sample_positions", *_OF_SEQUENCE, *_OF_EDITS))
+"""Inputs of ranks that compute logits and sample; `token_ids` is one of theirs and of ranks with the embedding."""
 _AS_GIVEN = ("top_k", "top_p", "min_p", "logprobs", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Inputs that equal the field of SamplingParams with the same name."""
 _OF_CACHE = ("slot_mapping", "block_tables")
 """Inputs whose names end with the suffix of their cache kind."""
 
 
-def inputs_for(caches: Sequence[KVCache], rotary: Sequence[int] | None = None) -> dict[str, Input]:
+def inputs_for(
+    caches: Sequence[KVCache], rotary: Sequence[int] | None = None, rank: RankOf = ALONE
+) -> dict[str, Input]:
     """The inputs of a plan with these cache kinds and rotary tables (`Plan.rotary`), by name."""
     suffixes = [cache.suffix for cache in caches]
+    unread = frozenset() if rank.is_last else _OF_LOGITS
+    if rank.stage and not rank.is_last:
+        unread |= {"token_ids"}
     return {
-        name + suffix: made for name, made in INPUTS.items() for suffix in (suffixes if name in _OF_CACHE else ("",))
+        name + suffix: made
+        for name, made in INPUTS.items()
+        if name not in unread
+        for suffix in (suffixes if name in _OF_CACHE else ("",))
     } | {name: ROTARY for number in range(len(rotary or ())) for name in table_inputs(number)}
 
 
@@ -102,7 +113,7 @@ def check_inputs(plan: Plan, what: str) -> None:
         EngineError: an input is unknown, missing, or has another dtype or shape.
     """
     given = {name: tensor for name, tensor in plan.tensors.items() if tensor.kind == "input"}
-    wanted = inputs_for(plan.caches, plan.rotary)
+    wanted = inputs_for(plan.caches, plan.rotary, plan.rank)
     for name, tensor in given.items():
         if name not in wanted:
             raise EngineError(f"cannot fill in input {name!r} of {what}", found=f"no such input{nearest(name, wanted)}")
@@ -117,10 +128,9 @@ def check_inputs(plan: Plan, what: str) -> None:
             if given[name].shape[1] != str(pairs):
                 found = f"[{', '.join(given[name].shape)}]"
                 raise EngineError(f"expected {pairs} pairs a token in input {name!r} of {what}", found=found)
-    if wide or given["logit_bias_ids"].shape != given["logit_bias"].shape:
-        found = ", ".join(
-            f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, "logit_bias_ids", "logit_bias")
-        )
+    if wide or (plan.rank.is_last and given["logit_bias_ids"].shape != given["logit_bias"].shape):
+        biases = ("logit_bias_ids", "logit_bias") if plan.rank.is_last else ()
+        found = ", ".join(f"{name} [{', '.join(given[name].shape)}]" for name in (*tables, *biases))
         tables_and_biases = f"tables of {plan.max_blocks} blocks, and a bias for every biased token"
         raise EngineError(f"expected {tables_and_biases}, in {what}", found=found)
 
@@ -135,7 +145,7 @@ def _check_input(name: str, made: Input, tensor: Tensor, what: str) -> None:
 
 def idle_inputs(plan: Plan, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Inputs of a step without effect: padding tokens of empty sequences, greedy rows whose tokens are not stored."""
-    wanted = inputs_for(plan.caches, plan.rotary)
+    wanted = inputs_for(plan.caches, plan.rotary, plan.rank)
     return {name: made.idle_array(plan.tensors[name].dims(sizes)) for name, made in wanted.items()}
 
 
@@ -165,12 +175,14 @@ class Slots:
 
     def __init__(self, plan: Plan, count: int, ropes: Sequence[LengthRope] = ()) -> None:
         self._ropes = ropes
-        self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1])
+        self._samples = plan.rank.is_last
+        self.max_biases = int(plan.tensors["logit_bias_ids"].shape[1]) if self._samples else 0
         self._free = list(range(count))[::-1]
         self._tables = {cache.suffix: np.zeros((count, plan.max_blocks), np.int32) for cache in plan.caches}
         self._kept = {
             name: made.idle_array((count, *map(int, plan.tensors[name].shape[1:])))
             for name, made in (_OF_SEQUENCE | _OF_EDITS).items()
+            if self._samples
         }
 
     def take(self, blocks: Sequence[Sequence[int]]) -> int | None:
@@ -208,7 +220,8 @@ class Slots:
         ends, stops, sequences = firsts + counts, counts.cumsum(), len(placed)
         total, of = int(stops[-1]), np.repeat(np.arange(sequences), counts)
         positions = np.arange(total) + (ends - stops)[of]
-        arrays["token_ids"][:total] = [token for one in placed for token in one.ids]
+        if "token_ids" in arrays:
+            arrays["token_ids"][:total] = [token for one in placed for token in one.ids]
         arrays["positions"][:total] = np.arange(total) if self._ropes else positions
         if self._ropes:
             names = map(table_inputs, range(len(self._ropes)))
@@ -218,17 +231,20 @@ class Slots:
             blocks = tables[slots[of], positions // BLOCK_TOKENS]
             arrays[f"slot_mapping{suffix}"][:total] = blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
             arrays[f"block_tables{suffix}"][:sequences] = tables[slots]
-        arrays["prompt_slots"][:total] = np.array([one.slot if one.prompt else -1 for one in placed])[of]
         arrays["seq_lens"][:sequences] = ends
         arrays["query_start_loc"][1 : sequences + 1] = stops
         arrays["query_start_loc"][sequences + 1 :] = total
-        arrays["reset_slots"][:sequences] = [one.slot if one.new else -1 for one in placed]
         wanted = np.array([one.rows for one in placed])
         last = wanted.cumsum()
+        rows_of = [range(stop - count, stop) for stop, count in zip(last.tolist(), wanted.tolist(), strict=True)]
+        if not self._samples:
+            return rows_of
+        arrays["prompt_slots"][:total] = np.array([one.slot if one.prompt else -1 for one in placed])[of]
+        arrays["reset_slots"][:sequences] = [one.slot if one.new else -1 for one in placed]
         arrays["logits_indices"][: last[-1]] = np.arange(last[-1]) + np.repeat(stops - last, wanted)
         chosen = np.array([one.sampled for one in placed])
         self._fill_rows(arrays, last[chosen] - 1, slots[chosen], ends[chosen])
-        return [range(stop - count, stop) for stop, count in zip(last.tolist(), wanted.tolist(), strict=True)]
+        return rows_of
 
     def _fill_rows(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray, slots: np.ndarray, ends: np.ndarray):
         arrays["sample_positions"][rows] = ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .collective import Collective
 from .plan import Argument, Launch, Plan, Tensor
 
 
@@ -13,13 +14,14 @@ def plan_text(plan: Plan) -> str:
         f"sm_{plan.sm} {plan.activation} block_tokens={plan.block_tokens} max_blocks={plan.max_blocks} pdl={plan.pdl}"
     )
     rings = [f"window {one.window}: a ring of {one.blocks} blocks" for one in plan.caches if one.window is not None]
-    lines = [head, *rings, "", *_tensors(plan.tensors)]
+    rank = [f"rank {plan.rank.number} of tp {plan.rank.tp}, pp {plan.rank.pp}"] if plan.rank_of is not None else []
+    lines = [head, *rank, *rings, "", *_tensors(plan.tensors)]
     for program in plan.programs:
         kind = "decode" if program.decode else "mixed"
         lines += ["", f"{kind}: tokens {program.tokens}, sequences {program.sequences}, rows {program.rows}"]
         lines += _tensors(program.buffers)
         for launch in program.launches:
-            lines += _launch(plan, launch)
+            lines += _collective(launch) if isinstance(launch, Collective) else _launch(plan, launch)
     return "\n".join([*lines, ""])
 
 
@@ -36,6 +38,14 @@ def _launch(plan: Plan, launch: Launch) -> list[str]:
         f"    grid [{', '.join(launch.grid)}], writes {', '.join(launch.writes)}",
         f"    bytes {launch.bytes}; operations {launch.operations}",
         f"    {constants} warps={module.warps} stages={module.stages} types={','.join(module.types)}",
+    ]
+
+
+def _collective(one: Collective) -> list[str]:
+    peer = "" if one.peer is None else f", peer {one.peer}"
+    return [
+        f"  {one.label}: {one.collective}({one.sends or ''} -> {one.receives or ''}), count {one.count}{peer}",
+        f"    bytes {one.bytes}; on the link {one.link_bytes}",
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .budget import CACHE_SHARE, aligned, block_bytes, budget
+from .collective import Collective
 from .formula import value
 from .plan import KVCache, Launch, MachineCode, Plan, Program
 
@@ -36,7 +37,10 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Line:
-    """`count` equal launches and their total price; `code` is None in a plan without compiled kernels."""
+    """`count` equal launches and their total price; `code` is None in a plan without compiled kernels.
+
+    A collective has the name of its operator as `kernel`, and no grid.
+    """
 
     label: str
     kernel: str
@@ -46,6 +50,8 @@ class Line:
     seconds: float
     code: MachineCode | None = None
     count: int = 1
+    link_bytes: int = 0
+    """Bytes that pass the link to other ranks; they are no part of `bytes`, nor of `seconds`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class Price:
     @property
     def bytes(self) -> int:
         return sum(line.bytes for line in self.lines)
+
+    @property
+    def link_bytes(self) -> int:
+        return sum(line.link_bytes for line in self.lines)
 
     @property
     def operations(self) -> int:
@@ -96,7 +106,14 @@ def grouped(lines: Iterable[Line]) -> tuple[Line, ...]:
     """Merge equal launches of all layers into one line, in the order of their first."""
     counts = Counter(replace(line, label=_LAYER.sub(".*.", _SERIAL.sub("", line.label))) for line in lines)
     return tuple(
-        replace(line, bytes=line.bytes * n, operations=line.operations * n, seconds=line.seconds * n, count=n)
+        replace(
+            line,
+            bytes=line.bytes * n,
+            operations=line.operations * n,
+            seconds=line.seconds * n,
+            link_bytes=line.link_bytes * n,
+            count=n,
+        )
         for line, n in counts.items()
     )
 
@@ -136,11 +153,15 @@ def memory(plan: Plan, *, max_batch: int) -> Memory:
     return Memory(weights, parts.cache // max_batch, parts.fixed - weights)
 
 
-def _line(plan: Plan, launch: Launch, sizes: Mapping[str, int], roofline: Roofline) -> Line:
-    module = plan.modules[launch.module]
+def _line(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roofline: Roofline) -> Line:
     size, operations = value(launch.bytes, sizes), value(launch.operations, sizes)
+    seconds = roofline.seconds(size, operations)
+    if isinstance(launch, Collective):
+        link = value(launch.link_bytes, sizes)
+        return Line(launch.label, launch.collective, (), size, operations, seconds, link_bytes=link)
+    module = plan.modules[launch.module]
     grid = tuple(value(formula, sizes) for formula in launch.grid)
-    return Line(launch.label, module.kernel, grid, size, operations, roofline.seconds(size, operations), module.code)
+    return Line(launch.label, module.kernel, grid, size, operations, seconds, module.code)
 
 
 def _head_sizes(plan: Plan, cache: KVCache) -> int:

@@ -108,6 +108,24 @@ class KernelCall:
 
 
 @dataclass(frozen=True)
+class CollectiveCall:
+    """One exchange with other ranks; fields as in `runtime/plan/plan.py`, Collective."""
+
+    op: str
+    sends: Operand | None
+    receives: Operand | None
+    count: str
+    link_bytes: str
+    peer: int | None = None
+
+    @property
+    def operands(self) -> dict[str, Operand]:
+        """The tensors that are sent or received."""
+        given = {"sends": self.sends, "receives": self.receives}
+        return {name: one for name, one in given.items() if one is not None}
+
+
+@dataclass(frozen=True)
 class Case:
     """A call with inputs and expected outputs."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....passes.graph.graph import Graph
 from ....runtime.engine_file.rope import table_inputs
+from ....runtime.plan.collective import ALONE, Collective
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress
@@ -17,7 +18,7 @@ from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import CompiledProfile, ProfileConfig
 from .arena import Lifetime, place_buffers
 from .call import Argument as GivenArgument
-from .call import Operand
+from .call import CollectiveCall, Operand, total
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Specialization, compile_all, specialization_of
 from .listing import listing
@@ -79,7 +80,9 @@ def draft(
         tiles = table.tiles if table is not None else {}
     context, batch = config.max_context, config.max_batch
     activation = "f16" if config.dtype == "float16" else "bf16"
-    profile = CudaProfile(graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles)
+    profile = CudaProfile(
+        graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles, config.rank
+    )
     shared: dict[str, Tensor] = {}
     lowered = [lower(profile, shape, shared) for shape in step_shapes(batch, context)]
     specializations: dict[Specialization, int] = {}
@@ -95,6 +98,7 @@ def draft(
         modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in specializations),
         programs=programs,
         rotary=_rotary(shared) or None,
+        rank_of=config.rank if config.rank != ALONE else None,
     )
     return plan, list(specializations)
 
@@ -128,8 +132,11 @@ def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> 
         for name, operand in sorted(lowering.buffers.items())
         if name in offsets
     }
-    launches = []
+    launches: list[Launch | Collective] = []
     for label, call in calls:
+        if isinstance(call, CollectiveCall):
+            launches.append(_collective(label, call))
+            continue
         index = specializations.setdefault(specialization_of(call), len(specializations))
         launches.append(
             Launch(
@@ -143,6 +150,19 @@ def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> 
             )
         )
     return Program(shape.decode, shape.tokens, shape.sequences, shape.rows, arena, buffers, tuple(launches))
+
+
+def _collective(label: str, call: CollectiveCall) -> Collective:
+    return Collective(
+        collective=call.op,
+        sends=call.sends.name if call.sends is not None else None,
+        receives=call.receives.name if call.receives is not None else None,
+        count=call.count,
+        peer=call.peer,
+        bytes=total(*(operand.bytes for operand in call.operands.values())),
+        link_bytes=call.link_bytes,
+        label=label,
+    )
 
 
 OUTPUTS = ("logits", "sampled", "status", "top_ids", "top_logits", "summary")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.graph import ops
+from ....passes.graph import collectives, ops
 from ....passes.graph.attention import NORMED
 from ....passes.graph.graph import MODULE, Builder, Graph, attribute
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
@@ -16,7 +16,8 @@ from ....runtime.engine_file.rope import POSITIONS
 from ....runtime.errors import Unsupported
 
 LEGAL = frozenset(
-    [("", "RMSNormalization")]
+    [("", op) for op in ("RMSNormalization", "Add", "Split", "Constant")]
+    + [(ops.DOMAIN, op) for op in collectives.ARITY]
     + [
         (ops.DOMAIN, op)
         for op in (
@@ -157,7 +158,7 @@ class QuantizeActivations(Rule):
 
     def check(self, x: ir.Value, linear: ir.Node) -> None:
         require(ops.format_of(linear) != ops.DENSE, "the weight is not quantized")
-        require(not linear.outputs[0].is_graph_output(), "these are the logits")
+        require(not ops.makes_logits(linear), "these are the logits")
         producer = x.producer()
         require(producer is None or producer.op_type != "QuantizeActivations", "the activations are quantized")
 
@@ -172,7 +173,10 @@ class RefuseOthers(Pass):
     def run(self, graph: Graph) -> Outcome:
         for node in graph.nodes:
             merged = node.op_type != "GatedActivation" or len(node.inputs) == 1
-            if (node.domain, node.op_type) not in LEGAL or not merged:
+            summed = node.op_type != "Split" or all(
+                user.op_type == "Add" for one in node.outputs for user, _ in one.uses()
+            )
+            if (node.domain, node.op_type) not in LEGAL or not merged or not summed:
                 raise Unsupported(
                     f"cannot compute {node.op_type} ({node.outputs[0].name}) on a GPU",
                     found="q, k and v, or gate and up, that could not become one linear",

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
+from ....runtime.plan.collective import ALONE, RankOf
 from ....runtime.plan.inputs import INPUTS, ROTARY
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
-from .call import KernelCall, Operand
+from .call import CollectiveCall, KernelCall, Operand
 from .kernels.linear.choose import SMALL_M
 from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
@@ -51,6 +52,7 @@ class CudaProfile:
     """The format of the cache."""
     tiles: Mapping[Key, Tile] = field(default_factory=dict)
     """Measured tiles (`tuning/tactics.py`)."""
+    rank: RankOf = ALONE
 
     @property
     def max_blocks(self) -> int:
@@ -81,7 +83,7 @@ class Lowering:
     profile: CudaProfile
     shape: StepShape
     shared: dict[str, Tensor]
-    calls: list[tuple[str, KernelCall]] = field(default_factory=list)
+    calls: list[tuple[str, KernelCall | CollectiveCall]] = field(default_factory=list)
     buffers: dict[str, Operand] = field(default_factory=dict)
     quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
     """Activations as E4M3 codes [tokens, K] and scales [tokens]."""
@@ -143,6 +145,10 @@ class Lowering:
         self.buffers[name] = operand
         return operand
 
+    def widened(self, operand: Operand, width: int) -> Operand:
+        """The buffer [rows, width] whose first bytes are `operand` [rows, n]: a part with room for the widest one."""
+        return self.buffer(operand.name, operand.dtype, operand.shape[0], width)
+
     def beside(self, y: Operand) -> Callable[..., Operand]:
         """A function that makes buffers whose names begin with y's: for the launches that compute y."""
         return lambda name, dtype, *shape: self.buffer(f"{y.name}.{name}", dtype, *shape)
@@ -169,14 +175,14 @@ class Lowering:
         dtype = "u8" if self.profile.kv == "fp8" else self.profile.activation
         return self._share(name, "cache", Operand(name, dtype, shape))
 
-    def add(self, node: ir.Node, call: KernelCall) -> None:
+    def add(self, node: ir.Node, call: KernelCall | CollectiveCall) -> None:
         """Add a launch, labelled by the module or operator it computes."""
         self._call(str(node.name), call)
 
     def alias(self, value: ir.Value, operand: Operand) -> None:
         self._values[value] = operand
 
-    def _call(self, label: str, call: KernelCall) -> None:
+    def _call(self, label: str, call: KernelCall | CollectiveCall) -> None:
         self.calls.append((label, call))
 
     def _share(self, name: str, kind: str, operand: Operand) -> Operand:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
 from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
+from . import collectives
 from .call import Operand
 from .kernels import embed, gated, norm, quantize_activations
 from .kernels.attention import flash_decode as attention_decode
@@ -21,8 +22,8 @@ from .tuning.tactics import tile_key
 
 def _embedding(at: Lowering, node: ir.Node) -> None:
     weights = tuple(map(at.operand, node.inputs[1:]))
-    ids = at.buffers["tokens"]
-    at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node)))
+    ids, start = at.buffers["tokens"], attribute(node, "start", None)
+    at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node), start=start))
 
 
 def _quantize_activations(at: Lowering, node: ir.Node) -> None:
@@ -68,7 +69,7 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         result, activation = node.outputs[0], None
     else:
         codes, (result, activation) = at.operand(x), _through_activation(node.outputs[0])
-    y = at.result(result, "f32" if result.is_graph_output() else None)
+    y = at.result(result, "f32" if ops.makes_logits(node) else None)
     most = at.shape.limit(str(codes.shape[0]))
     stored = fmt if scales is None else "fp8"
     for call in linear(
@@ -187,14 +188,17 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "SelectRows": _select_rows,
     "RopeAttention": _rope_attention,
     "Positions": lambda at, node: None,  # an input of the step
+    **collectives.LOWER,
 }
 
 
 def lower(profile: CudaProfile, shape: StepShape, shared: dict[str, Tensor]) -> Lowering:
-    """The calls of a whole graph for one kind of step, and of the sampling after it."""
+    """The calls of a whole graph for one kind of step; after logits, of the sampling."""
     at = Lowering(profile, shape, shared)
-    at.take_tokens()
+    if any(node.op_type == "Embedding" for node in profile.graph.nodes):
+        at.take_tokens()
     for node in profile.graph.nodes:
         LOWER[node.op_type](at, node)
-    at.sample(profile.graph.body.outputs[0])
+    if profile.rank.is_last:
+        at.sample(next(value for value in profile.graph.body.outputs if value.name == "logits"))
     return at

@@ -10,6 +10,7 @@ import torch
 from ....runtime.engine_file.bind import evaluate_weight, from_json
 from ....runtime.engine_file.file import EngineFile
 from ....runtime.errors import EngineError
+from ....runtime.plan.collective import Collective
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Launch, Plan, Tensor
 from ....runtime.progress import timed
@@ -17,16 +18,19 @@ from ..cuda.call import Kernel
 from ..cuda.cubins.cache import source_digest
 from ..cuda.kernels import suites
 from .call import TORCH_DTYPE, execute
+from .world import Exchange, Run, Steps, World
 
 _NAN_BYTE = 0xFF
 """Fills unwritten memory: NaN in every float dtype, -1 in every signed integer dtype."""
 
 
 class SimulatedDevice:
-    """A loaded plan (`runtime.plan.executor.Device`): every launch is interpreted, synchronously."""
+    """A loaded plan (`runtime.plan.executor.Device`): every launch is interpreted, without a thread of its own."""
 
-    def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int) -> None:
+    def __init__(self, engine: EngineFile, profile: str, plan: Plan, slots: int, *, world: World | None = None) -> None:
         """Bind weights; allocate caches for every sequence at full length and fill them with garbage.
+
+        `world` has the devices of the other ranks.
 
         Raises:
             EngineError: the plan was made with kernels that differ from this llmc's.
@@ -40,6 +44,7 @@ class SimulatedDevice:
         self.blocks: Mapping[str, int] = {cache.size: slots * cache.blocks for cache in plan.caches}
         self.notes = ()
         self._plan = plan
+        self._world = World() if world is None else world
         self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
         self._fixed: dict[str, torch.Tensor] = {}
         bindings = engine.manifest.profiles[profile].weights
@@ -55,7 +60,19 @@ class SimulatedDevice:
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
-    ) -> dict[str, np.ndarray]:
+    ) -> Run:
+        return self._world.start(self._plan.rank, self._steps(program, sizes, inputs, wanted))
+
+    def read(self, handle: Run) -> Mapping[str, np.ndarray]:
+        return self._world.finish(handle)
+
+    def close(self) -> None:
+        self._fixed.clear()
+
+    def _steps(
+        self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
+    ) -> Steps:
+        """Interpret a program; stops at every exchange with other ranks."""
         chosen = self._plan.programs[program]
         arena = torch.full((max(chosen.arena, 1),), _NAN_BYTE, dtype=torch.uint8)
         tensors = {**self._fixed, **{name: torch.from_numpy(array) for name, array in inputs.items()}}
@@ -63,14 +80,12 @@ class SimulatedDevice:
             part = arena[tensor.offset : tensor.offset + tensor.bytes(sizes)]
             tensors[name] = _typed(part, tensor, sizes)
         for launch in chosen.launches:
-            self._launch(launch, tensors, sizes)
+            if isinstance(launch, Collective):
+                sends, receives = (None if name is None else tensors[name] for name in (launch.sends, launch.receives))
+                yield Exchange(launch, value(launch.count, sizes), sends, receives)
+            else:
+                self._launch(launch, tensors, sizes)
         return {name: tensors[name].numpy().copy() for name in wanted}
-
-    def read(self, handle: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return handle
-
-    def close(self) -> None:
-        self._fixed.clear()
 
     def _launch(self, launch: Launch, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
         module = self._plan.modules[launch.module]

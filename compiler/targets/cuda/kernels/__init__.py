@@ -18,6 +18,7 @@ FILES = (
     "attention.flash_decode",
     "attention.flash_prefill",
     "attention.rope_cache",
+    "columns",
     "embed",
     "gated",
     "linear.expand_fp8",

@@ -30,16 +30,26 @@ def embed_kernel(
     scales,
     global_scale,
     x,
+    start,
+    count,
     VOCAB: tl.constexpr,
     WIDTH: tl.constexpr,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """token_ids i32 [tokens], table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; ids out of range read row 0."""
+    """token_ids i32 [tokens], table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; ids out of range read row 0.
+
+    With start and count the table has the rows of ids start to start + count, VOCAB is None, and other ids give zeros.
+    """
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(token_ids + token).to(tl.int64)
-    row = tl.where((row >= 0) & (row < VOCAB), row, 0)
+    if start is not None:
+        row -= start
+        held = (row >= 0) & (row < count)
+    else:
+        held = (row >= 0) & (row < VOCAB)
+    row = tl.where(held, row, 0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     if FORMAT == "dense":
@@ -59,14 +69,21 @@ def embed_kernel(
             number = e2m1(code) * (e4m3(scale) * tl.load(global_scale))
         else:
             number = e2m1(code) * e8m0(scale)
+    if start is not None:
+        number = tl.where(held, number, 0.0)
     tl.store(x + token * WIDTH + column, number.to(x.dtype.element_ty), inside)
 
 
 KERNEL = Kernel("embed", embed_kernel)
 
 
-def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str) -> KernelCall:
-    """Rows of the table at token_ids -> x [tokens, H]; weights are the format's components in order (dense: one)."""
+def embed(
+    token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str, start: int | None = None
+) -> KernelCall:
+    """Rows of the table at token_ids -> x [tokens, H]; weights are the format's components in order (dense: one).
+
+    `start`: the table is a part of a vocabulary, from this id on; ids of other parts give zeros.
+    """
     tokens, width = x.shape
     vocab = weights[0].shape[0]
     assert isinstance(width, int) and isinstance(vocab, int)
@@ -74,12 +91,13 @@ def embed(token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, forma
     given = dict(zip(names, weights, strict=False))
     read = sum(FORMATS[format].bits_per_weight(1, width) for _ in "1") if format != "dense" else 0
     row = int(width * read / 8) if read else _row_bytes(weights[0])
+    part = {} if start is None else {"start": start, "count": vocab}
     return KernelCall(
         KERNEL,
-        {"token_ids": token_ids, **given, "x": x},
+        {"token_ids": token_ids, **given, "x": x, **part},
         {
             **{name: None for name in names[len(weights) :]},
-            "VOCAB": vocab,
+            **({"start": None, "count": None, "VOCAB": vocab} if start is None else {"VOCAB": None}),
             "WIDTH": width,
             "FORMAT": format.partition("-")[0],
             "GROUP": GROUP.get(format) or 1,
@@ -124,11 +142,20 @@ def _cases() -> Iterator[Case]:
         x = Operand("x", act, ("tokens", width))
         call = embed(Operand("ids", "i32", ("tokens",)), operands, x, format=format)
         yield Case(format, call, {"ids": ids, **tensors}, {"tokens": 6}, {"x": table[rows]}, ROUNDING[act])
+    tensors, operands, table = _weights("fp8", 7, 96)
+    call = embed(
+        Operand("ids", "i32", ("tokens",)), operands, Operand("x", "bf16", ("tokens", 96)), format="fp8", start=3
+    )
+    expected = torch.zeros(6, 96)
+    expected[1], expected[2], expected[4] = table[3], table[0], table[4]
+    yield Case("part", call, {"ids": ids, **tensors}, {"tokens": 6}, {"x": expected}, ROUNDING["bf16"])
 
 
 def _calls(sm: int) -> Iterator[KernelCall]:
     table = Operand("weight", "bf16", (128256, 4096))
-    yield embed(Operand("ids", "i32", ("tokens",)), (table,), Operand("x", "bf16", ("tokens", 4096)), format="dense")
+    ids, x = Operand("ids", "i32", ("tokens",)), Operand("x", "bf16", ("tokens", 4096))
+    yield embed(ids, (table,), x, format="dense")
+    yield embed(ids, (Operand("weight", "bf16", (64128, 4096)),), x, format="dense", start=64128)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

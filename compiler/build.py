@@ -13,6 +13,7 @@ from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
+from ..runtime.plan.collective import RankOf
 from ..runtime.probe import MAX_BYTES
 from ..runtime.progress import NO_PROGRESS, Progress
 from .checkpoint.checkpoint import Checkpoint
@@ -68,7 +69,9 @@ def build(
         dtype = checkpoint.config.dtype or "float32"
         profiles = {
             label: target_named(target).emit(
-                graph, ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, tables.get(target)), progress
+                graph,
+                ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, tables.get(target), RankOf.of(label)),
+                progress,
             )
             for label, graph in legal.items()
             for target in (target_of(label),)

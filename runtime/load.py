@@ -165,6 +165,10 @@ def open_executor(
         from .cuda.contents import sources
         from .plan.executor import PagedExecutor
 
+        if engine.manifest.profiles[name].ranks is not None and make_device is not None:
+            from .plan.together import open_together
+
+            return open_together(engine, name, make_device, max_batch)
         debug(4, lambda: sources(engine, name))
 
         return PagedExecutor(engine, name, make_device or _real_device(), max_batch=max_batch)

@@ -46,7 +46,7 @@ def sources(engine: EngineFile, profile: str) -> str:
     Raises:
         EngineError: the plan or its PTX is not one of ours.
     """
-    graph = engine.manifest.profiles[profile].graph
+    graph = engine.profile(profile).graph
     contents = EngineContents(engine, profile)
     parts = [f"PTX of {contents.what}"]
     for index, module in enumerate(Plan.from_json(engine.section(graph), what=f"{engine.path}: {graph}").modules):
@@ -58,9 +58,9 @@ class EngineContents:
     """A profile of an engine file."""
 
     def __init__(self, engine: EngineFile, profile: str) -> None:
-        facts = engine.manifest.profiles[profile]
+        facts = engine.profile(profile)
         self._engine, self._profile = engine, profile
-        self._folder = facts.graph.rpartition("/")[0]
+        self._file = facts.file
         self._sections: dict[str, bytes] = {}
         self.what = f"profile {profile!r} of {engine.path}"
         self.max_batch = facts.max_batch
@@ -99,7 +99,7 @@ class EngineContents:
         upload(self._engine, placement, base, driver, progress)
 
     def _part(self, name: str, offset: int, size: int, what: str) -> bytes:
-        section = f"{self._folder}/{name}"
+        section = self._file(name)
         if section not in self._sections:
             self._sections[section] = self._engine.section(section)
         data = self._sections[section]

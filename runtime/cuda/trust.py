@@ -70,7 +70,7 @@ def compiled_of(engine: EngineFile, profile: str) -> dict[Compiled, str]:
     Raises:
         EngineError: the profile has no plan or code of ours.
     """
-    graph = engine.manifest.profiles[profile].graph
+    graph = engine.profile(profile).graph
     contents = EngineContents(engine, profile)
     found: dict[Compiled, str] = {}
     for module in Plan.from_json(engine.section(graph), what=f"{engine.path}: {graph}").modules:

@@ -81,7 +81,7 @@ def place_weights(engine: EngineFile, profile: str, plan: Plan) -> Placement:
     Raises:
         EngineError: a weight has no binding, or its binding has another size or reads tensors that do not exist.
     """
-    bindings, tensors = engine.manifest.profiles[profile].weights, engine.tensors
+    bindings, tensors = engine.profile(profile).weights, engine.tensors
     known: dict[Expr, int] = {}
     offsets: dict[str, int] = {}
     segments: list[Segment] = []

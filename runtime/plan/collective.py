@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..engine_file.split import Split
+from ..engine_file.split import Split, parts_of, split_name
 
 OPS: Mapping[str, tuple[bool, bool]] = {
     "all_reduce": (True, True),
@@ -53,6 +53,13 @@ class RankOf:
     number: int
     tp: int
     pp: int
+
+    @staticmethod
+    def of(label: str) -> RankOf:
+        """The rank of a label, such as "sm_90-tp2.rank-1"; of the name of a profile without ranks, the only one."""
+        profile, rank = parts_of(label)
+        split = Split.parse(split_name(profile))
+        return RankOf(rank or 0, split.tp, split.pp)
 
     @property
     def stage(self) -> int:

@@ -20,6 +20,7 @@ from ..sampling.params import SamplingParams
 from ..scheduling.blocks import SharedPool
 from ..scheduling.executor import CacheKind, Output, Pool, Samplers, ScheduledSequence, sequence_count
 from ..scheduling.kept import KeptPool
+from .collective import RankOf
 from .inputs import PlacedSequence, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 
@@ -102,10 +103,15 @@ class PagedExecutor:
             RecipeError: `max_batch` is not a positive whole number.
             ResourceError: the device has too little memory.
         """
-        facts, model = engine.manifest.profiles[profile], engine.manifest.model
+        facts, model = engine.profile(profile), engine.manifest.model
         at_once = sequence_count(max_batch, facts.max_batch)
         self._engine = engine
         self._plan = Plan.from_json(engine.section(facts.graph), what=f"{facts.graph} of {engine.path}")
+        if self._plan.rank != RankOf.of(profile):
+            found = f"that of {self._plan.rank}"
+            raise EngineError(
+                f"expected the plan of {profile} in {engine.path}", found=found, fix="build the engine again"
+            )
         mixed = [program for program in self._plan.programs if not program.decode]
         if not mixed:
             raise EngineError(
@@ -140,10 +146,7 @@ class PagedExecutor:
         return table_of(self._ropes, length)
 
     def pool(self) -> Pool:
-        """Blocks of a window are rings, whose contents depend on what came later: they cannot be shared."""
-        if len(self.caches) == 1 and self.caches[0].positions is None:
-            return SharedPool(self.caches[0], self.block_tokens)
-        return KeptPool(self.caches, self.block_tokens)
+        return pool_of(self.caches)
 
     def submit(self, step: tuple[ScheduledSequence, ...]) -> _Ticket:
         """Fill in the inputs and start the step; first collect an earlier step whose token the host must sample."""
@@ -242,6 +245,13 @@ class PagedExecutor:
             if scheduled.sample is not None and scheduled.sample.logprobs and not sequence.sampled_on_host:
                 wanted |= {"top_ids", "top_logits", "summary"}
         return wanted
+
+
+def pool_of(caches: tuple[CacheKind, ...]) -> Pool:
+    """Blocks of a window are rings, whose contents depend on what came later: they cannot be shared."""
+    if len(caches) == 1 and caches[0].positions is None:
+        return SharedPool(caches[0], BLOCK_TOKENS)
+    return KeptPool(caches, BLOCK_TOKENS)
 
 
 def _logits(read: Mapping[str, np.ndarray], rows: range) -> np.ndarray | None:

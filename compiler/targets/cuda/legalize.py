@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ....passes.graph import collectives, ops
+from ....passes.graph import ops
 from ....passes.graph.attention import NORMED
 from ....passes.graph.graph import MODULE, Builder, Graph, attribute
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
@@ -17,7 +17,7 @@ from ....runtime.errors import Unsupported
 
 LEGAL = frozenset(
     [("", op) for op in ("RMSNormalization", "Add", "Split", "Constant")]
-    + [(ops.DOMAIN, op) for op in collectives.ARITY]
+    + [*ops.COLLECTIVES]
     + [
         (ops.DOMAIN, op)
         for op in (

@@ -47,7 +47,7 @@ class SimulatedDevice:
         self._world = World() if world is None else world
         self._kernels: dict[str, Kernel] = {k.name: k for suite in suites().values() for k in suite.kernels}
         self._fixed: dict[str, torch.Tensor] = {}
-        bindings = engine.manifest.profiles[profile].weights
+        bindings = engine.profile(profile).weights
         for name, tensor in plan.tensors.items():
             if tensor.kind == "weight":
                 array = evaluate_weight(from_json(bindings[name]), engine.tensor, initializer=name)

@@ -37,7 +37,7 @@ def rebuild(engine: EngineFile, profile: str, progress: Progress, cache: KernelC
         VerifyError: machine code differs; names the kernels.
     """
     need_compiler()
-    facts = engine.manifest.profiles[profile]
+    facts = engine.profile(profile)
     what = f"{engine.path}: {facts.graph}"
     plan = Plan.from_json(engine.section(facts.graph), what=what)
     _same_tools(engine, plan)

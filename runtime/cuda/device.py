@@ -19,11 +19,13 @@ from ..plan.budget import Budget, aligned, budget, packed, tensors_of
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress, debug, debugging
 from . import gpus
+from .communicator import Communicator, Peers
 from .contents import Contents
 from .driver import Driver, keep
-from .launches import Allocations, BoundProgram, bind
+from .launches import Allocations, BoundCollective, BoundLaunch, BoundProgram, bind
 from .modules import Modules
-from .ring import Ring, RingEntry
+from .nccl import Nccl
+from .ring import SLOTS, Ring, RingEntry
 from .upload import Placement
 
 _MAX_MIXED = 64
@@ -44,17 +46,21 @@ class CudaDevice:
         slots: int,
         *,
         driver: Driver | None = None,
+        peers: Peers | None = None,
+        nccl: Nccl | None = None,
         graphs: bool = True,
         progress: Progress = NO_PROGRESS,
     ) -> None:
         """Check the requirements, then allocate and load; an exception leaves nothing allocated.
 
-        The device owns `driver`. With `graphs`, decode programs are captured once and replayed, unless --debug 3 times
-        each launch.
+        The device owns `driver`. `peers` leads to the other ranks of the plan, with which it exchanges through `nccl`.
+        With `graphs`, decode programs are captured once and replayed, unless --debug 3 times each launch.
 
         Raises:
-            ResourceError: no GPU can run the plan, the driver is missing or too old, or memory is too small.
+            ResourceError: no GPU can run the plan, the driver is missing or too old, or memory is too small; or NCCL is
+                missing, or cannot connect the ranks.
             EngineError: the plan does not match the engine, or weights do not match their digests.
+            LlmcError: the job of the ranks is aborted.
         """
         self.timings: dict[str, float] = {}
         self._plan = plan
@@ -65,10 +71,15 @@ class CudaDevice:
         what = contents.what
         with ExitStack() as cleanup:
             with self._timed("context"):
-                self._driver = Driver.load(_choose_gpu(plan.sm, what)) if driver is None else driver
+                place = 0 if peers is None else peers.local_rank
+                self._driver = Driver.load(_choose_gpu(plan.sm, what, place)) if driver is None else driver
                 cleanup.callback(self._driver.close)
                 _check_chip(plan.sm, self._driver.sm, what)
                 self._stream = keep(cleanup, self._driver.stream(), self._driver.drop_stream)
+                # before the free memory is read, of which NCCL takes some
+                self._communicator = _communicator(plan, peers, self._driver, nccl, what)
+                if self._communicator is not None:
+                    cleanup.callback(self._communicator.abort)  # after a failure; close() leaves in order
             with self._timed("plan"):
                 placement = contents.placement(plan)
                 most = max(slots, contents.max_batch)
@@ -81,10 +92,15 @@ class CudaDevice:
                 self.notes = modules.notes
             with self._timed("memory"):
                 weights, self._allocated = self._allocate(self.budget, placement, most, cleanup)
-                self._ring = Ring(self._driver, self.budget.inputs, cleanup)
+                self._wait = self._driver.wait_event if self._communicator is None else self._communicator.wait
+                self._ring = Ring(
+                    *(self._driver, self.budget.inputs, cleanup), slots=SLOTS + plan.rank.pp - 1, wait=self._wait
+                )
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
                 self._driver.wait(self._stream)
+            self._idle = keep(cleanup, self._driver.event(), self._driver.drop_event)
+            self._captured = cleanup.enter_context(ExitStack())
             self._cleanup = cleanup.pop_all()
 
     def run(
@@ -114,12 +130,23 @@ class CudaDevice:
         return self._ring.read(handle)
 
     def close(self) -> None:
-        """Free everything, even after an unrecoverable GPU error."""
+        """Free everything, even after an unrecoverable GPU error, or one of another rank."""
         with suppress(LlmcError):
             self._driver.use()
-            self._driver.wait(self._stream)
+            if self._communicator is None:
+                self._driver.wait(self._stream)
+            else:
+                self._driver.record(self._idle, self._stream)
+                self._communicator.wait(self._idle)
+                self._captured.close()  # before the communicators that their exchanges use
+                self._communicator.close()
         with suppress(LlmcError):
             self._cleanup.close()
+
+    def abort(self) -> None:
+        """End the exchanges with other ranks that the GPU is doing, so that `read` fails; any thread may call it."""
+        if self._communicator is not None:
+            self._communicator.abort()
 
     def _allocate(self, parts: Budget, placement: Placement, slots: int, cleanup: ExitStack) -> tuple[int, Allocations]:
         """Allocate all device memory of this plan; fill caches and state with zeros."""
@@ -166,13 +193,19 @@ class CudaDevice:
         if program not in self._graphs:
             with self._timed("capture"):
                 graph = self._driver.captured(self._stream, lambda: self._launch(bound))
-            self._graphs[program] = keep(self._cleanup, graph, self._driver.drop_graph)
+            self._graphs[program] = keep(self._captured, graph, self._driver.drop_graph)
         return self._graphs[program]
 
     def _launch(self, bound: BoundProgram) -> None:
-        launch = self._driver.launch
         for one in bound.launches:
-            launch(one.config, one.function, one.parameters.address, one.label)
+            self._give(one)
+
+    def _give(self, one: BoundLaunch | BoundCollective) -> None:
+        if isinstance(one, BoundLaunch):
+            self._driver.launch(one.config, one.function, one.parameters.address, one.label)
+        else:
+            assert self._communicator is not None, "a plan of one rank has no exchange"
+            self._communicator.run(one, self._stream)
 
     def _launch_timed(self, bound: BoundProgram) -> None:
         """Each launch alone between two events: its own time, without what launches in a row gain."""
@@ -181,9 +214,9 @@ class CudaDevice:
             start, stop = (keep(cleanup, driver.event(timing=True), driver.drop_event) for _ in range(2))
             for one in bound.launches:
                 driver.record(start, self._stream)
-                driver.launch(one.config, one.function, one.parameters.address, one.label)
+                self._give(one)
                 driver.record(stop, self._stream)
-                driver.wait_event(stop)
+                self._wait(stop)
                 debug(3, f"{one.label}: {1e3 * driver.elapsed(start, stop):.4f} ms")
 
     def _copy_inputs(self, bound: BoundProgram, inputs: Mapping[str, np.ndarray], slot: RingEntry) -> None:
@@ -214,16 +247,31 @@ class CudaDevice:
         self.timings[part] = time.perf_counter() - start
 
 
-def _choose_gpu(sm: int, what: str) -> int:
-    """The ordinal of the first GPU that can run machine code of `sm`."""
+def _communicator(plan: Plan, peers: Peers | None, driver: Driver, nccl: Nccl | None, what: str) -> Communicator | None:
+    if plan.rank_of is None:
+        return None
+    if peers is None:
+        raise EngineError(f"cannot run {what} alone", found=f"rank {plan.rank.number} of {plan.rank.tp * plan.rank.pp}")
+    return Communicator(plan.rank_of, peers, driver, Nccl.load() if nccl is None else nccl)
+
+
+def _choose_gpu(sm: int, what: str, place: int) -> int:
+    """The ordinal of the GPU with this place among those that can run machine code of `sm`."""
     found = gpus.detect()
     if not found.gpus:
         raise ResourceError(
             f"expected an NVIDIA GPU for {what}", found=found.problem, fix="llmc doctor, or --profile cpu"
         )
-    chosen = next((gpu for gpu in found.gpus if runs_on(sm, gpu.sm)), found.gpus[0])
-    _check_chip(sm, chosen.sm, what)
-    return chosen.ordinal
+    able = [gpu for gpu in found.gpus if runs_on(sm, gpu.sm)]
+    if not able:
+        _check_chip(sm, found.gpus[0].sm, what)
+    if place >= len(able):
+        raise ResourceError(
+            f"expected {place + 1} GPUs for the ranks on this machine, of which {what} is one",
+            found=f"{len(able)} of compute capability {capability(sm)}",
+            fix="fewer ranks on this machine, each of which takes a GPU",
+        )
+    return able[place].ordinal
 
 
 def _check_chip(sm: int, chip: int, what: str) -> None:

@@ -39,6 +39,7 @@ _FAILED_KERNELS = {
     "CUDA_ERROR_LAUNCH_TIMEOUT",
     "CUDA_ERROR_ASSERT",
 }
+_NOT_READY = "CUDA_ERROR_NOT_READY"
 _LOG_BYTES, _LOG_SHOWN = 8192, 600
 _MOST_SHARED = 100
 """Percent: the carveout with the most shared memory and the smallest L1 cache."""
@@ -65,6 +66,7 @@ class Driver:
     def __init__(self, api: Any, ordinal: int = 0) -> None:
         """Create the GPU's primary context and make it current."""
         self._api = api
+        self.ordinal = ordinal
         self._call("start CUDA", "cuInit", 0)
         self._device = self._call(f"open GPU {ordinal}", "cuDeviceGet", ordinal)
         version = self._call("read the driver's version", "cuDriverGetVersion")
@@ -154,6 +156,16 @@ class Driver:
     def wait_event(self, event: Any) -> None:
         """Wait until all work queued before the event was recorded is done."""
         self._call("wait for a step on the GPU", "cuEventSynchronize", event)
+
+    def passed(self, event: Any) -> bool:
+        """True if all work queued before the event was recorded is done."""
+        try:
+            self._call("look at a step on the GPU", "cuEventQuery", event)
+        except ResourceError as error:
+            if error.found != _NOT_READY:
+                raise
+            return False
+        return True
 
     def elapsed(self, start: Any, stop: Any) -> float:
         """Seconds between two recorded events with timing."""

@@ -19,6 +19,7 @@ import numpy as np
 from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError
 from ..plan.budget import inputs_of, packed, scratch_of
+from ..plan.collective import Collective
 from ..plan.formula import value
 from ..plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
 from .driver import Driver
@@ -95,12 +96,25 @@ class BoundLaunch:
 
 
 @dataclass(frozen=True)
+class BoundCollective:
+    """An exchange with all formulas evaluated; addresses are 0 where nothing is sent or received."""
+
+    op: str
+    sends: int
+    receives: int
+    count: int
+    dtype: str
+    peer: int | None
+    label: str
+
+
+@dataclass(frozen=True)
 class BoundProgram:
     """A program bound to a step's sizes; inputs and buffers by name, `input_bytes` for all inputs together."""
 
     inputs: Mapping[str, Span]
     input_bytes: int
-    launches: tuple[BoundLaunch, ...]
+    launches: tuple[BoundLaunch | BoundCollective, ...]
     buffers: Mapping[str, Span]
 
 
@@ -113,7 +127,7 @@ def bind(
     driver: Driver,
     stream: Any,
 ) -> BoundProgram:
-    """Evaluate a program for a step's sizes. Launches with an empty grid are dropped.
+    """Evaluate a program for a step's sizes. Launches with an empty grid are dropped, and exchanges of nothing.
 
     Raises:
         EngineError: the step needs more than was allocated, or a launch's arguments do not have its module's types.
@@ -129,8 +143,12 @@ def bind(
         **{name: span.at for name, span in buffers.items()},
     }
     evaluated = cache(partial(value, sizes=sizes))
-    launches = []
+    launches: list[BoundLaunch | BoundCollective] = []
     for launch in program.launches:
+        if isinstance(launch, Collective):
+            if evaluated(launch.count):
+                launches.append(_exchange(program, launch, addresses, evaluated(launch.count)))
+            continue
         grid = tuple(map(evaluated, launch.grid))
         if not all(grid):
             continue
@@ -139,7 +157,8 @@ def bind(
         values = [argument.resolve(addresses, sizes) for argument in launch.arguments]
         needed = kernel.code.global_scratch, kernel.code.profile_scratch
         scratch = [address if size else 0 for address, size in zip(allocated.scratch, needed, strict=True)]
-        early = plan.pdl and kernel.code.pdl and bool(launches)  # a copy precedes the first launch, not a kernel
+        # a copy precedes the first launch, and NCCL's own kernels or copies an exchange: no kernel that lets one begin
+        early = plan.pdl and kernel.code.pdl and bool(launches) and isinstance(launches[-1], BoundLaunch)
         launches.append(
             BoundLaunch(
                 kernel.function,
@@ -149,6 +168,12 @@ def bind(
             )
         )
     return BoundProgram(inputs, input_bytes, tuple(launches), buffers)
+
+
+def _exchange(program: Program, one: Collective, addresses: Mapping[str, int], count: int) -> BoundCollective:
+    sends, receives = (0 if name is None else addresses[name] for name in (one.sends, one.receives))
+    dtype, label = program.buffers[one.tensors[0]].dtype, f"exchange {one.label} ({one.collective})"
+    return BoundCollective(one.collective, sends, receives, count, dtype, one.peer, label)
 
 
 def layout(types: Sequence[str]) -> tuple[Field, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,8 @@ from .driver import Driver, keep
 from .launches import Span
 
 SLOTS = 3
-"""Two steps may be open (`PagedExecutor.depth` is 1); a third slot lets the host fill the next step without waiting."""
+"""Two steps may be open (`PagedExecutor.depth` is 1); a third slot lets the host fill the next step without waiting.
+A rank has one more for each further stage, as the steps of all stages are open at once."""
 _LEAST = 64 << 10
 
 
@@ -59,14 +60,19 @@ class RingEntry:
 
 
 class Ring:
-    """The entries, used in turn. Unread results are overwritten three steps later."""
+    """The entries, used in turn. Unread results are overwritten once all have been used."""
 
-    def __init__(self, driver: Driver, input_bytes: int, cleanup: ExitStack) -> None:
-        """Allocate for the largest inputs and small results, so most steps allocate nothing; `cleanup` frees it."""
-        self._driver = driver
+    def __init__(
+        self, driver: Driver, input_bytes: int, cleanup: ExitStack, *, slots: int, wait: Callable[[Any], None]
+    ) -> None:
+        """Allocate for the largest inputs and small results, so most steps allocate nothing; `cleanup` frees it.
+
+        `wait` returns once an event has passed.
+        """
+        self._wait = wait
         self._slots: list[RingEntry] = []
         self._steps = 0
-        for _ in range(SLOTS):
+        for _ in range(slots):
             inputs, results = (Pinned(driver, f"a step's {what}", cleanup) for what in ("inputs", "results"))
             self._slots.append(RingEntry(inputs, results, keep(cleanup, driver.event(), driver.drop_event)))
             inputs.view(input_bytes)
@@ -75,9 +81,9 @@ class Ring:
     def next(self) -> tuple[int, RingEntry]:
         """The number of a new step, and its entry; waits until the GPU is done with the entry."""
         self._steps += 1
-        slot = self._slots[self._steps % SLOTS]
+        slot = self._slots[self._steps % len(self._slots)]
         if slot.step:
-            self._driver.wait_event(slot.done)
+            self._wait(slot.done)
         slot.step, slot.outputs = self._steps, {}
         return self._steps, slot
 
@@ -87,10 +93,10 @@ class Ring:
         Raises:
             LlmcError: a later step has overwritten the results, which is an error of the caller.
         """
-        slot = self._slots[step % SLOTS]
+        slot = self._slots[step % len(self._slots)]
         if slot.step != step:
             raise LlmcError(f"cannot read the results of step {step}", found=f"step {slot.step} in its place")
-        self._driver.wait_event(slot.done)
+        self._wait(slot.done)
         size = max((offset + span.nbytes for offset, span in slot.outputs.values()), default=0)
         flat = slot.results.view(size)
         return {

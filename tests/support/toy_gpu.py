@@ -7,7 +7,8 @@ changes the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from llmc.compiler.engine.layout import MaxShardSize
 from llmc.compiler.engine.writer import EngineWriter
 from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, to_json
 from llmc.runtime.engine_file.manifest import CheckpointFacts, LayerCache, Lineage, Manifest, ModelFacts, Profile
+from llmc.runtime.files.records import plain
+from llmc.runtime.files.strict_json import canonical
 from llmc.runtime.numbers import f32_to_bf16
 from llmc.runtime.plan.plan import Argument, KVCache, Launch, MachineCode, Module, Plan, Program, Tensor
 
@@ -210,6 +213,44 @@ def toy_plan(*, sm: int = 90, tensors: Mapping[str, Tensor] = TENSORS, ptx: bool
     )
 
 
+def _manifest(profiles: Mapping[str, Profile], arrays: Collection[str]) -> Manifest:
+    return Manifest(
+        model=ModelFacts(
+            "Toy", "toy", VOCAB, 4, 1, (LayerCache(1, 1),), 64 * MAX_BLOCKS, 8, "float32", False, None, ()
+        ),
+        formats={},
+        profiles=profiles,
+        lineage={name: Lineage((name,), "copy") for name in arrays},
+        unused={},
+        recipe={},
+        recipe_digest="0" * 64,
+        checkpoint=CheckpointFacts({}),
+        tools={},
+    )
+
+
+def toy_ranks(path: Path, name: str, plans: Sequence[Plan]) -> Path:
+    """An engine whose profile sm_90-`name` has a rank of each plan."""
+    bindings = {weight: to_json(expr) for weight, expr in WEIGHTS.items()}
+    folder = f"profiles/sm_90-{name}"
+    with EngineWriter(path, [*GROUPS]) as writer:
+        for array, numbers in ARRAYS.items():
+            writer.write(array, 0, numbers)
+        files = {"kernels.cubins": f"{folder}/kernels.cubins", "kernels.ptx": f"{folder}/kernels.ptx"}
+        writer.section(files["kernels.cubins"], CUBINS)
+        writer.section(files["kernels.ptx"], b"")
+        whole = Profile("sm_90", "", {"sm": 90}, {}, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2, split=name)
+        ranks = []
+        for rank, plan in enumerate(plans):
+            own = f"{folder}/rank-{rank}"
+            writer.section(f"{own}/plan.json", plan.to_json())
+            caches = {"0": LayerCache(1, 1)}
+            one = replace(whole, graph=f"{own}/plan.json", weights=bindings, split=None, caches=caches, files=files)
+            ranks.append(f"{own}/profile.json")
+            writer.section(ranks[-1], canonical(plain(one)))
+        return writer.commit(_manifest({f"sm_90-{name}": replace(whole, ranks=tuple(ranks))}, ARRAYS))
+
+
 def toy_engine(
     path: Path,
     plan: Plan | None = None,
@@ -224,19 +265,7 @@ def toy_engine(
     arrays = {**ARRAYS, **{stored.name: array for stored, array in (more or {}).items()}}
     bindings = {name: to_json(expr) for name, expr in weights.items()}
     profile = Profile("sm_90", "profiles/sm_90/plan.json", {"sm": 90}, bindings, 64 * MAX_BLOCKS, MAX_BATCH, 1e-2)
-    manifest = Manifest(
-        model=ModelFacts(
-            "Toy", "toy", VOCAB, 4, 1, (LayerCache(1, 1),), 64 * MAX_BLOCKS, 8, "float32", False, None, ()
-        ),
-        formats={},
-        profiles={"sm_90": profile},
-        lineage={name: Lineage((name,), "copy") for name in arrays},
-        unused={},
-        recipe={},
-        recipe_digest="0" * 64,
-        checkpoint=CheckpointFacts({}),
-        tools={},
-    )
+    manifest = _manifest({"sm_90": profile}, arrays)
     with EngineWriter(path, [*GROUPS, *([stored] for stored in more or {})], most=most) as writer:
         for name, array in arrays.items():
             writer.write(name, 0, array)

@@ -69,6 +69,7 @@ driver.launch(config, function, parameters.address, "a launch")
 timed = driver.event(timing=True)
 driver.record(timed, stream)
 driver.wait_event(timed)
+assert driver.passed(timed) and int(stream) > 0  # as NCCL takes it
 assert abs(driver.elapsed(start, timed) - 2.5e-6) < 1e-9, driver.elapsed(start, timed)
 for failing, text in (
     (lambda: driver.module(b"another", "kernels"), "CUDA_ERROR_INVALID_IMAGE: the driver (CUDA 13.0) refuses"),

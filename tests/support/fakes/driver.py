@@ -27,6 +27,7 @@ Result = IntEnum(
         "CUDA_ERROR_NO_BINARY_FOR_GPU": 209,
         "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": 222,
         "CUDA_ERROR_NOT_FOUND": 500,
+        "CUDA_ERROR_NOT_READY": 600,
         "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
         "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": 901,
     },
@@ -60,21 +61,32 @@ class Launched:
 
 
 @dataclass(eq=False)
-class _Stream:
-    queue: list[Callable[[], None]] = field(default_factory=list)
+class Stream:
+    queue: list[Callable[[], object]] = field(default_factory=list)
+    """Work that returns False waits for another rank, and is asked again."""
     done: int = 0
-    capturing: list[Callable[[], None]] | None = None
+    capturing: list[Callable[[], object]] | None = None
 
-    def run(self, until: int | None = None) -> None:
+    def run(self, until: int | None = None) -> bool:
+        """Do the work up to a position; False if it waits for another rank."""
         stop = self.done + len(self.queue) if until is None else until
         while self.done < stop:
+            if self.queue[0]() is False:
+                return False
+            self.queue.pop(0)
             self.done += 1
-            self.queue.pop(0)()
+        return True
+
+    def give(self, work: Callable[[], object]) -> None:
+        (self.queue if self.capturing is None else self.capturing).append(work)
+
+    def __int__(self) -> int:
+        return id(self)
 
 
 @dataclass(eq=False)
 class _Event:
-    stream: _Stream | None = None
+    stream: Stream | None = None
     position: int = 0
 
 
@@ -156,6 +168,7 @@ class FakeApi:
         self.jit_log = ""
         self.filled: list[tuple[int, int, int]] = []
         self.live: Counter[str] = Counter()
+        self.streams: list[Stream] = []
         self._kernels = kernels or {}
         self._memory = memory
         self._facts = {"major": sm // 10, "minor": sm % 10, "shared": shared, "processors": 132}
@@ -213,29 +226,30 @@ class FakeApi:
         self.host.free(address)
         return (OK,)
 
-    def cuMemcpyHtoDAsync(self, target: int, source: int, nbytes: int, stream: _Stream):
+    def cuMemcpyHtoDAsync(self, target: int, source: int, nbytes: int, stream: Stream):
         return self._copy(self.device, target, self.host, source, nbytes, stream)
 
-    def cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, stream: _Stream):
+    def cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, stream: Stream):
         return self._copy(self.host, target, self.device, source, nbytes, stream)
 
-    def cuMemcpyDtoDAsync(self, target: int, source: int, nbytes: int, stream: _Stream):
+    def cuMemcpyDtoDAsync(self, target: int, source: int, nbytes: int, stream: Stream):
         return self._copy(self.device, target, self.device, source, nbytes, stream)
 
-    def cuMemsetD8Async(self, target: int, byte: int, nbytes: int, stream: _Stream):
+    def cuMemsetD8Async(self, target: int, byte: int, nbytes: int, stream: Stream):
         self.filled.append((target, byte, nbytes))
         return self._queue(stream, lambda: self.device.array(target, np.uint8, nbytes).fill(byte))
 
     def cuStreamCreate(self, flags: int):
         self.live["streams"] += 1
-        return OK, _Stream()
+        self.streams.append(Stream())
+        return OK, self.streams[-1]
 
-    def cuStreamDestroy(self, stream: _Stream):
+    def cuStreamDestroy(self, stream: Stream):
         self.live["streams"] -= 1
         return (OK,)
 
-    def cuStreamSynchronize(self, stream: _Stream):
-        stream.run()
+    def cuStreamSynchronize(self, stream: Stream):
+        assert stream.run(), "a wait that another rank may never end"
         return (OK,)
 
     def cuEventCreate(self, flags: int):
@@ -246,14 +260,18 @@ class FakeApi:
         self.live["events"] -= 1
         return (OK,)
 
-    def cuEventRecord(self, event: _Event, stream: _Stream):
+    def cuEventRecord(self, event: _Event, stream: Stream):
         event.stream, event.position = stream, stream.done + len(stream.queue)
         return (OK,)
 
     def cuEventSynchronize(self, event: _Event):
         if event.stream is not None:
-            event.stream.run(event.position)
+            assert event.stream.run(event.position), "a wait that another rank may never end"
         return (OK,)
+
+    def cuEventQuery(self, event: _Event):
+        passed = event.stream is None or event.stream.run(event.position)
+        return (OK if passed else Result["CUDA_ERROR_NOT_READY"],)
 
     def cuEventElapsedTime(self, start: _Event, stop: _Event):
         return OK, float(stop.position - start.position)
@@ -301,11 +319,11 @@ class FakeApi:
         self.launched.append(Launched(function, grid, config.blockDimX, config.sharedMemBytes, values, pdl, captured))
         return self._queue(stream, lambda: kernel.compute(self.device, grid, *values))
 
-    def cuStreamBeginCapture(self, stream: _Stream, mode: str):
+    def cuStreamBeginCapture(self, stream: Stream, mode: str):
         stream.capturing = []
         return (OK,)
 
-    def cuStreamEndCapture(self, stream: _Stream):
+    def cuStreamEndCapture(self, stream: Stream):
         graph, stream.capturing = stream.capturing, None
         self.live["graphs"] += 1
         return OK, graph
@@ -322,14 +340,14 @@ class FakeApi:
         self.live["graphs"] -= 1
         return (OK,)
 
-    def cuGraphUpload(self, graph: list[Callable[[], None]], stream: _Stream):
+    def cuGraphUpload(self, graph: list[Callable[[], None]], stream: Stream):
         return (OK,)
 
-    def cuGraphLaunch(self, graph: list[Callable[[], None]], stream: _Stream):
+    def cuGraphLaunch(self, graph: list[Callable[[], None]], stream: Stream):
         stream.queue += graph
         return (OK,)
 
-    def _copy(self, to: Memory, target: int, of: Memory, source: int, nbytes: int, stream: _Stream):
+    def _copy(self, to: Memory, target: int, of: Memory, source: int, nbytes: int, stream: Stream):
         def copy() -> None:
             to.check(target, nbytes)
             of.check(source, nbytes)
@@ -337,8 +355,8 @@ class FakeApi:
 
         return self._queue(stream, copy)
 
-    def _queue(self, stream: _Stream, work: Callable[[], None]):
-        (stream.queue if stream.capturing is None else stream.capturing).append(work)
+    def _queue(self, stream: Stream, work: Callable[[], None]):
+        stream.give(work)
         return (OK,)
 
 

@@ -17,6 +17,7 @@ from bringup.dump import Recorded, RecordedLaunch, RecordedStep
 from gpu_tokens import traces
 
 from llmc.compiler.targets.simulate.device import SimulatedDevice
+from llmc.compiler.targets.simulate.world import Run
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.formula import value
@@ -36,7 +37,7 @@ class _Recording(SimulatedDevice):
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]
-    ) -> dict[str, np.ndarray]:
+    ) -> Run:
         kept = {name: array.copy() for name, array in inputs.items()}
         self._launches, self._buffers = [], frozenset(self._plan.programs[program].buffers)
         found = super().run(program, sizes, inputs, wanted)

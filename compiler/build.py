@@ -13,7 +13,7 @@ from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
-from ..runtime.plan.collective import RankOf
+from ..runtime.plan.between import RankOf
 from ..runtime.probe import MAX_BYTES
 from ..runtime.progress import NO_PROGRESS, Progress
 from .checkpoint.checkpoint import Checkpoint

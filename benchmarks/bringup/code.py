@@ -25,7 +25,7 @@ from bringup.carry import Carry, Code
 from bringup.journal import Journal
 from llmc.runtime.cuda.contents import Contents
 from llmc.runtime.cuda.driver import Driver, RefusedCode
-from llmc.runtime.cuda.upload import Placement
+from llmc.runtime.cuda.placement import Placement
 from llmc.runtime.plan.plan import MachineCode, Plan
 from llmc.runtime.progress import Progress
 

@@ -99,7 +99,7 @@ def read(path: Path) -> Recorded:
 def blocked(program: Program, sizes: Mapping[str, int]) -> list[int]:
     """The places of the launches that have blocks."""
     return [
-        index for index, launch in enumerate(program.launches) if all(value(formula, sizes) for formula in launch.grid)
+        index for index, launch in enumerate(program.kernels) if all(value(formula, sizes) for formula in launch.grid)
     ]
 
 
@@ -148,7 +148,7 @@ def _launched(device: BenchDevice, step: RecordedStep) -> Iterator[dict[str, np.
         raise LlmcError(f"expected a step of {len(places)} launches", found=f"{len(step.launches)} recorded")
     device.send(step.program, step.sizes, step.inputs)
     bound = device.bound(step.program, step.sizes)
-    for prepared, recorded in zip(bound.launches, step.launches, strict=True):
+    for prepared, recorded in zip(bound.kernels, step.launches, strict=True):
         _launch(device, prepared, recorded)
         yield {
             name: None if program.buffers[name].dtype in _NOT_JUDGED else _buffer(device, bound, program, name)

@@ -61,7 +61,7 @@ def groups(plan: Plan, program: Program) -> list[Group]:
     """The distinct launches of a program for its limits, in the order of their first."""
     found: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
     place = 0
-    for index, launch in enumerate(program.launches):
+    for index, launch in enumerate(program.kernels):
         grid = tuple(value(formula, program.limits) for formula in launch.grid)
         if all(grid):
             found.setdefault((launch.module, grid), []).append((place, index))
@@ -71,7 +71,7 @@ def groups(plan: Plan, program: Program) -> list[Group]:
             module,
             grid,
             plan.modules[module].kernel,
-            program.launches[pairs[0][1]].label,
+            program.kernels[pairs[0][1]].label,
             tuple(place for place, _ in pairs),
             tuple(index for _, index in pairs),
         )
@@ -85,7 +85,7 @@ def bytes_of(plan: Plan, program: Program, group: Group, context: int, batch: in
     position = cache_bytes(plan, context, batch) / max(sum(caches.values()), 1)
     one = 0.0
     for index in group.launches:
-        launch = program.launches[index]
+        launch = program.kernels[index]
         one += value(launch.bytes, program.limits)
         one += position * sum(caches[name] for name in reads_cache(plan, launch))
     return one / len(group.launches)
@@ -98,7 +98,7 @@ def row(bench: Bench, name: str, *, at: int, batch: int, context: int, pdl: bool
     program = device.plan.programs[index]
     group = groups(device.plan, program)[at]
     with launched(device, index, inputs_at(device, index, context, batch)) as bound:
-        seconds = alone(bench, device, [bound.launches[place] for place in group.places])
+        seconds = alone(bench, device, [bound.kernels[place] for place in group.places])
     nbytes = bytes_of(device.plan, program, group, context, batch)
     return {
         "kernel": group.kernel,

@@ -17,7 +17,7 @@ import numpy as np
 
 from bringup.carry import Carry
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.cuda.upload import Placement
+from llmc.runtime.cuda.placement import Placement
 from llmc.runtime.errors import EngineError
 from llmc.runtime.plan.budget import packed, tensors_of
 from llmc.runtime.plan.plan import MachineCode, Plan, Tensor

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ...passes.graph.graph import Graph
 from ...passes.rewrite.manager import Phase
 from ...runtime.engine_file.bind import Expr
-from ...runtime.plan.collective import ALONE, RankOf
+from ...runtime.plan.between import ALONE, RankOf
 from ...runtime.progress import Progress
 
 

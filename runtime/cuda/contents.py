@@ -9,7 +9,8 @@ from ..errors import EngineError
 from ..plan.plan import MachineCode, Plan
 from ..progress import Progress
 from .driver import Driver
-from .upload import Placement, place_weights, upload
+from .placement import Placement, place_weights
+from .upload import upload
 
 CUBINS, PTX = "kernels.cubins", "kernels.ptx"
 """Sections in the plan's folder: its machine code, and the PTX that the code was assembled from."""

@@ -19,14 +19,14 @@ from ..plan.budget import Budget, aligned, budget, packed, tensors_of
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress, debug, debugging
 from . import gpus
-from .communicator import Communicator, Peers
 from .contents import Contents
 from .driver import Driver, keep
+from .exchange.communicator import Communicator, Peers
+from .exchange.nccl import Nccl
 from .launches import Allocations, BoundCollective, BoundLaunch, BoundProgram, bind
 from .modules import Modules
-from .nccl import Nccl
+from .placement import Placement
 from .ring import SLOTS, Ring, RingEntry
-from .upload import Placement
 
 _MAX_MIXED = 64
 """Number of mixed step sizes whose bound launches are cached."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from ..dtypes import KERNEL_DTYPES
 from ..errors import EngineError
+from ..plan.between import Collective
 from ..plan.budget import inputs_of, packed, scratch_of
-from ..plan.collective import Collective
 from ..plan.formula import value
 from ..plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
 from .driver import Driver
@@ -116,6 +116,10 @@ class BoundProgram:
     input_bytes: int
     launches: tuple[BoundLaunch | BoundCollective, ...]
     buffers: Mapping[str, Span]
+
+    @property
+    def kernels(self) -> tuple[BoundLaunch, ...]:
+        return tuple(one for one in self.launches if isinstance(one, BoundLaunch))
 
 
 def bind(

@@ -3,32 +3,33 @@
 A thread reads each 16 MiB chunk of a stored tensor once into pinned memory and hashes it there. A chunk with the right
 digest is then copied to every weight that contains a part of it. Weights whose bytes are not stored in the file in the
 right order are computed on the host, from tensors checked the same way.
+
+A rank's weights are slices, and a rank reads its own bytes only. So a chunk of which it has a part is read in part, and
+a slice of columns is computed from the mapped file; both without a digest, which is of whole chunks.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
-import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine_file.bind import Concat, Expr, Reshape, Slice, Stored, evaluate_weight, from_json, stored
+from ..engine_file.bind import evaluate_weight
 from ..engine_file.file import EngineFile
 from ..errors import EngineError, ResourceError
 from ..files.hashing import CHUNK, ByteRange, chunks
 from ..machine import cpu_count
-from ..numbers import RAW_DTYPE
-from ..plan.budget import aligned
-from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress
 from .driver import Driver, keep
+from .placement import Placement, Segment
 
 _PIECE = 1 << 20
 """Bytes per read: few enough to stay in a core's cache until they are hashed."""
@@ -37,107 +38,17 @@ _SPARE = 4
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Bytes [start, stop) of a stored tensor, and their offset in the weights' allocation."""
-
-    tensor: str
-    start: int
-    stop: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The layout of the weights in their one allocation; equal weight expressions are stored once."""
-
-    offsets: Mapping[str, int]
-    """By name of the weight."""
-    segments: tuple[Segment, ...]
-    """Parts that are copied from the file."""
-    computed: Mapping[str, tuple[Expr, int]]
-    """Weights that the host computes: their expression and offset."""
-    reads: frozenset[str]
-    """Names of the stored tensors that are read."""
-    bytes: int
-    """Of the whole allocation."""
-
-
-@dataclass(frozen=True)
 class _Chunk:
-    """A chunk of a stored tensor."""
+    """A chunk of a stored tensor, or a part of it that a rank has."""
 
     label: str
     file: int
     """Its place among the engine's files."""
     part: ByteRange
-    digest: str
+    digest: str | None
+    """None of a part."""
     copies: tuple[tuple[int, int, int], ...]
-    """Copies to make: first byte in the chunk, bytes, offset in the weights' allocation."""
-
-
-def place_weights(engine: EngineFile, profile: str, plan: Plan) -> Placement:
-    """Lay out every weight of the plan.
-
-    Raises:
-        EngineError: a weight has no binding, or its binding has another size or reads tensors that do not exist.
-    """
-    bindings, tensors = engine.profile(profile).weights, engine.tensors
-    known: dict[Expr, int] = {}
-    offsets: dict[str, int] = {}
-    segments: list[Segment] = []
-    computed: dict[str, tuple[Expr, int]] = {}
-    end = 0
-    for name, tensor in plan.tensors.items():
-        if tensor.kind != "weight":
-            continue
-        if name not in bindings:
-            raise EngineError(
-                f"cannot load weight {name!r} of {engine.path}", found="no binding", fix="build the engine again"
-            )
-        expr = from_json(bindings[name])
-        nbytes = _bytes(expr)
-        if nbytes != tensor.bytes({}):
-            found = f"{nbytes} bytes, {expr.dtype} {list(expr.shape)}"
-            wanted = f"weight {name!r} of {tensor.bytes({})} bytes"
-            raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
-        for leaf in stored(expr):
-            info = tensors.get(leaf.name)
-            if info is None or (info.dtype, info.shape) != (leaf.dtype, leaf.shape):
-                found = "no such tensor" if info is None else f"{info.dtype} {list(info.shape)}"
-                wanted = f"tensor {leaf.name!r} as {leaf.dtype} {list(leaf.shape)} for weight {name!r}"
-                raise EngineError(f"expected {wanted} in {engine.path}", found=found, fix="build the engine again")
-        if expr not in known:
-            known[expr] = end
-            parts = file_segments(expr, end)
-            if parts is None:
-                computed[name] = expr, end
-            segments += parts or ()
-            end += aligned(nbytes)
-        offsets[name] = known[expr]
-    read = {segment.tensor for segment in segments} | {s.name for expr, _ in computed.values() for s in stored(expr)}
-    return Placement(offsets, tuple(segments), computed, frozenset(read), end)
-
-
-def file_segments(expr: Expr, offset: int) -> list[Segment] | None:
-    """The parts of the file whose bytes in order are the expression's; None if bytes must be computed or reordered."""
-    match expr:
-        case Stored(name=name):
-            return [Segment(name, 0, _bytes(expr), offset)]
-        case Reshape(of=of):
-            return file_segments(of, offset)
-        case Slice(of=of, axis=axis, start=start, stop=stop) if math.prod(of.shape[:axis]) == 1:
-            row = _bytes(of) // of.shape[axis] if of.shape[axis] else 0
-            return [Segment(of.name, start * row, stop * row, offset)]
-        case Concat(parts=parts, axis=axis) if math.prod(expr.shape[:axis]) == 1:
-            joined: list[Segment] = []
-            for part in parts:
-                found = file_segments(part, offset)
-                if found is None:
-                    return None
-                joined += found
-                offset += _bytes(part)
-            return joined
-    return None
+    """Copies to make: first byte in what is read, bytes, offset in the weights' allocation."""
 
 
 def upload(
@@ -173,12 +84,12 @@ class Staging:
 
     def stream_files(self, engine: EngineFile, jobs: list[_Chunk], base: int, advance: Callable[[int], None]) -> None:
         """Read, check and copy chunks; each thread reads one chunk at a time."""
-        waiting: deque[tuple[_Chunk, int, Future[str]]] = deque()
+        waiting: deque[tuple[_Chunk, int, Future[str | None]]] = deque()
 
         def finish() -> None:
             job, slot, digest = waiting.popleft()
             with _readable(engine):
-                matches = digest.result() == job.digest
+                matches = digest.result() == job.digest or job.digest is None
             if not matches:
                 found = f"{job.label} (bytes {job.part.offset} to {job.part.offset + job.part.nbytes})"
                 fix = "copy or build the engine again"
@@ -195,7 +106,7 @@ class Staging:
                     finish()
                 slot = self._slot()
                 file = engine.parts[job.file].fileno
-                waiting.append((job, slot, pool.submit(_read, file, job.part, self._view(slot))))
+                waiting.append((job, slot, pool.submit(_read, file, job, self._view(slot))))
             while waiting:
                 finish()
 
@@ -231,17 +142,22 @@ def _readable(engine: EngineFile) -> Iterator[None]:
         raise ResourceError(f"cannot read {engine.path}", found=str(problem.strerror)) from problem
 
 
-def _read(file: int, part: ByteRange, into: memoryview) -> str:
-    """Read a part of the file into a slot, or less at the end of the file; returns the digest of the bytes read."""
-    digest, done = hashlib.sha256(), 0
+def _read(file: int, job: _Chunk, into: memoryview) -> str | None:
+    """Read a part of the file into a slot, or less at its end; returns the digest of the bytes, if there is one."""
+    digest, done, part = None if job.digest is None else hashlib.sha256(), 0, job.part
     while done < part.nbytes:
         piece = into[done : min(done + _PIECE, part.nbytes)]
         got = os.preadv(file, [piece], part.offset + done)
         if not got:
             break
-        digest.update(piece[:got])  # lets the other threads run
+        if digest is not None:
+            digest.update(piece[:got])  # lets the other threads run
         done += got
-    return digest.hexdigest()
+    if digest is not None:
+        return digest.hexdigest()
+    if done < part.nbytes:
+        raise OSError(errno.EIO, "it ends too early")
+    return None
 
 
 def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
@@ -250,15 +166,20 @@ def _chunks(engine: EngineFile, placement: Placement) -> Iterator[_Chunk]:
     for segment in placement.segments:
         wanted.setdefault(segment.tensor, []).append(segment)
     for name, info in engine.tensors.items():
-        if name not in placement.reads:
+        if name not in placement.whole and name not in wanted:
             continue
         parts = chunks(info.offset, info.nbytes)
         for index, (part, digest) in enumerate(zip(parts, engine.manifest.tensors[name], strict=True)):
             first = part.offset - info.offset
             label = f"tensor {name!r} chunk {index + 1} of {len(parts)}"
-            yield _Chunk(
-                label, info.file, part, digest, tuple(_copies(wanted.get(name, ()), first, first + part.nbytes))
-            )
+            copies = tuple(_copies(wanted.get(name, ()), first, first + part.nbytes))
+            spans = [(0, part.nbytes)] if name in placement.whole else _spans(copies)
+            if spans == [(0, part.nbytes)]:
+                yield _Chunk(label, info.file, part, digest, copies)
+                continue
+            for start, stop in spans:
+                own = tuple((at - start, nbytes, to) for at, nbytes, to in copies if start <= at < stop)
+                yield _Chunk(label, info.file, ByteRange(part.offset + start, stop - start), None, own)
 
 
 def _copies(segments: Iterable[Segment], first: int, last: int) -> Iterator[tuple[int, int, int]]:
@@ -269,5 +190,12 @@ def _copies(segments: Iterable[Segment], first: int, last: int) -> Iterator[tupl
             yield start - first, stop - start, segment.offset + start - segment.start
 
 
-def _bytes(expr: Expr) -> int:
-    return math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize
+def _spans(copies: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """What the copies cover, from and to, without what they overlap."""
+    spans: list[tuple[int, int]] = []
+    for start, nbytes, _ in sorted(copies):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(spans[-1][1], start + nbytes)
+        else:
+            spans.append((start, start + nbytes))
+    return spans

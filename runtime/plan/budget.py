@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import EngineError, ResourceError
-from .collective import Collective
 from .formula import value
 from .plan import BLOCK_TOKENS, KVCache, Plan, Program, Tensor
 
@@ -62,9 +61,7 @@ def reachable(plan: Plan, slots: int) -> tuple[Program, ...]:
 def scratch_of(plan: Plan, program: Program, sizes: Mapping[str, int]) -> tuple[int, int]:
     """Bytes of global and of profile scratch: the largest need of any launch, since launches share the scratch."""
     most = [0, 0]
-    for launch in program.launches:
-        if isinstance(launch, Collective):
-            continue
+    for launch in program.kernels:
         code = plan.modules[launch.module].code
         if code is not None and (code.global_scratch or code.profile_scratch):
             blocks = math.prod(value(formula, sizes) for formula in launch.grid)

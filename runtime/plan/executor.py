@@ -20,7 +20,7 @@ from ..sampling.params import SamplingParams
 from ..scheduling.blocks import SharedPool
 from ..scheduling.executor import CacheKind, Output, Pool, Samplers, ScheduledSequence, sequence_count
 from ..scheduling.kept import KeptPool
-from .collective import RankOf
+from .between import RankOf
 from .inputs import PlacedSequence, Slots, check_inputs, idle_inputs
 from .plan import BLOCK_TOKENS, Plan
 

@@ -15,7 +15,7 @@ from ..engine_file.rope import LengthRope, table_inputs
 from ..engine_file.rope_tables import fill_tables
 from ..errors import EngineError, nearest
 from ..sampling.params import SamplingParams
-from .collective import ALONE, RankOf
+from .between import ALONE, RankOf
 from .plan import BLOCK_TOKENS, KVCache, Plan, Tensor
 
 

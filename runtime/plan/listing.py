@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .collective import Collective
+from .between import Collective
 from .plan import Argument, Launch, Plan, Tensor
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..dtypes import KERNEL_DTYPES
-from ..errors import EngineError
+from ..errors import EngineError, nearest
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
-from .check import check
-from .collective import ALONE, Collective, RankOf
-from .formula import value
+from .between import ALONE, Collective, RankOf, check_collective, check_rank
+from .formula import SIZES, value
 
 BLOCK_TOKENS = 64
 """Positions per block of the paged KV cache."""
 VERSION = 3
+KINDS = ("weight", "cache", "input", "state", "buffer")
+"""Read from the engine; a layer's keys or values; filled before each step; kept between steps; used by one program."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Tensor:
     """A tensor of the plan; state starts as zeros."""
 
     kind: str
-    """One of `check.KINDS`."""
+    """One of KINDS."""
     dtype: str
     shape: tuple[str, ...]
     """Formulas over the step's sizes; of a cache also over its kind's `size`, of a state over `slots`."""
@@ -161,6 +162,11 @@ class Program:
     def limits(self) -> dict[str, int]:
         return {"tokens": self.tokens, "sequences": self.sequences, "rows": self.rows}
 
+    @property
+    def kernels(self) -> tuple[Launch, ...]:
+        """Its launches without the exchanges between ranks; those of a plan of one rank are all."""
+        return tuple(one for one in self.launches if isinstance(one, Launch))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -209,7 +215,7 @@ class Plan:
             raise EngineError(
                 f"expected plan version {VERSION} in {what}", found=str(plan.version), fix="build the engine again"
             )
-        check(plan, what)
+        _check(plan, what)
         return plan
 
     def blocks_of(self, positions: int) -> dict[str, int]:
@@ -232,3 +238,55 @@ class Plan:
         raise EngineError(
             f"expected a program for {tokens} tokens of {sequences} sequences", found="none", fix="a smaller max_batch"
         )
+
+
+def _check(plan: Plan, what: str) -> None:
+    """Check, before anything is allocated, that names and modules exist and that buffers lie inside their arenas."""
+    rank = plan.rank
+    check_rank(rank, what)
+    counts = {cache.size: cache.blocks for cache in plan.caches}
+    if len(counts) < len(plan.caches) or not all(0 < count <= plan.max_blocks for count in counts.values()):
+        found = ", ".join(f"{cache.size} {cache.blocks}" for cache in plan.caches)
+        kinds = f"distinct kinds of cache in {what}, each of 1 to {plan.max_blocks} blocks"
+        raise EngineError(f"expected {kinds}", found=found[:200])
+    sizes = dict.fromkeys((*SIZES, *counts, "slots"), 1)
+    for index, program in enumerate(plan.programs):
+        where = f"program {index} of {what}"
+        known = {**plan.tensors, **program.buffers}
+        for name, tensor in known.items():
+            _check_tensor(tensor, sizes, f"tensor {name!r} of {where}")
+        for name, tensor in program.buffers.items():
+            if tensor.kind != "buffer" or tensor.offset + tensor.bytes(program.limits) > program.arena:
+                found = f"offset {tensor.offset}"
+                raise EngineError(f"expected buffer {name!r} inside the arena of {where}", found=found)
+        for formula in {f for one in program.kernels for f in (*one.grid, one.bytes, one.operations)}:
+            value(formula, program.limits)
+        for launch in program.launches:
+            if isinstance(launch, Collective):
+                check_collective(
+                    launch, rank, program.buffers, program.limits, f"collective {launch.label!r} of {where}"
+                )
+                continue
+            if launch.module >= len(plan.modules) or len(launch.grid) != 3:
+                wanted = f"one of {len(plan.modules)} modules and a grid of 3 in launch {launch.label!r}"
+                raise EngineError(f"expected {wanted} of {where}", found=f"module {launch.module}")
+            for argument in launch.arguments:
+                _check_argument(argument, known, f"launch {launch.label!r} of {where}")
+
+
+def _check_tensor(tensor: Tensor, sizes: Mapping[str, int], where: str) -> None:
+    if tensor.kind not in KINDS or tensor.dtype not in KERNEL_DTYPES:
+        raise EngineError(f"expected a known kind and dtype of {where}", found=f"{tensor.kind}, {tensor.dtype}")
+    tensor.dims(sizes)
+
+
+def _check_argument(argument: Argument, known: Mapping[str, Tensor], where: str) -> None:
+    given = [item for item in (argument.tensor, argument.size, argument.integer, argument.real) if item is not None]
+    if len(given) != 1:
+        raise EngineError(f"expected one value per argument in {where}", found=f"{given}"[:80])
+    if argument.tensor is not None and argument.tensor not in known:
+        found = f"{argument.tensor[:80]!r}{nearest(argument.tensor, known)}"
+        raise EngineError(f"expected a known tensor in {where}", found=found)
+    if argument.size is not None and argument.size not in SIZES:
+        found = f"{argument.size[:80]!r}{nearest(argument.size, SIZES)}"
+        raise EngineError(f"expected a known size in {where}", found=found)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from .between import Collective
 from .budget import CACHE_SHARE, aligned, block_bytes, budget
-from .collective import Collective
 from .formula import value
 from .plan import KVCache, Launch, MachineCode, Plan, Program
 

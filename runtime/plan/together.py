@@ -11,7 +11,7 @@ from ..engine_file.ranks import split_of
 from ..engine_file.split import label_of
 from ..errors import LlmcError
 from ..scheduling.executor import CacheKind, Output, Pool, ScheduledSequence
-from .collective import RankOf
+from .between import RankOf
 from .executor import MakeDevice, PagedExecutor, pool_of
 
 

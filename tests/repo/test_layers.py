@@ -36,13 +36,14 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("cubins",),
             ("tuning",),
             ("arena", "legalize", "lowering"),
+            ("collectives",),
             ("operators", "listing"),
             ("emit",),
         ),
     ),
     ("compiler", "targets", "cuda", "kernels"): (
         *(("assembly", "fp8"), ("gated", "quantize_activations"), ("linear",)),
-        *(("attention", "sampling", "embed", "norm", "probe"), ("moe",)),
+        *(("attention", "sampling", "columns", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
         *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
@@ -59,6 +60,10 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("runtime", "parallel"): (
         *(("data",), ("frames",), ("faults",), ("control",), ("job",), ("start", "hello"), ("meet", "worker")),
+    ),
+    ("runtime", "cuda"): (
+        *(("gpus",), ("names", "driver"), ("launches", "placement"), ("exchange", "ring", "upload"), ("contents",)),
+        *(("modules", "trust"), ("device",)),
     ),
     ("runtime", "text"): (
         ("detokenizer", "steps"),

@@ -109,7 +109,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class CollectiveCall:
-    """One exchange with other ranks; fields as in `runtime/plan/plan.py`, Collective."""
+    """One exchange with other ranks; fields as in `runtime/plan/between.py`, Collective."""
 
     op: str
     sends: Operand | None

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....passes.graph.graph import Graph
 from ....runtime.engine_file.rope import table_inputs
-from ....runtime.plan.collective import ALONE, Collective
+from ....runtime.plan.between import ALONE, Collective
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Argument, Launch, Module, Plan, Program, Tensor
 from ....runtime.progress import Progress

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
 from ....runtime.dtypes import DTYPES
-from ....runtime.plan.collective import ALONE, RankOf
+from ....runtime.plan.between import ALONE, RankOf
 from ....runtime.plan.inputs import INPUTS, ROTARY
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import CollectiveCall, KernelCall, Operand

@@ -10,7 +10,7 @@ import torch
 from ....runtime.engine_file.bind import evaluate_weight, from_json
 from ....runtime.engine_file.file import EngineFile
 from ....runtime.errors import EngineError
-from ....runtime.plan.collective import Collective
+from ....runtime.plan.between import Collective
 from ....runtime.plan.formula import value
 from ....runtime.plan.plan import Launch, Plan, Tensor
 from ....runtime.progress import timed

@@ -15,7 +15,7 @@ import torch
 
 from ....runtime.engine_file.split import Split
 from ....runtime.errors import LlmcError
-from ....runtime.plan.collective import Collective, RankOf
+from ....runtime.plan.between import Collective, RankOf
 
 
 @dataclass(frozen=True)

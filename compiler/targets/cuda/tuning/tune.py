@@ -196,7 +196,7 @@ def linears_of(plan: Plan) -> tuple[TunedLinear, ...]:
     """The distinct linears of a plan that a table can hold: of decode steps, few tokens and large weights first."""
     found: dict[Key, TunedLinear] = {}
     for program in plan.programs:
-        for launch in program.launches:
+        for launch in program.kernels:
             if (linear := _linear(plan, program, launch)) is None:
                 continue
             known = found.get(linear.key)

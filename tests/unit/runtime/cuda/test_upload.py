@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llmc.runtime.cuda import driver as driver_module
 from llmc.runtime.cuda import gpus, upload
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
-from llmc.runtime.cuda.upload import Segment, file_segments, place_weights
+from llmc.runtime.cuda.placement import Segment, file_segments, place_weights
 from llmc.runtime.engine_file.bind import Concat, Expr, Reshape, Slice, Stored
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, ResourceError
@@ -376,3 +377,66 @@ def test_memory_that_others_took_meanwhile():
         match=r"cannot allocate 1.5 MiB of GPU memory for weights\n  found: CUDA_ERROR_OUT_OF_MEMORY\n  try: end",
     ):
         Driver(api).allocate(3 << 19, "weights")
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Plan]:
+    """A rank's weights: rows and columns of a tensor of five chunks, of which only the second lies in the rows."""
+    array = np.random.default_rng(0).integers(0, 256, BIG.shape, np.uint8)
+    weights: dict[str, Expr] = {**WEIGHTS, "rows": Slice(BIG, 0, 1, 3), "few": Slice(BIG, 1, 5, 9)}
+    shapes = {"rows": (2, BIG.shape[1]), "few": (5, 4)}
+    plan = toy_plan(tensors={name: Tensor("weight", "u8", tuple(map(str, shape))) for name, shape in shapes.items()})
+    path = tmp_path_factory.mktemp("sliced") / "e.llmc"
+    return toy_engine(path, plan, weights=weights, more={BIG: array}), array, plan
+
+
+def test_a_rank_reads_the_bytes_of_its_slices_only(sliced: Any, monkeypatch: pytest.MonkeyPatch):
+    path, array, plan = sliced
+    read: list[tuple[int, int]] = []
+    theirs = os.preadv
+
+    def preadv(file: int, into: list[memoryview], offset: int) -> int:
+        read.append((offset, len(into[0])))
+        return theirs(file, into, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    found = uploaded(path, plan, FakeApi())
+    assert np.array_equal(found["rows"], array[1:3].reshape(-1))
+    assert np.array_equal(found["few"], array[:, 5:9].reshape(-1))
+    with EngineFile.open(path) as engine:
+        start = engine.tensors[BIG.name].offset
+    of_big = sorted((at - start, at - start + size) for at, size in read if at >= start)
+    row = BIG.shape[1]
+    assert (of_big[0][0], of_big[-1][1], sum(stop - first for first, stop in of_big)) == (row, 3 * row, 2 * row)
+
+
+def test_a_rank_checks_the_chunks_that_it_has_whole(sliced: Any, tmp_path: Path):
+    """Of the rows that it has, one chunk is whole; `--verify full` checks the parts of others."""
+    path, array, plan = sliced
+    damaged = tmp_path / "damaged.llmc"
+    with EngineFile.open(path) as engine:
+        start = engine.tensors[BIG.name].offset
+    for at, named in ((CHUNK + 5, "chunk 2 of 5"), (3 * CHUNK - 30, "")):
+        data = bytearray(path.read_bytes())
+        data[start + at] ^= 1
+        damaged.write_bytes(data)
+        if named:
+            with pytest.raises(EngineError, match=rf"match their digests\n  found: tensor 'big.weight' {named}"):
+                uploaded(damaged, plan, FakeApi())
+            continue
+        found = uploaded(damaged, plan, FakeApi())["rows"]
+        assert found[at - BIG.shape[1]] == array.reshape(-1)[at] ^ 1
+        with pytest.raises(EngineError, match=r"big\.weight"):
+            EngineFile.open(damaged, verify="full")
+
+
+def test_a_file_that_ends_inside_a_part_is_refused(sliced: Any):
+    path, _, plan = sliced
+    with EngineFile.open(path) as engine:
+        placement = place_weights(engine, "sm_90", plan)
+        (part,) = (
+            job for job in upload._chunks(engine, placement) if job.label.startswith("tensor 'big.weight' chunk 3")
+        )
+        late = replace(part, part=replace(part.part, offset=path.stat().st_size - 3))
+        with path.open("rb") as file, pytest.raises(OSError, match="ends too early"):
+            upload._read(file.fileno(), late, memoryview(bytearray(CHUNK)))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from ..errors import EngineError, LlmcError, ResourceError
-from ..plan.collective import RankOf
-from .driver import Driver
-from .launches import BoundCollective
+from ...errors import EngineError, LlmcError, ResourceError
+from ...plan.between import RankOf
+from ..driver import Driver
+from ..launches import BoundCollective
 from .nccl import DTYPES, ID_BYTES, Nccl
 
 _POLL = 20e-6

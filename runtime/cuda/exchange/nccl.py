@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import EngineError, LlmcError, ResourceError, install_hint
+from ...errors import EngineError, LlmcError, ResourceError, install_hint
 
 LIBRARY = "libnccl.so.2"
 ID_BYTES = 128

@@ -22,10 +22,10 @@ from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.contents import EngineContents
 from llmc.runtime.cuda.device import CudaDevice
 from llmc.runtime.cuda.driver import Driver
-from llmc.runtime.cuda.nccl import FUNCTIONS, ID_BYTES, Nccl
+from llmc.runtime.cuda.exchange.nccl import FUNCTIONS, ID_BYTES, Nccl
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, ResourceError
-from llmc.runtime.plan.collective import Collective, RankOf
+from llmc.runtime.plan.between import Collective, RankOf
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Launch, Plan, Program
 from llmc.runtime.sampling.params import SamplingParams

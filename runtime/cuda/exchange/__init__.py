@@ -1,0 +1,1 @@
+"""The exchanges of one rank's GPU with those of other ranks."""

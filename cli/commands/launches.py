@@ -24,6 +24,7 @@ _TEXT = """\
 _STEP = """\
   a step: {bytes!b}, {counted} operations, {us:.1f} us at least, {us_per_token:.1f} us a token
   at the limit {tokens_per_s:,.0f} tokens/s"""
+_LINK = "  and {link_bytes!b} to other ranks, whose time is not counted"
 _PRICED = ("label", "bytes", "operations", "seconds")
 _BINARY = ("registers", "spills", "shared")
 
@@ -38,22 +39,29 @@ def show(
     context: int | None,
     json: bool,
 ) -> None:
-    """Price a step of an engine's plan and print it; by default a decode step of one sequence, its cache half full."""
+    """Price a step of an engine's plan and print it; by default a decode step of one sequence, its cache half full.
+
+    Of a split profile it is the plan of the named rank ("sm_90-tp2.rank-1"), by default of the first.
+    """
     from ...runtime.chips import capability, runs_on, target_for
     from ...runtime.chips import chip as chip_of
     from ...runtime.cuda.names import chip_named
     from ...runtime.engine_file.file import EngineFile
+    from ...runtime.engine_file.split import label_of, parts_of
     from ...runtime.plan.plan import Plan
     from ...runtime.profiles import best, choose_gpu_profile, named, runnable
 
     with EngineFile.open(engine) as opened:
+        profile, rank = (None, None) if profile is None else parts_of(profile)
         profile = named(opened, profile)
         name = choose_gpu_profile(opened, profile)
         chip = chip_named(gpu) if gpu is not None else None
         if chip is not None and profile is None:
             able = runnable(opened, (chip.sm,))
             name = best(opened, able) if able else name
-        facts, model = opened.manifest.profiles[name], opened.manifest.model
+        if rank is not None or opened.manifest.profiles[name].ranks is not None:
+            name = label_of(name, rank or 0)
+        facts, model = opened.profile(name), opened.manifest.model
         plan = Plan.from_json(opened.section(facts.graph), what=f"{engine}: {facts.graph}")
     chip = chip or chip_of(plan.sm)
     if not runs_on(plan.sm, chip.sm):
@@ -76,13 +84,16 @@ def debug_engine(path: Path) -> None:
     from ...runtime.chips import SM, chip
     from ...runtime.cuda.contents import sources
     from ...runtime.engine_file.file import EngineFile
+    from ...runtime.engine_file.split import label_of
     from ...runtime.plan.plan import Plan
 
     with EngineFile.open(path) as engine:
         for name, profile in engine.manifest.profiles.items():
             if profile.target not in SM:
                 continue
-            plan = Plan.from_json(engine.section(profile.graph), what=f"{path}: {profile.graph}")
+            name = name if profile.ranks is None else label_of(name, 0)
+            graph = engine.profile(name).graph
+            plan = Plan.from_json(engine.section(graph), what=f"{path}: {graph}")
             for index in range(len(plan.programs)):
                 sizes, context = _step(plan, index, None)[1], profile.max_context // 2
                 heads = engine.manifest.model.heads
@@ -97,7 +108,7 @@ def _priced(
     from ...runtime.plan.price import Roofline, price
 
     limits = Roofline(chip.reachable_bandwidth, chip.bf16)
-    found = price(plan, plan.programs[index], limits, sizes=sizes, context=context, heads=heads)
+    found = price(plan, plan.programs[index], limits, sizes=sizes, context=context, heads=heads // plan.rank.tp)
     facts = {"path": path, "profile": profile, **_facts(plan, index, chip, found)}
     return facts, _text(facts, chip, found)
 
@@ -132,13 +143,13 @@ def _facts(plan: Plan, index: int, chip: Chip, price: Price) -> dict[str, Any]:
         "sizes": dict(price.sizes),
         "launches": [
             {
-                **console.facts(line, *_PRICED, "kernel", "grid"),
+                **console.facts(line, *_PRICED, "kernel", "grid", *_linked(plan)),
                 **(console.facts(line.code, *_BINARY) if line.code is not None else {}),
             }
             for line in launches
         ],
         "cache": console.facts(cache, *_PRICED),
-        **console.facts(price, "context", "bytes", "operations", "seconds", "tokens_per_s"),
+        **console.facts(price, "context", "bytes", "operations", "seconds", "tokens_per_s", *_linked(plan)),
         "seconds_per_token": price.seconds / price.sizes["tokens"],
     }
 
@@ -146,11 +157,13 @@ def _facts(plan: Plan, index: int, chip: Chip, price: Price) -> dict[str, Any]:
 def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
     from ...runtime.plan.price import grouped
 
-    rows = [("launches", "label", "kernel", "grid", "bytes", "operations", "us", "share", "limit", *_BINARY)]
-    rows += [_row(line, price, chip) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
+    linked = "link_bytes" in facts
+    head = ("launches", "label", "kernel", "grid", "bytes", "operations", "us", "share", "limit", *_BINARY)
+    rows = [(*head, *(["link"] if linked else []))]
+    rows += [_row(line, price, chip, linked) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
     kinds = ["decode" if one["decode"] else "mixed" for one in facts["programs"]]
     named = (f"{i} {kind} {one['tokens']}" for i, (kind, one) in enumerate(zip(kinds, facts["programs"], strict=True)))
-    head = console.fill(
+    title = console.fill(
         _TEXT,
         facts,
         kind=kinds[facts["program"]],
@@ -166,10 +179,16 @@ def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
         us=price.seconds * 1e6,
         us_per_token=price.seconds * 1e6 / price.sizes["tokens"],
     )
-    return "\n".join([head, console.table(rows), step])
+    link = [console.fill(_LINK, facts)] if linked else []
+    return "\n".join([title, console.table(rows), step, *link])
 
 
-def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
+def _linked(plan: Plan) -> tuple[str, ...]:
+    """The fact of a line or a price that only plans of ranks have."""
+    return () if plan.rank_of is None else ("link_bytes",)
+
+
+def _row(line: Line, price: Price, chip: Chip, linked: bool) -> Sequence[str]:
     memory = line.bytes / chip.reachable_bandwidth >= line.operations / chip.bf16
     code = (str(getattr(line.code, name, "")) for name in _BINARY)
     return (
@@ -183,6 +202,7 @@ def _row(line: Line, price: Price, chip: Chip) -> Sequence[str]:
         f"{100 * line.seconds / price.seconds if price.seconds else 0:.1f} %",
         "memory" if memory else "compute",
         *code,
+        *([console.size(line.link_bytes) if line.link_bytes else ""] if linked else []),
     )
 
 

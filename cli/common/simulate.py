@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...runtime.engine_file.split import parts_of
 from . import console, extras
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class _Interpreter:
         from ...compiler.targets.simulate.device import SimulatedDevice
         from ...compiler.targets.simulate.world import World
 
-        console.note(f"profile {profile} is interpreted on the CPU: its numbers, not its speed")
+        if self._world is None:
+            name = parts_of(profile)[0]
+            console.note(f"profile {name} is interpreted on the CPU: its numbers, not its speed")
         self._world = self._world or World()
         return SimulatedDevice(engine, profile, plan, slots, world=self._world)

@@ -66,12 +66,16 @@ class RankOf:
         return RankOf(rank or 0, split.tp, split.pp)
 
     @property
+    def split(self) -> Split:
+        return Split(self.tp, self.pp)
+
+    @property
     def stage(self) -> int:
-        return Split(self.tp, self.pp).stage(self.number)
+        return self.split.stage(self.number)
 
     @property
     def shard(self) -> int:
-        return Split(self.tp, self.pp).shard(self.number)
+        return self.split.shard(self.number)
 
     @property
     def is_last(self) -> bool:

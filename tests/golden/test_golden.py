@@ -39,6 +39,13 @@ def test_the_gpu_graph_and_plan_are_as_they_were(tmp_path: Path, quantize: str, 
     check(f"sm_90-{quantize}.plan.txt", plan_text(drafted_plan(graph)), pytestconfig)
 
 
+def test_the_plan_of_a_rank_is_as_it_was(tmp_path: Path, pytestconfig: pytest.Config):
+    """The first shard of the second stage: it receives a part, gathers it, sums, and gathers the logits."""
+    label = "sm_90-tp2-pp2.rank-2"
+    plan = drafted_plan(legal_graph(tmp_path, "sm_90", "fp8", rank=("tp2-pp2", 2)), label=label)
+    check("sm_90-fp8-tp2-pp2.rank-2.plan.txt", plan_text(plan), pytestconfig)
+
+
 @pytest.mark.parametrize(("quantize", "fp8"), [("nvfp4", "fp8"), ("none", "none")])
 def test_plans_with_fp8_activations_and_without_formats(
     tmp_path: Path, quantize: str, fp8: str, pytestconfig: pytest.Config

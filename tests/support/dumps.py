@@ -16,6 +16,7 @@ from llmc.compiler.targets import ProfileConfig
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
 from llmc.recipes.recipe import QuantizeRule, with_flags
 from llmc.runtime.engine_file.bind import Expr, to_json
+from llmc.runtime.plan.between import RankOf
 from llmc.runtime.plan.plan import Plan
 
 TOY = {**SMALL, "tie_word_embeddings": False, "vocab_size": 512, "max_position_embeddings": 256}
@@ -49,11 +50,11 @@ def legal_graph(
     return [*lower(source, recipe, CONTEXT)[1].values()][rank[1]]
 
 
-def drafted_plan(graph: Graph, fp8: str = "none") -> Plan:
-    """The launch plan of a graph for sm_90; nothing is compiled."""
+def drafted_plan(graph: Graph, fp8: str = "none", label: str = "sm_90") -> Plan:
+    """The launch plan of a graph for sm_90, or one rank of it; nothing is compiled."""
     from llmc.compiler.targets.cuda.emit import draft  # brings Triton in
 
-    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8), 90)[0]
+    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8, rank=RankOf.of(label)), 90)[0]
 
 
 def graph_text(graph: Graph) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ....runtime.engine_file.split import Split
 from ....runtime.errors import LlmcError
 from ....runtime.plan.between import Collective, RankOf
 
@@ -89,7 +88,7 @@ class World:
 
     def _meet(self) -> bool:
         """Do every exchange whose ranks are all there; True if there was any."""
-        split, met = Split(self._rank.tp, self._rank.pp), False
+        split, met = self._rank.split, False
         for number, stream in sorted(self._streams.items()):
             if stream.at is None:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from ..engine_file.file import EngineFile
 from ..engine_file.ranks import split_of
@@ -68,16 +69,16 @@ class RanksTogether:
     def pool(self) -> Pool:
         return pool_of(self.caches)
 
-    def submit(self, step: tuple[ScheduledSequence, ...]) -> list[object]:
+    def submit(self, step: tuple[ScheduledSequence, ...]) -> list[Any]:
         return [one.submit(part_of_step(step, self.caches, one.caches)) for one in self._ranks]
 
-    def collect(self, ticket: list[object]) -> tuple[Output, ...]:
+    def collect(self, ticket: list[Any]) -> tuple[Output, ...]:
         """Wait for all ranks; those of the last stage must have the same tokens.
 
         Raises:
             LlmcError: they have not.
         """
-        outputs = [one.collect(given) for one, given in zip(self._ranks, ticket, strict=True)]  # pyright: ignore
+        outputs = [one.collect(given) for one, given in zip(self._ranks, ticket, strict=True)]
         first, *others = [outputs[index] for index in self._last]
         tokens = [[one.sampled and one.sampled.token for one in found] for found in (first, *others)]
         if any(found != tokens[0] for found in tokens):

@@ -203,7 +203,7 @@ def test_an_engine_has_the_tiles_of_its_table(built: Callable[[Table | None], Pa
     found = {}
     activated = set()
     for program in plan.programs:
-        for launch in program.launches:
+        for launch in program.kernels:
             module = plan.modules[launch.module]
             if module.kernel in ("linear_small", "linear_large"):
                 c = module.constants

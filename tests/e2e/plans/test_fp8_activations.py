@@ -102,7 +102,7 @@ def test_only_large_programs_quantize_their_activations(built: tuple[Path, Path,
     with EngineFile.open(path) as engine:
         plan = Plan.from_json(engine.section(engine.manifest.profiles["sm_90"].graph), what="plan")
     for program in plan.programs:
-        kernels = [plan.modules[launch.module].kernel for launch in program.launches]
+        kernels = [plan.modules[launch.module].kernel for launch in program.kernels]
         count = kernels.count("linear_fp8")
         assert count == (4 if program.tokens > 64 else 0)
         # only attention's output has a launch of its own: norms and gated activations write E4M3 themselves

@@ -146,3 +146,22 @@ def test_a_stage_before_the_last_has_no_logits_and_needs_the_tokens(built: Build
         ranks[1].collect(ranks[1].submit((ScheduledSequence(9, (3,), 5, ((0,),), None, 5),)))
     for one in ranks:
         one.close()
+
+
+def test_the_command_line_shows_the_exchanges_of_a_rank(built: Build, call: Callable[..., Any]):
+    """Five sums of 64 numbers in 16 bits, and logits of the half of 511 tokens that is larger, in 32 bits."""
+    path = built("fp8", "tp2")
+    shown = call("inspect", path, "--launches", "--profile", "sm_90-tp2.rank-1", "--json").json
+    by_kernel = [(one["kernel"], one["link_bytes"]) for one in shown["launches"] if one["link_bytes"]]
+    assert by_kernel == [("all_reduce", 128)] * 5 + [("all_gather", 1024)]
+    assert (shown["profile"], shown["link_bytes"]) == ("sm_90-tp2.rank-1", 5 * 128 + 1024)
+    text = call("inspect", path, "--launches", "--profile", "sm_90-tp2").out
+    assert "profile sm_90-tp2.rank-0" in text and "and 1.62 KiB to other ranks, whose time is not counted" in text
+    missing = call("inspect", path, "--launches", "--profile", "sm_90-tp2.rank-7")
+    assert missing.code == 3 and "cannot find rank 7 of profile 'sm_90-tp2'" in missing.err
+
+
+def test_all_ranks_are_verified_at_once(built: Build, call: Callable[..., Any]):
+    found = call("verify", built("fp8", "tp2"), "--simulate", "--profile", "sm_90-tp2")
+    assert found.code == 0 and "probe on sm_90-tp2, simulated" in found.out
+    assert found.err.count("is interpreted on the CPU") == 1

@@ -66,8 +66,8 @@ _TOYS = (
     _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""
-_RANKS = ("sm_90-tp2-pp2.rank-1", "sm_90-tp2-pp2.rank-2")
-"""Ranks that cut activations for the next stage, and that join them."""
+_RANKS = (1, 2)
+"""Ranks of tp2-pp2 that cut activations for the next stage, and that join them."""
 
 
 def _form(value: object) -> str:
@@ -88,9 +88,9 @@ def _plans(folder: Path) -> Iterator[Plan]:
     for toy, quantize, fp8 in itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8")):
         graph = legal_graph(folder, "sm_90", quantize, fp8, {**_BASE, **toy.config}, toy.rules)
         yield draft(graph, ProfileConfig(256, 64, "bfloat16", fp8), 90)[0]
-    for toy, label in itertools.product((_TOYS[0], _TOYS[2]), _RANKS):
-        graph = legal_graph(folder, label, "fp8", config={**_BASE, **toy.config})
-        yield draft(graph, ProfileConfig(256, 64, "bfloat16", rank=RankOf.of(label)), 90)[0]
+    for toy, rank in itertools.product((_TOYS[0], _TOYS[2]), _RANKS):
+        graph = legal_graph(folder, "sm_90", "fp8", config={**_BASE, **toy.config}, rank=("tp2-pp2", rank))
+        yield draft(graph, ProfileConfig(256, 64, "bfloat16", rank=RankOf(rank, 2, 2)), 90)[0]
 
 
 @pytest.fixture(scope="module")

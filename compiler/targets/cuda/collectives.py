@@ -12,7 +12,7 @@ from itertools import accumulate
 import onnx_ir as ir
 
 from ....passes.graph.graph import attribute, width
-from ....passes.partition import spans
+from ....passes.placement import spans
 from .call import CollectiveCall, Operand, product
 from .kernels import columns
 from .lowering import Lowering
@@ -59,7 +59,11 @@ def _widest(at: Lowering, node: ir.Node, whole: int) -> int:
 
 
 def _send(at: Lowering, node: ir.Node) -> None:
-    x = at.operand(node.inputs[0])
+    (value,) = node.inputs
+    if _is_cut(value) and value is not None and not at.computed(value):
+        whole, start = _columns(at, value)
+        at.add(node, columns.add(None, whole, at.result(value), start=start))
+    x = at.operand(value)
     call = CollectiveCall("send", x, None, product(*x.shape), x.bytes, attribute(node, "peer"))
     at.add(node, call)
 

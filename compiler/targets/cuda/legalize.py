@@ -174,7 +174,7 @@ class RefuseOthers(Pass):
         for node in graph.nodes:
             merged = node.op_type != "GatedActivation" or len(node.inputs) == 1
             summed = node.op_type != "Split" or all(
-                user.op_type == "Add" for one in node.outputs for user, _ in one.uses()
+                user.op_type in ("Add", "Send") for one in node.outputs for user, _ in one.uses()
             )
             if (node.domain, node.op_type) not in LEGAL or not merged or not summed:
                 raise Unsupported(

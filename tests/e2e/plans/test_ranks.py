@@ -100,6 +100,16 @@ def test_ranks_have_the_oracles_logits_and_tokens(built: Build, quantize: str, s
         assert len(request.tokens) == 3 and (margin <= 2 * BOUND * np.abs(rows).max()).all()
 
 
+def test_stages_that_send_what_ends_in_a_bias(tmp_path: Path, built: Build):
+    """Then no sum crosses the border: each shard sends its columns of the whole."""
+    biased = small_checkpoint(tmp_path / "biased", tokenizer=False, **SHAPE, attention_bias=True, mlp_bias=True)
+    path = llmc.build(biased, tmp_path / "e.llmc", targets=["sm_90"], max_batch=1, quantize="fp8", parallel=["tp2-pp2"])
+    with together(path, "tp2-pp2") as executor:
+        (output,) = executor.collect(executor.submit((scheduled(ids(5, 1)),)))
+    assert output.logits is not None
+    assert relative(output.logits, quantized_logits(path, "fp8", ids(5, 1), biased)) < BOUND
+
+
 def test_all_shards_draw_the_token_that_the_host_would(built: Build):
     """Shards with other tokens are an error of `RanksTogether`, as the next test shows."""
     params = SamplingParams(temperature=0.9, top_k=50, seed=8, logprobs=3)

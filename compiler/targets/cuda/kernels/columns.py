@@ -20,12 +20,16 @@ BLOCK = 1024
 
 @triton.jit
 def add_kernel(x, other, y, start, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """x [rows, WIDTH] + the columns of other [rows, STRIDE] from start on -> y [rows, WIDTH]; STRIDE 0: one row."""
+    """x [rows, WIDTH] + the columns of other [rows, STRIDE] from start on -> y [rows, WIDTH]; STRIDE 0: one row.
+
+    Without x, y is these columns.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
-    number = tl.load(x + row * WIDTH + column, inside, 0.0).to(tl.float32)
-    number += tl.load(other + row * STRIDE + start + column, inside, 0.0).to(tl.float32)
+    number = tl.load(other + row * STRIDE + start + column, inside, 0.0).to(tl.float32)
+    if x is not None:
+        number += tl.load(x + row * WIDTH + column, inside, 0.0).to(tl.float32)
     tl.store(y + row * WIDTH + column, number.to(y.dtype.element_ty), inside)
 
 
@@ -56,19 +60,21 @@ ADD = Kernel("add", add_kernel)
 MOVE = Kernel("move_columns", move_columns_kernel)
 
 
-def add(x: Operand, other: Operand, y: Operand, *, start: int = 0) -> KernelCall:
-    """x [rows, n] + other -> y [rows, n]; other: columns from `start` on of [rows, N], or a row [n]."""
-    rows, width = x.shape
+def add(x: Operand | None, other: Operand, y: Operand, *, start: int = 0) -> KernelCall:
+    """x [rows, n] + other -> y [rows, n]; other: columns from `start` on of [rows, N], or a row [n]. x None: 0."""
+    rows, width = y.shape
     assert isinstance(width, int)
     stride = other.shape[1] if len(other.shape) == 2 else 0
     assert isinstance(stride, int)
     return KernelCall(
         ADD,
-        {"x": x, "other": other, "y": y, "start": start},
-        {"WIDTH": width, "STRIDE": stride, "BLOCK": BLOCK},
+        {**({} if x is None else {"x": x}), "other": other, "y": y, "start": start},
+        {**({"x": None} if x is None else {}), "WIDTH": width, "STRIDE": stride, "BLOCK": BLOCK},
         (rows, -(-width // BLOCK)),
         writes=("y",),
-        bytes=total(x.bytes, product(rows if stride else 1, width, other.item_bytes), y.bytes),
+        bytes=total(
+            *([] if x is None else [x.bytes]), product(rows if stride else 1, width, other.item_bytes), y.bytes
+        ),
         operations=product(rows, width),
     )
 
@@ -108,6 +114,8 @@ def _cases() -> Iterator[Case]:
         ("row", add(given, Operand("o", "f32", (40,)), y), bias, bias),
     ):
         yield Case(f"add-{name}", call, {"x": x, "o": other}, sizes, {"y": x.float() + expected}, ROUNDING["bf16"])
+    call = add(None, Operand("o", "bf16", ("tokens", 100)), y, start=60)
+    yield Case("columns", call, {"o": wide}, sizes, {"y": wide[:, 60:].float()}, 0.0)
     for dtype, kind, width, count in (("f32", torch.float32, 1030, 4), ("bf16", torch.bfloat16, 12, 3)):
         number = torch.randn(3, width, generator=random).to(kind)
         widest = -(-width // count)

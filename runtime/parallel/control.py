@@ -107,8 +107,8 @@ class Control:
         """Raise what has ended the job, if something has."""
         if self.error is not None:
             raise self.error
-        if self._bye or self._closing:  # at the end of a process, while another thread still computes
-            raise ResourceError(f"cannot go on: rank {0 if self._bye else self.rank} has ended the job")
+        if self._bye:
+            raise ResourceError("cannot go on: rank 0 has ended the job")
 
     def broadcast(self, kind: str, header: Mapping[str, Any] | None = None, arrays: Sequence[np.ndarray] = ()) -> None:
         """Rank 0: a message to every other rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -146,6 +147,7 @@ def _lead(job: Job, part: _Part) -> Executor:
     def pool() -> SlotPool:
         return SlotPool(slots, local.sequences, lambda: system_memory().available)
 
+    atexit.unregister(job.close)  # the executor's owner closes it, when no thread computes any more
     return RanksExecutor(local, job, part.split, pool, slots.arrange)
 
 

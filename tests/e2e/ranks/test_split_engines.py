@@ -7,6 +7,7 @@ what docs/architecture.md says: nothing with int4.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -219,19 +220,18 @@ def test_numbers_that_are_not_finite_end_their_own_request(kinds: Callable[[str]
         assert engine.generate([5, 7 + 1, 8], max_tokens=3, temperature=0.0).finish_reason == "length"
 
 
-def test_a_request_without_memory_fails_alone_on_all_ranks(
-    pair: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_request_without_memory_fails_alone_on_all_ranks(pair: tuple[Engine, Engine]):
+    """It waits for the one that runs, and the slots of all ranks stay the same."""
     split, single = pair
-    ids = some_ids(400, seed=8)
-    with pytest.MonkeyPatch.context() as patch:
+    ids, options = some_ids(400, seed=8), {"max_tokens": 10, "temperature": 0.0}
+    with pytest.MonkeyPatch.context() as patch, split.stream("def main(", max_tokens=60, temperature=0.0) as beside:
+        next(beside)
         patch.setattr("llmc.runtime.ranks.open.system_memory", lambda: SystemMemory(1 << 30, 1 << 10))
-        split.generate([5, 6], max_tokens=2)  # gives up what others have left
-        with pytest.raises(ResourceError, match="cannot run a request of 410 tokens") as failed:
-            split.generate(ids, max_tokens=10)
-    assert "its cache takes 0.00 GB" in str(failed.value)
-    ours = split.generate(ids, max_tokens=10, temperature=0.0)
-    assert ours.token_ids == single.generate(ids, max_tokens=10, temperature=0.0).token_ids
+        with pytest.raises(ResourceError, match="cannot run a request of 410 tokens, prompt and answer"):
+            split.generate(ids, **options)
+        ended = beside.result()
+    assert ended.token_ids == single.generate("def main(", max_tokens=60, temperature=0.0).token_ids
+    assert split.generate(ids, **options).token_ids == single.generate(ids, **options).token_ids
 
 
 def test_engines_that_are_open_at_once_and_dropped(int4: Path, dense: Path):
@@ -249,6 +249,40 @@ def test_engines_that_are_open_at_once_and_dropped(int4: Path, dense: Path):
     second.close()
     assert stream.result().finish_reason in ("cancelled", "length")
     del first, second, stream, third
+    assert workers() == before
+
+
+def test_shapes_that_lie_on_both_ends_of_a_message(int4: Path, tmp_path: Path):
+    """The programs of the ranks agree, but not with the graphs: ONNX Runtime refuses, on whichever rank is first."""
+    sections = {}
+    with EngineFile.open(int4) as engine:
+        for rank, step in enumerate(("Send", "Recv")):
+            name = engine.profile(f"cpu-pp2.rank-{rank}").graph
+            program = json.loads(engine.section(name))
+            (message,) = [one for one in program["steps"] if one["op"] == step]
+            (value,) = [*message["inputs"], *message["outputs"]]
+            program["values"][value][-1] = "7"
+            sections[name] = json.dumps(program).encode()
+    before = workers()
+    engine = llmc.load(forge(int4, tmp_path / "e.llmc", sections=sections), "cpu-pp2")
+    with (
+        engine,
+        pytest.raises(EngineError, match=r"expected a graph with input|cannot run the engine's graph"),
+    ):
+        engine.generate("x", max_tokens=2)
+    assert workers() == before
+
+
+def test_a_rank_without_memory_ends_the_load(int4: Path, tmp_path: Path):
+    """Before any rank takes memory for weights: here one wants more than there is."""
+    section = "profiles/cpu-pp2/rank-1/profile.json"
+    with EngineFile.open(int4) as engine:
+        record = json.loads(engine.section(section))
+    record["needs"]["packed_bytes"] = 1 << 50
+    path = forge(int4, tmp_path / "e.llmc", sections={section: json.dumps(record).encode()})
+    before = workers()
+    with pytest.raises(ResourceError, match=r"cannot load .*: it needs \d+\.\d GB of memory\n  found: rank 1 \(host"):
+        llmc.load(path, "cpu-pp2")
     assert workers() == before
 
 

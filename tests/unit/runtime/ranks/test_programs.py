@@ -122,6 +122,11 @@ FORGED: dict[str, tuple[str, Callable[[Json], object], str]] = {
         lambda it: it["values"].update(logits=["R", "-4096"]),
         r"expected a shape for value 'logits' in .*\n  found: R, -4096",
     ),
+    "a shape beyond all memory": (
+        "cpu-tp2.rank-0",
+        lambda it: it["values"].update(logits=["R", *["1000000"] * 9]),
+        r"expected a shape for value 'logits' in .*\n  found: R, 1000000",
+    ),
     "an unknown key": ("cpu-tp2.rank-0", lambda it: it.update(more=1), r"expected only known keys in "),
     "a message of another shape": (
         "cpu-pp2.rank-1",
@@ -192,7 +197,7 @@ def test_a_cache_of_a_layer_that_the_graphs_do_not_have(engine: Path, tmp_path: 
 MANIFESTS: dict[str, tuple[Json, str]] = {
     "three shards on two ranks": (
         {"split": "tp3"},
-        r"expected 'cpu-tp3' with 3 ranks in x: .*cpu-tp2\n  found: 2 ranks",
+        r"expected 'cpu-tp3' with 3 ranks in x: .*\n  found: 2 ranks",
     ),
     "another split": ({"split": "pp2"}, r"expected 'cpu-pp2' with 2 ranks"),
     "no split": ({"split": "two"}, r"expected a split in .*\n  found: 'two': a split is"),

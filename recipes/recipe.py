@@ -103,6 +103,11 @@ class Recipe:
     def splits(self) -> tuple[Split, ...]:
         return tuple(map(Split.parse, self.parallel))
 
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The names of the profiles that an engine gets: every split of every target."""
+        return tuple(split.profile(target) for target in self.targets for split in self.splits)
+
     def format_of(self, module: str) -> str:
         """The format's name for a module's weight: the last matching rule, else the default; "none" keeps it."""
         for rule in reversed(self.rules):

@@ -113,6 +113,11 @@ def launched() -> Launched | None:
     )
 
 
+def follows() -> bool:
+    """True if a launcher has started this process as a rank above 0: what it is given is read by rank 0."""
+    return os.environ.get("RANK", "") not in ("", "0")
+
+
 def _whole(name: str, text: str, least: int, most: int) -> int:
     if not _COUNT.fullmatch(text) or not least <= int(text) <= most:
         raise RecipeError(f"expected {name} from {least} to {most}", found=shown(text))

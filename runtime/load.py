@@ -161,6 +161,10 @@ def open_executor(
     """
     if judge is not None:
         _judge_code(judge, engine, name)
+    if engine.manifest.profiles[name].ranks is not None and make_device is None:
+        from .ranks.open import open_ranks
+
+        return open_ranks(engine, name, threads=threads, max_batch=max_batch)
     if engine.manifest.profiles[name].target in SM:
         from .cuda.contents import sources
         from .plan.executor import PagedExecutor
@@ -172,10 +176,6 @@ def open_executor(
         debug(4, lambda: sources(engine, name))
 
         return PagedExecutor(engine, name, make_device or _real_device(), max_batch=max_batch)
-    if engine.profile(name).ranks is not None:
-        from .ranks.open import open_ranks
-
-        return open_ranks(engine, name, threads=threads, max_batch=max_batch)
     from .cpu.executor import CpuExecutor
 
     return CpuExecutor(engine, name, threads=threads, max_batch=max_batch)

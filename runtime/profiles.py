@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
 
-from .chips import SHARED, SM, capability, lacks, runs_on, target_for
+from .chips import SHARED, SM, TARGETS, capability, lacks, runs_on, target_for
 from .cuda.names import NATIVE, known_capability
 from .engine_file.file import EngineFile
+from .engine_file.manifest import Profile
+from .engine_file.split import Split, split_name, target_of
 from .environment import is_setting
 from .errors import EngineError, RecipeError, ResourceError, install_hint
 
@@ -49,10 +52,22 @@ def has_bindings() -> bool:
 
 def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
     """Per profile of the engine, the reason why it does not fit the machine (this one by default), or ""."""
-    return {
-        name: "" if profile.target == "cpu" else _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
-        for name, profile in engine.manifest.profiles.items()
-    }
+    return {name: _unfit(profile, there) for name, profile in engine.manifest.profiles.items()}
+
+
+def _unfit(profile: Profile, there: Gpus) -> str:
+    ranks = ranks_of(profile)
+    if profile.target == "cpu":
+        return "" if ranks == 1 or there is not None or hasattr(os, "memfd_create") else "its ranks need Linux"
+    reason = _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
+    if ranks == 1 or reason:
+        return reason
+    return f"needs {ranks} GPUs, one for each rank, and this llmc runs several ranks on CPUs only"
+
+
+def ranks_of(profile: Profile) -> int:
+    """The processes that run a profile."""
+    return len(profile.ranks or ("",))
 
 
 def _lacking(target: str, shared: int, there: Gpus) -> str:
@@ -122,18 +137,32 @@ def named(engine: EngineFile, name: str | None) -> str | None:
     sm = known_capability(name)
     if sm is not None and (able := runnable(engine, (sm,))):
         return best(engine, able)
-    target = None if sm is None else target_for(sm)
     raise EngineError(
         f"cannot find profile {name!r} in {engine.path}",
         found=f"profiles {', '.join(known.values())}{'; LLMC_PROFILE is set' if is_setting('profile', name) else ''}",
-        fix="" if target is None else f"llmc build --target {','.join([*known.values(), target])}",
+        fix=_build_with(engine, name.lower() if sm is None else target_for(sm) or ""),
     )
 
 
+def _build_with(engine: EngineFile, name: str) -> str:
+    """The flags that build an engine's profiles and one more; "" if no build makes a profile of that name."""
+    try:
+        wanted = Split.parse(split_name(name))
+    except ValueError:
+        return ""
+    if target_of(name) not in TARGETS:
+        return ""
+    profiles = engine.manifest.profiles.values()
+    targets = dict.fromkeys([*(one.target for one in profiles), target_of(name)])
+    splits = sorted({wanted, *(Split.parse(one.split or "tp1") for one in profiles)})
+    parallel = f" --parallel {','.join(one.name for one in splits)}" if splits[-1].ranks > 1 else ""
+    return f"llmc build --target {','.join(targets)}{parallel}"
+
+
 def best(engine: EngineFile, names: Sequence[str]) -> str:
-    """The profile with the best target among `names`, which must not be empty."""
-    order = [*SM, "cpu"]
-    return min(names, key=lambda name: order.index(engine.manifest.profiles[name].target))
+    """Of `names`, which must not be empty, the profile with the fewest ranks, and of these the best target."""
+    order, profiles = [*SM, "cpu"], engine.manifest.profiles
+    return min(names, key=lambda name: (ranks_of(profiles[name]), order.index(profiles[name].target)))
 
 
 def runnable(engine: EngineFile, chips: Iterable[int]) -> list[str]:

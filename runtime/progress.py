@@ -43,6 +43,8 @@ NO_PROGRESS: Progress = _NoProgress()
 
 _level: int | None = None
 """The level of this process; None until it is first asked for."""
+_speaker = ""
+"""Which of several processes that share stderr this is."""
 
 
 def set_debug_level(asked: str | None) -> None:
@@ -56,11 +58,22 @@ def set_debug_level(asked: str | None) -> None:
     _level = environment.debug(asked)
 
 
-def debugging(level: int) -> bool:
-    """True if texts of this level are shown."""
+def debug_level() -> int:
+    """The level of this process."""
     if _level is None:
         set_debug_level(None)
-    return level <= (_level or 0)
+    return _level or 0
+
+
+def speak_as(name: str) -> None:
+    """Begin every text with the name of this process, which shares stderr with others."""
+    global _speaker
+    _speaker = f"{name}: "
+
+
+def debugging(level: int) -> bool:
+    """True if texts of this level are shown."""
+    return level <= debug_level()
 
 
 def debug(level: int, text: str | Callable[[], str]) -> None:
@@ -68,7 +81,7 @@ def debug(level: int, text: str | Callable[[], str]) -> None:
     if debugging(level):
         shown = text if isinstance(text, str) else text()
         with suppress(OSError):
-            print(printable(f"debug {level}: {shown}"), file=sys.stderr, flush=True)
+            print(printable(f"debug {level}: {_speaker}{shown}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

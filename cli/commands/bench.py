@@ -79,7 +79,8 @@ def bench(
 
 
 def _row(same: dict[str, Any], judged: subjects.Subject, load: speed.Load, measured: speed.Speed) -> dict[str, Any]:
-    weights = judged.limits.needs["step_bytes"]
+    groups = min(judged.stages, load.batch)  # each reads all weights of a stage
+    weights = judged.step_bytes * groups
     per_s = weights * measured.decode / load.batch
     return {
         **same,

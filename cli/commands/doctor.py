@@ -22,6 +22,7 @@ _MEMORY = """\
 """
 _ENOUGH = "    enough; the largest batch that fits is {largest_batch}"
 _TOO_LITTLE = "    too little for a batch of {max_batch}: llmc run --max-batch {largest_batch}"
+_RANK = "    rank {rank}: {private!b} for weights, {cache!b} for each sequence of the whole context"
 _MACHINE = """\
 llmc {llmc}, Python {python}, {system}
   {versions}
@@ -73,6 +74,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
     from ...runtime.cuda.names import CPU, NATIVE, chip_named
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.profiles import best, fits, gpus
+    from ...runtime.ranks.facts import facts_of_ranks
 
     asked = NATIVE if where is None else where.lower()
     there = None if asked == NATIVE else () if asked == CPU else (chip_named(asked),)
@@ -87,6 +89,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
                 one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
                 memory[name] = _memory(engine, name, one)
                 reasons[name] = "" if memory[name]["largest_batch"] else _filled(_TOO_LARGE, memory[name])
+        ranks = {name: facts_of_ranks(engine, name) for name in able if engine.profile(name).target == "cpu"}
     fitting = [name for name, reason in reasons.items() if not reason]
     return {
         "path": path,
@@ -95,6 +98,11 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
         "fit": fitting,
         "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
         **({"memory": memory} if memory else {}),
+        "ranks": {
+            name: [console.facts(one, "rank", "private", "cache") for one in found]
+            for name, found in ranks.items()
+            if found
+        },
     }
 
 
@@ -141,6 +149,7 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
         if name in engine.get("memory", {}):
             memory = engine["memory"][name]
             lines.append(_filled(_MEMORY + (_ENOUGH if memory["fits"] else _TOO_LITTLE), memory))
+        lines += [console.fill(_RANK, rank) for rank in engine["ranks"].get(name, ())]
     return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
 
 

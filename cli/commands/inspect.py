@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,6 +111,12 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
         "tools",
         "unused",
     )
+    from ...runtime.ranks.facts import facts_of_ranks
+
+    profiles = {name: _profile_facts(engine, profile) for name, profile in manifest["profiles"].items()}
+    for name, profile in profiles.items():
+        if ranks := facts_of_ranks(engine, name):
+            profile["ranks"] = [asdict(one) for one in ranks]
     return {
         "path": str(engine.path),
         "bytes": engine.file_bytes,
@@ -120,7 +127,7 @@ def _engine_facts(engine: Any) -> dict[str, Any]:
         "tensors": len(engine.tensors),
         "tensor_bytes": sum(info.nbytes for info in engine.tensors.values()),
         "sections": {name: len(engine.section(name)) for name in engine.sections},
-        "profiles": {name: _profile_facts(engine, profile) for name, profile in manifest["profiles"].items()},
+        "profiles": profiles,
         "content_digest": manifest["content_digest"],
         **{key: manifest[key] for key in kept},
         "recipe_name": engine.manifest.recipe_name,
@@ -164,15 +171,38 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
         text = "  file {name}: {bytes!b}, {tensors} tensors"
         lines += [console.fill(text, one) for one in facts["files"]]
     for name, profile in facts["profiles"].items():
-        tiles = f", tiles {profile['tactics']}" if "tactics" in profile else ""
-        text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{tiles}"
-        lines.append(console.fill(text, profile, name=name, tiles=tiles))
-    lines += [f"  section {name}: {console.size(size)}" for name, size in facts["sections"].items()]
+        more = f", tiles {profile['tactics']}" if "tactics" in profile else ""
+        more += f", {len(profile['ranks'])} ranks" if "ranks" in profile else ""
+        text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{more}"
+        lines.append(console.fill(text, profile, name=name, more=more))
+        lines += [_rank_text(rank) for rank in profile.get("ranks", ())]
+    lines += [f"  section{name}: {text}" for name, text in _sections(facts, verbose).items()]
     lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
     if verbose:
         lines += [f"  {module}: {name}" for module, name in facts["formats"].items()]
         lines.append(f"  recipe {json_module.dumps(facts['recipe'])}")
     return "\n".join([*lines, f"  content digest {facts['content_digest']}"])
+
+
+_RANK = "    rank {rank}: stage {stage}, shard {shard}, {held}, weights {weights!b}{cut}"
+
+
+def _rank_text(rank: dict[str, Any]) -> str:
+    layers, cut = rank["layers"], rank["segments"]
+    held = f"layers {layers[0]} to {layers[-1]}, {_kv_heads(rank['caches'])}" if layers else "no layer"
+    return console.fill(_RANK, rank, held=held, cut=f", {cut} segment{'s' * (cut > 1)}" if cut else "")
+
+
+def _sections(facts: dict[str, Any], verbose: bool) -> dict[str, str]:
+    """Sizes of sections; those of ranks, which are many, in one line for each profile."""
+    shown, of_ranks = dict[str, str](), dict[str, list[int]]()
+    for name, size in facts["sections"].items():
+        folder, _, file = name.partition("/rank-")
+        if file and not verbose:
+            of_ranks.setdefault(folder, []).append(size)
+        else:
+            shown[f" {name}"] = console.size(size)
+    return shown | {f"s {name}/rank-*": f"{len(sizes)}, {console.size(sum(sizes))}" for name, sizes in of_ranks.items()}
 
 
 def _origin(facts: dict[str, Any]) -> dict[str, str]:
@@ -191,7 +221,7 @@ def _kv_heads(caches: list[dict[str, Any]]) -> str:
     """What layers keep of a position, equal ones once."""
     kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window")) for one in caches)
     return ", ".join(
-        f"{heads} kv heads of {size}"
+        f"{heads} kv head{'s' * (heads != 1)} of {size}"
         + (f", window {window}" if window else "")
         + (f" ({layers} of {len(caches)} layers)" if len(kinds) > 1 else "")
         for (heads, size, window), layers in kinds.items()

@@ -6,10 +6,11 @@ What is run is an engine file, or the engine of a checkpoint in the cache (`cli/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...runtime import environment
 from ...runtime.errors import RecipeError, shown
 from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
@@ -18,6 +19,9 @@ from ..common.options import flag
 from ..judge import trust
 from ..prompts import answers
 from ..prompts.idle import cut_tokens, idle_lines, idle_options, refuse_idle
+
+if TYPE_CHECKING:
+    from ...runtime.engine import Engine
 
 PromptsFile = Annotated[
     str | None,
@@ -112,10 +116,10 @@ def run(
     given: Any = {**more, "max_tokens": max_tokens, "stop": stop, "logit_bias": biases, "special": special}
     refuse_idle(given, prompt=prompt, prompts=prompts, chat=chat, show_prompt=show_prompt, json=json)
     chats = lines.Chat(chat, system)
-    requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") else []
+    follows = environment.follows()
+    requests = batch.read(prompts, engine=engine, chat=chats) if prompts not in (None, "-") and not follows else []
     path = Path(engine)
     if cached.is_checkpoint(engine):
-        from ...runtime import environment
         from ...runtime.engine import check_request
 
         check_request(given)
@@ -125,18 +129,22 @@ def run(
     else:
         cached.refuse_flags(engine, built)
     huge_pages.ensure(path)  # before stdin is read, because it may start this process again
-    if prompts == "-":
-        requests = batch.read(prompts, engine=engine, chat=chats)
-    if chat_template is not None and prompts is not None and not any(line.templated(chats) for line in requests):
-        raise RecipeError(f"expected conversations in {prompts} with --chat-template", found="other lines alone")
-    text = texts.read_text("-") if prompt == "-" else prompt
     from ...runtime.load import load
 
     device = simulate.stand_in(simulated)
     limits: Any = {"threads": threads, "max_batch": max_batch, "verify": verify}
-    with progress.loading(path, quiet=json):
-        opened = load(path, profile, **limits, chat_template=template, make_device=device, judge=judge)
-    with opened as loaded:
+
+    def opened() -> Engine:
+        with progress.loading(path, quiet=json or follows):
+            return load(path, profile, **limits, chat_template=template, make_device=device, judge=judge)
+
+    alone = opened() if follows else None  # a rank above 0 serves, and ends here; its stdin is rank 0's
+    if prompts is not None and (prompts == "-" or alone is not None):
+        requests = batch.read(prompts, engine=engine, chat=chats)
+    if chat_template is not None and prompts is not None and not any(line.templated(chats) for line in requests):
+        raise RecipeError(f"expected conversations in {prompts} with --chat-template", found="other lines alone")
+    text = texts.read_text("-") if prompt == "-" else prompt
+    with alone or opened() as loaded:
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         if profile is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ...runtime.engine_file.manifest import Manifest, Profile
+from ...runtime.engine_file.ranks import split_of
 from ...runtime.errors import RecipeError, ResourceError
 from ..common import console
 
@@ -23,6 +24,8 @@ class Subject:
     bytes: int
     manifest: Manifest
     profile: str
+    step_bytes: int
+    """Weights that a step reads, all ranks together."""
     template: str | None = None
     """The source of its chat template."""
 
@@ -30,6 +33,11 @@ class Subject:
     def limits(self) -> Profile:
         """The profile's facts, its largest context and batch among them."""
         return self.manifest.profiles[self.profile]
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages, for each of which a step is cut into one more group of sequences."""
+        return split_of(self.limits, self.path).pp
 
     @property
     def formats(self) -> dict[str, int]:
@@ -47,10 +55,13 @@ def subject(path: str, profile: str | None) -> Subject:
     from ...runtime.engine_file.file import EngineFile
     from ...runtime.load import template_of
     from ...runtime.profiles import choose
+    from ...runtime.ranks.facts import facts_of_ranks
 
     with EngineFile.open(path) as engine:
         chosen, _ = choose(engine, profile)
-        return Subject(path, engine.file_bytes, engine.manifest, chosen, template_of(engine)[1])
+        ranks = facts_of_ranks(engine, chosen)
+        step = sum(one.step for one in ranks) if ranks else engine.profile(chosen).needs["step_bytes"]
+        return Subject(path, engine.file_bytes, engine.manifest, chosen, step, template_of(engine)[1])
 
 
 def demand_one_tokenizer(subjects: Sequence[Subject], *, messages: bool = False) -> None:

@@ -13,6 +13,7 @@ from ...recipes.flags import BuildFlags
 from ...recipes.recipe import Recipe, with_flags
 from ...runtime.chips import SM
 from ...runtime.dtypes import CONFIG_DTYPES
+from ...runtime.engine_file.split import split_name, target_of
 from ...runtime.errors import LlmcError, RecipeError, ResourceError
 from ...runtime.progress import NO_PROGRESS, Progress
 from ...runtime.scheduling.executor import sequence_count
@@ -54,9 +55,11 @@ class Wish:
         """
         targets = self.recipe.targets
         found = f"targets {', '.join(targets)}"
-        if profile is not None and profile not in targets:
+        if profile is not None and profile not in self.recipe.profiles:
             asked = "expected --profile to name a target of the engine that is built"
-            raise RecipeError(asked, found=found, fix=f"--target {profile}")
+            split = split_name(profile)
+            fix = f"llmc build --parallel {split}, and run that engine" if target_of(profile) != profile else ""
+            raise RecipeError(asked, found=found, fix=fix or f"--target {profile}")
         if simulated and not any(target in SM for target in targets):
             raise RecipeError("expected the target of a GPU with --simulate", found=found, fix="--target sm_90")
         sequence_count(max_batch, self.recipe.max_batch)

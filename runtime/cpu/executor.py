@@ -6,7 +6,7 @@ block, which is a slot of the cache; sequences that decode together have adjacen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..engine_file.split import parts_of
 from ..errors import EngineError, RecipeError
 from ..guard.shortage import shortage
 from ..machine import cpu_count, system_memory
+from ..progress import debug
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
 from .calls import AGAIN, LOGITS, Call, Exchange, Loaded, reason
 from .kernel_times import measure, tell
@@ -56,11 +57,13 @@ class CpuExecutor:
         exchange: Exchange | None = None,
         neighbours: int = 1,
         samples: bool = True,
+        checked: Callable[[], None] = lambda: None,
     ) -> None:
         """Bind the weights and create the sessions; memory of caches is taken as requests come.
 
         `profile` may be a rank's label; `exchange` is then what it computes with the other ranks, of which
         `neighbours`, itself included, share this machine's memory, and `samples` tells whether it chooses tokens.
+        `checked` is called before weights take memory, when there is enough of it.
 
         Raises:
             EngineError: a graph, a binding or a number of the profile is invalid.
@@ -76,9 +79,10 @@ class CpuExecutor:
         self.vocab = model.vocab_size
         self.max_prefill = min(MAX_PREFILL, facts.max_context, *model.windows)
         self.max_rows = MAX_ROWS
-        program, files = _program(engine, profile)
+        program, files = program_of(engine, profile)
         weights = bindings(engine.path, facts.weights)
         check_memory(engine, weights, facts.needs, neighbours)
+        checked()
         as_inputs = weights_as_inputs(engine.path, weights, facts.needs)
         if facts.caches is not None:  # of a rank
             engine.expect(weights.values())
@@ -101,7 +105,7 @@ class CpuExecutor:
         _check_inputs(declared, str(engine.path), layers, self.vocab if LOGITS in program.values else None)
         check_tables(declared, model.ropes or (), str(engine.path), some=facts.caches is not None)
         engine.drop_pages()  # packed weights are copies, so their mapped pages are no longer read
-        self.slots = SlotCaches(layers, facts.max_context)
+        self.slots = SlotCaches(layers, facts.max_context, model.windows)
         self._ropes = model.ropes or ()
         self._loaded = Loaded(
             program, sessions, {name: self._weights[name] for name in as_inputs}, self._ropes, exchange
@@ -140,8 +144,9 @@ class CpuExecutor:
         self._decoding.clear()
         self.slots.clear()
         if self._loaded is not None:
-            for session in self._loaded.sessions.values():
-                tell(session)
+            tell(self._loaded.sessions.values())
+            if self._loaded.exchange is not None:
+                debug(3, f"exchange with other ranks, waits included: {1e3 * self.exchange_s:.3f} ms")
         self._loaded = None
         self._weights = {}
         self._engine.close()
@@ -211,8 +216,12 @@ def thread_count(asked: int | None) -> int:
     return environment.threads(asked) or cpu_count()
 
 
-def _program(engine: EngineFile, profile: str) -> tuple[Program, Mapping[str, str]]:
-    """What a profile or a rank runs, and its sections by file name."""
+def program_of(engine: EngineFile, profile: str) -> tuple[Program, Mapping[str, str]]:
+    """What a profile or a rank runs, and its sections by file name.
+
+    Raises:
+        EngineError: it is none of ours.
+    """
     facts, model = engine.profile(profile), engine.manifest.model
     name, rank = parts_of(profile)
     if rank is None:

@@ -1,9 +1,10 @@
-"""What ONNX Runtime itself measures of a session's kernels, told when the session ends: --debug 3 of a cpu profile."""
+"""What ONNX Runtime itself measures of kernels, told when a profile's sessions end: --debug 3 of a cpu profile."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ def measure(options: Any) -> None:
         options.profile_file_prefix = f"{temporary.make('times')}/"
 
 
-def tell(session: Any) -> None:
+def tell(sessions: Iterable[Any]) -> None:
     """The kernels of all steps by operator, slowest first."""
-    if not debugging(3) or not (path := session.end_profiling()):
+    if not debugging(3):
         return
-    events = json.loads(Path(path).read_text(encoding="utf-8"))
-    temporary.remove(Path(path).parent)
     times: defaultdict[str, list[int]] = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith(_KERNEL):
-            times[event["args"]["op_name"]].append(event["dur"])
+    for path in filter(None, [session.end_profiling() for session in sessions]):
+        events = json.loads(Path(path).read_text(encoding="utf-8"))
+        temporary.remove(Path(path).parent)
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith(_KERNEL):
+                times[event["args"]["op_name"]].append(event["dur"])
     total = sum(map(sum, times.values())) or 1
     for operator, spent in sorted(times.items(), key=lambda item: -sum(item[1])):
         share = 100 * sum(spent) / total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ _COLLECTIVES = {"AllReduce": (1, 1), "AllGather": (1, 1), "ReduceScatter": (1, 1
 """Inputs and outputs of each."""
 _SYMBOLS = ("B", "S", "R")
 _MAX_SIZE = 1 << 31
+"""Numbers of a value for one token."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def read_program(data: bytes, split: Split, rank: int, files: Mapping[str, str],
     """
     program: Program = read(Program, loads(data, what=what, error=EngineError), what)
     for name, shape in program.values.items():
-        if not shape or not all(dim in _SYMBOLS or (dim.isdecimal() and 0 < int(dim) < _MAX_SIZE) for dim in shape):
+        numbers = [dim for dim in shape if dim not in _SYMBOLS]
+        if not shape or not all(map(_is_size, numbers)) or math.prod(map(int, numbers)) > _MAX_SIZE:
             raise _wrong(f"a shape for value {name!r}", what, ", ".join(shape))
     for number, step in enumerate(program.steps):
         demand = partial(_demand, f"step {number} ({step.op})", what)
@@ -73,6 +76,10 @@ def read_program(data: bytes, split: Split, rank: int, files: Mapping[str, str],
         else:
             _check_group(program, step, split.shard(rank), split.tp, demand)
     return program
+
+
+def _is_size(dim: str) -> bool:
+    return dim.isdecimal() and len(dim) <= len(str(_MAX_SIZE)) and int(dim) > 0
 
 
 def _check_group(program: Program, step: Step, shard: int, tp: int, demand: Callable[[bool, str], None]) -> None:

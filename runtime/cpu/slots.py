@@ -50,14 +50,15 @@ class SlotCaches:
     the graph's inputs. Both are new objects when slots or positions are added or given up.
     """
 
-    def __init__(self, layers: Mapping[int, LayerCache], context: int) -> None:
+    def __init__(self, layers: Mapping[int, LayerCache], context: int, windows: Collection[int] = ()) -> None:
+        """`windows` are those of the whole model: a rank without a layer of one counts what the others keep."""
         self.arrays: dict[str, np.ndarray] = {}
-        windows = dict.fromkeys((None, *(cache.window for cache in layers.values())))
-        self.lengths = {lengths_name(one): np.zeros(0, np.int32) for one in windows}
+        groups = dict.fromkeys((None, *windows, *(cache.window for cache in layers.values())))
+        self.lengths = {lengths_name(one): np.zeros(0, np.int32) for one in groups}
         self._layers = {f"{layer}.{part}": cache for layer, cache in layers.items() for part in PARTS}
         self._groups = [
             _Group(one, lengths_name(one), tuple(name for name, cache in self._layers.items() if cache.window == one))
-            for one in windows
+            for one in groups
         ]
         self._context, self._positions = context, 0
         self._blocks: list[int] = []
@@ -123,7 +124,7 @@ class SlotCaches:
         for group in self._groups:
             if group.window is not None:
                 lengths, buffers = self.lengths[group.lengths], [self.arrays[name] for name in group.arrays]
-                full = lengths[slots] + tokens > buffers[0].shape[2]
+                full = lengths[slots] + tokens > min(2 * group.window, self._positions)
                 for slot in np.flatnonzero(full) + slots.start:
                     _compact(lengths, buffers, group.window, slot)
 

@@ -35,6 +35,17 @@ def check_memory(
 
     So many `neighbours` load as much on this machine at the same time, this process included.
     """
+    needed, free = private_bytes(engine, weights, needs) * neighbours, system_memory().available
+    if needed > free:
+        raise ResourceError(
+            f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
+            found=f"{free / 1e9:.1f} GB free",
+            fix="an engine built with --quantize int8 or int4",
+        )
+
+
+def private_bytes(engine: EngineFile, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> int:
+    """Bytes of copied and packed weights."""
     tensors = engine.tensors
     private = [expr for expr in weights.values() if not is_view(expr, tensors)]
     converted = sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in private)
@@ -42,13 +53,7 @@ def check_memory(
     if type(packed) is not int:
         found = repr(packed)[:80]
         raise EngineError(f"expected packed_bytes as a whole number in {engine.path}", found=found, fix=_AGAIN)
-    needed, free = (converted + packed) * neighbours, system_memory().available
-    if needed > free:
-        raise ResourceError(
-            f"cannot load {engine.path} on this CPU: it needs {needed / 1e9:.1f} GB of memory",
-            found=f"{free / 1e9:.1f} GB free",
-            fix="an engine built with --quantize int8 or int4",
-        )
+    return converted + packed
 
 
 def weights_as_inputs(path: Path, weights: Mapping[str, Expr], needs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from ..errors import EngineError
 from ..files.records import plain, read
 from ..files.strict_json import canonical, loads
 from .rope import LengthRope, check_ropes
+from .split import Split
 
 FORMAT = (2, 3)
 """Major: readers of another major refuse. Minor: readers of an older minor ignore keys they do not know."""
@@ -219,6 +220,18 @@ def _check_version(value: Any, what: str) -> int:
     return minor
 
 
+def _check_split(name: str, profile: Profile, where: str) -> None:
+    """Check that a profile has the name and as many ranks as its split has."""
+    try:
+        split = Split.parse(profile.split or "")
+    except ValueError as error:
+        raise EngineError(f"expected a split in {where}", found=str(error)[:200]) from None
+    ranks = len(profile.ranks or ())
+    if split.ranks != ranks or name != split.profile(profile.target):
+        asked = f"expected {split.profile(profile.target)[:80]!r} with {split.ranks} ranks in {where}"
+        raise EngineError(asked, found=f"{ranks} rank{'s' * (ranks != 1)}")
+
+
 def _check(manifest: Manifest, what: str) -> None:
     """Checks digests, names of sections, texts that are shown, and that windows hold at least one position."""
     if 0 in manifest.model.windows:
@@ -228,6 +241,9 @@ def _check(manifest: Manifest, what: str) -> None:
     if split != (manifest.shards is not None) or split != (0 < len(shards) < MAX_FILES):
         wanted = f"1 to {MAX_FILES - 1} files" if split else "no files"
         raise EngineError(f"expected {wanted} in {what}.shards", found=f"{len(shards)}")
+    for name, profile in manifest.profiles.items():
+        if profile.split is not None or profile.ranks is not None:
+            _check_split(name, profile, f"{what}.profiles.{name[:80]}")
     digests = {
         "recipe_digest": [manifest.recipe_digest],
         "content_digest": [manifest.content_digest],

@@ -36,15 +36,12 @@ def split_of(profile: Profile, what: str) -> Split:
     """The split of a profile.
 
     Raises:
-        EngineError: it is no split, or has another number of ranks.
+        EngineError: it is no split.
     """
     try:
-        split = Split.parse(profile.split or "tp1")
+        return Split.parse(profile.split or "tp1")
     except ValueError as error:
         raise EngineError(f"expected a split of a profile in {what}", found=str(error)) from None
-    if profile.ranks is not None and len(profile.ranks) != split.ranks:
-        raise EngineError(f"expected {split.ranks} ranks of {split.name} in {what}", found=str(len(profile.ranks)))
-    return split
 
 
 def caches_of(profile: Profile, model: ModelFacts) -> dict[int, LayerCache]:

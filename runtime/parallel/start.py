@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,12 @@ class _Children:
     def start(self, rank: int, file: int, memory: int) -> int:
         """The process's number; it has the socket and the memory of these descriptors."""
         command = [sys.executable, "-P", "-m", f"{__package__}.worker", str(rank), str(file)]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(file, memory))
+        # Ctrl-C reaches all processes of a terminal: a rank ignores it, once it has begun
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(file, memory))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._children[rank] = child
         return child.pid
 

@@ -85,7 +85,7 @@ class RanksExecutor:
                 self._local.collect(self._local.submit(known))
                 ticket.groups.append(group)
         except BaseException as problem:
-            raise self._job.fail(problem) from None
+            raise ending(self._job, problem) from None
         return ticket
 
     def collect(self, ticket: _Ticket) -> tuple[Output, ...]:
@@ -95,7 +95,7 @@ class RanksExecutor:
             while any(group.outputs is None for group in ticket.groups):
                 self._take()
         except BaseException as problem:
-            raise self._job.fail(problem) from None
+            raise ending(self._job, problem) from None
         found = {
             one.sequence: output
             for group in ticket.groups
@@ -138,11 +138,17 @@ class RanksExecutor:
         self._open.popleft().outputs = read_outputs(frame.header, frame.arrays)
 
 
+def ending(job: Job, problem: BaseException) -> BaseException:
+    """End the job for all ranks; returns what to raise here: what has ended it, or Ctrl-C as it came."""
+    error = job.fail(problem)
+    return error if isinstance(problem, Exception) else problem
+
+
 class SharedSlots:
     """The slots of rank 0 for a pool; what it changes there is told to all ranks, whose slots stay the same."""
 
     def __init__(self, own: SlotCaches, job: Job, bytes_of: Callable[[int], int]) -> None:
-        """`bytes_of` is the memory of a sequence's keys and values on all ranks of this machine."""
+        """`bytes_of` gives the memory of a sequence's keys and values on the machine that has most of it."""
         self._own, self._job, self._bytes_of = own, job, bytes_of
 
     def bytes(self, positions: int) -> int:

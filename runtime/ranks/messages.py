@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import LlmcError
 from ..parallel.faults import heard, told
 from ..sampling.draw import Sampled
 from ..sampling.params import SamplingParams
@@ -20,6 +19,7 @@ Step = tuple[ScheduledSequence, ...]
 _PLAIN = ("sequence", "start", "blocks", "prompt_tokens", "rows", "table")
 """Fields of a scheduled sequence that are JSON as they are."""
 _IDS = ("tokens", "cached", "generated")
+"""Those that are token ids, which go into one array."""
 
 
 @dataclass
@@ -27,10 +27,12 @@ class StepWriter:
     """Makes messages of steps. The sampling parameters of a sequence are told once, and only if others sample."""
 
     others_sample: bool
+    """Another rank chooses tokens."""
     _told: set[int] = field(default_factory=set)
 
     def write(self, step: Step) -> Message:
-        return {"step": [self._scheduled(one) for one in step]}, [_ids(step)]
+        ids = [token for one in step for name in _IDS for token in getattr(one, name)]
+        return {"step": [self._scheduled(one) for one in step]}, [np.array(ids, np.int64)]
 
     def release(self, sequence: int) -> None:
         self._told.discard(sequence)
@@ -74,32 +76,32 @@ class StepReader:
 _ANY = SamplingParams()
 
 
-def _ids(step: Step) -> np.ndarray:
-    return np.array([token for one in step for name in _IDS for token in getattr(one, name)], np.int64)
-
-
 def write_outputs(outputs: Sequence[Output]) -> Message:
     """The results of a step."""
-    told_, arrays = [], []
+    headers, numbers, logits = [], list[float](), []
     for one in outputs:
         header: dict[str, Any] = {"logits": one.logits is not None}
-        if one.sampled is not None:
-            header |= {"token": one.sampled.token, "logprob": one.sampled.logprob, "top": one.sampled.top}
+        if (sampled := one.sampled) is not None:
+            numbers += [] if sampled.logprob is None else [sampled.logprob]
+            numbers += [value for _, value in sampled.top]
+            header["sampled"] = [sampled.token, sampled.logprob is not None, [token for token, _ in sampled.top]]
         if one.error is not None:
             header["error"] = told(one.error)
         if one.logits is not None:
-            arrays.append(one.logits)
-        told_.append(header)
-    return {"outputs": told_}, arrays
+            logits.append(one.logits)
+        headers.append(header)
+    return {"outputs": headers}, [np.array(numbers, np.float64), *logits]
 
 
 def read_outputs(header: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[Output, ...]:
-    """The inverse of `write_outputs`; the logits are the receiver's own."""
-    rest, found = iter(arrays), []
+    """The inverse of `write_outputs`. Numbers are float64 in an array: JSON has no NaN and no infinity."""
+    numbers, logits, found = iter(arrays[0].tolist()), iter(arrays[1:]), []
     for one in header["outputs"]:
         sampled = None
-        if "token" in one:
-            sampled = Sampled(one["token"], one["logprob"], tuple((token, value) for token, value in one["top"]))
-        error: LlmcError | None = heard(one["error"], "") if "error" in one else None
-        found.append(Output(sampled, np.array(next(rest)) if one["logits"] else None, error))
+        if "sampled" in one:
+            token, scored, top = one["sampled"]
+            logprob = next(numbers) if scored else None
+            sampled = Sampled(token, logprob, tuple((best, next(numbers)) for best in top))
+        error = heard(one["error"], "") if "error" in one else None
+        found.append(Output(sampled, next(logits) if one["logits"] else None, error))
     return tuple(found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import math
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -15,14 +16,44 @@ from ..engine_file.file import EngineFile
 from ..engine_file.ranks import caches_of, split_of
 from ..engine_file.split import Split, label_of
 from ..environment import launched
-from ..errors import DISTRIBUTION, Unsupported
+from ..errors import DISTRIBUTION, RecipeError
 from ..machine import system_memory
 from ..parallel.job import Job
 from ..parallel.meet import join
 from ..parallel.start import spawn
+from ..progress import debug_level, set_debug_level, speak_as
 from ..scheduling.executor import Executor
-from .executor import RanksExecutor, SharedSlots
+from .executor import RanksExecutor, SharedSlots, ending
 from .messages import StepReader, write_outputs
+from .programs import check_programs
+
+_led = False
+"""A launcher's ranks have served this process: then they are gone."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What each rank loads its part of."""
+
+    engine: EngineFile
+    profile: str
+    threads: int | None
+    max_batch: int | None
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.engine.profile(self.profile), str(self.engine.path))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a rank is told that this process starts."""
+
+    path: str
+    profile: str
+    threads: int | None
+    max_batch: int | None
+    debug: int
 
 
 def open_ranks(engine: EngineFile, profile: str, *, threads: int | None, max_batch: int | None) -> Executor:
@@ -34,103 +65,120 @@ def open_ranks(engine: EngineFile, profile: str, *, threads: int | None, max_bat
 
     Raises:
         LlmcError: a rank cannot load, or does not come, or has another engine or profile.
+        RecipeError: this process has led the ranks of a launcher before.
         SystemExit: this is a rank above 0, and the job is over.
     """
-    split = split_of(engine.profile(profile), str(engine.path))
-    if engine.profile(profile).target != "cpu":
-        raise Unsupported(f"cannot run profile {profile!r} of {engine.path}", found="several ranks of a GPU's target")
-    place = launched()
-    if place is None:
-        told = {"path": str(engine.path.absolute()), "profile": profile, "threads": threads, "max_batch": max_batch}
-        job = spawn(serve, told, ranks=split.ranks, tp=split.tp)
-    else:
-        job = join(place, ranks=split.ranks, tp=split.tp, profile=profile)
+    part = _Part(engine, profile, threads, max_batch)
+    job = _job(part)
     if job.rank:
+        speak_as(f"rank {job.rank}")
         with job, engine:
-            _serve(job, engine, profile, split, threads, max_batch)
+            _serve(job, part)
         raise SystemExit(0)
     try:
-        return _lead(job, engine, profile, split, threads, max_batch)
+        return _lead(job, part)
     except BaseException as problem:
-        error = job.fail(problem)
+        error = ending(job, problem)
         job.close()
         raise error from None
 
 
 def serve(job: Job, arguments: Mapping[str, Any]) -> None:
     """A rank above 0 that rank 0 has started on its machine, until the job is over."""
-    with EngineFile.open(arguments["path"]) as engine:
-        profile = arguments["profile"]
-        split = split_of(engine.profile(profile), str(engine.path))
-        _serve(job, engine, profile, split, arguments["threads"], arguments["max_batch"])
+    told = _Told(**arguments)
+    set_debug_level(str(told.debug))
+    speak_as(f"rank {job.rank}")
+    with EngineFile.open(told.path) as engine:
+        _serve(job, _Part(engine, told.profile, told.threads, told.max_batch))
 
 
-def _load(
-    job: Job, engine: EngineFile, profile: str, split: Split, threads: int | None, max_batch: int | None
-) -> CpuExecutor:
+def _job(part: _Part) -> Job:
+    """The job of this process, whose other ranks are started here or have been by a launcher."""
+    global _led
+    split, place = part.split, launched()
+    if place is None:
+        told = _Told(str(part.engine.path.absolute()), part.profile, part.threads, part.max_batch, debug_level())
+        return spawn(serve, asdict(told), ranks=split.ranks, tp=split.tp)
+    if _led:
+        raise RecipeError(
+            f"cannot load profile {part.profile!r} of {part.engine.path}",
+            found="a launcher's ranks serve one engine, and they have",
+            fix="without a launcher, each engine starts ranks of its own on this machine",
+        )
+    job = join(place, ranks=split.ranks, tp=split.tp, profile=part.profile)
+    _led = True
+    return job
+
+
+def _load(job: Job, part: _Part) -> CpuExecutor:
     """This rank's part; returns when all ranks have theirs."""
+    engine, split = part.engine, part.split
+    if job.rank == 0:
+        check_programs(engine, part.profile, split)
     job.agree(
         {
             "engine": engine.manifest.content_digest,
             "llmc": version(DISTRIBUTION),
-            "max_batch": max_batch or 0,
-            "profile": profile,
+            "max_batch": part.max_batch or 0,
+            "profile": part.profile,
             "ranks": split.ranks,
         }
     )
-    neighbours = job.communicator.neighbours
+    hosts = job.communicator.hosts
+    neighbours = hosts.count(hosts[job.rank])
     local = CpuExecutor(
         engine,
-        label_of(profile, job.rank),
-        threads=max(1, thread_count(threads) // neighbours),
-        max_batch=max_batch,
+        label_of(part.profile, job.rank),
+        threads=max(1, thread_count(part.threads) // neighbours),
+        max_batch=part.max_batch,
         exchange=job.communicator,
         neighbours=neighbours,
         samples=split.shard(job.rank) == 0,
+        checked=job.communicator.barrier,  # what one takes must not be missing when another looks for free memory
     )
     job.communicator.barrier()
     return local
 
 
-def _lead(
-    job: Job, engine: EngineFile, profile: str, split: Split, threads: int | None, max_batch: int | None
-) -> Executor:
-    local = _load(job, engine, profile, split, threads, max_batch)
-    slots = SharedSlots(local.slots, job, _bytes_of(engine, profile, split))
+def _lead(job: Job, part: _Part) -> Executor:
+    local = _load(job, part)
+    slots = SharedSlots(local.slots, job, _bytes_of(part, job.communicator.hosts))
 
     def pool() -> SlotPool:
         return SlotPool(slots, local.sequences, lambda: system_memory().available)
 
-    return RanksExecutor(local, job, split, pool, slots.arrange)
+    atexit.unregister(job.close)  # the executor's owner closes it, when no thread computes any more
+    return RanksExecutor(local, job, part.split, pool, slots.arrange)
 
 
-def _bytes_of(engine: EngineFile, profile: str, split: Split) -> Callable[[int], int]:
-    """Bytes of a sequence's keys and values on all ranks, which may be on one machine."""
-    model = engine.manifest.model
-    caches = [
-        cache
-        for rank in range(split.ranks)
-        for cache in caches_of(engine.profile(label_of(profile, rank)), model).values()
+def _bytes_of(part: _Part, hosts: Sequence[int]) -> Callable[[int], int]:
+    """Bytes of a sequence's keys and values on the machine with most of them, for which rank 0's stands."""
+    engine, model = part.engine, part.engine.manifest.model
+    ranks = [caches_of(engine.profile(label_of(part.profile, rank)), model) for rank in range(len(hosts))]
+    machines = [
+        [cache for caches, at in zip(ranks, hosts, strict=True) if at == host for cache in caches.values()]
+        for host in {*hosts}
     ]
-    return lambda positions: 8 * sum(math.prod(buffer_shape(cache, positions)) for cache in caches)
+
+    def bytes_of(positions: int) -> int:
+        return max(8 * sum(math.prod(buffer_shape(cache, positions)) for cache in caches) for caches in machines)
+
+    return bytes_of
 
 
-def _serve(
-    job: Job, engine: EngineFile, profile: str, split: Split, threads: int | None, max_batch: int | None
-) -> None:
+def _serve(job: Job, part: _Part) -> None:
     """Compute this rank's part of every step that rank 0 tells."""
-    local = _load(job, engine, profile, split, threads, max_batch)
+    local, split = _load(job, part), part.split
     samples = split.pp > 1 and job.rank == split.rank(split.pp - 1, 0)
-    reader, tickets = StepReader(), deque[Any]()
+    reader = StepReader()
     while (frame := job.receive()) is not None:
         header = frame.header
         match frame.kind:
             case "step":
-                tickets.append(local.submit(reader.read(header, frame.arrays)))
-                while len(tickets) > local.depth:
-                    outputs = local.collect(tickets.popleft())
-                    if samples:
-                        job.send("outputs", *write_outputs(outputs))
+                outputs = local.collect(local.submit(reader.read(header, frame.arrays)))
+                part.engine.demand_unchanged()
+                if samples:
+                    job.send("outputs", *write_outputs(outputs))
             case "release":
                 reader.release(header["sequence"])
                 local.release(header["sequence"])
@@ -140,4 +188,6 @@ def _serve(
                 local.slots.keep(header["blocks"])
             case "arrange":
                 local.slots.together(header["blocks"])
+            case other:
+                raise AssertionError(f"no message {other!r}")
     local.close()

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from ..errors import EngineError, RecipeError, ResourceError
 from ..guard.forks import forked, hold
-from ..guard.shortage import lack_of
+from ..guard.shortage import shortage
 from .executor import Executor
 from .request import Request, wait
 from .scheduler import Scheduler
@@ -54,7 +54,7 @@ class Loop:
             if self._closing:
                 raise RecipeError("cannot run a request", found="a closed engine", fix="load the engine again")
             if self._failure is not None:
-                kind = EngineError if lack_of(self._failure) is None else ResourceError
+                kind = EngineError if shortage(self._failure) is None else ResourceError
                 raise kind(
                     "cannot run a request on a broken engine",
                     found=f"an earlier step failed: {type(self._failure).__name__}: {self._failure}",

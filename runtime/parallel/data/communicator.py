@@ -55,8 +55,8 @@ class Communicator(Group, Protocol):
     rank: int
     ranks: int
     tp: int
-    neighbours: int
-    """Ranks of the job on this rank's machine, itself included."""
+    hosts: Sequence[int]
+    """A number for each rank of the job, equal for those that share memory."""
 
     def send(self, x: np.ndarray, peer: int) -> None:
         """A message to a rank of the job; returns while it still computes, up to a few messages."""

@@ -24,8 +24,8 @@ class Mesh:
         There is memory if another rank has this rank's number, and gloo if one has another.
         """
         self.rank, self.ranks, self.tp = rank, len(hosts), tp
-        self.neighbours = hosts.count(hosts[rank])
-        self._hosts, self._memory, self._gloo, self._links = hosts, memory, gloo, dict[int, Link]()
+        self.hosts = hosts
+        self._memory, self._gloo, self._links = memory, gloo, dict[int, Link]()
         members = range(rank // tp * tp, rank // tp * tp + tp)  # rank = stage * tp + shard
         if tp == 1:
             group = Alone()
@@ -64,7 +64,7 @@ class Mesh:
 
     def _link(self, peer: int) -> Link:
         if peer not in self._links:
-            if self._hosts[peer] == self._hosts[self.rank]:
+            if self.hosts[peer] == self.hosts[self.rank]:
                 assert self._memory is not None
                 self._links[peer] = SharedLink(self._memory, self.rank, peer)
             else:

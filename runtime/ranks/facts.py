@@ -1,0 +1,64 @@
+"""What each rank of a split profile has and takes, read without loading it: for `inspect`, `doctor` and `bench`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..cpu.slots import buffer_shape
+from ..cpu.weights import bindings, private_bytes
+from ..engine_file.file import EngineFile
+from ..engine_file.manifest import LayerCache
+from ..engine_file.ranks import caches_of, split_of
+from ..engine_file.split import label_of
+from ..numbers import RAW_DTYPE
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """One rank; sizes are bytes."""
+
+    rank: int
+    stage: int
+    shard: int
+    section: str
+    """The section with its profile."""
+    layers: tuple[int, ...]
+    caches: tuple[LayerCache, ...]
+    """One for each of its layers."""
+    segments: int
+    """Its graphs between collectives; 0 of a launch plan."""
+    weights: int
+    """Its part of the weights."""
+    private: int
+    """Those that it copies or packs, so that each process takes memory for its own."""
+    step: int
+    """Weights that a step reads."""
+    cache: int
+    """Keys and values of one sequence of the whole context."""
+
+
+def facts_of_ranks(engine: EngineFile, profile: str) -> tuple[RankFacts, ...]:
+    """The facts of every rank of a profile; none of a profile that is not split."""
+    whole = engine.profile(profile)
+    return tuple(_facts(engine, profile, rank, section) for rank, section in enumerate(whole.ranks or ()))
+
+
+def _facts(engine: EngineFile, profile: str, rank: int, section: str) -> RankFacts:
+    own = engine.profile(label_of(profile, rank))
+    split = split_of(own, str(engine.path))
+    caches = caches_of(own, engine.manifest.model)
+    weights = bindings(engine.path, own.weights)
+    return RankFacts(
+        rank,
+        split.stage(rank),
+        split.shard(rank),
+        section,
+        tuple(sorted(caches)),
+        tuple(caches[layer] for layer in sorted(caches)),
+        sum(name.endswith(".onnx") for name in own.files or ()),
+        sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in weights.values()),
+        private_bytes(engine, weights, own.needs),
+        int(own.needs.get("step_bytes", 0)),
+        sum(8 * math.prod(buffer_shape(cache, own.max_context)) for cache in caches.values()),
+    )

@@ -23,11 +23,11 @@ from ..guard.shortage import shortage
 from ..machine import cpu_count, system_memory
 from ..progress import debug
 from ..scheduling.executor import MAX_ROWS, CacheKind, Output, Samplers, ScheduledSequence, sequence_count
-from .calls import AGAIN, LOGITS, Call, Exchange, Loaded, reason
 from .kernel_times import measure, tell
 from .onnx_scan import scan
 from .pool import SlotPool
 from .program import RUN, Program, Step, read_program
+from .program_call import AGAIN, LOGITS, Call, Exchange, Loaded, reason
 from .rotary import check_tables
 from .slots import PARTS, SlotCaches, lengths_name
 from .weights import bindings, check_memory, weight_values, weights_as_inputs

@@ -8,12 +8,10 @@ from pathlib import Path
 from ..recipes.recipe import Recipe
 from ..runtime.engine_file.file import ENGINE
 from ..runtime.engine_file.manifest import MEASURED, TOKENIZER_SECTIONS
-from ..runtime.engine_file.split import target_of
 from ..runtime.files import temporary
 from ..runtime.files.outputs import check_output
 from ..runtime.files.strict_json import canonical
 from ..runtime.machine import peak_memory
-from ..runtime.plan.between import RankOf
 from ..runtime.probe import MAX_BYTES
 from ..runtime.progress import NO_PROGRESS, Progress
 from .checkpoint.checkpoint import Checkpoint
@@ -28,7 +26,7 @@ from .oracle import probe
 from .oracle.oracle import block_count
 from .page import write_page
 from .pipeline import context_of, idle_settings, lower, rank_caches, start_dump
-from .targets import ProfileConfig, Tactics, tactics_of, target_named
+from .targets import ProfileConfig, Tactics, compiled, tactics_of
 
 
 def build(
@@ -67,15 +65,7 @@ def build(
         tensors = decoder.graph.canonical
     with clock.stage("compile profiles"):
         dtype = checkpoint.config.dtype or "float32"
-        profiles = {
-            label: target_named(target).emit(
-                graph,
-                ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, tables.get(target), RankOf.of(label)),
-                progress,
-            )
-            for label, graph in legal.items()
-            for target in (target_of(label),)
-        }
+        profiles = compiled(legal, ProfileConfig(context, recipe.max_batch, dtype, recipe.kv), tables, progress)
         if shown is not None:
             for name, profile in profiles.items():
                 for file, text in profile.listing().items():

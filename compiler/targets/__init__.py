@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
+from ...passes.graph.graph import Graph
+from ...runtime.engine_file.split import target_of
 from ...runtime.errors import RecipeError, nearest
+from ...runtime.plan.between import RankOf
+from ...runtime.progress import Progress
 from . import cpu, cuda, null
 from .target import CompiledProfile, Precision, ProfileConfig, Tactics, Target
 
-__all__ = ["TARGETS", "CompiledProfile", "Precision", "ProfileConfig", "Tactics", "tactics_of", "target_named"]
+__all__ = [
+    "TARGETS",
+    "CompiledProfile",
+    "Precision",
+    "ProfileConfig",
+    "Tactics",
+    "compiled",
+    "tactics_of",
+    "target_named",
+]
 
 TARGETS: dict[str, Target] = {target.name: target for target in (cpu.TARGET, null.TARGET, *cuda.TARGETS)}
 
@@ -47,3 +61,15 @@ def tactics_of(targets: Collection[str], given: Iterable[Tactics]) -> dict[str, 
         if name not in chosen and (table := target_named(name).tactics()) is not None:
             chosen[name] = table
     return chosen
+
+
+def compiled(
+    legal: Mapping[str, Graph], config: ProfileConfig, tables: Mapping[str, Tactics], progress: Progress
+) -> dict[str, CompiledProfile]:
+    """What the legal graph of each profile or rank, by label, is compiled to, with its target's measured tiles."""
+    found = {}
+    for label, graph in legal.items():
+        target = target_of(label)
+        own = replace(config, tactics=tables.get(target), rank=RankOf.of(label))
+        found[label] = target_named(target).emit(graph, own, progress)
+    return found

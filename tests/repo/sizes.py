@@ -16,49 +16,53 @@ from support.paths import PACKAGE, ROOT
 SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
-    ".": 138,  # calls that do not fit their parameters are refused
+    ".": 141,  # calls that do not fit their parameters are refused
     "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1344,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 681,  # a flag given twice and an empty value are refused
+    "cli/commands": 1421,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/common": 701,  # a flag given twice and an empty value are refused
     "cli/facts": 161,  # what inspect shows of any checkpoint
-    "cli/judge": 445,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/judge": 454,  # gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 664,  # messages, ids, OpenAI's batch lines
-    "compiler": 403,  # page.py: a dump as one page; resume
-    "compiler/cache": 477,  # engines that llmc run builds
+    "compiler": 458,  # page.py: a dump as one page; resume
+    "compiler/cache": 480,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
-    "compiler/decoder": 224,
-    "compiler/engine": 519,  # report.py and memory planning came from build.py
+    "compiler/decoder": 325,
+    "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 478,
-    "compiler/oracle": 265,
-    "compiler/targets": 82,  # tactics came from cuda/tuning, CompiledProfile
-    "compiler/targets/cpu": 427,  # captures are parameters
-    "compiler/targets/cuda": 756,  # listing.py: a profile for people
+    "compiler/oracle": 373,
+    "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
+    "compiler/targets/cpu": 570,  # captures are parameters
+    "compiler/targets/cuda": 873,  # listing.py: a profile for people
     "compiler/targets/cuda/cubins": 868,  # the pinned assembler; elf, sass, figures: costs without a GPU
-    "compiler/targets/cuda/kernels": 669,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels": 792,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
     "compiler/targets/cuda/kernels/linear": 1314,  # choose.py: what lowering and tuning each decided
     "compiler/targets/cuda/kernels/moe": 643,
     "compiler/targets/cuda/kernels/sampling": 603,
     "compiler/targets/cuda/tuning": 487,
     "compiler/targets/null": 11,
-    "compiler/targets/simulate": 255,  # quick.py: simulated steps take half the time
+    "compiler/targets/simulate": 364,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
-    "passes": 384,  # refusals of QuantizeWeights
-    "passes/graph": 623,  # saved.py: graphs as files and back
-    "passes/rewrite": 375,  # captures are named, typed and checked when a rule is made; named depths
+    "passes": 655,  # refusals of QuantizeWeights
+    "passes/graph": 754,  # saved.py: graphs as files and back
+    "passes/rewrite": 384,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 220,
     "quantize/formats": 254,
-    "recipes": 474,  # metrics and gates
-    "runtime": 1126,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 643,  # notes
-    "runtime/cuda": 1118,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/engine_file": 805,  # info.py: what an engine says of itself
-    "runtime/files": 677,  # an older output in an input folder
+    "recipes": 504,  # metrics and gates
+    "runtime": 1198,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime/cpu": 872,  # notes
+    "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/cuda/exchange": 225,
+    "runtime/engine_file": 1144,  # info.py: what an engine says of itself
+    "runtime/files": 689,  # an older output in an input folder
     "runtime/guard": 212,
-    "runtime/plan": 785,  # where PTX lies
+    "runtime/parallel": 849,
+    "runtime/parallel/data": 548,
+    "runtime/plan": 1014,  # where PTX lies
+    "runtime/ranks": 437,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes
     "runtime/text": 714,

@@ -23,9 +23,9 @@ from ..parallel.meet import join
 from ..parallel.start import spawn
 from ..progress import debug_level, set_debug_level, speak_as
 from ..scheduling.executor import Executor
+from .checks import check_programs
 from .executor import RanksExecutor, SharedSlots, ending
 from .messages import StepReader, write_outputs
-from .programs import check_programs
 
 _led = False
 """A launcher's ranks have served this process: then they are gone."""

@@ -15,7 +15,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.engine_file.ranks import split_of
 from llmc.runtime.errors import EngineError, LlmcError
-from llmc.runtime.ranks.programs import check_programs
+from llmc.runtime.ranks.checks import check_programs
 
 Json = dict[str, Any]
 

@@ -89,10 +89,12 @@ class CpuExecutor:
         self._weights = weight_values(engine, weights)
         constants = {name: value for name, value in self._weights.items() if name not in as_inputs}
         count = thread_count(threads)
+        runs = [step for step in program.steps if step.op == RUN]
         sessions = {
-            step.segment: _session(engine, files[step.segment], _own(step, constants, engine), count)
-            for step in program.steps
-            if step.op == RUN
+            step.segment: _session(
+                engine, files[step.segment], _own(step, constants, engine), count, alone=len(runs) == 1
+            )
+            for step in runs
         }
         layers = caches_of(facts, model)
         declared = {
@@ -263,14 +265,16 @@ def _check_inputs(declared: Mapping[str, Any], path: str, layers: Mapping[int, L
         raise EngineError(f"expected a graph of {asked}, {vocab} logits in {path}", found=found, fix=AGAIN)
 
 
-def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], threads: int) -> Any:
-    """The session. It copies the weights that it packs, and may read others in our buffers."""
+def _session(engine: EngineFile, section: str, constants: Mapping[str, Any], threads: int, *, alone: bool) -> Any:
+    """The session. It copies the weights that it packs, and may read others in our buffers; `alone`: no other runs."""
     from .ort import onnxruntime as ort
 
     graph = engine.section(section)
     scan(graph, what=f"{section} of {engine.path}", external=WEIGHTS_LOCATION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if not alone:  # threads that still spin after a segment would take the cores from those of the next one
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # only what ends the process: all else is raised, and names are not printed raw
     measure(options)
     options.add_external_initializers(list(constants), list(constants.values()))

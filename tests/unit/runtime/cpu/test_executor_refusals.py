@@ -41,7 +41,7 @@ def test_too_little_memory_is_exit_4_before_any_is_taken(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, 20 << 20))
-    monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(cpu, "_session", lambda *_, **__: pytest.fail("it went on"))
     with pytest.raises(ResourceError, match=r"needs 0\.0 GB of memory\n  found: 0\.0 GB free\n"):
         llmc.load(path)
     assert run_command(["run", str(path), "x"]) == 4
@@ -160,7 +160,7 @@ def test_joined_weights_that_must_be_copied_are_planned(path: Path, tmp_path: Pa
     joins = {f"join.{i}": {"op": "concat", "parts": [last, first], "axis": 0} for i in range(200)}
     target = forge(path, tmp_path / "e.llmc", manifest=with_profile(lambda p: {"weights": {**p["weights"], **joins}}))
     monkeypatch.setattr(weights, "system_memory", lambda: SystemMemory(1 << 30, 100_000_000))
-    monkeypatch.setattr(cpu, "_session", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(cpu, "_session", lambda *_, **__: pytest.fail("it went on"))
     with pytest.raises(ResourceError, match=r"needs 0\.2 GB of memory\n  found: 0\.1 GB free"):
         llmc.load(target)
 

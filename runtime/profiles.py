@@ -56,7 +56,7 @@ def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
 
 
 def _unfit(profile: Profile, there: Gpus) -> str:
-    ranks = ranks_of(profile)
+    ranks = _split(profile).ranks
     if profile.target == "cpu":
         return "" if ranks == 1 or there is not None or hasattr(os, "memfd_create") else "its ranks need Linux"
     reason = _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
@@ -65,9 +65,8 @@ def _unfit(profile: Profile, there: Gpus) -> str:
     return f"needs {ranks} GPUs, one for each rank, and this llmc runs several ranks on CPUs only"
 
 
-def ranks_of(profile: Profile) -> int:
-    """The processes that run a profile."""
-    return len(profile.ranks or ("",))
+def _split(profile: Profile) -> Split:
+    return Split.parse(profile.split or "tp1")
 
 
 def _lacking(target: str, shared: int, there: Gpus) -> str:
@@ -154,15 +153,20 @@ def _build_with(engine: EngineFile, name: str) -> str:
         return ""
     profiles = engine.manifest.profiles.values()
     targets = dict.fromkeys([*(one.target for one in profiles), target_of(name)])
-    splits = sorted({wanted, *(Split.parse(one.split or "tp1") for one in profiles)})
+    splits = sorted({wanted, *map(_split, profiles)})
     parallel = f" --parallel {','.join(one.name for one in splits)}" if splits[-1].ranks > 1 else ""
     return f"llmc build --target {','.join(targets)}{parallel}"
 
 
 def best(engine: EngineFile, names: Sequence[str]) -> str:
-    """Of `names`, which must not be empty, the profile with the fewest ranks, and of these the best target."""
+    """Of `names`, which must not be empty, that of the fewest ranks, then the best target, then the fewest stages."""
     order, profiles = [*SM, "cpu"], engine.manifest.profiles
-    return min(names, key=lambda name: (ranks_of(profiles[name]), order.index(profiles[name].target)))
+
+    def key(name: str) -> tuple[int, int, int]:
+        split = _split(profiles[name])
+        return split.ranks, order.index(profiles[name].target), split.pp
+
+    return min(names, key=key)
 
 
 def runnable(engine: EngineFile, chips: Iterable[int]) -> list[str]:

@@ -22,7 +22,7 @@ from ..parallel.job import Job
 from ..parallel.meet import join
 from ..parallel.start import spawn
 from ..progress import debug_level, set_debug_level, speak_as
-from ..scheduling.executor import Executor
+from ..scheduling.executor import Executor, sequence_count
 from .checks import check_programs
 from .executor import RanksExecutor, SharedSlots, ending
 from .messages import StepReader, write_outputs
@@ -69,6 +69,7 @@ def open_ranks(engine: EngineFile, profile: str, *, threads: int | None, max_bat
         SystemExit: this is a rank above 0, and the job is over.
     """
     part = _Part(engine, profile, threads, max_batch)
+    sequence_count(max_batch, engine.profile(profile).max_batch)  # before processes are started
     job = _job(part)
     if job.rank:
         speak_as(f"rank {job.rank}")

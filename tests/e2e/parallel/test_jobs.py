@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.parallel.hosts import Host, two_hosts
 from support.paths import ROOT
 
 HOST = os.uname().nodename
@@ -237,70 +236,19 @@ def test_a_rank_that_never_comes_is_named(processes: Processes):
         )
 
 
-def namespaces() -> str:
-    """Why no network namespaces can be made here; "" if they can."""
-    if shutil.which("ip") is None or shutil.which("nsenter") is None:
-        return "needs ip and nsenter"
-    done = subprocess.run(
-        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True
-    )
-    return f"needs the right to make namespaces: {done.stderr.strip()}" if done.returncode else ""
-
-
-@dataclass(frozen=True)
-class Host:
-    """A network namespace with a namespace of processes."""
-
-    name: str
-    cable: str
-    process: int
-
-
 @pytest.fixture
 def hosts() -> Iterator[Sequence[Host]]:
-    """Two network namespaces with a cable between them, at 10.93.0.1 and 10.93.0.2."""
-    if reason := namespaces():
-        pytest.skip(reason)
-    names = [f"llmc-{os.getpid()}-{i}" for i in range(2)]
-    ends = [f"v{os.getpid() % 100000}x{i}" for i in range(2)]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    held = []
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
-        for i, (name, end) in enumerate(zip(names, ends, strict=True)):
-            ip("-n", name, "addr", "add", f"10.93.0.{i + 1}/24", "dev", end)
-            ip("-n", name, "link", "set", end, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        # a process that keeps a name space of processes: ranks of one host see each other in its /proc, others do not
-        hold = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "600"]
-        held = [subprocess.Popen(["ip", "netns", "exec", name, *hold]) for name in names]
-        yield [Host(name, end, first_child(one.pid)) for name, end, one in zip(names, ends, held, strict=True)]
-    finally:
-        for one in held:
-            one.kill()
-            one.wait()
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
-def first_child(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    wait_for(lambda: "sleep" in [Path(f"/proc/{one}/comm").read_text().strip() for one in children.read_text().split()])
-    return int(children.read_text().split()[0])
+    with two_hosts() as both:
+        yield both
 
 
 def on_hosts(processes: Processes, hosts: Sequence[Host], what: str, per_host: int) -> list[subprocess.Popen[str]]:
     """Ranks of two hosts, numbered host by host."""
-    port = {"MASTER_ADDR": "10.93.0.1", "MASTER_PORT": "29400", "WORLD_SIZE": str(2 * per_host)}
+    port = {"MASTER_ADDR": hosts[0].address, "MASTER_PORT": "29400", "WORLD_SIZE": str(2 * per_host)}
     return [
         processes.run(
             *("share", str(2 * per_host), "2", what),
-            prefix=["nsenter", "-t", str(hosts[rank // per_host].process), "-n", "-p", "-m"],
+            prefix=hosts[rank // per_host].enter,
             **{**port, "RANK": str(rank)},
         )
         for rank in range(2 * per_host)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.engines import PicoEngine
+from support.parallel.jobs import PATIENCE, Jobs, children, end_of, free_port, gone, writing
 
 from llmc.runtime.engine_file.file import EngineFile
 
-PATIENCE = 60
 LONG = ("def main(", "--max-tokens", "490", "--temperature", "0", "--logit-bias", "1=-100", "--logit-bias", "0=-100")
-Run = subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
@@ -28,86 +25,11 @@ def engine(pico_engine: PicoEngine) -> Path:
     return pico_engine("int4", parallel="tp2,pp2")
 
 
-class Jobs:
-    """Command lines of `llmc`, each in a process group of its own; whatever is left ends with the test."""
-
-    def __init__(self) -> None:
-        self._running: list[Run] = []
-
-    def start(self, *arguments: object, **variables: str) -> Run:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-m", "llmc", *map(str, arguments)]
-        one = subprocess.Popen(
-            command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            env={**os.environ, **variables},
-            process_group=0,
-        )
-        self._running.append(one)
-        return one
-
-    def launched(self, rank: int, port: int, *arguments: object, ranks: int = 2) -> Run:
-        """A rank as a launcher starts it."""
-        place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        return self.start(*arguments, **place)
-
-    def end(self) -> None:
-        for one in self._running:
-            for pid in (one.pid, *children(one.pid)):
-                if alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            one.communicate()
-
-
 @pytest.fixture
 def jobs() -> Iterator[Jobs]:
     made = Jobs()
     yield made
     made.end()
-
-
-def children(pid: int) -> list[int]:
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(one) for task in tasks for one in (task / "children").read_text().split()]
-    except OSError:
-        return []
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids: Sequence[int]) -> bool:
-    late = time.monotonic() + PATIENCE
-    while any(map(alive, pids)) and time.monotonic() < late:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
-
-
-def writing(one: Run) -> list[int]:
-    """The ranks that it has started, once it has written something."""
-    assert one.stdout is not None
-    assert one.stdout.read(1)
-    return children(one.pid)
-
-
-def end_of(one: Run, given: str | None = None) -> tuple[int, str]:
-    """Exit code and stderr."""
-    _, said = one.communicate(given, timeout=PATIENCE)
-    assert "Traceback" not in said
-    return one.returncode, said
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def lost(rank: int, pid: int, how: str) -> str:
@@ -222,22 +144,3 @@ def test_an_engine_that_is_changed_on_the_host_of_another_rank(jobs: Jobs, engin
         code, said = end_of(one)
         assert code == 3
         assert ("replace engines by rename" in said and "rank 1 (host" in said) or one is both[1], said
-
-
-def run_json(one: Run) -> list[int]:
-    out, said = one.communicate(timeout=PATIENCE)
-    assert one.returncode == 0, said
-    return json.loads(out)["token_ids"]
-
-
-def test_a_launcher(jobs: Jobs, engine: Path):
-    """Two processes give the tokens of ranks that are started here; a rank above 0 leaves stdin to rank 0."""
-    arguments = ("run", engine, "-", "--profile", "cpu-tp2", "--max-tokens", "12", "--temperature", "0", "--json")
-    port = free_port()
-    both = [jobs.launched(rank, port, *arguments) for rank in range(2)]
-    out, said = both[0].communicate("def main(", timeout=PATIENCE)
-    assert both[0].returncode == 0, said
-    assert end_of(both[1]) == (0, "")
-    here = jobs.start(*arguments)
-    wanted, _ = here.communicate("def main(", timeout=PATIENCE)
-    assert json.loads(out)["token_ids"] == json.loads(wanted)["token_ids"]

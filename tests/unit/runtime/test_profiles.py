@@ -103,6 +103,41 @@ def test_blocks_too_large_for_a_gpu_of_the_major_do_not_fit_it(engine: EngineFil
         assert fits(engine)["sm_80"] == ""
 
 
+@pytest.fixture(scope="module")
+def split(pico_engine: PicoEngine) -> Path:
+    return pico_engine("int4", parallel="tp1,tp2,pp2,tp2-pp2")
+
+
+def test_one_rank_comes_before_several_and_few_before_many(split: Path, monkeypatch: pytest.MonkeyPatch):
+    here(monkeypatch)
+    with EngineFile.open(split) as engine:
+        assert choose(engine) == ("cpu", dict.fromkeys(("cpu", "cpu-tp2", "cpu-pp2", "cpu-tp2-pp2"), ""))
+        assert choose(engine, "CPU-TP2-PP2")[0] == "cpu-tp2-pp2"
+        for name, then in (("cpu", "cpu-tp2"), ("cpu-tp2", "cpu-pp2"), ("cpu-pp2", "cpu-tp2-pp2")):
+            monkeypatch.delitem(engine.manifest.profiles, name)  # pyright: ignore[reportArgumentType]
+            assert choose(engine)[0] == then
+
+
+def test_where_several_ranks_do_not_fit(split: Path, engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
+    two = replace(engine.manifest.profiles["sm_90"], split="tp2", ranks=("a", "b"))
+    monkeypatch.setitem(engine.manifest.profiles, "sm_90-tp2", two)  # pyright: ignore[reportArgumentType]
+    here(monkeypatch)
+    assert fits(engine)["sm_90-tp2"] == "no NVIDIA GPU here"
+    here(monkeypatch, Gpu("NVIDIA H200", 90), Gpu("NVIDIA H200", 90))
+    assert choose(engine)[0] == "sm_90"
+    reason = "needs 2 GPUs, one for each rank, and this llmc runs several ranks on CPUs only"
+    assert fits(engine)["sm_90-tp2"] == reason
+    with pytest.raises(ResourceError, match=rf"cannot run profile 'sm_90-tp2' of .*\n  found: {reason}"):
+        choose(engine, "sm_90-tp2")
+    monkeypatch.delattr("os.memfd_create")
+    with EngineFile.open(split) as opened:
+        assert [name for name, reason in fits(opened).items() if reason == "its ranks need Linux"] == [
+            "cpu-pp2",
+            "cpu-tp2",
+            "cpu-tp2-pp2",
+        ]
+
+
 def test_a_target_without_an_executor_fits_no_machine(engine: EngineFile, monkeypatch: pytest.MonkeyPatch):
     """Built by a newer llmc, or by this one for a target that nothing runs, such as null."""
     profile = engine.manifest.profiles["sm_80"]

@@ -7,6 +7,11 @@ from ..environment import settle
 
 settle("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402
+try:
+    import onnxruntime
+except ImportError as error:
+    if isinstance(error.__cause__, KeyboardInterrupt):  # "initialization failed" is what its binding says of Ctrl-C
+        raise error.__cause__ from None
+    raise
 
 __all__ = ["onnxruntime"]

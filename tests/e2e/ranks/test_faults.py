@@ -84,19 +84,20 @@ def test_rank_0_ends(jobs: Jobs, engine: Path, sent: signal.Signals):
 
 def test_ctrl_c_while_ranks_load(jobs: Jobs, engine: Path):
     """At any moment of the start: the exit code is that of Ctrl-C, and no rank says anything."""
-    for seconds in (0.3, 0.6, 0.9):
+    for seconds in (0.02, 0.15):
         one = jobs.start("run", engine, *LONG, "--profile", "cpu-tp2")
         late = time.monotonic() + PATIENCE
         while not children(one.pid) and time.monotonic() < late:
             time.sleep(0.01)
         pids = children(one.pid)
-        time.sleep(seconds / 3)
+        time.sleep(seconds)
         os.killpg(one.pid, signal.SIGINT)
         code, said = end_of(one)
         assert (code, "Error" in said) == (130, False), said
         assert gone(pids)
 
 
+@pytest.mark.soak
 def test_two_different_engines(jobs: Jobs, engine: Path, pico_engine: PicoEngine):
     """Before weights are read."""
     other = pico_engine("int8", parallel="tp1,tp2")

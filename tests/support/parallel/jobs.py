@@ -89,7 +89,7 @@ def writing(one: Run) -> list[int]:
 def end_of(one: Run, given: str | None = None) -> tuple[int, str]:
     """Exit code and stderr."""
     _, said = one.communicate(given, timeout=PATIENCE)
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     return one.returncode, said
 
 

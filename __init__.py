@@ -153,6 +153,9 @@ def load(
     `trust` says which machine code of a GPU profile may run: what the installed llmc compiles to the same bytes
     ("rebuild", needs the extra cuda-build), what llmc has compiled on this machine ("digest"), or any (the default).
 
+    A `profile` of several ranks ("cpu-tp2") starts their processes, which end with the engine; under a launcher such as
+    torchrun, this function returns on rank 0 alone, and ends the other processes when they have served.
+
     `Engine.info` says what was loaded. Notes about its loading (`Engine.notes`) are UserWarnings.
     """
     import warnings

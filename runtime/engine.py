@@ -45,6 +45,8 @@ class Engine(AbstractContextManager["Engine"]):
         EngineError: the model computed numbers that are not finite, and this request ends; or a step failed on the
             device: all requests end with this error, and later ones are refused; or the engine's file was changed in
             place: what was already streamed cannot be relied on.
+        ResourceError: there is too little memory for this request; or a rank of a profile of several has died or hangs:
+            all requests end with this error, and later ones are refused.
     """
 
     def __init__(

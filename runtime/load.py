@@ -38,7 +38,13 @@ def load(
     make_device: MakeDevice | None = None,
     judge: Judge | None = None,
 ) -> Engine:
-    """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine.
+    """Opens an engine file and makes it ready to run; `profile` None takes the best one that fits this machine, of one
+    rank if there is one.
+
+    A profile of several ranks, such as "cpu-tp2", runs in as many processes: this one is rank 0, and starts the others
+    on this machine until the engine is closed. If a launcher has started this process (RANK and WORLD_SIZE are set),
+    the ranks are its processes, which all call this function: above rank 0 it does not return, and ends the process
+    with SystemExit when rank 0 has closed its engine.
 
     `threads` is the number of CPU threads (default: all that this process may use), `max_batch` the most requests that
     run at once (default: what the engine was built for, which is the most). `verify` "full" checks every byte first.
@@ -50,7 +56,7 @@ def load(
         EngineError: the file is damaged, no engine, or has no such profile.
         RecipeError: an argument is out of range, or the chat template cannot be read or writes no messages; or the
             profile has no machine code to judge.
-        ResourceError: no profile fits this machine, or there is too little memory.
+        ResourceError: no profile fits this machine, or there is too little memory; or a rank does not come.
         Unsupported: the chat template does not compile, or the engine has no tokenizer.
     """
     path = path_of("engine", path)

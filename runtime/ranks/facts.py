@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..cpu.slots import buffer_shape
-from ..cpu.weights import bindings, private_bytes
+from ..cpu.weights import private_bytes
+from ..engine_file.bind import from_json
 from ..engine_file.file import EngineFile
 from ..engine_file.manifest import LayerCache
 from ..engine_file.ranks import caches_of, split_of
@@ -31,11 +32,11 @@ class RankFacts:
     weights: int
     """Its part of the weights."""
     private: int
-    """Those that it copies or packs, so that each process takes memory for its own."""
+    """On the CPU, those that it copies or packs, so that each process takes memory for its own."""
     step: int
     """Weights that a step reads."""
     cache: int
-    """Keys and values of one sequence of the whole context."""
+    """On the CPU, keys and values of one sequence of the whole context."""
 
 
 def facts_of_ranks(engine: EngineFile, profile: str) -> tuple[RankFacts, ...]:
@@ -48,7 +49,8 @@ def _facts(engine: EngineFile, profile: str, rank: int, section: str) -> RankFac
     own = engine.profile(label_of(profile, rank))
     split = split_of(own, str(engine.path))
     caches = caches_of(own, engine.manifest.model)
-    weights = bindings(engine.path, own.weights)
+    weights = {name: from_json(data) for name, data in own.weights.items()}
+    cpu = own.target == "cpu"
     return RankFacts(
         rank,
         split.stage(rank),
@@ -58,7 +60,7 @@ def _facts(engine: EngineFile, profile: str, rank: int, section: str) -> RankFac
         tuple(caches[layer] for layer in sorted(caches)),
         sum(name.endswith(".onnx") for name in own.files or ()),
         sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in weights.values()),
-        private_bytes(engine, weights, own.needs),
+        private_bytes(engine, weights, own.needs) if cpu else 0,
         int(own.needs.get("step_bytes", 0)),
-        sum(8 * math.prod(buffer_shape(cache, own.max_context)) for cache in caches.values()),
+        sum(8 * math.prod(buffer_shape(cache, own.max_context)) for cache in caches.values()) if cpu else 0,
     )

@@ -89,7 +89,11 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
                 one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
                 memory[name] = _memory(engine, name, one)
                 reasons[name] = "" if memory[name]["largest_batch"] else _filled(_TOO_LARGE, memory[name])
-        ranks = {name: facts_of_ranks(engine, name) for name in able if engine.profile(name).target == "cpu"}
+        ranks = {
+            name: [console.facts(one, "rank", "private", "cache") for one in facts_of_ranks(engine, name)]
+            for name in able
+            if engine.profile(name).target == "cpu" and engine.profile(name).ranks is not None
+        }
     fitting = [name for name, reason in reasons.items() if not reason]
     return {
         "path": path,
@@ -98,11 +102,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
         "fit": fitting,
         "do_not_fit": {name: reason for name, reason in reasons.items() if reason},
         **({"memory": memory} if memory else {}),
-        "ranks": {
-            name: [console.facts(one, "rank", "private", "cache") for one in found]
-            for name, found in ranks.items()
-            if found
-        },
+        **({"ranks": ranks} if ranks else {}),
     }
 
 
@@ -149,7 +149,7 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
         if name in engine.get("memory", {}):
             memory = engine["memory"][name]
             lines.append(_filled(_MEMORY + (_ENOUGH if memory["fits"] else _TOO_LITTLE), memory))
-        lines += [console.fill(_RANK, rank) for rank in engine["ranks"].get(name, ())]
+        lines += [console.fill(_RANK, rank) for rank in engine.get("ranks", {}).get(name, ())]
     return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
 
 

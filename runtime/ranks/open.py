@@ -25,7 +25,6 @@ from ..progress import debug_level, set_debug_level, speak_as
 from ..scheduling.executor import Executor, sequence_count
 from .checks import check_programs
 from .executor import RanksExecutor, SharedSlots, ending
-from .checks import check_programs
 from .messages import StepReader, write_outputs
 
 _led = False

@@ -15,11 +15,7 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.engine_file.ranks import split_of
 from llmc.runtime.errors import EngineError, LlmcError
-<<<<<<<< HEAD:tests/unit/runtime/ranks/test_checks.py
 from llmc.runtime.ranks.checks import check_programs
-========
-from llmc.runtime.ranks.checks import check_programs
->>>>>>>> 433cddd7 (Describe engines over ranks; name the check of exchanges for what it does):tests/unit/runtime/ranks/test_matching.py
 
 Json = dict[str, Any]
 

@@ -287,7 +287,7 @@ def test_a_device_that_is_given_runs_the_plan(path: Path, monkeypatch: pytest.Mo
 def test_threads_for_a_gpu_s_profile_are_said_to_change_nothing(
     call: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("llmc.cli.common.simulate._interpreter", Fake)
+    monkeypatch.setattr("llmc.cli.common.simulate._Interpreter", lambda: Fake)
     said = "threads 3 changes nothing: profile sm_90 runs on a GPU"
     with load(path, threads=3, make_device=Fake) as loaded:
         assert loaded.notes == (said,)
@@ -300,7 +300,7 @@ def test_threads_for_a_gpu_s_profile_are_said_to_change_nothing(
 
 
 def test_simulate_takes_the_place_of_the_gpu(call: Call, path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("llmc.cli.common.simulate._interpreter", Fake)
+    monkeypatch.setattr("llmc.cli.common.simulate._Interpreter", lambda: Fake)
     found = call("run", path, "x", "--simulate", "--max-tokens", 3, "--json").json
     assert (found["token_ids"], made[0].made) == ([7, 7, 7], ("sm_90", 90, 4))
     assert call("run", path, "x", "--simulate", "--profile", "sm_89", "--max-tokens", 1).code == 0

@@ -82,6 +82,7 @@ def test_rank_0_ends(jobs: Jobs, engine: Path, sent: signal.Signals):
     assert "llmc:" not in said and gone(pids)
 
 
+@pytest.mark.soak
 def test_ctrl_c_while_ranks_load(jobs: Jobs, engine: Path):
     """At any moment of the start: the exit code is that of Ctrl-C, and no rank says anything."""
     for seconds in (0.02, 0.15):

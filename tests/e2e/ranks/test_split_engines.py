@@ -93,7 +93,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Callable[[Path, str], Eng
     assert workers() == []
 
 
-@pytest.fixture(params=["cpu-tp2", "cpu-pp2", pytest.param("cpu-tp2-pp2", marks=pytest.mark.slow)])
+@pytest.fixture(params=["cpu-tp2", "cpu-pp2", pytest.param("cpu-tp2-pp2", marks=pytest.mark.soak)])
 def pair(request: pytest.FixtureRequest, loaded: Callable[[Path, str], Engine], dense: Path) -> tuple[Engine, Engine]:
     """An engine over ranks, and the same in one process."""
     return loaded(dense, request.param), loaded(dense, "cpu")

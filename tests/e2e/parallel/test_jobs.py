@@ -133,6 +133,7 @@ def test_signals_of_a_terminal_end_the_job(processes: Processes, sent: int, code
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_stopped_rank_0_finds_the_job_ended(processes: Processes):
     lead = processes.run("spawn", "3", "3", "idle")
     pids = processes.pids(lead)
@@ -159,13 +160,10 @@ def test_a_job_that_is_stopped_as_a_whole_goes_on(processes: Processes, start: s
     assert all(map(alive, pids))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("victim", "doing"),
-    [
-        (1, "collective"),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((0, "collective"), (2, "collective"))),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((0, "waited"), (1, "waited"), (2, "waited"))),
-    ],
+    [(0, "collective"), (1, "collective"), (2, "collective"), (0, "waited"), (1, "waited"), (2, "waited")],
 )
 def test_a_killed_rank_of_several_hosts(processes: Processes, victim: int, doing: str):
     """Others wait in gloo: rank 0 raises the job's error, the others raise it or are ended."""
@@ -210,6 +208,7 @@ def test_a_launcher_without_a_store(processes: Processes, start: str):
     assert [end_of(one) for one in all_[1:]] == [(0, "")] * 3
 
 
+@pytest.mark.soak
 def test_torchrun(processes: Processes):
     prefix = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--no-python"]
     one = processes.run("share", "2", "2", "lead", prefix=prefix)
@@ -226,6 +225,7 @@ def test_another_number_of_processes_is_refused_on_each(processes: Processes):
         assert said.startswith(f"RecipeError of rank {rank}: {asked}")
 
 
+@pytest.mark.soak
 def test_a_rank_that_never_comes_is_named(processes: Processes):
     ended = [end_of(one) for one in processes.ranks("share:3", 3, 3, "lead", absent=1)]
     assert [code for code, _ in ended] == [4, 4]
@@ -255,7 +255,8 @@ def on_hosts(processes: Processes, hosts: Sequence[Host], what: str, per_host: i
     ]
 
 
-@pytest.mark.parametrize("per_host", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("per_host", [1, 2])
 def test_two_network_namespaces_are_two_hosts(processes: Processes, hosts: Sequence[Host], per_host: int):
     all_ = on_hosts(processes, hosts, "lead", per_host)
     out, said = all_[0].communicate(timeout=PATIENCE)

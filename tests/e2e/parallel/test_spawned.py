@@ -119,6 +119,7 @@ def test_a_stopped_rank_ends_the_job(monkeypatch: pytest.MonkeyPatch):
         job.receive()
 
 
+@pytest.mark.soak
 def test_a_rank_that_computes_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(control, "SILENCE", 1.5)
     job = start(2, 2)

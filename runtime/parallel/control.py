@@ -12,13 +12,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..errors import LlmcError, ResourceError
 from . import faults
 from .frames import Connection, Frame
+from .processes import Processes, Strangers
 
 BEAT = 0.5
 """Seconds between signs of life."""
@@ -32,28 +33,6 @@ _BACKLOG = 256 << 20
 _FAIL, _ABORT, _BYE = "fail", "abort", "bye"
 _OWN = "_"
 """How the kinds of the job's own messages begin, which `receive` does not give."""
-
-
-class Processes(Protocol):
-    """The processes of the other ranks, as far as rank 0 has started them."""
-
-    def died(self, rank: int) -> int | None:
-        """The exit code of one whose connection has ended; None if it is not known."""
-        ...
-
-    def end(self) -> None:
-        """Kill those that still run, and wait for all."""
-        ...
-
-
-class Strangers:
-    """Processes that others have started."""
-
-    def died(self, rank: int) -> int | None:
-        return None
-
-    def end(self) -> None:
-        pass
 
 
 class Control:
@@ -238,12 +217,16 @@ class Control:
             waited, last = min(now - last, _SLICE), now
             for one in open_:
                 one.silent += waited
-                if one.heard and one.silent > SILENCE and one.rank not in self._left:
+                if one.silent > SILENCE and one.rank not in self._left and self._must_speak(one):
                     self._end(faults.silent(one.name, SILENCE))
             if now - beaten >= BEAT:
                 beaten = now
                 for one in open_:
                     one.beat()
+
+    def _must_speak(self, one: Connection) -> bool:
+        """True if its silence is a fault: a process that has not spoken yet may still import, unless it is stopped."""
+        return one.heard or self._processes.stopped(one.rank)
 
     def _over(self, open_: Sequence[Connection]) -> bool:
         """True when the thread has nothing left to do. Rank 0 waits for the others, each of them for nobody."""

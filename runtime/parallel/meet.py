@@ -44,7 +44,7 @@ def join(launched: Launched, *, ranks: int, tp: int, profile: str, start: float 
         raise RecipeError(
             f"expected {ranks} processes: profile {profile} has {ranks} ranks",
             found=f"WORLD_SIZE={launched.ranks}",
-            fix=f"a launcher of {ranks} processes, or a profile of {launched.ranks} ranks",
+            fix=f"a launcher of {ranks} processes, or a profile of {launched.ranks} rank{'s' * (launched.ranks > 1)}",
         )
     store = _store(launched, start)
     file = memory.create(ranks)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..machine import cpu_count
@@ -47,6 +48,12 @@ class _Children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._children[rank].wait(_REAPED)
         return None
+
+    def stopped(self, rank: int) -> bool:
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{self._children[rank].pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2]
+            return state.startswith("T")
+        return False
 
     def end(self) -> None:
         for child in self._children.values():

@@ -59,7 +59,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     ("runtime", "parallel"): (
-        *(("data",), ("frames",), ("faults",), ("control",), ("job",), ("start", "hello"), ("meet", "worker")),
+        *(("data",), ("frames", "processes"), ("faults",), ("control",), ("job",)),
+        *(("start", "hello"), ("meet", "worker")),
     ),
     ("runtime", "cuda"): (
         *(("gpus",), ("names", "driver"), ("launches", "placement"), ("exchange", "ring", "upload"), ("contents",)),

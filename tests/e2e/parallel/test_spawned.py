@@ -19,6 +19,7 @@ from support.paths import ROOT
 
 from llmc.runtime.errors import EngineError, LlmcError, RecipeError, ResourceError
 from llmc.runtime.parallel import control
+from llmc.runtime.parallel import start as start_module
 from llmc.runtime.parallel.job import Job
 from llmc.runtime.parallel.start import spawn
 
@@ -176,6 +177,20 @@ def test_a_rank_that_never_answers():
         start(3, 3, {"2": {"sleep": 60}}, 1) as job,
     ):
         job.agree(ranks.FACTS)
+
+
+def test_a_rank_that_is_stopped_before_it_speaks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(control, "SILENCE", 1.0)
+    begun = start_module._Children.start
+
+    def stopped(*arguments: Any) -> int:
+        pid = begun(*arguments)
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    monkeypatch.setattr(start_module._Children, "start", stopped)
+    with pytest.raises(ResourceError, match=r"rank [12] \(host .*\): stopped or cut off, no sign of life"):
+        start()
 
 
 @pytest.mark.parametrize(

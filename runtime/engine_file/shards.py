@@ -95,19 +95,22 @@ def find(first: Path, shards: Sequence[Shard]) -> list[Path]:
     """
     folders = [(near, _names(near.parent)) for near in dict.fromkeys((first, first.resolve()))]
     found: list[Path] = []
-    missing: list[str] = []
+    missing: list[tuple[str, int]] = []
     for shard, suffix in zip(shards, suffixes(shards), strict=True):
         named = [near.with_name(name) for near, names in folders for name in names if name.endswith(suffix)]
         exact = [path for path in named if path in [shard_path(near, suffix) for near, _ in folders]]
         if named:
             found.append((exact or named)[0])
         else:
-            missing.append(f"{shard_path(first, suffix).name} of {shard.bytes} bytes")
+            missing.append((suffix, shard.bytes))
     if missing:
+        stem = _NAME.fullmatch(found[0].name) if found else None  # the first file alone may have been renamed
+        like = first.with_name(stem[1]) if stem else first
+        absent = [f"{shard_path(like, suffix).name} of {size} bytes" for suffix, size in missing[:_NAMED]]
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise EngineError(
             f"cannot open {first} without {len(missing)} of its {len(shards) + 1} files",
-            found=f"no {', '.join(missing[:_NAMED])}{more}",
+            found=f"no {', '.join(absent)}{more}",
             fix="copy all files of the engine into one folder",
         )
     return found

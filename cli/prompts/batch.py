@@ -71,17 +71,18 @@ def run_all(engine: Engine, lines: Sequence[Line], given: SamplingOptions, chat:
     if tally.cut:
         of = f"{tally.cut} of {len(lines)} answers end"
         console.note(f"llmc: {of} before max_tokens, where the context of {engine.max_context} tokens is full")
-    if tally.codes:
-        console.note(f"llmc: {len(tally.codes)} of {len(lines)} prompts failed")
-        raise typer.Exit(tally.codes[0])
+    if tally.failures:
+        first = tally.failures[0]
+        console.note(f"llmc: {len(tally.failures)} of {len(lines)} prompts failed, the first: {first.asked}")
+        raise typer.Exit(first.exit_code)
 
 
 @dataclass
 class _Tally:
     """What is said at the end."""
 
-    codes: list[int] = field(default_factory=list)
-    """Exit codes of the prompts that failed."""
+    failures: list[LlmcError] = field(default_factory=list)
+    """Of the prompts that failed, in the file's order."""
     cut: int = 0
     """Answers that the context ended."""
 
@@ -109,6 +110,6 @@ def _finish(engine: Engine, line: Line, request: Stream | LlmcError, given: Samp
         merged: Any = {**given, **line.options}
         tally.cut += cut_short(result, merged)
     except LlmcError as error:
-        tally.codes.append(error.exit_code)
+        tally.failures.append(error)
         answer = line.failure(error)
     console.out_json(answer)

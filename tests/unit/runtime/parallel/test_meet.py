@@ -59,13 +59,14 @@ def test_ranks_of_one_machine_share_memory_that_all_can_open(
     listener.close()
 
 
-def test_another_number_of_processes():
+@pytest.mark.parametrize(("processes", "fitting"), [(4, "4 ranks"), (1, "1 rank")])
+def test_another_number_of_processes(processes: int, fitting: str):
     with pytest.raises(RecipeError) as caught:
-        meet.join(Launched(0, 4, "localhost", 1, False, "0"), ranks=2, tp=2, profile="cpu-tp2")
+        meet.join(Launched(0, processes, "localhost", 1, False, "0"), ranks=2, tp=2, profile="cpu-tp2")
     assert str(caught.value) == (
         "expected 2 processes: profile cpu-tp2 has 2 ranks\n"
-        "  found: WORLD_SIZE=4\n"
-        "  try: a launcher of 2 processes, or a profile of 4 ranks"
+        f"  found: WORLD_SIZE={processes}\n"
+        f"  try: a launcher of 2 processes, or a profile of {fitting}"
     )
 
 

@@ -12,13 +12,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..errors import LlmcError, ResourceError
 from . import faults
 from .frames import Connection, Frame
+from .processes import Processes, Strangers
 
 BEAT = 0.5
 """Seconds between signs of life."""
@@ -32,28 +33,6 @@ _BACKLOG = 256 << 20
 _FAIL, _ABORT, _BYE = "fail", "abort", "bye"
 _OWN = "_"
 """How the kinds of the job's own messages begin, which `receive` does not give."""
-
-
-class Processes(Protocol):
-    """The processes of the other ranks, as far as rank 0 has started them."""
-
-    def died(self, rank: int) -> int | None:
-        """The exit code of one whose connection has ended; None if it is not known."""
-        ...
-
-    def end(self) -> None:
-        """Kill those that still run, and wait for all."""
-        ...
-
-
-class Strangers:
-    """Processes that others have started."""
-
-    def died(self, rank: int) -> int | None:
-        return None
-
-    def end(self) -> None:
-        pass
 
 
 class Control:
@@ -73,6 +52,7 @@ class Control:
         self._queues = defaultdict[str, SimpleQueue[Frame | None]](SimpleQueue)
         """Messages of the user under "", the job's own by kind: a rank may be a step ahead of another."""
         self._closing = self._bye = False
+        self._stop: Callable[[], None] | None = None
         self._left = set[int]()
         """Ranks that may close their connection: the job is over for them."""
         self._deadline: float | None = None
@@ -144,6 +124,13 @@ class Control:
             self._end(error)
         return self.error or error
 
+    def when_failed(self, stop: Callable[[], None]) -> None:
+        """Have an error of the job call `stop`, on a thread of its own: it ends this rank's calls of a library."""
+        with self._lock:
+            self._stop, failed = stop, self.error is not None
+        if failed:
+            stop()
+
     def close(self) -> None:
         """End the job in order: rank 0 says so to all and waits for them. Nothing of it is left then."""
         if os.getpid() != self._process:
@@ -189,7 +176,7 @@ class Control:
         with self._lock:
             if self.error is not None or (self._closing and self.rank == 0):
                 return
-            self.error, self._deadline = error, time.monotonic() + GRACE
+            self.error, self._deadline, stop = error, time.monotonic() + GRACE, self._stop
         for one in self._peers.values():
             if one.rank not in self._left:
                 one.send(Frame(_FAIL if self.rank else _ABORT, faults.told(error)))
@@ -197,6 +184,8 @@ class Control:
             queues = list(self._queues.values())
         for queue in queues:
             queue.put(None)
+        if stop is not None:
+            threading.Thread(target=stop, name="llmc-stop", daemon=True).start()
         self._poke()
 
     def _poke(self) -> None:

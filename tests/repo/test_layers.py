@@ -59,7 +59,15 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     ("runtime", "parallel"): (
-        *(("data",), ("frames",), ("faults",), ("control",), ("job",), ("start", "hello"), ("meet", "worker")),
+        *(
+            ("data", "processes"),
+            ("frames",),
+            ("faults",),
+            ("control",),
+            ("job",),
+            ("start", "hello"),
+            ("meet", "worker"),
+        ),
     ),
     ("runtime", "cuda"): (
         *(("gpus",), ("names", "driver"), ("launches", "placement"), ("exchange", "ring", "upload"), ("contents",)),

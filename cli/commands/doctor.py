@@ -114,7 +114,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
 
 
 def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
-    """Bytes of a profile, or of one of its ranks, on a GPU with caches of the largest batch, and the batch that just fits."""
+    """Bytes of a profile, or of one of its ranks, on a GPU with its largest batch, and the batch that just fits."""
     from ...runtime.plan.plan import Plan
     from ...runtime.plan.price import memory, usable
 

@@ -19,6 +19,17 @@ from ..scheduling.executor import CacheKind
 from .local import Local, Part, Target
 
 
+class _Peers:
+    """The other ranks, for exchanges of GPUs. That rank 0 has ended the job in order aborts none: its own are done."""
+
+    def __init__(self, job: Job) -> None:
+        self.local_rank, self.exchange, self._control = job.local_rank, job.exchange, job.control
+
+    def check(self) -> None:
+        if self._control.error is not None:
+            raise self._control.error
+
+
 def check(part: Part, split: Split) -> None:
     """Judge the machine code of all ranks, who have the same engine."""
     if part.judge is not None:
@@ -31,7 +42,7 @@ def load(job: Job, part: Part) -> Local:
     label = label_of(part.profile, job.rank)
 
     def make_device(engine: EngineFile, label: str, plan: Plan, slots: int) -> CudaDevice:
-        device = CudaDevice(EngineContents(engine, label), plan, slots, peers=job)
+        device = CudaDevice(EngineContents(engine, label), plan, slots, peers=_Peers(job))
         job.control.when_failed(device.abort)  # a call of NCCL may wait for a rank that is gone
         return device
 

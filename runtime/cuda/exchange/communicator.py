@@ -118,7 +118,12 @@ class Communicator:
                 self._nccl.abort(comm)
 
     def close(self) -> None:
-        """Leave the groups, once all exchanges are done; all ranks do so at once."""
+        """Leave the groups, once all exchanges are done; all ranks do so at once.
+
+        Raises:
+            LlmcError: a rank or NCCL has failed, so the groups have been aborted; or they could not be left.
+        """
+        self._check()
         comms = self._taken()
 
         def leave() -> None:
@@ -133,8 +138,7 @@ class Communicator:
             if time.monotonic() > late:
                 raise ResourceError(f"cannot leave a group of GPUs in {LEAVE:.0f} s")
 
-        if comms:
-            _while_checked(leave, check)
+        _while_checked(leave, check)
 
     def _taken(self) -> list[int]:
         with self._lock:

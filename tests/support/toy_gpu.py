@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from support.fakes.toy_kernels import F32, KERNELS, MAX_BLOCKS, VOCAB
 from support.plans import input_tensors
-from support.toy_kernels import F32, KERNELS, MAX_BLOCKS, VOCAB
 
 from llmc.compiler.engine.layout import MaxShardSize
 from llmc.compiler.engine.writer import EngineWriter

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fakes.toy_ranks import shards, token_stages
 from support.parallel.gpus import VARIABLE, FakeGpus, serve
 from support.paths import ROOT
 from support.running import run_some
 from support.toy_gpu import answer, toy_ranks
-from support.toy_ranks import shards, token_stages
 
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import ResourceError, VerifyError

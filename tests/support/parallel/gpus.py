@@ -16,7 +16,7 @@ from typing import Any
 
 from support.fakes.driver import FakeApi
 from support.fakes.nccl_files import FilesNccl
-from support.toy_kernels import KERNELS
+from support.fakes.toy_kernels import KERNELS
 
 from llmc.runtime.cuda import device as devices
 from llmc.runtime.cuda import gpus

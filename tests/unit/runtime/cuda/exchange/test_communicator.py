@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from support.fakes.driver import FakeApi, Result
 from support.fakes.nccl import FakeNccl, FakePeers, World
+from support.fakes.toy_ranks import of_rank, shards, stages
 from support.toy_gpu import HEIGHT, KERNELS, VOCAB, answer, toy_ranks
-from support.toy_ranks import of_rank, shards, stages
 
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.contents import EngineContents

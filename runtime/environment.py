@@ -24,8 +24,10 @@ LAUNCHERS: Mapping[str, str] = {
     "WORLD_SIZE": "how many ranks the job has",
     "MASTER_ADDR": "the host of rank 0, as all others reach it",
     "MASTER_PORT": "the port at which the ranks find each other",
+    "LOCAL_RANK": "which of this machine's ranks this process is, from 0; else they are counted",
 }
 """What torchrun and other launchers set for each process of a job. They count for profiles of several ranks."""
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 KERNELS = "kernels"
 """The folder of compiled kernels in llmc's cache folder."""
 TOOLS = "tools.json"
@@ -87,6 +89,8 @@ class Launched:
     """The launcher has a store at address and port; else rank 0 opens one."""
     attempt: str
     """Which start of the job this is: a launcher's store outlives one that failed."""
+    local_rank: int | None = None
+    """Its place among the ranks of its machine, if the launcher says it."""
 
 
 def launched() -> Launched | None:
@@ -96,10 +100,10 @@ def launched() -> Launched | None:
         RecipeError: one of the variables is missing or malformed.
     """
     found = {name: os.environ.get(name, "") for name in LAUNCHERS}
-    if not found["RANK"] and not found["WORLD_SIZE"]:
+    if not has_launcher():
         return None
-    for name, value in found.items():
-        if not value:
+    for name in _NEEDED:
+        if not found[name]:
             given = ", ".join(one for one, text in found.items() if text)
             raise RecipeError(f"expected the variable {name}: {LAUNCHERS[name]}", found=f"of a launcher only {given}")
     ranks = _whole("WORLD_SIZE", found["WORLD_SIZE"], 1, 4096)
@@ -110,7 +114,13 @@ def launched() -> Launched | None:
         _whole("MASTER_PORT", found["MASTER_PORT"], 1, 65535),
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        _whole("LOCAL_RANK", found["LOCAL_RANK"], 0, ranks - 1) if found["LOCAL_RANK"] else None,
     )
+
+
+def has_launcher() -> bool:
+    """True if a launcher seems to have started this process: `launched` checks what it has set."""
+    return bool(os.environ.get("RANK") or os.environ.get("WORLD_SIZE"))
 
 
 def follows() -> bool:

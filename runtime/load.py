@@ -13,6 +13,7 @@ from .engine import Engine
 from .engine_file.file import EngineFile
 from .engine_file.info import info_of
 from .engine_file.manifest import TOKENIZER_SECTIONS
+from .engine_file.ranks import split_of
 from .errors import EngineError, RecipeError, Unsupported, demand, path_of, text_of
 from .files.strict_json import loads
 from .guard.limits import RUN_BYTES, demand_address_space
@@ -165,17 +166,22 @@ def open_executor(
         RecipeError: there is none to judge.
         VerifyError: the code is not to be trusted.
     """
-    if judge is not None:
-        _judge_code(judge, engine, name)
-    if engine.manifest.profiles[name].ranks is not None and make_device is None:
+    profile = engine.manifest.profiles[name]
+    if judge is not None and profile.target not in SM:
+        found = f"profile {name}, which has no machine code"
+        raise RecipeError(f"expected a profile of a GPU in {engine.path} with --trust", found=found, fix="no --trust")
+    if profile.ranks is not None and make_device is None:
         from .ranks.open import open_ranks
 
-        return open_ranks(engine, name, threads=threads, max_batch=max_batch)
-    if engine.manifest.profiles[name].target in SM:
+        return open_ranks(engine, name, threads=threads, max_batch=max_batch, judge=judge)
+    if judge is not None:
+        for label in split_of(profile, str(engine.path)).labels(profile.target):
+            judge(engine, label)
+    if profile.target in SM:
         from .cuda.contents import sources
         from .plan.executor import PagedExecutor
 
-        if engine.manifest.profiles[name].ranks is not None and make_device is not None:
+        if profile.ranks is not None and make_device is not None:
             from .plan.together import open_together
 
             return open_together(engine, name, make_device, max_batch)
@@ -185,13 +191,6 @@ def open_executor(
     from .cpu.executor import CpuExecutor
 
     return CpuExecutor(engine, name, threads=threads, max_batch=max_batch)
-
-
-def _judge_code(judge: Judge, engine: EngineFile, name: str) -> None:
-    if engine.manifest.profiles[name].target not in SM:
-        found = f"profile {name}, which has no machine code"
-        raise RecipeError(f"expected a profile of a GPU in {engine.path} with --trust", found=found, fix="no --trust")
-    judge(engine, name)
 
 
 def _real_device() -> MakeDevice:

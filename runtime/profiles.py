@@ -13,7 +13,7 @@ from .cuda.names import NATIVE, known_capability
 from .engine_file.file import EngineFile
 from .engine_file.manifest import Profile
 from .engine_file.split import Split, split_name, target_of
-from .environment import is_setting
+from .environment import has_launcher, is_setting
 from .errors import EngineError, RecipeError, ResourceError, install_hint
 
 _NO_BINDINGS = f"cuda-bindings is not installed: {install_hint('cuda')}"
@@ -31,7 +31,7 @@ class Gpu(Protocol):
 
 
 Gpus = Sequence[Gpu] | None
-"""The GPUs of another machine; None stands for this machine."""
+"""The kinds of GPU of another machine, which has as many as it takes; None stands for this machine."""
 
 
 @cache
@@ -57,12 +57,32 @@ def fits(engine: EngineFile, there: Gpus = None) -> dict[str, str]:
 
 def _unfit(profile: Profile, there: Gpus) -> str:
     ranks = _split(profile).ranks
+    if ranks > 1 and there is None and not hasattr(os, "memfd_create"):
+        return "its ranks need Linux"
     if profile.target == "cpu":
-        return "" if ranks == 1 or there is not None or hasattr(os, "memfd_create") else "its ranks need Linux"
+        return ""
     reason = _lacking(profile.target, int(profile.needs.get("shared", 0)), there)
-    if ranks == 1 or reason:
-        return reason
-    return f"needs {ranks} GPUs, one for each rank, and this llmc runs several ranks on CPUs only"
+    return reason or ("" if ranks == 1 or there is not None else _alone(profile.target, ranks))
+
+
+def _alone(target: str, ranks: int) -> str:
+    """Why a profile's ranks cannot run on the GPUs here that run its code, or ""; a launcher's may be elsewhere too."""
+    able = sum(runs_on(SM[target], gpu.sm) for gpu in gpus())
+    if able < ranks and not has_launcher():
+        return f"needs {ranks} GPUs, one for each rank, of which this machine has {able}"
+    return nccl_problem()
+
+
+@cache
+def nccl_problem() -> str:
+    """Why NCCL cannot be loaded here, or ""."""
+    from .cuda.exchange.nccl import Nccl
+
+    try:
+        Nccl.load()
+    except ResourceError as error:
+        return f"needs NCCL ({error.found}): {error.fix}"
+    return ""
 
 
 def _split(profile: Profile) -> Split:

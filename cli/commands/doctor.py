@@ -23,6 +23,9 @@ _MEMORY = """\
 _ENOUGH = "    enough; the largest batch that fits is {largest_batch}"
 _TOO_LITTLE = "    too little for a batch of {max_batch}: llmc run --max-batch {largest_batch}"
 _RANK = "    rank {rank}: {private!b} for weights, {cache!b} for each sequence of the whole context"
+_GPU_RANK = """\
+    rank {rank} on {gpu}: {weights!b} for weights, {cache_per_sequence!b} for each sequence of the whole context, \
+{buffers!b} for buffers"""
 _MACHINE = """\
 llmc {llmc}, Python {python}, {system}
   {versions}
@@ -73,6 +76,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
     from ...runtime.chips import SM, runs_on
     from ...runtime.cuda.names import CPU, NATIVE, chip_named
     from ...runtime.engine_file.file import EngineFile
+    from ...runtime.engine_file.ranks import split_of
     from ...runtime.profiles import best, fits, gpus
     from ...runtime.ranks.facts import facts_of_ranks
 
@@ -82,18 +86,21 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
         reasons = fits(engine, there)
         able = [name for name, reason in reasons.items() if not reason]
         first = best(engine, able) if able else None  # what `llmc run` takes; it does not weigh memory
-        memory = {}
+        memory, ranks = {}, {}
         for name, profile in engine.manifest.profiles.items():
             sm = SM.get(profile.target)
             if sm is not None and not reasons[name]:
-                one = next(one for one in (gpus() if there is None else there) if runs_on(sm, one.sm))
-                memory[name] = _memory(engine, name, one)
+                usable = [one for one in (gpus() if there is None else there) if runs_on(sm, one.sm)]
+                labels = split_of(profile, path).labels(profile.target)
+                each = [_memory(engine, label, usable[at % len(usable)]) for at, label in enumerate(labels)]
+                memory[name] = min(each, key=lambda one: one["largest_batch"])
                 reasons[name] = "" if memory[name]["largest_batch"] else _filled(_TOO_LARGE, memory[name])
-        ranks = {
-            name: [console.facts(one, "rank", "private", "cache") for one in facts_of_ranks(engine, name)]
-            for name in able
-            if engine.profile(name).target == "cpu" and engine.profile(name).ranks is not None
-        }
+                if profile.ranks is not None:
+                    keys = ("gpu", "weights", "buffers", "cache_per_sequence", "largest_batch")
+                    ranks[name] = [{"rank": at} | {key: one[key] for key in keys} for at, one in enumerate(each)]
+            elif sm is None and name in able and profile.ranks is not None:
+                found = facts_of_ranks(engine, name)
+                ranks[name] = [console.facts(one, "rank", "private", "cache") for one in found]
     fitting = [name for name, reason in reasons.items() if not reason]
     return {
         "path": path,
@@ -107,11 +114,11 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
 
 
 def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
-    """Bytes of a profile on a GPU with the caches of its largest batch, and the batch that would just fit."""
+    """Bytes of a profile, or of one of its ranks, on a GPU with its largest batch, and the batch that just fits."""
     from ...runtime.plan.plan import Plan
     from ...runtime.plan.price import memory, usable
 
-    facts = engine.manifest.profiles[profile]
+    facts = engine.profile(profile)
     plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
     need = memory(plan, max_batch=facts.max_batch)
     largest = need.sequences(usable(gpu.memory))
@@ -149,7 +156,8 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
         if name in engine.get("memory", {}):
             memory = engine["memory"][name]
             lines.append(_filled(_MEMORY + (_ENOUGH if memory["fits"] else _TOO_LITTLE), memory))
-        lines += [console.fill(_RANK, rank) for rank in engine.get("ranks", {}).get(name, ())]
+        each = _GPU_RANK if name in engine.get("memory", {}) else _RANK
+        lines += [console.fill(each, rank) for rank in engine.get("ranks", {}).get(name, ())]
     return lines + [f"  {name}: does not fit: {reason}" for name, reason in engine["do_not_fit"].items()]
 
 

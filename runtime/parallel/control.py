@@ -52,6 +52,7 @@ class Control:
         self._queues = defaultdict[str, SimpleQueue[Frame | None]](SimpleQueue)
         """Messages of the user under "", the job's own by kind: a rank may be a step ahead of another."""
         self._closing = self._bye = False
+        self._stop: Callable[[], None] | None = None
         self._left = set[int]()
         """Ranks that may close their connection: the job is over for them."""
         self._deadline: float | None = None
@@ -123,6 +124,13 @@ class Control:
             self._end(error)
         return self.error or error
 
+    def when_failed(self, stop: Callable[[], None]) -> None:
+        """Have an error of the job call `stop`, on a thread of its own: it ends this rank's calls of a library."""
+        with self._lock:
+            self._stop, failed = stop, self.error is not None
+        if failed:
+            stop()
+
     def close(self) -> None:
         """End the job in order: rank 0 says so to all and waits for them. Nothing of it is left then."""
         if os.getpid() != self._process:
@@ -168,7 +176,7 @@ class Control:
         with self._lock:
             if self.error is not None or (self._closing and self.rank == 0):
                 return
-            self.error, self._deadline = error, time.monotonic() + GRACE
+            self.error, self._deadline, stop = error, time.monotonic() + GRACE, self._stop
         for one in self._peers.values():
             if one.rank not in self._left:
                 one.send(Frame(_FAIL if self.rank else _ABORT, faults.told(error)))
@@ -176,6 +184,8 @@ class Control:
             queues = list(self._queues.values())
         for queue in queues:
             queue.put(None)
+        if stop is not None:
+            threading.Thread(target=stop, name="llmc-stop", daemon=True).start()
         self._poke()
 
     def _poke(self) -> None:

@@ -23,11 +23,20 @@ class Job:
     """A rank of a job. Leaving its `with` block ends the job: for all ranks with the block's error, if it has one."""
 
     def __init__(
-        self, communicator: Communicator, control: Control, *, start: float, release: Callable[[], None]
+        self,
+        communicator: Communicator,
+        control: Control,
+        *,
+        start: float,
+        release: Callable[[], None],
+        local_rank: int | None = None,
     ) -> None:
         """`release` gives back what the data plane holds, when no rank uses it any more."""
         self.communicator, self.control = communicator, control
         self.rank, self.ranks, self.tp = communicator.rank, communicator.ranks, communicator.tp
+        hosts = communicator.hosts
+        self.local_rank = hosts[: self.rank].count(hosts[self.rank]) if local_rank is None else local_rank
+        """Its place among the ranks of its machine."""
         self._start, self._release = start, release
         self.broadcast, self.send, self.receive = control.broadcast, control.send, control.receive
         self.check = control.check
@@ -52,6 +61,21 @@ class Job:
                 raise self.control.fail(problem)
         for rank in found:
             self.control.tell(rank, "agreed", {})
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        """What every rank gives, in their order; all ranks call it equally often."""
+        if self.rank:
+            self.control.tell(0, "given", {"data": data.hex()})
+            found = self.control.hear("gathered").header["data"]
+        else:
+            given = {0: data.hex()}
+            while len(given) < self.ranks:
+                frame = self.control.hear("given")
+                given[frame.rank] = frame.header["data"]
+            found = [given[rank] for rank in range(self.ranks)]
+            for rank in range(1, self.ranks):
+                self.control.tell(rank, "gathered", {"data": found})
+        return [bytes.fromhex(one) for one in found]
 
     def fail(self, problem: BaseException) -> LlmcError:
         """End the job for all ranks with this error; returns what has ended it, which may be an earlier one."""

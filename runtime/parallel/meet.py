@@ -59,7 +59,7 @@ def join(launched: Launched, *, ranks: int, tp: int, profile: str, start: float 
             if launched.rank == 0
             else _placed(control, file, ranks, start)
         )
-        return _job(control, store, placed, tp, start)
+        return _job(control, store, placed, tp, start, launched.local_rank)
     except BaseException as problem:
         error = control.fail(problem)
         control.close()
@@ -191,7 +191,7 @@ def _placed(control: Control, file: int, ranks: int, start: float) -> _Placed:
     return _Placed(told["hosts"], told["addresses"], file)
 
 
-def _job(control: Control, store: Any, placed: _Placed, tp: int, start: float) -> Job:
+def _job(control: Control, store: Any, placed: _Placed, tp: int, start: float, local_rank: int | None) -> Job:
     rank, hosts = control.rank, placed.hosts
     shared = memory.SharedMemory(placed.file, len(hosts), control.check, spin=cpu_count() >= hosts.count(hosts[rank]))
     gloo = None
@@ -206,4 +206,4 @@ def _job(control: Control, store: Any, placed: _Placed, tp: int, start: float) -
         if quiet:
             signal.signal(signal.SIGINT, before)
 
-    return Job(mesh, control, start=start, release=release)
+    return Job(mesh, control, start=start, release=release, local_rank=local_rank)

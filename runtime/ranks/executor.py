@@ -8,15 +8,16 @@ waited for here before the step that needs it is told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from ..cpu.slots import SlotCaches
 from ..engine_file.split import Split
+from ..errors import LlmcError
 from ..parallel.job import Job
-from ..scheduling.executor import Executor, Output, Pool, ScheduledSequence
+from ..scheduling.executor import Output, ScheduledSequence
+from .local import Local
 from .messages import Step, StepWriter, read_outputs
 
 PIPELINED_PREFILL = 128
@@ -41,21 +42,17 @@ class _Ticket:
 
 
 class RanksExecutor:
-    """An `executor.Executor` over the ranks of a job; `local` is this rank's part of the profile."""
+    """An `executor.Executor` over the ranks of a job; `local` is this rank's part."""
 
-    def __init__(
-        self, local: Executor, job: Job, split: Split, pool: Callable[[], Pool], arrange: Callable[[Step], Step]
-    ) -> None:
-        """`pool` makes the account of blocks of all ranks; `arrange` orders a step so that it can be cut anywhere."""
-        self._local, self._job, self._split, self.pool, self._arrange = local, job, split, pool, arrange
-        self.notes = local.notes
-        self.block_tokens, self.caches, self.sequences = local.block_tokens, local.caches, local.sequences
-        self.mixed, self.vocab, self.max_context = local.mixed, local.vocab, local.max_context
-        self.max_rows = local.max_rows
+    def __init__(self, local: Local, job: Job, split: Split) -> None:
+        self._part, self._local, self._job, self._split = local, local.executor, job, split
+        self.pool, self.caches, own = local.pool, local.caches, local.executor
+        self.notes, self.block_tokens, self.sequences = own.notes, own.block_tokens, own.sequences
+        self.mixed, self.vocab, self.max_context, self.max_rows = own.mixed, own.vocab, own.max_context, own.max_rows
         self._staged = split.pp > 1
-        self.depth = split.pp - 1 if self._staged else local.depth
-        self.max_prefill = min(local.max_prefill, PIPELINED_PREFILL) if self._staged else local.max_prefill
-        self._writer = StepWriter(others_sample=self._staged)
+        self.depth = split.pp - 1 if self._staged else own.depth
+        self.max_prefill = min(own.max_prefill, PIPELINED_PREFILL) if self._staged else own.max_prefill
+        self._writer = StepWriter(others_sample=self._staged or local.samples_everywhere)
         self._open: deque[_Group] = deque()
         """Groups without results, in the order in which they were told."""
         self._latest: dict[int, tuple[_Group, int]] = {}
@@ -74,7 +71,7 @@ class RanksExecutor:
         try:
             if not self._staged:
                 self._job.broadcast("step", *self._writer.write(step))
-                ticket.local = self._local.submit(step)
+                ticket.local = self._local.submit(self._part.own(step))
                 return ticket
             for part in self._parts(step):
                 known = tuple(map(self._resolved, part))
@@ -82,7 +79,7 @@ class RanksExecutor:
                 self._job.broadcast("step", *self._writer.write(known))
                 self._open.append(group)
                 self._latest |= {one.sequence: (group, at) for at, one in enumerate(known) if one.sample is not None}
-                self._local.collect(self._local.submit(known))
+                self._local.collect(self._local.submit(self._part.own(known)))
                 ticket.groups.append(group)
         except BaseException as problem:
             raise ending(self._job, problem) from None
@@ -110,14 +107,19 @@ class RanksExecutor:
         self._local.release(sequence)
 
     def close(self) -> None:
-        self._job.close()
-        self._local.close()
+        """End the job. Ranks free what they have at once, as some of it waits for the same on other ranks."""
+        try:
+            with suppress(LlmcError):  # the job has ended already
+                self._job.broadcast("close")
+            self._local.close()
+        finally:
+            self._job.close()
 
     def _parts(self, step: Step) -> list[Step]:
         """The groups of a step: as many as there are stages, if it has that many sequences."""
         count = min(self._split.pp, len(step))
         if count > 1:
-            step = self._arrange(step)
+            step = self._part.arrange(step)
         ends = [len(step) * index // count for index in range(count + 1)]
         return [step[start:stop] for start, stop in pairwise(ends)]
 
@@ -142,40 +144,3 @@ def ending(job: Job, problem: BaseException) -> BaseException:
     """End the job for all ranks; returns what to raise here: what has ended it, or Ctrl-C as it came."""
     error = job.fail(problem)
     return error if isinstance(problem, Exception) else problem
-
-
-class SharedSlots:
-    """The slots of rank 0 for a pool; what it changes there is told to all ranks, whose slots stay the same."""
-
-    def __init__(self, own: SlotCaches, job: Job, bytes_of: Callable[[int], int]) -> None:
-        """`bytes_of` gives the memory of a sequence's keys and values on the machine that has most of it."""
-        self._own, self._job, self._bytes_of = own, job, bytes_of
-
-    def bytes(self, positions: int) -> int:
-        return self._bytes_of(positions)
-
-    def filled(self, block: int) -> int:
-        return self._own.filled(block)
-
-    def holds(self, block: int, length: int) -> bool:
-        return self._own.holds(block, length)
-
-    def commit(self, block: int, positions: int) -> None:
-        before = self._own.arrays
-        self._own.commit(block, positions)
-        if self._own.arrays is not before:
-            self._job.broadcast("commit", {"block": block, "positions": positions})
-
-    def keep(self, blocks: Collection[int]) -> None:
-        before = self._own.arrays
-        self._own.keep(blocks)
-        if self._own.arrays is not before:
-            self._job.broadcast("keep", {"blocks": sorted(blocks)})
-
-    def arrange(self, step: Step) -> Step:
-        """The step in the order of its slots, which are adjacent afterwards."""
-        before, blocks = self._own.blocks, [one.blocks[0][0] for one in step]
-        self._own.together(blocks)
-        if self._own.blocks != before:
-            self._job.broadcast("arrange", {"blocks": blocks})
-        return tuple(sorted(step, key=lambda one: self._own.slot(one.blocks[0][0])))

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import atexit
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..cpu.executor import CpuExecutor, thread_count
-from ..cpu.pool import SlotPool
-from ..cpu.slots import buffer_shape
+from ..chips import SM
 from ..engine_file.file import EngineFile
-from ..engine_file.ranks import caches_of, split_of
-from ..engine_file.split import Split, label_of
 from ..environment import launched
 from ..errors import DISTRIBUTION, RecipeError
-from ..machine import system_memory
 from ..parallel.job import Job
 from ..parallel.meet import join
 from ..parallel.start import spawn
 from ..progress import debug_level, set_debug_level, speak_as
 from ..scheduling.executor import Executor, sequence_count
-from .checks import check_programs
-from .executor import RanksExecutor, SharedSlots, ending
-from .messages import StepReader, write_outputs
+from .executor import RanksExecutor, ending
+from .local import Local, Part, Target
+from .messages import Step, StepReader, write_outputs
+
+if TYPE_CHECKING:
+    from ..cuda.trust import Judge
 
 _led = False
 """A launcher's ranks have served this process: then they are gone."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What each rank loads its part of."""
-
-    engine: EngineFile
-    profile: str
-    threads: int | None
-    max_batch: int | None
-
-    @property
-    def split(self) -> Split:
-        return split_of(self.engine.profile(self.profile), str(self.engine.path))
 
 
 @dataclass(frozen=True)
@@ -56,19 +40,21 @@ class _Told:
     debug: int
 
 
-def open_ranks(engine: EngineFile, profile: str, *, threads: int | None, max_batch: int | None) -> Executor:
+def open_ranks(
+    engine: EngineFile, profile: str, *, threads: int | None, max_batch: int | None, judge: Judge | None = None
+) -> Executor:
     """Rank 0's executor of a split profile, once all ranks have loaded; it then owns `engine`.
 
     The other ranks are processes that this one starts; or, if a launcher has started this process (RANK and WORLD_SIZE
     are set), those that it has started. Ranks above 0 of a launcher serve until rank 0 closes its engine, and then
-    this function ends their process.
+    this function ends their process. `judge` sees the machine code of all ranks before a device does.
 
     Raises:
         LlmcError: a rank cannot load, or does not come, or has another engine or profile.
         RecipeError: this process has led the ranks of a launcher before.
         SystemExit: this is a rank above 0, and the job is over.
     """
-    part = _Part(engine, profile, threads, max_batch)
+    part = Part(engine, profile, threads, max_batch, judge)
     sequence_count(max_batch, engine.profile(profile).max_batch)  # before processes are started
     job = _job(part)
     if job.rank:
@@ -90,10 +76,10 @@ def serve(job: Job, arguments: Mapping[str, Any]) -> None:
     set_debug_level(str(told.debug))
     speak_as(f"rank {job.rank}")
     with EngineFile.open(told.path) as engine:
-        _serve(job, _Part(engine, told.profile, told.threads, told.max_batch))
+        _serve(job, Part(engine, told.profile, told.threads, told.max_batch))
 
 
-def _job(part: _Part) -> Job:
+def _job(part: Part) -> Job:
     """The job of this process, whose other ranks are started here or have been by a launcher."""
     global _led
     split, place = part.split, launched()
@@ -111,11 +97,20 @@ def _job(part: _Part) -> Job:
     return job
 
 
-def _load(job: Job, part: _Part) -> CpuExecutor:
+def _target(name: str) -> Target:
+    if name in SM:
+        from .on_gpu import TARGET
+    else:
+        from .on_cpu import TARGET
+    return TARGET
+
+
+def _load(job: Job, part: Part) -> Local:
     """This rank's part; returns when all ranks have theirs."""
     engine, split = part.engine, part.split
+    target = _target(engine.profile(part.profile).target)
     if job.rank == 0:
-        check_programs(engine, part.profile, split)
+        target.check(part, split)
     job.agree(
         {
             "engine": engine.manifest.content_digest,
@@ -125,70 +120,43 @@ def _load(job: Job, part: _Part) -> CpuExecutor:
             "ranks": split.ranks,
         }
     )
-    hosts = job.communicator.hosts
-    neighbours = hosts.count(hosts[job.rank])
-    local = CpuExecutor(
-        engine,
-        label_of(part.profile, job.rank),
-        threads=max(1, thread_count(part.threads) // neighbours),
-        max_batch=part.max_batch,
-        exchange=job.communicator,
-        neighbours=neighbours,
-        samples=split.shard(job.rank) == 0,
-        checked=job.communicator.barrier,  # what one takes must not be missing when another looks for free memory
-    )
-    job.communicator.barrier()
-    return local
+    return target.load(job, part)
 
 
-def _lead(job: Job, part: _Part) -> Executor:
+def _lead(job: Job, part: Part) -> Executor:
     local = _load(job, part)
-    slots = SharedSlots(local.slots, job, _bytes_of(part, job.communicator.hosts))
-
-    def pool() -> SlotPool:
-        return SlotPool(slots, local.sequences, lambda: system_memory().available)
-
     atexit.unregister(job.close)  # the executor's owner closes it, when no thread computes any more
-    return RanksExecutor(local, job, part.split, pool, slots.arrange)
+    return RanksExecutor(local, job, part.split)
 
 
-def _bytes_of(part: _Part, hosts: Sequence[int]) -> Callable[[int], int]:
-    """Bytes of a sequence's keys and values on the machine with most of them, for which rank 0's stands."""
-    engine, model = part.engine, part.engine.manifest.model
-    ranks = [caches_of(engine.profile(label_of(part.profile, rank)), model) for rank in range(len(hosts))]
-    machines = [
-        [cache for caches, at in zip(ranks, hosts, strict=True) if at == host for cache in caches.values()]
-        for host in {*hosts}
-    ]
-
-    def bytes_of(positions: int) -> int:
-        return max(8 * sum(math.prod(buffer_shape(cache, positions)) for cache in caches) for caches in machines)
-
-    return bytes_of
-
-
-def _serve(job: Job, part: _Part) -> None:
+def _serve(job: Job, part: Part) -> None:
     """Compute this rank's part of every step that rank 0 tells."""
     local, split = _load(job, part), part.split
-    samples = split.pp > 1 and job.rank == split.rank(split.pp - 1, 0)
-    reader = StepReader()
-    while (frame := job.receive()) is not None:
+    last = split.pp > 1 and job.rank == split.rank(split.pp - 1, 0)
+    late = 0 if split.pp > 1 else local.executor.depth  # rank 0 waits for what the last stage sends
+    reader, begun = StepReader(), deque[tuple[Step, Any]]()
+
+    def collect() -> None:
+        outputs = local.executor.collect(begun.popleft()[1])
+        part.engine.demand_unchanged()
+        if last:
+            job.send("outputs", *write_outputs(outputs))
+
+    while (frame := job.receive()) is not None and frame.kind != "close":
         header = frame.header
         match frame.kind:
             case "step":
-                outputs = local.collect(local.submit(reader.read(header, frame.arrays)))
-                part.engine.demand_unchanged()
-                if samples:
-                    job.send("outputs", *write_outputs(outputs))
+                step = reader.read(header, frame.arrays)
+                begun.append((step, local.executor.submit(local.own(step))))
+                while len(begun) > late:
+                    collect()
             case "release":
-                reader.release(header["sequence"])
-                local.release(header["sequence"])
-            case "commit":
-                local.slots.commit(header["block"], header["positions"])
-            case "keep":
-                local.slots.keep(header["blocks"])
-            case "arrange":
-                local.slots.together(header["blocks"])
+                sequence = header["sequence"]
+                while any(one.sequence == sequence for step, _ in begun for one in step):
+                    collect()
+                reader.release(sequence)
+                local.executor.release(sequence)
             case other:
-                raise AssertionError(f"no message {other!r}")
-    local.close()
+                local.messages[other](header)
+    local.executor.close()
+    job.receive()  # None, when rank 0 has closed its part too

@@ -20,6 +20,8 @@ from .nccl import DTYPES, ID_BYTES, Nccl
 
 _POLL = 20e-6
 """Seconds between two looks at a step that is not done: a small part of any step."""
+LEAVE = 5.0
+"""Seconds that leaving the groups may take: NCCL may wait for the other ranks of the machine, which may be gone."""
 _Made = TypeVar("_Made")
 
 
@@ -116,9 +118,27 @@ class Communicator:
                 self._nccl.abort(comm)
 
     def close(self) -> None:
-        """Leave the groups, once all exchanges are done."""
-        for comm in reversed(self._taken()):
-            self._nccl.destroy(comm)
+        """Leave the groups, once all exchanges are done; all ranks do so at once.
+
+        Raises:
+            LlmcError: a rank or NCCL has failed, so the groups have been aborted; or they could not be left.
+        """
+        self._check()
+        comms = self._taken()
+
+        def leave() -> None:
+            self._driver.use()
+            for comm in reversed(comms):
+                self._nccl.destroy(comm)
+
+        late = time.monotonic() + LEAVE
+
+        def check() -> None:
+            self._peers.check()
+            if time.monotonic() > late:
+                raise ResourceError(f"cannot leave a group of GPUs in {LEAVE:.0f} s")
+
+        _while_checked(leave, check)
 
     def _taken(self) -> list[int]:
         with self._lock:

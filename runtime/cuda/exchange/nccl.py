@@ -88,7 +88,7 @@ class Nccl:
                 with suppress(AttributeError):
                     getattr(library, name).argtypes, getattr(library, name).restype = arguments, ctypes.c_char_p
             return cls(library)
-        raise ResourceError("cannot run on several GPUs without NCCL", found=problem, fix=install_hint("cuda"))
+        raise ResourceError("cannot run on several GPUs without NCCL", found=problem, fix=install_hint("nccl"))
 
     @property
     def version(self) -> str:

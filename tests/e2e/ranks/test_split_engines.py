@@ -226,7 +226,7 @@ def test_a_request_without_memory_fails_alone_on_all_ranks(pair: tuple[Engine, E
     ids, options = some_ids(400, seed=8), {"max_tokens": 10, "temperature": 0.0}
     with pytest.MonkeyPatch.context() as patch, split.stream("def main(", max_tokens=60, temperature=0.0) as beside:
         next(beside)
-        patch.setattr("llmc.runtime.ranks.open.system_memory", lambda: SystemMemory(1 << 30, 1 << 10))
+        patch.setattr("llmc.runtime.ranks.on_cpu.system_memory", lambda: SystemMemory(1 << 30, 1 << 10))
         with pytest.raises(ResourceError, match="cannot run a request of 410 tokens, prompt and answer"):
             split.generate(ids, **options)
         ended = beside.result()

@@ -76,6 +76,8 @@ def test_variables_of_a_launcher(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
     assert environment.launched() == environment.Launched(1, 2, "host", 29500, True, "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert environment.launched() == environment.Launched(1, 2, "host", 29500, True, "3", 1)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,7 @@ def test_variables_of_a_launcher(monkeypatch: pytest.MonkeyPatch):
         ("RANK", "-1", "expected RANK from 0 to 1\n  found: '-1'"),
         ("WORLD_SIZE", "two", "expected WORLD_SIZE from 1 to 4096\n  found: 'two'"),
         ("WORLD_SIZE", "0", "expected WORLD_SIZE from 1 to 4096\n  found: '0'"),
+        ("LOCAL_RANK", "2", "expected LOCAL_RANK from 0 to 1\n  found: '2'"),
         ("MASTER_PORT", "65536", "expected MASTER_PORT from 1 to 65535\n  found: '65536'"),
     ],
 )
@@ -100,4 +103,4 @@ def test_wrong_variables_of_a_launcher(name: str, value: str, message: str, monk
 
 def test_the_page_has_the_variables_of_launchers():
     page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
-    assert dict(re.findall(r"^\| `((?:RANK|W|M)\w*)` \| (.*) \|$", page, re.MULTILINE)) == environment.LAUNCHERS
+    assert dict(re.findall(r"^\| `((?:RANK|W|M|LOCAL)\w*)` \| (.*) \|$", page, re.MULTILINE)) == environment.LAUNCHERS

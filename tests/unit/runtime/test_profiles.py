@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine
+from support.fakes.toy_ranks import shards
 from support.plans import with_plans
+from support.toy_gpu import toy_ranks
 
-from llmc.runtime import profiles
+from llmc.runtime import environment, profiles
 from llmc.runtime.chips import runs_on
+from llmc.runtime.cuda.exchange import nccl
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, RecipeError, ResourceError
 from llmc.runtime.load import load
@@ -123,12 +126,9 @@ def test_where_several_ranks_do_not_fit(split: Path, engine: EngineFile, monkeyp
     monkeypatch.setitem(engine.manifest.profiles, "sm_90-tp2", two)  # pyright: ignore[reportArgumentType]
     here(monkeypatch)
     assert fits(engine)["sm_90-tp2"] == "no NVIDIA GPU here"
-    here(monkeypatch, Gpu("NVIDIA H200", 90), Gpu("NVIDIA H200", 90))
+    here(monkeypatch, Gpu("NVIDIA H200", 90))
     assert choose(engine)[0] == "sm_90"
-    reason = "needs 2 GPUs, one for each rank, and this llmc runs several ranks on CPUs only"
-    assert fits(engine)["sm_90-tp2"] == reason
-    with pytest.raises(ResourceError, match=rf"cannot run profile 'sm_90-tp2' of .*\n  found: {reason}"):
-        choose(engine, "sm_90-tp2")
+    assert fits(engine)["sm_90-tp2"] == "needs 2 GPUs, one for each rank, of which this machine has 1"
     monkeypatch.delattr("os.memfd_create")
     with EngineFile.open(split) as opened:
         assert [name for name, reason in fits(opened).items() if reason == "its ranks need Linux"] == [
@@ -362,3 +362,39 @@ def test_doctor_shows_the_gpus_memory(call: Call, path: Path, monkeypatch: pytes
     assert (found["memory"]["sm_90"]["gpu"], found["memory"]["sm_90"]["usable_bytes"]) == ("NVIDIA H200", 2 << 30)
     assert "for" not in found
     assert "    memory of NVIDIA H200: 3.00 GiB, 2.00 GiB of it for: " in call("doctor", path).out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile sm_90-tp2 alone."""
+    return toy_ranks(tmp_path_factory.mktemp("split") / "e.llmc", "tp2", shards())
+
+
+def test_ranks_need_a_gpu_each_unless_a_launcher_has_others(two: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(profiles, "nccl_problem", lambda: "")
+    for name in environment.LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    gpu, other = Gpu("NVIDIA H200", 90), Gpu("NVIDIA L4", 89)
+    with EngineFile.open(two) as engine:
+        assert fits(engine, (gpu,)) == {"sm_90-tp2": ""}
+        here(monkeypatch, gpu, other)
+        reason = "needs 2 GPUs, one for each rank, of which this machine has 1"
+        with pytest.raises(ResourceError, match=rf"cannot run profile 'sm_90-tp2' of .*\n  found: {reason}"):
+            choose(engine, "sm_90-tp2")
+        monkeypatch.setenv("RANK", "0")
+        assert choose(engine)[0] == "sm_90-tp2"
+        monkeypatch.delenv("RANK")
+        here(monkeypatch, gpu, other, gpu)
+        assert choose(engine)[0] == "sm_90-tp2"
+
+
+def test_ranks_need_nccl(two: Path, monkeypatch: pytest.MonkeyPatch):
+    here(monkeypatch, *[Gpu("NVIDIA H200", 90)] * 2)
+    monkeypatch.setattr(nccl, "LIBRARY", "libnccl-that-is-not-here.so.2")
+    monkeypatch.setattr(nccl, "_of_packages", lambda: [])
+    profiles.nccl_problem.cache_clear()
+    with EngineFile.open(two) as engine, pytest.raises(ResourceError) as caught:
+        choose(engine)
+    profiles.nccl_problem.cache_clear()
+    assert "needs NCCL (libnccl-that-is-not-here.so.2: cannot open" in str(caught.value)
+    assert "pip install '.[nccl]' in a checkout of llmc" in str(caught.value)

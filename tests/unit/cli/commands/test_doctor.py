@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine
+from support.fakes.toy_ranks import shards
 from support.plans import plan, with_plans
+from support.toy_gpu import toy_ranks
 
 from llmc.runtime.chips import chip
 from llmc.runtime.plan.plan import Tensor
@@ -106,3 +108,14 @@ def test_the_table_of_gpus_needs_no_extra(call: Call, engine: Path, monkeypatch:
     monkeypatch.setattr("llmc.cli.common.extras.find_spec", lambda name: None)
     assert call("doctor", engine, "--for", "h100").code == 0
     assert call("doctor", engine, "--for", "cpu").code == 0
+
+
+def test_the_memory_of_every_rank(call: Call, tmp_path: Path):
+    path = toy_ranks(tmp_path / "e.llmc", "tp2", shards())
+    found = call("doctor", path, "--for", "h200", "--json").json["engine"]
+    assert (found["profile"], found["fit"]) == ("sm_90-tp2", ["sm_90-tp2"])
+    of_profile = found["memory"]["sm_90-tp2"]
+    for rank, one in enumerate(found["ranks"]["sm_90-tp2"]):
+        assert one == {"rank": rank} | {key: of_profile[key] for key in one if key != "rank"}
+    lines = call("doctor", path, "--for", "h200").out.splitlines()
+    assert [line.split(":")[0] for line in lines[-2:]] == ["    rank 0 on h200", "    rank 1 on h200"]

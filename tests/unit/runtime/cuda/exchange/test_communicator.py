@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 from support.fakes.driver import FakeApi, Result
 from support.fakes.nccl import FakeNccl, FakePeers, World
-from support.toy_gpu import HEIGHT, KERNELS, VOCAB, answer, toy_plan, toy_ranks
+from support.fakes.toy_ranks import of_rank, shards, stages
+from support.toy_gpu import HEIGHT, KERNELS, VOCAB, answer, toy_ranks
 
 from llmc.runtime.cuda import gpus
 from llmc.runtime.cuda.contents import EngineContents
@@ -25,48 +25,13 @@ from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.exchange.nccl import FUNCTIONS, ID_BYTES, Nccl
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import EngineError, ResourceError
-from llmc.runtime.plan.between import Collective, RankOf
+from llmc.runtime.plan.between import RankOf
 from llmc.runtime.plan.executor import PagedExecutor
-from llmc.runtime.plan.plan import Launch, Plan, Program
+from llmc.runtime.plan.plan import Plan
 from llmc.runtime.sampling.params import SamplingParams
 from llmc.runtime.scheduling.executor import ScheduledSequence
 
-COUNT = f"rows * {VOCAB}"
 NAMES = [b"of a stage".ljust(ID_BYTES, b"\0") + b"of the job".ljust(ID_BYTES, b"\0")] * 4
-
-
-def exchange(op: str, *, peer: int | None = None) -> Collective:
-    sends, receives = (None if op == one else "logits" for one in ("recv", "send"))
-    return Collective(op, sends, receives, COUNT, peer, "0", "0", f"the {op}")
-
-
-def of_rank(rank: RankOf, before: Sequence[Collective], after: Sequence[Collective], kernels: Sequence[str]) -> Plan:
-    """The toy's plan with some of its kernels, and exchanges before and after what makes the logits."""
-
-    def program(one: Program) -> Program:
-        launches: list[Launch | Collective] = []
-        for launch in one.launches:
-            assert isinstance(launch, Launch)
-            name = toy_plan().modules[launch.module].kernel
-            if name.startswith("choose"):
-                launches += [*before, *after]
-            launches += [launch] if name.startswith(tuple(kernels)) else []
-        return replace(one, launches=tuple(launches))
-
-    made = toy_plan()
-    return replace(made, rank_of=rank, programs=tuple(map(program, made.programs)))
-
-
-def shards(count: int = 2) -> list[Plan]:
-    kernels = ("take", "score", "choose")
-    return [of_rank(RankOf(rank, count, 1), [], [exchange("all_reduce")], kernels) for rank in range(count)]
-
-
-def stages() -> list[Plan]:
-    return [
-        of_rank(RankOf(0, 1, 2), [], [exchange("send", peer=1)], ("take", "score")),
-        of_rank(RankOf(1, 1, 2), [exchange("recv", peer=0)], [], ("choose",)),
-    ]
 
 
 class Job:

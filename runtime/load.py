@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +97,7 @@ def load(
         generation=model.generation,
         chat_template=template,
         load_s=time.perf_counter() - started,
-        notes=_idle_threads(name, threads) if on_gpu else (),
+        notes=(*(_idle_threads(name, threads) if on_gpu else ()), *_idle_launcher(file, name)),
         demand_unchanged=file.demand_unchanged,
     )
 
@@ -106,6 +107,18 @@ def _idle_threads(profile: str, asked: int | None) -> tuple[str, ...]:
     if asked is None or environment.is_setting("threads", asked):
         return ()
     return (f"threads {asked} changes nothing: profile {profile} runs on a GPU",)
+
+
+def _idle_launcher(file: EngineFile, profile: str) -> tuple[str, ...]:
+    """What to say of a launcher whose processes all run a profile of one rank."""
+    place = None
+    with suppress(RecipeError):  # half a launcher concerns profiles of several ranks alone
+        place = environment.launched()
+    if place is None or place.ranks == 1 or file.manifest.profiles[profile].ranks is not None:
+        return ()
+    return (
+        f"WORLD_SIZE={place.ranks} changes nothing: profile {profile} has one rank, and every process runs it alone",
+    )
 
 
 def _open_tokenizer(file: EngineFile) -> tuple[Tokenizer | None, str | None]:

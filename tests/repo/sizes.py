@@ -19,11 +19,11 @@ HELD: dict[str, int] = {
     ".": 141,  # calls that do not fit their parameters are refused
     "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1421,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1429,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 701,  # a flag given twice and an empty value are refused
     "cli/facts": 161,  # what inspect shows of any checkpoint
     "cli/judge": 454,  # gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/prompts": 664,  # messages, ids, OpenAI's batch lines
+    "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 458,  # page.py: a dump as one page; resume
     "compiler/cache": 480,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
@@ -52,17 +52,17 @@ HELD: dict[str, int] = {
     "quantize": 220,
     "quantize/formats": 254,
     "recipes": 504,  # metrics and gates
-    "runtime": 1198,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 872,  # notes
+    "runtime": 1221,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime/cpu": 881,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
-    "runtime/cuda/exchange": 225,
-    "runtime/engine_file": 1144,  # info.py: what an engine says of itself
+    "runtime/cuda/exchange": 236,
+    "runtime/engine_file": 1147,  # info.py: what an engine says of itself
     "runtime/files": 689,  # an older output in an input folder
     "runtime/guard": 212,
-    "runtime/parallel": 849,
+    "runtime/parallel": 893,
     "runtime/parallel/data": 548,
     "runtime/plan": 1014,  # where PTX lies
-    "runtime/ranks": 437,
+    "runtime/ranks": 557,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes
     "runtime/text": 714,

@@ -86,3 +86,18 @@ def test_two_hosts(jobs: Jobs, hosts: Sequence[Host], engine: Path, wanted: list
         for rank, host in enumerate(where)
     ]
     assert tokens_of(all_) == wanted
+
+
+def test_a_launcher_of_a_profile_of_one_rank_is_said(pico_engine: PicoEngine, monkeypatch: pytest.MonkeyPatch):
+    """Every process would print the same text, and nothing said why."""
+    path = pico_engine("int4")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with llmc.load(path) as engine:
+        assert engine.notes == (), "of half a launcher: MASTER_ADDR is not set"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with llmc.load(path) as engine:
+        assert engine.notes == (
+            "WORLD_SIZE=4 changes nothing: profile cpu has one rank, and every process runs it alone",
+        )

@@ -60,7 +60,7 @@ def subject(path: str, profile: str | None) -> Subject:
     with EngineFile.open(path) as engine:
         chosen, _ = choose(engine, profile)
         ranks = facts_of_ranks(engine, chosen)
-        step = sum(one.step for one in ranks) if ranks else engine.profile(chosen).needs["step_bytes"]
+        step = sum(one.step for one in ranks) if ranks else int(engine.profile(chosen).needs.get("step_bytes", 0))
         return Subject(path, engine.file_bytes, engine.manifest, chosen, step, template_of(engine)[1])
 
 

@@ -52,7 +52,7 @@ HELD: dict[str, int] = {
     "quantize": 220,
     "quantize/formats": 254,
     "recipes": 504,  # metrics and gates
-    "runtime": 1221,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1231,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 881,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,

@@ -191,9 +191,19 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
 ALWAYS: dict[str, set[str]] = {
     "build": {"--output", "--quantize", "--target", "--max-batch", "--memory-limit", "--random-weights", "--dump"}
     | {"--max-shard-size"}  # a limit that is kept, as that of memory
+    | {"--parallel"}  # profiles
     | {"--report", "--chat-template", "--force"},  # of an output that may be written anyway: as of rm and cp
     "recipes": set(),
-    "passes": {"--quantize", "--target", "--max-context", "--recipe", "--accept-config", "--random-weights", "--dump"},
+    "passes": {
+        "--quantize",
+        "--target",
+        "--parallel",
+        "--max-context",
+        "--recipe",
+        "--accept-config",
+        "--random-weights",
+        "--dump",
+    },
     "kernels": {"--sm", "--file", "--jobs"},
     "run": {"--temperature", "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--stop", "--profile"}
     | {"--verify"}

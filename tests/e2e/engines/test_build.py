@@ -269,7 +269,7 @@ def test_the_null_target_checks_and_compiles_nothing():
 
 def test_two_targets_share_the_weights():
     recipe: Any = SimpleNamespace(
-        format_of=lambda _: "int8", targets=("cpu", "null"), rules=(), activations="none", kv="none"
+        format_of=lambda _: "int8", targets=("cpu", "null"), splits=(Split(),), rules=(), activations="none", kv="none"
     )
     decoder, legal, _ = lower(open_source(PICO), recipe, 64)
     assert list(legal) == ["cpu", "null"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.parallel.hosts import Host, two_hosts
+from support.parallel.jobs import hear_ctrl_c
 from support.paths import ROOT
 
 HOST = os.uname().nodename
@@ -33,7 +34,15 @@ class Processes:
         command = [*prefix, sys.executable, "-m", "support.parallel.ranks", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), **variables}
         pipe = subprocess.PIPE
-        one = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, process_group=0)
+        one = subprocess.Popen(
+            command,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=environment,
+            process_group=0,
+            preexec_fn=hear_ctrl_c,
+        )
         self.running.append(one)
         return one
 
@@ -132,7 +141,6 @@ def test_signals_of_a_terminal_end_the_job(processes: Processes, sent: int, code
     wait_for(lambda: not any(map(alive, pids)))
 
 
-@pytest.mark.slow
 @pytest.mark.soak
 def test_a_stopped_rank_0_finds_the_job_ended(processes: Processes):
     lead = processes.run("spawn", "3", "3", "idle")

@@ -16,6 +16,11 @@ PATIENCE = 60
 Run = subprocess.Popen[str]
 
 
+def hear_ctrl_c() -> None:
+    """In a child: SIGINT is heard, also if the tests run in the background of a shell that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Jobs:
     """Command lines of `llmc`, each in a process group of its own; whatever is left ends with the test."""
 
@@ -32,6 +37,7 @@ class Jobs:
             text=True,
             env={**os.environ, **variables},
             process_group=0,
+            preexec_fn=hear_ctrl_c,
         )
         self._running.append(one)
         return one

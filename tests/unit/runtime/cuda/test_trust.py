@@ -135,6 +135,7 @@ def test_the_commands_judge(call: Any, tmp_path: Path, monkeypatch: pytest.Monke
     ):
         name, *more = command
         if name != "bench":  # which needs figures that the toy has not
-            assert call(name, good, *more, "--trust", "digest").code == 0, command
+            said = call(name, good, *more, "--trust", "digest")
+            assert said.code == 0, said.err
         outcome = call(name, bad, *more, "--trust", "digest")
         assert outcome.code == 1 and "llmc: cannot trust the machine code of profile 'sm_90' of" in outcome.err, command

@@ -40,8 +40,9 @@ demo: $(VENV)/.build
 hooks: $(VENV)/.dev
 	$(BIN)/pre-commit install
 
+# In the order of the files: so the many small tests of tests/unit fill both cores at the end.
 test: $(VENV)/.dev
-	$(PYTEST) -n auto --dist loadfile
+	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder
 
 # What is too long for every change, about half an hour; the result goes to benchmarks/results/soak.json.
 soak: $(VENV)/.dev
@@ -54,7 +55,7 @@ torture: $(VENV)/.dev
 	$(BIN)/python benchmarks/torture.py
 
 quick: $(VENV)/.dev
-	$(PYTEST) -n auto --dist loadfile tests/test_tiny.py tests/unit
+	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder tests/test_tiny.py tests/unit
 
 golden: $(VENV)/.dev
 	$(PYTEST) tests/golden/test_golden.py tests/kernels/test_figures.py --update-golden

@@ -15,8 +15,8 @@ STRIDE = 128
 _SLICE_NS = 50_000_000
 """A wait sleeps for so long before it looks at the job's error."""
 _SPINS = 8000
-"""Looks at a semaphore before a wait sleeps, each about 0.3 us. Two ranks of the 1B shape decode 5 to 10 % faster than with
-400: one waits about 0.2 ms for the other in each layer, and a virtual CPU that sleeps wakes late."""
+"""Looks at a semaphore before a wait sleeps, each about 0.3 us. With 400 two ranks of the 1B shape decoded 5 to 10 %
+slower: one waits about 0.2 ms for the other in each layer, and a virtual CPU that sleeps wakes late."""
 _BILLION = 1_000_000_000
 
 

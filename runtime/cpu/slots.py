@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,11 @@ LEAST_POSITIONS = 256
 def buffer_shape(cache: LayerCache, positions: int) -> tuple[int, int, int]:
     """[kv_heads, positions, head_dim]: the shape of one slot's keys, or values, in a layer."""
     return cache.kv_heads, positions if cache.window is None else min(2 * cache.window, positions), cache.head_dim
+
+
+def sequence_bytes(caches: Iterable[LayerCache], positions: int) -> int:
+    """Memory of a sequence's keys and values in these layers."""
+    return 4 * len(PARTS) * sum(math.prod(buffer_shape(cache, positions)) for cache in caches)
 
 
 def lengths_name(window: int | None) -> str:

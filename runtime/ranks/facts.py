@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..cpu.slots import buffer_shape
+from ..cpu.slots import sequence_bytes
 from ..cpu.weights import private_bytes
 from ..engine_file.bind import from_json
 from ..engine_file.file import EngineFile
@@ -62,5 +62,5 @@ def _facts(engine: EngineFile, profile: str, rank: int, section: str) -> RankFac
         sum(math.prod(expr.shape) * RAW_DTYPE[expr.dtype].itemsize for expr in weights.values()),
         private_bytes(engine, weights, own.needs) if cpu else 0,
         int(own.needs.get("step_bytes", 0)),
-        sum(8 * math.prod(buffer_shape(cache, own.max_context)) for cache in caches.values()) if cpu else 0,
+        sequence_bytes(caches.values(), own.max_context) if cpu else 0,
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 
 from ..cpu.executor import CpuExecutor, thread_count
 from ..cpu.pool import SlotPool
-from ..cpu.slots import SlotCaches, buffer_shape
+from ..cpu.slots import SlotCaches, sequence_bytes
 from ..engine_file.ranks import caches_of
 from ..engine_file.split import Split, label_of
 from ..machine import system_memory
@@ -64,7 +63,7 @@ def _bytes_of(part: Part, hosts: Sequence[int]) -> Callable[[int], int]:
     ]
 
     def bytes_of(positions: int) -> int:
-        return max(8 * sum(math.prod(buffer_shape(cache, positions)) for cache in caches) for caches in machines)
+        return max(sequence_bytes(caches, positions) for caches in machines)
 
     return bytes_of
 

@@ -53,7 +53,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 504,  # metrics and gates
     "runtime": 1231,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 881,  # notes
+    "runtime/cpu": 883,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1147,  # info.py: what an engine says of itself
@@ -62,7 +62,7 @@ HELD: dict[str, int] = {
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
     "runtime/plan": 1014,  # where PTX lies
-    "runtime/ranks": 557,
+    "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes
     "runtime/text": 714,

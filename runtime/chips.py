@@ -1,12 +1,14 @@
 """Figures of GPUs: they choose tile sizes, refuse kernels too large for a chip, and price a plan.
 
-Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300 and DGX Spark (GB10);
-the whitepapers of Ampere GA102 (RTX 3090), Ada (RTX 4090) and RTX Blackwell (RTX 5090), for matrix products
-accumulated in float32; the technical brief of Jetson AGX Orin; limits of a multiprocessor (shared memory,
-threads, blocks, registers): the CUDA programming guide's table of technical specifications per compute capability;
-processors of B200, B300 and GB10: published output of their drivers. FLOP/s are dense, without sparsity; those of GB10
-are derived by halving its 1 PFLOP/s of sparse FP4. Links: the same data sheets and whitepapers (NVLink of A100, RTX
-3090, H100, H200, B200 and B300; PCIe 4.0 or 5.0 x16 of the others).
+Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, HGX B200, HGX B300, GB200 NVL72 (a
+72nd of it), RTX PRO 6000 Blackwell Server Edition and DGX Spark (GB10); the whitepapers of Ampere GA102 (RTX 3090), Ada
+(RTX 4090) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; the technical brief of Jetson AGX
+Orin; limits of a multiprocessor (shared memory, threads, blocks, registers): the CUDA programming guide's table of
+technical specifications per compute capability; processors of B200, GB200, B300 and GB10: published output of their
+drivers. FLOP/s are dense, without sparsity; those of GB10 are derived by halving its 1 PFLOP/s of sparse FP4, those of
+RTX PRO 6000 from its 120 TFLOP/s of float32: a processor's tensor cores do 4, 8 and 16 times its float32 operations in
+bf16, FP8 and FP4 (whitepaper of RTX PRO Blackwell). Links: the same data sheets and whitepapers (NVLink of A100, RTX
+3090, H100, H200, B200, GB200 and B300; PCIe 4.0 or 5.0 x16 of the others).
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ class Chip:
     """FLOP/s."""
     fp8: float | None
     """FLOP/s; None without FP8 tensor cores."""
+    fp4: float | None
+    """FLOP/s; None without FP4 tensor cores."""
     link: float | None
     """Bytes/s to the other GPUs of a machine, both directions together, by NVLink or else PCIe; None for one GPU."""
     copy: float | None = None
@@ -87,19 +91,21 @@ class Chip:
 
 _PCIE_4, _PCIE_5 = 64 * _GB, 128 * _GB
 _GPUS = (
-    Chip("a100", 80, 108, 2.039e12, 80 * _GB, 312 * _TFLOPS, None, 600 * _GB),
-    Chip("a10", 86, 72, 600e9, 24 * _GB, 125 * _TFLOPS, None, _PCIE_4),
-    Chip("rtx3090", 86, 82, 936e9, 24 * _GB, 71 * _TFLOPS, None, 112.5 * _GB),
-    Chip("orin", 87, 16, 204.8e9, 64 * _GB, 42.5 * _TFLOPS, None, None),
-    Chip("l4", 89, 58, 300e9, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, _PCIE_4),
-    Chip("l40s", 89, 142, 864e9, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, _PCIE_4),
-    Chip("rtx4090", 89, 128, 1.008e12, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, _PCIE_4),
-    Chip("h100", 90, 132, 3.35e12, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB),
-    Chip("h200", 90, 132, 4.8e12, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, 900 * _GB, copy=4.3e12),
-    Chip("b200", 100, 148, 7.7e12, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
-    Chip("b300", 103, 148, 8e12, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 1800 * _GB),
-    Chip("rtx5090", 120, 170, 1.792e12, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, _PCIE_5),
-    Chip("gb10", 121, 48, 273e9, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, None),
+    Chip("a100", 80, 108, 2.039e12, 80 * _GB, 312 * _TFLOPS, None, None, 600 * _GB),
+    Chip("a10", 86, 72, 600e9, 24 * _GB, 125 * _TFLOPS, None, None, _PCIE_4),
+    Chip("rtx3090", 86, 82, 936e9, 24 * _GB, 71 * _TFLOPS, None, None, 112.5 * _GB),
+    Chip("orin", 87, 16, 204.8e9, 64 * _GB, 42.5 * _TFLOPS, None, None, None),
+    Chip("l4", 89, 58, 300e9, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, None, _PCIE_4),
+    Chip("l40s", 89, 142, 864e9, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, None, _PCIE_4),
+    Chip("rtx4090", 89, 128, 1.008e12, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, None, _PCIE_4),
+    Chip("h100", 90, 132, 3.35e12, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB),
+    Chip("h200", 90, 132, 4.8e12, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB, copy=4.3e12),
+    Chip("b200", 100, 148, 7.7e12, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 9000 * _TFLOPS, 1800 * _GB),
+    Chip("gb200", 100, 152, 8e12, 186 * _GB, 2500 * _TFLOPS, 5000 * _TFLOPS, 10000 * _TFLOPS, 1800 * _GB),
+    Chip("b300", 103, 148, 8e12, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 13500 * _TFLOPS, 1800 * _GB),
+    Chip("rtx5090", 120, 170, 1.792e12, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, 1676 * _TFLOPS, _PCIE_5),
+    Chip("rtxpro6000", 120, 188, 1.597e12, 96 * _GB, 480 * _TFLOPS, 960 * _TFLOPS, 1920 * _TFLOPS, _PCIE_5),
+    Chip("gb10", 121, 48, 273e9, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, 500 * _TFLOPS, None),
 )
 _REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "rtx4090", 90: "h200", 100: "b200", 120: "rtx5090"}
 """The GPU that stands for a compute capability when no GPU is named, to choose tiles and to price plans. For 8.9 it is

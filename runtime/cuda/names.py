@@ -22,23 +22,23 @@ _WITHOUT_FIGURES: Mapping[int, str] = {
     87: "orinnx orinnano",
     89: "l20 l40 rtx2000ada rtx4000ada rtx4500ada rtx5000ada rtx5880ada rtx6000ada",
     90: "h20 h800 gh200",
-    100: "b100 gb200",
+    100: "b100",
     103: "gb300",
     110: "thor",
-    120: "rtxpro2000 rtxpro4000 rtxpro4500 rtxpro5000 rtxpro6000",
+    120: "rtxpro2000 rtxpro4000 rtxpro4500 rtxpro5000 rtxpro6000maxq",
 }
 """Other GPUs by compute capability (NVIDIA's list of CUDA GPUs): an engine can be built for them, but not priced."""
 _SERIES = {"rtx50": 120, "rtx40": 89, "rtx30": 86, "rtx20": 75, "gtx16": 75, "gtx10": 61}
 """Series of GeForce by compute capability; the model is two more digits."""
 _MODEL = re.compile(r"([gr]tx\d\d)[5-9]0(?:ti|super|d|laptop)*")
 _WORDS = """
-    nvidia geforce tesla quadro gpu jetson agx dgx blackwell generation edition nvgpu server workstation
+    nvidia geforce tesla quadro gpu jetson agx dgx blackwell generation edition nvgpu server
     hgx ac sxm sxm2 sxm3 sxm4 sxm5 sxm6 hbm2 hbm2e hbm3 hbm3e
 """
 _SAME = frozenset(_WORDS.split())
 """Words around a GPU's name that change neither its compute capability nor its figures."""
-_BOARDS = ("pcie", "nvl")
-"""Boards of the same compute capability, but with other figures."""
+_BOARDS = ("pcie", "nvl", "workstation")
+"""Boards of the same compute capability, but with other figures than the SXM module or the server edition."""
 _MEMORY = re.compile(r"(\d{1,4})gb")
 _CAPABILITY = re.compile(r"(?:sm)?(\d{1,2})\.?(\d)[af]?")
 _FORM = re.compile(r"sxm\d?|pcie|nvl")

@@ -66,6 +66,9 @@ def test_chips_are_consistent():
     for name, one in CHIPS.items():
         assert one.name == name and target_for(one.sm) in SM
         assert (one.fp8 is None) == (one.sm < 89)
+        assert (one.fp4 is None) == (one.sm < 100)
+        rates = [rate for rate in (one.bf16, one.fp8, one.fp4) if rate is not None]
+        assert rates == sorted(rates)
         assert one.reachable_bandwidth < one.bandwidth
     assert CHIPS["h200"].reachable_bandwidth == 4.3e12
     assert chip(90) is chip("90") is chip("SM_90") == replace(chip("h200"), name="sm_90")

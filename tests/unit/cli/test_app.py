@@ -90,7 +90,7 @@ def test_examples_are_command_lines_of_llmc(line: str):
         (complete.targets, "cpu,sm_12", ["cpu,sm_120"]),
         (complete.targets, "h200,h", ["h200,h100"]),
         (complete.targets, "cpu,n", ["cpu,native"]),
-        (complete.gpus, "rtx", ["rtx3090", "rtx4090", "rtx5090"]),
+        (complete.gpus, "rtx", ["rtx3090", "rtx4090", "rtx5090", "rtxpro6000"]),
         (complete.gpus, "n", ["native"]),
         (complete.chips, "h", ["h100", "h200"]),
     ],

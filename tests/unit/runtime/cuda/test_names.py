@@ -44,11 +44,13 @@ AS_DRIVERS_SAY: dict[str, tuple[str, str | None]] = {
     "NVIDIA GH200 480GB": ("sm_90", None),
     "NVIDIA H20": ("sm_90", None),
     "NVIDIA B200": ("sm_100", "b200"),
-    "NVIDIA GB200": ("sm_100", None),
+    "NVIDIA GB200": ("sm_100", "gb200"),
     "NVIDIA B300 SXM6 AC": ("sm_100", "b300"),
     "NVIDIA GeForce RTX 5090": ("sm_120", "rtx5090"),
     "NVIDIA GeForce RTX 5070 Ti": ("sm_120", None),
-    "NVIDIA RTX PRO 6000 Blackwell Server Edition": ("sm_120", None),
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": ("sm_120", "rtxpro6000"),
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": ("sm_120", None),
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": ("sm_120", None),
     "NVIDIA GB10": ("sm_120", "gb10"),
 }
 """Names of nvidia-smi: the target, and the chip whose figures are known."""
@@ -116,7 +118,7 @@ def test_no_name_is_suggested_that_may_be_of_another_generation(name: str):
     assert "did you mean" not in said
     assert said.endswith(
         "known: cpu, native (this machine), sm_80 (a100), sm_86 (a10, rtx3090), sm_87 (orin), "
-        "sm_89 (l4, l40s, rtx4090), sm_90 (h100, h200), sm_100 (b200, b300), sm_120 (rtx5090, gb10)"
+        "sm_89 (l4, l40s, rtx4090), sm_90 (h100, h200), sm_100 (b200, gb200, b300), sm_120 (rtx5090, rtxpro6000, gb10)"
     )
     with pytest.raises(RecipeError) as refused:
         chip_named(name)

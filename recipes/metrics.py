@@ -1,4 +1,4 @@
-"""The one table of metrics, with the command that measures each, and the one parser of gates: `kl_mean<=0.01`."""
+"""The one table of measured metrics, and the one parser of bounds on them: gates such as `kl_mean<=0.01`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..runtime.errors import RecipeError, nearest
+from ..runtime.machine import size_bytes
+from .units import SHAPE_OF_TIME, seconds_of, time_text
+
+BYTES, SECONDS = "bytes", "s"
+"""Units whose values are read and shown with one: 70GB, 40ms."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of an engine that a gate can bound. Its name is the figure's key in `--json`."""
+    """A figure of an engine that a gate or a limit can bound. Its name is the figure's key in `--json`."""
 
     name: str
-    command: Literal["eval", "bench"]
+    command: Literal["eval", "bench", "plan"]
     unit: str
     better: Literal["lower", "higher"]
     meaning: str
@@ -28,6 +33,27 @@ class Metric:
     """Measured against a baseline only."""
     whole: bool = False
     """Measured in rolling windows over whole texts only: it counts their words or bytes."""
+
+    def read(self, text: str) -> float | None:
+        """The value of a text in this metric's unit; None if it is no number.
+
+        Raises:
+            RecipeError: it is no size, of a metric in bytes.
+        """
+        if self.unit == SECONDS:
+            return seconds_of(text)
+        if self.unit == BYTES:
+            return size_bytes(text, f"a size as the limit of {self.name}")
+        return float(text) if _NUMBER.fullmatch(text) else None
+
+    def text(self, value: float) -> str:
+        """The shortest text that `read` takes as exactly this value: 40ms, 70GB, 0.01."""
+        if self.unit == SECONDS:
+            return time_text(value)
+        if self.unit == BYTES:
+            return size_text(int(value))
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -54,19 +80,32 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+_SIZES = tuple(
+    (f"{unit}{i}B", base**power)
+    for power, unit in ((4, "T"), (3, "G"), (2, "M"))
+    for base, i in ((1000, ""), (1024, "i"))
+)
 _SIGN = {"lower": "<", "higher": ">"}
-_GATE = re.compile(r"\s*(\w+)\s*([<>]=?)\s*([-+.%\w]+)\s*")
+_BOUND = re.compile(r"\s*(\w+)\s*([<>]=?)\s*([-+.%\w]+(?: [A-Za-z]+)?)\s*")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_FORM = "expected a gate NAME<=NUMBER or NAME>=NUMBER"
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A bound that a measured figure must keep, such as kl_mean<=0.01."""
+class Bound:
+    """A bound of one figure: of a metric, on one side."""
 
     name: str
     operator: str
     limit: float
+
+    def passes(self, figure: float) -> bool:
+        """True if the figure keeps the bound; NaN never does."""
+        return _OPERATORS[self.operator](figure, self.limit)
+
+
+@dataclass(frozen=True)
+class Gate(Bound):
+    """A bound that a measured figure must keep, such as kl_mean<=0.01."""
 
     def __str__(self) -> str:
         return f"{self.name}{self.operator}{self.limit:.12g}"
@@ -75,9 +114,17 @@ class Gate:
     def metric(self) -> Metric:
         return METRICS[self.name]
 
-    def passes(self, measured: float) -> bool:
-        """True if the figure keeps the bound; NaN never does."""
-        return _OPERATORS[self.operator](measured, self.limit)
+
+@dataclass(frozen=True)
+class Wording:
+    """How refusals call a bound, the flag that takes it, and examples of it."""
+
+    noun: str
+    flag: str
+    examples: str
+
+
+_GATE = Wording("gate", "--gate", "'kl_mean<=0.01' or 'decode>=30'")
 
 
 @dataclass(frozen=True)
@@ -102,34 +149,49 @@ class Verdict:
         }
 
 
+def read_bound(text: str, metrics: Mapping[str, Metric], wording: Wording) -> tuple[Metric, str, float, str]:
+    """One bound as metric, operator, value in the metric's unit and the value's text. Blanks may stand around its
+    parts, and `kl` is `kl_mean`.
+
+    Raises:
+        RecipeError: it has not this form, no metric has this name, or the value is none of the metric's.
+    """
+    found = _BOUND.fullmatch(text)
+    if found is None:
+        form = f"expected a {wording.noun} NAME<=NUMBER or NAME>=NUMBER"
+        bare = SHORT.get(text.strip(), text.strip())
+        if bare in metrics:  # what a shell leaves of an unquoted bound
+            sign = _SIGN[metrics[bare].better]
+            fix = f"{wording.flag} '{bare}{sign}=...' in quotes: a shell reads < and > as redirections"
+            raise RecipeError(form, found=repr(text[:80]), fix=fix)
+        raise RecipeError(form, found=repr(text[:80]), fix=f"{wording.examples}, in quotes")
+    word, sign, number = found.groups()
+    name = SHORT.get(word, word)
+    if name not in metrics:
+        hint = nearest(word, (*metrics, *SHORT))
+        raise RecipeError(f"cannot find the metric {word!r}{hint}", fix=f"one of {', '.join(metrics)}")
+    metric = metrics[name]
+    value = metric.read(number)
+    if value is None:
+        fix = SHAPE_OF_TIME if metric.unit == SECONDS else f"a plain number{metric.unit and ', in ' + metric.unit}"
+        fix = "a share from 0 to 1" if metric.high == 1 else fix
+        raise RecipeError(f"expected a number in the {wording.noun} of {name}", found=repr(number[:80]), fix=fix)
+    return metric, sign, value, number
+
+
 def parse_gate(text: str) -> Gate:
-    """Read one gate; blanks around its parts are allowed, and `kl` is `kl_mean`.
+    """Read one gate.
 
     Raises:
         RecipeError: no metric has this name, the bound is on the metric's good side, or the limit cannot be meant.
     """
-    found = _GATE.fullmatch(text)
-    if found is None:
-        bare = SHORT.get(text.strip(), text.strip())
-        if bare in METRICS:  # what a shell leaves of an unquoted gate
-            fix = f"--gate '{bare}{_SIGN[METRICS[bare].better]}=...' in quotes: a shell reads < and > as redirections"
-            raise RecipeError(_FORM, found=repr(text[:80]), fix=fix)
-        raise RecipeError(_FORM, found=repr(text[:80]), fix="'kl_mean<=0.01' or 'decode>=30', in quotes")
-    word, sign, number = found.groups()
-    name = SHORT.get(word, word)
-    if name not in METRICS:
-        hint = nearest(word, (*METRICS, *SHORT))
-        raise RecipeError(f"cannot find the metric {word!r}{hint}", fix=f"one of {', '.join(METRICS)}")
-    metric = METRICS[name]
-    if not _NUMBER.fullmatch(number):
-        fix = "a share from 0 to 1" if metric.high == 1 else f"a plain number{metric.unit and ', in ' + metric.unit}"
-        raise RecipeError(f"expected a number in the gate of {name}", found=repr(number[:80]), fix=fix)
+    metric, sign, limit, number = read_bound(text, METRICS, _GATE)
+    name = metric.name
     if sign[0] != _SIGN[metric.better]:
         raise RecipeError(
             f"expected a gate {name}{_SIGN[metric.better]}=NUMBER: a {metric.better} {name} is better",
             found=repr(text[:80]),
         )
-    limit = float(number)
     best = {"lower": metric.low, "higher": metric.high}[metric.better]
     if len(sign) == 1 and limit == best:
         fix = f"{name}{sign}={best:g}"
@@ -140,6 +202,14 @@ def parse_gate(text: str) -> Gate:
         most = f" to {metric.high:g}" if math.isfinite(metric.high) else ""
         raise RecipeError(f"expected a limit of {name} from {metric.low:g}{most}", found=number[:80])
     return Gate(name, sign, limit)
+
+
+def size_text(count: int) -> str:
+    """Bytes as a text that `size_bytes` reads exactly: 70GB, 1536MiB, 12345B."""
+    for unit, size in _SIZES:
+        if count % size == 0:
+            return f"{count // size}{unit}"
+    return f"{count}B"
 
 
 def gates_for(

@@ -18,7 +18,7 @@ from .guard.limits import limit_of
 UNKNOWN = sys.maxsize
 """Bytes reported if the system does not tell: planning then refuses nothing."""
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?) *(?:([kmgt]i?)b?)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?) *(?:([kmgt]i?)b?|(b))?", re.IGNORECASE)
 _BANDWIDTH_BYTES = 128 * 2**20
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -71,7 +71,8 @@ def resident_memory() -> int:
 
 
 def size_bytes(text: str | float, what: str = "an amount of memory") -> int:
-    """Bytes of a size: `500M` and `4GB` count in powers of 1000, `512MiB` and `1Gi` of 1024, a lone number in GiB.
+    """Bytes of a size: `500M` and `4GB` count in powers of 1000, `512MiB` and `1Gi` of 1024, `700B` bytes; a lone
+    number is in GiB.
 
     Errors call it `what`.
 
@@ -79,8 +80,8 @@ def size_bytes(text: str | float, what: str = "an amount of memory") -> int:
         RecipeError: it is no size above 0.
     """
     match = _SIZE.fullmatch(str(text).strip())
-    unit = (match[2] or "gi").lower() if match else ""
-    count = float(match[1]) * (1024 if "i" in unit else 1000) ** ("kmgt".index(unit[0]) + 1) if match else 0
+    unit = (match[2] or match[3] or "gi").lower() if match else ""
+    count = float(match[1]) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]) if match else 0
     if not 1 <= count < UNKNOWN:
         raise RecipeError(f"expected {what}, such as 500M, 4GB, 0.5GiB or 0.5", found=shown(text))
     return int(count)

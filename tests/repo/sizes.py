@@ -51,8 +51,9 @@ HELD: dict[str, int] = {
     "passes/rewrite": 384,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 220,
     "quantize/formats": 254,
-    "recipes": 504,  # metrics and gates
-    "runtime": 1231,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "recipes": 698,  # goal.py and units.py: goals of plans
+    "recipes/machines": 233,
+    "runtime": 1234,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/cpu": 883,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,

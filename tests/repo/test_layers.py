@@ -73,6 +73,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("stream", "template"),
         ("chat",),
     ),
+    ("recipes",): (("units", "flags", "judges", "strict_yaml"), ("metrics", "recipe"), ("goal", "machines")),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
     ("cli",): (("common",), ("prompts", "judge", "cache", "facts"), ("commands",), ("app",)),
 }

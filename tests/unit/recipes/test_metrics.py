@@ -25,6 +25,7 @@ from llmc.runtime.errors import RecipeError
         ("decode>=30", Gate("decode", ">=", 30.0)),
         ("prefill>100", Gate("prefill", ">", 100.0)),
         ("ttft<=0.2", Gate("ttft", "<=", 0.2)),
+        ("ttft<=200ms", Gate("ttft", "<=", 0.2)),
     ],
 )
 def test_a_gate_is_read(text: str, gate: Gate):
@@ -48,7 +49,7 @@ def test_a_gate_is_read(text: str, gate: Gate):
         ("perplexty<=1", "cannot find the metric 'perplexty'", "did you mean 'perplexity'"),
         ("top1>=95", "expected a limit of top1 from 0 to 1", "found: 95"),
         ("top1>=95%", "expected a number in the gate of top1", "try: a share from 0 to 1"),
-        ("ttft<=200ms", "expected a number in the gate of ttft", "a plain number, in s"),
+        ("ttft<=200m", "expected a number in the gate of ttft", "try: 40ms, 200us, 0.2s or 0.2 (seconds)"),
         ("kl<=nan", "expected a number in the gate of kl_mean", "a plain number, in nats"),
         ("kl<=inf", "expected a number in the gate of kl_mean", "'inf'"),
         ("ppl<=1e999", "expected a limit of perplexity from 1", "1e999"),

@@ -97,6 +97,7 @@ def test_bandwidth_is_a_plausible_number():
         ("1 gi", 1 << 30),
         ("1.5TiB", 3 << 39),
         ("64k", 64_000),
+        ("700B", 700),
     ],
 )
 def test_sizes_are_read_with_their_unit(text: str | float, count: int):

@@ -1,0 +1,1 @@
+"""Machines that plans are made for: chips of the one chip table, joined by links, with a source for each figure."""

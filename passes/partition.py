@@ -10,7 +10,7 @@ Weight formats are chosen before this pass and linears are merged after it, so i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,8 @@ from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, w
 from .placement import COLUMNS, ROWS, Cut, Placement, spans
 
 
-def partition(graph: Graph, placement: Placement) -> Iterator[Graph]:
-    """The graphs of all ranks, in their order.
+def partition(graph: Graph, placement: Placement, ranks: Collection[int] | None = None) -> Iterator[Graph]:
+    """The graphs of all ranks, or of some, in their order.
 
     A weight has the same name on all shards of a stage, and other expressions. Inputs and outputs keep their names, and
     caches have the heads of the rank; a rank has those that it needs.
@@ -32,7 +32,7 @@ def partition(graph: Graph, placement: Placement) -> Iterator[Graph]:
     split = placement.split
     where = {node: _stage_of(node, placement) for node in graph.nodes}
     crossings = _crossings(where, placement)
-    for rank in range(split.ranks):
+    for rank in range(split.ranks) if ranks is None else sorted(ranks):
         yield _Rank(graph, placement, split.stage(rank), split.shard(rank)).build(where, crossings)
 
 

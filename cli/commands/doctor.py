@@ -92,7 +92,9 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
             if sm is not None and not reasons[name]:
                 usable = [one for one in (gpus() if there is None else there) if runs_on(sm, one.sm)]
                 labels = split_of(profile, path).labels(profile.target)
-                each = [_memory(engine, label, usable[at % len(usable)]) for at, label in enumerate(labels)]
+                each = [
+                    _memory(engine, label, usable[at % len(usable)], len(labels)) for at, label in enumerate(labels)
+                ]
                 memory[name] = min(each, key=lambda one: one["largest_batch"])
                 reasons[name] = "" if memory[name]["largest_batch"] else _filled(_TOO_LARGE, memory[name])
                 if profile.ranks is not None:
@@ -113,7 +115,7 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
     }
 
 
-def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
+def _memory(engine: EngineFile, profile: str, gpu: Gpu, ranks: int) -> dict[str, Any]:
     """Bytes of a profile, or of one of its ranks, on a GPU with its largest batch, and the batch that just fits."""
     from ...runtime.plan.plan import Plan
     from ...runtime.plan.price import memory, usable
@@ -121,11 +123,12 @@ def _memory(engine: EngineFile, profile: str, gpu: Gpu) -> dict[str, Any]:
     facts = engine.profile(profile)
     plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
     need = memory(plan, max_batch=facts.max_batch)
-    largest = need.sequences(usable(gpu.memory))
+    room = usable(gpu.memory, ranks)
+    largest = need.sequences(room)
     return {
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory,
-        "usable_bytes": usable(gpu.memory),
+        "usable_bytes": room,
         "weights": need.weights,
         "buffers": need.buffers,
         "cache_per_sequence": need.sequence,

@@ -12,6 +12,7 @@ from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
 from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.weights.source import Source
 from ..config.rope import RopeConfig
 from ..families.spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Norm
 from .rope import length_rope, rope_tables
@@ -41,9 +42,18 @@ def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
         CheckpointError: tensors are missing, left over or of another shape; names all of them.
         Unsupported: a rope type has no value for the head size or the trained length.
     """
-    spec, unused = checkpoint.config.decoder.within(max_context), account(checkpoint)
-    graph = Graph.new(checkpoint.config.family.name)
-    assembly = _Assembly(spec, checkpoint, graph, max_context)
+    unused = account(checkpoint)
+    return build_spec(checkpoint.config.decoder, checkpoint.source, max_context, unused, checkpoint.config.family.name)
+
+
+def build_spec(spec: DecoderSpec, source: Source, max_context: int, unused: dict[str, str], family: str) -> Decoder:
+    """`build` from records, without a checkpoint: `source` says the dtype of each tensor.
+
+    Raises:
+        Unsupported: a rope type has no value for the head size or the trained length.
+    """
+    spec, graph = spec.within(max_context), Graph.new(family)
+    assembly = _Assembly(spec, source, graph, max_context)
     assembly.assemble()
     return Decoder(graph, spec, tuple(assembly.by_length), unused)
 
@@ -61,7 +71,7 @@ class _Rope:
 @dataclass(frozen=True)
 class _Assembly:
     spec: DecoderSpec
-    checkpoint: Checkpoint
+    source: Source
     graph: Graph
     max_context: int
     ropes: list[_Rope] = field(default_factory=list)
@@ -139,7 +149,7 @@ class _Assembly:
         return b.llmc("Linear", x, *weights, overload=overload, name=name or f"{prefix}{linear.module}", role=role)
 
     def _parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
-        dtype = self.checkpoint.source.info(tensor).dtype
+        dtype = self.source.info(tensor).dtype
         canonical = Canonical(tensor, dtype, shape, Copied(tensor), group=tensor)
         return self.graph.weight(tensor, self.graph.store(canonical))
 

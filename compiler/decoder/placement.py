@@ -5,8 +5,7 @@ A degree that would cut a head, a block of a weight format or a layer is refused
 
 from __future__ import annotations
 
-import math
-import operator
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
@@ -38,7 +37,7 @@ def place(spec: DecoderSpec, split: Split, format_of: FormatOf) -> Placement:
     for index, layer in enumerate(spec.layers):
         for linear, cut in _cuts(layer, split.tp):
             cuts[f"{spec.layer.format(index)}{linear.module}"] = cut
-    stages = balanced(_costs(spec, format_of), split.pp)
+    stages = balanced(weight_bits(spec, format_of), split.pp)
     return Placement(split, stages, cuts, spans(spec.vocab_size, split.tp))
 
 
@@ -103,23 +102,28 @@ def _wrong_tp(spec: DecoderSpec, tp: int, format_of: FormatOf) -> str:
     return ""
 
 
-def _costs(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
+def weight_bits(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
     """Bits of the weights of each layer; the first has the embedding's too, the last the head's. "none" counts as 16.
 
     A decode step reads all weights once, and each stage holds its own: so stages of equal bits take equal time and
     equal memory. The embedding counts for the memory.
     """
 
-    def bits(module: str, linear: Linear) -> float:
-        name = format_of(module)
-        each = 16.0 if name == "none" else FORMATS[name].bits_per_weight(linear.rows, linear.columns)
-        return each * linear.rows * linear.columns
+    known: dict[tuple[str, int, int], float] = {}
 
-    costs = [
-        sum(bits(f"{spec.layer.format(index)}{linear.module}", linear) for linear, _ in _cuts(layer, 1))
-        for index, layer in enumerate(spec.layers)
-    ]
-    head = bits(spec.head, Linear(spec.head, spec.vocab_size, spec.hidden_size))
+    def bits(module: str, rows: int, columns: int) -> float:
+        key = format_of(module), rows, columns
+        if key not in known:
+            each = 16.0 if key[0] == "none" else FORMATS[key[0]].bits_per_weight(rows, columns)
+            known[key] = each * rows * columns
+        return known[key]
+
+    costs = []
+    for index, layer in enumerate(spec.layers):
+        prefix, mixer, mlp = spec.layer.format(index), layer.mixer, layer.mlp
+        linears = (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)
+        costs.append(sum(bits(f"{prefix}{one.module}", one.rows, one.columns) for one in linears))
+    head = bits(spec.head, spec.vocab_size, spec.hidden_size)
     costs[0] += head if spec.tied else 16.0 * spec.vocab_size * spec.hidden_size
     costs[-1] += head
     return costs
@@ -127,24 +131,33 @@ def _costs(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
 
 def balanced(costs: Sequence[float], count: int) -> tuple[Span, ...]:
     """Cuts a row of costs into `count` parts, none empty, so that the largest sum is least, then the sum of squares."""
-    (largest, _) = _least(costs, count, max, lambda part: part)
-    _, stops = _least(costs, count, operator.add, lambda part: part * part if part <= largest else math.inf)
-    return tuple(pairwise(stops))
-
-
-def _least(
-    costs: Sequence[float], count: int, join: Callable[[float, float], float], of: Callable[[float], float]
-) -> tuple[float, tuple[int, ...]]:
-    """The least score of `count` parts, which is that of each (`of` its sum), joined; and where they begin and end."""
     ends = [0.0, *accumulate(costs)]
+    sums = sorted({ends[stop] - ends[start] for stop in range(1, len(ends)) for start in range(stop)})
+    largest = sums[bisect_left(sums, True, key=lambda most: _parts(ends, most) <= count)]
     best = {0: (0.0, (0,))}
     for part in range(1, count + 1):
-        best = {
-            stop: min(
-                (join(score, of(ends[stop] - ends[start])), (*stops, stop))
-                for start, (score, stops) in best.items()
-                if start < stop
-            )
-            for stop in range(part, len(costs) - (count - part) + 1)
-        }
-    return best[len(costs)]
+        found = {}
+        for stop in range(part, len(costs) - (count - part) + 1):
+            options = []
+            for start in range(stop - 1, part - 2, -1):
+                size = ends[stop] - ends[start]
+                if size > largest:
+                    break
+                if start in best:
+                    score, stops = best[start]
+                    options.append((score + size * size, (*stops, stop)))
+            if options:
+                found[stop] = min(options)
+        best = found
+    return tuple(pairwise(best[len(costs)][1]))
+
+
+def _parts(ends: Sequence[float], most: float) -> int:
+    """The fewest parts of at most this sum, taken from the first on; more than there can be if one cost is larger."""
+    parts, start = 1, 0.0
+    for before, end in pairwise(ends):
+        if end - before > most:
+            return len(ends)
+        if end - start > most:
+            parts, start = parts + 1, before
+    return parts

@@ -120,14 +120,13 @@ def budget(plan: Plan, *, weights: int, slots: int, state_slots: int, free: int,
         ResourceError: one sequence at full context does not fit; names the smallest change that makes it fit.
         EngineError: the plan has no cache.
     """
-    parts = _without_cache(plan, weights, slots, state_slots)
+    parts = without_cache(plan, weights, slots, state_slots)
     if not all(parts.block.values()) or not parts.block:
         raise EngineError(f"expected a plan with a KV cache in {what}", found="none", fix="build the engine again")
     full = {cache.size: cache.blocks for cache in plan.caches}
-    needed, room = replace(parts, blocks=full), _room(parts, free)
-    if room >= needed.cache:
-        shares = {size: min(room * count // needed.cache, slots * count) for size, count in full.items()}
-        return replace(parts, blocks=shares)
+    needed = replace(parts, blocks=full)
+    if (divided := with_cache(parts, full, slots, free)) is not None:
+        return divided
     raise ResourceError(
         f"cannot allocate {gib(needed.fixed + needed.cache)} of GPU memory for {what} ({needed.text()})",
         found=f"{gib(free)} free",
@@ -140,7 +139,8 @@ def gib(nbytes: int) -> str:
     return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB // 100 else f"{nbytes / 2**20:.2f} MiB"
 
 
-def _without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Budget:
+def without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Budget:
+    """The fixed parts for at most `slots` sequences at once, and the bytes of a block of each cache kind."""
     programs = reachable(plan, slots)
     scratch = [scratch_of(plan, program, program.limits) for program in programs]
     return Budget(
@@ -154,6 +154,17 @@ def _without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Bu
     )
 
 
+def with_cache(parts: Budget, full: Mapping[str, int], slots: int, free: int) -> Budget | None:
+    """The parts with the blocks that `free` bytes leave; None if one sequence at full context does not fit.
+
+    `full` is the number of blocks of one sequence at full context, by the size name of its cache kind.
+    """
+    needed, room = replace(parts, blocks=full).cache, _room(parts, free)
+    if room < needed:
+        return None
+    return replace(parts, blocks={size: min(room * count // needed, slots * count) for size, count in full.items()})
+
+
 def _input_bytes(plan: Plan, program: Program) -> int:
     return packed({name: tensor.bytes(program.limits) for name, tensor in inputs_of(plan, program).items()})[1]
 
@@ -165,7 +176,7 @@ def _room(parts: Budget, free: int) -> int:
 
 def _smallest_change(plan: Plan, weights: int, slots: int, state_slots: int, free: int) -> str:
     def fits(sequences: int, blocks: int) -> bool:
-        parts = _without_cache(plan, weights, sequences, state_slots)
+        parts = without_cache(plan, weights, sequences, state_slots)
         return replace(parts, blocks=plan.blocks_of(blocks * BLOCK_TOKENS)).cache <= _room(parts, free)
 
     for fewer in range(slots - 1, 0, -1):

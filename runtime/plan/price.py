@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .between import Collective
-from .budget import CACHE_SHARE, aligned, block_bytes, budget
+from .budget import CACHE_SHARE, aligned, budget
 from .formula import value
-from .plan import KVCache, Launch, MachineCode, Plan, Program
+from .plan import KVCache, Launch, MachineCode, Plan, Program, Tensor
 
 CACHE = "KV cache"
 """Label for attention's reads of positions before the step; launch formulas do not include them, as they depend on the
 context."""
 RESERVED = 1 << 30
 """Estimate of the bytes of a GPU that its driver and our context use; only that GPU's driver knows the number."""
+RESERVED_BY_NCCL = 400 << 20
+"""Bytes of each GPU that NCCL takes in a job of several ranks: AIConfigurator measured 342 to 392 MB for 2 to 8."""
 _PLENTY = 1 << 62
 _LAYER = re.compile(r"\.\d+\.")
 _SERIAL = re.compile(r"_\d+$")
@@ -91,13 +93,13 @@ def price(
 
     `heads` is the number of query heads; each reads its cached head.
     """
-    lines = [_line(plan, launch, sizes, roofline) for launch in program.launches]
+    lines = [line_of(plan, launch, sizes, roofline) for launch in program.launches]
     read = operations = 0
     for cache in plan.caches:
-        seen = context if cache.window is None else min(context, cache.window)
-        read += block_bytes(plan, cache) // plan.block_tokens * seen * sizes["sequences"]
-        # a multiplication and an addition per element of a key or value, for every query head and new token
-        operations += 2 * heads * _head_sizes(plan, cache) * seen * sizes["tokens"]
+        tensors = [one for one in plan.tensors.values() if one.kind == "cache" and one.shape[0] == cache.size]
+        seen = seen_of(cache, context)
+        read += position_bytes(plan, cache, tensors) * seen * sizes["sequences"]
+        operations += position_operations(tensors, heads) * seen * sizes["tokens"]
     lines.append(Line(CACHE, "", (), read, operations, roofline.seconds(read, operations)))
     return Price(sizes, context, tuple(lines))
 
@@ -137,9 +139,9 @@ class Memory:
         return int(CACHE_SHARE * left) // self.sequence
 
 
-def usable(memory: int) -> int:
-    """Bytes of a GPU's `memory` that a plan can use."""
-    return max(0, memory - RESERVED)
+def usable(memory: int, ranks: int = 1) -> int:
+    """Bytes of a GPU's `memory` that a plan can use, in a job of so many ranks."""
+    return max(0, memory - RESERVED - (RESERVED_BY_NCCL if ranks > 1 else 0))
 
 
 def memory(plan: Plan, *, max_batch: int) -> Memory:
@@ -153,7 +155,26 @@ def memory(plan: Plan, *, max_batch: int) -> Memory:
     return Memory(weights, parts.cache // max_batch, parts.fixed - weights)
 
 
-def _line(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roofline: Roofline) -> Line:
+def seen_of(cache: KVCache, context: int) -> int:
+    """Positions before the step that a token reads, of `context`."""
+    return context if cache.window is None else min(context, cache.window)
+
+
+def position_bytes(plan: Plan, cache: KVCache, tensors: Iterable[Tensor]) -> int:
+    """Bytes of one position in these tensors of a cache kind."""
+    return sum(tensor.bytes({cache.size: 1}) for tensor in tensors) // plan.block_tokens
+
+
+def position_operations(tensors: Iterable[Tensor], heads: int) -> int:
+    """Operations of one new token with one position of these cache tensors.
+
+    A multiplication and an addition per element of a key or value, for each of `heads` query heads.
+    """
+    return 2 * heads * sum(value(one.shape[3], {}) for one in tensors)
+
+
+def line_of(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roofline: Roofline) -> Line:
+    """The price of one launch."""
     size, operations = value(launch.bytes, sizes), value(launch.operations, sizes)
     seconds = roofline.seconds(size, operations)
     if isinstance(launch, Collective):
@@ -162,9 +183,3 @@ def _line(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roo
     module = plan.modules[launch.module]
     grid = tuple(value(formula, sizes) for formula in launch.grid)
     return Line(launch.label, module.kernel, grid, size, operations, seconds, module.code)
-
-
-def _head_sizes(plan: Plan, cache: KVCache) -> int:
-    """Head sizes of a cache kind's keys and values, summed over its layers."""
-    tensors = plan.tensors.values()
-    return sum(value(one.shape[3], {}) for one in tensors if one.kind == "cache" and one.shape[0] == cache.size)

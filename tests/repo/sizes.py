@@ -19,7 +19,7 @@ HELD: dict[str, int] = {
     ".": 141,  # calls that do not fit their parameters are refused
     "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1429,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
+    "cli/commands": 1432,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
     "cli/common": 701,  # a flag given twice and an empty value are refused
     "cli/facts": 161,  # what inspect shows of any checkpoint
     "cli/judge": 454,  # gates, sweeps, tables of several engines, token ids and JSON lines
@@ -29,13 +29,14 @@ HELD: dict[str, int] = {
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
-    "compiler/decoder": 325,
+    "compiler/decoder": 340,
     "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 478,
     "compiler/oracle": 373,
+    "compiler/planner": 683,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
-    "compiler/targets/cuda": 873,  # listing.py: a profile for people
+    "compiler/targets/cuda": 877,  # listing.py: a profile for people
     "compiler/targets/cuda/cubins": 868,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 792,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
@@ -62,7 +63,7 @@ HELD: dict[str, int] = {
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1014,  # where PTX lies
+    "runtime/plan": 1023,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

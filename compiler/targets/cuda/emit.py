@@ -69,11 +69,16 @@ class _Asked(dict[Any, Any]):
 
 
 def draft(
-    graph: Graph, config: ProfileConfig, sm: int, tiles: Mapping[Any, Any] | None = None
+    graph: Graph,
+    config: ProfileConfig,
+    sm: int,
+    tiles: Mapping[Any, Any] | None = None,
+    shapes: Sequence[StepShape] = (),
 ) -> tuple[Plan, list[Specialization]]:
     """The plan, whose modules have no machine code yet, and the specialization of each module, in the same order.
 
-    `tiles` are those of the configuration's table; by default it is asked for them.
+    `tiles` are those of the configuration's table; by default it is asked for them. `shapes` are the steps that get a
+    program, by default all that an engine has; a plan of some steps is one to price, and names no kernels.
     """
     table = config.tactics
     if tiles is None:
@@ -84,7 +89,7 @@ def draft(
         graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles, config.rank
     )
     shared: dict[str, Tensor] = {}
-    lowered = [lower(profile, shape, shared) for shape in step_shapes(batch, context)]
+    lowered = [lower(profile, shape, shared) for shape in shapes or step_shapes(batch, context)]
     specializations: dict[Specialization, int] = {}
     programs = tuple(_program(lowering, specializations) for lowering in lowered)
     plan = Plan(
@@ -92,7 +97,7 @@ def draft(
         activation=profile.activation,
         max_blocks=profile.max_blocks,
         caches=profile.kv_caches,
-        kernels=source_digest(),
+        kernels="" if shapes else source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
         tensors=dict(sorted(shared.items())),
         modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in specializations),

@@ -1,0 +1,1 @@
+"""Prices deployments of a model; see README.md."""

@@ -1,0 +1,162 @@
+"""Every legal split and format of a model on a machine: what it needs of memory, and what it does under a load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from ...passes.placement import Span
+from ...recipes.machines.table import Machine
+from ...recipes.recipe import Recipe
+from ...runtime.engine_file.split import Split
+from ...runtime.plan.budget import with_cache
+from ...runtime.plan.plan import BLOCK_TOKENS
+from ...runtime.plan.price import usable
+from ..decoder.placement import balanced, weight_bits
+from .pieces import Pieces
+from .rates import Rates
+from .serve import Served, Server, Workload
+from .steps import Clock, Exchange
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of the GPU that is fullest with one request."""
+
+    weights: int
+    cache: int
+    """Of one request at its full length."""
+    workspace: int
+    """Activations, inputs, state of the most sequences, scratch."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.workspace
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a model on a machine. A machine with more GPUs than ranks runs several copies of it."""
+
+    machine: Machine
+    recipe: Recipe
+    """With one target and one split."""
+    split: Split
+    needs: Needs
+    usable: int
+    """Bytes of a GPU that a plan may use."""
+    most: int
+    """Requests at once, of full length, for which a copy has memory; 0: it does not fit."""
+    bits: float
+    """Stored bits per weight, scales included."""
+    points: tuple[Served, ...]
+    """Figures of one copy with more and more requests at once; empty if it does not fit."""
+
+    @property
+    def profile(self) -> str:
+        return self.split.profile(self.recipe.targets[0])
+
+    @property
+    def copies(self) -> int:
+        return self.machine.gpus // self.split.ranks
+
+    def figures(self, point: Served) -> Mapping[str, float]:
+        """Figures of the machine by their names in goals (`recipes/goal.py`)."""
+        priced = {} if self.machine.dollars is None else {"price": self.machine.dollars}
+        return {
+            "tpot": point.tpot,
+            "ttft": point.ttft,
+            "decode": point.decode * self.copies,
+            "prefill": point.prefill * self.copies,
+            "bits": self.bits,
+            "bytes": self.needs.weights + self.needs.workspace + self.needs.cache * point.sequences,
+            "gpus": self.machine.gpus,
+            **priced,
+        }
+
+
+class Pricer:
+    """Prices the splits of one recipe and one degree of tensor parallelism."""
+
+    def __init__(self, pieces: Pieces, recipe: Recipe, load: Workload, rates: Rates) -> None:
+        self._pieces, self._recipe, self._load, self._rates = pieces, recipe, load, rates
+        self._clocks: dict[str, Clock] = {}
+
+    @cached_property
+    def _bits(self) -> list[float]:
+        return weight_bits(self._pieces.skeleton.spec, self._pieces.skeleton.format_of)
+
+    def candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
+        """A split with `pp` stages on a machine; `batch` requests at once on the machine, or as many as fit."""
+        split = Split(self._pieces.tp, pp)
+        stages = balanced(self._bits, pp)
+        needs, most = self._memory(stages, machine)
+        recipe = replace(self._recipe, parallel=(split.name,))
+        made = Candidate(
+            machine, recipe, split, needs, usable(machine.chip.memory, split.ranks), most, self._bits_per_weight, ()
+        )
+        wanted = most if batch is None else -(-batch // made.copies)
+        if not most or wanted > most:
+            return made
+        server = self._server(machine, split, stages)
+        counts = _powers(most) if batch is None else (wanted,)
+        return replace(made, points=tuple(server.served(self._load, count) for count in counts))
+
+    @cached_property
+    def _bits_per_weight(self) -> float:
+        spec = self._pieces.skeleton.spec
+        matrices = [rows * columns for rows, columns in spec.linears().values()]
+        stored = sum(matrices) + (0 if spec.tied else spec.vocab_size * spec.hidden_size)
+        return sum(self._bits) / stored
+
+    def _server(self, machine: Machine, split: Split, stages: Sequence[Span]) -> Server:
+        clock = self._clocks.setdefault(machine.chip.name, Clock(self._pieces, machine.chip, self._rates))
+        return Server(self._pieces, stages, clock, exchanges(machine, split, self._rates), self._rates)
+
+    def _memory(self, stages: Sequence[Span], machine: Machine) -> tuple[Needs, int]:
+        """The fullest rank, and the requests at once for which all ranks have memory."""
+        free = usable(machine.chip.memory, self._pieces.tp * len(stages))
+        length = self._load.input + self._load.output
+        needs, most = [], self._recipe.max_batch
+        for stage in {*stages}:
+            parts = self._pieces.parts(stage, self._recipe.max_batch)
+            full = {kind.size: min(kind.blocks, -(-length // BLOCK_TOKENS)) for kind in self._pieces.caches(stage)}
+            needed = replace(parts, blocks=full)
+            needs.append(Needs(parts.weights, needed.cache, needed.fixed - parts.weights))
+            divided = with_cache(parts, full, self._recipe.max_batch, free)
+            fitting = [] if divided is None else [divided.blocks[size] // count for size, count in full.items()]
+            most = min([most, *fitting]) if fitting else 0
+        return max(needs, key=lambda one: one.total), most
+
+
+def exchanges(machine: Machine, split: Split, rates: Rates) -> list[Exchange]:
+    """The times of the collectives of each stage's first shard, by the links that its ranks have."""
+    group = machine.link_of(split.tp) if split.tp > machine.gpus_per_host else machine.link
+
+    def exchange(stage: int, collective: str, exchanged: int) -> float:
+        if collective == "recv":  # the sender's time
+            return 0.0
+        if collective == "send":
+            hosts = [split.rank(at, 0) // machine.gpus_per_host for at in (stage, stage + 1)]
+            way = machine.link if hosts[0] == hosts[1] or machine.network is None else machine.network
+            return way.seconds(collective, exchanged, 2) / rates.link
+        return group.seconds(collective, exchanged, split.tp) / rates.link
+
+    return [partial(exchange, stage) for stage in range(split.pp)]
+
+
+def _powers(most: int) -> Iterator[int]:
+    """1, 2, 4 ... and the largest."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    yield most
+
+
+def degrees(machine: Machine, layers: int) -> Iterator[tuple[int, int]]:
+    """Every (tp, pp) with at most as many ranks as the machine has GPUs, and no more stages than layers."""
+    for tp in range(1, machine.gpus + 1):
+        for pp in range(1, min(layers, machine.gpus // tp) + 1):
+            yield tp, pp

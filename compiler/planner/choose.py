@@ -1,0 +1,91 @@
+"""Chooses the best candidate by a goal, and says of each other one why it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...recipes.goal import Goal, shown_figure
+from ...recipes.machines.table import Machine
+from .candidates import Candidate
+from .serve import Served, Workload
+
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate with the number of requests at once that suits a goal best."""
+
+    candidate: Candidate
+    point: Served | None
+    """None if the candidate has no memory for the load."""
+    lost: str
+    """Why it is not the best; "" of the best."""
+
+
+def chosen(candidates: Sequence[Candidate], goal: Goal, load: Workload) -> tuple[Choice, ...]:
+    """All candidates, the best first: on the cheapest machine on which one reaches the goal, the best by its objective.
+
+    Then come the others that reach it, and those that do not, each by the objective.
+    """
+    judged = [_judged(one, goal, load) for one in candidates]
+    reaching = [one for one in judged if not one.lost]
+    failing = [one for one in judged if one.lost]
+    cost = _cost([one.candidate.machine for one in reaching])
+
+    def order(one: Choice) -> tuple[float, ...]:
+        rank = float("inf") if one.point is None else goal.rank(one.candidate.figures(one.point))
+        return rank, one.candidate.split.ranks, one.candidate.needs.total
+
+    reaching.sort(key=lambda one: (cost(one.candidate.machine), *order(one)))
+    failing.sort(key=order)
+    made = [Choice(one.candidate, one.point, _behind(one, reaching[0], goal)) for one in reaching]
+    return (*made, *failing)
+
+
+def _cost(machines: Sequence[Machine]):
+    """What machines are compared by: dollars an hour if all have a price, else their number of GPUs."""
+    if all(machine.dollars is not None for machine in machines):
+        return lambda machine: float(machine.dollars or 0)
+    return lambda machine: float(machine.gpus)
+
+
+def _judged(one: Candidate, goal: Goal, load: Workload) -> Choice:
+    """The point that suits the goal best, and why it misses the goal, if it does."""
+    if not one.points:
+        return Choice(one, None, _no_room(one, load))
+    judged = [
+        (goal.misses(figures), goal.rank(figures), point) for point in one.points for figures in [one.figures(point)]
+    ]
+    misses, _, point = min(judged, key=lambda each: (len(each[0]), each[1]))
+    return Choice(one, point, "; ".join(misses))
+
+
+def _no_room(one: Candidate, load: Workload) -> str:
+    if one.most:
+        return f"a copy has memory for {one.most} requests at once"
+    needs = one.needs
+    return (
+        f"needs {needs.total / _GB:.1f} GB of a GPU's {one.usable / _GB:.1f} GB: weights {needs.weights / _GB:.1f}, "
+        f"a request of {load.input + load.output} tokens {needs.cache / _GB:.2f}, workspace {needs.workspace / _GB:.2f}"
+    )
+
+
+def _behind(one: Choice, best: Choice, goal: Goal) -> str:
+    """Why a candidate that reaches the goal is not the best; "" if it is."""
+    if one is best or one.point is None or best.point is None:
+        return ""
+    mine, its = one.candidate, best.candidate
+    if mine.machine != its.machine and mine.machine.gpus != its.machine.gpus:
+        if mine.machine.dollars and its.machine.dollars:
+            costs = [f"{each.machine.name} costs ${each.machine.dollars:.2f} an hour" for each in (mine, its)]
+            return ", ".join(costs)
+        return f"takes {mine.machine.gpus} GPUs, {its.machine.name} reaches the goal too"
+    figure, other = (each.candidate.figures(each.point)[goal.metric.name] for each in (one, best) if each.point)
+    shown = shown_figure(goal.metric, figure)
+    if figure == other:
+        return f"{goal.metric.name} {shown} as the best, which takes fewer GPUs or bytes"
+    times = max(figure, other) / min(figure, other)
+    share = one.point.shares[one.point.bound]
+    return f"{goal.metric.name} {shown}, {times:.3g} times worse; {100 * share:.0f} % of its time is {one.point.bound}"

@@ -1,0 +1,44 @@
+"""What share of a chip's and a link's data sheet a well-tuned stack reaches: the constants of the cost model.
+
+They are fitted by `benchmarks/planner.py --fit` to TensorRT-LLM 1.0's published throughput of Llama 3 8B, 70B and 405B
+on H100, and to nothing else; `docs/planner.md` shows them against all other figures. llmc's own kernels have not been
+measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of data-sheet figures from 0 to 1, and times that no data sheet has."""
+
+    memory: float
+    """Of bandwidth, by launches that read weights and activations."""
+    cache: float
+    """Of bandwidth, by attention's reads of cached positions."""
+    product: float
+    """Of the FLOP/s of the numbers it multiplies, by a product of many rows."""
+    attention: float
+    """Of 16-bit FLOP/s, by attention of prompt tokens."""
+    link: float
+    """Of a link's bandwidth, by collectives of many bytes."""
+    launch: float
+    """Seconds from the end of a launch to the start of the next."""
+    step: float
+    """Seconds of the host for each step, in which the GPU waits."""
+    sequence: float
+    """Seconds of the host for each sequence of a step."""
+
+
+FITTED = Rates(
+    memory=0.516,
+    cache=0.935,
+    product=0.652,
+    attention=0.31,
+    link=0.496,
+    launch=3.8e-6,
+    step=7.4e-4,
+    sequence=2.7e-6,
+)

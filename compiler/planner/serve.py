@@ -1,0 +1,109 @@
+"""What a deployment does under a steady load: time per token, time to the first token, throughput, and their bound.
+
+As many requests run at once as the load says; each that ends is followed by the next one. Prompts are read in steps
+that also decode, of at most the plan's prompt tokens, and between them are steps that only decode. The sequences of a
+pipeline are in as many groups as it has stages; a step of one group runs in each stage in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...passes.placement import Span
+from ..targets.cuda.kernels.linear.choose import SMALL_M
+from .pieces import LARGE, MIXED, SMALL, Pieces
+from .rates import Rates
+from .steps import BUBBLE, Clock, Cost, Exchange, Step
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests of one length."""
+
+    input: int
+    """Tokens of a prompt."""
+    output: int
+    """Tokens of an answer."""
+    prefill: int | None = None
+    """Most prompt tokens of a step; None: the plan's."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Figures of one copy of a model with some requests at once."""
+
+    sequences: int
+    """Requests at once."""
+    tpot: float
+    """Seconds between two tokens of a request, after its first."""
+    ttft: float
+    """Seconds from the first step of a prompt to its first token, while the other requests go on."""
+    decode: float
+    """Tokens/s that are generated, of all requests together."""
+    prefill: float
+    """Tokens/s of prompts that are read, of all requests together."""
+    shares: Mapping[str, float]
+    """The share of the time by what bounds it."""
+
+    @property
+    def bound(self) -> str:
+        """What most of the time is bound by."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+
+class Server:
+    """Prices a load on the stages of one split."""
+
+    def __init__(
+        self, pieces: Pieces, stages: Sequence[Span], clock: Clock, exchanges: Sequence[Exchange], rates: Rates
+    ) -> None:
+        """`exchanges` are those of each stage."""
+        self._pieces, self._stages, self._clock = pieces, stages, clock
+        self._exchanges, self._rates = exchanges, rates
+
+    def served(self, load: Workload, sequences: int) -> Served:
+        """The figures with so many requests at once."""
+        groups = min(sequences, len(self._stages))
+        each = sequences / groups
+        most = load.prefill or self._pieces.prefill
+        per_token = load.input / load.output
+        decoding = min(each, most / per_token)
+        wanted = decoding * per_token
+        chunk = min(most, max(load.input, wanted))
+        share = min(1.0, wanted / chunk)
+        context = load.input + load.output // 2
+        alone = self._costs(Step(math.ceil(decoding), context))
+        mixed = self._costs(self._mixed(load, math.ceil(decoding), context, math.ceil(chunk)))
+        steps = [one.plus(one, -share).plus(other, share) for one, other in zip(alone, mixed, strict=True)]
+        seconds = [step.seconds for step in steps]
+        cycle = max(sum(seconds), groups * max(seconds))
+        spent = Cost()
+        for step in steps:
+            spent = spent.plus(step, groups / len(steps))
+        idle = max(0.0, cycle - spent.seconds)
+        shares = {key: part / cycle for key, part in {**vars(spent), BUBBLE: idle}.items()}
+        first = self._first(load, math.ceil(decoding), context, most)
+        rate = decoding * groups / cycle
+        return Served(sequences, cycle, first, rate, rate * per_token, shares)
+
+    def _mixed(self, load: Workload, decoding: int, context: int, chunk: int) -> Step:
+        return Step(decoding, context, chunk, max(1, round(chunk / load.input)), load.input // 2)
+
+    def _first(self, load: Workload, decoding: int, context: int, most: int) -> float:
+        """The steps of one prompt: each follows the last through the stages."""
+        chunks = math.ceil(load.input / most)
+        chunk = math.ceil(load.input / chunks)
+        seconds = [cost.seconds for cost in self._costs(self._mixed(load, decoding, context, chunk))]
+        return sum(seconds) + (chunks - 1) * max(seconds)
+
+    def _costs(self, step: Step) -> list[Cost]:
+        """The cost of a step in each stage; the host's time is part of the first stage's."""
+        program = MIXED if step.prompt else SMALL if step.sequences <= SMALL_M else LARGE
+        costs = [
+            self._clock.stage(stage, program, step, exchange)
+            for stage, exchange in zip(self._stages, self._exchanges, strict=True)
+        ]
+        host = self._rates.step + self._rates.sequence * (step.sequences + step.prompts)
+        return [costs[0].plus(Cost(host=host)), *costs[1:]]

@@ -9,11 +9,11 @@ from ...recipes.goal import Goal
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
+from .all_formats import Refused, Subject, lower_all
 from .candidates import Candidate, Pricer, degrees
 from .choose import Choice, chosen
 from .rates import FITTED, Rates
 from .serve import Workload
-from .subject import Refused, Subject, lower_all
 
 _WITH_FP8, _WITHOUT_FP8 = "sm_90", "sm_80"
 """The targets that are lowered for all chips with and without FP8: their tiles differ from those of others, and so does

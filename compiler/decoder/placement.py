@@ -5,7 +5,7 @@ A degree that would cut a head, a block of a weight format or a layer is refused
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
@@ -132,8 +132,15 @@ def weight_bits(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
 def balanced(costs: Sequence[float], count: int) -> tuple[Span, ...]:
     """Cuts a row of costs into `count` parts, none empty, so that the largest sum is least, then the sum of squares."""
     ends = [0.0, *accumulate(costs)]
-    sums = sorted({ends[stop] - ends[start] for stop in range(1, len(ends)) for start in range(stop)})
-    largest = sums[bisect_left(sums, True, key=lambda most: _parts(ends, most) <= count)]
+    # The largest part is at least the mean, and less than the mean and the largest cost: more would be moved on.
+    mean, most = ends[-1] / count, max(costs)
+    spans_of = (
+        (bisect_left(ends, one + 0.999 * mean), bisect_right(ends, one + 1.001 * (mean + most))) for one in ends
+    )
+    sums = sorted(
+        {ends[stop] - start for start, span in zip(ends[:-1], spans_of, strict=False) for stop in range(*span)}
+    )
+    largest = sums[bisect_left(sums, True, key=lambda limit: _parts(ends, limit) <= count)]
     best = {0: (0.0, (0,))}
     for part in range(1, count + 1):
         found = {}

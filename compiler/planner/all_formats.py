@@ -1,18 +1,13 @@
-"""Lowers the skeleton of a model for every format and degree of tensor parallelism, on all cores."""
+"""Lowers the skeleton of a model for the formats of one recipe and every degree of tensor parallelism."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from ...passes import model_passes, run_phase
 from ...recipes.recipe import Recipe
 from ...runtime.errors import Unsupported
-from ...runtime.machine import cpu_count
 from ..checkpoint.weights.random_source import RandomSource
 from ..decoder.decoder import build_spec
 from ..divisible import require_storable
@@ -34,44 +29,29 @@ class Subject:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a format cannot be used, or a degree of it."""
+    """Why a recipe, or a degree of tensor parallelism with it, cannot be used."""
 
     recipe: Recipe
     tp: int | None
+    """None: no degree can."""
     reason: str
 
 
-def lower_all(
-    subject: Subject, recipes: Sequence[Recipe], degrees: Sequence[int]
-) -> Iterator[tuple[Recipe, Pieces] | Refused]:
-    """The pieces of each recipe and degree that are legal, in order; the others as `Refused`."""
-    lower = partial(_lower, subject, degrees)
-    workers = min(cpu_count(), len(recipes))
-    if workers < 2 or sys.platform != "linux" or multiprocessing.parent_process() is not None:
-        found = map(lower, recipes)
-        yield from (one for each in found for one in each)
-        return
-    # What is imported is shared by a fork; a process that started anew would import for longer than it lowers.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        for each in pool.map(lower, recipes):
-            yield from each
-
-
-def _lower(subject: Subject, degrees: Sequence[int], recipe: Recipe) -> list[tuple[Recipe, Pieces] | Refused]:
+def lowered(subject: Subject, recipe: Recipe, degrees: Iterable[int]) -> Iterator[Pieces | Refused]:
+    """The pieces of each degree that is legal for this model and recipe."""
     context = recipe.max_context or subject.config.decoder.positions
     spec = subject.config.decoder.within(context)
     try:
         require_storable(recipe, spec)
+        skeleton = Skeleton.of(spec, recipe.format_of)
+        source = RandomSource(skeleton.short.tensors(), dtype=subject.stored)
+        logical = build_spec(skeleton.short, source, context, {}, subject.config.family.name).graph
+        run_phase(model_passes(skeleton.short_format), logical)
     except Unsupported as error:
-        return [Refused(recipe, None, f"{error.asked}: {error.found}")]
-    skeleton = Skeleton.of(spec, recipe.format_of)
-    source = RandomSource(skeleton.short.tensors(), dtype=subject.stored)
-    logical = build_spec(skeleton.short, source, context, {}, subject.config.family.name).graph
-    run_phase(model_passes(skeleton.short_format), logical)
-    found: list[tuple[Recipe, Pieces] | Refused] = []
+        yield Refused(recipe, None, f"{error.asked}: {error.found}")
+        return
     for tp in degrees:
         try:
-            found.append((recipe, lower_pieces(logical, skeleton, recipe, context, tp, subject.dtype)))
+            yield lower_pieces(logical, skeleton, recipe, context, tp, subject.dtype)
         except Unsupported as error:
-            found.append(Refused(recipe, tp, error.found))
-    return found
+            yield Refused(recipe, tp, f"{error.asked}: {error.found}")

@@ -153,10 +153,3 @@ def _powers(most: int) -> Iterator[int]:
         yield count
         count *= 2
     yield most
-
-
-def degrees(machine: Machine, layers: int) -> Iterator[tuple[int, int]]:
-    """Every (tp, pp) with at most as many ranks as the machine has GPUs, and no more stages than layers."""
-    for tp in range(1, machine.gpus + 1):
-        for pp in range(1, min(layers, machine.gpus // tp) + 1):
-            yield tp, pp

@@ -83,6 +83,8 @@ class Pieces:
     blocks: Mapping[str, Block]
     plans: tuple[Plan, ...]
     """Of the first shard of each stage of the skeleton; modules of launches in `blocks` are those of `merged`."""
+    _caches: dict[Span, Mapping[KVCache, Cached]] = field(default_factory=dict, compare=False, repr=False)
+    """Those asked for."""
 
     @property
     def prefill(self) -> int:
@@ -116,6 +118,11 @@ class Pieces:
 
     def caches(self, stage: Span) -> Mapping[KVCache, Cached]:
         """What a stage of the model keeps of each position, by kind of cache."""
+        if stage not in self._caches:
+            self._caches[stage] = self._caches_of(stage)
+        return self._caches[stage]
+
+    def _caches_of(self, stage: Span) -> Mapping[KVCache, Cached]:
         found: dict[KVCache, Cached] = {}
         for name, count in self.skeleton.blocks(stage).items():
             for kind, one in self.blocks[name].caches.items():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 
 from ...recipes.goal import Goal
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
-from .all_formats import Refused, Subject, lower_all
-from .candidates import Candidate, Pricer, degrees
+from ...runtime.machine import cpu_count
+from .all_formats import Refused, Subject, lowered
+from .candidates import Candidate, Pricer
 from .choose import Choice, chosen
 from .rates import FITTED, Rates
 from .serve import Workload
@@ -55,27 +60,48 @@ def plan(
     A recipe is for the machines whose priced target it has. `batch` is the number of requests at once on a machine; by
     default all numbers from 1 to what fits are tried.
 
-    Raises:
-        Unsupported: a rope type, or a precision of a recipe, does not support this model or target.
+    Candidates that this model or a target does not support are in `refused`.
     """
-    layers = len(subject.config.decoder.layers)
-    widest = max(machine.gpus for machine in machines)
-    heads = subject.config.decoder.layers[0].mixer.heads
-    tps = [tp for tp in range(1, widest + 1) if heads % tp == 0]
-    candidates: list[Candidate] = []
-    refused: list[Refused] = []
-    for found in lower_all(subject, recipes, tps):
-        if isinstance(found, Refused):
-            refused.append(found)
+    price = partial(_candidates, subject, machines, load, batch, rates)
+    found = [one for some in _on_all_cores(price, recipes) for one in some]
+    candidates = [one for one in found if isinstance(one, Candidate)]
+    refused = tuple(one for one in found if isinstance(one, Refused))
+    return Planned(goal, load, chosen(candidates, goal, load), refused)
+
+
+_Found = list[Candidate | Refused]
+
+
+def _candidates(
+    subject: Subject, machines: Sequence[Machine], load: Workload, batch: int | None, rates: Rates, recipe: Recipe
+) -> _Found:
+    """Every split of one recipe on the machines that it is for."""
+    fitting = [machine for machine in machines if priced_target(machine) == recipe.targets[0]]
+    layers, most = len(subject.config.decoder.layers), max((machine.gpus for machine in fitting), default=0)
+    heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
+    found: _Found = []
+    for pieces in lowered(subject, recipe, [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]):
+        if isinstance(pieces, Refused):
+            found.append(pieces)
             continue
-        recipe, pieces = found
         pricer = Pricer(pieces, recipe, load, rates)
-        for machine in machines:
-            if priced_target(machine) != recipe.targets[0]:
-                continue
-            for tp, pp in degrees(machine, layers):
-                if tp == pieces.tp:
-                    made = pricer.candidate(machine, pp, batch)
-                    own = replace(made.recipe, targets=(target_for(machine.chip.sm) or recipe.targets[0],))
-                    candidates.append(replace(made, recipe=own))
-    return Planned(goal, load, chosen(candidates, goal, load), tuple(refused))
+        for machine in fitting:
+            target = target_for(machine.chip.sm) or recipe.targets[0]
+            for pp in range(1, min(layers, machine.gpus // pieces.tp) + 1):
+                made = pricer.candidate(machine, pp, batch)
+                found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
+    return found
+
+
+def _on_all_cores(price: Callable[[Recipe], _Found], recipes: Sequence[Recipe]) -> Iterator[_Found]:
+    """What `price` gives for each recipe, in order.
+
+    Other processes are forks, which share what this one has imported: one that starts anew imports for longer than it
+    prices.
+    """
+    workers = min(cpu_count(), len(recipes))
+    if workers < 2 or sys.platform != "linux":
+        yield from map(price, recipes)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        yield from pool.map(price, recipes)

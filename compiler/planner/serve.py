@@ -15,7 +15,7 @@ from ...passes.placement import Span
 from ..targets.cuda.kernels.linear.choose import SMALL_M
 from .pieces import LARGE, MIXED, SMALL, Pieces
 from .rates import Rates
-from .steps import BUBBLE, Clock, Cost, Exchange, Step
+from .steps import Clock, Cost, Exchange, Step, total
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,12 @@ class Server:
         context = load.input + load.output // 2
         alone = self._costs(Step(math.ceil(decoding), context))
         mixed = self._costs(self._mixed(load, math.ceil(decoding), context, math.ceil(chunk)))
-        steps = [one.plus(one, -share).plus(other, share) for one, other in zip(alone, mixed, strict=True)]
+        steps = [one.times(1 - share).plus(other.times(share)) for one, other in zip(alone, mixed, strict=True)]
         seconds = [step.seconds for step in steps]
         cycle = max(sum(seconds), groups * max(seconds))
-        spent = Cost()
-        for step in steps:
-            spent = spent.plus(step, groups / len(steps))
+        spent = total(steps).times(groups / len(steps))
         idle = max(0.0, cycle - spent.seconds)
-        shares = {key: part / cycle for key, part in {**vars(spent), BUBBLE: idle}.items()}
+        shares = {key: part / cycle for key, part in {**vars(spent), "bubble": idle}.items()}
         first = self._first(load, math.ceil(decoding), context, most)
         rate = decoding * groups / cycle
         return Served(sequences, cycle, first, rate, rate * per_token, shares)

@@ -89,12 +89,20 @@ class Skeleton:
         placed = place(self.short, Split(tp, 1), self.short_format)
         return replace(placed, split=Split(tp, len(self.stages)), stages=self.stages)
 
+    @cached_property
+    def _known(self) -> dict[Span, Mapping[str, int]]:
+        return {}
+
     def blocks(self, stage: Span) -> Mapping[str, int]:
         """How often each block of the skeleton occurs in a stage of the model.
 
         A stage of one layer is what the places at both its ends cost, less one place between them.
         """
-        start, stop = stage
+        if stage not in self._known:
+            self._known[stage] = self._blocks_of(*stage)
+        return self._known[stage]
+
+    def _blocks_of(self, start: int, stop: int) -> Mapping[str, int]:
         places = self._places
         counts: Counter[str] = Counter(places["inner", self.kinds[layer]] for layer in range(start, stop))
         for end, (layer, kind) in {"start": (start, "recv"), "stop": (stop - 1, "send")}.items():

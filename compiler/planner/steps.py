@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from ...passes.placement import Span
 from ...runtime.chips import Chip
@@ -13,12 +16,9 @@ from ...runtime.plan.price import seen_of
 from .pieces import Pieces, Work
 from .rates import Rates
 
-MEMORY, COMPUTE, LINK, LAUNCHES, HOST, BUBBLE = "memory", "compute", "link", "launches", "host", "bubble"
-"""What a part of a step's time is bound by; `bubble`: a stage that waits for another."""
 _FP8_PRODUCT = "linear_fp8"
 """The kernel that multiplies E4M3; all others multiply 16-bit numbers."""
 _PRODUCTS = ("linear_large", "linear_small", _FP8_PRODUCT)
-_PROMPT_ATTENTION = "attention_prefill"
 
 
 class Exchange(Protocol):
@@ -29,7 +29,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by what bounds them."""
+    """Seconds of a step by what bounds them."""
 
     memory: float = 0.0
     compute: float = 0.0
@@ -41,10 +41,15 @@ class Cost:
     def seconds(self) -> float:
         return self.memory + self.compute + self.link + self.launches + self.host
 
-    def plus(self, other: Cost, times: float = 1.0) -> Cost:
-        """With `times` the other."""
-        mine, others = vars(self), vars(other)
-        return Cost(**{key: mine[key] + times * others[key] for key in mine})
+    def times(self, factor: float) -> Cost:
+        return Cost(*(factor * part for part in self._parts))
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(*map(float.__add__, self._parts, other._parts))
+
+    @property
+    def _parts(self) -> tuple[float, ...]:
+        return self.memory, self.compute, self.link, self.launches, self.host
 
 
 @dataclass(frozen=True)
@@ -68,50 +73,78 @@ class Step:
         return {"tokens": self.sequences + self.prompt, "sequences": sequences, "rows": sequences}
 
 
+class _Launches:
+    """The launches of a program of some pieces as arrays: each kind of launch is priced once for all blocks."""
+
+    def __init__(self, pieces: Pieces, program: int, chip: Chip, rates: Rates) -> None:
+        work = {name: block.work[program] for name, block in pieces.blocks.items()}
+        kinds = list(dict.fromkeys(one for found in work.values() for one in found))
+        self.kinds = [one for one in kinds if one.exchanged is None]
+        self.exchanges = [one for one in kinds if one.exchanged is not None]
+        self.counts, self.exchange_counts = (
+            np.array([[found[one] for one in some] for found in work.values()], float).reshape(len(work), -1)
+            for some in (self.kinds, self.exchanges)
+        )
+        self._peaks = np.array([_peak(one, chip, rates) for one in self.kinds])
+        self._bandwidth = chip.bandwidth * rates.memory
+        self._gap = rates.launch
+
+    def seconds(self, step: Step) -> np.ndarray:
+        """Seconds of memory, computing and gaps: f64 [3, launches]."""
+        sizes = step.sizes
+        moved = np.array([value(one.bytes, sizes) for one in self.kinds], float) / self._bandwidth
+        computed = np.array([value(one.operations, sizes) for one in self.kinds], float) / self._peaks
+        both, bound = np.hypot(moved, computed), moved >= computed
+        return np.stack([np.where(bound, both, 0.0), np.where(bound, 0.0, both), np.full(len(both), self._gap)])
+
+
+def _peak(work: Work, chip: Chip, rates: Rates) -> float:
+    """Operations/s that a launch reaches."""
+    share = rates.product if work.kernel in _PRODUCTS else rates.attention
+    return share * (chip.fp8 or chip.bf16 if work.kernel == _FP8_PRODUCT else chip.bf16)
+
+
 class Clock:
-    """Prices steps of one set of pieces on one chip; a launch is priced once for all layers that have it."""
+    """Prices steps of some pieces on one chip.
+
+    Reading and computing of a launch overlap but for a part: together they take the root of the sum of their squares.
+    Their sum and the larger alone are the ends; near the ridge of the roofline neither is seen in practice.
+    """
 
     def __init__(self, pieces: Pieces, chip: Chip, rates: Rates) -> None:
         self._pieces, self._chip, self._rates = pieces, chip, rates
-        self._known: dict[tuple[str, int, Step], Cost] = {}
-        self._launches: dict[tuple[Work, Step], Cost] = {}
+        self._launches = [_Launches(pieces, program, chip, rates) for program in range(len(pieces.plans[0].programs))]
+        self._blocks: dict[tuple[int, Step], np.ndarray] = {}
+        self._counts: dict[Span, np.ndarray] = {}
 
     def stage(self, stage: Span, program: int, step: Step, exchange: Exchange) -> Cost:
         """The cost of a step of a stage of the model."""
-        total = Cost()
-        links: dict[tuple[str, int], float] = {}
-        for name, count in self._pieces.skeleton.blocks(stage).items():
-            total = total.plus(self._block(name, program, step), count)
-            for work, times in self._pieces.blocks[name].work[program].items():
-                if work.exchanged is not None:
-                    moved = work.kernel, value(work.exchanged, step.sizes)
-                    links[moved] = links.get(moved, 0.0) + times * count
-        exchanged = sum(times * exchange(*moved) for moved, times in links.items())
-        return total.plus(Cost(link=exchanged)).plus(self._attention(stage, step))
+        launches = self._launches[program]
+        counts = self._stage_counts(stage)
+        memory, compute, gaps = (self._block_seconds(program, step) @ counts).tolist()
+        link = 0.0
+        for work, times in zip(launches.exchanges, (counts @ launches.exchange_counts).tolist(), strict=True):
+            if times:
+                link += times * exchange(work.kernel, value(work.exchanged or 0, step.sizes))
+        read, computed = self._attention(stage, step)
+        return Cost(memory + read, compute + computed, link, gaps)
 
-    def _block(self, name: str, program: int, step: Step) -> Cost:
-        key = name, program, step
-        if key not in self._known:
-            total = Cost()
-            for work, count in self._pieces.blocks[name].work[program].items():
-                if work.exchanged is None:
-                    total = total.plus(self._launch(work, step), count)
-            self._known[key] = total
-        return self._known[key]
+    def _block_seconds(self, program: int, step: Step) -> np.ndarray:
+        """Of each block: f64 [3, blocks]."""
+        key = program, step
+        if key not in self._blocks:
+            launches = self._launches[program]
+            self._blocks[key] = launches.seconds(step) @ launches.counts.T
+        return self._blocks[key]
 
-    def _launch(self, work: Work, step: Step) -> Cost:
-        key = work, step
-        if key not in self._launches:
-            sizes, chip, rates = step.sizes, self._chip, self._rates
-            peak = chip.bf16 if work.kernel != _FP8_PRODUCT else chip.fp8 or chip.bf16
-            share = rates.product if work.kernel in _PRODUCTS else rates.attention
-            moved = value(work.bytes, sizes) / (chip.bandwidth * rates.memory)
-            computed = value(work.operations, sizes) / (peak * share)
-            self._launches[key] = _both(moved, computed).plus(Cost(launches=rates.launch))
-        return self._launches[key]
+    def _stage_counts(self, stage: Span) -> np.ndarray:
+        if stage not in self._counts:
+            found = self._pieces.skeleton.blocks(stage)
+            self._counts[stage] = np.array([found.get(name, 0) for name in self._pieces.blocks], float)
+        return self._counts[stage]
 
-    def _attention(self, stage: Span, step: Step) -> Cost:
-        """Reads of and operations with positions before the step, which depend on the context."""
+    def _attention(self, stage: Span, step: Step) -> tuple[float, float]:
+        """Seconds of memory and of computing for positions before the step, which depend on the context."""
         read = decoded = prompted = 0
         for kind, cached in self._pieces.caches(stage).items():
             seen, before = seen_of(kind, step.context), seen_of(kind, step.before)
@@ -119,14 +152,11 @@ class Clock:
             decoded += cached.operations * seen * step.sequences
             prompted += cached.operations * before * step.prompt
         peak = self._chip.bf16 * self._rates.attention
-        moved = read / (self._chip.bandwidth * self._rates.cache)
-        return _both(moved, decoded / peak).plus(Cost(compute=prompted / peak))
+        moved, computed = read / (self._chip.bandwidth * self._rates.cache), decoded / peak
+        both = math.hypot(moved, computed)
+        return (both, prompted / peak) if moved >= computed else (0.0, both + prompted / peak)
 
 
-def _both(memory: float, compute: float) -> Cost:
-    """Reading and computing overlap but for a part: their root of the sum of squares, bound by the larger.
-
-    The sum of both and the larger alone are the ends; near the ridge of the roofline neither is seen in practice.
-    """
-    seconds = math.hypot(memory, compute)
-    return Cost(memory=seconds) if memory >= compute else Cost(compute=seconds)
+def total(costs: Sequence[Cost]) -> Cost:
+    """The sum of costs."""
+    return Cost(*map(sum, zip(*(vars(cost).values() for cost in costs), strict=True)))

@@ -4,7 +4,8 @@ Sources: NVIDIA's data sheets of A100 80 GB SXM, A10, L4, L40S, H100 SXM, H200, 
 72nd of it), RTX PRO 6000 Blackwell Server Edition and DGX Spark (GB10); the whitepapers of Ampere GA102 (RTX 3090), Ada
 (RTX 4090) and RTX Blackwell (RTX 5090), for matrix products accumulated in float32; the technical brief of Jetson AGX
 Orin; limits of a multiprocessor (shared memory, threads, blocks, registers): the CUDA programming guide's table of
-technical specifications per compute capability; processors of B200, GB200, B300 and GB10: published output of their
+technical specifications per compute capability; memory: published output of nvidia-smi (of Orin and GB10, whose memory
+is the host's too, the data sheets); processors of B200, GB200, B300 and GB10: published output of their
 drivers. FLOP/s are dense, without sparsity; those of GB10 are derived by halving its 1 PFLOP/s of sparse FP4, those of
 RTX PRO 6000 from its 120 TFLOP/s of float32: a processor's tensor cores do 4, 8 and 16 times its float32 operations in
 bf16, FP8 and FP4 (whitepaper of RTX PRO Blackwell). Links: the same data sheets and whitepapers (NVLink of A100, RTX
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from .errors import RecipeError
 
-_KIB, _GB, _TFLOPS = 1 << 10, 10**9, 1e12
+_KIB, _MIB, _GB, _TFLOPS = 1 << 10, 1 << 20, 10**9, 1e12
 _RESERVED = _KIB
 """Bytes of shared memory that the system reserves in each block."""
 
@@ -65,8 +66,10 @@ class Chip:
     processors: int
     bandwidth: float
     """Bytes/s of the data sheet."""
+    gigabytes: int
+    """Of memory, as its name and data sheet count them."""
     memory: int
-    """Bytes."""
+    """Bytes that its driver reports, up to 7 % more than these gigabytes."""
     bf16: float
     """FLOP/s."""
     fp8: float | None
@@ -91,21 +94,21 @@ class Chip:
 
 _PCIE_4, _PCIE_5 = 64 * _GB, 128 * _GB
 _GPUS = (
-    Chip("a100", 80, 108, 2.039e12, 80 * _GB, 312 * _TFLOPS, None, None, 600 * _GB),
-    Chip("a10", 86, 72, 600e9, 24 * _GB, 125 * _TFLOPS, None, None, _PCIE_4),
-    Chip("rtx3090", 86, 82, 936e9, 24 * _GB, 71 * _TFLOPS, None, None, 112.5 * _GB),
-    Chip("orin", 87, 16, 204.8e9, 64 * _GB, 42.5 * _TFLOPS, None, None, None),
-    Chip("l4", 89, 58, 300e9, 24 * _GB, 121 * _TFLOPS, 242.5 * _TFLOPS, None, _PCIE_4),
-    Chip("l40s", 89, 142, 864e9, 48 * _GB, 362.05 * _TFLOPS, 733 * _TFLOPS, None, _PCIE_4),
-    Chip("rtx4090", 89, 128, 1.008e12, 24 * _GB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, None, _PCIE_4),
-    Chip("h100", 90, 132, 3.35e12, 80 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB),
-    Chip("h200", 90, 132, 4.8e12, 141 * _GB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB, copy=4.3e12),
-    Chip("b200", 100, 148, 7.7e12, 180 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 9000 * _TFLOPS, 1800 * _GB),
-    Chip("gb200", 100, 152, 8e12, 186 * _GB, 2500 * _TFLOPS, 5000 * _TFLOPS, 10000 * _TFLOPS, 1800 * _GB),
-    Chip("b300", 103, 148, 8e12, 288 * _GB, 2250 * _TFLOPS, 4500 * _TFLOPS, 13500 * _TFLOPS, 1800 * _GB),
-    Chip("rtx5090", 120, 170, 1.792e12, 32 * _GB, 209.5 * _TFLOPS, 419 * _TFLOPS, 1676 * _TFLOPS, _PCIE_5),
-    Chip("rtxpro6000", 120, 188, 1.597e12, 96 * _GB, 480 * _TFLOPS, 960 * _TFLOPS, 1920 * _TFLOPS, _PCIE_5),
-    Chip("gb10", 121, 48, 273e9, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, 500 * _TFLOPS, None),
+    Chip("a100", 80, 108, 2.039e12, 80, 81920 * _MIB, 312 * _TFLOPS, None, None, 600 * _GB),
+    Chip("a10", 86, 72, 600e9, 24, 23028 * _MIB, 125 * _TFLOPS, None, None, _PCIE_4),
+    Chip("rtx3090", 86, 82, 936e9, 24, 24576 * _MIB, 71 * _TFLOPS, None, None, 112.5 * _GB),
+    Chip("orin", 87, 16, 204.8e9, 64, 64 * _GB, 42.5 * _TFLOPS, None, None, None),
+    Chip("l4", 89, 58, 300e9, 24, 23034 * _MIB, 121 * _TFLOPS, 242.5 * _TFLOPS, None, _PCIE_4),
+    Chip("l40s", 89, 142, 864e9, 48, 46068 * _MIB, 362.05 * _TFLOPS, 733 * _TFLOPS, None, _PCIE_4),
+    Chip("rtx4090", 89, 128, 1.008e12, 24, 24564 * _MIB, 165.2 * _TFLOPS, 330.3 * _TFLOPS, None, _PCIE_4),
+    Chip("h100", 90, 132, 3.35e12, 80, 81559 * _MIB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB),
+    Chip("h200", 90, 132, 4.8e12, 141, 143771 * _MIB, 989 * _TFLOPS, 1979 * _TFLOPS, None, 900 * _GB, copy=4.3e12),
+    Chip("b200", 100, 148, 7.7e12, 180, 183359 * _MIB, 2250 * _TFLOPS, 4500 * _TFLOPS, 9000 * _TFLOPS, 1800 * _GB),
+    Chip("gb200", 100, 152, 8e12, 186, 189471 * _MIB, 2500 * _TFLOPS, 5000 * _TFLOPS, 10000 * _TFLOPS, 1800 * _GB),
+    Chip("b300", 103, 148, 8e12, 288, 275040 * _MIB, 2250 * _TFLOPS, 4500 * _TFLOPS, 13500 * _TFLOPS, 1800 * _GB),
+    Chip("rtx5090", 120, 170, 1.792e12, 32, 32607 * _MIB, 209.5 * _TFLOPS, 419 * _TFLOPS, 1676 * _TFLOPS, _PCIE_5),
+    Chip("rtxpro6000", 120, 188, 1.597e12, 96, 97887 * _MIB, 480 * _TFLOPS, 960 * _TFLOPS, 1920 * _TFLOPS, _PCIE_5),
+    Chip("gb10", 121, 48, 273e9, 128, 128 * _GB, 125 * _TFLOPS, 250 * _TFLOPS, 500 * _TFLOPS, None),
 )
 _REFERENCE = {80: "a100", 86: "a10", 87: "orin", 89: "rtx4090", 90: "h200", 100: "b200", 120: "rtx5090"}
 """The GPU that stands for a compute capability when no GPU is named, to choose tiles and to price plans. For 8.9 it is

@@ -108,7 +108,7 @@ def chip_named(name: str) -> Chip:
     """
     asked = _read(_first_here().name) if name.lower() == NATIVE else _read(name)
     found = CHIPS.get(asked.plain)
-    if found is not None and not asked.board and asked.memory in (0, round(found.memory / 1e9)):
+    if found is not None and not asked.board and asked.memory in (0, found.gigabytes):
         return found
     if asked.sm is None:
         raise _unknown(name)

@@ -63,7 +63,7 @@ def test_what_people_see(call: Call, engine: Path):
     assert lines[0] == f"{engine} on h100: runs as sm_90"
     assert lines[1] == "  cpu: fits"
     assert lines[3].startswith(
-        "    memory of h100: 74.51 GiB, 73.51 GiB of it for: weights 1.00 KiB, 4 x 512 tokens 512"
+        "    memory of h100: 79.65 GiB, 78.65 GiB of it for: weights 1.00 KiB, 4 x 512 tokens 512"
     )
     assert lines[4].startswith("    enough; the largest batch that fits is ")
     assert lines[-1] == "  sm_80: does not fit: needs compute capability 8.0, h100 has 9.0"
@@ -71,8 +71,8 @@ def test_what_people_see(call: Call, engine: Path):
 
 
 def test_memory_for_the_whole_batch(call: Call, pico_engine: PicoEngine, tmp_path: Path):
-    """12 GiB of weights and 1 GiB for each of 8 sequences of 512 tokens: for an L4, room for 8."""
-    path = large(pico_engine, tmp_path / "e.llmc", 12 * GIB, GIB // 8, max_batch=8)
+    """13 GiB of weights and 1 GiB for each of 8 sequences of 512 tokens: for an L4, room for 8."""
+    path = large(pico_engine, tmp_path / "e.llmc", 13 * GIB, GIB // 8, max_batch=8)
     memory = call("doctor", path, "--for", "l4", "--json").json["engine"]["memory"]["sm_80"]
     assert memory["usable_bytes"] == memory["gpu_bytes"] - RESERVED == chip("l4").memory - GIB
     assert memory["cache_per_sequence"] == GIB + 8 * 64 * 2 * 2 * 2 * 16 * 2
@@ -82,7 +82,7 @@ def test_memory_for_the_whole_batch(call: Call, pico_engine: PicoEngine, tmp_pat
 
 
 def test_memory_for_a_smaller_batch_only(call: Call, pico_engine: PicoEngine, tmp_path: Path):
-    path = large(pico_engine, tmp_path / "e.llmc", 12 * GIB, GIB // 8, max_batch=16)
+    path = large(pico_engine, tmp_path / "e.llmc", 13 * GIB, GIB // 8, max_batch=16)
     found = call("doctor", path, "--for", "l4", "--json").json["engine"]
     assert (found["profile"], found["memory"]["sm_80"]["fits"]) == ("sm_80", False)
     shown = call("doctor", path, "--for", "l4").out
@@ -93,7 +93,7 @@ def test_memory_for_no_sequence_at_all(call: Call, pico_engine: PicoEngine, tmp_
     path = large(pico_engine, tmp_path / "e.llmc", 40 * GIB, GIB // 8, max_batch=8)
     found = call("doctor", path, "--for", "l4", "--json").json["engine"]
     assert (found["profile"], found["fit"]) == (None, ["cpu"])
-    reason = "one sequence of 512 tokens needs 41.00 GiB, l4 has 21.35 GiB free of 22.35 GiB"
+    reason = "one sequence of 512 tokens needs 41.00 GiB, l4 has 21.49 GiB free of 22.49 GiB"
     assert found["do_not_fit"] == {"sm_80": reason}
     shown = call("doctor", path, "--for", "l4").out.splitlines()
     assert shown == [

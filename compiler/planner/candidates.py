@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from ...passes.placement import Span
+from ...recipes.machines.link import Link
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.split import Split
@@ -76,11 +76,18 @@ class Candidate:
         }
 
 
+Timed = Callable[[Link, str, int, int], float]
+"""The seconds of a collective over a link: its name, bytes and ranks."""
+
+
 class Pricer:
     """Prices the splits of one recipe and one degree of tensor parallelism."""
 
-    def __init__(self, pieces: Pieces, recipe: Recipe, load: Workload, rates: Rates) -> None:
-        self._pieces, self._recipe, self._load, self._rates = pieces, recipe, load, rates
+    def __init__(
+        self, pieces: Pieces, recipe: Recipe, load: Workload, rates: Rates, timed: Timed = Link.seconds
+    ) -> None:
+        """`timed` is how an engine's collectives take their time: llmc's are NCCL's."""
+        self._pieces, self._recipe, self._load, self._rates, self._timed = pieces, recipe, load, rates, timed
         self._clocks: dict[str, Clock] = {}
 
     @cached_property
@@ -90,8 +97,7 @@ class Pricer:
     def candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
         """A split with `pp` stages on a machine; `batch` requests at once on the machine, or as many as fit."""
         split = Split(self._pieces.tp, pp)
-        stages = balanced(self._bits, pp)
-        needs, most = self._memory(stages, machine)
+        needs, most = self.memory(machine, pp)
         recipe = replace(self._recipe, parallel=(split.name,))
         made = Candidate(
             machine, recipe, split, needs, usable(machine.chip.memory, split.ranks), most, self._bits_per_weight, ()
@@ -99,7 +105,7 @@ class Pricer:
         wanted = most if batch is None else -(-batch // made.copies)
         if not most or wanted > most:
             return made
-        server = self._server(machine, split, stages)
+        server = self.server(machine, pp)
         counts = _powers(most) if batch is None else (wanted,)
         return replace(made, points=tuple(server.served(self._load, count) for count in counts))
 
@@ -110,13 +116,16 @@ class Pricer:
         stored = sum(matrices) + (0 if spec.tied else spec.vocab_size * spec.hidden_size)
         return sum(self._bits) / stored
 
-    def _server(self, machine: Machine, split: Split, stages: Sequence[Span]) -> Server:
+    def server(self, machine: Machine, pp: int) -> Server:
+        """What prices a load on a copy with `pp` stages."""
         clock = self._clocks.setdefault(machine.chip.name, Clock(self._pieces, machine.chip, self._rates))
-        return Server(self._pieces, stages, clock, exchanges(machine, split, self._rates), self._rates)
+        moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
+        return Server(self._pieces, balanced(self._bits, pp), clock, moved, self._rates)
 
-    def _memory(self, stages: Sequence[Span], machine: Machine) -> tuple[Needs, int]:
-        """The fullest rank, and the requests at once for which all ranks have memory."""
-        free = usable(machine.chip.memory, self._pieces.tp * len(stages))
+    def memory(self, machine: Machine, pp: int) -> tuple[Needs, int]:
+        """The fullest rank of a copy with `pp` stages, and the requests at once for which all ranks have memory."""
+        stages = balanced(self._bits, pp)
+        free = usable(machine.chip.memory, self._pieces.tp * pp)
         length = self._load.input + self._load.output
         needs, most = [], self._recipe.max_batch
         for stage in {*stages}:
@@ -130,7 +139,7 @@ class Pricer:
         return max(needs, key=lambda one: one.total), most
 
 
-def exchanges(machine: Machine, split: Split, rates: Rates) -> list[Exchange]:
+def exchanges(machine: Machine, split: Split, rates: Rates, timed: Timed = Link.seconds) -> list[Exchange]:
     """The times of the collectives of each stage's first shard, by the links that its ranks have."""
     group = machine.link_of(split.tp) if split.tp > machine.gpus_per_host else machine.link
 
@@ -140,8 +149,8 @@ def exchanges(machine: Machine, split: Split, rates: Rates) -> list[Exchange]:
         if collective == "send":
             hosts = [split.rank(at, 0) // machine.gpus_per_host for at in (stage, stage + 1)]
             way = machine.link if hosts[0] == hosts[1] or machine.network is None else machine.network
-            return way.seconds(collective, exchanged, 2) / rates.link
-        return group.seconds(collective, exchanged, split.tp) / rates.link
+            return timed(way, collective, exchanged, 2) / rates.link
+        return timed(group, collective, exchanged, split.tp) / rates.link
 
     return [partial(exchange, stage) for stage in range(split.pp)]
 

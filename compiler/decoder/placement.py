@@ -143,18 +143,15 @@ def balanced(costs: Sequence[float], count: int) -> tuple[Span, ...]:
     largest = sums[bisect_left(sums, True, key=lambda limit: _parts(ends, limit) <= count)]
     best = {0: (0.0, (0,))}
     for part in range(1, count + 1):
-        found = {}
-        for stop in range(part, len(costs) - (count - part) + 1):
-            options = []
-            for start in range(stop - 1, part - 2, -1):
+        found: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for start, (score, stops) in best.items():
+            for stop in range(start + 1, len(costs) - (count - part) + 1):
                 size = ends[stop] - ends[start]
                 if size > largest:
                     break
-                if start in best:
-                    score, stops = best[start]
-                    options.append((score + size * size, (*stops, stop)))
-            if options:
-                found[stop] = min(options)
+                if ends[-1] - ends[stop] <= largest * (count - part) * 1.001:  # the rest fits into the other parts
+                    option = score + size * size, (*stops, stop)
+                    found[stop] = min(found.get(stop, option), option)
         best = found
     return tuple(pairwise(best[len(costs)][1]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from ...passes.placement import Span
 from ...recipes.recipe import Recipe
 from ...runtime.chips import SM
 from ...runtime.dtypes import KERNEL_DTYPES
+from ...runtime.engine_file.split import Split
 from ...runtime.plan.between import Collective, RankOf
 from ...runtime.plan.budget import Budget, aligned, without_cache
 from ...runtime.plan.plan import KVCache, Launch, Plan, Tensor
@@ -150,22 +151,29 @@ class Pieces:
         return replace(self.merged, tensors=tensors, programs=tuple(programs), caches=tuple(self.caches(stage)))
 
 
-def lower_pieces(logical: Graph, skeleton: Skeleton, recipe: Recipe, context: int, tp: int, dtype: str) -> Pieces:
-    """The pieces of the recipe's first target; `logical` is the skeleton's graph after the model passes.
+def legal_graphs(logical: Graph, skeleton: Skeleton, recipe: Recipe, tp: int) -> tuple[Graph, ...]:
+    """The legal graph of the first shard of each stage; `logical` is the skeleton's graph after the model passes.
 
     Raises:
-        Unsupported: this model and its formats cannot be split into `tp` shards.
+        Unsupported: this model and its formats cannot be split into `tp` shards, or the target lacks a precision.
     """
-    target, sm = target_named(recipe.targets[0]), SM[recipe.targets[0]]
-    placement = skeleton.placement(tp)
+    target, placement = target_named(recipe.targets[0]), skeleton.placement(tp)
     split = placement.split
-    blocks: dict[str, Block] = defaultdict(Block)
-    plans: list[Plan] = []
-    ranks = [split.rank(stage, 0) for stage in range(split.pp)]
-    for rank, graph in zip(ranks, partition(logical, placement, ranks), strict=True):
+    graphs = tuple(partition(logical, placement, [split.rank(stage, 0) for stage in range(split.pp)]))
+    for graph in graphs:
         run_phase(profile_passes(merge_gated=target.merge_gated), graph)
         run_phase(target.legalize(Precision(recipe.activations, recipe.kv)), graph)
-        config = ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, rank=RankOf(rank, tp, split.pp))
+    return graphs
+
+
+def pieces_of(graphs: Sequence[Graph], skeleton: Skeleton, recipe: Recipe, context: int, tp: int, dtype: str) -> Pieces:
+    """The pieces of legal graphs, for the recipe's first target."""
+    sm, split = SM[recipe.targets[0]], Split(tp, len(graphs))
+    blocks: dict[str, Block] = defaultdict(Block)
+    plans: list[Plan] = []
+    for stage, graph in enumerate(graphs):
+        rank = RankOf(split.rank(stage, 0), tp, split.pp)
+        config = ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, rank=rank)
         plan, _ = draft(graph, config, sm, shapes=priced_shapes(recipe.max_batch, context))
         _sort(plan, graph, blocks, skeleton.short, tp, sum(len(one.modules) for one in plans))
         plans.append(plan)

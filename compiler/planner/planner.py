@@ -14,7 +14,7 @@ from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
 from ...runtime.machine import cpu_count
-from .all_formats import Refused, Subject, lowered
+from .all_formats import AllFormats, Refused, Subject
 from .candidates import Candidate, Pricer
 from .choose import Choice, chosen
 from .rates import FITTED, Rates
@@ -62,46 +62,55 @@ def plan(
 
     Candidates that this model or a target does not support are in `refused`.
     """
-    price = partial(_candidates, subject, machines, load, batch, rates)
-    found = [one for some in _on_all_cores(price, recipes) for one in some]
+    most = max(machine.gpus for machine in machines)
+    heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
+    degrees = [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]
+    price = partial(_candidates, subject, machines, recipes, load, batch, rates)
+    found = [one for some in _on_all_cores(price, degrees) for one in some]
     candidates = [one for one in found if isinstance(one, Candidate)]
-    refused = tuple(one for one in found if isinstance(one, Refused))
-    return Planned(goal, load, chosen(candidates, goal, load), refused)
+    refused = dict.fromkeys(one for one in found if isinstance(one, Refused))
+    return Planned(goal, load, chosen(candidates, goal, load), tuple(refused))
 
 
 _Found = list[Candidate | Refused]
 
 
 def _candidates(
-    subject: Subject, machines: Sequence[Machine], load: Workload, batch: int | None, rates: Rates, recipe: Recipe
+    subject: Subject,
+    machines: Sequence[Machine],
+    recipes: Sequence[Recipe],
+    load: Workload,
+    batch: int | None,
+    rates: Rates,
+    tp: int,
 ) -> _Found:
-    """Every split of one recipe on the machines that it is for."""
-    fitting = [machine for machine in machines if priced_target(machine) == recipe.targets[0]]
-    layers, most = len(subject.config.decoder.layers), max((machine.gpus for machine in fitting), default=0)
-    heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
+    """Every recipe and number of stages, with `tp` shards, on the machines that the recipe is for."""
+    formats, layers = AllFormats(subject, tp), len(subject.config.decoder.layers)
     found: _Found = []
-    for pieces in lowered(subject, recipe, [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]):
+    for recipe in recipes:
+        fitting = [one for one in machines if one.gpus >= tp and priced_target(one) == recipe.targets[0]]
+        pieces = formats.pieces(recipe) if fitting else None
         if isinstance(pieces, Refused):
             found.append(pieces)
-            continue
-        pricer = Pricer(pieces, recipe, load, rates)
-        for machine in fitting:
-            target = target_for(machine.chip.sm) or recipe.targets[0]
-            for pp in range(1, min(layers, machine.gpus // pieces.tp) + 1):
-                made = pricer.candidate(machine, pp, batch)
-                found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
+        elif pieces is not None:
+            pricer = Pricer(pieces, recipe, load, rates)
+            for machine in fitting:
+                target = target_for(machine.chip.sm) or recipe.targets[0]
+                for pp in range(1, min(layers, machine.gpus // tp) + 1):
+                    made = pricer.candidate(machine, pp, batch)
+                    found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
     return found
 
 
-def _on_all_cores(price: Callable[[Recipe], _Found], recipes: Sequence[Recipe]) -> Iterator[_Found]:
-    """What `price` gives for each recipe, in order.
+def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int]) -> Iterator[_Found]:
+    """What `price` gives for each degree, in order.
 
     Other processes are forks, which share what this one has imported: one that starts anew imports for longer than it
     prices.
     """
-    workers = min(cpu_count(), len(recipes))
+    workers = min(cpu_count(), len(degrees))
     if workers < 2 or sys.platform != "linux":
-        yield from map(price, recipes)
+        yield from map(price, degrees)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        yield from pool.map(price, recipes)
+        yield from pool.map(price, degrees)

@@ -15,8 +15,8 @@ from llmc.compiler.checkpoint.weights.random_source import RandomSource
 from llmc.compiler.decoder.decoder import build_spec
 from llmc.compiler.decoder.placement import place
 from llmc.compiler.families.config import Config, parse_config
-from llmc.compiler.planner.pieces import LARGE, MIXED, SMALL, Pieces, Work, lower_pieces, work_of
-from llmc.compiler.planner.skeleton import Skeleton
+from llmc.compiler.planner.all_formats import AllFormats, Subject
+from llmc.compiler.planner.pieces import LARGE, MIXED, SMALL, Pieces, Work, work_of
 from llmc.compiler.targets import Precision, ProfileConfig, target_named
 from llmc.compiler.targets.cuda.emit import draft, step_shapes
 from llmc.compiler.targets.cuda.kernels.linear.choose import SMALL_M
@@ -59,13 +59,15 @@ def config_of(name: str) -> Config:
 
 
 @cache
+def formats_of(name: str, tp: int) -> AllFormats:
+    return AllFormats(Subject(config_of(name), "bfloat16", "BF16"), tp)
+
+
+@cache
 def pieces_of(name: str, recipe: str, tp: int) -> Pieces:
-    config, found = config_of(name), RECIPES[recipe]
-    skeleton = Skeleton.of(config.decoder.within(CONTEXT), found.format_of)
-    source = RandomSource(skeleton.short.tensors())
-    logical = build_spec(skeleton.short, source, CONTEXT, {}, config.family.name).graph
-    run_phase(model_passes(skeleton.short_format), logical)
-    return lower_pieces(logical, skeleton, found, CONTEXT, tp, "bfloat16")
+    found = formats_of(name, tp).pieces(replace(RECIPES[recipe], max_context=CONTEXT))
+    assert isinstance(found, Pieces)
+    return found
 
 
 @cache

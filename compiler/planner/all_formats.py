@@ -52,11 +52,12 @@ class AllFormats:
         subject, tp = self._subject, self._tp
         context = recipe.max_context or subject.config.decoder.positions
         spec = subject.config.decoder.within(context)
-        try:
-            require_storable(recipe, spec)
-        except Unsupported as error:
-            return Refused(recipe, None, f"{error.asked}: {error.found}")
         skeleton = Skeleton.of(spec, recipe.format_of)
+        if skeleton.wrong_shapes:
+            try:
+                require_storable(recipe, spec)
+            except Unsupported as error:
+                return Refused(recipe, None, f"{error.asked}: {error.found}")
         try:
             skeleton.placement(tp)
             graphs = self._graphs(skeleton, recipe, context)

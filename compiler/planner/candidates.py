@@ -13,7 +13,6 @@ from ...runtime.engine_file.split import Split
 from ...runtime.plan.budget import with_cache
 from ...runtime.plan.plan import BLOCK_TOKENS
 from ...runtime.plan.price import usable
-from ..decoder.placement import balanced, weight_bits
 from .pieces import Pieces
 from .rates import Rates
 from .serve import Served, Server, Workload
@@ -90,10 +89,6 @@ class Pricer:
         self._pieces, self._recipe, self._load, self._rates, self._timed = pieces, recipe, load, rates, timed
         self._clocks: dict[str, Clock] = {}
 
-    @cached_property
-    def _bits(self) -> list[float]:
-        return weight_bits(self._pieces.skeleton.spec, self._pieces.skeleton.format_of)
-
     def candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
         """A split with `pp` stages on a machine; `batch` requests at once on the machine, or as many as fit."""
         split = Split(self._pieces.tp, pp)
@@ -112,19 +107,18 @@ class Pricer:
     @cached_property
     def _bits_per_weight(self) -> float:
         spec = self._pieces.skeleton.spec
-        matrices = [rows * columns for rows, columns in spec.linears().values()]
-        stored = sum(matrices) + (0 if spec.tied else spec.vocab_size * spec.hidden_size)
-        return sum(self._bits) / stored
+        weights = sum(rows * columns for rows, columns in spec.linears().values())
+        return sum(self._pieces.skeleton.bits) / (weights + (0 if spec.tied else spec.vocab_size * spec.hidden_size))
 
     def server(self, machine: Machine, pp: int) -> Server:
         """What prices a load on a copy with `pp` stages."""
         clock = self._clocks.setdefault(machine.chip.name, Clock(self._pieces, machine.chip, self._rates))
         moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
-        return Server(self._pieces, balanced(self._bits, pp), clock, moved, self._rates)
+        return Server(self._pieces, self._pieces.skeleton.model_stages(pp), clock, moved, self._rates)
 
     def memory(self, machine: Machine, pp: int) -> tuple[Needs, int]:
         """The fullest rank of a copy with `pp` stages, and the requests at once for which all ranks have memory."""
-        stages = balanced(self._bits, pp)
+        stages = self._pieces.skeleton.model_stages(pp)
         free = usable(machine.chip.memory, self._pieces.tp * pp)
         length = self._load.input + self._load.output
         needs, most = [], self._recipe.max_batch
@@ -143,16 +137,17 @@ def exchanges(machine: Machine, split: Split, rates: Rates, timed: Timed = Link.
     """The times of the collectives of each stage's first shard, by the links that its ranks have."""
     group = machine.link_of(split.tp) if split.tp > machine.gpus_per_host else machine.link
 
-    def exchange(stage: int, collective: str, exchanged: int) -> float:
+    def exchange(next_stage: Link, collective: str, exchanged: int) -> float:
         if collective == "recv":  # the sender's time
             return 0.0
         if collective == "send":
-            hosts = [split.rank(at, 0) // machine.gpus_per_host for at in (stage, stage + 1)]
-            way = machine.link if hosts[0] == hosts[1] or machine.network is None else machine.network
-            return timed(way, collective, exchanged, 2) / rates.link
+            return timed(next_stage, collective, exchanged, 2) / rates.link
         return timed(group, collective, exchanged, split.tp) / rates.link
 
-    return [partial(exchange, stage) for stage in range(split.pp)]
+    inside = partial(exchange, machine.link)
+    outside = inside if machine.network is None else partial(exchange, machine.network)
+    hosts = [split.rank(stage, 0) // machine.gpus_per_host for stage in range(split.pp)]
+    return [inside if at == after else outside for at, after in zip(hosts, [*hosts[1:], hosts[-1]], strict=True)]
 
 
 def _powers(most: int) -> Iterator[int]:

@@ -86,6 +86,8 @@ class Pieces:
     """Of the first shard of each stage of the skeleton; modules of launches in `blocks` are those of `merged`."""
     _caches: dict[Span, Mapping[KVCache, Cached]] = field(default_factory=dict, compare=False, repr=False)
     """Those asked for."""
+    _fixed: dict[tuple[frozenset[str], int], Budget] = field(default_factory=dict, compare=False, repr=False)
+    """Those asked for, by blocks and slots: how often a stage has a block does not change its buffers."""
 
     @property
     def prefill(self) -> int:
@@ -132,9 +134,12 @@ class Pieces:
 
     def parts(self, stage: Span, slots: int) -> Budget:
         """What the runtime's budget (`runtime/plan/budget.py`) says of a stage, for at most `slots` sequences."""
-        most = self.plans[0].programs[LARGE].sequences
-        made = without_cache(self._stage_plan(stage), self.weights(stage), slots, most)
-        return replace(made, block={kind.size: one.block for kind, one in self.caches(stage).items()})
+        key = frozenset(self.skeleton.blocks(stage)), slots
+        if key not in self._fixed:
+            most = self.plans[0].programs[LARGE].sequences
+            self._fixed[key] = without_cache(self._stage_plan(stage), 0, slots, most)
+        block = {kind.size: one.block for kind, one in self.caches(stage).items()}
+        return replace(self._fixed[key], weights=self.weights(stage), block=block)
 
     def _stage_plan(self, stage: Span) -> Plan:
         """A plan with the launches of a stage, each once: its buffers and inputs do not depend on its depth."""

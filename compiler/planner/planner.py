@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -112,5 +113,5 @@ def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int]) -> Ite
     if workers < 2 or sys.platform != "linux":
         yield from map(price, degrees)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=gc.disable) as pool:
         yield from pool.map(price, degrees)

@@ -60,12 +60,16 @@ class Server:
         self, pieces: Pieces, stages: Sequence[Span], clock: Clock, exchanges: Sequence[Exchange], rates: Rates
     ) -> None:
         """`exchanges` are those of each stage."""
-        self._pieces, self._stages, self._clock = pieces, stages, clock
-        self._exchanges, self._rates = exchanges, rates
+        self._pieces, self._clock, self._rates = pieces, clock, rates
+        given = list(zip(stages, exchanges, strict=True))
+        self._kinds = [(frozenset(pieces.skeleton.blocks(stage).items()), exchange) for stage, exchange in given]
+        """Of each stage: those with the same blocks and the same links cost the same."""
+        self._stages = dict(zip(self._kinds, given, strict=True))
+        """One stage of each kind."""
 
     def served(self, load: Workload, sequences: int) -> Served:
         """The figures with so many requests at once."""
-        groups = min(sequences, len(self._stages))
+        groups = min(sequences, len(self._kinds))
         each = sequences / groups
         most = load.prefill or self._pieces.prefill
         per_token = load.input / load.output
@@ -99,9 +103,7 @@ class Server:
     def _costs(self, step: Step) -> list[Cost]:
         """The cost of a step in each stage; the host's time is part of the first stage's."""
         program = MIXED if step.prompt else SMALL if step.sequences <= SMALL_M else LARGE
-        costs = [
-            self._clock.stage(stage, program, step, exchange)
-            for stage, exchange in zip(self._stages, self._exchanges, strict=True)
-        ]
+        each = {kind: self._clock.stage(one, program, step, moved) for kind, (one, moved) in self._stages.items()}
+        costs = [each[kind] for kind in self._kinds]
         host = self._rates.step + self._rates.sequence * (step.sequences + step.prompts)
         return [costs[0].plus(Cost(host=host)), *costs[1:]]

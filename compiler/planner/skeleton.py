@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...passes.placement import Placement, Span
+from ...quantize import FORMATS
 from ...runtime.engine_file.split import Split
-from ..decoder.placement import FormatOf, place
+from ..decoder.placement import FormatOf, balanced, place, weight_bits
 from ..families.spec import DecoderSpec, LayerSpec
 
 _EMBED, _HEAD = "embed", "head"
@@ -92,6 +93,28 @@ class Skeleton:
     @cached_property
     def _known(self) -> dict[Span, Mapping[str, int]]:
         return {}
+
+    @cached_property
+    def bits(self) -> tuple[float, ...]:
+        """Bits of the weights of each layer of the model, with those of the embedding and the head at its ends."""
+        return tuple(weight_bits(self.spec, self.format_of))
+
+    def model_stages(self, count: int) -> tuple[Span, ...]:
+        """The layers of each of `count` stages of the model, as a build cuts them (`decoder/placement.py`)."""
+        if count not in self._cut:
+            self._cut[count] = balanced(self.bits, count)
+        return self._cut[count]
+
+    @cached_property
+    def _cut(self) -> dict[int, tuple[Span, ...]]:
+        return {}
+
+    @cached_property
+    def wrong_shapes(self) -> tuple[str, ...]:
+        """Why formats cannot store weights of the model; empty if they can."""
+        formats = {module: self.short_format(module) for module in self.short.linears()}
+        shapes = {module: shape for module, shape in self.short.linears().items() if formats[module] != "none"}
+        return tuple(why for module, shape in shapes.items() if (why := FORMATS[formats[module]].check(*shape)))
 
     def blocks(self, stage: Span) -> Mapping[str, int]:
         """How often each block of the skeleton occurs in a stage of the model.

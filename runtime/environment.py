@@ -37,6 +37,7 @@ _TESTS = "LLMC_FAKE_"
 _PREFIX = "LLMC_"
 _COUNT = re.compile(r"[0-9]{1,9}")
 """No longer one, of which Python refuses to make a number."""
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _OF_WORKERS = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
@@ -162,7 +163,13 @@ def dumb_terminal() -> bool:
 
 def with_huge_pages() -> dict[str, str] | None:
     """This process's environment with huge pages for malloc (glibc 2.35 and newer); None if malloc has settings."""
-    return None if "GLIBC_TUNABLES" in os.environ else {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    return None if "GLIBC_TUNABLES" in os.environ else {**os.environ, "GLIBC_TUNABLES": _HUGE_PAGES}
+
+
+def without_huge_pages() -> dict[str, str]:
+    """This process's environment without what `with_huge_pages` has added."""
+    given = os.environ.items()
+    return {name: value for name, value in given if (name, value) != ("GLIBC_TUNABLES", _HUGE_PAGES)}
 
 
 def for_worker() -> dict[str, str]:

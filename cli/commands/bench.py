@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from ..common import console, huge_pages, options, progress
 from ..common.options import flag
+from ..facts import forecast
 from ..judge import rows, speed, subjects, trust
 from ..judge.rows import Column
 
@@ -16,6 +17,9 @@ _TEXT = """\
   decode  {decode:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
   weights {weight_bytes_per_step!b} a step, {weight_bytes_per_s!g:.2f} GB/s: {percent:.0f} % of the \
 {memory_bytes_per_s!g:.1f} GB/s that {threads} threads read here"""
+_FORECAST = """
+  predicted / actual: prefill {expected_prefill:.1f} / {prefill:.1f} tokens/s ({prefill_ratio:.2f}), \
+decode {expected_decode:.1f} / {decode:.1f} tokens/s ({decode_ratio:.2f})"""
 _COLUMNS = (
     Column("prompt_tokens", "prompt"),
     Column("new_tokens", "new"),
@@ -26,6 +30,7 @@ _COLUMNS = (
     Column("weight_bytes_per_s", "weights, GB/s", lambda value: f"{value / 1e9:.2f}"),
     Column("memory_share", "of memory", lambda share: f"{100 * share:.0f} %"),
 )
+_EXPECTED = Column("predicted", "decode predicted", lambda one: f"{one['decode']:.1f}")
 
 
 def bench(
@@ -49,7 +54,10 @@ def bench(
     form: rows.FormOption = None,
     json: options.Json = False,
 ) -> None:
-    """Measure prefill and decode speed."""
+    """Measure prefill and decode speed.
+
+    After `llmc doctor --measure` it also says what was predicted.
+    """
     from ...recipes.metrics import gates_for
     from ...runtime.load import load
     from ...runtime.machine import cpu_count, read_bandwidth
@@ -64,6 +72,7 @@ def bench(
     same: dict[str, Any] = {"engine": engine, "profile": judged.profile, "threads": used, "repeat": repeat}
     same["memory_bytes_per_s"] = round(read_bandwidth(used))
     found: list[dict[str, Any]] = []
+    expected = forecast.of_loads(judged, used, loads)
     with progress.loading(Path(engine), quiet=how == "json"):
         opened = load(engine, judged.profile, threads=threads, max_batch=max(one.batch for one in loads), judge=judge)
     with opened as loaded:
@@ -71,14 +80,21 @@ def bench(
         for said in loaded.notes:
             console.note(f"llmc: {said}")
         same["load_s"] = round(loaded.load_s, 4)
-        for index, one in enumerate(loads, start=1):
+        for index, (one, predicted) in enumerate(zip(loads, expected, strict=True), start=1):
             if how != "json":  # a line, and no bar: a thread that draws takes time from what is measured
                 console.note(f"measuring {_name(vars(one))} ({index} of {len(loads)})")
-            found.append(_row(same, judged, one, speed.measure(loaded, one, repeat)))
-    rows.show(found, gates, how, rows.Shown(_COLUMNS, _text, _name))
+            found.append(_row(same, judged, one, speed.measure(loaded, one, repeat), predicted))
+    columns = _COLUMNS if None in expected else (*_COLUMNS, _EXPECTED)
+    rows.show(found, gates, how, rows.Shown(columns, _text, _name))
 
 
-def _row(same: dict[str, Any], judged: subjects.Subject, load: speed.Load, measured: speed.Speed) -> dict[str, Any]:
+def _row(
+    same: dict[str, Any],
+    judged: subjects.Subject,
+    load: speed.Load,
+    measured: speed.Speed,
+    predicted: forecast.Forecast | None,
+) -> dict[str, Any]:
     groups = min(judged.stages, load.batch)  # each reads all weights of a stage
     weights = judged.step_bytes * groups
     per_s = weights * measured.decode / load.batch
@@ -91,11 +107,19 @@ def _row(same: dict[str, Any], judged: subjects.Subject, load: speed.Load, measu
         "weight_bytes_per_step": weights,
         "weight_bytes_per_s": round(per_s),
         "memory_share": round(per_s / same["memory_bytes_per_s"], 4),
+        "predicted": None if predicted is None else {name: round(one, 4) for name, one in vars(predicted).items()},
     }
 
 
 def _text(row: rows.Row) -> str:
-    return console.fill(_TEXT, row, percent=100 * row["memory_share"])
+    text = console.fill(_TEXT, row, percent=100 * row["memory_share"])
+    expected = row["predicted"]
+    if expected is None:
+        return text
+    ratios = {f"{name}_ratio": expected[name] / row[name] for name in ("prefill", "decode")}
+    return text + console.fill(
+        _FORECAST, row, expected_prefill=expected["prefill"], expected_decode=expected["decode"], **ratios
+    )
 
 
 def _name(row: rows.Row) -> str:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 from ...recipes.flags import BuildFlags
 from ..common import console, extras, options, progress
 from ..common.options import flag
+from ..facts import forecast
 from . import launches
 
 if TYPE_CHECKING:
     from ...compiler.engine.report import BuildReport
+    from ...compiler.planner.build_price import BuildPrice
     from ...recipes.recipe import Recipe
 
 Output = Annotated[
@@ -65,6 +67,12 @@ Report = Annotated[
 ]
 
 
+_FORECAST = """\
+predicted / actual: {expected.seconds:.1f} / {seconds:.1f} s ({time:.2f}), \
+memory {expected.peak_bytes!b} / {peak_rss_bytes!b} ({memory:.2f}), \
+size {expected.bytes!b} / {bytes!b} ({size:.3f})"""
+
+
 @options.takes(options.BUILD_FLAGS)
 def build(
     checkpoint: options.CheckpointPath,
@@ -83,7 +91,10 @@ def build(
     json: options.Json = False,
     **flags: Unpack[BuildFlags],
 ) -> None:
-    """Compile a checkpoint into an engine file."""
+    """Compile a checkpoint into an engine file.
+
+    After `llmc doctor --measure` it also says what was predicted.
+    """
     extras.need("build", "llmc build")
     from ...compiler.checkpoint.account import open_source
     from ...recipes.recipe import with_flags
@@ -110,6 +121,7 @@ def build(
         from ...compiler.targets.cuda.tuning.tactics import load_table
 
         tables = [load_table(path) for path in tactics or ()]
+        predicted = forecast.of_build(source, plan, limit)
     built = build_engine(
         source,
         output,
@@ -126,10 +138,10 @@ def build(
         console.warn(warning)
     if verbose and json:
         console.note("llmc: --verbose changes nothing beside --json, which shows all of a build")
-    facts = _as_json(built)
+    facts = _as_json(built, predicted)
     if report is not None:
         reports.write(report, checkpoint, facts, force=force)
-    console.show(facts, _as_text(built, verbose), json)
+    console.show(facts, _as_text(built, predicted, verbose), json)
 
 
 def _plan(recipe: Recipe) -> str:
@@ -141,12 +153,20 @@ def _plan(recipe: Recipe) -> str:
     return f"  weights {formats}{fewer_bits}; targets {targets}; context {context}; batch {recipe.max_batch}"
 
 
-def _as_json(report: BuildReport) -> dict[str, Any]:
+def _as_json(report: BuildReport, predicted: BuildPrice | None) -> dict[str, Any]:
     return {
         **console.facts(report, "bytes", "peak_rss_bytes", "content_digest"),
         "path": str(report.path),
         "files": [str(path) for path in report.files],
         "seconds": round(report.seconds, 3),
+        "predicted": None
+        if predicted is None
+        else {
+            "seconds": round(predicted.seconds, 3),
+            "peak_rss_bytes": predicted.peak_bytes,
+            "bytes": predicted.bytes,
+            "stages": {name: round(seconds, 3) for name, seconds in predicted.stages.items()},
+        },
         "stages": {name: round(seconds, 3) for name, seconds in report.stages},
         "passes": [
             {**console.facts(one, "phase", "name", "fired"), "seconds": round(one.seconds, 3)} for one in report.passes
@@ -156,7 +176,7 @@ def _as_json(report: BuildReport) -> dict[str, Any]:
     }
 
 
-def _as_text(report: BuildReport, verbose: bool) -> str:
+def _as_text(report: BuildReport, predicted: BuildPrice | None, verbose: bool) -> str:
     lines = [console.table([("stage", "seconds"), *((name, f"{seconds:.2f}") for name, seconds in report.stages)])]
     if verbose:
         rows = [(one.phase, one.name, str(one.fired), f"{one.seconds:.3f}") for one in report.passes]
@@ -167,4 +187,15 @@ def _as_text(report: BuildReport, verbose: bool) -> str:
         f"{report.path}: {console.size(report.bytes)}{files} in {report.seconds:.1f} s, "
         f"peak memory {console.size(report.peak_rss_bytes)}\ncontent digest {report.content_digest}"
     )
+    if predicted is not None:
+        lines.append(
+            console.fill(
+                _FORECAST,
+                console.facts(report, "seconds", "peak_rss_bytes", "bytes"),
+                expected=predicted,
+                time=predicted.seconds / report.seconds,
+                memory=predicted.peak_bytes / report.peak_rss_bytes,
+                size=predicted.bytes / report.bytes,
+            )
+        )
     return "\n".join(lines)

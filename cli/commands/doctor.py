@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...runtime.errors import DISTRIBUTION, RecipeError, install_hint
-from ..common import console, extras, options
+from ...runtime.errors import DISTRIBUTION, RecipeError, ResourceError, install_hint
+from ..common import console, extras, huge_pages, options, progress
+from ..common.options import flag
 
 if TYPE_CHECKING:
     from ...runtime.engine_file.file import EngineFile
@@ -32,6 +34,7 @@ llmc {llmc}, Python {python}, {system}
   {cpu}: {threads} threads
   memory {memory_bytes!b}, available {memory_available_bytes!b}
   ONNX Runtime providers: {all_providers}"""
+_MEASURED = "  measured on {date} with {threads} threads: they read {read_bytes_per_s!g:.1f} GB/s of memory"
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "jinja2", "torch", "onnx", "onnx-ir")
 
 
@@ -40,11 +43,19 @@ def doctor(
         str | None, typer.Argument(metavar="ENGINE", help="An engine, to see which of its profiles fit.")
     ] = None,
     target: options.For = None,
+    measure: Annotated[
+        bool,
+        flag("--measure", "Measure this CPU and how it builds, in a minute, so that speeds can be predicted."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Show what this machine and installation can do, and which profiles of an engine run here or elsewhere."""
     if target is not None and engine is None:
         raise RecipeError("expected ENGINE with --for", fix=f"llmc doctor ENGINE --for {target}")
+    if measure:
+        if target is not None:
+            raise RecipeError("expected --measure without --for", found="another machine", fix="llmc doctor --measure")
+        _measure(quiet=json)
     facts = _facts()
     if engine is not None:
         facts["engine"] = _engine_facts(engine, target)
@@ -52,9 +63,40 @@ def doctor(
     console.show(facts, _text(facts) if about_here else "\n".join(_engine_lines(facts["engine"])), json)
 
 
+def _measure(quiet: bool) -> None:
+    """Measure this machine, and keep the facts in the cache folder.
+
+    Raises:
+        ResourceError: there is no folder for them, or a build fails.
+    """
+    from ...runtime.costs import measure
+    from ...runtime.costs.facts import facts_path, keep_facts
+    from ...runtime.cpu.executor import thread_count
+    from ...runtime.machine import cpu_name
+    from ..facts import small_builds
+
+    threads = thread_count(None)
+    path = facts_path(cpu_name(), threads)
+    if path is None:
+        raise ResourceError("cannot keep facts of this machine", found="no cache folder", fix="LLMC_CACHE=FOLDER")
+    huge_pages.restart()  # as `llmc run` and `llmc bench` do for large engines
+    shown = progress.for_terminal(quiet)
+    with shown.stage("kernels", measure.STEPS, "of them") as advance:
+        found = measure.measure(threads, advance)
+    if absent := extras.missing("build"):
+        console.note(f"llmc: builds are not measured without {', '.join(absent)}: {install_hint('build')}")
+    else:
+        with shown.stage("builds", small_builds.STEPS, "of them") as advance:
+            found = replace(found, build=small_builds.measure(advance))
+    if keep_facts(found) is None:
+        raise ResourceError("cannot keep facts of this machine", found=f"{path.parent} cannot be written")
+
+
 def _facts() -> dict[str, Any]:
     from ...runtime import machine
+    from ...runtime.costs.facts import load_facts
     from ...runtime.cpu.ort import onnxruntime
+    from ...runtime.files.records import plain
 
     memory = machine.system_memory()
     return {
@@ -68,6 +110,7 @@ def _facts() -> dict[str, Any]:
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
         "providers": onnxruntime.get_available_providers(),
+        "measured": None if (found := load_facts()) is None else plain(found),
     }
 
 
@@ -169,4 +212,6 @@ def _text(facts: dict[str, Any]) -> str:
     lines = [console.fill(_MACHINE, facts, versions=versions, all_providers=", ".join(facts["providers"]))]
     for extra, absent in facts["missing"].items():
         lines.append(f"  extra {extra!r} is not installed ({', '.join(absent)}): {install_hint(extra)}")
+    if facts["measured"] is not None:
+        lines.append(console.fill(_MEASURED, facts["measured"]))
     return "\n".join(lines + (_engine_lines(facts["engine"]) if "engine" in facts else []))

@@ -26,10 +26,14 @@ def ensure(engine: Path) -> None:
     malloc reads its settings once, when a process starts. A restart costs about 20 ms, more than a small engine gains.
     A process that uses llmc as a library is never restarted.
     """
+    if engine.is_file() and engine.stat().st_size >= WORTHWHILE_BYTES:
+        restart()
+
+
+def restart() -> None:
+    """Restart this process with huge pages for malloc, unless it has them or may not."""
     settings = with_huge_pages()
     if not _allowed or sys.platform != "linux" or settings is None:
-        return
-    if not engine.is_file() or engine.stat().st_size < WORTHWHILE_BYTES:
         return
     console.begin()
     sys.stdout.flush()

@@ -40,9 +40,9 @@ def scan(
     """
     if len(data) > _MAX_BYTES:
         raise EngineError(f"expected a graph of less than 2 GiB in {what}", found=f"{len(data)} bytes")
-    walk = _Walk(what, external, frozenset(operators))
-    for graph in walk.read(_MODEL, memoryview(data))[7]:
-        fields = walk.read(_GRAPH, graph)
+    walk = Walk(what, external, frozenset(operators))
+    for graph in walk.read(MODEL, memoryview(data))[7]:
+        fields = walk.read(GRAPH, graph)
         for node in fields[1]:
             walk.node(node)
         for tensor in fields[5]:
@@ -50,7 +50,7 @@ def scan(
 
 
 @dataclass(frozen=True)
-class _Message:
+class Message:
     """The allowed fields of a protobuf message."""
 
     label: str
@@ -62,10 +62,10 @@ class _Message:
     """Names of some refused fields, for errors."""
 
 
-_MODEL = _Message("model", {2, 3, 4, 6, 7, 8, 14}, {1, 5}, {20: "training information", 25: "a model local function"})
-_GRAPH = _Message("graph", {1, 2, 5, 10, 11, 12, 13, 14, 16}, refused={15: "a sparse initializer"})
-_NODE = _Message("node", {1, 2, 3, 4, 5, 6, 7, 9}, refused={8: "an overload of a function"})
-_ATTRIBUTE = _Message(
+MODEL = Message("model", {2, 3, 4, 6, 7, 8, 14}, {1, 5}, {20: "training information", 25: "a model local function"})
+GRAPH = Message("graph", {1, 2, 5, 10, 11, 12, 13, 14, 16}, refused={15: "a sparse initializer"})
+NODE = Message("node", {1, 2, 3, 4, 5, 6, 7, 9}, refused={8: "an overload of a function"})
+ATTRIBUTE = Message(
     "attribute",
     {1, 4, 5, 9, 10, 13},
     {2, 3, 7, 8, 20},
@@ -77,12 +77,17 @@ _ATTRIBUTE = _Message(
         23: "a list of sparse tensors",
     },
 )
-_TENSOR = _Message("tensor", {6, 8, 9, 12, 13, 16}, {1, 2, 4, 5, 7, 10, 11, 14}, {3: "a segment"})
-_ENTRY = _Message("external data", {1, 2})
+TENSOR = Message("tensor", {6, 8, 9, 12, 13, 16}, {1, 2, 4, 5, 7, 10, 11, 14}, {3: "a segment"})
+_ENTRY = Message("external data", {1, 2})
+VALUE = Message("value", {1, 2, 3, 4})
+TYPE = Message("type", {1, 6})
+TENSOR_TYPE = Message("tensor type", {2}, {1})
+SHAPE = Message("shape", {1})
+DIM = Message("dimension", {2, 3}, {1})
 
 
 @dataclass(frozen=True)
-class _Walk:
+class Walk:
     """A method per kind of message; they nest to a fixed depth, since subgraphs are refused."""
 
     what: str
@@ -90,9 +95,9 @@ class _Walk:
     operators: frozenset[tuple[str, str]]
 
     def node(self, data: memoryview) -> None:
-        fields = self.read(_NODE, data)
+        fields = self.read(NODE, data)
         for attribute in fields[5]:
-            values = self.read(_ATTRIBUTE, attribute)
+            values = self.read(ATTRIBUTE, attribute)
             for tensor in values[5] + values[10]:
                 self.tensor(tensor)
         texts = fields[3], fields[4], fields[7]
@@ -106,7 +111,7 @@ class _Walk:
             raise EngineError(f"expected a graph of operators this llmc knows in {self.what}", found=found)
 
     def tensor(self, data: memoryview) -> None:
-        fields = self.read(_TENSOR, data)
+        fields = self.read(TENSOR, data)
         locations = [place for entry in fields[13] for place in self.location(entry)]
         outside = fields[13] or any(bytes(value) != b"\0" for value in fields[14])
         if outside and (self.external is None or locations != [self.external]):
@@ -129,7 +134,7 @@ class _Walk:
         except UnicodeDecodeError:
             raise EngineError(f"expected names in UTF-8 in {self.what}", found=f"{bytes(data[-1][:80])!r}") from None
 
-    def read(self, message: _Message, data: memoryview) -> defaultdict[int, list[memoryview]]:
+    def read(self, message: Message, data: memoryview) -> defaultdict[int, list[memoryview]]:
         """The raw bytes of all fields of a message, by number; numbers are not decoded, since they may be packed."""
         fields: defaultdict[int, list[memoryview]] = defaultdict(list)
         at, label = 0, message.label

@@ -1,0 +1,213 @@
+"""The price of a build before it begins: bytes from shapes and formats, seconds and memory from this machine's facts.
+
+Imports torch inside functions only: a planner prices builds from a configuration alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from ...recipes.recipe import Recipe
+from ...runtime.costs.facts import BuildFacts
+from ...runtime.engine_file.bind import Stored
+from ..checkpoint.checkpoint import Checkpoint
+from ..config.rope import RopeConfig
+from ..decoder.rope import length_rope
+from ..engine.layout import default_reserve, lay_out
+from ..families.spec import DecoderSpec, LayerSpec, Linear
+
+KERNEL_S = 1.6
+"""Seconds to compile a kernel of a GPU's profile on one core, an assumption: README's sm_90 profile took 19.9 s for its
+kernels on two (2026-11). Cached kernels take none."""
+GPU_BYTES = 90 << 20
+"""Memory of this process for the profile of a GPU beside that of a CPU (README: 418.53 and 332.29 MiB)."""
+_GRAPH_BYTES = (8 << 10, 4 << 10)
+"""Of a cpu profile's section: of the graph, and of each layer. Measured: 34 KiB for 8 layers, 67 KiB for 16."""
+_PLAN_BYTES = (1 << 20, 30 << 10)
+"""Of a GPU profile's sections: of kernels, and of each layer's launches (README's two.llmc)."""
+_PROBE_BYTES = 3 << 10
+_SAMPLES, _PAGE = 64, 4096
+
+
+@dataclass(frozen=True)
+class BuildPrice:
+    """What a build takes."""
+
+    seconds: float
+    """As the build counts them: from the first stage to the last, without the start of the process."""
+    peak_bytes: int
+    """Peak memory of the process."""
+    bytes: int
+    """Of the engine."""
+    stages: Mapping[str, float]
+    """Seconds by the names of the build's own stages."""
+
+
+@dataclass(frozen=True)
+class BuildSizes:
+    """What a build reads and writes."""
+
+    bytes: int
+    """Header and weights of the engine, exactly, if it is one file; sections follow."""
+    source_bytes: Mapping[str, int]
+    """Bytes of the checkpoint's tensors by the weight format that they get, "none" for those that are copied."""
+    weights: Mapping[str, int]
+    """Numbers in them."""
+
+
+def predict_build(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    facts: BuildFacts,
+    *,
+    context: int,
+    threads: int,
+    kernels: int = 0,
+    section_bytes: int | None = None,
+    memory_limit: int | None = None,
+) -> BuildPrice:
+    """The price of building an open checkpoint, whose weights may be random numbers.
+
+    `context` is the engine's number of positions (`pipeline.context_of`), `threads` those of the facts. `kernels`
+    counts those of GPU profiles that no cache holds. `section_bytes` are all sections, which are estimated otherwise.
+
+    Raises:
+        KeyError: a weight format was not measured.
+    """
+    spec = checkpoint.config.decoder
+    sections = _section_bytes(checkpoint, recipe) if section_bytes is None else section_bytes
+    sizes = build_sizes(checkpoint, recipe, context, sections=len(checkpoint.tokenizer) + len(recipe.profiles))
+    stages = {
+        "graph and passes": facts.graph_s + facts.layer_s * len(spec.layers) * len(recipe.profiles),
+        "compile profiles": KERNEL_S * kernels / threads,
+        "weights": _weights_seconds(checkpoint, sizes, facts, threads),
+        "golden probe": sum(count * facts.named(name).probe_weight_s for name, count in sizes.weights.items()),
+        "finish file": (sizes.bytes + sections) * facts.disk_write_byte_s,
+    }
+    peak = max(facts.named(name).peak_bytes for name in sizes.weights)
+    if any(target != "cpu" for target in recipe.targets):
+        peak += GPU_BYTES
+    return BuildPrice(
+        seconds=sum(stages.values()),
+        peak_bytes=peak if memory_limit is None else min(peak, memory_limit),
+        bytes=sizes.bytes + sections,
+        stages=stages,
+    )
+
+
+def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, sections: int) -> BuildSizes:
+    """Header and weights of the engine, and what is read for them; `sections` is the number of sections."""
+    source: defaultdict[str, int] = defaultdict(int)
+    numbers: defaultdict[str, int] = defaultdict(int)
+    copied, quantized = _tables(checkpoint.config.decoder, context), []
+    for tensors, fmt in _grouped(checkpoint.config.decoder, recipe):
+        infos = [Stored(name, checkpoint.source.info(name).dtype, shape) for name, shape in tensors]
+        source[fmt] += sum(one.nbytes for one in infos)
+        numbers[fmt] += sum(prod(one.shape) for one in infos)
+        (copied if fmt == "none" else quantized).extend(_stored(infos, fmt))
+    groups = [*copied, *quantized]  # in the order in which passes make them
+    end = lay_out(groups, default_reserve(groups, sections), None)[0].end
+    return BuildSizes(end, dict(source), dict(numbers))
+
+
+def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """Tensors that lie next to each other, and their weight format: what `passes/quantize_weights.py` decides."""
+    table = (f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
+    head = recipe.format_of(spec.head)
+    if not spec.tied or head == "none":
+        yield [table], "none"
+    for index, layer in enumerate(spec.layers):
+        prefix = spec.layer.format(index)
+        shared = dict(_shared(layer))
+        for name, shape in layer.tensors(prefix):
+            module = name.removesuffix(".weight").removeprefix(prefix)
+            if module not in shared or len(shape) != 2:
+                yield [(name, shape)], "none"
+        for linears in dict.fromkeys(shared.values()):
+            by_format: defaultdict[str, list[Linear]] = defaultdict(list)
+            for linear in linears:
+                by_format[recipe.format_of(f"{prefix}{linear.module}")].append(linear)
+            for fmt, some in by_format.items():
+                tensors = [(f"{prefix}{one.module}.weight", (one.rows, one.columns)) for one in some]
+                yield from ([([one], fmt) for one in tensors] if fmt == "none" else [(tensors, fmt)])
+    for name, shape in spec.norm.tensors(""):
+        yield [(name, shape)], "none"
+    if not spec.tied:
+        yield [(f"{spec.head}.weight", (spec.vocab_size, spec.hidden_size))], head
+    elif head != "none":  # the table shares the head's codes
+        yield [table], head
+
+
+def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
+    """The linears of a layer by module, each with those that have its input."""
+    mixer, mlp = layer.mixer, layer.mlp
+    for linears in ((mixer.q, mixer.k, mixer.v), (mixer.o,), (mlp.gate, mlp.up), (mlp.down,)):
+        for linear in linears:
+            yield linear.module, linears
+
+
+def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
+    """The groups of the tensors that an engine stores for these of the checkpoint."""
+    if fmt == "none":
+        return [infos]
+    from ...quantize import FORMATS
+
+    parts = [FORMATS[fmt].components(one.shape[0], one.shape[1]) for one in infos]
+    stems = [one.name.removesuffix("weight") for one in infos]
+    return [
+        [Stored(f"{stem}{part.name}", part.dtype, part.shape) for stem, part in zip(stems, column, strict=True)]
+        for column in zip(*parts, strict=True)
+    ]
+
+
+def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
+    """The rotary tables that an engine stores: those that do not depend on a sequence's length."""
+    kinds: list[tuple[RopeConfig, int]] = []
+    for layer in spec.layers:
+        settings = (layer.mixer.rope, layer.mixer.head_dim)
+        kinds += [settings] if settings not in kinds else []
+    fixed = [size for rope, size in kinds if length_rope(rope, size, spec.positions, context) is None]
+    return [
+        [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"
+    ]
+
+
+def _section_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """An estimate: tokenizer files are known, graphs and plans are not made yet."""
+    layers = len(checkpoint.config.decoder.layers)
+    kinds = [_GRAPH_BYTES if target == "cpu" else _PLAN_BYTES for target in recipe.targets for _ in recipe.splits]
+    return sum(map(len, checkpoint.tokenizer.values())) + sum(a + b * layers for a, b in kinds) + _PROBE_BYTES
+
+
+def _weights_seconds(checkpoint: Checkpoint, sizes: BuildSizes, facts: BuildFacts, threads: int) -> float:
+    """Reading, quantizing, writing and hashing overlap, and so does the checkpoint's own digest, which begins earlier:
+    what of it remains takes its share of the cores. A disk that is slower than all of them sets the time."""
+    busy = sum(size * facts.named(name).source_byte_s for name, size in sizes.source_bytes.items())
+    files = [shard.facts.bytes for shard in checkpoint.files.shards]
+    digest = max(0.0, sum(files) * facts.hash_byte_s - facts.start_s * min(threads, len(files))) / threads
+    return max(busy + digest, _uncached_bytes(checkpoint) * facts.disk_read_byte_s)
+
+
+def _uncached_bytes(checkpoint: Checkpoint) -> float:
+    """Bytes of the weight files that are not in the page cache, from samples; 0 where the system does not tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0.0
+    total = 0.0
+    for shard in checkpoint.files.shards:
+        size = shard.facts.bytes
+        offsets = [size * at // _SAMPLES // _PAGE * _PAGE for at in range(_SAMPLES)]
+        total += size * sum(not _is_cached(shard.fd, offset) for offset in offsets) / _SAMPLES
+    return total
+
+
+def _is_cached(fd: int, offset: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without this call
+        return True

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from ..common import console, huge_pages, options, progress
 from ..common.options import flag
-from ..facts import forecast
-from ..judge import rows, speed, subjects, trust
+from ..judge import forecast, rows, speed, subjects, trust
 from ..judge.rows import Column
 
 _TEXT = """\

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 from ...recipes.flags import BuildFlags
 from ..common import console, extras, options, progress
 from ..common.options import flag
-from ..facts import forecast
+from ..judge import forecast
 from . import launches
 
 if TYPE_CHECKING:

@@ -90,8 +90,8 @@ class CpuFacts:
     products: tuple[ProductFacts, ...]
     product_s: float
     """A product with nearly no weights: what starting it costs."""
-    attention_s: float
-    """Attention of one layer, one new token and an empty cache."""
+    attention_head_s: float
+    """For each query head of the attention of one new token with an empty cache."""
     attention_byte_s: float
     """For each byte of the cache that one new token reads."""
     attention_operation_s: float

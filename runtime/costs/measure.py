@@ -43,7 +43,7 @@ def measure(threads: int, advance: Advance = lambda _: None) -> CpuFacts:
     advance(1)
     node_s, element_s = element_facts(threads)
     advance(1)
-    attention_s, attention_byte_s, attention_operation_s = attention_facts(threads)
+    attention_head_s, attention_byte_s, attention_operation_s = attention_facts(threads)
     advance(1)
     step_s, logit_s = host_facts()
     advance(1)
@@ -55,7 +55,7 @@ def measure(threads: int, advance: Advance = lambda _: None) -> CpuFacts:
         read_bytes_per_s=read_bandwidth(threads),
         products=tuple(products),
         product_s=start,
-        attention_s=attention_s,
+        attention_head_s=attention_head_s,
         attention_byte_s=attention_byte_s,
         attention_operation_s=attention_operation_s,
         element_s=element_s,
@@ -80,17 +80,17 @@ def product_start(threads: int) -> float:
 
 def element_facts(threads: int) -> tuple[float, dict[str, float]]:
     """Seconds of a node with nearly nothing to do, and for each number that each kind of node makes of many."""
-    starts, each = [], {}
+    each = {}
     for kind, width in (("norm", _COLUMNS), ("activation", _ROWS), ("other", _ROWS)):
         chain = chains.elements(kind, width, 16, threads)
         few, many = (one / chain.count for one in seconds([chain.call(1), chain.call(_MANY)]))
         each[kind] = max(many - few, 0.0) / ((_MANY - 1) * width)
-        starts.append(few)
-    return min(starts), each
+    small = chains.elements("other", _SMALL, 32, threads)
+    return seconds([small.call(1)])[0] / small.count, each
 
 
 def attention_facts(threads: int) -> tuple[float, float, float]:
-    """Seconds of attention with an empty cache, for each byte of the cache, and for each operation of many tokens."""
+    """Seconds for each query head with an empty cache, for each byte of it, and for each operation of many tokens."""
     few, full = 16, 1024
     chain, arrays = chains.attention(full + 1, 12, threads)
 
@@ -107,7 +107,7 @@ def attention_facts(threads: int) -> tuple[float, float, float]:
     read = 2 * 4 * chains.KV_HEADS * chains.HEAD_DIM
     byte_s = max(cached - empty, 0.0) / ((full - few) * read)
     operations = 4 * chains.HEADS * chains.HEAD_DIM * _MANY**2
-    return max(empty - few * read * byte_s, 0.0), byte_s, many / operations
+    return max(empty - few * read * byte_s, 0.0) / chains.HEADS, byte_s, many / operations
 
 
 def host_facts() -> tuple[float, float]:

@@ -145,5 +145,6 @@ def _attention(node: Attention, step: Step, facts: CpuFacts) -> NodePrice:
     operations = 4 * node.heads * node.head_dim * seen * step.tokens * step.sequences
     # one token's products are bound by reading; those of many by their operations
     by_operations = operations * facts.attention_operation_s if step.tokens > 1 else 0.0
-    seconds = facts.attention_s + max(read * facts.attention_byte_s, by_operations)
+    start = facts.product_s + node.heads * step.sequences * facts.attention_head_s
+    seconds = start + max(read * facts.attention_byte_s, by_operations)
     return NodePrice(node, read, operations, seconds)

@@ -19,21 +19,21 @@ HELD: dict[str, int] = {
     ".": 141,  # calls that do not fit their parameters are refused
     "cli": 139,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1432,  # notes of loading are printed; `llmc kernels` shows what the disassembler tells
-    "cli/common": 701,  # a flag given twice and an empty value are refused
-    "cli/facts": 161,  # what inspect shows of any checkpoint
-    "cli/judge": 454,  # gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/commands": 1515,  # doctor --measure; build and bench say what was predicted
+    "cli/common": 702,  # a flag given twice and an empty value are refused
+    "cli/facts": 305,  # small_builds.py: what doctor --measure learns of builds
+    "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 458,  # page.py: a dump as one page; resume
     "compiler/cache": 480,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
-    "compiler/decoder": 340,
+    "compiler/decoder": 343,
     "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 478,
     "compiler/oracle": 373,
-    "compiler/planner": 683,
+    "compiler/planner": 935,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 877,  # listing.py: a profile for people
@@ -54,8 +54,9 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 698,  # goal.py and units.py: goals of plans
     "recipes/machines": 233,
-    "runtime": 1234,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/cpu": 883,  # notes
+    "runtime": 1239,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime/costs": 680,  # steps of cpu profiles are priced from measured facts
+    "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1147,  # info.py: what an engine says of itself

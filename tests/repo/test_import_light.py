@@ -27,6 +27,12 @@ def test_importing_llmc_imports_nothing_heavy() -> None:
     assert {name for name in loaded if name.startswith("llmc")} == {"llmc"}
 
 
+def test_the_price_of_a_build_needs_no_compiler() -> None:
+    """The planner prices builds from a configuration, and must not wait for torch."""
+    loaded = modules_after("import llmc.compiler.planner.build_price")
+    assert not loaded & {"torch", "onnx", "onnx_ir", "onnxruntime", "triton"}
+
+
 def test_errors_do_not_need_numpy() -> None:
     assert not modules_after("import llmc; llmc.EngineError, llmc.RecipeError") & HEAVY
 

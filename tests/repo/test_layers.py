@@ -22,7 +22,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
-        *(("targets",), ("divisible", "page"), ("pipeline", "engine", "planner"), ("build",), ("cache",)),
+        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("planner",), ("build",), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
@@ -51,7 +51,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(
             ("engine_file", "scheduling", "parallel"),
             ("plan", "cpu"),
-            ("cuda",),
+            ("cuda", "costs"),
             ("ranks",),
             ("profiles", "engine", "evaluate"),
             ("load",),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ...compiler.planner.build_price import BuildPrice
     from ...recipes.recipe import Recipe
     from ...runtime.costs.nodes import Node
-    from ..judge.speed import Load
-    from ..judge.subjects import Subject
+    from .speed import Load
+    from .subjects import Subject
 
 
 @dataclass(frozen=True)

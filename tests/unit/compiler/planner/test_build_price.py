@@ -1,0 +1,86 @@
+"""Bytes of a predicted build are those of the build; seconds follow from given facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.engines import small_checkpoint
+from support.paths import PICO
+
+from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.engine import weights
+from llmc.compiler.engine.layout import default_reserve, lay_out
+from llmc.compiler.pipeline import context_of, lower
+from llmc.compiler.planner.build_price import build_sizes, predict_build
+from llmc.recipes.recipe import QuantizeRule, Recipe
+from llmc.runtime.costs.facts import BuildFacts, FormatFacts
+from llmc.runtime.dtypes import WEIGHT_FORMATS
+
+MIXED = (QuantizeRule("model.layers.*.self_attn.k_proj", "int8"), QuantizeRule("*.o_proj", "none"))
+RECIPES = {
+    **{name: Recipe(default_format=name) for name in ("none", *WEIGHT_FORMATS)},
+    "head": Recipe(default_format="int4", rules=(QuantizeRule("lm_head", "none"),)),
+    "mixed": Recipe(default_format="nvfp4", rules=MIXED),
+}
+CONFIGS = {
+    "untied": {"tie_word_embeddings": False},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+    "biases": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+}
+FACTS = BuildFacts(
+    start_s=1.0,
+    layer_s=2.0,
+    graph_s=3.0,
+    disk_read_byte_s=0.0,
+    disk_write_byte_s=1e-3,
+    hash_byte_s=0.0,
+    formats=(FormatFacts("none", 1.0, 0.5, 300), FormatFacts("int8", 2.0, 0.25, 200)),
+)
+
+
+def require_exact(checkpoint: Path, recipe: Recipe) -> None:
+    source = open_source(checkpoint, random_weights=None if checkpoint == PICO else 0)
+    context = context_of(recipe, source)
+    decoder, _, _ = lower(source, recipe, context)
+    tensors = decoder.graph.canonical
+    groups = weights.groups(tensors)
+    sizes = build_sizes(source, recipe, context, sections=5)
+    assert sizes.bytes == lay_out(groups, default_reserve(groups, 5), None)[0].end
+    assert sum(sizes.source_bytes.values()) == weights.source_bytes(tensors, source.source)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_bytes_are_those_of_the_layout(name: str):
+    require_exact(PICO, RECIPES[name])
+
+
+@pytest.mark.parametrize("recipe", ["none", "int8", "mixed"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_bytes_of_other_models_are_those_of_the_layout(tmp_path: Path, config: str, recipe: str):
+    require_exact(small_checkpoint(tmp_path / config, **CONFIGS[config]), RECIPES[recipe])
+
+
+def test_seconds_and_memory_follow_from_the_facts():
+    source = open_source(PICO, random_weights=0)
+    recipe = Recipe(default_format="int8", max_batch=2)
+    price = predict_build(source, recipe, FACTS, context=512, threads=2, section_bytes=1000)
+    sizes = build_sizes(source, recipe, 512, sections=3)
+    copied, quantized = sizes.source_bytes["none"], sizes.source_bytes["int8"]
+    assert (copied, quantized) == (8 * 2 * 256 * 2 + 256 * 2, 2 * 7_340_032)
+    assert price.stages == {
+        "graph and passes": 3.0 + 2.0 * 8,
+        "compile profiles": 0.0,
+        "weights": copied * 1.0 + quantized * 2.0,
+        "golden probe": copied / 2 * 0.5 + quantized / 2 * 0.25,
+        "finish file": (sizes.bytes + 1000) * 1e-3,
+    }
+    assert price.seconds == sum(price.stages.values())
+    assert (price.peak_bytes, price.bytes) == (300, sizes.bytes + 1000)
+    limited = predict_build(source, recipe, FACTS, context=512, threads=2, memory_limit=250)
+    assert limited.peak_bytes == 250
+
+
+def test_a_format_that_was_not_measured_has_no_price():
+    with pytest.raises(KeyError):
+        predict_build(open_source(PICO), Recipe(default_format="fp8"), FACTS, context=512, threads=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -88,9 +88,22 @@ class Pricer:
         """`timed` is how an engine's collectives take their time: llmc's are NCCL's."""
         self._pieces, self._recipe, self._load, self._rates, self._timed = pieces, recipe, load, rates, timed
         self._clocks: dict[str, Clock] = {}
+        self._known: dict[Hashable, Candidate] = {}
 
     def candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
-        """A split with `pp` stages on a machine; `batch` requests at once on the machine, or as many as fit."""
+        """A split with `pp` stages on a machine; `batch` requests at once on the machine, or as many as fit.
+
+        A copy inside a host is the same in all machines with its chip and link, so it is priced once.
+        """
+        ranks = self._pieces.tp * pp
+        hosts = 1 if ranks <= machine.gpus_per_host else (machine.gpus_per_host, machine.network)
+        each = None if batch is None else -(-batch // (machine.gpus // ranks))
+        key = machine.chip.name, machine.link, hosts, pp, each
+        if key not in self._known:
+            self._known[key] = self._candidate(machine, pp, batch)
+        return replace(self._known[key], machine=machine)
+
+    def _candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
         split = Split(self._pieces.tp, pp)
         needs, most = self.memory(machine, pp)
         recipe = replace(self._recipe, parallel=(split.name,))

@@ -66,6 +66,7 @@ class Server:
         """Of each stage: those with the same blocks and the same links cost the same."""
         self._stages = dict(zip(self._kinds, given, strict=True))
         """One stage of each kind."""
+        self._known: dict[Step, list[Cost]] = {}
 
     def served(self, load: Workload, sequences: int) -> Served:
         """The figures with so many requests at once."""
@@ -102,8 +103,10 @@ class Server:
 
     def _costs(self, step: Step) -> list[Cost]:
         """The cost of a step in each stage; the host's time is part of the first stage's."""
-        program = MIXED if step.prompt else SMALL if step.sequences <= SMALL_M else LARGE
-        each = {kind: self._clock.stage(one, program, step, moved) for kind, (one, moved) in self._stages.items()}
-        costs = [each[kind] for kind in self._kinds]
-        host = self._rates.step + self._rates.sequence * (step.sequences + step.prompts)
-        return [costs[0].plus(Cost(host=host)), *costs[1:]]
+        if step not in self._known:
+            program = MIXED if step.prompt else SMALL if step.sequences <= SMALL_M else LARGE
+            each = {kind: self._clock.stage(one, program, step, moved) for kind, (one, moved) in self._stages.items()}
+            costs = [each[kind] for kind in self._kinds]
+            host = self._rates.step + self._rates.sequence * (step.sequences + step.prompts)
+            self._known[step] = [costs[0].plus(Cost(host=host)), *costs[1:]]
+        return self._known[step]

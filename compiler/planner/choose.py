@@ -32,23 +32,20 @@ def chosen(candidates: Sequence[Candidate], goal: Goal, load: Workload) -> tuple
     judged = [_judged(one, goal, load) for one in candidates]
     reaching = [one for one in judged if not one.lost]
     failing = [one for one in judged if one.lost]
-    cost = _cost([one.candidate.machine for one in reaching])
 
     def order(one: Choice) -> tuple[float, ...]:
         rank = float("inf") if one.point is None else goal.rank(one.candidate.figures(one.point))
         return rank, one.candidate.split.ranks, one.candidate.needs.total
 
-    reaching.sort(key=lambda one: (cost(one.candidate.machine), *order(one)))
+    reaching.sort(key=lambda one: (cost(one.candidate.machine), order(one)))
     failing.sort(key=order)
     made = [Choice(one.candidate, one.point, _behind(one, reaching[0], goal)) for one in reaching]
     return (*made, *failing)
 
 
-def _cost(machines: Sequence[Machine]):
-    """What machines are compared by: dollars an hour if all have a price, else their number of GPUs."""
-    if all(machine.dollars is not None for machine in machines):
-        return lambda machine: float(machine.dollars or 0)
-    return lambda machine: float(machine.gpus)
+def cost(machine: Machine) -> tuple[bool, float]:
+    """What machines are compared by: dollars an hour; those without a known price come last, by their GPUs."""
+    return (False, machine.dollars) if machine.dollars is not None else (True, float(machine.gpus))
 
 
 def _judged(one: Candidate, goal: Goal, load: Workload) -> Choice:
@@ -77,11 +74,11 @@ def _behind(one: Choice, best: Choice, goal: Goal) -> str:
     if one is best or one.point is None or best.point is None:
         return ""
     mine, its = one.candidate, best.candidate
-    if mine.machine != its.machine and mine.machine.gpus != its.machine.gpus:
-        if mine.machine.dollars and its.machine.dollars:
-            costs = [f"{each.machine.name} costs ${each.machine.dollars:.2f} an hour" for each in (mine, its)]
-            return ", ".join(costs)
-        return f"takes {mine.machine.gpus} GPUs, {its.machine.name} reaches the goal too"
+    if cost(mine.machine) != cost(its.machine):
+        reaches = f"{its.machine.name} reaches the goal"
+        if mine.machine.dollars is None:
+            return f"takes {mine.machine.gpus} GPU{'s' * (mine.machine.gpus > 1)} without a known price, {reaches}"
+        return f"costs ${mine.machine.dollars:.2f} an hour, {reaches} for ${its.machine.dollars or 0:.2f}"
     figure, other = (each.candidate.figures(each.point)[goal.metric.name] for each in (one, best) if each.point)
     shown = shown_figure(goal.metric, figure)
     if figure == other:

@@ -25,6 +25,9 @@ _WITH_FP8, _WITHOUT_FP8 = "sm_90", "sm_80"
 """The targets that are lowered for all chips with and without FP8: their tiles differ from those of others, and so does
 the code, but neither what launches read and compute nor the bytes of buffers, weights and caches."""
 
+_WORTH_A_PROCESS = 12
+"""Degrees and recipes to lower, of 50 ms each."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -67,7 +70,8 @@ def plan(
     heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
     degrees = [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]
     price = partial(_candidates, subject, machines, recipes, load, batch, rates)
-    found = [one for some in _on_all_cores(price, degrees) for one in some]
+    few = len(degrees) * len(recipes) < _WORTH_A_PROCESS
+    found = [one for some in _on_all_cores(price, degrees, few=few) for one in some]
     candidates = [one for one in found if isinstance(one, Candidate)]
     refused = dict.fromkeys(one for one in found if isinstance(one, Refused))
     return Planned(goal, load, chosen(candidates, goal, load), tuple(refused))
@@ -103,14 +107,14 @@ def _candidates(
     return found
 
 
-def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int]) -> Iterator[_Found]:
-    """What `price` gives for each degree, in order.
+def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int], *, few: bool) -> Iterator[_Found]:
+    """What `price` gives for each degree, in order; `few`: it is less work than starting processes.
 
     Other processes are forks, which share what this one has imported: one that starts anew imports for longer than it
     prices.
     """
     workers = min(cpu_count(), len(degrees))
-    if workers < 2 or sys.platform != "linux":
+    if workers < 2 or few or sys.platform != "linux":
         yield from map(price, degrees)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=gc.disable) as pool:

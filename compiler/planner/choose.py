@@ -76,8 +76,10 @@ def _behind(one: Choice, best: Choice, goal: Goal) -> str:
     mine, its = one.candidate, best.candidate
     if cost(mine.machine) != cost(its.machine):
         reaches = f"{its.machine.name} reaches the goal"
+        if its.machine.dollars is None:
+            return f"takes {mine.machine.gpus} GPUs, {reaches} with {its.machine.gpus}"
         if mine.machine.dollars is None:
-            return f"takes {mine.machine.gpus} GPU{'s' * (mine.machine.gpus > 1)} without a known price, {reaches}"
+            return f"has no known price, {reaches}"
         return f"costs ${mine.machine.dollars:.2f} an hour, {reaches} for ${its.machine.dollars or 0:.2f}"
     figure, other = (each.candidate.figures(each.point)[goal.metric.name] for each in (one, best) if each.point)
     shown = shown_figure(goal.metric, figure)

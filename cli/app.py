@@ -25,6 +25,7 @@ from .commands import run as run_command
 from .common import console, options
 from .common.exits import ENVIRONMENT, INTERNAL, INTERRUPTED, TERMINATED, USAGE
 from .common.help import SETTINGS, Command, Group
+from .plan import plan as planning
 
 app = typer.Typer(
     name="llmc",
@@ -35,7 +36,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _COMMANDS = {
-    "Build": {"build": build.build, "recipes": bundled.recipes, "passes": passes.passes, "kernels": kernels.kernels},
+    "Build": {
+        "plan": planning.plan,
+        "build": build.build,
+        "recipes": bundled.recipes,
+        "passes": passes.passes,
+        "kernels": kernels.kernels,
+    },
     "Run": {"run": run_command.run},
     "Judge": {
         "inspect": inspect.inspect,

@@ -44,12 +44,7 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
     limit, asked = checkpoint.config.decoder.positions, recipe.max_context
     if asked is None:
         return min(limit, DEFAULT_CONTEXT)
-    if asked > limit and not checkpoint.config.rope_is_dynamic:
-        raise RecipeError(
-            f"cannot build with max_context {asked}",
-            found=f"a model of {limit} positions",
-            fix=f"--max-context {limit} or less",
-        )
+    checkpoint.config.require_positions(asked, f"cannot build with max_context {asked}", "--max-context")
     return asked
 
 

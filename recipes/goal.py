@@ -81,7 +81,8 @@ class Limit(Bound):
             return f"{found} is not {'below' if self.is_most else 'above'} {shown_figure(self.metric, figure)}"
         side = "over" if self.is_most else "under"
         apart = abs(figure - self.limit)
-        by = f"{apart:.0f}" if self.name == _WHOLE else f"{100 * apart / self.limit:.2g} %"
+        share = 100 * apart / self.limit
+        by = f"{apart:.0f}" if self.name == _WHOLE else f"{share:,.0f} %" if share >= 100 else f"{share:.2g} %"
         return f"{found} is {by} {side} {shown_figure(self.metric, self.limit)}"
 
 

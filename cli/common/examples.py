@@ -21,6 +21,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("build a checkpoint once, and run it from the cache", "llmc run ./model 'def main('"),
         ("many prompts at once, one JSON object a line", "llmc run model.llmc --prompts prompts.jsonl > answers.jsonl"),
     ),
+    "plan": (
+        ("the best split and format for a machine", "llmc plan ./model --for 8xh200 --goal 'throughput,tpot<=40ms'"),
+        ("the cheapest machine for a goal, by a config.json alone", "llmc plan config.json --goal 'ttft<=500ms'"),
+        ("the frontier as a picture", "llmc plan ./model --for 4xh100 --quantize fp8,int4 --chart frontier.svg"),
+    ),
     "recipes": (
         ("all of them", "llmc recipes"),
         ("begin one of your own", "llmc recipes cpu-int4 > mine.yaml"),

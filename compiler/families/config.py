@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.dtypes import CONFIG_DTYPES
-from ...runtime.errors import CheckpointError, Unsupported
+from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from . import FAMILIES
@@ -46,6 +46,16 @@ class Config:
     def rope_is_dynamic(self) -> bool:
         """True if the rope type extends the model to any context, beyond the positions it was trained for."""
         return all(layer.mixer.rope.type == "dynamic" for layer in self.decoder.layers)
+
+    def require_positions(self, asked: int, refusal: str, flag: str) -> None:
+        """Check that the model has so many positions; `refusal` begins the error, `flag` is what sets them.
+
+        Raises:
+            RecipeError: it was trained for fewer, and its rope type is not dynamic.
+        """
+        limit = self.decoder.positions
+        if asked > limit and not self.rope_is_dynamic:
+            raise RecipeError(refusal, found=f"a model of {limit} positions", fix=f"{flag} {limit} or less")
 
 
 def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str = "config.json") -> Config:

@@ -22,7 +22,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
-        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("planner",), ("build",), ("cache",)),
+        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("planner",), ("build", "deploy"), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
@@ -75,7 +75,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("recipes",): (("units", "flags", "judges", "strict_yaml"), ("metrics", "recipe"), ("goal", "machines")),
     ("quantize",): (("chunks",), ("format",), ("formats",)),
-    ("cli",): (("common",), ("prompts", "judge", "cache", "facts"), ("commands",), ("app",)),
+    ("cli",): (("common",), ("prompts", "judge", "cache", "facts", "plan"), ("commands",), ("app",)),
 }
 """Rooms and files in layers: a layer imports only what is to its left, and nothing beside it.
 

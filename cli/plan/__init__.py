@@ -1,0 +1,1 @@
+"""`llmc plan`; see README.md."""

@@ -24,7 +24,6 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "plan": (
         ("the best split and format for a machine", "llmc plan ./model --for 8xh200 --goal 'throughput,tpot<=40ms'"),
         ("the cheapest machine for a goal, by a config.json alone", "llmc plan config.json --goal 'ttft<=500ms'"),
-        ("the frontier as a picture", "llmc plan ./model --for 4xh100 --quantize fp8,int4 --chart frontier.svg"),
     ),
     "recipes": (
         ("all of them", "llmc recipes"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,10 +67,6 @@ _PRECISION = {
 }
 Activations = Annotated[str | None, flag("--activations", "Activations of large steps.", **_PRECISION)]
 Kv = Annotated[str | None, flag("--kv", "The KV cache.", **_PRECISION)]
-Chart = Annotated[
-    Path | None,
-    flag("--chart", "Write the frontier as a picture, an .svg file.", default="none", metavar="FILE", group=REPORT),
-]
 All = Annotated[bool, flag("--all", "Show every candidate.", group=REPORT)]
 
 
@@ -87,8 +82,6 @@ def plan(
     activations: Activations = None,
     kv: Kv = None,
     accept_config: options.AcceptConfig = None,
-    chart: Chart = None,
-    force: options.Force = False,
     every: All = False,
     json: options.Json = False,
 ) -> None:

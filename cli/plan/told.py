@@ -11,7 +11,7 @@ from ...runtime.errors import printable
 from ..common import console
 
 if TYPE_CHECKING:
-    from ...compiler.deploy.reports import CandidateReport, PlanReport
+    from ...compiler.deploy.report import CandidateReport, PlanReport
 
 _HEAD = "{model.path}: {model.architecture}, {billions:.3g} billion parameters, {model.layers} layers, {model.dtype}"
 _ASKED = "  goal {goal}; prompts of {load.input_tokens} tokens, answers of {load.output_tokens}; context {load.context}"
@@ -163,7 +163,7 @@ def _frontier(plan: PlanReport) -> Iterator[str]:
     ]
     yield console.table(rows)
     if left:
-        yield f"  {left} more: --json, or --chart"
+        yield f"  {left} more: --json"
 
 
 def _spread(values: Sequence[_T], most: int) -> list[_T]:

@@ -55,7 +55,7 @@ def asked_of(
     activations: str | None = None,
     kv: str | None = None,
 ) -> Asked:
-    """Read what was asked for. In one text, names of machines and formats have commas between them; None leaves a choice.
+    """Read what was asked for. In one text, machines and formats have commas between them; None leaves a choice.
 
     Raises:
         RecipeError: a machine, format or goal is unknown, or a number is out of range.

@@ -17,7 +17,7 @@ from .asked import TOKENS, Asked, recipe_of
 from .frontier import Place, frontier, places
 from .models import Model
 from .remedies import first_fitting, larger, nearest, smaller
-from .reports import LoadReport, ModelReport, PlanReport, WouldFit, candidate_report, frontier_report, refused_report
+from .report import LoadReport, ModelReport, PlanReport, WouldFit, candidate_report, frontier_report, refused_report
 
 SMALL = 8
 """GPUs of a machine that is priced at once when no machine was named."""
@@ -50,13 +50,14 @@ def plan_model(model: Model, asked: Asked) -> Plan:
     shown = best or near
     found = () if shown is None else tuple(places((one.candidate for one in planned.choices), shown.candidate.machine))
     line = frontier(found)
+    fits_nowhere = not any(one.candidate.most for one in planned.choices)
     report = PlanReport(
         model=_model_report(model),
         goal=str(asked.goal),
         load=LoadReport(load.input, load.output, context, asked.batch),
         best=None if best is None else candidate_report(best),
         nearest=None if near is None else candidate_report(near),
-        would_fit=() if shown else tuple(_would_fit(model, asked, load, context)),
+        would_fit=tuple(_would_fit(model, asked, load, context)) if fits_nowhere else (),
         candidates=tuple(map(candidate_report, planned.choices)),
         refused=tuple(map(refused_report, planned.refused)),
         frontier=frontier_report(line),

@@ -23,6 +23,7 @@ HELD: dict[str, int] = {
     "cli/common": 702,  # a flag given twice and an empty value are refused
     "cli/facts": 305,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/plan": 250,  # llmc plan
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 458,  # page.py: a dump as one page; resume
     "compiler/cache": 480,  # engines that llmc run builds
@@ -30,6 +31,7 @@ HELD: dict[str, int] = {
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 343,
+    "compiler/deploy": 480,  # llmc plan around the planner: what was asked, models, records, frontier
     "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 478,
     "compiler/oracle": 373,

@@ -53,6 +53,11 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         (*BUILD, "--recipe", "rule.yaml"),
         "cannot apply recipe rule 'model.layers.9.*'\n  found: none of the 57 linears has such a name",
     ),
+    "plan --activations": (
+        ("plan", PICO, "--for", "h100", "--quantize", "none", "--activations", "fp8"),
+        "cannot use activations fp8, which would change nothing\n  found: no weight that is quantized\n",
+    ),
+    "plan --accept-config": (("plan", PICO, "--accept-config", "absent"), "cannot apply --accept-config absent\n"),
     "passes --kv": ((*PASSES, "--kv", "fp8"), "cannot use kv fp8, which would change nothing"),
     "passes --activations": ((*PASSES, "--activations", "fp8"), "cannot use activations fp8, which would change noth"),
     "passes --from": (
@@ -157,6 +162,10 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
         (*BUILD, "--accept-config", "use_cache"),
         "warning: accepting use_cache changes nothing: it chooses what a transformers call returns\n",
     ),
+    "plan --all": (
+        ("plan", PICO, "--for", "h100", "--quantize", "int8", "--all", "--json"),
+        "llmc: --all changes nothing beside --json, which has every candidate\n",
+    ),
     "passes --max-batch": ((*PASSES, "--max-batch", 4), "llmc: --max-batch changes nothing: no pass depends on it\n"),
     "passes --recipe: kv": ((*PASSES, "--recipe", "kv.yaml", "--target", "cpu"), "warning: kv fp8 changes nothing: "),
     "run --top-k": ((*RUN, "--top-k", 5), f"llmc: --top-k changes nothing {GREEDY}"),
@@ -189,6 +198,7 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
 """Command lines that do their work, and what is said on stderr."""
 
 ALWAYS: dict[str, set[str]] = {
+    "plan": {"--for", "--goal", "--input", "--output", "--context", "--batch", "--quantize", "--kv"},
     "build": {"--output", "--quantize", "--target", "--max-batch", "--memory-limit", "--random-weights", "--dump"}
     | {"--max-shard-size"}  # a limit that is kept, as that of memory
     | {"--parallel"}  # profiles

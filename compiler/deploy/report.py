@@ -153,7 +153,7 @@ class PlanReport:
     nearest: CandidateReport | None
     """The candidate that misses the goal by least; None if one reaches it, or none fits."""
     would_fit: tuple[WouldFit, ...]
-    """If none fits."""
+    """If none has memory for one request."""
     candidates: tuple[CandidateReport, ...]
     """All, the best first; then the others that reach the goal, then those that do not."""
     refused: tuple[RefusedReport, ...]

@@ -91,6 +91,34 @@ class Server:
         rate = decoding * groups / cycle
         return Served(sequences, cycle, first, rate, rate * per_token, shares)
 
+    def waves(self, load: Workload, sequences: int) -> Served:
+        """The figures of an engine that mixes no prompts into decode steps, with requests that are all alike.
+
+        SGLang is one unless it is started with `--enable-mixed-chunk` (docs.sglang.io, server arguments: off by
+        default). Requests that are alike end together, so their prompts come together: a wave of them is read, in
+        steps of prompts alone, before any of its requests goes on. A request waits, on average, half of a wave's
+        reading for its first token, and the other half of it for its second.
+        """
+        groups = min(sequences, len(self._kinds))
+        each = math.ceil(sequences / groups)
+        most = load.prefill or self._pieces.prefill
+        tokens = sequences * load.input
+        chunks = math.ceil(tokens / most)
+        chunk = math.ceil(tokens / chunks)
+        read = self._costs(self._mixed(load, 0, 0, chunk))
+        decode = self._costs(Step(each, load.input + load.output // 2))
+        reading = total(read).seconds + (chunks - 1) * max(cost.seconds for cost in read)
+        decoding = max(total(decode).seconds, groups * max(cost.seconds for cost in decode))
+        decodes = load.output - 1
+        wave = reading + decodes * decoding
+        spent = total(read).times(chunks).plus(total(decode).times(decodes * groups)).times(1 / len(read))
+        idle = max(0.0, wave - spent.seconds)
+        shares = {key: part / wave for key, part in {**vars(spent), "bubble": idle}.items()}
+        first = reading * (chunks + 1) / (2 * chunks)
+        rate = sequences * load.output / wave
+        tpot = (wave - first) / max(1, decodes)
+        return Served(sequences, tpot, first, rate, rate * load.input / load.output, shares)
+
     def _mixed(self, load: Workload, decoding: int, context: int, chunk: int) -> Step:
         return Step(decoding, context, chunk, max(1, round(chunk / load.input)), load.input // 2)
 

@@ -33,12 +33,12 @@ class Rates:
 
 
 FITTED = Rates(
-    memory=0.516,
-    cache=0.935,
-    product=0.652,
-    attention=0.31,
-    link=0.496,
-    launch=3.8e-6,
-    step=7.4e-4,
-    sequence=2.7e-6,
+    memory=0.8,
+    cache=0.95,
+    product=0.637,
+    attention=0.498,
+    link=0.88,
+    launch=4.54e-6,
+    step=1.36e-6,
+    sequence=1.21e-6,
 )

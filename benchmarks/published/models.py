@@ -1,0 +1,72 @@
+"""The models of the published figures, and how they are run: configs and recipes by name, lowered once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+
+from llmc.compiler.families.config import parse_config
+from llmc.compiler.planner.all_formats import AllFormats, Refused, Subject
+from llmc.compiler.planner.pieces import Pieces
+from llmc.recipes.recipe import QuantizeRule, Recipe
+
+MAX_BATCH, PROMPT_TOKENS = 2048, 8192
+"""Most requests at once, and tokens of prompts in a step: TensorRT-LLM's defaults (max_batch_size, max_num_tokens)."""
+_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+_SHAPES = {  # hidden size, layers, heads, inner size
+    "Llama 8B": (4096, 32, 32, 14336),
+    "Llama 70B": (8192, 80, 64, 28672),
+    "Llama 405B": (16384, 126, 128, 53248),
+    "Qwen3 32B": (5120, 64, 64, 25600),
+}
+_QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+}
+_HEAD = (QuantizeRule("lm_head", "none"),)
+"""Published checkpoints in FP8 and FP4 keep the head in bf16."""
+_FP8 = Recipe(default_format="fp8", rules=_HEAD, activations="fp8", targets=("sm_90",), max_batch=MAX_BATCH)
+RECIPES = {
+    "fp8": replace(_FP8, kv="fp8"),
+    "fp8, cache bf16": _FP8,
+    "nvfp4": replace(_FP8, default_format="nvfp4", kv="fp8"),
+    "bf16": Recipe(targets=("sm_90",), max_batch=MAX_BATCH),
+}
+"""By name; sm_90's plans stand for those of all chips with FP8."""
+
+
+def subject(model: str) -> Subject:
+    hidden, layers, heads, inner = _SHAPES[model]
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    family = _QWEN3 if model.startswith("Qwen3") else {}
+    text = json.dumps({**_LLAMA, **family, **sizes, "intermediate_size": inner})
+    return Subject(parse_config(text), "bfloat16", "BF16")
+
+
+@cache
+def _formats(model: str, tp: int) -> AllFormats:
+    return AllFormats(subject(model), tp)
+
+
+@cache
+def pieces(model: str, recipe: str, tp: int) -> Pieces:
+    found = _formats(model, tp).pieces(RECIPES[recipe])
+    if isinstance(found, Refused):
+        raise ValueError(f"{model}, {recipe}, {tp} shards: {found.reason}")
+    return found

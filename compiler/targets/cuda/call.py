@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ....runtime.dtypes import KERNEL_DTYPES
@@ -152,6 +152,7 @@ class Suite:
     """The calls of Llama-3.1-8B for a compute capability; they are compiled to report registers and spills."""
 
 
+@lru_cache(1 << 14)
 def product(*factors: int | str) -> str:
     """The product of numbers and formulas as a formula."""
     number = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count, takewhile
@@ -18,9 +18,9 @@ from ....runtime.scheduling.executor import MAX_ROWS
 from ..target import CompiledProfile, ProfileConfig
 from .arena import Lifetime, place_buffers
 from .call import Argument as GivenArgument
-from .call import CollectiveCall, Operand, total
+from .call import CollectiveCall, KernelCall, Operand, total
 from .cubins.cache import source_digest
-from .cubins.compile import Cubin, Specialization, compile_all, specialization_of
+from .cubins.compile import Cubin, Specialization, compile_all, kernel_alone, specialization_of
 from .listing import listing
 from .lowering import CudaProfile, Lowering, StepShape
 from .operators import lower
@@ -78,7 +78,8 @@ def draft(
     """The plan, whose modules have no machine code yet, and the specialization of each module, in the same order.
 
     `tiles` are those of the configuration's table; by default it is asked for them. `shapes` are the steps that get a
-    program, by default all that an engine has; a plan of some steps is one to price, and names no kernels.
+    program, by default all that an engine has; a plan of some steps is one to price: its modules
+    are not specialized, and it has no digest of kernels.
     """
     table = config.tactics
     if tiles is None:
@@ -91,7 +92,8 @@ def draft(
     shared: dict[str, Tensor] = {}
     lowered = [lower(profile, shape, shared) for shape in shapes or step_shapes(batch, context)]
     specializations: dict[Specialization, int] = {}
-    programs = tuple(_program(lowering, specializations) for lowering in lowered)
+    special = kernel_alone if shapes else specialization_of
+    programs = tuple(_program(lowering, specializations, special) for lowering in lowered)
     plan = Plan(
         sm=sm,
         activation=profile.activation,
@@ -128,7 +130,9 @@ def step_shapes(max_batch: int, max_context: int) -> tuple[StepShape, ...]:
     return (*decode, *small, StepShape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
 
 
-def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> Program:
+def _program(
+    lowering: Lowering, specializations: dict[Specialization, int], special: Callable[[KernelCall], Specialization]
+) -> Program:
     shape, calls = lowering.shape, lowering.calls
     limits = {"tokens": shape.tokens, "sequences": shape.sequences, "rows": shape.rows}
     offsets, arena = place_buffers(_lifetimes(lowering, limits))
@@ -142,7 +146,7 @@ def _program(lowering: Lowering, specializations: dict[Specialization, int]) -> 
         if isinstance(call, CollectiveCall):
             launches.append(_collective(label, call))
             continue
-        index = specializations.setdefault(specialization_of(call), len(specializations))
+        index = specializations.setdefault(special(call), len(specializations))
         launches.append(
             Launch(
                 module=index,

@@ -111,6 +111,11 @@ def specialization_of(call: KernelCall) -> Specialization:
     return specialized(call.kernel, call.constants, map(_type, dict(call.ordered).values()), call.warps, call.stages)
 
 
+def kernel_alone(call: KernelCall) -> Specialization:
+    """A specialization that only says which kernel a call launches, for a plan that is priced and never compiled."""
+    return Specialization(call.kernel.name, "", "", (), (), call.warps, call.stages)
+
+
 def specialized(
     kernel: Kernel, constants: Mapping[str, Constant], types: Iterable[str], warps: int, stages: int
 ) -> Specialization:

@@ -19,10 +19,11 @@ without a GPU. With `--fit` it fits the constants again, in two more minutes.
 
 The planner prices every launch of the plan that llmc would build: its bytes and operations as the plan says them,
 collectives by the links between the GPUs, gaps between launches, stages that wait. Eight constants say what share of a
-data sheet a well-tuned engine reaches. They are **fitted to the three H100 columns below and to nothing else**; none
-belongs to a row, a model or a chip. All else is predicted. Tests hold the H200 columns (median error at most 15 %,
-worst 35 %), the ratios of tensor and pipeline parallelism (within 25 %), the order and scaling of stages over PCIe,
-and the time per token of three rows of Qwen3 32B (within 25 %).
+data sheet a well-tuned engine reaches. Seven are **fitted to the three H100 columns below and to nothing else**, one is
+AIConfigurator's; none belongs to a row, a model or a chip. All else is predicted. (How the terms add up was chosen with
+all figures in view.) Tests hold the H200 columns (median error at most 15 %, worst 35 %), the ratios of tensor and
+pipeline parallelism (within 25 %), the order and scaling of stages over PCIe, and the time per token of three rows of
+Qwen3 32B (within 25 %).
 
 The published engines are TensorRT-LLM, vLLM and SGLang. **llmc's own kernels have not been measured on a GPU**: a
 figure of the planner is that of a well-tuned stack which runs llmc's plan. As many requests run at once as the
@@ -37,9 +38,9 @@ _CONSTANTS = {
     "memory": "share of a chip's bandwidth, by launches; not fitted: what AIConfigurator takes for all GPUs",
     "cache": "share of a chip's bandwidth, by attention's reads of the cache; 0.95 is the most that the fit allows",
     "product": "share of a chip's FLOP/s for the numbers that are multiplied, by matrix products",
-    "attention": "share of a chip's 16-bit FLOP/s, by attention",
+    "attention": "share of a chip's 16-bit FLOP/s, by attention and all other launches that are no products",
     "link": "share of the speed of collectives measured alone (`recipes/machines/links/`), by those of a step",
-    "launch": "seconds from a launch to the next",
+    "launch": "seconds from the end of a launch to the start of the next",
     "step": "seconds of the host for a step in which the GPU waits: next to none, as the host works ahead",
     "sequence": "seconds of the host for each sequence of a step",
 }

@@ -45,8 +45,8 @@ def test_every_split_and_format_is_a_candidate_and_the_best_is_first():
     names = {(one.candidate.profile, one.candidate.recipe.default_format) for one in found.choices}
     splits = ["sm_90", "sm_90-tp2", "sm_90-tp4", "sm_90-pp2", "sm_90-pp3", "sm_90-pp4", "sm_90-tp2-pp2"]
     assert names == {(split, name) for split in splits for name in ("none", "fp8")}
-    best = found.best
-    assert best is found.choices[0] and best.point is not None and best.point.sequences == 1
+    best = found.choices[0]
+    assert found.best is best and best.point is not None and best.point.sequences == 1
     least = min(one.candidate.points[0].tpot for one in found.choices)
     assert best.point.tpot == least and all(one.lost for one in found.choices[1:])
 
@@ -56,8 +56,8 @@ def test_throughput_counts_all_copies_on_a_machine():
     one, four = (lost_of(planned("throughput", machine(name, None)), "sm_90", "fp8") for name in ("1xh100", "4xh100"))
     assert one.point is not None and four.point is not None
     assert (one.candidate.copies, four.candidate.copies) == (1, 4)
-    rates = [each.candidate.figures(each.point)["decode"] for each in (one, four)]
-    assert rates[1] == pytest.approx(4 * rates[0])
+    alone, together = one.candidate.figures(one.point), four.candidate.figures(four.point)
+    assert together["decode"] == pytest.approx(4 * alone["decode"])
     assert found.best is not None and found.best.candidate.copies == 4
 
 

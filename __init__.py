@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Literal, Unpack
 
+    from .compiler.deploy.report import PlanReport
     from .recipes.flags import BuildFlags
     from .recipes.recipe import Recipe
     from .runtime.engine import Engine
@@ -36,6 +37,7 @@ __all__ = [
     "EngineInfo",
     "LlmcError",
     "Piece",
+    "PlanReport",
     "RecipeError",
     "ResourceError",
     "Result",
@@ -44,11 +46,13 @@ __all__ = [
     "__version__",
     "build",
     "load",
+    "plan",
 ]
 _HOMES = {
     "Engine": "runtime.engine",
     "EngineInfo": "runtime.engine_file.info",
     "Piece": "runtime.scheduling.request",
+    "PlanReport": "compiler.deploy.report",
     "Result": "runtime.scheduling.request",
 }
 
@@ -83,6 +87,8 @@ def build(
     random_weights: int | None = None,
     chat_template: str | Path | None = None,
     tactics: str | Path | Collection[str | Path] = (),
+    machine: str | None = None,
+    goal: str | None = None,
     force: bool = False,
     **flags: Unpack[BuildFlags],
 ) -> Path:
@@ -94,8 +100,9 @@ def build(
     several, of which `output` is the one to load.
     `accept_config` lists unknown config keys to ignore, or names one. `random_weights` is a seed, to build without
     weights (for benchmarks). `chat_template`, jinja's text or the Path of a file with it, replaces the checkpoint's.
-    `tactics` are tables of tiles written by `llmc tune`, or one. `force` replaces a file at `output` that is not an
-    engine; inputs are never replaced. Notes about the engine are UserWarnings.
+    `tactics` are tables of tiles written by `llmc tune`, or one. With parallel="auto" or quantize="auto" a plan chooses
+    for `machine` ("8xh200") by `goal` ("throughput,tpot<=40ms"), as `plan` does. `force` replaces a file at `output`
+    that is not an engine; inputs are never replaced. Notes about the engine are UserWarnings.
 
     Raises:
         LlmcError: the engine cannot be built; its subclasses are in runtime/errors.py.
@@ -103,6 +110,7 @@ def build(
     import warnings
 
     from .compiler.checkpoint.account import open_source
+    from .compiler.deploy.auto import auto_of
     from .compiler.targets.cuda.tuning.tactics import load_table
     from .recipes.recipe import with_flags
     from .runtime.engine_file.file import ENGINE
@@ -119,7 +127,8 @@ def build(
     demand("chat_template", chat_template, "jinja's text or a Path", str | Path | None)
     if random_weights is not None:
         demand("random_weights", random_weights, "a whole number", int)
-    chosen = with_flags(recipe, **flags)
+    auto = auto_of(recipe, flags, machine, goal, ("machine", "goal"))
+    chosen = with_flags(recipe, **flags) if auto is None else auto.recipes[0]
     limit = None if memory_limit is None else size_bytes(memory_limit)
     largest = None if max_shard_size is None else size_bytes(max_shard_size, "a size of files")
     inputs = [where, *([recipe] if isinstance(recipe, str | Path) else ()), *tables]
@@ -129,12 +138,61 @@ def build(
     source = open_source(where, keys, random_weights, chat_template)
     from .compiler.build import build as build_engine  # imports torch and onnx: after the checks that need neither
 
+    if auto is not None:
+        from .compiler.deploy.choice import decide
+
+        chosen, said = decide(auto, source)
+        warnings.warn(f"{path}: {said}", stacklevel=_CALLER)
     tiles = [load_table(table) for table in tables]
     limits: Any = {"memory_limit": limit, "max_shard_size": largest}
     report = build_engine(source, path, chosen, **limits, tactics=tiles, force=force)
     for warning in report.warnings:
         warnings.warn(f"{path}: {warning}", stacklevel=_CALLER)  # with the path: Python shows equal ones of a line once
     return report.path
+
+
+@_public
+def plan(
+    checkpoint: str | Path,
+    machines: str | Sequence[str] | None = None,
+    goal: str | None = None,
+    *,
+    input: int | None = None,
+    output: int | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    quantize: str | Sequence[str] | None = None,
+    activations: str | None = None,
+    kv: str | None = None,
+    accept_config: str | Collection[str] = (),
+) -> PlanReport:
+    """Prices every split and weight format of a model on machines, and chooses the best by a goal.
+
+    `checkpoint` is a Hugging Face folder, a hub id, or a config.json alone; no weight is read. `machines` are names as
+    "8xh200", in a text with commas between them; all that llmc knows by default. `goal` is an objective (latency,
+    throughput, bytes) and limits: "throughput,tpot<=40ms". Requests have `input` tokens of prompt and `output` tokens
+    of answer (1024 each, at most half of the model's context); `batch` of them run at once on the machine (by default
+    any number that fits). `quantize`, `activations` and `kv` restrict formats. `PlanReport`
+    (compiler/deploy/report.py) has the fields that `llmc plan --json` prints; its `best` is None if nothing reaches
+    the goal.
+
+    Raises:
+        LlmcError: the model cannot be read, or something was asked for that does not exist.
+    """
+    from .compiler.deploy.asked import asked_of
+    from .compiler.kernel_imports import late_imports
+    from .runtime.errors import path_of, several, text_of
+    from .runtime.guard.limits import BUILD_BYTES, demand_address_space
+
+    where = checkpoint if isinstance(checkpoint, str) else path_of("checkpoint", checkpoint)
+    keys = several("accept_config", accept_config, text_of)
+    load: Any = {"input": input, "output": output, "context": context, "batch": batch}
+    asked = asked_of(machines, goal, **load, quantize=quantize, activations=activations, kv=kv)
+    demand_address_space(BUILD_BYTES, "plan")
+    with late_imports():
+        from .compiler.deploy.models import model_of
+        from .compiler.deploy.plan_model import plan_model
+    return plan_model(model_of(where, keys), asked).report
 
 
 @_public

@@ -10,7 +10,7 @@ class BuildFlags(TypedDict, total=False):
     """An option that is absent or None leaves the recipe's value."""
 
     quantize: str | None
-    """One weight format for all linears ("int4", "fp8" ...), or "none"."""
+    """One weight format for all linears ("int4", "fp8" ...), or "none"; a build also takes "auto"."""
     activations: str | None
     """For profiles of GPUs: "fp8" or "none"."""
     kv: str | None
@@ -18,7 +18,7 @@ class BuildFlags(TypedDict, total=False):
     targets: Sequence[str] | str | None
     """Targets or names of GPUs; in a text, commas separate them."""
     parallel: Sequence[str] | str | None
-    """Splits over ranks, such as tp2 or tp4-pp2; in a text, commas separate them."""
+    """Splits over ranks, such as tp2 or tp4-pp2; in a text, commas separate them. A build also takes "auto"."""
     max_context: int | None
     """Tokens of a sequence."""
     max_batch: int | None

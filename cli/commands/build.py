@@ -71,6 +71,26 @@ _FORECAST = """\
 predicted / actual: {expected.seconds:.1f} / {seconds:.1f} s ({time:.2f}), \
 memory {expected.peak_bytes!b} / {peak_rss_bytes!b} ({memory:.2f}), \
 size {expected.bytes!b} / {bytes!b} ({size:.3f})"""
+ForMachine = Annotated[
+    str | None,
+    flag(
+        "--for",
+        "The machine that --parallel auto or --quantize auto choose for, such as 8xh200.",
+        default="none",
+        metavar="MACHINE",
+        group=options.MACHINE,
+    ),
+]
+GoalText = Annotated[
+    str | None,
+    flag(
+        "--goal",
+        "What they choose by, as llmc plan takes it: 'latency', 'throughput,tpot<=40ms'.",
+        default="throughput",
+        metavar="GOAL",
+        group=options.RECIPE,
+    ),
+]
 
 
 @options.takes(options.BUILD_FLAGS)
@@ -85,6 +105,8 @@ def build(
     chat_template: ChatTemplateFile = None,
     tactics: Tactics = None,
     dump: options.Dump = None,
+    machine: ForMachine = None,
+    goal: GoalText = None,
     force: options.Force = False,
     report: Report = None,
     verbose: options.Verbose = False,
@@ -97,6 +119,7 @@ def build(
     """
     extras.need("build", "llmc build")
     from ...compiler.checkpoint.account import open_source
+    from ...compiler.deploy.auto import auto_of
     from ...recipes.recipe import with_flags
     from ...runtime.engine_file.file import ENGINE
     from ...runtime.files.outputs import check_output, require_distinct
@@ -104,7 +127,8 @@ def build(
     from ..judge import report as reports
 
     # Before the heavy imports: what is refused is refused at once, and hashing has the other core meanwhile.
-    plan = with_flags(recipe, **flags)
+    auto = auto_of(recipe, flags, machine, goal, ("--for", "--goal"))
+    plan = with_flags(recipe, **flags) if auto is None else auto.recipes[0]
     limit = None if memory_limit is None else size_bytes(memory_limit)
     largest = None if max_shard_size is None else size_bytes(max_shard_size, "a size of files")
     inputs = [checkpoint, *([] if recipe is None else [recipe]), *(tactics or ())]
@@ -116,7 +140,13 @@ def build(
     shown = progress.for_terminal(quiet=json)
     with shown.stage("start"):
         source = open_source(checkpoint, accept_config or (), random_weights, chat_template)
-        console.note(f"{checkpoint} -> {output}\n{_plan(plan)}")
+        said = ""
+        if auto is not None:
+            from ...compiler.deploy.choice import decide
+
+            plan, chosen = decide(auto, source)
+            said = f"\n  {chosen}"
+        console.note(f"{checkpoint} -> {output}\n{_plan(plan)}{said}")
         from ...compiler.build import build as build_engine
         from ...compiler.targets.cuda.tuning.tactics import load_table
 

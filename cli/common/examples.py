@@ -13,6 +13,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "build": (
         ("for any CPU, half the bytes of bf16", "llmc build ./model -o model.llmc --quantize int8"),
         ("for a CPU and an H100 that need not be here", "llmc build ./model -o model.llmc --target cpu,h100"),
+        (
+            "with the split that a plan chooses",
+            "llmc build ./model -o model.llmc --quantize fp8 --parallel auto --for 8xh200",
+        ),
         ("by a bundled recipe", "llmc build ./model -o model.llmc --recipe cpu-int4"),
     ),
     "run": (
@@ -23,6 +27,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "plan": (
         ("the best split and format for a machine", "llmc plan ./model --for 8xh200 --goal 'throughput,tpot<=40ms'"),
+        ("the frontier as a picture", "llmc plan ./model --for 4xh100 --quantize fp8,int4 --chart frontier.svg"),
         ("the cheapest machine for a goal, by a config.json alone", "llmc plan config.json --goal 'ttft<=500ms'"),
     ),
     "recipes": (

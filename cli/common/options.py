@@ -137,7 +137,7 @@ BUILD_FLAGS: Mapping[str, Any] = {
         str | None,
         flag(
             "--quantize",
-            "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none.",
+            "Weight format: int4, int8, fp8, nvfp4, mxfp4 ... or none; auto: by --for and --goal.",
             default="the recipe's, none",
             metavar="FORMAT",
             group=RECIPE,
@@ -163,7 +163,7 @@ BUILD_FLAGS: Mapping[str, Any] = {
         str | None,
         flag(
             "--parallel",
-            "Splits over ranks to build profiles for, as tp1,tp2,tp4-pp2: tensor and pipeline parallel.",
+            "Splits over ranks to build profiles for, as tp1,tp2,tp4-pp2; auto: the best by --for and --goal.",
             default="the recipe's, tp1",
             metavar="LIST",
             group=RECIPE,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...runtime.errors import VerifyError
+from ...runtime.errors import RecipeError, VerifyError
 from ..common import complete, console, extras, options, progress
 from ..common.options import MACHINE, RECIPE, REPORT, flag
 from . import told
@@ -67,6 +68,10 @@ _PRECISION = {
 }
 Activations = Annotated[str | None, flag("--activations", "Activations of large steps.", **_PRECISION)]
 Kv = Annotated[str | None, flag("--kv", "The KV cache.", **_PRECISION)]
+Chart = Annotated[
+    Path | None,
+    flag("--chart", "Write the frontier as a picture, an .svg file.", default="none", metavar="FILE", group=REPORT),
+]
 All = Annotated[bool, flag("--all", "Show every candidate.", group=REPORT)]
 
 
@@ -82,6 +87,8 @@ def plan(
     activations: Activations = None,
     kv: Kv = None,
     accept_config: options.AcceptConfig = None,
+    chart: Chart = None,
+    force: options.Force = False,
     every: All = False,
     json: options.Json = False,
 ) -> None:
@@ -90,6 +97,7 @@ def plan(
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports
     from ...runtime.files.records import plain
+    from . import chart as charts
 
     asked = asked_of(
         machines,
@@ -102,15 +110,22 @@ def plan(
         activations=activations,
         kv=kv,
     )
+    if chart is not None:
+        charts.check(chart, source, force=force)
+    elif force:
+        raise RecipeError("expected --chart with --force")
     if every and json:
         console.note("llmc: --all changes nothing beside --json, which has every candidate")
     with progress.for_terminal(quiet=json).stage("plan"):
         with late_imports():
             from ...compiler.deploy.models import model_of
             from ...compiler.deploy.plan_model import plan_model
-        made = plan_model(model_of(source, accept_config or ()), asked).report
-    for note in made.notes:
+        made = plan_model(model_of(source, accept_config or ()), asked)
+    report = made.report
+    for note in report.notes:
         console.note(f"llmc: {note}")
-    console.show(plain(made), told.text(made, every), json)
-    if made.best is None:
+    if chart is not None:
+        charts.write(chart, made, force=force)
+    console.show(plain(report), told.text(report, every), json)
+    if report.best is None:
         raise typer.Exit(VerifyError.exit_code)

@@ -163,7 +163,7 @@ def _frontier(plan: PlanReport) -> Iterator[str]:
     ]
     yield console.table(rows)
     if left:
-        yield f"  {left} more: --json"
+        yield f"  {left} more: --json, or --chart FILE.svg"
 
 
 def _spread(values: Sequence[_T], most: int) -> list[_T]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..planner.all_formats import Refused
-from ..planner.choose import Choice
-from .frontier import Place
+if TYPE_CHECKING:  # so that `llmc.PlanReport` imports nothing heavy
+    from ..planner.all_formats import Refused
+    from ..planner.choose import Choice
+    from .frontier import Place
 
 
 @dataclass(frozen=True)

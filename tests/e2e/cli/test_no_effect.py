@@ -43,6 +43,15 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         "cannot use activations fp8, which would change nothing\n  found: no weight that is quantized\n"
         "  try: quantize fp8, or no activations\n",
     ),
+    "build --for": (
+        (*BUILD, "--for", "8xh200", "--parallel", "tp2"),
+        "cannot use --for 8xh200, which would change nothing\n  found: a split and a format that are given\n",
+    ),
+    "build --goal": ((*BUILD, "--goal", "latency"), "cannot use --goal latency, which would change nothing\n"),
+    "build --parallel auto": (
+        (*BUILD, "--parallel", "auto"),
+        "expected --for with parallel auto\n  try: --for 8xh200\n",
+    ),
     "build --tactics": ((*BUILD, "--tactics", "table.yaml"), "cannot use a table of tiles for sm_90"),
     "build --accept-config": (
         (*BUILD, "--accept-config", "absent"),
@@ -57,6 +66,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         ("plan", PICO, "--for", "h100", "--quantize", "none", "--activations", "fp8"),
         "cannot use activations fp8, which would change nothing\n  found: no weight that is quantized\n",
     ),
+    "plan --force": (("plan", PICO, "--force"), "expected --chart with --force\n"),
     "plan --accept-config": (("plan", PICO, "--accept-config", "absent"), "cannot apply --accept-config absent\n"),
     "passes --kv": ((*PASSES, "--kv", "fp8"), "cannot use kv fp8, which would change nothing"),
     "passes --activations": ((*PASSES, "--activations", "fp8"), "cannot use activations fp8, which would change noth"),
@@ -198,7 +208,7 @@ SAID: dict[str, tuple[tuple[object, ...], str]] = {
 """Command lines that do their work, and what is said on stderr."""
 
 ALWAYS: dict[str, set[str]] = {
-    "plan": {"--for", "--goal", "--input", "--output", "--context", "--batch", "--quantize", "--kv"},
+    "plan": {"--for", "--goal", "--input", "--output", "--context", "--batch", "--quantize", "--kv"} | {"--chart"},
     "build": {"--output", "--quantize", "--target", "--max-batch", "--memory-limit", "--random-weights", "--dump"}
     | {"--max-shard-size"}  # a limit that is kept, as that of memory
     | {"--parallel"}  # profiles

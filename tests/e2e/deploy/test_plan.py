@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from support.commands import Outcome
 from support.paths import PICO
 
+import llmc
 from llmc.recipes.goal import parse_goal
 from llmc.recipes.machines.table import machine_named
+from llmc.runtime.files.records import plain
 from llmc.runtime.plan.price import usable
 
 Call = Callable[..., Outcome]
@@ -145,16 +148,20 @@ def test_a_goal_that_nothing_reaches(call: Call, config: Path):
     assert f"  {near['lost']}\n" in text.out
 
 
-def test_what_would_fit(call: Call, config: Path):
+def test_what_would_fit(call: Call, config: Path, tmp_path: Path):
+    path = tmp_path / "f.svg"
     done = call("plan", config, "--for", "1xa100", "--quantize", "none", "--json")
     assert done.code == 1
     assert (done.json["best"], done.json["nearest"], done.json["frontier"]) == (None, None, [])
     one, other = done.json["would_fit"]
     assert (one["machine"], one["quantize"]) == ("2xa100", "none")
     assert other["machine"] == "1xa100" and other["quantize"] != "none"
-    text = call("plan", config, "--for", "1xa100", "--quantize", "none").out
-    assert "no candidate fits: needs " in text
-    assert f"  would fit: {one['profile']} on {one['machine']}, weights none\n" in text
+    text = call("plan", config, "--for", "1xa100", "--quantize", "none", "--chart", path)
+    assert "no candidate fits: needs " in text.out
+    assert f"  would fit: {one['profile']} on {one['machine']}, weights none\n" in text.out
+    assert (
+        f"llmc: {path} is not written: no candidate fits, so there is no frontier\n" in text.err and not path.exists()
+    )
 
 
 def test_more_requests_than_fit(call: Call, config: Path):
@@ -196,3 +203,30 @@ def test_what_is_refused(call: Call, config: Path, flags: tuple[object, ...], co
     done = call("plan", config, *flags)
     assert (done.code, done.out) == (code, "")
     assert said in done.err
+
+
+def test_the_library_returns_what_the_command_prints(call: Call, config: Path):
+    found = llmc.plan(config, "2xh200", "latency,tpot<=1s", quantize=["fp8"])
+    assert isinstance(found, llmc.PlanReport) and found.best == found.candidates[0]
+    assert plain(found) == call("plan", config, *FP8, "--goal", "latency,tpot<=1s", "--json").json
+    with pytest.raises(llmc.RecipeError, match="expected a weight format"):
+        llmc.plan(config, quantize="in4")
+
+
+def test_the_picture(call: Call, config: Path, tmp_path: Path):
+    path = tmp_path / "f.svg"
+    assert call("plan", config, *FP8, "--chart", path).code == 0
+    root = xml.fromstring(path.read_text())
+    assert any(f"{config}: 1024 tokens in, 1024 out" == one.text for one in root.iter() if one.text)
+    first = path.read_bytes()
+    assert call("plan", config, *FP8, "--chart", path, "--json").code == 0  # an older picture may be replaced
+    assert path.read_bytes() == first
+    (tmp_path / "own.svg").write_text("<svg>mine</svg>")
+    for name, said in {
+        "own.svg": "that is not a picture of a plan\n  try: another name, or --force",
+        "f.png": "expected --chart as a file that ends in .svg\n  found: ",
+        "absent/f.svg": "no folder ",
+    }.items():
+        done = call("plan", config, *FP8, "--chart", tmp_path / name)
+        assert done.code in (2, 4) and said in done.err
+    assert (tmp_path / "own.svg").read_text() == "<svg>mine</svg>"

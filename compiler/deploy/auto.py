@@ -87,7 +87,8 @@ def _recipe(recipe: Any, flags: Mapping[str, Any], format: str | None, machine: 
         return with_flags(recipe, **flags)
     reduced = "fp8" if machine.chip.fp8 and format != "none" else "none"
     activations = flags.get("activations", reduced) if format != "none" else "none"
-    return with_flags(recipe, **{"kv": reduced, **flags, "activations": activations, "quantize": format})
+    given: dict[str, Any] = {"kv": reduced, **flags, "activations": activations, "quantize": format}
+    return with_flags(recipe, **given)
 
 
 def _is_auto(key: str, value: str | Sequence[str] | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -77,7 +77,7 @@ def _axes(x: _Axis, y: _Axis, machine: str) -> Iterator[str]:
     yield _text(24, middle[1], f"generated tokens/s of {machine}", size=13, anchor="middle", more=turned)
 
 
-def _points(places: Iterable[Place], x: _Axis, y: _Axis, colours: dict[str, str]) -> Iterator[str]:
+def _points(places: Iterable[Place], x: _Axis, y: _Axis, colours: Mapping[str, str]) -> Iterator[str]:
     """Grey ones first, so that those of the legend lie over them."""
     for one in sorted(places, key=lambda place: place.candidate.split.name in colours):
         colour = colours.get(one.candidate.split.name, _OTHER)
@@ -107,7 +107,7 @@ def _labels(line: Sequence[Place], x: _Axis, y: _Axis) -> Iterator[str]:
             last = at
 
 
-def _legend(colours: dict[str, str], has_others: bool) -> Iterator[str]:
+def _legend(colours: Mapping[str, str], has_others: bool) -> Iterator[str]:
     left, top = _WIDTH - _RIGHT + 110, _TOP + 6
     rows = [*((colour, name) for name, colour in colours.items()), *([(_OTHER, "other splits")] if has_others else [])]
     yield _text(left, top, "split", size=13, bold=True)

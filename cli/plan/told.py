@@ -11,7 +11,7 @@ from ...runtime.errors import printable
 from ..common import console
 
 if TYPE_CHECKING:
-    from ...compiler.deploy.report import CandidateReport, PlanReport
+    from ...compiler.deploy.report import BuildFigures, CandidateReport, PlanReport
 
 _HEAD = "{model.path}: {model.architecture}, {billions:.3g} billion parameters, {model.layers} layers, {model.dtype}"
 _ASKED = "  goal {goal}; prompts of {load.input_tokens} tokens, answers of {load.output_tokens}; context {load.context}"
@@ -51,6 +51,8 @@ def _answer(plan: PlanReport) -> Iterator[str]:
         yield f"best: {_what(plan.best)}"
         yield _figures(plan.best)
         yield f"  {_command(plan, plan.best)}"
+        if (build := plan.best.build) is not None:
+            yield f"  {_build(build)}"
     elif plan.nearest is not None:
         yield f"no candidate reaches the goal; nearest: {_what(plan.nearest)}"
         yield f"  {plan.nearest.lost}"
@@ -100,6 +102,11 @@ def _command(plan: PlanReport, one: CandidateReport) -> str:
     words += [f"--kv {one.kv}"] if one.kv != "none" else []
     words += [f"--parallel {one.parallel}"] if one.parallel != "tp1" else []
     return " ".join([*words, f"--max-context {plan.load.context}", f"--max-batch {one.requests_per_copy}"])
+
+
+def _build(build: BuildFigures) -> str:
+    peak = f", {_bytes(build.peak_bytes)} of memory while it is built" if build.peak_bytes is not None else ""
+    return f"the engine takes {_bytes(build.disk_bytes)} of disk{peak}"
 
 
 def _others(plan: PlanReport, every: bool) -> Iterator[str]:

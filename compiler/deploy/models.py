@@ -19,6 +19,7 @@ from ..checkpoint.folder import Folder, find_weights
 from ..checkpoint.no_checkpoint import CONFIG
 from ..families.config import Config, parse_config
 from ..planner.all_formats import Subject
+from .build_cost import without_weights
 
 _MAX_BYTES = 16 << 20
 
@@ -30,6 +31,8 @@ class Model:
     where: str
     """As the user has named it."""
     subject: Subject
+    checkpoint: Checkpoint
+    """Of a config.json alone, one without weights."""
     has_weights: bool
     """False if only its config.json was read."""
     notes: tuple[str, ...]
@@ -60,7 +63,7 @@ def model_of(where: str | Path, accept_config: Collection[str] = ()) -> Model:
         return _of_config(where, data, facts.shown, accept_config, notes)
     checkpoint = open_checkpoint(found, accept_config=accept_config)
     check_tensors(checkpoint)
-    return Model(str(where), subject_of(checkpoint), True, (*notes, *checkpoint.config.notes))
+    return Model(str(where), subject_of(checkpoint), checkpoint, True, (*notes, *checkpoint.config.notes))
 
 
 def subject_of(checkpoint: Checkpoint) -> Subject:
@@ -82,7 +85,8 @@ def _of_config(
 ) -> Model:
     config = parse_config(data, accept=accept, what=shown)
     subject = _subject(config, CONFIG_DTYPES[config.dtype or "bfloat16"])
-    return Model(str(where), subject, False, (*notes, *config.notes))
+    checkpoint = without_weights(Path(shown), config, subject.stored)
+    return Model(str(where), subject, checkpoint, False, (*notes, *config.notes))
 
 
 def _has_weights(folder: Folder) -> bool:

@@ -10,14 +10,24 @@ from ...recipes.recipe import MAX_CONTEXT, Recipe
 from ...runtime.errors import RecipeError
 from ...runtime.plan.plan import BLOCK_TOKENS
 from ..families.config import Config
-from ..planner.choose import chosen
+from ..planner.choose import Choice, chosen
 from ..planner.planner import Planned, plan, priced_target
 from ..planner.serve import Workload
 from .asked import TOKENS, Asked, recipe_of
+from .build_cost import build_cost
 from .frontier import Place, frontier, places
 from .models import Model
 from .remedies import first_fitting, larger, nearest, smaller
-from .report import LoadReport, ModelReport, PlanReport, WouldFit, candidate_report, frontier_report, refused_report
+from .report import (
+    CandidateReport,
+    LoadReport,
+    ModelReport,
+    PlanReport,
+    WouldFit,
+    candidate_report,
+    frontier_report,
+    refused_report,
+)
 
 SMALL = 8
 """GPUs of a machine that is priced at once when no machine was named."""
@@ -51,14 +61,19 @@ def plan_model(model: Model, asked: Asked) -> Plan:
     found = () if shown is None else tuple(places((one.candidate for one in planned.choices), shown.candidate.machine))
     line = frontier(found)
     fits_nowhere = not any(one.candidate.most for one in planned.choices)
+
+    def reported(one: Choice) -> CandidateReport:
+        is_shown = one is best or one is near  # a large model has thousands of tensors to lay out, for each format
+        return candidate_report(one, build_cost(model.checkpoint, one.candidate.recipe, context) if is_shown else None)
+
     report = PlanReport(
         model=_model_report(model),
         goal=str(asked.goal),
         load=LoadReport(load.input, load.output, context, asked.batch),
-        best=None if best is None else candidate_report(best),
-        nearest=None if near is None else candidate_report(near),
+        best=None if best is None else reported(best),
+        nearest=None if near is None else reported(near),
         would_fit=tuple(_would_fit(model, asked, load, context)) if fits_nowhere else (),
-        candidates=tuple(map(candidate_report, planned.choices)),
+        candidates=tuple(map(reported, planned.choices)),
         refused=tuple(map(refused_report, planned.refused)),
         frontier=frontier_report(line),
         not_priced=_not_priced(asked, planned),

@@ -27,13 +27,14 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class BuildFigures:
-    """What the build of a candidate takes on this machine."""
+    """What the build of a candidate takes on this machine; None: not known."""
 
-    seconds: float
-    peak_bytes: int
-    """Largest memory of the process."""
+    seconds: float | None
+    """None for now: the time of compiling a GPU's kernels is not priced."""
+    peak_bytes: int | None
+    """Largest memory of the process; known after `llmc doctor --measure`."""
     disk_bytes: int
-    """Of the engine."""
+    """Of the engine's header and weights, exactly; its sections, a few MB, come on top."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class CandidateReport:
     shares: Mapping[str, float] | None
     """The share of the time by what bounds it."""
     build: BuildFigures | None
-    """None if the build of this candidate was not priced."""
+    """Of the best and of the nearest candidate; None of others: ask for their format alone."""
     lost: str
     """Why it is not the best; "" of the best."""
 
@@ -167,7 +168,7 @@ class PlanReport:
     """On the model."""
 
 
-def candidate_report(choice: Choice, build: BuildFigures | None = None) -> CandidateReport:
+def candidate_report(choice: Choice, build: BuildFigures | None) -> CandidateReport:
     """A choice of the planner as a record."""
     one, point = choice.candidate, choice.point
     figures = None if point is None else one.figures(point)

@@ -23,7 +23,7 @@ HELD: dict[str, int] = {
     "cli/common": 711,  # a flag given twice and an empty value are refused
     "cli/facts": 305,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/plan": 287,  # llmc plan, --chart
+    "cli/plan": 292,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 480,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 480,  # engines that llmc run builds
@@ -31,7 +31,7 @@ HELD: dict[str, int] = {
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 343,
-    "compiler/deploy": 685,  # around the planner: what was asked, models, records, the frontier, builds by a plan
+    "compiler/deploy": 741,  # around the planner: what was asked, models, records, the frontier, builds by a plan
     "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,

@@ -78,6 +78,7 @@ def test_the_json_of_a_plan(call: Call, config: Path):
             assert sum(one["shares"].values()) == pytest.approx(1)
             assert one["requests"] == requests * one["copies"] <= one["max_requests"]
     assert best["tpot_s"] <= 0.06
+    assert [one["build"] is not None for one in candidates] == [True, *(False for _ in candidates[1:])]
     assert all(map(math.isfinite, numbers(found)))
 
 
@@ -106,6 +107,7 @@ def test_what_people_see(call: Call, config: Path):
     assert lines[4].startswith(f"  the time is {100 * best['shares'][best['bound']]:.0f} % {best['bound']}, ")
     memory = best["memory"]
     assert f"weights {memory['weights_bytes'] / 1e9:.1f} GB, 1 x cache of " in lines[5]
+    assert lines[7] == f"  the engine takes {best['build']['disk_bytes'] / 1e9:.1f} GB of disk"
     assert lines[6] == (
         "  llmc build CHECKPOINT -o model.llmc --target sm_90 --quantize fp8 --activations fp8 --kv fp8 "
         "--parallel tp2 --max-context 2048 --max-batch 1"

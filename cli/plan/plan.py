@@ -92,7 +92,7 @@ def plan(
     every: All = False,
     json: options.Json = False,
 ) -> None:
-    """Price every split and format of a model on machines, and choose the best by a goal."""
+    """Choose split, format and machine for a model, before it is built."""
     extras.need("cuda-build", "llmc plan")
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports

@@ -70,7 +70,7 @@ def remove(
         list[str] | None,
         typer.Argument(metavar="[KEY|MODEL]...", help="Engines by key (4 digits or more), hub id, name or folder."),
     ] = None,
-    everything: Annotated[bool, flag("--all", "All that llmc has cached: engines, kernels, digests.")] = False,
+    everything: Annotated[bool, flag("--all", "All that llmc has cached, facts of machines too.")] = False,
     older_than: Annotated[
         str | None, flag("--older-than", "Engines not used for so long: 12h, 30d, 4w.", default="none", metavar="AGE")
     ] = None,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.costs.facts import FACTS, facts_of_machines
 from ...runtime.engine_file.file import EngineFile
 from ...runtime.environment import KERNELS, TOOLS
 from ...runtime.errors import LlmcError, RecipeError, ResourceError, nearest
@@ -96,11 +97,12 @@ def _entry(path: Path, key: str, size: int, used: float, sources: tuple[str, ...
 
 
 def kinds(store: Store) -> list[Kind]:
-    """What the caches hold: engines, kernels, digests of checkpoints, and what killed processes have left."""
+    """What the caches hold: engines, kernels, digests of checkpoints, facts of machines, what killed processes left."""
     return [
         _kind("engines", "built by llmc run", [store.path(key) for key in store.engine_keys()]),
         _kind("kernels", "compiled for GPU targets", kernels(store)),
         _kind("checkpoints", "digests of weight files", [file for file, _ in Remembered(store.cache).all()]),
+        _kind("machines", "facts of llmc doctor --measure", facts_of_machines(store.cache)),
         _kind("unfinished", "builds that run, or were killed", [*store.unfinished(), *_abandoned(store)]),
     ]
 
@@ -161,11 +163,12 @@ def remove(store: Store, entries: Sequence[Entry]) -> int:
 
 
 def remove_rest(store: Store) -> list[Kind]:
-    """Delete compiled kernels, digests of checkpoints and what killed processes have left; returns what is gone."""
+    """Delete all but engines: kernels, digests, facts, and what killed processes have left; returns what is gone."""
     records = [file for file, _ in Remembered(store.cache).all()]
     return [
         _delete("kernels", kernels(store)),
         _delete("checkpoints", records),
+        _delete("machines", facts_of_machines(store.cache)),
         _delete("unfinished", _abandoned(store), sweep=store),
     ]
 
@@ -173,7 +176,8 @@ def remove_rest(store: Store) -> list[Kind]:
 def _abandoned(store: Store) -> list[Path]:
     """Small files that killed processes were writing."""
     old = time.time() - _ABANDONED_S
-    files = [path for folder in (FOLDER, KERNELS) for path in sorted((store.cache / folder).glob(f"{UNFINISHED}*"))]
+    folders = [store.cache / name for name in (FOLDER, KERNELS, FACTS)]
+    files = [path for folder in folders for path in sorted(folder.glob(f"{UNFINISHED}*"))]
     return [path for path in files if path.is_file() and path.stat().st_mtime < old]
 
 

@@ -20,9 +20,9 @@ from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, lay_out
 from ..families.spec import DecoderSpec, LayerSpec, Linear
 
-KERNEL_S = 1.6
-"""Seconds to compile a kernel of a GPU's profile on one core, an assumption: README's sm_90 profile took 19.9 s for its
-kernels on two (2026-11). Cached kernels take none."""
+KERNEL_S = 1.4
+"""Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
+took 19.9 s on two. Cached kernels take none."""
 GPU_BYTES = 90 << 20
 """Memory of this process for the profile of a GPU beside that of a CPU (README: 418.53 and 332.29 MiB)."""
 _GRAPH_BYTES = (8 << 10, 4 << 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
@@ -20,6 +21,7 @@ FACTS = "machine"
 """The folder of these files in llmc's cache folder."""
 TOKENS = (1, 2, 4, 16, 128)
 """Rows of x for which products are measured: a step of one token waits for memory, one of 128 for arithmetic."""
+_FILE = re.compile(r"[0-9a-f]{16}\.json")
 MEASURE = "llmc doctor --measure"
 _Say = Callable[[str], None]
 
@@ -124,6 +126,11 @@ def facts_path(cpu: str, threads: int) -> Path | None:
     folder = environment.cache_folder()
     digest = hashlib.sha256(f"{cpu}\n{threads}".encode()).hexdigest()[:16]
     return None if folder is None else folder / FACTS / f"{digest}.json"
+
+
+def facts_of_machines(cache: Path) -> list[Path]:
+    """All files of facts in a cache folder."""
+    return [path for path in sorted((cache / FACTS).glob("*")) if _FILE.fullmatch(path.name)]
 
 
 def load_facts(threads: int | None = None, say: _Say = lambda _: None) -> CpuFacts | None:

@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "bench --gate": (("bench", "ENGINE", "--gate", "kl_mean<=1"), "cannot gate llmc bench by kl_mean\n"),
     "bench --new-tokens": (("bench", "ENGINE", "--new-tokens", 512), "of at most 512 together, the context"),
     "doctor --for": (("doctor", "--for", "h100"), "expected ENGINE with --for\n"),
+    "doctor --measure": (
+        ("doctor", "ENGINE", "--for", "h100", "--measure"),
+        "expected --measure without --for\n  found: another machine",
+    ),
 }
 """Command lines that end with exit code 2, and what is said."""
 

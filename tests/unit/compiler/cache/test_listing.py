@@ -149,6 +149,7 @@ def fill(folder: Path) -> dict[str, bytes]:
         f"checkpoints/{'d' * 32}": b"no record",
         "checkpoints/readme": b"7",
         "other/file": b"8",
+        "machine/mine.json": b"9",
     }
     for name, data in others.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +170,7 @@ def test_everything_is_all_of_llmc_and_nothing_else(store: Store, whole: Path, t
     half.write_bytes(b"x")
     os.utime(half, (1, 1))
     (whole / "kernels" / ".new-now").write_bytes(b"a process writes it")
+    (whole / "machine" / f"{'e' * 16}.json").write_bytes(b"facts")
     kernel = (whole / "kernels" / ("a" * 64)).stat().st_size
     record = sum(path.stat().st_size for path, _ in Remembered(whole).all())
     counted = {kind.name: (kind.files, kind.bytes) for kind in listing.kinds(store)}
@@ -176,13 +178,14 @@ def test_everything_is_all_of_llmc_and_nothing_else(store: Store, whole: Path, t
         "engines": (1, found.path.stat().st_size),
         "kernels": (1, kernel),
         "checkpoints": (1, record),
+        "machines": (1, 5),
         "unfinished": (2, 5),
     }
     assert listing.remove(store, listing.engines(store)) == counted["engines"][1]
     gone = {kind.name: (kind.files, kind.bytes) for kind in listing.remove_rest(store)}
-    assert gone == {**{name: counted[name] for name in ("kernels", "unfinished")}, "checkpoints": (0, 0)}
+    assert gone == {**{name: counted[name] for name in ("kernels", "machines", "unfinished")}, "checkpoints": (0, 0)}
     assert files(whole) == {**others, "kernels/.new-now": b"a process writes it"}
-    assert [kind.files for kind in listing.kinds(store)] == [0, 0, 0, 0]
+    assert [kind.files for kind in listing.kinds(store)] == [0, 0, 0, 0, 0]
 
 
 def test_a_build_that_runs_is_not_disturbed(store: Store, tmp_path: Path):
@@ -203,8 +206,8 @@ def test_a_pack_of_kernels_is_not_llmc_s_to_empty(store: Store, whole: Path):
 
 def test_no_cache_holds_nothing(store: Store):
     assert listing.engines(store) == [] and listing.remove(store, []) == 0
-    assert [kind.files for kind in listing.kinds(store)] == [0, 0, 0, 0]
-    assert [kind.files for kind in listing.remove_rest(store)] == [0, 0, 0]
+    assert [kind.files for kind in listing.kinds(store)] == [0, 0, 0, 0, 0]
+    assert [kind.files for kind in listing.remove_rest(store)] == [0, 0, 0, 0]
 
 
 def test_a_folder_with_the_name_of_an_engine_is_none(store: Store, tmp_path: Path):

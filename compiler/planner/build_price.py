@@ -85,12 +85,11 @@ def predict_build(
         "graph and passes": facts.graph_s + facts.layer_s * len(spec.layers) * len(recipe.profiles),
         "compile profiles": KERNEL_S * kernels / threads,
         "weights": _weights_seconds(checkpoint, sizes, facts, threads),
-        "golden probe": sum(count * facts.named(name).probe_weight_s for name, count in sizes.weights.items()),
-        "finish file": (sizes.bytes + sections) * facts.disk_write_byte_s,
+        "golden probe": facts.probe_s
+        + sum(count * facts.named(name).probe_weight_s for name, count in sizes.weights.items()),
+        "finish file": facts.finish_s + (sizes.bytes + sections) * facts.disk_write_byte_s,
     }
-    peak = max(facts.named(name).peak_bytes for name in sizes.weights)
-    if any(target != "cpu" for target in recipe.targets):
-        peak += GPU_BYTES
+    peak = facts.peak_bytes + (GPU_BYTES if any(target != "cpu" for target in recipe.targets) else 0)
     return BuildPrice(
         seconds=sum(stages.values()),
         peak_bytes=peak if memory_limit is None else min(peak, memory_limit),

@@ -47,8 +47,6 @@ class FormatFacts:
     """Seconds for each byte of the checkpoint that is read, quantized, written and hashed."""
     probe_weight_s: float
     """Seconds for each weight that the golden probe decodes and multiplies."""
-    peak_bytes: int
-    """Peak memory of the process."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,17 @@ class BuildFacts:
     """Passes over one layer of one profile."""
     graph_s: float
     """Passes over a graph without layers, and the compilation of a cpu profile."""
+    probe_s: float
+    """The golden probe of a model with nearly no weights."""
+    finish_s: float
+    """The end of an engine with nearly no weights."""
     disk_read_byte_s: float
     disk_write_byte_s: float
     """With fsync."""
     hash_byte_s: float
     """SHA-256 on one core."""
+    peak_bytes: int
+    """Peak memory of the process, which hardly depends on model and format."""
     formats: tuple[FormatFacts, ...]
 
     def named(self, name: str) -> FormatFacts:

@@ -35,8 +35,9 @@ FACTS = CpuFacts(
     step_s=0.0,
     logit_s=0.0,
     build=BuildFacts(
-        *(1.0, 0.25, 0.5, 0.0, 0.0, 0.0),
-        (FormatFacts("none", 0.0, 0.0, 100 * MIB), FormatFacts("int8", 1e-6, 0.0, 200 * MIB)),
+        *(1.0, 0.25, 0.5, 0.125, 0.25, 0.0, 0.0, 0.0),
+        200 * MIB,
+        (FormatFacts("none", 0.0, 0.0), FormatFacts("int8", 1e-6, 0.0)),
     ),
 )
 WEIGHTS = 8 * (512 * 256 + 256 * 256 + 3 * 768 * 256) + 4096 * 256
@@ -96,7 +97,7 @@ def test_a_build_shows_what_facts_predict(call: Call, tmp_path: Path, checked_he
     predicted = found["predicted"]
     quantized = 2 * WEIGHTS
     assert predicted["stages"]["weights"] == pytest.approx(quantized * 1e-6, abs=1e-3)
-    assert predicted["seconds"] == pytest.approx(quantized * 1e-6 + 0.5 + 8 * 0.25, abs=1e-3)
+    assert predicted["seconds"] == pytest.approx(quantized * 1e-6 + 0.5 + 8 * 0.25 + 0.125 + 0.25, abs=1e-3)
     assert predicted["peak_rss_bytes"] == 200 * MIB
     assert predicted["bytes"] == pytest.approx(found["bytes"], rel=0.01)
     text = call("build", PICO, "-o", tmp_path / "e.llmc", "--quantize", "int8").out

@@ -32,10 +32,13 @@ FACTS = BuildFacts(
     start_s=1.0,
     layer_s=2.0,
     graph_s=3.0,
+    probe_s=4.0,
+    finish_s=5.0,
     disk_read_byte_s=0.0,
     disk_write_byte_s=1e-3,
     hash_byte_s=0.0,
-    formats=(FormatFacts("none", 1.0, 0.5, 300), FormatFacts("int8", 2.0, 0.25, 200)),
+    peak_bytes=300,
+    formats=(FormatFacts("none", 1.0, 0.5), FormatFacts("int8", 2.0, 0.25)),
 )
 
 
@@ -72,8 +75,8 @@ def test_seconds_and_memory_follow_from_the_facts():
         "graph and passes": 3.0 + 2.0 * 8,
         "compile profiles": 0.0,
         "weights": copied * 1.0 + quantized * 2.0,
-        "golden probe": copied / 2 * 0.5 + quantized / 2 * 0.25,
-        "finish file": (sizes.bytes + 1000) * 1e-3,
+        "golden probe": 4.0 + (copied / 2 * 0.5 + quantized / 2 * 0.25),
+        "finish file": 5.0 + (sizes.bytes + 1000) * 1e-3,
     }
     assert price.seconds == sum(price.stages.values())
     assert (price.peak_bytes, price.bytes) == (300, sizes.bytes + 1000)

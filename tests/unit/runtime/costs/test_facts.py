@@ -15,7 +15,7 @@ from llmc.runtime.files.records import plain
 from llmc.runtime.files.sealed import read_sealed, write_sealed
 from llmc.runtime.machine import cpu_name
 
-BUILD = BuildFacts(1.0, 0.01, 0.02, 1e-9, 2e-9, 3e-9, (FormatFacts("int4", 1e-9, 2e-9, 400 << 20),))
+BUILD = BuildFacts(1.0, 0.01, 0.02, 0.3, 0.4, 1e-9, 2e-9, 3e-9, 400 << 20, (FormatFacts("int4", 1e-9, 2e-9),))
 FACTS = CpuFacts(
     llmc=version("llmc-engine"),
     cpu=cpu_name(),
@@ -49,7 +49,7 @@ def test_facts_come_back(facts: CpuFacts):
 
 
 def test_facts_of_a_format_are_found_by_name():
-    assert BUILD.named("int4").peak_bytes == 400 << 20
+    assert BUILD.named("int4").probe_weight_s == 2e-9
     with pytest.raises(KeyError):
         BUILD.named("fp8")
 

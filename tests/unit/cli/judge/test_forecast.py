@@ -4,44 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine
-from support.paths import PICO
+from support.machine_facts import FACTS, WEIGHTS
 
 from llmc.cli.facts import small_builds
 from llmc.runtime.costs import measure
-from llmc.runtime.costs.facts import BuildFacts, CpuFacts, FormatFacts, ProductFacts, keep_facts, load_facts
-from llmc.runtime.machine import cpu_count, cpu_name
+from llmc.runtime.costs.facts import keep_facts, load_facts
+from llmc.runtime.machine import cpu_count
 
 Call = Callable[..., Outcome]
-MIB = 1 << 20
-FACTS = CpuFacts(
-    llmc=version("llmc-engine"),
-    cpu=cpu_name(),
-    threads=cpu_count(),
-    date="2026-11-29",
-    read_bytes_per_s=2e10,
-    products=(ProductFacts(8, 32, (1e-10,) * 5),),
-    product_s=0.0,
-    attention_head_s=0.0,
-    attention_byte_s=0.0,
-    attention_operation_s=0.0,
-    element_s={"norm": 0.0, "activation": 0.0, "other": 0.0},
-    node_s=0.0,
-    step_s=0.0,
-    logit_s=0.0,
-    build=BuildFacts(
-        *(1.0, 0.25, 0.5, 0.125, 0.25, 0.0, 0.0, 0.0),
-        200 * MIB,
-        (FormatFacts("none", 0.0, 0.0), FormatFacts("int8", 1e-6, 0.0)),
-    ),
-)
-WEIGHTS = 8 * (512 * 256 + 256 * 256 + 3 * 768 * 256) + 4096 * 256
-"""Those that a step of PICO reads: of its linears, and of the head."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,21 +64,6 @@ def test_facts_of_another_number_of_threads_or_machine_are_not_used(call: Call, 
     found = call(*bench(pico_engine("int8"), "--json"))
     assert found.json["predicted"] is None
     assert "are of llmc 0.0.0, not" in found.err
-
-
-def test_a_build_shows_what_facts_predict(call: Call, tmp_path: Path, checked_here: None):
-    keep_facts(FACTS)
-    found = call("build", PICO, "-o", tmp_path / "e.llmc", "--quantize", "int8", "--json").json
-    predicted = found["predicted"]
-    quantized = 2 * WEIGHTS
-    assert predicted["stages"]["weights"] == pytest.approx(quantized * 1e-6, abs=1e-3)
-    assert predicted["seconds"] == pytest.approx(quantized * 1e-6 + 0.5 + 8 * 0.25 + 0.125 + 0.25, abs=1e-3)
-    assert predicted["peak_rss_bytes"] == 200 * MIB
-    assert predicted["bytes"] == pytest.approx(found["bytes"], rel=0.01)
-    text = call("build", PICO, "-o", tmp_path / "e.llmc", "--quantize", "int8").out
-    assert text.splitlines()[-1].startswith(f"predicted / actual: {predicted['seconds']:.1f} / ")
-    other = call("build", PICO, "-o", tmp_path / "e.llmc", "--quantize", "int4", "--json").json
-    assert other["predicted"] is None  # a format that was not measured
 
 
 def test_measuring_keeps_facts(call: Call, monkeypatch: pytest.MonkeyPatch):

@@ -21,12 +21,12 @@ HELD: dict[str, int] = {
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1544,  # doctor --measure; build and bench say what was predicted
     "cli/common": 711,  # a flag given twice and an empty value are refused
-    "cli/facts": 305,  # small_builds.py: what doctor --measure learns of builds
+    "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 292,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 480,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
-    "compiler/cache": 480,  # engines that llmc run builds
+    "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
@@ -57,7 +57,7 @@ HELD: dict[str, int] = {
     "recipes": 699,  # goal.py and units.py: goals of plans
     "recipes/machines": 233,
     "runtime": 1239,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/costs": 680,  # steps of cpu profiles are priced from measured facts
+    "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.commands import Outcome
 from support.engines import PicoEngine
-from support.machine_facts import FACTS, WEIGHTS
+from support.fakes.machine_facts import FACTS, WEIGHTS
 
 from llmc.cli.facts import small_builds
 from llmc.runtime.costs import measure

@@ -7,10 +7,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from support.commands import Outcome
+from support.cpu import HAS_VNNI
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +50,12 @@ def commands_of(command: str) -> list[list[str]]:
     return [words] if program in ("llmc", ".venv/bin/llmc") else []
 
 
+def before_texts(command: str, shown: list[str]) -> list[str]:
+    """What is shown before a model computes: kernels of other CPUs round otherwise, so texts and figures differ."""
+    computes = ("llmc run ", "llmc eval ")
+    return list(takewhile(lambda line: not any(word in line for word in computes), [f"$ {command}", *shown]))[1:]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the digest of the page names Python 3.11")
 def test_the_commands_of_the_readme_print_what_it_shows(
@@ -64,6 +72,8 @@ def test_the_commands_of_the_readme_print_what_it_shows(
             assert outcome.code == 0, (words, outcome.err)
             said += [*outcome.err.splitlines(), *outcome.out.splitlines()]
             ran += 1
+        if not HAS_VNNI:
+            shown = before_texts(command, shown)
         expected = [plain(line) for line in shown if line.strip() not in ("", "...")]
         missing = [line for line in expected if line not in set(map(plain, said)) and not line.startswith(".venv/bin/")]
         assert not said or not missing, f"{command}\nmissing: {missing}\nsaid: {said}"

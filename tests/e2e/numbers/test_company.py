@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cpu import HAS_VNNI
 from support.engines import PicoEngine, small_checkpoint, some_ids
 from support.paths import ROOT
 
@@ -34,12 +35,8 @@ WIDE = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 512,
 }
-CPUINFO = Path("/proc/cpuinfo")
 
-pytestmark = pytest.mark.skipif(
-    not CPUINFO.exists() or "avx512_vnni" not in CPUINFO.read_text(),
-    reason="the table is of CPUs with AVX-512 and VNNI",
-)
+pytestmark = pytest.mark.skipif(not HAS_VNNI, reason="the table is of CPUs with AVX-512 and VNNI")
 
 
 class Running:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cpu import HAS_VNNI
 from support.engines import PicoEngine, forge, relative, small_checkpoint, some_ids
 
 import llmc
@@ -36,11 +37,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0.0, "logit_bias": {226: -100.0, 17: 3.5}, "logprobs": 2},
     {"temperature": 1.2, "seed": 5, "stop": ["\n"]},
 ]
-
-
-def exact_company() -> bool:
-    cpus = Path("/proc/cpuinfo")
-    return cpus.exists() and "avx512_vnni" in cpus.read_text()
 
 
 def workers() -> list[int]:
@@ -119,7 +115,7 @@ def test_logits_of_all_rows(pair: tuple[Engine, Engine]):
     assert relative(split.logits(ids), single.logits(ids)) < BOUND
 
 
-@pytest.mark.skipif(not exact_company(), reason="the table is of CPUs with AVX-512 and VNNI")
+@pytest.mark.skipif(not HAS_VNNI, reason="the table is of CPUs with AVX-512 and VNNI")
 @pytest.mark.parametrize("profile", ["cpu-tp2", "cpu-pp2"])
 def test_others_change_no_bit_of_a_request(loaded: Callable[[Path, str], Engine], int4: Path, profile: str):
     engine = loaded(int4, profile)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 from ...recipes.machines.link import Link
 from ...recipes.machines.table import Machine
@@ -108,7 +108,14 @@ class Pricer:
         needs, most = self.memory(machine, pp)
         recipe = replace(self._recipe, parallel=(split.name,))
         made = Candidate(
-            machine, recipe, split, needs, usable(machine.chip.memory, split.ranks), most, self._bits_per_weight, ()
+            machine,
+            recipe,
+            split,
+            needs,
+            usable(machine.chip.memory, split.ranks),
+            most,
+            self._pieces.skeleton.bits_per_weight,
+            (),
         )
         wanted = most if batch is None else -(-batch // made.copies)
         if not most or wanted > most:
@@ -116,12 +123,6 @@ class Pricer:
         server = self.server(machine, pp)
         counts = _powers(most) if batch is None else (wanted,)
         return replace(made, points=tuple(server.served(self._load, count) for count in counts))
-
-    @cached_property
-    def _bits_per_weight(self) -> float:
-        spec = self._pieces.skeleton.spec
-        weights = sum(rows * columns for rows, columns in spec.linears().values())
-        return sum(self._pieces.skeleton.bits) / (weights + (0 if spec.tied else spec.vocab_size * spec.hidden_size))
 
     def server(self, machine: Machine, pp: int) -> Server:
         """What prices a load on a copy with `pp` stages."""

@@ -99,6 +99,17 @@ class Skeleton:
         """Bits of the weights of each layer of the model, with those of the embedding and the head at its ends."""
         return tuple(weight_bits(self.spec, self.format_of))
 
+    @cached_property
+    def bits_per_weight(self) -> float:
+        """Stored bits of a weight of the model on average, scales included; a tied embedding is stored once."""
+        sizes = {kind: _weights_of(self.spec.layers[kind]) for kind in self.distinct}
+        layers = sum(sizes[kind] for kind in self.kinds)
+        table = self.spec.vocab_size * self.spec.hidden_size
+        if not self.spec.tied:
+            return sum(self.bits) / (layers + 2 * table)
+        untied = replace(self, spec=replace(self.spec, tied=False))
+        return (sum(untied.bits) - 16.0 * table) / (layers + table)
+
     def model_stages(self, count: int) -> tuple[Span, ...]:
         """The layers of each of `count` stages of the model, as a build cuts them (`decoder/placement.py`)."""
         if count not in self._cut:
@@ -147,3 +158,8 @@ class Skeleton:
         for kind, (_, stop), (start, _) in zip(self.distinct, self.stages, self.stages[1:], strict=False):
             found |= {("send", kind): stop - 1, ("recv", kind): start}
         return {place: f"layer.{index}" for place, index in found.items()}
+
+
+def _weights_of(layer: LayerSpec) -> int:
+    """Weights of the linears of a layer."""
+    return sum(shape[0] * shape[1] for _, shape in layer.tensors("") if len(shape) == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..dtypes import KERNEL_DTYPES
@@ -136,7 +137,7 @@ class Launch:
     label: str
     """The operator of the graph that it computes."""
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[str, ...]:
         """Names of the tensors that it uses."""
         return tuple(one.tensor for one in self.arguments if one.tensor is not None)

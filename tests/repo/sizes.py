@@ -23,7 +23,7 @@ HELD: dict[str, int] = {
     "cli/common": 711,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/plan": 292,  # llmc plan, --chart
+    "cli/plan": 294,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 480,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
@@ -35,7 +35,7 @@ HELD: dict[str, int] = {
     "compiler/engine": 729,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 986,
+    "compiler/planner": 998,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 881,  # listing.py: a profile for people
@@ -66,7 +66,7 @@ HELD: dict[str, int] = {
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1023,  # where PTX lies
+    "runtime/plan": 1024,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

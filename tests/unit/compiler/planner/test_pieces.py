@@ -25,6 +25,7 @@ from llmc.passes import model_passes, profile_passes, run_phase
 from llmc.passes.graph.graph import Graph
 from llmc.passes.partition import partition
 from llmc.passes.placement import Span
+from llmc.quantize import FORMATS
 from llmc.recipes.recipe import QuantizeRule, Recipe
 from llmc.runtime.engine_file.split import Split
 from llmc.runtime.plan.between import RankOf
@@ -129,3 +130,15 @@ def test_blocks_counted_are_the_real_plans(name: str, recipe: str, split: str):
             parts, real = pieces.parts(stage, slots), without_cache(plan, pieces.weights(stage), slots, BATCH)
             assert replace(parts, state=real.state) == real
             assert 0 <= parts.state - real.state <= 4 * COUNTERS  # counted also where no launch has parts of K
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("windows", True)])
+def test_bits_per_weight_are_those_of_the_stored_tensors(name: str, tied: bool):
+    spec = config_of(name).decoder
+    assert spec.tied == tied
+    skeleton = pieces_of(name, "int4", 1).skeleton
+    stored = {one: (rows, columns, INT4.format_of(one)) for one, (rows, columns) in spec.linears().items()}
+    if not tied:
+        stored[spec.embedding] = (spec.vocab_size, spec.hidden_size, "none")
+    bits = sum(r * c * (16 if f == "none" else FORMATS[f].bits_per_weight(r, c)) for r, c, f in stored.values())
+    assert skeleton.bits_per_weight == pytest.approx(bits / sum(r * c for r, c, _ in stored.values()))

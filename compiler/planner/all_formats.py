@@ -14,6 +14,7 @@ from ..checkpoint.weights.random_source import RandomSource
 from ..decoder.decoder import build_spec
 from ..divisible import require_storable
 from ..families.config import Config
+from ..families.spec import DecoderSpec
 from .pieces import Pieces, legal_graphs, pieces_of
 from .reformat import BASE, reformat, structure
 from .skeleton import Skeleton
@@ -46,12 +47,14 @@ class AllFormats:
     def __init__(self, subject: Subject, tp: int) -> None:
         self._subject, self._tp = subject, tp
         self._bases: dict[Hashable, tuple[Graph, ...]] = {}
+        self._specs: dict[int, DecoderSpec] = {}
 
     def pieces(self, recipe: Recipe) -> Pieces | Refused:
         """The pieces of a recipe's first target, or why there are none."""
         subject, tp = self._subject, self._tp
         context = recipe.max_context or subject.config.decoder.positions
-        spec = subject.config.decoder.within(context)
+        spec = self._specs.get(context) or subject.config.decoder.within(context)
+        self._specs[context] = spec
         skeleton = Skeleton.of(spec, recipe.format_of)
         if skeleton.wrong_shapes:
             try:

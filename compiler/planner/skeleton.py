@@ -36,11 +36,13 @@ class Skeleton:
     def of(spec: DecoderSpec, format_of: FormatOf) -> Skeleton:
         """The skeleton of a model whose modules have these weight formats."""
         known: list[tuple[LayerSpec, tuple[str, ...], int]] = []
-        kinds = []
+        kinds, modules, last = [], (), None
         for index, layer in enumerate(spec.layers):
-            matrices = (name for name, shape in layer.tensors(spec.layer.format(index)) if len(shape) == 2)
-            formats = tuple(format_of(name.removesuffix(".weight")) for name in matrices)
-            kind = next((first for one, same, first in known if (one, same) == (layer, formats)), index)
+            if layer is not last:
+                modules, last = _matrices(layer), layer
+            prefix = spec.layer.format(index)
+            formats = tuple(format_of(prefix + module) for module in modules)
+            kind = next((first for one, same, first in known if same == formats and one == layer), index)
             if kind == index:
                 known.append((layer, formats, index))
             kinds.append(kind)
@@ -158,6 +160,11 @@ class Skeleton:
         for kind, (_, stop), (start, _) in zip(self.distinct, self.stages, self.stages[1:], strict=False):
             found |= {("send", kind): stop - 1, ("recv", kind): start}
         return {place: f"layer.{index}" for place, index in found.items()}
+
+
+def _matrices(layer: LayerSpec) -> tuple[str, ...]:
+    """Modules of the linears of a layer, relative to it."""
+    return tuple(name.removesuffix(".weight") for name, shape in layer.tensors("") if len(shape) == 2)
 
 
 def _weights_of(layer: LayerSpec) -> int:

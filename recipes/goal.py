@@ -82,7 +82,7 @@ class Limit(Bound):
         side = "over" if self.is_most else "under"
         apart = abs(figure - self.limit)
         share = 100 * apart / self.limit
-        by = f"{apart:.0f}" if self.name == _WHOLE else f"{share:,.0f} %" if share >= 100 else f"{share:.2g} %"
+        by = f"{apart:.0f}" if self.name == _WHOLE else f"{share:,.0f} %" if share >= 99.5 else f"{share:.2g} %"
         return f"{found} is {by} {side} {shown_figure(self.metric, self.limit)}"
 
 

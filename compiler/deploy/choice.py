@@ -63,6 +63,6 @@ def _said(auto: Auto, best: Choice, planned: Planned) -> str:
     text = f"{auto.asked} on {auto.machine.name}: {one.profile}, weights {one.recipe.default_format}{copies}"
     if point is not None:
         figure = shown_figure(auto.goal.metric, one.figures(point)[auto.goal.metric.name])
-        text += f"; {auto.goal.metric.name} {figure} at {point.sequences * one.copies} requests, bound by {point.bound}"
+        text += f"; {auto.goal.metric.name} {figure} at {one.requests(point)} requests, bound by {point.bound}"
     other = next((each for each in planned.choices if each is not best), None)
     return text if other is None else f"{text}\n  next {other.candidate.profile}: {other.lost}"

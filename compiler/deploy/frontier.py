@@ -26,12 +26,12 @@ class Place:
     @property
     def machine(self) -> float:
         """Tokens/s that the whole machine generates."""
-        return self.point.decode * self.candidate.copies
+        return self.candidate.figures(self.point)["decode"]
 
     @property
     def requests(self) -> int:
         """Requests at once of the whole machine."""
-        return self.point.sequences * self.candidate.copies
+        return self.candidate.requests(self.point)
 
 
 def places(candidates: Iterable[Candidate], machine: Machine) -> Iterator[Place]:

@@ -189,7 +189,7 @@ def candidate_report(choice: Choice, build: BuildFigures | None) -> CandidateRep
         memory=GpuMemory(one.usable, one.needs.weights, one.needs.cache, one.needs.workspace),
         fits=point is not None,
         max_requests=one.most * one.copies,
-        requests=None if point is None else point.sequences * one.copies,
+        requests=None if point is None else one.requests(point),
         requests_per_copy=None if point is None else point.sequences,
         tpot_s=None if point is None else point.tpot,
         ttft_s=None if point is None else point.ttft,

@@ -51,6 +51,8 @@ class Candidate:
     """Stored bits per weight, scales included."""
     points: tuple[Served, ...]
     """Figures of one copy with more and more requests at once; empty if it does not fit."""
+    batch: int | None = None
+    """Requests at once on the machine, if a plan was asked for a number."""
 
     @property
     def profile(self) -> str:
@@ -60,14 +62,21 @@ class Candidate:
     def copies(self) -> int:
         return self.machine.gpus // self.split.ranks
 
+    def requests(self, point: Served) -> int:
+        """Requests at once on the machine. A number that was asked for may leave some copies with fewer than a point
+        has, or with none."""
+        every = point.sequences * self.copies
+        return every if self.batch is None else min(every, self.batch)
+
     def figures(self, point: Served) -> Mapping[str, float]:
         """Figures of the machine by their names in goals (`recipes/goal.py`)."""
         priced = {} if self.machine.dollars is None else {"price": self.machine.dollars}
+        busy = self.requests(point) / point.sequences
         return {
             "tpot": point.tpot,
             "ttft": point.ttft,
-            "decode": point.decode * self.copies,
-            "prefill": point.prefill * self.copies,
+            "decode": point.decode * busy,
+            "prefill": point.prefill * busy,
             "bits": self.bits,
             "bytes": self.needs.weights + self.needs.workspace + self.needs.cache * point.sequences,
             "gpus": self.machine.gpus,
@@ -116,6 +125,7 @@ class Pricer:
             most,
             self._pieces.skeleton.bits_per_weight,
             (),
+            batch,
         )
         wanted = most if batch is None else -(-batch // made.copies)
         if not most or wanted > most:

@@ -62,7 +62,7 @@ def plan(
     """Price all recipes on all machines.
 
     A recipe is for the machines whose priced target it has. `batch` is the number of requests at once on a machine; by
-    default all numbers from 1 to what fits are tried.
+    default the powers of 2 up to what fits, and what fits, are tried.
 
     Candidates that this model or a target does not support are in `refused`.
     """

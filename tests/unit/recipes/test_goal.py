@@ -129,6 +129,8 @@ def test_the_limits_that_fail_are_told_with_the_distance():
     kept = {"tpot": 0.04, "decode": 1000.0, "gpus": 8.0, "bytes": 79e9, "bits": 4.0, "ttft": 0.9, "price": 20.0}
     assert goal.misses(kept) == ()
     assert Goal().misses({}) == ()
+    far = parse_goal("decode>=1000000000")
+    assert far.misses({"decode": 15193.0}) == ("decode 15,193 tokens/s is 100 % under 1,000,000,000 tokens/s",)
 
 
 def test_the_best_plan_has_the_least_rank():

@@ -51,6 +51,18 @@ def test_every_split_and_format_is_a_candidate_and_the_best_is_first():
     assert best.point.tpot == least and all(one.lost for one in found.choices[1:])
 
 
+def test_requests_of_a_given_number_are_counted_once_whatever_number_of_copies_there_is():
+    found = planned("throughput", machine("4xh100", None), batch=3)
+    for each in found.choices:
+        one, point = each.candidate, each.point
+        assert point is not None and one.requests(point) == 3
+        assert point.sequences == -(-3 // one.copies)
+        assert one.figures(point)["decode"] == pytest.approx(3 * point.decode / point.sequences)
+    alone = planned("throughput", machine("4xh100", None), batch=1)
+    best = max(alone.choices, key=lambda each: each.point.decode if each.point else 0.0)
+    assert alone.best is not None and alone.best.candidate.profile == best.candidate.profile  # idle copies make nothing
+
+
 def test_throughput_counts_all_copies_on_a_machine():
     found = planned("throughput", machine("4xh100", None))
     one, four = (lost_of(planned("throughput", machine(name, None)), "sm_90", "fp8") for name in ("1xh100", "4xh100"))

@@ -25,6 +25,8 @@ _WITH_FP8, _WITHOUT_FP8 = "sm_90", "sm_80"
 """The targets that are lowered for all chips with and without FP8: their tiles differ from those of others, and so does
 the code, but neither what launches read and compute nor the bytes of buffers, weights and caches."""
 
+_BATCHES = (64, 8, 1)
+"""Batches of engines that are tried where the recipe's leaves no memory for one request."""
 _WORTH_A_PROCESS = 12
 """Degrees and recipes to lower, of 50 ms each."""
 
@@ -103,8 +105,26 @@ def _candidates(
                 target = target_for(machine.chip.sm) or recipe.targets[0]
                 for pp in range(1, min(layers, machine.gpus // tp) + 1):
                     made = pricer.candidate(machine, pp, batch)
+                    if batch is None and not made.most:
+                        made = _of_smaller_batch(formats, recipe, load, rates, made) or made
                     found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
     return found
+
+
+def _of_smaller_batch(
+    formats: AllFormats, recipe: Recipe, load: Workload, rates: Rates, made: Candidate
+) -> Candidate | None:
+    """A candidate without memory for the recipe's batch as an engine of a smaller one, whose workspace is smaller."""
+    for most in _BATCHES:
+        if most >= recipe.max_batch or made.needs.weights + made.needs.cache > made.usable:
+            continue
+        smaller = replace(recipe, max_batch=most)
+        pieces = formats.pieces(smaller)
+        if not isinstance(pieces, Refused):
+            found = Pricer(pieces, smaller, load, rates).candidate(made.machine, made.split.pp, None)
+            if found.most:
+                return found
+    return None
 
 
 def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int], *, few: bool) -> Iterator[_Found]:

@@ -87,7 +87,7 @@ class Server:
         spent = total(steps).times(groups / len(steps))
         idle = max(0.0, cycle - spent.seconds)
         shares = {key: part / cycle for key, part in {**vars(spent), "bubble": idle}.items()}
-        first = self._first(load, math.ceil(decoding), context, most)
+        first = self._first(load, math.ceil(decoding), context, most, math.ceil(chunk))
         rate = decoding * groups / cycle
         return Served(sequences, cycle, first, rate, rate * per_token, shares)
 
@@ -122,10 +122,11 @@ class Server:
     def _mixed(self, load: Workload, decoding: int, context: int, chunk: int) -> Step:
         return Step(decoding, context, chunk, max(1, round(chunk / load.input)), load.input // 2)
 
-    def _first(self, load: Workload, decoding: int, context: int, most: int) -> float:
-        """The steps of one prompt: each follows the last through the stages."""
+    def _first(self, load: Workload, decoding: int, context: int, most: int, steady: int) -> float:
+        """The steps of one prompt: each follows the last through the stages, and has `steady` tokens of prompts, some
+        of other short ones."""
         chunks = math.ceil(load.input / most)
-        chunk = math.ceil(load.input / chunks)
+        chunk = max(math.ceil(load.input / chunks), steady if chunks == 1 else 0)
         seconds = [cost.seconds for cost in self._costs(self._mixed(load, decoding, context, chunk))]
         return sum(seconds) + (chunks - 1) * max(seconds)
 

@@ -123,3 +123,14 @@ def test_a_degree_that_a_format_cannot_have_is_refused_with_the_reason():
     found = plan(wide, [machine("8xh100", None)], [recipe], LOAD, parse_goal("latency"))
     tps = {one.candidate.split.tp for one in found.choices}
     assert tps | {one.tp for one in found.refused} == {1, 2, 4, 8}
+
+
+def test_a_model_that_fits_with_a_smaller_batch_is_planned_with_it():
+    wide = replace(RECIPES[1], max_batch=1024)
+    roomy = plan(SUBJECT, [machine("1xh100", None)], [wide], LOAD, parse_goal("latency")).choices[0].candidate
+    least = plan(SUBJECT, [machine("1xh100", None)], [replace(wide, max_batch=8)], LOAD, parse_goal("latency"))
+    needs = least.choices[0].candidate.needs
+    assert needs.workspace < roomy.needs.workspace / 2
+    tight = machine("1xh100", None, memory=(1 << 30) + needs.total + (needs.workspace // 2))
+    found = plan(SUBJECT, [tight], [wide], LOAD, parse_goal("latency")).best
+    assert found is not None and found.candidate.recipe.max_batch in (64, 8) and found.candidate.most >= 1

@@ -118,3 +118,9 @@ def test_prompts_longer_than_a_step_take_several():
     short, long = (served("tp1", Workload(length, 1), 1) for length in (64, 128))
     cut = served("tp1", Workload(128, 1, prefill=64), 1)
     assert long.ttft < cut.ttft and cut.ttft > 1.5 * short.ttft
+
+
+def test_no_first_token_comes_before_the_step_that_reads_its_prompt_ends():
+    for prompt, answer in ((1, 1), (8, 1), (90, 8)):
+        one = served("tp1", Workload(prompt, answer), 60)
+        assert one.ttft >= one.tpot * (1 - 1e-9)

@@ -47,6 +47,7 @@ def decide(auto: Auto, checkpoint: Checkpoint) -> tuple[Recipe, str]:
     recipe = next(one for one in auto.recipes if one.default_format == best.candidate.recipe.default_format)
     if "parallel" in auto.chosen:
         recipe = replace(recipe, parallel=(best.candidate.split.name,))
+    recipe = replace(recipe, max_batch=best.candidate.recipe.max_batch)  # smaller, if the recipe's leaves no memory
     return recipe, _said(auto, best, planned)
 
 

@@ -93,7 +93,7 @@ def _recipe(recipe: Any, flags: Mapping[str, Any], format: str | None, machine: 
 
 def _is_auto(key: str, value: str | Sequence[str] | None) -> bool:
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or AUTO not in names:  # other types are the recipe's to refuse
+    if not isinstance(names, list | tuple) or AUTO not in names:  # other types are for the recipe to refuse
         return False
     if len(names) > 1:
         raise RecipeError(f"expected {key} {AUTO} alone", found=", ".join(map(str, names)))

@@ -31,6 +31,10 @@ from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.progress import NO_PROGRESS
 
+_CPUINFO = Path("/proc/cpuinfo")
+HAS_VNNI = _CPUINFO.exists() and "avx512_vnni" in _CPUINFO.read_text()
+"""Texts and bits of int8 activations in tests are those of CPUs with AVX-512 and VNNI: others round otherwise."""
+
 PicoEngine = Callable[..., Path]
 """Gives the engine of the bundled checkpoint in a weight format, with limits: the fixture `pico_engine`."""
 CONTEXT = 512

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Outcome
-from support.cpu import HAS_VNNI
+from support.engines import HAS_VNNI
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cpu import HAS_VNNI
-from support.engines import PicoEngine, small_checkpoint, some_ids
+from support.engines import HAS_VNNI, PicoEngine, small_checkpoint, some_ids
 from support.paths import ROOT
 
 import llmc

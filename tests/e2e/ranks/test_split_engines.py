@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cpu import HAS_VNNI
-from support.engines import PicoEngine, forge, relative, small_checkpoint, some_ids
+from support.engines import HAS_VNNI, PicoEngine, forge, relative, small_checkpoint, some_ids
 
 import llmc
 from llmc.runtime.engine import Engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from support.paths import PICO
@@ -10,6 +10,7 @@ from support.paths import PICO
 from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.deploy import choice
 from llmc.compiler.deploy.auto import Auto, auto_of
+from llmc.recipes.flags import BuildFlags
 from llmc.recipes.recipe import QuantizeRule, Recipe, with_flags
 from llmc.runtime.errors import RecipeError, VerifyError
 
@@ -21,7 +22,9 @@ def pico() -> Checkpoint:
     return open_checkpoint(PICO)
 
 
-def auto(machine: str = "2xh100", goal: str = "latency", recipe: Any = None, **flags: Any) -> Auto:
+def auto(
+    machine: str = "2xh100", goal: str = "latency", recipe: Recipe | None = None, **flags: Unpack[BuildFlags]
+) -> Auto:
     found = auto_of(recipe, flags, machine, goal, NAMES)
     assert found is not None
     return found
@@ -85,5 +88,6 @@ def test_nothing_is_left_to_a_plan():
 )
 def test_what_is_refused(machine: str | None, goal: str | None, flags: Any, said: str):
     with pytest.raises(RecipeError) as raised:
-        auto_of(None, flags, machine, goal, NAMES) or with_flags(None, **flags)
+        auto_of(None, flags, machine, goal, NAMES)
+        with_flags(None, **flags)
     assert said in str(raised.value)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 
 from ...recipes.goal import Goal
@@ -101,29 +101,33 @@ def _candidates(
             found.append(pieces)
         elif pieces is not None:
             pricer = Pricer(pieces, recipe, load, rates)
+            smaller = cache(partial(_pricer_of_batch, formats, recipe, load, rates))
             for machine in fitting:
                 target = target_for(machine.chip.sm) or recipe.targets[0]
                 for pp in range(1, min(layers, machine.gpus // tp) + 1):
                     made = pricer.candidate(machine, pp, batch)
                     if batch is None and not made.most:
-                        made = _of_smaller_batch(formats, recipe, load, rates, made) or made
+                        made = _of_smaller_batch(smaller, recipe, made) or made
                     found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
     return found
 
 
-def _of_smaller_batch(
-    formats: AllFormats, recipe: Recipe, load: Workload, rates: Rates, made: Candidate
-) -> Candidate | None:
+def _pricer_of_batch(formats: AllFormats, recipe: Recipe, load: Workload, rates: Rates, batch: int) -> Pricer | None:
+    """What prices engines of a recipe for at most `batch` requests; None if they cannot be built."""
+    smaller = replace(recipe, max_batch=batch)
+    pieces = formats.pieces(smaller)
+    return None if isinstance(pieces, Refused) else Pricer(pieces, smaller, load, rates)
+
+
+def _of_smaller_batch(pricer_of: Callable[[int], Pricer | None], recipe: Recipe, made: Candidate) -> Candidate | None:
     """A candidate without memory for the recipe's batch as an engine of a smaller one, whose workspace is smaller."""
-    for most in _BATCHES:
-        if most >= recipe.max_batch or made.needs.weights + made.needs.cache > made.usable:
-            continue
-        smaller = replace(recipe, max_batch=most)
-        pieces = formats.pieces(smaller)
-        if not isinstance(pieces, Refused):
-            found = Pricer(pieces, smaller, load, rates).candidate(made.machine, made.split.pp, None)
-            if found.most:
-                return found
+    if made.needs.weights + made.needs.cache > made.usable:
+        return None
+    for batch in (one for one in _BATCHES if one < recipe.max_batch):
+        pricer = pricer_of(batch)
+        found = None if pricer is None else pricer.candidate(made.machine, made.split.pp, None)
+        if found is not None and found.most:
+            return found
     return None
 
 

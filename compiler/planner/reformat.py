@@ -14,8 +14,8 @@ from ...passes.graph import ops
 from ...passes.graph.graph import BLOCK, Graph, dims, width
 from ...passes.rewrite.rule import replace_value
 from ...quantize import FORMATS
-from ..families.spec import DecoderSpec, LayerSpec
-from .skeleton import Skeleton
+from ..families.spec import DecoderSpec
+from .skeleton import Skeleton, matrices
 
 BASE = "fp8"
 """The format of all quantized weights of a graph that others are made of: it has no blocks, so any cut is legal."""
@@ -28,13 +28,10 @@ def structure(skeleton: Skeleton) -> Hashable | None:
     """
     formats = {module: skeleton.short_format(module) for module in skeleton.short.linears()}
     for index, layer in enumerate(skeleton.short.layers):
-        if len({formats[module] for module in _modules(layer, skeleton.short.layer.format(index))} - {"none"}) > 1:
+        prefix = skeleton.short.layer.format(index)
+        if len({formats[prefix + module] for module in matrices(layer)} - {"none"}) > 1:
             return None
     return skeleton.layers, tuple(name != "none" for name in formats.values())
-
-
-def _modules(layer: LayerSpec, prefix: str) -> list[str]:
-    return [name.removesuffix(".weight") for name, shape in layer.tensors(prefix) if len(shape) == 2]
 
 
 def reformat(graph: Graph, skeleton: Skeleton) -> Graph:

@@ -39,7 +39,7 @@ class Skeleton:
         kinds, modules, last = [], (), None
         for index, layer in enumerate(spec.layers):
             if layer is not last:
-                modules, last = _matrices(layer), layer
+                modules, last = matrices(layer), layer
             prefix = spec.layer.format(index)
             formats = tuple(format_of(prefix + module) for module in modules)
             kind = next((first for one, same, first in known if same == formats and one == layer), index)
@@ -162,7 +162,7 @@ class Skeleton:
         return {place: f"layer.{index}" for place, index in found.items()}
 
 
-def _matrices(layer: LayerSpec) -> tuple[str, ...]:
+def matrices(layer: LayerSpec) -> tuple[str, ...]:
     """Modules of the linears of a layer, relative to it."""
     return tuple(name.removesuffix(".weight") for name, shape in layer.tensors("") if len(shape) == 2)
 

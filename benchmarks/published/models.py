@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from llmc.compiler.families.config import parse_config
-from llmc.compiler.planner.all_formats import AllFormats, Refused, Subject
+from llmc.compiler.planner.all_formats import AllFormats, Logical, Refused, Subject
 from llmc.compiler.planner.pieces import Pieces
 from llmc.recipes.recipe import QuantizeRule, Recipe
 
@@ -61,7 +61,7 @@ def subject(model: str) -> Subject:
 
 @cache
 def _formats(model: str, tp: int) -> AllFormats:
-    return AllFormats(subject(model), tp)
+    return AllFormats(Logical(subject(model)), tp)
 
 
 @cache

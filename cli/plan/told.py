@@ -51,8 +51,7 @@ def _answer(plan: PlanReport) -> Iterator[str]:
         yield f"best: {_what(plan.best)}"
         yield _figures(plan.best)
         yield f"  {_command(plan, plan.best)}"
-        if (build := plan.best.build) is not None:
-            yield f"  {_build(build)}"
+        yield f"  {_build(plan.best.build)}"
     elif plan.nearest is not None:
         yield f"no candidate reaches the goal; nearest: {_what(plan.nearest)}"
         yield f"  {plan.nearest.lost}"
@@ -105,8 +104,10 @@ def _command(plan: PlanReport, one: CandidateReport) -> str:
 
 
 def _build(build: BuildFigures) -> str:
-    peak = f", {_bytes(build.peak_bytes)} of memory while it is built" if build.peak_bytes is not None else ""
-    return f"the engine takes {_bytes(build.disk_bytes)} of disk{peak}"
+    text = f"the engine takes {_bytes(build.disk_bytes)} of disk"
+    if build.seconds is None or build.peak_bytes is None:
+        return text
+    return f"{text}; its build takes {_duration(build.seconds)} and {_bytes(build.peak_bytes)} of memory here"
 
 
 def _others(plan: PlanReport, every: bool) -> Iterator[str]:
@@ -186,3 +187,10 @@ def _shown(name: str, figure: float | None) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

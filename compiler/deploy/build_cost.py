@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ...recipes.recipe import Recipe
-from ...runtime.costs.facts import CpuFacts, load_facts
+from ...runtime.costs.facts import CpuFacts
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.digest import Files
 from ..checkpoint.folder import Folder
 from ..checkpoint.weights.random_source import RandomSource
 from ..config.generation import Generation
 from ..families.config import Config
-from ..planner.build_price import build_sizes, predict_build
+from ..planner.build_price import KERNELS, build_sizes, predict_build
 from ..tokens.said import sources_of
 from .report import BuildFigures
 
 
-def build_cost(checkpoint: Checkpoint, recipe: Recipe, context: int) -> BuildFigures:
-    """What it takes to build a recipe; `context` is the engine's number of positions."""
-    sizes = build_sizes(checkpoint, recipe, context, sections=len(recipe.profiles) + len(checkpoint.tokenizer))
-    return BuildFigures(None, _peak(checkpoint, recipe, load_facts(), context), sizes.bytes)
+def build_cost(checkpoint: Checkpoint, recipe: Recipe, context: int, facts: CpuFacts | None) -> BuildFigures:
+    """What it takes to build a recipe here, with no kernel in the cache and no weight in the page cache.
 
-
-def _peak(checkpoint: Checkpoint, recipe: Recipe, facts: CpuFacts | None, context: int) -> int | None:
-    """None without the facts of this machine, or if they do not have the format."""
-    if facts is None or facts.build is None:
-        return None
-    try:
-        return predict_build(checkpoint, recipe, facts.build, context=context, threads=facts.threads).peak_bytes
-    except KeyError:
-        return None
+    `context` is the engine's number of positions. Without facts of this machine, or if they do not have the format,
+    only the engine's bytes are known.
+    """
+    if facts is not None and facts.build is not None:
+        with suppress(KeyError):
+            price = predict_build(
+                checkpoint,
+                recipe,
+                facts.build,
+                context=context,
+                threads=facts.threads,
+                kernels=KERNELS * len(recipe.profiles),
+                cold=True,
+            )
+            return BuildFigures(price.seconds, price.peak_bytes, price.weight_bytes)
+    sections = len(recipe.profiles) + len(checkpoint.tokenizer)
+    return BuildFigures(None, None, build_sizes(checkpoint, recipe, context, sections=sections).bytes)
 
 
 def without_weights(path: Path, config: Config, stored: str) -> Checkpoint:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import MAX_CONTEXT, Recipe
+from ...runtime.costs.facts import load_facts
 from ...runtime.errors import RecipeError
 from ...runtime.plan.plan import BLOCK_TOKENS
 from ..families.config import Config
@@ -19,6 +21,7 @@ from .frontier import Place, frontier, places
 from .models import Model
 from .remedies import first_fitting, larger, nearest, smaller
 from .report import (
+    BuildFigures,
     CandidateReport,
     LoadReport,
     ModelReport,
@@ -62,9 +65,15 @@ def plan_model(model: Model, asked: Asked) -> Plan:
     line = frontier(found)
     fits_nowhere = not any(one.candidate.most for one in planned.choices)
 
+    facts = load_facts()
+
+    @cache
+    def cost(recipe: Recipe) -> BuildFigures:
+        return build_cost(model.checkpoint, recipe, context, facts)
+
     def reported(one: Choice) -> CandidateReport:
-        is_shown = one is best or one is near  # a large model has thousands of tensors to lay out, for each format
-        return candidate_report(one, build_cost(model.checkpoint, one.candidate.recipe, context) if is_shown else None)
+        # a build makes the same bytes for all splits and GPUs, but for its sections
+        return candidate_report(one, cost(replace(one.candidate.recipe, parallel=("tp1",), max_batch=1)))
 
     report = PlanReport(
         model=_model_report(model),

@@ -27,12 +27,12 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class BuildFigures:
-    """What the build of a candidate takes on this machine; None: not known."""
+    """What the build of a candidate takes on this machine; None: not known before `llmc doctor --measure`."""
 
     seconds: float | None
-    """None for now: the time of compiling a GPU's kernels is not priced."""
+    """With weights on the disk, and no kernel in the cache."""
     peak_bytes: int | None
-    """Largest memory of the process; known after `llmc doctor --measure`."""
+    """Largest memory of the process."""
     disk_bytes: int
     """Of the engine's header and weights, exactly; its sections, a few MB, come on top."""
 
@@ -77,8 +77,7 @@ class CandidateReport:
     """What most of the time is bound by."""
     shares: Mapping[str, float] | None
     """The share of the time by what bounds it."""
-    build: BuildFigures | None
-    """Of the best and of the nearest candidate; None of others: ask for their format alone."""
+    build: BuildFigures
     lost: str
     """Why it is not the best; "" of the best."""
 
@@ -168,7 +167,7 @@ class PlanReport:
     """On the model."""
 
 
-def candidate_report(choice: Choice, build: BuildFigures | None) -> CandidateReport:
+def candidate_report(choice: Choice, build: BuildFigures) -> CandidateReport:
     """A choice of the planner as a record."""
     one, point = choice.candidate, choice.point
     figures = None if point is None else one.figures(point)

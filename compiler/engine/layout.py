@@ -10,7 +10,7 @@ from ...runtime.engine_file.bind import Stored
 from ...runtime.engine_file.layout import ALIGNMENT, PADDING, is_tensor_name
 from ...runtime.engine_file.manifest import MAX_FILES
 from ...runtime.errors import RecipeError
-from ...runtime.files.hashing import chunks
+from ...runtime.files.hashing import chunk_count
 from ...runtime.files.safetensors import TensorInfo
 from ...runtime.numbers import RAW_DTYPE
 
@@ -49,7 +49,7 @@ def default_reserve(groups: Groups, sections: int = 0) -> int:
 
     Without `sections` there is room for a hundred.
     """
-    digests = [len(chunks(0, tensor.nbytes)) for group in groups for tensor in group]
+    digests = [chunk_count(tensor.nbytes) for group in groups for tensor in group]
     return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests) + _PER_SECTION * sections
 
 
@@ -60,7 +60,7 @@ def lay_out(groups: Groups, reserve: int, most: MaxShardSize | None) -> list[Fil
         RecipeError: no split has files of `most` bytes; names the least.
         ValueError: the groups are none.
     """
-    whole = _end(groups, _start(reserve)) + (most.sections if most else 0)
+    whole = whole_end(groups, reserve) + (most.sections if most else 0)
     if most is None or whole <= most.bytes:
         return _placed(groups, [len(groups)], reserve)
     reserve += _PER_FILE * MAX_FILES
@@ -68,6 +68,11 @@ def lay_out(groups: Groups, reserve: int, most: MaxShardSize | None) -> list[Fil
     if counts is None:
         raise _too_small(groups, reserve, most, whole)
     return _placed(groups, counts, reserve)
+
+
+def whole_end(groups: Groups, reserve: int) -> int:
+    """The byte at which the last tensor of an engine of one file ends; `reserve` is for its header."""
+    return _end(groups, _start(reserve))
 
 
 def _start(header: int) -> int:

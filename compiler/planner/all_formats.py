@@ -1,10 +1,10 @@
-"""Lowers the skeleton of a model for one degree of tensor parallelism, with the formats of every recipe."""
+"""Lowers the skeleton of a model for each degree of tensor parallelism, with the formats of every recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 
 from ...passes import model_passes, run_phase
 from ...passes.graph.graph import Graph
@@ -16,7 +16,7 @@ from ..divisible import require_storable
 from ..families.config import Config
 from ..families.spec import DecoderSpec
 from .pieces import Pieces, legal_graphs, pieces_of
-from .reformat import BASE, reformat, structure
+from .reformat import Reformatted, on_base, structure
 from .skeleton import Skeleton
 
 
@@ -41,24 +41,66 @@ class Refused:
     reason: str
 
 
+class Logical:
+    """What all degrees of tensor parallelism share: the skeletons of recipes, and their logical graphs."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._specs: dict[int, DecoderSpec] = {}
+        self._skeletons: dict[Hashable, Skeleton] = {}
+        self._graphs: dict[Hashable, Graph] = {}
+
+    def context(self, recipe: Recipe) -> int:
+        """Positions of a recipe's engines."""
+        return recipe.max_context or self.subject.config.decoder.positions
+
+    def skeleton(self, recipe: Recipe) -> Skeleton:
+        """The skeleton of a recipe, with its formats."""
+        context = self.context(recipe)
+        key = recipe.default_format, recipe.rules, context
+        if key not in self._skeletons:
+            if context not in self._specs:
+                self._specs[context] = self.subject.config.decoder.within(context)
+            self._skeletons[key] = Skeleton.of(self._specs[context], recipe.format_of)
+        return self._skeletons[key]
+
+    def graph(self, skeleton: Skeleton, context: int) -> Graph:
+        """The graph of a skeleton after the model passes; not to be changed.
+
+        Raises:
+            Unsupported: a rope type has no value for the head size or the trained length.
+        """
+        short = skeleton.short
+        key = skeleton.layers, tuple(map(skeleton.short_format, short.linears())), context
+        if key not in self._graphs:
+            source = RandomSource(short.tensors(), dtype=self.subject.stored)
+            made = build_spec(short, source, context, {}, self.subject.config.family.name).graph
+            run_phase(model_passes(skeleton.short_format), made)
+            self._graphs[key] = made
+        return self._graphs[key]
+
+    def prepare(self, recipes: Iterable[Recipe]) -> None:
+        """Make what these recipes need, so that processes which fork from this one have it."""
+        for recipe in recipes:
+            skeleton = self.skeleton(recipe)
+            with suppress(Unsupported):  # said of each degree
+                if not skeleton.wrong_shapes:
+                    self.graph(skeleton if structure(skeleton) is None else on_base(skeleton), self.context(recipe))
+
+
 class AllFormats:
     """Lowers a model with `tp` shards; recipes that differ only in formats share the legal graphs."""
 
-    def __init__(self, subject: Subject, tp: int) -> None:
-        self._subject, self._tp = subject, tp
-        self._bases: dict[Hashable, tuple[Graph, ...]] = {}
-        self._specs: dict[int, DecoderSpec] = {}
+    def __init__(self, logical: Logical, tp: int) -> None:
+        self._logical, self._tp = logical, tp
+        self._bases: dict[Hashable, tuple[Reformatted, ...]] = {}
 
     def pieces(self, recipe: Recipe) -> Pieces | Refused:
         """The pieces of a recipe's first target, or why there are none."""
-        subject, tp = self._subject, self._tp
-        context = recipe.max_context or subject.config.decoder.positions
-        spec = self._specs.get(context) or subject.config.decoder.within(context)
-        self._specs[context] = spec
-        skeleton = Skeleton.of(spec, recipe.format_of)
+        tp, context, skeleton = self._tp, self._logical.context(recipe), self._logical.skeleton(recipe)
         if skeleton.wrong_shapes:
             try:
-                require_storable(recipe, spec)
+                require_storable(recipe, skeleton.spec)
             except Unsupported as error:
                 return Refused(recipe, None, f"{error.asked}: {error.found}")
         try:
@@ -66,24 +108,15 @@ class AllFormats:
             graphs = self._graphs(skeleton, recipe, context)
         except Unsupported as error:
             return Refused(recipe, tp, f"{error.asked}: {error.found}")
-        return pieces_of(graphs, skeleton, recipe, context, tp, subject.dtype)
+        return pieces_of(graphs, skeleton, recipe, context, tp, self._logical.subject.dtype)
 
     def _graphs(self, skeleton: Skeleton, recipe: Recipe, context: int) -> tuple[Graph, ...]:
         shared = structure(skeleton)
         if shared is None:
-            return self._lower(skeleton, recipe, context)
+            return legal_graphs(self._logical.graph(skeleton, context), skeleton, recipe, self._tp)
         key = shared, recipe.targets[0], recipe.activations, recipe.kv, context
         if key not in self._bases:
-            base = replace(skeleton, format_of=partial(_base_of, skeleton))
-            self._bases[key] = self._lower(base, recipe, context)
-        return tuple(reformat(graph, skeleton) for graph in self._bases[key])
-
-    def _lower(self, skeleton: Skeleton, recipe: Recipe, context: int) -> tuple[Graph, ...]:
-        source = RandomSource(skeleton.short.tensors(), dtype=self._subject.stored)
-        logical = build_spec(skeleton.short, source, context, {}, self._subject.config.family.name).graph
-        run_phase(model_passes(skeleton.short_format), logical)
-        return legal_graphs(logical, skeleton, recipe, self._tp)
-
-
-def _base_of(skeleton: Skeleton, module: str) -> str:
-    return BASE if skeleton.format_of(module) != "none" else "none"
+            base = on_base(skeleton)
+            legal = legal_graphs(self._logical.graph(base, context), base, recipe, self._tp)
+            self._bases[key] = tuple(map(Reformatted, legal))
+        return tuple(one.to(skeleton) for one in self._bases[key])

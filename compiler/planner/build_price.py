@@ -17,12 +17,15 @@ from ...runtime.engine_file.bind import Stored
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
-from ..engine.layout import default_reserve, lay_out
+from ..engine.layout import default_reserve, whole_end
 from ..families.spec import DecoderSpec, LayerSpec, Linear
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
 took 19.9 s on two. Cached kernels take none."""
+KERNELS = 42
+"""Of a GPU's profile, about: those of examples/configs/llama-3.1-405b.json have 32 to 50 for sm_90, by format, batch (8 to
+1024) and split (1 and 8 shards, 1 and 2 stages)."""
 GPU_BYTES = 90 << 20
 """Memory of this process for the profile of a GPU beside that of a CPU (README: 418.53 and 332.29 MiB)."""
 _GRAPH_BYTES = (8 << 10, 4 << 10)
@@ -43,6 +46,8 @@ class BuildPrice:
     """Peak memory of the process."""
     bytes: int
     """Of the engine."""
+    weight_bytes: int
+    """Of its header and weights, exactly, if it is one file; sections follow."""
     stages: Mapping[str, float]
     """Seconds by the names of the build's own stages."""
 
@@ -69,11 +74,13 @@ def predict_build(
     kernels: int = 0,
     section_bytes: int | None = None,
     memory_limit: int | None = None,
+    cold: bool = False,
 ) -> BuildPrice:
     """The price of building an open checkpoint, whose weights may be random numbers.
 
     `context` is the engine's number of positions (`pipeline.context_of`), `threads` those of the facts. `kernels`
     counts those of GPU profiles that no cache holds. `section_bytes` are all sections, which are estimated otherwise.
+    `cold`: the weights come from the disk, also those that are in the page cache or not here yet.
 
     Raises:
         KeyError: a weight format was not measured.
@@ -84,7 +91,7 @@ def predict_build(
     stages = {
         "graph and passes": facts.graph_s + facts.layer_s * len(spec.layers) * len(recipe.profiles),
         "compile profiles": KERNEL_S * kernels / threads,
-        "weights": _weights_seconds(checkpoint, sizes, facts, threads),
+        "weights": _weights_seconds(checkpoint, sizes, facts, threads, cold=cold),
         "golden probe": facts.probe_s
         + sum(count * facts.named(name).probe_weight_s for name, count in sizes.weights.items()),
         "finish file": facts.finish_s + (sizes.bytes + sections) * facts.disk_write_byte_s,
@@ -94,6 +101,7 @@ def predict_build(
         seconds=sum(stages.values()),
         peak_bytes=peak if memory_limit is None else min(peak, memory_limit),
         bytes=sizes.bytes + sections,
+        weight_bytes=sizes.bytes,
         stages=stages,
     )
 
@@ -109,8 +117,7 @@ def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, section
         numbers[fmt] += sum(prod(one.shape) for one in infos)
         (copied if fmt == "none" else quantized).extend(_stored(infos, fmt))
     groups = [*copied, *quantized]  # in the order in which passes make them
-    end = lay_out(groups, default_reserve(groups, sections), None)[0].end
-    return BuildSizes(end, dict(source), dict(numbers))
+    return BuildSizes(whole_end(groups, default_reserve(groups, sections)), dict(source), dict(numbers))
 
 
 def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
@@ -182,13 +189,17 @@ def _section_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return sum(map(len, checkpoint.tokenizer.values())) + sum(a + b * layers for a, b in kinds) + _PROBE_BYTES
 
 
-def _weights_seconds(checkpoint: Checkpoint, sizes: BuildSizes, facts: BuildFacts, threads: int) -> float:
+def _weights_seconds(
+    checkpoint: Checkpoint, sizes: BuildSizes, facts: BuildFacts, threads: int, *, cold: bool
+) -> float:
     """Reading, quantizing, writing and hashing overlap, and so does the checkpoint's own digest, which begins earlier:
     what of it remains takes its share of the cores. A disk that is slower than all of them sets the time."""
     busy = sum(size * facts.named(name).source_byte_s for name, size in sizes.source_bytes.items())
-    files = [shard.facts.bytes for shard in checkpoint.files.shards]
+    whole = sum(sizes.source_bytes.values())
+    files = [shard.facts.bytes for shard in checkpoint.files.shards] or [whole if cold else 0]
     digest = max(0.0, sum(files) * facts.hash_byte_s - facts.start_s * min(threads, len(files))) / threads
-    return max(busy + digest, _uncached_bytes(checkpoint) * facts.disk_read_byte_s)
+    read = whole if cold else _uncached_bytes(checkpoint)
+    return max(busy + digest, read * facts.disk_read_byte_s)
 
 
 def _uncached_bytes(checkpoint: Checkpoint) -> float:

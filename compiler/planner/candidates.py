@@ -136,7 +136,9 @@ class Pricer:
 
     def server(self, machine: Machine, pp: int) -> Server:
         """What prices a load on a copy with `pp` stages."""
-        clock = self._clocks.setdefault(machine.chip.name, Clock(self._pieces, machine.chip, self._rates))
+        if machine.chip.name not in self._clocks:
+            self._clocks[machine.chip.name] = Clock(self._pieces, machine.chip, self._rates)
+        clock = self._clocks[machine.chip.name]
         moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
         return Server(self._pieces, self._pieces.skeleton.model_stages(pp), clock, moved, self._rates)
 

@@ -197,17 +197,15 @@ def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
 def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec, tp: int, modules: int) -> None:
     """Add a plan's launches, weights and caches to the blocks of its graph; `modules` plans before it have."""
     of = {str(node.name): node.metadata_props[BLOCK] for node in graph.nodes}
+    weights = {name: aligned(one.bytes({})) for name, one in plan.tensors.items() if one.kind == "weight"}
     for number, program in enumerate(plan.programs):
         for launch in program.launches:
             name = of.get(launch.label, "embed" if launch.label == "take tokens" else "head")
             block = blocks[name]
             block.work[number][work_of(launch, plan, number)] += 1
-            moved = launch if isinstance(launch, Collective) else replace(launch, module=launch.module + modules)
-            block.launches[number].append(moved)
-            for tensor in launch.tensors:
-                known = plan.tensors.get(tensor)
-                if known is not None and known.kind == "weight":
-                    block.weights[tensor] = aligned(known.bytes({}))
+            moved = modules and not isinstance(launch, Collective)
+            block.launches[number].append(replace(launch, module=launch.module + modules) if moved else launch)
+            block.weights.update((name, weights[name]) for name in launch.tensors if name in weights)
     for cache in plan.caches:
         for name, tensor in plan.tensors.items():
             if tensor.kind == "cache" and tensor.shape[0] == cache.size:

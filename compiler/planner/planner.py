@@ -15,7 +15,7 @@ from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
 from ...runtime.machine import cpu_count
-from .all_formats import AllFormats, Refused, Subject
+from .all_formats import AllFormats, Logical, Refused, Subject
 from .candidates import Candidate, Pricer
 from .choose import Choice, chosen
 from .rates import FITTED, Rates
@@ -71,7 +71,9 @@ def plan(
     most = max(machine.gpus for machine in machines)
     heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
     degrees = [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]
-    price = partial(_candidates, subject, machines, recipes, load, batch, rates)
+    logical = Logical(subject)
+    logical.prepare(recipes)
+    price = partial(_candidates, logical, machines, recipes, load, batch, rates)
     few = len(degrees) * len(recipes) < _WORTH_A_PROCESS
     found = [one for some in _on_all_cores(price, degrees, few=few) for one in some]
     candidates = [one for one in found if isinstance(one, Candidate)]
@@ -83,7 +85,7 @@ _Found = list[Candidate | Refused]
 
 
 def _candidates(
-    subject: Subject,
+    logical: Logical,
     machines: Sequence[Machine],
     recipes: Sequence[Recipe],
     load: Workload,
@@ -92,7 +94,7 @@ def _candidates(
     tp: int,
 ) -> _Found:
     """Every recipe and number of stages, with `tp` shards, on the machines that the recipe is for."""
-    formats, layers = AllFormats(subject, tp), len(subject.config.decoder.layers)
+    formats, layers = AllFormats(logical, tp), len(logical.subject.config.decoder.layers)
     found: _Found = []
     for recipe in recipes:
         fitting = [one for one in machines if one.gpus >= tp and priced_target(one) == recipe.targets[0]]

@@ -7,6 +7,8 @@ which format it is decides the stored tensors alone.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -19,6 +21,8 @@ from .skeleton import Skeleton, matrices
 
 BASE = "fp8"
 """The format of all quantized weights of a graph that others are made of: it has no blocks, so any cut is legal."""
+_QUANTIZED = ("Linear", "Embedding")
+"""The operators with weights that may be quantized."""
 
 
 def structure(skeleton: Skeleton) -> Hashable | None:
@@ -34,38 +38,73 @@ def structure(skeleton: Skeleton) -> Hashable | None:
     return skeleton.layers, tuple(name != "none" for name in formats.values())
 
 
-def reformat(graph: Graph, skeleton: Skeleton) -> Graph:
-    """A copy of a legal graph, whose quantized weights are all in BASE, with the formats of the skeleton."""
-    made = graph.copy()
-    known: dict[str, list[ir.Value]] = {}
-    for node in [
-        node for node in made.nodes if node.op_type in ("Linear", "Embedding") and ops.format_of(node) == BASE
-    ]:
-        name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
-        fmt = FORMATS[skeleton.short_format(_module(name, skeleton.short))]
-        if name not in known:
-            known[name] = _weights(made, node, name, fmt.name)
-        biases = node.inputs[-1:] if ops.has_bias(node) else ()
-        part = ops.PART if node.overload.endswith(ops.PART) else ""
-        b = made.build(node.metadata_props[BLOCK], before=node)
-        attributes: Mapping[str, object] = {key: one.value for key, one in node.attributes.items()}
-        overload = ops.overload_of(fmt.name, bias=bool(biases)) + part
-        new = b.llmc(node.op_type, node.inputs[0], *known[name], *biases, overload=overload, **attributes)
-        replace_value(node.outputs[0], new)
-        made.body.remove(node, safe=True)
-    return made
+def on_base(skeleton: Skeleton) -> Skeleton:
+    """A skeleton with BASE as the format of all that is quantized."""
+    return replace(skeleton, format_of=partial(_base_of, skeleton))
+
+
+def _base_of(skeleton: Skeleton, module: str) -> str:
+    return BASE if skeleton.format_of(module) != "none" else "none"
+
+
+@dataclass
+class _Linear:
+    """A node with a quantized weight, as it is now."""
+
+    node: ir.Node
+    weight: str
+    """Its name in the base graph."""
+    rows: int
+    columns: int
+
+
+class Reformatted:
+    """A legal graph, whose quantized weights are all in BASE at first, that takes on one format after the other."""
+
+    def __init__(self, graph: Graph) -> None:
+        """`graph` is changed from now on."""
+        self._graph = graph
+        quantized = [one for one in graph.nodes if one.op_type in _QUANTIZED and ops.format_of(one) == BASE]
+        self._linears = [_linear(node) for node in quantized]
+
+    def to(self, skeleton: Skeleton) -> Graph:
+        """The graph with the formats of a skeleton; it is the same object each time."""
+        graph, known, removed = self._graph, dict[tuple[str, str], list[ir.Value]](), set[ir.Value]()
+        for linear in self._linears:
+            node = linear.node
+            fmt = skeleton.short_format(_module(linear.weight, skeleton.short))
+            if ops.format_of(node) == fmt:
+                continue
+            if (linear.weight, fmt) not in known:
+                parts = FORMATS[fmt].components(linear.rows, linear.columns)
+                known[linear.weight, fmt] = [graph.weight(f"{linear.weight}:{fmt}.{one.name}", one) for one in parts]
+            biases = node.inputs[-1:] if ops.has_bias(node) else ()
+            part = ops.PART if node.overload.endswith(ops.PART) else ""
+            b = graph.build(node.metadata_props[BLOCK], before=node)
+            attributes: Mapping[str, object] = {key: one.value for key, one in node.attributes.items()}
+            overload = ops.overload_of(fmt, bias=bool(biases)) + part
+            new = b.llmc(node.op_type, node.inputs[0], *known[linear.weight, fmt], *biases, overload=overload, **attributes)
+            replace_value(node.outputs[0], new)
+            removed |= {value for value in node.inputs[1:] if value is not None and value not in biases}
+            graph.body.remove(node, safe=True)
+            made = new.producer()
+            assert made is not None
+            linear.node = made
+        for value in removed:
+            if not value.uses():
+                graph.body.inputs.remove(value)
+                del graph.weights[str(value.name)]
+        return graph
+
+
+def _linear(node: ir.Node) -> _Linear:
+    weight, (rows, *_) = str(node.inputs[1].name) if node.inputs[1] is not None else "", dims(node.inputs[1])
+    assert isinstance(rows, int)
+    columns = width(node.inputs[0]) if node.op_type == "Linear" else width(node.outputs[0])
+    return _Linear(node, weight, rows, columns)
 
 
 def _module(weight: str, spec: DecoderSpec) -> str:
     """The module of a weight's name, of a merged one the first; a tied embedding has the head's format."""
     module = weight.partition("+")[0].removesuffix(f".{BASE}").removesuffix(".weight")
     return spec.head if module == spec.embedding else module
-
-
-def _weights(graph: Graph, node: ir.Node, name: str, fmt: str) -> list[ir.Value]:
-    """The stored tensors of a node's weight in a format."""
-    rows = dims(node.inputs[1])[0]
-    assert isinstance(rows, int)
-    columns = width(node.inputs[0]) if node.op_type == "Linear" else width(node.outputs[0])
-    found = FORMATS[fmt].components(rows, columns)
-    return [graph.weight(f"{name}:{one.name}", one) for one in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -73,6 +74,11 @@ class Step:
         return {"tokens": self.sequences + self.prompt, "sequences": sequences, "rows": sequences}
 
 
+@lru_cache(1 << 16)  # most launches are those of other formats too, and so are the steps
+def _value(formula: str, sizes: tuple[tuple[str, int], ...]) -> int:
+    return value(formula, dict(sizes))
+
+
 class _Launches:
     """The launches of a program of some pieces as arrays: each kind of launch is priced once for all blocks."""
 
@@ -91,9 +97,9 @@ class _Launches:
 
     def seconds(self, step: Step) -> np.ndarray:
         """Seconds of memory, computing and gaps: f64 [3, launches]."""
-        sizes = step.sizes
-        moved = np.array([value(one.bytes, sizes) for one in self.kinds], float) / self._bandwidth
-        computed = np.array([value(one.operations, sizes) for one in self.kinds], float) / self._peaks
+        sizes = tuple(step.sizes.items())
+        moved = np.array([_value(one.bytes, sizes) for one in self.kinds], float) / self._bandwidth
+        computed = np.array([_value(one.operations, sizes) for one in self.kinds], float) / self._peaks
         both, bound = np.hypot(moved, computed), moved >= computed
         return np.stack([np.where(bound, both, 0.0), np.where(bound, 0.0, both), np.full(len(both), self._gap)])
 

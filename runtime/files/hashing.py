@@ -28,8 +28,14 @@ class ByteRange:
 
 def chunks(offset: int, nbytes: int) -> tuple[ByteRange, ...]:
     """The ranges of a tensor's digests: 16 MiB each, the last one shorter; an empty tensor has one empty range."""
-    starts = range(0, max(nbytes, 1), CHUNK)
-    return tuple(ByteRange(offset + start, min(CHUNK, nbytes - start)) for start in starts)
+    return tuple(
+        ByteRange(offset + start, min(CHUNK, nbytes - start)) for start in range(0, chunk_count(nbytes) * CHUNK, CHUNK)
+    )
+
+
+def chunk_count(nbytes: int) -> int:
+    """The number of digests of a tensor."""
+    return max(1, -(-nbytes // CHUNK))
 
 
 def sha256_range(fd: int, part: ByteRange) -> str:

@@ -78,7 +78,9 @@ def test_the_json_of_a_plan(call: Call, config: Path):
             assert sum(one["shares"].values()) == pytest.approx(1)
             assert one["requests"] == requests * one["copies"] <= one["max_requests"]
     assert best["tpot_s"] <= 0.06
-    assert [one["build"] is not None for one in candidates] == [True, *(False for _ in candidates[1:])]
+    assert {one["quantize"]: one["build"]["disk_bytes"] for one in candidates}.keys() == {"none", "fp8"}
+    assert len({(one["quantize"], one["build"]["disk_bytes"]) for one in candidates}) == 2
+    assert all(one["build"]["seconds"] is one["build"]["peak_bytes"] is None for one in candidates)
     assert all(map(math.isfinite, numbers(found)))
 
 

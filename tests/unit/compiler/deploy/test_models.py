@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.engines import PicoEngine
+from support.fakes.machine_facts import FACTS
 from support.paths import PICO
 
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.deploy.build_cost import build_cost
 from llmc.compiler.deploy.models import model_of, subject_of
+from llmc.compiler.planner.build_price import GPU_BYTES, KERNEL_S, KERNELS
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import CheckpointError, Unsupported
@@ -36,10 +39,25 @@ def test_a_checkpoint_and_its_config_are_one_model(tmp_path: Path):
 @pytest.mark.parametrize("quantize", ["int8", "none"])
 def test_the_bytes_of_a_build_are_those_of_the_engine(pico_engine: PicoEngine, quantize: str):
     recipe = with_flags(None, quantize=quantize)
-    found = build_cost(open_checkpoint(PICO), recipe, 512)
+    found = build_cost(open_checkpoint(PICO), recipe, 512, None)
     with EngineFile.open(pico_engine(quantize)) as engine:
         assert found.disk_bytes == max(info.offset + info.nbytes for info in engine.tensors.values())
-    assert found.seconds is None
+    assert (found.seconds, found.peak_bytes) == (None, None)
+    assert build_cost(open_checkpoint(PICO), recipe, 512, FACTS).disk_bytes == found.disk_bytes
+
+
+def test_the_build_of_weights_that_are_not_here_is_that_of_cold_ones(tmp_path: Path):
+    """A config's build is priced as if its weights lay on the disk; a GPU's has kernels to compile."""
+    recipe, build = with_flags(None, quantize="int8", targets=("h100",)), FACTS.build
+    assert build is not None
+    shutil.copy(CONFIG, tmp_path)
+    slow = replace(FACTS, build=replace(build, disk_read_byte_s=1.0))
+    whole, alone = (build_cost(model_of(path).checkpoint, recipe, 512, slow) for path in (PICO, tmp_path))
+    assert whole.seconds is not None and alone.seconds is not None
+    assert whole.seconds == pytest.approx(alone.seconds, rel=0.01)
+    assert alone.seconds > 2 * 7_344_384 + KERNELS * KERNEL_S / FACTS.threads
+    assert alone.peak_bytes == build.peak_bytes + GPU_BYTES
+    assert build_cost(model_of(PICO).checkpoint, with_flags(None, quantize="fp8"), 512, FACTS).seconds is None
 
 
 def test_what_is_no_model(tmp_path: Path, pico_engine: PicoEngine):

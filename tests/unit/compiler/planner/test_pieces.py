@@ -15,7 +15,7 @@ from llmc.compiler.checkpoint.weights.random_source import RandomSource
 from llmc.compiler.decoder.decoder import build_spec
 from llmc.compiler.decoder.placement import place
 from llmc.compiler.families.config import Config, parse_config
-from llmc.compiler.planner.all_formats import AllFormats, Subject
+from llmc.compiler.planner.all_formats import AllFormats, Logical, Subject
 from llmc.compiler.planner.pieces import LARGE, MIXED, SMALL, Pieces, Work, work_of
 from llmc.compiler.targets import Precision, ProfileConfig, target_named
 from llmc.compiler.targets.cuda.emit import draft, step_shapes
@@ -61,7 +61,7 @@ def config_of(name: str) -> Config:
 
 @cache
 def formats_of(name: str, tp: int) -> AllFormats:
-    return AllFormats(Subject(config_of(name), "bfloat16", "BF16"), tp)
+    return AllFormats(Logical(Subject(config_of(name), "bfloat16", "BF16")), tp)
 
 
 @cache

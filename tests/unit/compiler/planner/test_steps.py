@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.compiler.planner.all_formats import AllFormats, Subject
+from llmc.compiler.planner.all_formats import AllFormats, Logical, Subject
 from llmc.compiler.planner.candidates import Pricer, exchanges
 from llmc.compiler.planner.pieces import LARGE, MIXED, SMALL, Pieces
 from llmc.compiler.planner.rates import FITTED, Rates
@@ -79,10 +79,10 @@ def test_a_step_costs_what_its_launches_cost(name: str, recipe: str, split: str,
 
 @pytest.mark.parametrize("recipe", ["fp8", "int4"])
 def test_one_target_stands_for_all_that_have_fp8(recipe: str):
-    subject, found = Subject(config_of("llama"), "bfloat16", "BF16"), {}
+    logical, found = Logical(Subject(config_of("llama"), "bfloat16", "BF16")), {}
     for target in ("sm_89", "sm_90", "sm_100", "sm_120"):
         asked = replace(RECIPES[recipe], targets=(target,), max_context=CONTEXT)
-        pieces = AllFormats(subject, 2).pieces(asked)
+        pieces = AllFormats(logical, 2).pieces(asked)
         assert isinstance(pieces, Pieces)
         blocks = {name: (block.work, block.weights, block.caches) for name, block in pieces.blocks.items()}
         found[target] = blocks, [pieces.parts(stage, BATCH) for stage in ((0, 3), (3, 5), (5, 7), (0, 7))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import signal
 import sys
 import traceback
@@ -62,7 +61,9 @@ app.add_typer(cache.app, name="cache", rich_help_panel="Machine")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.out(f"llmc {importlib.metadata.version(DISTRIBUTION)}")
+        from importlib.metadata import version  # of all commands, the one that needs it
+
+        console.out(f"llmc {version(DISTRIBUTION)}")
         raise typer.Exit
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...runtime.costs.facts import CpuFacts, load_facts
-from ...runtime.costs.price import decode_seconds, prefill_seconds
 from ..common import console
 
 if TYPE_CHECKING:
     from ...compiler.checkpoint.checkpoint import Checkpoint
     from ...compiler.planner.build_price import BuildPrice
     from ...recipes.recipe import Recipe
+    from ...runtime.costs.facts import CpuFacts
     from ...runtime.costs.nodes import Node
     from .speed import Load
     from .subjects import Subject
@@ -33,6 +32,8 @@ class Forecast:
 
 def facts_here(threads: int | None = None) -> CpuFacts | None:
     """The facts of this machine; a note says why those that exist are not used."""
+    from ...runtime.costs.facts import load_facts
+
     return load_facts(threads, lambda said: console.note(f"llmc: {said}"))
 
 
@@ -75,6 +76,8 @@ def of_loads(subject: Subject, threads: int, loads: Sequence[Load]) -> list[Fore
 
 def _of_load(nodes: Sequence[Node], facts: CpuFacts, load: Load, chunk: int) -> Forecast:
     """Prompts are read one after the other; between two of them, those that are read make a token each."""
+    from ...runtime.costs.price import decode_seconds, prefill_seconds
+
     prompt = prefill_seconds(nodes, facts, tokens=load.prompt_tokens, chunk=chunk)
     chunks = -(-load.prompt_tokens // chunk)
     between = sum(

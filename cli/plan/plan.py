@@ -98,7 +98,6 @@ def plan(
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports
     from ...runtime.files.records import plain
-    from . import chart as charts
 
     asked = asked_of(
         machines,
@@ -112,6 +111,8 @@ def plan(
         kv=kv,
     )
     if chart is not None:
+        from . import chart as charts
+
         charts.check(chart, source, force=force)
     elif force:
         raise RecipeError("expected --chart with --force")
@@ -127,6 +128,8 @@ def plan(
     for note in report.notes:
         console.note(f"llmc: {note}")
     if chart is not None:
+        from . import chart as charts
+
         charts.write(chart, made, force=force)
     console.show(plain(report), told.text(report, every), json)
     if report.best is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:  # so that its MARK is known before the planner is imported
     from .frontier import Place
@@ -81,7 +81,7 @@ def _points(places: Iterable[Place], x: _Axis, y: _Axis, colours: Mapping[str, s
     """Grey ones first, so that those of the legend lie over them."""
     for one in sorted(places, key=lambda place: place.candidate.split.name in colours):
         colour = colours.get(one.candidate.split.name, _OTHER)
-        name = escape(_name(one))
+        name = html.escape(_name(one))
         at = f'cx="{x.at(one.user):.1f}" cy="{y.at(one.machine):.1f}"'
         yield f'<circle {at} r="3" fill="{colour}" fill-opacity="0.6"><title>{name}</title></circle>'
 
@@ -125,4 +125,4 @@ def _text(
 ) -> str:
     weight = ' font-weight="bold"' if bold else ""
     where = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
-    return f'<text {where} fill="#222"{weight}{" " if more else ""}{more}>{escape(text)}</text>'
+    return f'<text {where} fill="#222"{weight}{" " if more else ""}{more}>{html.escape(text)}</text>'

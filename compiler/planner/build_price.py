@@ -24,8 +24,8 @@ KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
 took 19.9 s on two. Cached kernels take none."""
 KERNELS = 42
-"""Of a GPU's profile, about: those of examples/configs/llama-3.1-405b.json have 32 to 50 for sm_90, by format, batch (8 to
-1024) and split (1 and 8 shards, 1 and 2 stages)."""
+"""Of a GPU's profile, about: for sm_90, examples/configs/llama-3.1-405b.json has 32 to 50, by format, batch (8 to 1024)
+and split (1 and 8 shards, 1 and 2 stages)."""
 GPU_BYTES = 90 << 20
 """Memory of this process for the profile of a GPU beside that of a CPU (README: 418.53 and 332.29 MiB)."""
 _GRAPH_BYTES = (8 << 10, 4 << 10)

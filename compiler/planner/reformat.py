@@ -69,21 +69,21 @@ class Reformatted:
 
     def to(self, skeleton: Skeleton) -> Graph:
         """The graph with the formats of a skeleton; it is the same object each time."""
-        graph, known, removed = self._graph, dict[tuple[str, str], list[ir.Value]](), set[ir.Value]()
+        graph, known, removed = self._graph, dict[str, list[ir.Value]](), set[ir.Value]()
         for linear in self._linears:
-            node = linear.node
-            fmt = skeleton.short_format(_module(linear.weight, skeleton.short))
+            node, weight = linear.node, linear.weight
+            fmt = skeleton.short_format(_module(weight, skeleton.short))
             if ops.format_of(node) == fmt:
                 continue
-            if (linear.weight, fmt) not in known:
+            if weight not in known:
                 parts = FORMATS[fmt].components(linear.rows, linear.columns)
-                known[linear.weight, fmt] = [graph.weight(f"{linear.weight}:{fmt}.{one.name}", one) for one in parts]
+                known[weight] = [graph.weight(f"{weight}:{fmt}.{one.name}", one) for one in parts]
             biases = node.inputs[-1:] if ops.has_bias(node) else ()
             part = ops.PART if node.overload.endswith(ops.PART) else ""
             b = graph.build(node.metadata_props[BLOCK], before=node)
             attributes: Mapping[str, object] = {key: one.value for key, one in node.attributes.items()}
             overload = ops.overload_of(fmt, bias=bool(biases)) + part
-            new = b.llmc(node.op_type, node.inputs[0], *known[linear.weight, fmt], *biases, overload=overload, **attributes)
+            new = b.llmc(node.op_type, node.inputs[0], *known[weight], *biases, overload=overload, **attributes)
             replace_value(node.outputs[0], new)
             removed |= {value for value in node.inputs[1:] if value is not None and value not in biases}
             graph.body.remove(node, safe=True)

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +150,8 @@ def load_facts(threads: int | None = None, say: _Say = lambda _: None) -> CpuFac
     except EngineError:
         say(f"facts of this machine in {path} are damaged: {MEASURE} makes new ones")
         return None
+    from importlib.metadata import version  # 20 ms, which a machine without facts need not wait for
+
     wanted = {"llmc": version(DISTRIBUTION), "cpu": cpu, "threads": count}
     for key, value in wanted.items():
         if getattr(found, key) != value:

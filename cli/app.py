@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from types import FrameType
 from typing import Annotated
@@ -18,45 +19,59 @@ from ..runtime.errors import DISTRIBUTION, LlmcError, ResourceError
 from ..runtime.guard.limits import leave_time_to_end
 from ..runtime.guard.shortage import shortage
 from ..runtime.progress import debugging, set_debug_level
-from .cache import commands as cache
-from .commands import bench, build, bundled, doctor, evaluate, inspect, kernels, passes, tune, verify
-from .commands import run as run_command
 from .common import console, options
 from .common.exits import ENVIRONMENT, INTERNAL, INTERRUPTED, TERMINATED, USAGE
 from .common.help import SETTINGS, Command, Group
-from .plan import plan as planning
 
-app = typer.Typer(
-    name="llmc",
-    help="Compile Hugging Face checkpoints into engine files, and run them.",
-    cls=Group,
-    context_settings=SETTINGS,
-    rich_markup_mode=None,  # plain help takes half the time to show
-    pretty_exceptions_enable=False,
-)
 _COMMANDS = {
     "Build": {
-        "plan": planning.plan,
-        "build": build.build,
-        "recipes": bundled.recipes,
-        "passes": passes.passes,
-        "kernels": kernels.kernels,
+        "plan": ".plan.plan:plan",
+        "build": ".commands.build:build",
+        "recipes": ".commands.bundled:recipes",
+        "passes": ".commands.passes:passes",
+        "kernels": ".commands.kernels:kernels",
     },
-    "Run": {"run": run_command.run},
+    "Run": {"run": ".commands.run:run"},
     "Judge": {
-        "inspect": inspect.inspect,
-        "verify": verify.verify,
-        "eval": evaluate.evaluate,
-        "bench": bench.bench,
+        "inspect": ".commands.inspect:inspect",
+        "verify": ".commands.verify:verify",
+        "eval": ".commands.evaluate:evaluate",
+        "bench": ".commands.bench:bench",
     },
-    "Machine": {"doctor": doctor.doctor, "tune": tune.tune},
+    "Machine": {"doctor": ".commands.doctor:doctor", "tune": ".commands.tune:tune", "cache": ".cache.commands:app"},
 }
+"""By group and name, the function of each command, or its own application."""
+_NAMES = frozenset(name for group in _COMMANDS.values() for name in group)
 _SHORT = frozenset(("-h", "--help", "--version"))
 """Answered at once, and not by `console`."""
-for _group, _commands in _COMMANDS.items():
-    for _name, _command in _commands.items():
-        app.command(_name, cls=Command, rich_help_panel=_group)(options.debugged(_command))
-app.add_typer(cache.app, name="cache", rich_help_panel="Machine")
+
+
+def application(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The command that the arguments name, or all of them: importing and making all takes a quarter of a second."""
+    app = typer.Typer(
+        name="llmc",
+        help="Compile Hugging Face checkpoints into engine files, and run them.",
+        cls=Group,
+        context_settings=SETTINGS,
+        rich_markup_mode=None,  # plain help takes half the time to show
+        pretty_exceptions_enable=False,
+    )
+    wanted = _NAMES.intersection(arguments[:1]) or _NAMES
+    for group, commands in _COMMANDS.items():
+        for name, where in commands.items():
+            if name in wanted:
+                _add(app, group, name, where)
+    app.callback()(_root)
+    return app
+
+
+def _add(app: typer.Typer, group: str, name: str, where: str) -> None:
+    module, _, attribute = where.partition(":")
+    command = getattr(import_module(module, __package__), attribute)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name, rich_help_panel=group)
+    else:
+        app.command(name, cls=Command, rich_help_panel=group)(options.debugged(command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,7 +82,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -78,6 +92,7 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Texts go to stderr, with --json an object also to stdout."""
+    app = application(arguments)
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGXCPU"):  # not on Windows
@@ -137,8 +152,7 @@ def _wants_json(flags: Sequence[str]) -> bool:
 def _help_of(arguments: Sequence[str]) -> str:
     """The `--help` command for a command line."""
     named = arguments[0] if arguments else ""
-    known = {info.name for info in (*app.registered_commands, *app.registered_groups)}
-    return f"llmc {named} --help" if named in known else "llmc --help"
+    return f"llmc {named} --help" if named in _NAMES else "llmc --help"
 
 
 def _fail(code: int, kind: str, message: str, json_wanted: bool) -> int:

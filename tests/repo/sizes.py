@@ -17,13 +17,13 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
-    "cli": 146,  # --debug for every command; --format json; a refusal of the system names its path
+    "cli": 154,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1544,  # doctor --measure; build and bench say what was predicted
     "cli/common": 711,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
-    "cli/judge": 515,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/plan": 294,  # llmc plan, --chart
+    "cli/judge": 516,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/plan": 301,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 480,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
@@ -31,11 +31,11 @@ HELD: dict[str, int] = {
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 343,
-    "compiler/deploy": 742,  # around the planner: what was asked, models, records, the frontier, builds by a plan
-    "compiler/engine": 729,  # report.py and memory planning came from build.py
+    "compiler/deploy": 754,  # around the planner: what was asked, models, records, the frontier, builds by a plan
+    "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1027,
+    "compiler/planner": 1085,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 881,  # listing.py: a profile for people
@@ -62,7 +62,7 @@ HELD: dict[str, int] = {
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1147,  # info.py: what an engine says of itself
-    "runtime/files": 689,  # an older output in an input folder
+    "runtime/files": 692,  # an older output in an input folder
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,

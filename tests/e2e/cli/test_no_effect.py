@@ -20,7 +20,7 @@ from support.paths import PICO
 from support.plans import with_plans
 
 import llmc
-from llmc.cli.app import app
+from llmc.cli.app import application
 from llmc.recipes.recipe import QuantizeRule, Recipe, with_flags
 from llmc.runtime.errors import RecipeError
 
@@ -301,7 +301,7 @@ def test_or_it_is_said(one: Callable[[tuple[object, ...]], Outcome], name: str):
 
 def test_every_flag_has_a_case_or_always_changes_something():
     """A new flag: think of all that makes it idle, and put that in a table."""
-    top: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    top: dict[str, Any] = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
     commands = {name: one for name, one in top.items() if not hasattr(one, "commands")}
     groups = {name: one for name, one in top.items() if name not in commands}
     commands |= {f"{name} {inner}": one for name, group in groups.items() for inner, one in group.commands.items()}

@@ -13,7 +13,7 @@ import yaml
 from paraphrase import HERE, Fact, corpus, read_facts
 from train import CONVERSATIONS, SEED
 
-from llmc.cli.app import app
+from llmc.cli.app import application
 from llmc.cli.common.help import SETTINGS
 
 FACTS = read_facts()
@@ -52,7 +52,7 @@ def flags_of(command: Any) -> set[str]:
 @cache
 def commands() -> dict[str, Any]:
     """All commands by their words, such as "cache list"."""
-    found, waiting = {}, {"": typer.main.get_command(app)}
+    found, waiting = {}, {"": typer.main.get_command(application())}
     while waiting:
         name, command = waiting.popitem()
         found[name] = command

@@ -37,7 +37,7 @@ def last_json(text: str) -> dict:
 def test_only_settings_of_the_machine_have_a_variable():
     """`LLMC_MAX_TOKENS`, set for `run`, made `eval` score 5 tokens."""
     found = set()
-    for name, command in typer.main.get_command(module.app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(module.application()).commands.items():  # type: ignore[attr-defined]
         for option in command.params:
             if option.envvar is not None:
                 assert option.envvar == "LLMC_" + option.name.upper() and not option.multiple, (name, option.name)
@@ -46,7 +46,7 @@ def test_only_settings_of_the_machine_have_a_variable():
 
 
 def test_every_flag_shows_its_default():
-    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(module.application()).commands  # type: ignore[attr-defined]
     for name, command in {**commands, **commands["cache"].commands}.items():
         context = typer.Context(command, info_name=name)
         for option in command.get_params(context):
@@ -56,7 +56,7 @@ def test_every_flag_shows_its_default():
 
 
 def test_every_command_has_a_group_and_examples(capsys: pytest.CaptureFixture[str]):
-    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(module.application()).commands  # type: ignore[attr-defined]
     assert {*EXAMPLES} == {"", *commands}
     for name, command in commands.items():
         assert command.rich_help_panel in ("Build", "Run", "Judge", "Machine"), name
@@ -72,7 +72,7 @@ def test_every_command_has_a_group_and_examples(capsys: pytest.CaptureFixture[st
 def test_examples_are_command_lines_of_llmc(line: str):
     """They are parsed, and not run: a flag or a command that is gone fails here."""
     program, *words = shlex.split(line.partition(" > ")[0])
-    group: Any = typer.main.get_command(module.app)
+    group: Any = typer.main.get_command(module.application())
     assert program == "llmc"
     context = group.make_context("llmc", [*words])
     while words and isinstance(group, TyperGroup):
@@ -112,7 +112,7 @@ def test_completion_offers_what_is_at_hand(pico_engine: PicoEngine, tmp_path: Pa
 
 def test_a_build_s_flags_are_those_of_its_type():
     assert list(options.BUILD_FLAGS) == list(BuildFlags.__annotations__)
-    commands = typer.main.get_command(module.app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(module.application()).commands  # type: ignore[attr-defined]
     for name in ("build", "passes"):
         assert {*options.BUILD_FLAGS} <= {option.name for option in commands[name].params}
 
@@ -120,7 +120,7 @@ def test_a_build_s_flags_are_those_of_its_type():
 def test_a_sampling_option_is_one_field():
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
     assert {*RANGES} == fields - {"logit_bias"} and fields <= {*SamplingOptions.__annotations__}
-    command = typer.main.get_command(module.app).commands["run"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(module.application()).commands["run"]  # type: ignore[attr-defined]
     assert fields <= {option.name for option in command.params}
     for name in RANGES:
         assert "--" + name.replace("_", "-") in {text for option in command.params for text in option.opts}
@@ -169,7 +169,7 @@ def test_errors_become_exit_codes(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "app", fail)
+    monkeypatch.setattr(module, "application", lambda _: fail)
     monkeypatch.delenv("LLMC_DEBUG", raising=False)
     assert run([]) == code
     assert capsys.readouterr() == ("", text)
@@ -188,7 +188,7 @@ def test_after_two_dashes_nothing_is_a_flag(monkeypatch: pytest.MonkeyPatch, cap
     def fail(**_: object) -> None:
         raise RecipeError("asked")
 
-    monkeypatch.setattr(module, "app", fail)
+    monkeypatch.setattr(module, "application", lambda _: fail)
     run(["run", "e.llmc", "--", "--json"])
     assert capsys.readouterr().out == ""
 
@@ -199,13 +199,13 @@ def test_interrupts_and_termination_have_their_codes(monkeypatch: pytest.MonkeyP
 
     small = typer.Typer(rich_markup_mode=None)
     small.command()(interrupted)
-    monkeypatch.setattr(module, "app", small)
+    monkeypatch.setattr(module, "application", lambda _: small)
     assert run(["x"]) == 130
 
     def terminated(**_: object) -> None:
         module._terminate(15, None)
 
-    monkeypatch.setattr(module, "app", terminated)
+    monkeypatch.setattr(module, "application", lambda _: terminated)
     assert run([]) == 143
 
 

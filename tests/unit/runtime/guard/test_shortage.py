@@ -60,7 +60,7 @@ def test_a_lack_is_named(case: tuple[Any, str], capsys: pytest.CaptureFixture[st
     def fails(**_: object) -> int:
         raise raised
 
-    monkeypatch.setattr(app, "app", fails)
+    monkeypatch.setattr(app, "application", lambda _: fails)
     assert app.run(["inspect", "x"]) == 4
     assert named in capsys.readouterr().err
 

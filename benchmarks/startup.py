@@ -20,7 +20,8 @@ from statistics import median
 from llmc.runtime.machine import cpu_count, cpu_name
 
 CHECKPOINT = Path(__file__).parent.parent / "examples/checkpoints/pico-python"
-GOALS = {"llmc run, 16 tokens": 1.0, "llmc --help": 0.3}
+CONFIG = Path(__file__).parent.parent / "examples/configs/llama-3.1-405b.json"
+GOALS = {"llmc run, 16 tokens": 1.0, "llmc --help": 0.3, "llmc plan, 405B on 8 GPUs": 3.0}
 FIRST_GOAL_S = 0.5
 
 
@@ -54,6 +55,7 @@ def main() -> None:
         commands = {
             "llmc run, 16 tokens": [*llmc, "run", str(engine), "def main(", "--max-tokens", "16"],
             "llmc --help": [*llmc, "--help"],
+            "llmc plan, 405B on 8 GPUs": [*llmc, "plan", str(CONFIG), "--for", "8xh200", "--json"],
             "python -c pass": [sys.executable, "-c", "pass"],
         }
         score = ["eval", str(engine), "--text", str(CHECKPOINT / "README.md")]

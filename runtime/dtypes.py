@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,11 +26,11 @@ class Dtype:
     config: str = ""
     """In config.json, for types that weights of a checkpoint may have."""
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype:
         return np.dtype(self.held)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return self.numpy.itemsize
 

@@ -94,6 +94,7 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Choose split, format and machine for a model, before it is built."""
+    gc.disable()  # a plan makes many small objects that live to its end: a third of a second of looking at them
     extras.need("cuda-build", "llmc plan")
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports
@@ -116,7 +117,6 @@ def plan(
         charts.check(chart, source, force=force)
     elif force:
         raise RecipeError("expected --chart with --force")
-    gc.disable()  # a plan makes many small objects that live to its end: a third of a second of looking at them
     if every and json:
         console.note("llmc: --all changes nothing beside --json, which has every candidate")
     with progress.for_terminal(quiet=json).stage("plan"):

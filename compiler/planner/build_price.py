@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -111,13 +111,30 @@ def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, section
     source: defaultdict[str, int] = defaultdict(int)
     numbers: defaultdict[str, int] = defaultdict(int)
     copied, quantized = _tables(checkpoint.config.decoder, context), []
+    made: dict[Hashable, _Group] = {}  # of one layer and of all like it: their tensors' names do not matter here
     for tensors, fmt in _grouped(checkpoint.config.decoder, recipe):
-        infos = [Stored(name, checkpoint.source.info(name).dtype, shape) for name, shape in tensors]
-        source[fmt] += sum(one.nbytes for one in infos)
-        numbers[fmt] += sum(prod(one.shape) for one in infos)
-        (copied if fmt == "none" else quantized).extend(_stored(infos, fmt))
+        key = fmt, tuple((checkpoint.source.info(name).dtype, shape) for name, shape in tensors)
+        group = made[key] = made.get(key) or _group(checkpoint, tensors, fmt)
+        source[fmt] += group.source_bytes
+        numbers[fmt] += group.weights
+        (copied if fmt == "none" else quantized).extend(group.stored)
     groups = [*copied, *quantized]  # in the order in which passes make them
     return BuildSizes(whole_end(groups, default_reserve(groups, sections)), dict(source), dict(numbers))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tensors of the checkpoint that lie next to each other."""
+
+    source_bytes: int
+    weights: int
+    stored: list[list[Stored]]
+    """What the engine stores for them."""
+
+
+def _group(checkpoint: Checkpoint, tensors: list[tuple[str, tuple[int, ...]]], fmt: str) -> _Group:
+    infos = [Stored(name, checkpoint.source.info(name).dtype, shape) for name, shape in tensors]
+    return _Group(sum(one.nbytes for one in infos), sum(prod(one.shape) for one in infos), _stored(infos, fmt))
 
 
 def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:

@@ -110,7 +110,9 @@ def _candidates(
                     made = pricer.candidate(machine, pp, batch)
                     if batch is None and not made.most:
                         made = _of_smaller_batch(smaller, recipe, made) or made
-                    found.append(replace(made, recipe=replace(made.recipe, targets=(target,))))
+                    if target != recipe.targets[0]:
+                        made = replace(made, recipe=replace(made.recipe, targets=(target,)))
+                    found.append(made)
     return found
 
 

@@ -25,7 +25,7 @@ HELD: dict[str, int] = {
     "cli/judge": 516,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 301,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
-    "compiler": 480,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
+    "compiler": 511,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
@@ -35,10 +35,10 @@ HELD: dict[str, int] = {
     "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1085,
+    "compiler/planner": 1097,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
-    "compiler/targets/cuda": 881,  # listing.py: a profile for people
+    "compiler/targets/cuda": 884,  # listing.py: a profile for people
     "compiler/targets/cuda/cubins": 870,  # the pinned assembler; elf, sass, figures: costs without a GPU
     "compiler/targets/cuda/kernels": 792,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 761,
@@ -56,7 +56,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 699,  # goal.py and units.py: goals of plans
     "recipes/machines": 233,
-    "runtime": 1239,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1240,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine

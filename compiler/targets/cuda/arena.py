@@ -6,6 +6,7 @@ first, each at the lowest offset that is free during its whole lifetime.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,17 +25,15 @@ class Lifetime:
 def place_buffers(lives: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
     """(offset by name, size of the arena), in bytes; equal inputs give equal offsets."""
     offsets: dict[str, int] = {}
+    placed: list[tuple[int, int, Lifetime]] = []  # by their bytes, from start to stop
     for name in sorted(lives, key=lambda n: (-lives[n].bytes, n)):
         life, offset = lives[name], 0
-        taken = sorted(
-            (offsets[other], offsets[other] + lives[other].bytes)
-            for other in offsets
-            if lives[other].first <= life.last and life.first <= lives[other].last
-        )
-        for start, stop in taken:
-            if offset + life.bytes <= start:
-                break
-            offset = max(offset, aligned(stop))
+        for start, stop, other in placed:
+            if other.first <= life.last and life.first <= other.last:
+                if offset + life.bytes <= start:
+                    break
+                offset = max(offset, aligned(stop))
         offsets[name] = offset
+        insort(placed, (offset, offset + life.bytes, life), key=lambda one: one[:2])
     arena = max((offsets[name] + lives[name].bytes for name in lives), default=0)
     return offsets, aligned(arena)

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ....runtime.dtypes import KERNEL_DTYPES
+from ...kernel_imports import made
 
 ROUNDING = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-20}
 """Largest error of rounding a result to its dtype, relative to the largest value: the least tolerance of a case."""
@@ -59,12 +60,18 @@ class Kernel:
     """A Triton function, and the lowest compute capability it can be compiled for (such as 90)."""
 
     name: str
-    function: Any
+    defined: Any
+    """As its file has it: a Triton function, or one that Triton has not seen yet."""
     minimum_sm: int = 80
+
+    @cached_property
+    def function(self) -> Any:
+        """The Triton function."""
+        return made(self.defined)
 
     @cached_property  # every call reads it
     def parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.function.fn).parameters)
+        return tuple(inspect.signature(self.defined.fn).parameters)
 
     def given(self, constants: Container[str]) -> list[str]:
         """The parameters that a launch passes, in order: all that are not constants."""
@@ -101,8 +108,8 @@ class KernelCall:
         """The arguments in the order of the function's parameters."""
         return tuple((name, self.arguments[name]) for name in self.kernel.given(self.constants))
 
-    @property
-    def operands(self) -> dict[str, Operand]:
+    @cached_property
+    def operands(self) -> Mapping[str, Operand]:
         """The arguments that are tensors."""
         return {name: one for name, one in self.arguments.items() if isinstance(one, Operand)}
 

@@ -203,8 +203,8 @@ def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec,
             name = of.get(launch.label, "embed" if launch.label == "take tokens" else "head")
             block = blocks[name]
             block.work[number][work_of(launch, plan, number)] += 1
-            moved = modules and not isinstance(launch, Collective)
-            block.launches[number].append(replace(launch, module=launch.module + modules) if moved else launch)
+            stays = not modules or isinstance(launch, Collective)
+            block.launches[number].append(launch if stays else replace(launch, module=launch.module + modules))
             block.weights.update((name, weights[name]) for name in launch.tensors if name in weights)
     for cache in plan.caches:
         for name, tensor in plan.tensors.items():

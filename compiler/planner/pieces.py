@@ -203,8 +203,9 @@ def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec,
             name = of.get(launch.label, "embed" if launch.label == "take tokens" else "head")
             block = blocks[name]
             block.work[number][work_of(launch, plan, number)] += 1
-            stays = not modules or isinstance(launch, Collective)
-            block.launches[number].append(launch if stays else replace(launch, module=launch.module + modules))
+            if modules and not isinstance(launch, Collective):
+                launch = replace(launch, module=launch.module + modules)
+            block.launches[number].append(launch)
             block.weights.update((name, weights[name]) for name in launch.tensors if name in weights)
     for cache in plan.caches:
         for name, tensor in plan.tensors.items():

@@ -5,6 +5,7 @@ What imports torch stays out of the top of this file: also the process that only
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,13 @@ _PACKAGE = tuple(f"{ROOT / folder}/" for folder in PACKAGE)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden dumps (`make golden`)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What test files import lives to the end: collections, of which tests ask for some, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 _make, _wrong = LlmcError.__init__, list[str]()

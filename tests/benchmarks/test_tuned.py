@@ -54,6 +54,7 @@ def test_an_engine_is_built_from_carried_kernels_and_serves(carried: Path, tmp_p
     assert found["soak"]["result"] == {"skipped": "no engine is carried"}
 
 
+@pytest.mark.soak
 def test_a_kernel_that_ends_its_process_costs_what_runs_it(carried: Path, tmp_path: Path):
     found = rehearse(carried, tmp_path, LLMC_FAKE_EXIT="choose_kernel")
     assert [*found] == ITEMS and "result" in found["build"]

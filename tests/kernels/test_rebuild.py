@@ -61,6 +61,7 @@ def section(path: Path, name: str) -> bytes:
         return opened.section(name)
 
 
+@pytest.mark.soak
 def test_a_whole_engine_compiles_to_the_same_bytes(engine: Path, call: Call, made: dict[Specialization, Cubin]):
     made.clear()
     count = len(json.loads(section(engine, PLAN))["modules"])

@@ -25,6 +25,7 @@ from llmc.quantize import FORMATS
 from llmc.runtime.plan.between import RankOf
 from llmc.runtime.plan.plan import Plan
 
+pytestmark = pytest.mark.soak
 WAITING = {
     "moe_*": "families with experts",
     "probe_*": "nothing: benchmarks measure launches and memory with them",

@@ -78,7 +78,8 @@ if __name__ == "__main__":
     import llmc.compiler.build
     import llmc.runtime.cpu.executor
     import llmc.runtime.load  # noqa: F401
-    from llmc.cli.app import run
+    from llmc.cli.app import application, run
 
+    application()  # imports all commands
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -120,6 +120,7 @@ def test_the_commands_of_the_github_file_run(checkout: Path, llmc: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.soak  # they are those of the other file
 def test_the_commands_of_the_gitlab_file_run(checkout: Path, llmc: Path):
     file = read(GITLAB)
     script, variables = file["engine"]["script"], file["variables"]

@@ -31,7 +31,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(capsys)
 
 
-@pytest.fixture(scope="module", params=["fp8", "nvfp4"])
+@pytest.fixture(scope="module", params=["fp8", pytest.param("nvfp4", marks=pytest.mark.soak)])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Checkpoint, engine and weight format."""
     folder = tmp_path_factory.mktemp("fp8")

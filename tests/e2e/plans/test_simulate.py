@@ -107,7 +107,9 @@ def check_requests(path: Path, quantize: str, source: Path, prompts: list[list[i
         check_choices(path, quantize, source, prompt, tokens)
 
 
-@pytest.mark.parametrize("quantize", FORMATS)
+@pytest.mark.parametrize(
+    "quantize", [pytest.param(name, marks=pytest.mark.soak) if name in ("fp8", "nvfp4") else name for name in FORMATS]
+)
 def test_three_requests_agree_with_the_oracle(small_engine: Callable[[str], Path], quantize: str):
     path = small_engine(quantize)
     check_requests(path, quantize, checkpoint_of(path), [ids(5, 1), ids(33, 2), ids(70, 3)])
@@ -207,6 +209,7 @@ def test_penalties_biases_and_logprobs_are_those_of_the_host(small: Path):
             check_like_a_sampler(executor, sequence, ids(9, 10 + sequence), params)
 
 
+@pytest.mark.soak
 def test_penalties_do_not_depend_on_company_or_on_a_shared_prompt(small: Path):
     """The second request reads the first one's blocks, so the device knows only the end of its prompt."""
     prompts = [tuple(ids(70, 11)), (*ids(64, 11), 1, 2, 3), tuple(ids(5, 12))]

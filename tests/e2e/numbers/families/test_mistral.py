@@ -48,7 +48,8 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
     check_format(write(tmp_path / "c", "mistral", Case({"sliding_window": 8} | WIDE)), quantize, tmp_path, 40)
 
 
-@pytest.mark.parametrize("quantize", ["none", pytest.param("int4", marks=pytest.mark.soak)])
+@pytest.mark.soak  # windows in plans are test_qwen2.py's and test_window_plans.py's
+@pytest.mark.parametrize("quantize", ["none", "int4"])
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
     case = Case({"sliding_window": 8} | WIDE | {"max_position_embeddings": 256}, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "mistral", case), quantize, tmp_path, 100)

@@ -45,7 +45,7 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
     check_format(write(tmp_path / "c", "qwen3", Case(WINDOW | WIDE | {"max_window_layers": 0})), quantize, tmp_path, 40)
 
 
-@pytest.mark.parametrize("quantize", ["none", "int4"])
+@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.soak), "int4"])
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
     case = Case(WINDOW | WIDE | {"max_window_layers": 0} | {"max_position_embeddings": 256}, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "qwen3", case), quantize, tmp_path, 100)

@@ -167,9 +167,9 @@ def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
         _TEXT,
         facts,
         kind=kinds[facts["program"]],
-        tokens=_count(price.sizes["tokens"], "token"),
-        sequences=_count(price.sizes["sequences"], "sequence"),
-        positions=_count(price.context, "position"),
+        tokens=console.counted(price.sizes["tokens"], "token"),
+        sequences=console.counted(price.sizes["sequences"], "sequence"),
+        positions=console.counted(price.context, "position"),
         named=", ".join(named),
     )
     step = console.fill(
@@ -204,10 +204,6 @@ def _row(line: Line, price: Price, chip: Chip, linked: bool) -> Sequence[str]:
         *code,
         *([console.size(line.link_bytes) if line.link_bytes else ""] if linked else []),
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _short(number: int) -> str:

@@ -182,6 +182,11 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, as "1 layer" or "2 layers"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def size(count: int) -> str:
     """Bytes for people, in binary units; "unknown" for UNKNOWN."""
     if count == UNKNOWN:

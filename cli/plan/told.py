@@ -13,10 +13,10 @@ from ..common import console
 if TYPE_CHECKING:
     from ...compiler.deploy.report import BuildFigures, CandidateReport, PlanReport
 
-_HEAD = "{model.path}: {model.architecture}, {billions:.3g} billion parameters, {model.layers} layers, {model.dtype}"
+_HEAD = "{model.path}: {model.architecture}, {billions:.3g} billion parameters, {layers}, {model.dtype}"
 _ASKED = "  goal {goal}; prompts of {load.input_tokens} tokens, answers of {load.output_tokens}; context {load.context}"
 _FIGURES = """\
-  {requests} requests at once{each}: {tpot} per token, first token after {ttft}, {decode} generated and {prefill} of \
+  {requests} at once{each}: {tpot} per token, first token after {ttft}, {decode} generated and {prefill} of \
 prompts
   the time is {shares}
   a GPU has {usable} for: weights {weights}, {per_copy} x cache of {cache}, workspace {workspace}"""
@@ -35,7 +35,7 @@ def text(plan: PlanReport, every: bool) -> str:
     """What a plan has found; with `every`, all candidates."""
     model, load = plan.model, plan.load
     lines = [
-        _HEAD.format(model=model, billions=model.parameters / 1e9),
+        _HEAD.format(model=model, billions=model.parameters / 1e9, layers=console.counted(model.layers, "layer")),
         _ASKED.format(goal=plan.goal, load=load),
         *_answer(plan),
         "",
@@ -77,7 +77,7 @@ def _figures(one: CandidateReport) -> str:
     said = ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares if share >= 0.005)
     memory = one.memory
     return _FIGURES.format(
-        requests=one.requests,
+        requests=console.counted(one.requests or 0, "request"),
         each=f" ({one.requests_per_copy} a copy)" if one.copies > 1 else "",
         tpot=_shown("tpot", one.tpot_s),
         ttft=_shown("ttft", one.ttft_s),

@@ -105,7 +105,7 @@ def test_what_people_see(call: Call, config: Path):
         f"best: sm_90-tp2 on 2xh200 at $8.93 an hour, weights fp8 ({best['bits_per_weight']:.3g} bits), "
         "activations fp8, KV cache fp8"
     )
-    assert lines[3].startswith(f"  1 requests at once: {best['tpot_s'] * 1e3:.3g} ms per token, first token after ")
+    assert lines[3].startswith(f"  1 request at once: {best['tpot_s'] * 1e3:.3g} ms per token, first token after ")
     assert lines[4].startswith(f"  the time is {100 * best['shares'][best['bound']]:.0f} % {best['bound']}, ")
     memory = best["memory"]
     assert f"weights {memory['weights_bytes'] / 1e9:.1f} GB, 1 x cache of " in lines[5]

@@ -152,6 +152,7 @@ def build(
 
         tables = [load_table(path) for path in tactics or ()]
         predicted = forecast.of_build(source, plan, limit)
+    kernels = forecast.Kernels(shown)
     built = build_engine(
         source,
         output,
@@ -161,8 +162,10 @@ def build(
         dump=dump,
         tactics=tables,
         force=force,
-        progress=shown,
+        progress=kernels,
     )
+    if predicted is not None:
+        predicted = predicted.with_kernels(kernels.count)
     launches.debug_engine(output)
     for warning in built.warnings:
         console.warn(warning)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...runtime.progress import BYTES, Progress
 from ..common import console
 
 if TYPE_CHECKING:
@@ -28,6 +30,21 @@ class Forecast:
     """Tokens/s of all prompts until then."""
     decode: float
     """Tokens/s of all prompts from then on."""
+
+
+@dataclass
+class Kernels:
+    """Passes the progress of a build on, and counts the kernels that it compiles."""
+
+    shown: Progress
+    count: int = 0
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = BYTES
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """As of the progress that is shown."""
+        self.count += (total or 0) if unit == "kernels" else 0
+        return self.shown.stage(name, total, unit)
 
 
 def facts_here(threads: int | None = None) -> CpuFacts | None:

@@ -26,15 +26,8 @@ def build_cost(checkpoint: Checkpoint, recipe: Recipe, context: int, facts: CpuF
     """
     if facts is not None and facts.build is not None:
         with suppress(KeyError):
-            price = predict_build(
-                checkpoint,
-                recipe,
-                facts.build,
-                context=context,
-                threads=facts.threads,
-                kernels=KERNELS * len(recipe.profiles),
-                cold=True,
-            )
+            price = predict_build(checkpoint, recipe, facts.build, context=context, threads=facts.threads, cold=True)
+            price = price.with_kernels(KERNELS * len(recipe.profiles))
             return BuildFigures(price.seconds, price.peak_bytes, price.weight_bytes)
     sections = len(recipe.profiles) + len(checkpoint.tokenizer)
     return BuildFigures(None, None, build_sizes(checkpoint, recipe, context, sections=sections).bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ...recipes.recipe import Recipe
@@ -34,6 +34,7 @@ _PLAN_BYTES = (1 << 20, 30 << 10)
 """Of a GPU profile's sections: of kernels, and of each layer's launches (README's two.llmc)."""
 _PROBE_BYTES = 3 << 10
 _SAMPLES, _PAGE = 64, 4096
+_COMPILE = "compile profiles"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class BuildPrice:
     """Of its header and weights, exactly, if it is one file; sections follow."""
     stages: Mapping[str, float]
     """Seconds by the names of the build's own stages."""
+    kernel_s: float
+    """For each kernel that has to be compiled, which only a lowered graph knows: beside `seconds`."""
+
+    def with_kernels(self, count: int) -> BuildPrice:
+        """With so many kernels of GPU profiles that no cache holds."""
+        compiling = self.kernel_s * count
+        stages = {**self.stages, _COMPILE: self.stages[_COMPILE] + compiling}
+        return replace(self, seconds=self.seconds + compiling, stages=stages)
 
 
 @dataclass(frozen=True)
@@ -71,15 +80,14 @@ def predict_build(
     *,
     context: int,
     threads: int,
-    kernels: int = 0,
     section_bytes: int | None = None,
     memory_limit: int | None = None,
     cold: bool = False,
 ) -> BuildPrice:
     """The price of building an open checkpoint, whose weights may be random numbers.
 
-    `context` is the engine's number of positions (`pipeline.context_of`), `threads` those of the facts. `kernels`
-    counts those of GPU profiles that no cache holds. `section_bytes` are all sections, which are estimated otherwise.
+    `context` is the engine's number of positions (`pipeline.context_of`), `threads` those of the facts. No kernel
+    is compiled in it. `section_bytes` are all sections, which are estimated otherwise.
     `cold`: the weights come from the disk, also those that are in the page cache or not here yet.
 
     Raises:
@@ -90,7 +98,7 @@ def predict_build(
     sizes = build_sizes(checkpoint, recipe, context, sections=len(checkpoint.tokenizer) + len(recipe.profiles))
     stages = {
         "graph and passes": facts.graph_s + facts.layer_s * len(spec.layers) * len(recipe.profiles),
-        "compile profiles": KERNEL_S * kernels / threads,
+        _COMPILE: 0.0,
         "weights": _weights_seconds(checkpoint, sizes, facts, threads, cold=cold),
         "golden probe": facts.probe_s
         + sum(count * facts.named(name).probe_weight_s for name, count in sizes.weights.items()),
@@ -103,6 +111,7 @@ def predict_build(
         bytes=sizes.bytes + sections,
         weight_bytes=sizes.bytes,
         stages=stages,
+        kernel_s=KERNEL_S / threads,
     )
 
 

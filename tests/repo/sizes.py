@@ -19,10 +19,10 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 154,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1544,  # doctor --measure; build and bench say what was predicted
-    "cli/common": 711,  # a flag given twice and an empty value are refused
+    "cli/commands": 1545,  # doctor --measure; build and bench say what was predicted
+    "cli/common": 713,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
-    "cli/judge": 516,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
+    "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 301,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 511,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
@@ -35,7 +35,7 @@ HELD: dict[str, int] = {
     "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1097,
+    "compiler/planner": 1104,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 884,  # listing.py: a profile for people

@@ -12,9 +12,11 @@ from support.engines import PicoEngine
 from support.fakes.machine_facts import FACTS, WEIGHTS
 
 from llmc.cli.facts import small_builds
+from llmc.cli.judge.forecast import Kernels
 from llmc.runtime.costs import measure
 from llmc.runtime.costs.facts import keep_facts, load_facts
 from llmc.runtime.machine import cpu_count
+from llmc.runtime.progress import NO_PROGRESS
 
 Call = Callable[..., Outcome]
 
@@ -64,6 +66,14 @@ def test_facts_of_another_number_of_threads_or_machine_are_not_used(call: Call, 
     found = call(*bench(pico_engine("int8"), "--json"))
     assert found.json["predicted"] is None
     assert "are of llmc 0.0.0, not" in found.err
+
+
+def test_kernels_are_counted_where_a_build_compiles_them():
+    kernels = Kernels(NO_PROGRESS)
+    for name, total, unit in (("sm_90", 5, "kernels"), ("weights", 7, "B"), ("sm_80", 2, "kernels")):
+        with kernels.stage(name, total, unit) as advance:
+            advance(1)
+    assert kernels.count == 7
 
 
 def test_measuring_keeps_facts(call: Call, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.engine import weights
 from llmc.compiler.engine.layout import default_reserve, lay_out
 from llmc.compiler.pipeline import context_of, lower
-from llmc.compiler.planner.build_price import build_sizes, predict_build
+from llmc.compiler.planner.build_price import KERNEL_S, build_sizes, predict_build
 from llmc.recipes.recipe import QuantizeRule, Recipe
 from llmc.runtime.costs.facts import BuildFacts, FormatFacts
 from llmc.runtime.dtypes import WEIGHT_FORMATS
@@ -82,6 +82,14 @@ def test_seconds_and_memory_follow_from_the_facts():
     assert (price.peak_bytes, price.bytes) == (300, sizes.bytes + 1000)
     limited = predict_build(source, recipe, FACTS, context=512, threads=2, memory_limit=250)
     assert limited.peak_bytes == 250
+
+
+def test_kernels_that_are_compiled_share_the_cores():
+    price = predict_build(open_source(PICO), Recipe(default_format="int8"), FACTS, context=512, threads=2)
+    more = price.with_kernels(3)
+    assert more.seconds == pytest.approx(price.seconds + 3 * KERNEL_S / 2)
+    assert more.stages["compile profiles"] == pytest.approx(3 * KERNEL_S / 2)
+    assert price.with_kernels(0) == price
 
 
 def test_a_format_that_was_not_measured_has_no_price():

@@ -51,6 +51,7 @@ def made(function: Any) -> Any:
     if not isinstance(function, LateFunction):
         return function
     if function not in _made:
+        _make(function)
         for module in [one for name, one in sys.modules.items() if name.startswith(f"{__package__}.")]:
             for name, value in [*vars(module).items()]:
                 if isinstance(value, LateFunction):

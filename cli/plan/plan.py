@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +78,19 @@ Chart = Annotated[
 All = Annotated[bool, flag("--all", "Show every candidate.", group=REPORT)]
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """A plan makes many small objects that live to its end: a third of a second of looking at them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_without_collections()
 def plan(
     source: Source,
     machines: Machines = None,
@@ -94,7 +109,6 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Choose split, format and machine for a model, before it is built."""
-    gc.disable()  # a plan makes many small objects that live to its end: a third of a second of looking at them
     extras.need("cuda-build", "llmc plan")
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports

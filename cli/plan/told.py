@@ -13,7 +13,7 @@ from ..common import console
 if TYPE_CHECKING:
     from ...compiler.deploy.report import BuildFigures, CandidateReport, PlanReport
 
-_HEAD = "{model.path}: {model.architecture}, {billions:.3g} billion parameters, {layers}, {model.dtype}"
+_HEAD = "{model.path}: {model.architecture}, {parameters} parameters, {layers}, {model.dtype}"
 _ASKED = "  goal {goal}; prompts of {load.input_tokens} tokens, answers of {load.output_tokens}; context {load.context}"
 _FIGURES = """\
   {requests} at once{each}: {tpot} per token, first token after {ttft}, {decode} generated and {prefill} of \
@@ -35,7 +35,7 @@ def text(plan: PlanReport, every: bool) -> str:
     """What a plan has found; with `every`, all candidates."""
     model, load = plan.model, plan.load
     lines = [
-        _HEAD.format(model=model, billions=model.parameters / 1e9, layers=console.counted(model.layers, "layer")),
+        _HEAD.format(model=model, parameters=_scaled(model.parameters), layers=console.counted(model.layers, "layer")),
         _ASKED.format(goal=plan.goal, load=load),
         *_answer(plan),
         "",
@@ -116,15 +116,15 @@ def _others(plan: PlanReport, every: bool) -> Iterator[str]:
     rows = [("machine", "profile", "weights", "requests", "per token", "first token", "tokens/s", "why not")]
     rows += [_row(one, every) for one in shown]
     left = len(plan.candidates) - len(shown)
-    yield (
-        f"the best of each split, format and machine, of {len(plan.candidates)} candidates:" if left else "candidates:"
-    )
-    yield console.table(rows)
+    if shown:
+        whole = f"the best of each split, format and machine, of {len(plan.candidates)} candidates:"
+        yield whole if left else "candidates:"
+        yield console.table(rows)
     if left:
         yield f"  {left} more: --all, or --json"
     if plan.not_priced:
         yield f"  not priced, as dearer or without a list price: {', '.join(plan.not_priced)}"
-    formats = dict.fromkeys((one.quantize, one.reason) for one in plan.refused if one.tp is None)
+    formats = dict.fromkeys((one.quantize, one.reason) for one in plan.refused if one.tp is None or not plan.candidates)
     for name, reason in formats:
         yield f"  {name} cannot be used: {reason}"
 
@@ -187,6 +187,13 @@ def _shown(name: str, figure: float | None) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _scaled(count: int) -> str:
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:,}"
 
 
 def _duration(seconds: float) -> str:

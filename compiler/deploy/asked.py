@@ -40,7 +40,7 @@ class Asked:
     @property
     def max_batch(self) -> int:
         """Most requests at once of a copy."""
-        return self.batch or MOST_REQUESTS
+        return min(self.batch or MOST_REQUESTS, MAX_BATCH)
 
 
 def asked_of(
@@ -61,15 +61,17 @@ def asked_of(
         RecipeError: a machine, format or goal is unknown, or a number is out of range.
         ResourceError: "native" among the machines, without a GPU here.
     """
+    places = named_machines(None if machines is None else _names("machines", machines))
+    most = MAX_BATCH * max(machine.gpus for machine in places)  # as many copies
     numbers = {"input": input, "output": output, "context": context, "batch": batch}
     for name, value in numbers.items():
         if value is not None:
             demand(name, value, "a whole number", int)
-            if wrong := wrong_number(name, value, MAX_BATCH if name == "batch" else MAX_CONTEXT):
+            if wrong := wrong_number(name, value, most if name == "batch" else MAX_CONTEXT):
                 raise RecipeError(wrong.asked, found=wrong.found)
     formats = FORMATS if quantize is None else _names("quantize", quantize)
     asked = Asked(
-        named_machines(None if machines is None else _names("machines", machines)),
+        places,
         machines is not None,
         Goal() if goal is None else parse_goal(text_of("goal", goal)),
         input,
@@ -103,7 +105,10 @@ def named_machines(names: Sequence[str] | None) -> tuple[Machine, ...]:
 
 def _names(key: str, names: str | Sequence[str]) -> tuple[str, ...]:
     parts = names.split(",") if isinstance(names, str) else names
-    return tuple(dict.fromkeys(one.strip() for one in several(key, parts, text_of)))
+    found = tuple(dict.fromkeys(one.strip() for one in several(key, parts, text_of)))
+    if not found:
+        raise RecipeError(f"expected {key} as a list of at least one", found="none")
+    return found
 
 
 def recipe_of(format: str, target: str, chip: Chip, asked: Asked, context: int | None) -> Recipe:
@@ -119,8 +124,8 @@ def recipe_of(format: str, target: str, chip: Chip, asked: Asked, context: int |
     return with_flags(
         None,
         quantize=format,
-        activations=(asked.activations if is_told else None) or reduced,
-        kv=asked.kv or reduced,
+        activations=reduced if asked.activations is None or not is_told else asked.activations,
+        kv=reduced if asked.kv is None else asked.kv,
         targets=(target,),
         max_context=context,
         max_batch=asked.max_batch,

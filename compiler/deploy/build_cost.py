@@ -1,4 +1,4 @@
-"""What the build of a candidate takes: bytes on the disk from shapes and formats, memory from this machine's facts."""
+"""What the build of a candidate takes: disk from shapes and formats, time and memory by this machine's facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..checkpoint.folder import Folder
 from ..checkpoint.weights.random_source import RandomSource
 from ..config.generation import Generation
 from ..families.config import Config
-from ..planner.build_price import KERNELS, build_sizes, predict_build
+from ..planner.build_price import KERNELS, build_sizes, predict_build, section_count
 from ..tokens.said import sources_of
 from .report import BuildFigures
 
@@ -29,7 +29,7 @@ def build_cost(checkpoint: Checkpoint, recipe: Recipe, context: int, facts: CpuF
             price = predict_build(checkpoint, recipe, facts.build, context=context, threads=facts.threads, cold=True)
             price = price.with_kernels(KERNELS * len(recipe.profiles))
             return BuildFigures(price.seconds, price.peak_bytes, price.weight_bytes)
-    sections = len(recipe.profiles) + len(checkpoint.tokenizer)
+    sections = section_count(checkpoint, recipe)
     return BuildFigures(None, None, build_sizes(checkpoint, recipe, context, sections=sections).bytes)
 
 

@@ -65,7 +65,8 @@ def plan_model(model: Model, asked: Asked) -> Plan:
     line = frontier(found)
     fits_nowhere = not any(one.candidate.most for one in planned.choices)
 
-    facts = load_facts()
+    said: list[str] = []
+    facts = load_facts(say=said.append)
 
     @cache
     def cost(recipe: Recipe) -> BuildFigures:
@@ -86,7 +87,7 @@ def plan_model(model: Model, asked: Asked) -> Plan:
         refused=tuple(map(refused_report, planned.refused)),
         frontier=frontier_report(line),
         not_priced=_not_priced(asked, planned),
-        notes=model.notes,
+        notes=(*model.notes, *said),
     )
     return Plan(report, found, line)
 
@@ -148,7 +149,7 @@ def _together(one: Planned, other: Planned) -> Planned:
 
 def _not_priced(asked: Asked, planned: Planned) -> tuple[str, ...]:
     priced = {one.candidate.machine.name for one in planned.choices}
-    return tuple(one.name for one in asked.machines if one.name not in priced)
+    return () if asked.are_named else tuple(one.name for one in asked.machines if one.name not in priced)
 
 
 def _would_fit(model: Model, asked: Asked, load: Workload, context: int) -> Iterator[WouldFit]:

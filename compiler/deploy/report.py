@@ -34,7 +34,8 @@ class BuildFigures:
     peak_bytes: int | None
     """Largest memory of the process."""
     disk_bytes: int
-    """Of the engine's header and weights, exactly; its sections, a few MB, come on top."""
+    """Of the engine's header and weights: exactly for one rank, up to 2 KB less for each rank of a split. The sections,
+    a few MB, come on top."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class CandidateReport:
     """Stored, scales included."""
     memory: GpuMemory
     fits: bool
+    """Whether a copy has memory for its part of the requests that were asked for, or for one."""
     max_requests: int
     """Requests at once of the machine, of full length, for which it has memory."""
     requests: int | None

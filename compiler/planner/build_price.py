@@ -95,7 +95,7 @@ def predict_build(
     """
     spec = checkpoint.config.decoder
     sections = _section_bytes(checkpoint, recipe) if section_bytes is None else section_bytes
-    sizes = build_sizes(checkpoint, recipe, context, sections=len(checkpoint.tokenizer) + len(recipe.profiles))
+    sizes = build_sizes(checkpoint, recipe, context, sections=section_count(checkpoint, recipe))
     stages = {
         "graph and passes": facts.graph_s + facts.layer_s * len(spec.layers) * len(recipe.profiles),
         _COMPILE: 0.0,
@@ -113,6 +113,12 @@ def predict_build(
         stages=stages,
         kernel_s=KERNEL_S / threads,
     )
+
+
+def section_count(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """The sections of an engine whose profiles have one rank each: of a GPU the plan, its machine code and its PTX."""
+    each = [1 if target == "cpu" else 3 for target in recipe.targets for _ in recipe.splits]
+    return len(checkpoint.tokenizer) + sum(each)
 
 
 def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, sections: int) -> BuildSizes:

@@ -86,5 +86,6 @@ def _behind(one: Choice, best: Choice, goal: Goal) -> str:
     if figure == other:
         return f"{goal.metric.name} {shown} as the best, which takes fewer GPUs or bytes"
     times = max(figure, other) / min(figure, other)
+    worse = f"{times:.3g} times worse" if times >= 1.005 else "less than 1 % worse"
     share = one.point.shares[one.point.bound]
-    return f"{goal.metric.name} {shown}, {times:.3g} times worse; {100 * share:.0f} % of its time is {one.point.bound}"
+    return f"{goal.metric.name} {shown}, {worse}; {100 * share:.0f} % of its time is {one.point.bound}"

@@ -82,6 +82,7 @@ def plan(
 
 
 _Found = list[Candidate | Refused]
+_Price = Callable[[int], _Found]
 
 
 def _candidates(
@@ -135,7 +136,7 @@ def _of_smaller_batch(pricer_of: Callable[[int], Pricer | None], recipe: Recipe,
     return None
 
 
-def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int], *, few: bool) -> Iterator[_Found]:
+def _on_all_cores(price: _Price, degrees: Sequence[int], *, few: bool) -> Iterator[_Found]:
     """What `price` gives for each degree, in order; `few`: it is less work than starting processes.
 
     Other processes are forks, which share what this one has imported: one that starts anew imports for longer than it
@@ -145,5 +146,20 @@ def _on_all_cores(price: Callable[[int], _Found], degrees: Sequence[int], *, few
     if workers < 2 or few or sys.platform != "linux":
         yield from map(price, degrees)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=gc.disable) as pool:
-        yield from pool.map(price, degrees)
+    context = get_context("fork")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(price,)) as pool:
+        yield from pool.map(_priced, degrees)
+
+
+_prices: list[_Price] = []
+"""What a process of the pool prices with: it has it by its fork, for graphs nest too deeply to be sent."""
+
+
+def _begin(price: _Price) -> None:
+    gc.disable()
+    _prices[:] = [price]
+
+
+def _priced(degree: int) -> _Found:
+    (price,) = _prices
+    return price(degree)

@@ -23,9 +23,9 @@ HELD: dict[str, int] = {
     "cli/common": 713,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/plan": 301,  # llmc plan, --chart
+    "cli/plan": 317,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
-    "compiler": 511,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
+    "compiler": 512,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 995,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 270,
@@ -35,7 +35,7 @@ HELD: dict[str, int] = {
     "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1104,
+    "compiler/planner": 1117,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 884,  # listing.py: a profile for people

@@ -186,7 +186,7 @@ def test_more_requests_than_fit(call: Call, config: Path):
         (("--quantize", "in4"), 2, "expected a weight format\n  found: 'in4' (did you mean 'int4'?)\n"),
         (("--kv", "fp4"), 2, "expected kv of none or fp8\n"),
         (("--input", 0), 2, "expected input from 1 to 16777216\n  found: 0\n"),
-        (("--batch", 5000), 2, "expected batch from 1 to 4096\n  found: 5000\n"),
+        (("--for", "2xh100", "--batch", 9000), 2, "expected batch from 1 to 8192\n  found: 9000\n"),
         (
             ("--input", 200000),
             2,
@@ -207,6 +207,37 @@ def test_what_is_refused(call: Call, config: Path, flags: tuple[object, ...], co
     done = call("plan", config, *flags)
     assert (done.code, done.out) == (code, "")
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"machines": []}, "expected machines as a list of at least one"),
+        ({"quantize": []}, "expected quantize as a list of at least one"),
+        ({"kv": ""}, "expected kv of none or fp8"),
+        ({"activations": "", "quantize": "int4"}, "expected activations of none or fp8"),
+    ],
+)
+def test_the_library_refuses_what_is_empty(config: Path, given: dict[str, Any], said: str):
+    with pytest.raises(llmc.RecipeError, match=said):
+        llmc.plan(config, **given)
+
+
+def test_layers_of_two_kinds_are_priced_on_all_cores(call: Call, config: Path):
+    """Graphs of such models nest too deeply to be sent to another process."""
+    windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1024, "max_window_layers": 10}
+    config.write_text(json.dumps(LLAMA | windows | {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 28}))
+    done = call("plan", config, "--for", "4xh100", "--json")
+    assert done.code == 0, done.err
+    assert {(one["tp"], one["pp"]) for one in done.json["candidates"]} >= {(1, 1), (2, 2), (4, 1), (1, 4)}
+
+
+def test_a_plan_without_candidates_says_why(call: Call, config: Path):
+    done = call("plan", config, "--for", "4xa100", "--quantize", "int4", "--activations", "fp8")
+    assert done.code == 1
+    assert "no candidate is legal\n" in done.out
+    assert "int4 cannot be used: cannot use --activations fp8 on sm_80: a chip without FP8\n" in done.out
+    assert "candidates:" not in done.out and "not priced, as" not in done.out
 
 
 def test_the_library_returns_what_the_command_prints(call: Call, config: Path):

@@ -10,6 +10,11 @@ from support.commands import Outcome
 from support.engines import NARROW, NARROW_BATCH, PicoEngine, small_checkpoint
 from support.plans import with_plans
 
+from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.deploy.build_cost import build_cost
+from llmc.recipes.recipe import with_flags
+from llmc.runtime.engine_file.file import EngineFile
+
 Call = Callable[..., Outcome]
 
 
@@ -32,6 +37,10 @@ def test_a_built_profile_is_verified_and_run_without_its_gpu(call: Call, tmp_pat
     labels = {line["label"].rpartition("_")[0] for line in plan["launches"]}
     assert "model.layers.0.mlp.down_proj" in labels
     assert all(line["registers"] > 0 for line in plan["launches"])
+    recipe = with_flags(None, targets=["cpu", "sm_90"])
+    with EngineFile.open(engine) as file:
+        cost = build_cost(open_checkpoint(checkpoint), recipe, file.manifest.profiles["sm_90"].max_context, None)
+        assert cost.disk_bytes == max(one.offset + one.nbytes for one in file.tensors.values())
 
 
 def test_a_real_simulation_checks_its_kernels_first(call: Call, pico_engine: PicoEngine, tmp_path: Path):

@@ -131,4 +131,4 @@ def _kind_facts(kind: Kind) -> dict[str, Any]:
 
 
 def _amount(kind: Kind) -> str:
-    return f"{kind.files} {'file' if kind.files == 1 else 'files'}, {console.size(kind.bytes)}"
+    return f"{console.counted(kind.files, 'file')}, {console.size(kind.bytes)}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...runtime.errors import RecipeError, VerifyError
+from ...runtime.machine import without_collections
 from ..common import complete, console, extras, options, progress
 from ..common.options import MACHINE, RECIPE, REPORT, flag
 from . import told
@@ -78,19 +76,7 @@ Chart = Annotated[
 All = Annotated[bool, flag("--all", "Show every candidate.", group=REPORT)]
 
 
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """A plan makes many small objects that live to its end: a third of a second of looking at them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@_without_collections()
+@without_collections()
 def plan(
     source: Source,
     machines: Machines = None,
@@ -113,6 +99,7 @@ def plan(
     from ...compiler.deploy.asked import asked_of
     from ...compiler.kernel_imports import late_imports
     from ...runtime.files.records import plain
+    from . import chart as charts
 
     asked = asked_of(
         machines,
@@ -126,8 +113,6 @@ def plan(
         kv=kv,
     )
     if chart is not None:
-        from . import chart as charts
-
         charts.check(chart, source, force=force)
     elif force:
         raise RecipeError("expected --chart with --force")
@@ -142,8 +127,6 @@ def plan(
     for note in report.notes:
         console.note(f"llmc: {note}")
     if chart is not None:
-        from . import chart as charts
-
         charts.write(chart, made, force=force)
     console.show(plain(report), told.text(report, every), json)
     if report.best is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import stat
@@ -17,6 +16,7 @@ from typing import Any
 from ..dtypes import DTYPES
 from ..errors import LlmcError, nearest
 from ..guard.shortage import shortage
+from ..machine import without_collections
 from .mistaken import near_path
 from .strict_json import PLACEHOLDERS, loads
 
@@ -170,20 +170,8 @@ def parse_header(
     if (entries := before + raw.count(b'"data_offsets"')) > max_tensors:
         others = " and the files before it" if before else ""
         raise error(f"expected at most {max_tensors} tensors in {what}{others}", found=f"about {entries}")
-    with _no_collection():
+    with without_collections():
         return _parsed(raw, file_bytes, what, error, max_tensors, in_order)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's search for cycles, which takes a third of the time in which objects without cycles are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _parsed(raw: bytes, file_bytes: int, what: str, error: type[LlmcError], max_tensors: int, in_order: bool) -> Header:

@@ -56,7 +56,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 699,  # goal.py and units.py: goals of plans
     "recipes/machines": 233,
-    "runtime": 1240,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1251,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine

@@ -8,6 +8,9 @@ ENGINE := build/demo/pico-python.llmc
 # Plugins are named, because pytest else rewrites the assertions of every module of each installed one, such as hypothesis.
 PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypothesispytest
 
+# Hundreds of processes of the tests would else compile all modules of llmc each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: venv demo hooks quick test soak torture golden scripts rehearsal sizes lint format clean
 
 venv: $(VENV)/.dev

@@ -152,12 +152,14 @@ def test_without_a_context_every_item_says_why(stage: Stage):
     assert not done.errors("machine")
 
 
+@pytest.mark.soak
 def test_a_broken_context_in_a_ceiling_costs_only_that(stage: Stage):
     done = stage.rehearse(stage.right, "--only", "ceilings", sticky=f"probe_read:{ILLEGAL}")
     assert {*done.errors("ceilings")} == {"read"} and done.of("ceilings")["read"]["sticky"]
     assert done.of("ceilings")["graph node, pdl"]["result"]["us"] > 0
 
 
+@pytest.mark.soak
 def test_refused_machine_code_is_compiled_from_ptx(stage: Stage):
     done = stage.rehearse(stage.right, refuse_cubins=NO_BINARY)
     assert (done.code, done.found["rung"]) == (0, "ptx"), done.out
@@ -166,6 +168,7 @@ def test_refused_machine_code_is_compiled_from_ptx(stage: Stage):
     assert "the driver refused the machine code of" in done.of("decode")["pdl, graphs"]["result"]["notes"][0]
 
 
+@pytest.mark.soak
 def test_refused_ptx_is_assembled_here(stage: Stage):
     folder = next(path for entry in sys.path if (path := Path(entry, PTXAS)).is_dir())
     first = f"cuModuleLoadData:1:{NO_BINARY}"  # the cubin of the ladder; what is assembled from then on is taken
@@ -176,6 +179,7 @@ def test_refused_ptx_is_assembled_here(stage: Stage):
     assert len(done.of("decode")) == 4 and not done.errors("decode") and not done.errors("agree"), done.out
 
 
+@pytest.mark.soak
 def test_where_nothing_carried_loads_a_kernel_of_this_machine_is_tried(
     stage: Stage, program: Callable[[str, str], str]
 ):
@@ -188,12 +192,14 @@ def test_where_nothing_carried_loads_a_kernel_of_this_machine_is_tried(
     assert "only the rung 'triton' works" in done.errors("cases")["right"]
 
 
+@pytest.mark.soak
 def test_where_nothing_loads_all_reasons_are_said(stage: Stage):
     done = stage.rehearse(stage.right, "--only", "ceilings", refuse_cubins=NO_BINARY, refuse_ptx=UNSUPPORTED_PTX)
     assert (done.code, done.found["rung"]) == (1, "none")
     assert {*done.found["refused"]} == {"cubin", "ptx", "assembled", "triton"}
 
 
+@pytest.mark.soak
 def test_a_case_that_breaks_the_context_is_checked_and_the_others_run(stage: Stage, program: Callable[[str, str], str]):
     checker = program("compute-sanitizer", 'shift 2; "$@"; echo "ERROR SUMMARY: 1 error, exit $?"')
     done = stage.rehearse(stage.wrong, path=checker, sticky=f"wrong:{ILLEGAL}")
@@ -205,6 +211,7 @@ def test_a_case_that_breaks_the_context_is_checked_and_the_others_run(stage: Sta
     assert not done.errors("agree") and not done.errors("decode")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("fault", "said"), [("exit", "the process ended, signal SIGABRT"), ("hang", "hangs: killed after")]
 )
@@ -214,6 +221,7 @@ def test_a_case_that_ends_or_stops_its_process_costs_only_itself(stage: Stage, f
     assert all(done.of("cases")[name]["result"]["ok"] for name in RIGHT) and done.code == 1
 
 
+@pytest.mark.soak
 def test_an_engine_whose_kernel_fails_is_still_looked_at_launch_by_launch(stage: Stage):
     done = stage.rehearse(stage.wrong, "--only", "agree", sticky=f"attention_decode:{ILLEGAL}")
     assert {*done.errors("agree")} == {ENGINE, f"paths {ENGINE}"}
@@ -248,6 +256,7 @@ def test_what_no_longer_fits_is_left_out_by_name(stage: Stage):
     assert all("left out" in one or "result" in one for one in done.outcomes.values())
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_call_that_is_killed_leaves_what_it_found(stage: Stage, number: signal.Signals):
     process = subprocess.Popen(stage.command(stage.wrong), env=stage.set(hang="wrong"), stdout=subprocess.DEVNULL)

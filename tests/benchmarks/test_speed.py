@@ -147,6 +147,7 @@ def test_a_kernel_that_fails_in_large_steps_costs_those_steps_and_their_sampling
     assert found["sampling"][throughput.row_name(carry.FP8, 1)]["result"]["ms"] > 0
 
 
+@pytest.mark.soak
 def test_a_failure_in_tuned_costs_only_itself(stage: Stage):
     (stage.out / "first.json").unlink(missing_ok=True)
     case = next(one for one in Carry(stage.folder).cases if one.name.startswith("norm:"))
@@ -156,6 +157,7 @@ def test_a_failure_in_tuned_costs_only_itself(stage: Stage):
     assert len(found["cases"]) >= len(Carry(stage.folder).cases) and wrong(found["batches"]) == []
 
 
+@pytest.mark.soak
 def test_tuned_asks_again_only_what_has_changed(stage: Stage):
     case, other = Carry(stage.folder).cases[:2]
     known = {f"cases/{one.name}": {"result": {"ok": True, "code": one.code}} for one in Carry(stage.folder).cases}

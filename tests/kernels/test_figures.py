@@ -51,7 +51,7 @@ def listings(cubins: Compiled) -> Listings:
     return listings_of(cubins)
 
 
-@pytest.fixture(scope="module", params=[NEWER[0], *(pytest.param(sm, marks=pytest.mark.soak) for sm in NEWER[1:])])
+@pytest.fixture(scope="module", params=[pytest.param(sm, marks=pytest.mark.soak) for sm in NEWER])
 def newer(request: pytest.FixtureRequest) -> tuple[Compiled, Listings]:
     """Of a newer chip a linear and the attention that are split."""
     chosen = [one for one in decode_path(request.param) if is_split(one)]

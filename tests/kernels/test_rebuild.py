@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Call
-from support.engines import NARROW, NARROW_BATCH, forge, small_checkpoint
+from support.engines import NARROW, forge, small_checkpoint
 
 import llmc
 from llmc.compiler.targets.cuda.cubins import rebuild
@@ -19,6 +19,7 @@ from llmc.runtime.engine_file.manifest import Manifest
 from llmc.runtime.errors import VerifyError
 from llmc.runtime.progress import Progress
 
+SHORT = {**NARROW, "max_position_embeddings": 64}  # no kernels of large steps
 CUBINS, PTX, PLAN = (f"profiles/sm_90/{name}" for name in ("kernels.cubins", "kernels.ptx", "plan.json"))
 
 
@@ -30,8 +31,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rebuild")
-    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **NARROW)
-    return llmc.build(checkpoint, folder / "e.llmc", targets=["cpu", "sm_90"], max_batch=NARROW_BATCH)
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **SHORT)
+    return llmc.build(checkpoint, folder / "e.llmc", targets=["cpu", "sm_90"], max_batch=1)
 
 
 @pytest.fixture(scope="module")

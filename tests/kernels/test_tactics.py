@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.engines import quantized_logits, relative, small_checkpoint, some_ids
+from support.engines import NARROW, quantized_logits, relative, small_checkpoint, some_ids
 
 import llmc
 from llmc.cli.app import run
@@ -29,7 +29,7 @@ from llmc.runtime.scheduling.executor import ScheduledSequence
 
 ROW = Row("small", 128, 256, "int4", 1, Tile(64, 128, 16, 2, 4, 3), 4000, 5000)
 TABLE = Table(90, "NVIDIA H200", "13.0", "2026-01-31", "0" * 64, "3.9.0", (ROW,))
-CONTEXT, VOCAB = 128, 512
+CONTEXT, VOCAB = NARROW["max_position_embeddings"], NARROW["vocab_size"]
 
 
 def test_a_table_survives_its_file(tmp_path: Path):
@@ -165,9 +165,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Table | None], 
         folder / "checkpoint",
         tokenizer=False,
         intermediate_size=192,
-        max_position_embeddings=CONTEXT,
-        vocab_size=VOCAB,
         num_hidden_layers=1,
+        **NARROW,
     )
 
     def build(table: Table | None) -> Path:
@@ -271,7 +270,7 @@ def test_build_says_that_a_table_is_stale_and_inspect_names_it(
     said = f"tiles {table.name} of sm_90 were measured with other kernels: run llmc tune again"
     assert f"warning: {said}\n" in capsys.readouterr().err
     assert run(["inspect", str(tmp_path / "e.llmc")]) == 0
-    assert f"profile sm_90: target sm_90, context 128, batch 2, tiles {table.name}\n" in capsys.readouterr().out
+    assert f"profile sm_90: target sm_90, context {CONTEXT}, batch 2, tiles {table.name}\n" in capsys.readouterr().out
     assert run(["inspect", str(built(None)), "--json"]) == 0
     profiles = json.loads(capsys.readouterr().out)["profiles"]
     assert profiles["sm_90"]["tactics"] == "heuristic" and "tactics" not in profiles["cpu"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.engines import small_checkpoint
+from support.engines import NARROW, small_checkpoint
 from support.fakes.driver import FakeApi, FakeKernel, Memory
 
 import llmc
@@ -107,16 +107,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer of int8 linears, 128 x 64, 64 x 64, 384 x 64, 64 x 192 and a head of 512 x 64; batches of 1 and 2."""
+    """One layer of int8 linears, 128 x 64, 64 x 64, 192 x 64, 64 x 96 and a head of 512 x 64; batches of 1 and 2."""
     folder = tmp_path_factory.mktemp("tune")
-    checkpoint = small_checkpoint(
-        folder / "c",
-        tokenizer=False,
-        intermediate_size=192,
-        max_position_embeddings=128,
-        vocab_size=512,
-        num_hidden_layers=1,
-    )
+    checkpoint = small_checkpoint(folder / "c", tokenizer=False, num_hidden_layers=1, **NARROW)
     return llmc.build(checkpoint, folder / "e.llmc", targets=["sm_90"], max_batch=2, quantize="int8")
 
 
@@ -137,12 +130,12 @@ def tuned(path: Path, api: Gpu, *, limit: float = 1e9, clock: Callable[[], float
 
 def test_every_distinct_linear_of_the_plan_is_found_once(engine: Path):
     found = linears(engine)
-    shapes = {(128, 64), (64, 64), (384, 64), (64, 192), (512, 64)}
+    shapes = {(128, 64), (64, 64), (192, 64), (64, 96), (512, 64)}
     assert {(one.n, one.k) for one in found if one.tokens == 1} == shapes
     assert len({one.key for one in found}) == len(found) == 4 * len(shapes)
     assert [one.decode for one in found] == sorted((one.decode for one in found), reverse=True)
     assert {one.kind for one in found if one.tokens <= 64} == {"small"}
-    assert {(one.kind, one.tokens) for one in found if one.tokens > 64} == {("large", 258), ("large", 130)}
+    assert {(one.kind, one.tokens) for one in found if one.tokens > 64} == {("large", 514), ("large", 130)}
     first = [one.bytes for one in found if one.decode and one.tokens == 1]
     assert first == sorted(first, reverse=True)
 

@@ -17,7 +17,7 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
-    "cli": 154,  # --debug for every command; --format json; a refusal of the system names its path
+    "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1545,  # doctor --measure; build and bench say what was predicted
     "cli/common": 713,  # a flag given twice and an empty value are refused
@@ -56,7 +56,7 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 699,  # goal.py and units.py: goals of plans
     "recipes/machines": 233,
-    "runtime": 1251,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1254,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine

@@ -29,7 +29,7 @@ HELD_OUT = yaml.safe_load((HERE / "heldout.yaml").read_text(encoding="utf-8"))
 BEFORE = ({"role": "user", "content": "how do I install llmc?"}, {"role": "assistant", "content": "pip"})
 
 
-@pytest.fixture(scope="module", params=["none", "int8"])
+@pytest.fixture(scope="module", params=["int8", pytest.param("none", marks=pytest.mark.soak)])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     path = tmp_path_factory.mktemp("pico-chat") / f"{request.param}.llmc"
     with warnings.catch_warnings():

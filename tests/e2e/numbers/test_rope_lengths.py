@@ -107,7 +107,7 @@ def test_prompts_of_a_launch_plan(engine: Path):
             assert difference(loaded.logits(ids(length)), of_checkpoint(engine, ids(length))) < PLAN_BOUND
 
 
-@pytest.mark.parametrize("profile", ["cpu", "sm_90"])
+@pytest.mark.parametrize("profile", ["cpu", pytest.param("sm_90", marks=pytest.mark.soak)])
 def test_requests_that_outgrow_the_original_length(engine: Path, profile: str):
     """In company: one that stays short, one that crosses at once, one from its prompt on, one with penalties, one whose
     beginning another has left in the cache with the other table."""

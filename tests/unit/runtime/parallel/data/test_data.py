@@ -73,7 +73,7 @@ def test_a_sum_has_the_bits_of_adding_in_the_order_of_shards(
             assert same, transport
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.data(), SHARDS, st.sampled_from(["f4", "i4"]), st.sampled_from([1, 2, 40_000]))
 def test_parts_of_any_size_along_any_axis(seed: int, data: st.DataObject, shards: int, dtype: str, times: int):
     shape = data.draw(SHAPES)

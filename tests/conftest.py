@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 # Before anything imports numpy or onnxruntime.
 os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parent.parent / "build" / "tests"))  # kernels: not the user's
+os.environ.setdefault("LLMC_THREADS", "1")  # xdist uses the cores: second threads of small models would only spin
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products, and xdist uses the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else burn their core after every small product
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also for tests that import onnxruntime themselves

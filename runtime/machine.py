@@ -38,9 +38,6 @@ def without_collections() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():  # else they are the caller's
-                gc.freeze()
-                gc.unfreeze()  # what was made is old now; the first search for young cycles would visit all of it
             gc.enable()
 
 

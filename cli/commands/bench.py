@@ -11,11 +11,11 @@ from ..judge import forecast, rows, speed, subjects, trust
 from ..judge.rows import Column
 
 _TEXT = """\
-{engine}: profile {profile}, {threads} threads, batch {batch}, loaded in {load_s:.2f} s
+{engine}: profile {profile}, {threads} thread{threads!s}, batch {batch}, loaded in {load_s:.2f} s
   prefill {prefill:.1f} tokens/s ({prompt_tokens} tokens a prompt, first token after {ttft:.3f} s)
   decode  {decode:.1f} tokens/s (median of {repeat} runs of {new_tokens} tokens)
   weights {weight_bytes_per_step!b} a step, {weight_bytes_per_s!g:.2f} GB/s: {percent:.0f} % of the \
-{memory_bytes_per_s!g:.1f} GB/s that {threads} threads read here"""
+{memory_bytes_per_s!g:.1f} GB/s that {threads} thread{threads!s} can read here"""
 _FORECAST = """
   predicted / actual: prefill {expected_prefill:.1f} / {prefill:.1f} tokens/s ({prefill_ratio:.2f}), \
 decode {expected_decode:.1f} / {decode:.1f} tokens/s ({decode_ratio:.2f})"""

@@ -31,10 +31,10 @@ _GPU_RANK = """\
 _MACHINE = """\
 llmc {llmc}, Python {python}, {system}
   {versions}
-  {cpu}: {threads} threads
+  {cpu}: {threads} thread{threads!s}
   memory {memory_bytes!b}, available {memory_available_bytes!b}
   ONNX Runtime providers: {all_providers}"""
-_MEASURED = "  measured on {date} with {threads} threads: they read {read_bytes_per_s!g:.1f} GB/s of memory"
+_MEASURED = "  measured on {date} with {threads} thread{threads!s}: {read_bytes_per_s!g:.1f} GB/s read of memory"
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "jinja2", "torch", "onnx", "onnx-ir")
 
 

@@ -130,7 +130,8 @@ def on_lines(value: Any) -> Any:
 
 
 class _Filler(string.Formatter):
-    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12. A text stays on its line."""
+    """`{bytes!b}` is written as a size; `!g` and `!t` count in units of 10^9 and 10^12; `thread{threads!s}` has an s
+    unless it is 1. A text stays on its line."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         return super().format_field(on_lines(value), format_spec)
@@ -138,6 +139,8 @@ class _Filler(string.Formatter):
     def convert_field(self, value: Any, conversion: str | None) -> Any:
         if conversion == "b":
             return size(value)
+        if conversion == "s":
+            return "" if value == 1 else "s"
         return value / {"g": 1e9, "t": 1e12}[conversion] if conversion else value
 
 

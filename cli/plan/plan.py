@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,9 @@ def plan(
             from ...compiler.deploy.models import model_of
             from ...compiler.deploy.plan_model import plan_model
         made = plan_model(model_of(source, accept_config or ()), asked)
+    if not gc.get_freeze_count():
+        gc.freeze()
+        gc.unfreeze()  # what was made is old now: the search for young cycles, of 0.1 s, need not visit it
     report = made.report
     for note in report.notes:
         console.note(f"llmc: {note}")

@@ -107,9 +107,7 @@ def check_requests(path: Path, quantize: str, source: Path, prompts: list[list[i
         check_choices(path, quantize, source, prompt, tokens)
 
 
-@pytest.mark.parametrize(
-    "quantize", ["none", *(pytest.param(name, marks=pytest.mark.soak) for name in FORMATS[1:])]
-)
+@pytest.mark.parametrize("quantize", ["none", *(pytest.param(name, marks=pytest.mark.soak) for name in FORMATS[1:])])
 def test_three_requests_agree_with_the_oracle(small_engine: Callable[[str], Path], quantize: str):
     path = small_engine(quantize)
     check_requests(path, quantize, checkpoint_of(path), [ids(5, 1), ids(33, 2), ids(70, 3)])

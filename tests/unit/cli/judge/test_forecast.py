@@ -11,6 +11,7 @@ from support.commands import Outcome
 from support.engines import PicoEngine
 from support.fakes.machine_facts import FACTS, WEIGHTS
 
+from llmc.cli.common import console
 from llmc.cli.facts import small_builds
 from llmc.cli.judge.forecast import Kernels
 from llmc.runtime.costs import measure
@@ -83,8 +84,8 @@ def test_measuring_keeps_facts(call: Call, monkeypatch: pytest.MonkeyPatch):
     assert found.code == 0, found.err
     assert load_facts() == FACTS
     assert found.json["measured"]["build"]["formats"][1]["format"] == "int8"
-    threads = cpu_count()
-    assert f"  measured on 2026-11-29 with {threads} threads: they read 20.0 GB/s of memory" in call("doctor").out
+    with_threads = f"with {console.counted(cpu_count(), 'thread')}"
+    assert f"  measured on 2026-11-29 {with_threads}: 20.0 GB/s read of memory" in call("doctor").out
 
 
 def test_facts_need_a_folder(call: Call, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.engines import checkpoint_logits, quantized_logits, some_ids
+from support.engines import NARROW, NARROW_BATCH, checkpoint_logits, quantized_logits, some_ids
 
 import llmc
 from llmc.compiler.families.config import parse_config
@@ -41,6 +41,8 @@ CONFIG: dict[str, Any] = {
 
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
 """Wide enough for blocks of 128."""
+PLANNED: dict[str, Any] = {**NARROW, "num_hidden_layers": 1, "head_dim": 16}
+"""The shape of other tests of launch plans, so that most kernels are compiled for all of them."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def check_simulated(checkpoint: Path, quantize: str, folder: Path, count: int) -
     """The launch plan, interpreted, says what the oracle says, to the rounding of 16-bit activations."""
     ids = some_ids(count, 5, CONFIG["vocab_size"])
     path = folder / "a.llmc"
-    llmc.build(checkpoint, path, targets=["sm_90"], quantize=quantize, max_context=256, max_batch=2)
+    llmc.build(checkpoint, path, targets=["sm_90"], quantize=quantize, max_batch=NARROW_BATCH)
     expected = quantized_logits(path, quantize, ids, checkpoint)
     with load(path, make_device=SimulatedDevice) as engine:
         assert difference(engine.logits(ids), expected) < 3e-2

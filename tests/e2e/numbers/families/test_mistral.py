@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.samples import families
 from support.samples.families import (
+    PLANNED,
     WIDE,
     Case,
     answers,
@@ -51,7 +52,7 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
 @pytest.mark.soak  # windows in plans are test_qwen2.py's and test_window_plans.py's
 @pytest.mark.parametrize("quantize", ["none", "int4"])
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
-    case = Case({"sliding_window": 8} | WIDE | {"max_position_embeddings": 256}, torch.bfloat16)
+    case = Case({"sliding_window": 8} | PLANNED, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "mistral", case), quantize, tmp_path, 100)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.samples import families
 from support.samples.families import (
+    PLANNED,
     WIDE,
     Case,
     answers,
@@ -49,7 +50,7 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
 
 @pytest.mark.parametrize("quantize", ["none", pytest.param("int4", marks=pytest.mark.soak)])
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
-    case = Case(WINDOW | WIDE | {"max_window_layers": 0} | {"max_position_embeddings": 256}, torch.bfloat16)
+    case = Case(WINDOW | PLANNED | {"max_window_layers": 0}, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "qwen2", case), quantize, tmp_path, 100)
 
 

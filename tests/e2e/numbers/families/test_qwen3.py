@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.samples import families
 from support.samples.families import (
+    PLANNED,
     WIDE,
     Case,
     answers,
@@ -45,9 +46,11 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, quantize: str) -> N
     check_format(write(tmp_path / "c", "qwen3", Case(WINDOW | WIDE | {"max_window_layers": 0})), quantize, tmp_path, 40)
 
 
-@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.soak), "int4"])
+@pytest.mark.parametrize(
+    "quantize", ["int8", *(pytest.param(name, marks=pytest.mark.soak) for name in ("none", "int4"))]
+)
 def test_the_launch_plan_agrees_with_the_oracle(tmp_path: Path, quantize: str) -> None:
-    case = Case(WINDOW | WIDE | {"max_window_layers": 0} | {"max_position_embeddings": 256}, torch.bfloat16)
+    case = Case(WINDOW | PLANNED | {"max_window_layers": 0}, torch.bfloat16)
     check_simulated(write(tmp_path / "c", "qwen3", case), quantize, tmp_path, 100)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from llmc.runtime.machine import cpu_count, cpu_name
 
 ROOT = Path(__file__).parent.parent
-PYTEST = ["-m", "pytest", "-q", "--disable-plugin-autoload", "-p", "xdist", "-p", "hypothesispytest", "-n", "auto"]
+PYTEST = ["-m", "pytest", "-q", "--disable-plugin-autoload", "-p", "xdist", "-p", "hypothesispytest"]
+PYTEST += ["-n", "auto", "--dist", "worksteal"]  # some tests take minutes, and the last ones would wait behind them
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from llmc.runtime.machine import cpu_count, cpu_name
 
 CHECKPOINT = Path(__file__).parent.parent / "examples/checkpoints/pico-python"
 CONFIG = Path(__file__).parent.parent / "examples/configs/llama-3.1-405b.json"
-# As after `pip install`, which compiles modules: without their bytecode a command compiles about 400 of them each time.
+# As after `pip install`, which compiles modules: without their bytecode a command compiles up to 178 of them each time.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 GOALS = {"llmc run, 16 tokens": 1.0, "llmc --help": 0.3, "llmc plan, 405B on 8 GPUs": 3.0}
 FIRST_GOAL_S = 0.5

@@ -136,7 +136,7 @@ def _facts(one: subjects.Subject, result: Evaluation) -> dict[str, Any]:
     return {"engine": one.path, "bytes": one.bytes, "profile": one.profile, "formats": one.formats, **figures}
 
 
-_ALONE = "{scored}, perplexity {perplexity:.4f}"
+_ALONE = "{tokens} token{tokens!s}, perplexity {perplexity:.4f}"
 _WHOLE = "; {word_perplexity:.4f} per word, {byte_perplexity:.4f} per byte, {bits_per_byte:.4f} bits per byte"
 _AGAINST = """
 against {baseline}: perplexity {ppl_ratio:.4f} times, KL mean {kl_mean:.6f}, 99th percentile {kl_p99:.6f} nats, \
@@ -144,11 +144,10 @@ same best token at {percent:.2f} %"""
 
 
 def _text(row: rows.Row, baseline: str | None) -> str:
-    scored = console.counted(row["tokens"], "token")
     alone = _ALONE + (_WHOLE if "bits_per_byte" in row else "")
     if baseline is None:
-        return console.fill(alone, row, scored=scored)
-    return console.fill(alone + _AGAINST, row, scored=scored, baseline=baseline, percent=100 * row["top1"])
+        return console.fill(alone, row)
+    return console.fill(alone + _AGAINST, row, baseline=baseline, percent=100 * row["top1"])
 
 
 def _baseline(

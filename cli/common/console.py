@@ -140,7 +140,7 @@ class _Filler(string.Formatter):
         if conversion == "b":
             return size(value)
         if conversion == "s":
-            return "" if value == 1 else "s"
+            return _plural(value)
         return value / {"g": 1e9, "t": 1e12}[conversion] if conversion else value
 
 
@@ -187,7 +187,11 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number of things, as "1 layer" or "2 layers"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{_plural(number)}"
+
+
+def _plural(number: int) -> str:
+    return "" if number == 1 else "s"
 
 
 def size(count: int) -> str:

@@ -47,7 +47,7 @@ def _compiled_once(
 ) -> None:
     """The compiler takes its time: the soak test asks it for all kernels, the others for three and the cache for the
     rest, once for each: that it answers the same when it is asked again is what the soak test is about."""
-    fresh = None if request.node.get_closest_marker("soak") else 3
+    whole = request.node.get_closest_marker("soak") is not None
     real = rebuild.compile_all
 
     def once(
@@ -55,7 +55,8 @@ def _compiled_once(
     ) -> dict[Specialization, Cubin]:
         assert cache.folder is None, "a cache would answer instead of the compiler"
         missing = [specialization for specialization in specializations if specialization not in made]
-        for some, answers in ((missing[:fresh], cache), (missing[len(missing[:fresh]) :], KernelCache.default())):
+        fresh = len(missing) if whole else 3
+        for some, answers in ((missing[:fresh], cache), (missing[fresh:], KernelCache.default())):
             made.update(real(some, sm, progress=progress, cache=answers))
         return {specialization: made[specialization] for specialization in specializations}
 

@@ -20,7 +20,7 @@ HELD: dict[str, int] = {
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1545,  # doctor --measure; build and bench say what was predicted
-    "cli/common": 715,  # a flag given twice and an empty value are refused
+    "cli/common": 717,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 317,  # llmc plan, --chart

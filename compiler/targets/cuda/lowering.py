@@ -87,6 +87,10 @@ class Lowering:
     buffers: dict[str, Operand] = field(default_factory=dict)
     quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
     """Activations as E4M3 codes [tokens, K] and scales [tokens]."""
+    unfinished: dict[str, tuple[Operand, float]] = field(default_factory=dict)
+    """Sums of squares and epsilon of the norms whose division is left to the linears that read them, by buffer."""
+    orders: dict[str, int] = field(default_factory=dict)
+    """The order in which the columns of a buffer lie, if not as they are; see `kernels/linear/fused.py`."""
     _values: dict[ir.Value, Operand] = field(default_factory=dict)
 
     def take_tokens(self) -> None:

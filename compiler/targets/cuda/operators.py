@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
 from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
-from . import collectives
+from . import collectives, neighbours
 from .call import Operand
 from .kernels import embed, gated, norm, quantize_activations
 from .kernels.attention import flash_decode as attention_decode
@@ -69,7 +69,9 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         result, activation = node.outputs[0], None
     else:
         codes, (result, activation) = at.operand(x), _through_activation(node.outputs[0])
-    y = at.result(result, "f32" if ops.makes_logits(node) else None)
+    norm = None if x in at.quantized or activation else neighbours.following_norm(at, node)
+    y = at.result(result if norm is None else norm.outputs[1], "f32" if ops.makes_logits(node) else None)
+    residual, fused = neighbours.around(at, codes, y, result, norm, format=fmt, activation=activation)
     most = at.shape.limit(str(codes.shape[0]))
     stored = fmt if scales is None else "fp8"
     for call in linear(
@@ -83,6 +85,8 @@ def _linear(at: Lowering, node: ir.Node) -> None:
         scales=scales,
         bias=bias,
         activation=activation,
+        residual=residual,
+        fused=fused,
     ):
         at.add(node, call)
 
@@ -90,14 +94,20 @@ def _linear(at: Lowering, node: ir.Node) -> None:
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
     x, weight = map(at.operand, node.inputs)
     y, scales = _result_or_quantized(at, node.outputs[0])
-    at.add(node, norm.rms_norm(x, weight, y, epsilon=attribute(node, "epsilon", 1e-5), scales=scales))
+    epsilon, order = attribute(node, "epsilon", 1e-5), neighbours.order_for(at, y, node.outputs[0])
+    squares = neighbours.unfinished(at, y, epsilon) if neighbours.divides(at, node.outputs[0]) else None
+    call = norm.rms_norm(x, weight, y, epsilon=epsilon, scales=scales, squares=squares, order=order)
+    at.add(node, call)
 
 
 def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
+    if at.computed(node.outputs[0]):  # fused into the linear before it
+        return
     x, residual, weight = map(at.operand, node.inputs)
     (y, scales), total = _result_or_quantized(at, node.outputs[0]), at.result(node.outputs[1])
     epsilon = attribute(node, "epsilon", 1e-5)
-    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales))
+    order = neighbours.order_for(at, y, node.outputs[0])
+    at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales, order=order))
 
 
 def _gated(at: Lowering, node: ir.Node) -> None:
@@ -108,10 +118,13 @@ def _gated(at: Lowering, node: ir.Node) -> None:
 
 
 def _select_rows(at: Lowering, node: ir.Node) -> None:
-    x = at.operand(node.inputs[0])
-    if at.shape.decode:
-        at.alias(node.outputs[0], x)  # a decode step needs the logits of every token
+    selected = node.inputs[0]
+    assert selected is not None
+    if at.shape.decode:  # needs the logits of every token
+        if at.computed(selected):  # else a linear has begun the norm that follows
+            at.alias(node.outputs[0], at.operand(selected))
         return
+    x = at.operand(selected)
     at.add(node, norm.gather_rows(x, at.input("logits_indices", "i32", "rows"), at.result(node.outputs[0])))
 
 
@@ -152,7 +165,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.profile.max_blocks)
     seq_lens = at.input("seq_lens", "i32", "sequences")
     common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
-    common["window"] = kind.window or 0
+    common |= {"window": kind.window or 0, "order": neighbours.order_for(at, y, node.outputs[0])}
     if not at.shape.decode:
         query_start_loc = at.input("query_start_loc", "i32", "sequences + 1")
         at.add(

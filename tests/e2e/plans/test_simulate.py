@@ -85,7 +85,7 @@ def check_choices(path: Path, quantize: str, source: Path, prompt: list[int], to
     rows = logits[len(prompt) - 1 : -1]
     margin = rows.max(axis=1) - rows[np.arange(len(tokens)), tokens]
     assert (margin <= 2 * BOUND * np.abs(rows).max()).all()
-    assert (margin == 0).mean() >= 0.8
+    assert (margin > 0).sum() <= max(1, 0.2 * len(tokens))
 
 
 def checkpoint_of(engine: Path) -> Path:

@@ -38,12 +38,13 @@ def _e2m1(act: str) -> str:
             "prmt.b32 p1, a, 0, 0x2404; prmt.b32 p3, a, 0, 0x3414; "
         )
     else:
-        lines = ""
-        for r, (sign, magnitude) in enumerate(
-            (("shl 12", "shl 6"), ("shl 8", "shl 2"), ("shl 4", "shr 2"), ("", "shr 6"))
-        ):
-            lines += _shifted("a", sign) + _shifted("b", magnitude)
-            lines += f"and.b32 b, b, 0x01C001C0; lop3.b32 p{r}, a, 0x80008000, b, 0xEA; "
+        # A product places two copies of a code, one for its sign and one for its magnitude.
+        lines = (
+            "and.b32 a, w, 0x000F000F; mul.lo.u32 a, a, 0x1040; and.b32 p0, a, 0x81C081C0; "
+            "and.b32 a, w, 0x00F000F0; mul.lo.u32 a, a, 0x104; and.b32 p1, a, 0x81C081C0; "
+            "shr.u32 b, w, 6; and.b32 a, b, 0x003C003C; mul.lo.u32 a, a, 0x410; and.b32 p2, a, 0x81C081C0; "
+            "and.b32 b, b, 0x01C001C0; lop3.b32 p3, w, 0x80008000, b, 0xEA; "
+        )
     return lines
 
 

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import triton
 import triton.language as tl
 
-from ..call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
+from ..call import ROUNDING, Argument, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
+from .linear.dequantize import stored_column
+from .linear.fused import SQUARES
 
 
 @triton.jit
 def rms_norm_kernel(
-    x, residual, weight, y, scales, sums, WIDTH: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    residual,
+    weight,
+    y,
+    scales,
+    sums,
+    squares,
+    tokens,
+    WIDTH: tl.constexpr,
+    EPSILON: tl.constexpr,
+    ORDER: tl.constexpr,
+    PARTS: tl.constexpr,
+    POWER: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
-    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales.
+    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales. With squares f32 [PARTS, tokens], y is
+    x * weight, and the sum of the squares of x is left as the first of PARTS sums (`linear/fused.py`). The columns of y
+    lie in the order of `stored_column`.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -29,15 +46,21 @@ def rms_norm_kernel(
     if residual is not None:
         number += tl.load(residual + at, inside, 0.0).to(tl.float32)
         tl.store(sums + at, number.to(sums.dtype.element_ty), inside)
-    scale = tl.rsqrt(tl.sum(number * number, axis=0) / WIDTH + EPSILON)
+    total = tl.sum(number * number, axis=0)
     factor = tl.load(weight + column, inside, 0.0).to(tl.float32)
-    number = number * scale * factor
+    target = token * WIDTH + stored_column(column, ORDER)
+    if squares is not None:
+        part = tl.arange(0, POWER)
+        tl.store(squares + part * tokens + token, tl.where(part == 0, total, 0.0), part < PARTS)
+        number = number * factor
+    else:
+        number = number * tl.rsqrt(total / WIDTH + EPSILON) * factor
     if scales is not None:
         narrow = scale_of(tl.max(tl.abs(number), axis=0))
         tl.store(scales + token, narrow)
-        tl.store(y + at, to_e4m3(number, narrow), inside)
+        tl.store(y + target, to_e4m3(number, narrow), inside)
     else:
-        tl.store(y + at, number.to(y.dtype.element_ty), inside)
+        tl.store(y + target, number.to(y.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -57,12 +80,23 @@ NORM_FP8 = Kernel("rms_norm_fp8", rms_norm_kernel, MINIMUM_SM)
 GATHER = Kernel("gather_rows", gather_kernel)
 
 
-def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> KernelCall:
+def rms_norm(
+    x: Operand,
+    weight: Operand,
+    y: Operand,
+    *,
+    epsilon: float,
+    scales: Operand | None = None,
+    squares: Operand | None = None,
+    order: int = 0,
+) -> KernelCall:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
     With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result.
+    With squares f32 [cdiv(H, 32), tokens or rows], y lacks the division by the root mean square: a linear does it. For
+    order see `linear/fused.py`.
     """
-    return _norm({"x": x, "weight": weight, "y": y}, scales, epsilon)
+    return _norm({"x": x, "weight": weight, "y": y}, epsilon, order, {"scales": scales, "squares": squares})
 
 
 def add_rms_norm(
@@ -74,25 +108,35 @@ def add_rms_norm(
     *,
     epsilon: float,
     scales: Operand | None = None,
+    order: int = 0,
 ) -> KernelCall:
-    """x, residual [tokens or rows, H] -> sums = x + residual, y = RMSNorm(sums); for scales see `rms_norm`."""
-    return _norm({"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}, scales, epsilon)
+    """x, residual [tokens or rows, H] -> sums = x + residual, y = RMSNorm(sums); for the rest see `rms_norm`."""
+    given = {"x": x, "residual": residual, "weight": weight, "y": y, "sums": sums}
+    return _norm(given, epsilon, order, {"scales": scales})
 
 
-def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float) -> KernelCall:
-    tokens, width = arguments["x"].shape
+def _norm(
+    given: Mapping[str, Operand], epsilon: float, order: int, optional: Mapping[str, Operand | None]
+) -> KernelCall:
+    tokens, width = given["x"].shape
     assert isinstance(width, int)
     block = next_power(width)
-    if scales is not None:
-        arguments = {**arguments, "scales": scales}
-    absent = dict.fromkeys(name for name in ("residual", "scales", "sums") if name not in arguments)
+    arguments: dict[str, Argument] = {**given, **{name: one for name, one in optional.items() if one is not None}}
+    moved = total(*(one.bytes for one in arguments.values() if isinstance(one, Operand)))
+    if "squares" in arguments:
+        arguments["tokens"] = str(tokens)
+    count = -(-width // SQUARES)
+    parts = {"PARTS": count, "POWER": next_power(count)}
+    absent = dict.fromkeys(
+        name for name in ("residual", "scales", "sums", "squares", "tokens") if name not in arguments
+    )
     return KernelCall(
-        NORM if scales is None else NORM_FP8,
+        NORM_FP8 if "scales" in arguments else NORM,
         arguments,
-        {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block},
+        {**absent, "WIDTH": width, "EPSILON": epsilon, "ORDER": order, **parts, "BLOCK": block},
         (tokens,),
-        writes=tuple(name for name in ("y", "scales", "sums") if name in arguments),
-        bytes=total(*(operand.bytes for operand in arguments.values())),
+        writes=tuple(name for name in ("y", "scales", "sums", "squares") if name in arguments),
+        bytes=moved,
         operations=product(tokens, 5 * width),
         warps=min(max(block // 512, 1), 16),
     )
@@ -143,6 +187,7 @@ def _cases() -> Iterator[Case]:
         expected = {"y": normed["sum"], "s": added}
         yield Case(f"add-{name}", call, {"x": x, "r": residual, "weight": weight}, sizes, expected, ROUNDING[act])
     yield from _quantized_cases(random)
+    yield _unfinished_case(random)
     x = torch.randn(5, 40, generator=random).to(torch.bfloat16)
     rows = torch.tensor([4, -1, 0], dtype=torch.int32)
     call = gather_rows(
@@ -150,6 +195,23 @@ def _cases() -> Iterator[Case]:
     )
     expected = torch.stack([x[4], torch.zeros(40), x[0]])
     yield Case("gather", call, {"x": x, "rows": rows}, {"tokens": 5, "rows": 3}, {"y": expected}, 0.0)
+
+
+def _unfinished_case(random: torch.Generator) -> Case:
+    """x * weight in the order of a 4-bit weight, and the sum of squares as the first of eight numbers."""
+    x, weight = (torch.randn(*shape, generator=random).to(torch.bfloat16) for shape in ((3, 256), (256,)))
+    shape = ("tokens", 256)
+    call = rms_norm(
+        *(Operand("x", "bf16", shape), Operand("weight", "bf16", (256,)), Operand("y", "bf16", shape)),
+        epsilon=1e-5,
+        squares=Operand("squares", "f32", (8, "tokens")),
+        order=8,
+    )
+    ordered = (x.float() * weight.float()).reshape(3, 2, 4, 4, 2, 4).permute(0, 1, 3, 5, 2, 4).reshape(3, 256)
+    squares = torch.zeros(8, 3)
+    squares[0] = x.float().square().sum(1)
+    expected = {"y": ordered, "squares": squares}
+    return Case("norm-unfinished", call, {"x": x, "weight": weight}, {"tokens": 3}, expected, ROUNDING["bf16"])
 
 
 def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
@@ -183,6 +245,8 @@ def _calls(sm: int) -> Iterator[KernelCall]:
     shape = ("tokens", 4096)
     x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
     yield rms_norm(x, weight, y, epsilon=1e-5)
+    squares = Operand("squares", "f32", (4096 // SQUARES, "tokens"))
+    yield rms_norm(x, weight, y, epsilon=1e-5, squares=squares, order=8)
     yield add_rms_norm(x, Operand("r", "bf16", shape), weight, y, Operand("s", "bf16", shape), epsilon=1e-5)
     yield gather_rows(x, Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 4096)))
     if sm >= MINIMUM_SM:

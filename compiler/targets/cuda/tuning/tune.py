@@ -31,6 +31,7 @@ from ..kernels.linear import fp8 as linear_fp8
 from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
+from ..kernels.linear.fused import ALONE, Fused
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
 from .measure import Effort, Form, measure_forms
 from .tactics import Key, Row, Table, tile_key
@@ -39,6 +40,8 @@ KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
 _KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
 _WEIGHTS = ("w", "scale", "tensor_scale", "w_scale")
 """Parameters that hold weights."""
+_RESULTS = ("y", "normed", "squares")
+"""Parameters that are written."""
 _PARTS = ("workspace", "counters")
 """Parameters that a call has only if its tile splits K."""
 _WORTH = 0.99
@@ -64,6 +67,7 @@ class TunedLinear:
     sizes: Mapping[str, int]
     activation: str | None
     """The activation of gate, if the weight is gate|up and the epilogue computes act(gate) * up."""
+    fused: Fused
     bytes: int
     """Bytes of the weights in all launches."""
 
@@ -90,6 +94,8 @@ class TunedLinear:
             scales=found.get("x_scale"),
             bias=found.get("bias"),
             activation=self.activation,
+            residual=found.get("residual"),
+            fused=self.fused,
         )
         return made
 
@@ -228,6 +234,7 @@ def _linear(plan: Plan, program: Program, launch: Launch) -> TunedLinear | None:
         sources=sources,
         sizes=program.limits,
         activation=constants.get("ACTIVATION"),
+        fused=ALONE if kind == "fp8" else Fused.of(operands, constants),
         bytes=sum(value(operands[name].bytes, program.limits) for name in _WEIGHTS if name in operands),
     )
 
@@ -240,14 +247,15 @@ def contents_of(
     contents = {}
     for name, operand in linear.operands.items():
         tensor = plan.tensors.get(linear.sources[name])
-        if name == "y":
+        if name in _RESULTS:
             continue
         if tensor is not None and tensor.kind == "weight":
             binding = from_json(bindings[linear.sources[name]])
             contents[name] = evaluate_weight(binding, engine.tensor, initializer=linear.sources[name])
         else:
             shape = [value(str(size), linear.sizes) for size in operand.shape]
-            contents[name] = _random(source, operand.dtype, shape)
+            numbers = _random(source, operand.dtype, shape)
+            contents[name] = np.square(numbers) if name == "x_squares" else numbers
     return contents
 
 

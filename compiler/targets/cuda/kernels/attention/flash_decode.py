@@ -20,6 +20,7 @@ from ......runtime.chips import chip
 from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
+from ..linear.dequantize import stored_column
 from ..linear.tiles import COUNTERS
 from .flash_prefill import Heads, bound, capped, load_cached
 from .reference import PAGE, AttentionOptions, paged
@@ -55,6 +56,7 @@ def attention_decode_kernel(
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
+    ORDER: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
     """q [sequences, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
@@ -105,7 +107,9 @@ def attention_decode_kernel(
     acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
     row = sequence * HEADS + head
     if SPLITS == 1:
-        tl.store(out + row[:, None].to(tl.int64) * HEAD_DIM + dim[None, :], acc.to(out.dtype.element_ty), mask)
+        column = stored_column(head[:, None] * HEAD_DIM + dim[None, :], ORDER)
+        target = out + sequence.to(tl.int64) * (HEADS * HEAD_DIM) + column
+        tl.store(target, acc.to(out.dtype.element_ty), mask)
     else:
         place = (row * SPLITS + split).to(tl.int64)
         tl.store(partial + place[:, None] * HEAD_DIM + dim[None, :], acc, mask)
@@ -114,7 +118,8 @@ def attention_decode_kernel(
         if comes_last(counters + sequence * KV_HEADS + kv_head, SPLITS):
             for one in tl.static_range(group):
                 weigh_parts(
-                    partial, lse, sinks, out, sequence, kv_head * group + one, HEADS, HEAD_DIM, SPLITS, COUNT, DIM
+                    *(partial, lse, sinks, out, sequence, kv_head * group + one),
+                    *(HEADS, HEAD_DIM, SPLITS, COUNT, DIM, ORDER),
                 )
 
 
@@ -131,6 +136,7 @@ def weigh_parts(
     SPLITS: tl.constexpr,
     COUNT: tl.constexpr,
     DIM: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Combine a head's splits, weighted by their sums, in a fixed order; a sequence without positions gives zeros."""
     row = (sequence * HEADS + head).to(tl.int64)
@@ -149,7 +155,8 @@ def weigh_parts(
     at = (row * SPLITS + split[:, None]) * HEAD_DIM + dim[None, :]
     parts = tl.load(partial + at, inside, 0.0, cache_modifier=".cg")
     mean = tl.sum(parts * weights[:, None], axis=0) / tl.where(norm > 0.0, norm, 1.0)
-    tl.store(out + row * HEAD_DIM + dim, mean.to(out.dtype.element_ty), dim < HEAD_DIM)
+    target = out + sequence.to(tl.int64) * (HEADS * HEAD_DIM) + stored_column(head * HEAD_DIM + dim, ORDER)
+    tl.store(target, mean.to(out.dtype.element_ty), dim < HEAD_DIM)
 
 
 KERNEL = Kernel("attention_decode", attention_decode_kernel)

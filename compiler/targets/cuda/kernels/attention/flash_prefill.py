@@ -15,6 +15,7 @@ from ......runtime.chips import SHARED
 from ...call import ROUNDING, Argument, Case, Constant, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
+from ..linear.dequantize import stored_column
 from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 64
@@ -66,6 +67,7 @@ def attention_prefill_kernel(
     MEMBERS: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
+    ORDER: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
     """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
@@ -133,7 +135,9 @@ def attention_prefill_kernel(
             acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
             highest = above
         acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
-        tl.store(out + at[:, None] + dim[None, :], acc.to(out.dtype.element_ty), mask)
+        column = stored_column((kv_head * group + member)[:, None] * HEAD_DIM + dim[None, :], ORDER)
+        target = out + (begin + token).to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + column
+        tl.store(target, acc.to(out.dtype.element_ty), mask)
 
 
 KERNEL = Kernel("attention_prefill", attention_prefill_kernel)
@@ -153,6 +157,8 @@ class Heads(TypedDict):
     """0: none."""
     sinks: NotRequired[Operand | None]
     """f32 [heads]: logits that are added to the denominator only."""
+    order: NotRequired[int]
+    """The order of the result's columns; see `linear/fused.py`."""
 
 
 def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[str, Argument], dict[str, Constant]]:
@@ -173,6 +179,7 @@ def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[st
         "MAX_BLOCKS": width,
         "DIM": max(next_power(heads["head_dim"]), 16),
         "PAGE": PAGE,
+        "ORDER": heads.get("order", 0),
     }
     return {name: one for name, one in every.items() if one is not None}, constants
 

@@ -8,6 +8,7 @@ from ...call import KernelCall, Operand
 from .common import rows_of, tile_for
 from .expand_fp8 import expand_fp8
 from .fp8 import linear_fp8
+from .fused import ALONE, Fused
 from .large import linear_large
 from .small import linear_small
 from .tiles import Tile
@@ -30,31 +31,38 @@ def linear(
     scales: Operand | None = None,
     bias: Operand | None = None,
     activation: str | None = None,
+    residual: Operand | None = None,
+    fused: Fused = ALONE,
 ) -> list[KernelCall]:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], or [tokens, N / 2] with an activation.
 
     With scales f32 [tokens], x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of other formats
     are first converted to E4M3. `tile` returns the measured tile of a kind, N and K, if there is one. `make` returns
-    a buffer of a name, dtype and shape; `counters` an operand of at least that many i32 zeros.
+    a buffer of a name, dtype and shape; `counters` an operand of at least that many i32 zeros. FP8
+    takes neither a residual nor neighbours (`Fused`).
     """
     n, k = rows_of(y, activation), x.shape[-1]
     assert isinstance(k, int)
     common = {"max_tokens": max_tokens, "sm": sm, "bias": bias}
+
+    def parts(sized: Tile) -> dict[str, Operand]:
+        if sized.splits == 1:
+            return {}
+        blocks = -(-n // sized.block_n) * -(-max_tokens // sized.block_m)
+        return {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
+
     if scales is not None:
         before = []
         if format != "fp8":
             expanded = make("weight", "u8", n, k), make("weight_scale", "f32", n)
             before.append(expand_fp8(weights, *expanded, format=format))
             weights = expanded
-        return [*before, linear_fp8(x, scales, weights, y, tile=tile("fp8", n, k), **common)]
+        sized = tile("fp8", n, k) or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
+        return [*before, linear_fp8(x, scales, weights, y, tile=sized, **parts(sized), **common)]
     kind = "large" if max_tokens > SMALL_M else "small"
     measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
     sized = measured or tile_for(kind, weights, n, k, format, max_tokens, sm)
     decoded = {**common, "format": format, "activation": activation, "tile": sized}
-    if kind == "large":
-        return [linear_large(x, weights, y, **decoded)]
-    room = {}
-    if sized.splits > 1:
-        blocks = -(-n // sized.block_n) * -(-max_tokens // sized.block_m)
-        room = {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
-    return [linear_small(x, weights, y, **room, **decoded)]
+    decoded |= {"residual": residual, "fused": fused}
+    build = linear_large if kind == "large" else linear_small
+    return [build(x, weights, y, **parts(sized), **decoded)]

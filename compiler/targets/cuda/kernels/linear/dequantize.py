@@ -48,6 +48,11 @@ def _constraints(format, scaled):
 
 
 @triton.constexpr_function
+def _two_nvfp4():
+    return _TWO_NVFP4
+
+
+@triton.constexpr_function
 def _codes(format):
     return CODES[format]
 
@@ -92,6 +97,52 @@ def scale_pairs(raw, FORMAT: tl.constexpr, ACT: tl.constexpr):
     else:
         one = raw.to(tl.float32).to(ACT).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return one | (one << 16)
+
+
+@triton.constexpr_function
+def scale_words(GROUP, PER_WORD, stored):
+    """32-bit words of the scales of a chunk."""
+    return 16 * PER_WORD // GROUP * (1 if stored == tl.uint8 else 2) // 4
+
+
+_TWO_NVFP4 = (
+    "{ .reg .b32 a, b; prmt.b32 a, $2, 0, $3; shl.b32 a, a, 4; mov.b32 b, 0x80008000; .reg .b32 c, d; "
+    "mov.b32 c, 0x7F007F00; mov.b32 d, 0x75007500; fma.rn.bf16x2 a, a, c, b; fma.rn.bf16x2 a, a, d, b; "
+    "prmt.b32 $0, a, a, 0x1010; prmt.b32 $1, a, a, 0x3232; }"
+)
+"""Two E4M3 scales, picked of a word by a selector, as pairs of bf16: s * 2^-120 by a shift, times 2^127 and 2^109."""
+
+
+@triton.jit
+def unpacked_pairs(
+    words,
+    FORMAT: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    GROUP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """`scale_pairs` of `load_scale_words`, repeated for each word of weights: i32 [ROWS, 16]."""
+    WORDS: tl.constexpr = scale_words(GROUP, PER_WORD, DTYPE)
+    GROUPS: tl.constexpr = 16 * PER_WORD // GROUP
+    BITS: tl.constexpr = 32 * WORDS // GROUPS
+    if FORMAT == "nvfp4" and _is_bf16(ACT) and not EMULATE:
+        half = tl.reshape(tl.broadcast_to(words[:, :, None], [ROWS, WORDS, 2]), [ROWS, 2 * WORDS])
+        select = 0x4140 + (tl.arange(0, 2 * WORDS) % 2 * 0x0202)[None, :]
+        first, second = tl.inline_asm_elementwise(
+            _two_nvfp4(), "=r,=r,r,r", [half, tl.broadcast_to(select, half.shape)], (tl.int32, tl.int32), True, 1
+        )
+        pairs = tl.reshape(tl.join(first, second), [ROWS, GROUPS])
+    else:
+        EACH: tl.constexpr = GROUPS // WORDS
+        raw = tl.reshape(tl.broadcast_to(words[:, :, None], [ROWS, WORDS, EACH]), [ROWS, GROUPS])
+        raw = (raw >> (tl.arange(0, GROUPS) % EACH * BITS)[None, :]) & ((1 << BITS) - 1)
+        if BITS == 16:
+            raw = raw.to(tl.int16).to(DTYPE, bitcast=True)
+        pairs = scale_pairs(raw, FORMAT, ACT)
+    return tl.reshape(tl.broadcast_to(pairs[:, :, None], [ROWS, GROUPS, 16 // GROUPS]), [ROWS, 16])
 
 
 @triton.jit
@@ -209,6 +260,19 @@ def natural_rows(tile, ROWS: tl.constexpr, WARPS: tl.constexpr, COLUMNS: tl.cons
         tile = tl.reshape(tile, [ROWS // (16 * WARPS), WARPS, 2, 8, COLUMNS])
         tile = tl.reshape(tl.permute(tile, [0, 2, 1, 3, 4]), [ROWS, COLUMNS])
     return tile
+
+
+@triton.jit
+def stored_column(column, ORDER: tl.constexpr):
+    """Where `permute_activations` puts a column, ORDER weights in a word; ORDER 0: where it is."""
+    if ORDER == 0:
+        place = column
+    else:
+        R: tl.constexpr = ORDER // 2
+        inner = column % (16 * ORDER)
+        r, i, word, t = inner % R, inner // R % 2, inner // ORDER % 4, inner // (4 * ORDER)
+        place = column - inner + ((word * R + r) * 4 + t) * 2 + i
+    return place
 
 
 @triton.jit

@@ -12,6 +12,8 @@ import triton.language as tl
 
 from ..gated import activate
 from .common import add_bias, finish
+from .dequantize import stored_column
+from .fused import divided, leave_normed
 
 
 @triton.constexpr_function
@@ -41,32 +43,113 @@ def tile_rows(block, N: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
+def finish_rows(
+    acc,
+    block,
+    row,
+    token,
+    tokens,
+    bias,
+    residual,
+    y,
+    norm_weight,
+    normed,
+    squares,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ORDER: tl.constexpr,
+):
+    """`finish` and, with norm_weight, `leave_normed` for tile `block`; by quarters of its tokens if they are many.
+
+    Addresses of 256 tokens at once need more registers than a thread has.
+    """
+    if BLOCK_M >= 256:
+        QUARTER: tl.constexpr = BLOCK_M // 4
+        start = tl.min(token, axis=0) + tl.arange(0, QUARTER)
+        halves = tl.split(tl.permute(tl.reshape(acc, [BLOCK_N, 2, 2, QUARTER]), [0, 3, 2, 1]))
+        for half in tl.static_range(2):
+            quarters = tl.split(halves[half])
+            for quarter in tl.static_range(2):
+                finish_some(
+                    *(quarters[quarter], block, row, start + (2 * half + quarter) * QUARTER, tokens, bias, residual, y),
+                    *(norm_weight, normed, squares, N, BLOCK_N, QUARTER, ORDER),
+                )
+    else:
+        finish_some(
+            *(acc, block, row, token, tokens, bias, residual, y, norm_weight, normed, squares),
+            *(N, BLOCK_N, BLOCK_M, ORDER),
+        )
+
+
+@triton.jit
+def finish_some(
+    acc,
+    block,
+    row,
+    token,
+    tokens,
+    bias,
+    residual,
+    y,
+    norm_weight,
+    normed,
+    squares,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ORDER: tl.constexpr,
+):
+    """`finish_rows` of all tokens at once."""
+    inside = (token < tokens)[None, :] & (row[:, None] < N)
+    number = finish(acc, row, token, inside, bias, residual, y, N)
+    if norm_weight is not None:
+        leave_normed(
+            *(number, block, row, token, inside, norm_weight, normed, squares, tokens),
+            *(N, BLOCK_N, BLOCK_M, ORDER),
+        )
+
+
+@triton.jit
 def finish_tile(
     acc,
     block,
     row,
     token,
-    real,
+    tokens,
+    x_squares,
     bias,
     residual,
     y,
+    norm_weight,
+    normed,
+    squares,
     N: tl.constexpr,
+    K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     ACTIVATION: tl.constexpr,
     RUN: tl.constexpr,
+    EPSILON: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """`finish` for tile `block`, or if gate and up alternate, act(gate) * up into y [tokens, N / 2].
 
-    real: True for each of `token` that exists.
+    For x_squares, norm_weight, normed, squares and ORDER see `Fused`.
     """
+    real = token < tokens
+    if x_squares is not None:
+        acc = divided(acc, x_squares, token, tokens, K, EPSILON, BLOCK_M)
     if RUN == 0:
-        finish(acc, row, token, real[None, :] & (row[:, None] < N), bias, residual, y, N)
+        finish_rows(
+            *(acc, block, row, token, tokens, bias, residual, y, norm_weight, normed, squares),
+            *(N, BLOCK_N, BLOCK_M, ORDER),
+        )
     else:
         acc = add_bias(acc, row, bias, N)
         acc = tl.reshape(acc, [BLOCK_N // (2 * RUN), 2, RUN, BLOCK_M])
         gate, up = tl.split(tl.reshape(tl.permute(acc, [0, 2, 3, 1]), [BLOCK_N // 2, BLOCK_M, 2]))
         column = block * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        address = token[None, :].to(tl.int64) * (N // 2) + column[:, None]
+        address = token[None, :].to(tl.int64) * (N // 2) + stored_column(column, ORDER)[:, None]
         product = activate(gate, ACTIVATION) * up
         tl.store(y + address, product.to(y.dtype.element_ty), real[None, :] & (column[:, None] < N // 2))

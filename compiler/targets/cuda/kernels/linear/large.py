@@ -12,8 +12,18 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product
 from . import cases as linear_cases
-from .common import constants_of, dense_sum, linear_call, named, quantized_sum, rows_of, scale_sum, tile_for
+from .common import (
+    constants_of,
+    gather_parts,
+    linear_call,
+    named,
+    rows_of,
+    scale_sum,
+    tile_for,
+)
+from .fused import ALONE, Fused
 from .gated import finish_tile, run_of, tile_rows
+from .sums import dense_sum, quantized_sum
 from .tiles import Tile
 
 GROUP_TILES = 8
@@ -33,12 +43,18 @@ def grouped(program, rows, columns, GROUP_ROWS: tl.constexpr):
 @triton.jit
 def linear_large_kernel(
     x,
+    x_squares,
     w,
     scale,
     tensor_scale,
     bias,
     residual,
     y,
+    norm_weight,
+    normed,
+    squares,
+    workspace,
+    counters,
     tokens,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -47,9 +63,14 @@ def linear_large_kernel(
     GROUP: tl.constexpr,
     FACTOR: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    ORDERED: tl.constexpr,
+    EPSILON: tl.constexpr,
+    ORDER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPAN: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -58,17 +79,20 @@ def linear_large_kernel(
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
     With ACTIVATION the weight has the rows of gate, then of up, and y [tokens, N / 2] is act(gate) * up. scale and
-    tensor_scale are the format's. Grid: one dimension, a program per block of rows and of tokens.
+    tensor_scale are the format's. Grid: a program per block of rows and of tokens, then parts of K (SPAN columns each).
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
+    part = tl.program_id(1)
     block_m, block_n = grouped(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     row = tile_rows(block_n, N, BLOCK_N, RUN)
     token = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
     read_token = tl.minimum(token, tokens - 1).to(tl.int64)
+    start = part * SPAN
+    stop = tl.minimum(start + SPAN, K)
     if FORMAT == "dense":
-        acc = dense_sum(x, w, read_row, read_token, 0, K, K, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, STAGES, EMULATE)
+        acc = dense_sum(x, w, read_row, read_token, start, stop, K, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, STAGES, EMULATE)
     else:
         acc = quantized_sum(
             x,
@@ -76,8 +100,8 @@ def linear_large_kernel(
             scale,
             read_row,
             read_token,
-            0,
-            K,
+            start,
+            stop,
             K=K,
             FORMAT=FORMAT,
             PER_WORD=PER_WORD,
@@ -85,14 +109,23 @@ def linear_large_kernel(
             BLOCK_N=BLOCK_N,
             BLOCK_M=BLOCK_M,
             BLOCK_K=BLOCK_K,
+            ORDERED=ORDERED,
             EVEN=EVEN,
             WARPS=WARPS,
             STAGES=STAGES,
             EMULATE=EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
-    real = token < tokens
-    finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
+    last = True
+    if SPLITS > 1:
+        inside = (token[None, :] < tokens) & (row[:, None] < N)
+        block = block_m * tl.cdiv(N, BLOCK_N) + block_n
+        acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
+    if last:
+        finish_tile(
+            *(acc, block_n, row, token, tokens, x_squares, bias, residual, y, norm_weight, normed, squares),
+            *(N, K, BLOCK_N, BLOCK_M, ACTIVATION, RUN, EPSILON, ORDER),
+        )
 
 
 KERNEL = Kernel("linear_large", linear_large_kernel)
@@ -108,20 +141,24 @@ def linear_large(
     sm: int,
     bias: Operand | None = None,
     residual: Operand | None = None,
+    workspace: Operand | None = None,
+    counters: Operand | None = None,
     activation: str | None = None,
     tile: Tile | None = None,
+    fused: Fused = ALONE,
 ) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32; see `linear_small`."""
     tokens, k = x.shape
     n = rows_of(y, activation)
     assert isinstance(k, int)
     tile = tile or tile_for("large", weights, n, k, format, max_tokens, sm)
+    added = {"bias": bias, "residual": residual, "workspace": workspace, "counters": counters}
     return linear_call(
         KERNEL,
         tile,
-        {"x": x, **named(weights), "y": y, "bias": bias, "residual": residual},
-        {**constants_of(x, format, n, activation), "GROUP_ROWS": GROUP_TILES},
-        (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)),),
+        {"x": x, **named(weights), "y": y, **added, **fused.operands},
+        {**constants_of(x, format, n, activation), **fused.constants, "GROUP_ROWS": GROUP_TILES},
+        (product(f"cdiv({tokens}, {tile.block_m})", -(-n // tile.block_n)), tile.splits),
         tokens=tokens,
     )
 

@@ -15,28 +15,32 @@ from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
 from .common import (
     constants_of,
-    dense_sum,
     gather_parts,
     linear_call,
     named,
-    quantized_sum,
     rows_of,
     scale_sum,
     tile_for,
 )
+from .fused import ALONE, Fused
 from .gated import finish_tile, run_of, tile_rows
+from .sums import dense_sum, quantized_sum
 from .tiles import Tile
 
 
 @triton.jit
 def linear_small_kernel(
     x,
+    x_squares,
     w,
     scale,
     tensor_scale,
     bias,
     residual,
     y,
+    norm_weight,
+    normed,
+    squares,
     workspace,
     counters,
     tokens,
@@ -47,6 +51,9 @@ def linear_small_kernel(
     GROUP: tl.constexpr,
     FACTOR: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    ORDERED: tl.constexpr,
+    EPSILON: tl.constexpr,
+    ORDER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -88,21 +95,23 @@ def linear_small_kernel(
             BLOCK_N=BLOCK_N,
             BLOCK_M=BLOCK_M,
             BLOCK_K=BLOCK_K,
+            ORDERED=ORDERED,
             EVEN=EVEN,
             WARPS=WARPS,
             STAGES=STAGES,
             EMULATE=EMULATE,
         )
         acc = scale_sum(acc, scale, tensor_scale, read_row, FORMAT, FACTOR)
-    real = token < tokens
-    if SPLITS == 1:
-        finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
-    else:
-        inside = real[None, :] & (row[:, None] < N)
+    last = True
+    if SPLITS > 1:
+        inside = (token[None, :] < tokens) & (row[:, None] < N)
         block = tl.program_id(1) * tl.num_programs(0) + block_n
         acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
-        if last:
-            finish_tile(acc, block_n, row, token, real, bias, residual, y, N, BLOCK_N, BLOCK_M, ACTIVATION, RUN)
+    if last:
+        finish_tile(
+            *(acc, block_n, row, token, tokens, x_squares, bias, residual, y, norm_weight, normed, squares),
+            *(N, K, BLOCK_N, BLOCK_M, ACTIVATION, RUN, EPSILON, ORDER),
+        )
 
 
 KERNEL = Kernel("linear_small", linear_small_kernel)
@@ -122,6 +131,7 @@ def linear_small(
     counters: Operand | None = None,
     activation: str | None = None,
     tile: Tile | None = None,
+    fused: Fused = ALONE,
 ) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], in act dtype or f32, for few tokens.
 
@@ -140,8 +150,8 @@ def linear_small(
     return linear_call(
         KERNEL,
         tile,
-        {"x": x, **named(weights), "y": y, **added},
-        constants_of(x, format, n, activation),
+        {"x": x, **named(weights), "y": y, **added, **fused.operands},
+        {**constants_of(x, format, n, activation), **fused.constants},
         (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
         tokens=tokens,
     )

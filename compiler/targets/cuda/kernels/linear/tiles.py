@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ......runtime.chips import SHARED, chip
 from ...call import next_power
-from .dequantize import GROUP, PER_WORD, chunk
+from .dequantize import PER_WORD, chunk
+from .many import tile_for_many
+from .shape import Tile as Tile
 
 COUNTERS = 16384
 """Counters for split-K: one per tile of outputs, 0 between launches."""
@@ -22,52 +24,24 @@ _MOST_SPLITS = 64
 _MOST_STAGES = 8
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A linear's block sizes (weight rows, columns of K, tokens), parts of K, and a program's warps and stages."""
-
-    block_n: int
-    block_k: int
-    block_m: int
-    splits: int = 1
-    warps: int = 4
-    stages: int = 1
-
-    def span(self, k: int) -> int:
-        """Columns of each part of K; the last part may have fewer.
-
-        Raises:
-            ValueError: a part would be empty.
-        """
-        blocks = -(-k // self.block_k)
-        span = -(-blocks // self.splits)
-        if -(-blocks // span) != self.splits:
-            raise ValueError(f"K = {k} in blocks of {self.block_k} does not divide into {self.splits} parts")
-        return span * self.block_k
-
-
 def default_tile(kind: str, n: int, k: int, format: str, max_tokens: int, sm: int) -> Tile:
     """The heuristic tile of a linear [n, k]; kind is one of `KINDS`."""
+    if max_tokens > 64:
+        return tile_for_many(kind, n, k, format, max_tokens, sm)
     if kind == "fp8":
-        small = max_tokens <= 64
-        block_m = max(16, next_power(max_tokens)) if small else 128
-        stages = 4 if SHARED[sm] > 100 << 10 else 3 if small else 2
-        tile = Tile(64 if small else 128, 128, block_m, 1, 4 if small else 8, stages)
-        return _split(tile, n, k, format, max_tokens, sm) if small else tile
-    if kind == "large":
-        roomy = SHARED[sm] > 200 << 10
-        if format == "dense":
-            return Tile(128, 64, 256 if roomy else 128, 1, 8, 4 if roomy else 3)
-        # Scales of 128 columns are applied to a separate sum: twice the registers, which mma.sync cannot spare.
-        return Tile(128, chunk(format), 128 if roomy or GROUP[format] < 128 else 64, 1, 8, 1)
+        stages = 4 if SHARED[sm] > 100 << 10 else 3
+        tile = Tile(64, 128, max(16, next_power(max_tokens)), 1, 4, stages)
+        return _split(tile, n, k, format, max_tokens, sm)
     block_m = min(64, max(16, next_power(max_tokens)))
-    roomy = SHARED[sm] > 100 << 10
+    # Two warps multiply by mma.sync, which waits for nothing, and each has 32 rows: activations are read half as often.
+    # Four would use wgmma, whose waits and fences are worth it from 64 tokens on.
+    roomy, warps = SHARED[sm] > 100 << 10, 2 if block_m <= 32 else 4
     if format == "dense":
-        return _split(Tile(64, 64, block_m, 1, 4, 4 if roomy else 3), n, k, format, max_tokens, sm)
+        return _split(Tile(64, 64, block_m, 1, warps, 4 if roomy else 3), n, k, format, max_tokens, sm)
     if not roomy and block_m > 16:  # without the second stage some formats spill
-        return _split(Tile(64, chunk(format), block_m, 1, 4, 2), n, k, format, max_tokens, sm)
-    wide = PER_WORD[format] == 8 and roomy and block_m == 16 and k % 256 == 0
-    return _split(Tile(64, 256 if wide else 128, block_m, 1, 4, 3), n, k, format, max_tokens, sm)
+        return _split(Tile(64, chunk(format), block_m, 1, warps, 2), n, k, format, max_tokens, sm)
+    wide = PER_WORD[format] == 8 and roomy and block_m <= 32 and k % 256 == 0
+    return _split(Tile(64, 256 if wide else 128, block_m, 1, warps, 3), n, k, format, max_tokens, sm)
 
 
 def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int) -> str:
@@ -82,8 +56,8 @@ def wrong_tile(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Ti
             return f"{name} {size} is not a power of two from {least} to {most}"
     if not 1 <= tile.stages <= _MOST_STAGES:
         return f"stages {tile.stages} is not from 1 to {_MOST_STAGES}"
-    if not 1 <= tile.splits <= (_MOST_SPLITS if kind == "small" else 1):
-        return f"splits {tile.splits} is not from 1 to {_MOST_SPLITS}, and 1 unless kind is small"
+    if not 1 <= tile.splits <= _MOST_SPLITS:
+        return f"splits {tile.splits} is not from 1 to {_MOST_SPLITS}"
     if kind == "fp8" and not (tile.block_n <= 128 and 32 <= tile.block_k <= 128):
         return "a block of FP8 has at most 128 rows, and 32 to 128 columns"
     if kind != "fp8" and format != "dense" and tile.block_k % chunk(format):

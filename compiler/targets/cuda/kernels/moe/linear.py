@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product, total
-from ..linear.common import constants_of, dense_sum, finish, gather_parts, linear_call, named, quantized_sum, scale_sum
+from ..linear.common import constants_of, finish, gather_parts, linear_call, named, scale_sum
+from ..linear.sums import dense_sum, quantized_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
 
@@ -78,6 +79,7 @@ def moe_linear_kernel(
                 BLOCK_N=BLOCK_N,
                 BLOCK_M=BLOCK_M,
                 BLOCK_K=BLOCK_K,
+                ORDERED=False,
                 EVEN=EVEN,
                 WARPS=WARPS,
                 STAGES=STAGES,

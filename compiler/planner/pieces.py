@@ -71,7 +71,7 @@ class Block:
     work: tuple[Counter[Work], ...] = field(default_factory=lambda: (Counter(), Counter(), Counter()))
     """What they cost, by program."""
     weights: dict[str, int] = field(default_factory=dict)
-    """Bytes by name."""
+    """Bytes by name, of what is computed from weights too."""
     caches: dict[KVCache, Cached] = field(default_factory=dict)
 
 
@@ -151,6 +151,7 @@ class Pieces:
             arena = max(self.plans[place].programs[number].arena for place in alike)
             programs.append(replace(program, launches=launches, arena=arena))
         read = {name for program in programs for launch in program.launches for name in launch.tensors}
+        read -= {name for plan in self.plans for name in expanded(plan)}  # they count as weights
         tensors = {name: tensor for name, tensor in self.merged.tensors.items() if name in read}
         tensors["counters"] = _COUNTERS
         return replace(self.merged, tensors=tensors, programs=tuple(programs), caches=tuple(self.caches(stage)))
@@ -190,14 +191,18 @@ def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
 
     What launches read and compute is the same in all steps of up to SMALL_M sequences.
     """
-    *decode, _, mixed = step_shapes(max_batch, context)
-    return decode[0], decode[-1], mixed
+    shapes = step_shapes(max_batch, context)
+    decode = [shape for shape in shapes if shape.decode]
+    return decode[0], decode[-1], shapes[-1]
 
 
 def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec, tp: int, modules: int) -> None:
     """Add a plan's launches, weights and caches to the blocks of its graph; `modules` plans before it have."""
     of = {str(node.name): node.metadata_props[BLOCK] for node in graph.nodes}
-    weights = {name: aligned(one.bytes({})) for name, one in plan.tensors.items() if one.kind == "weight"}
+    made = expanded(plan)
+    weights = {
+        name: aligned(one.bytes({})) for name, one in plan.tensors.items() if one.kind == "weight" or name in made
+    }
     for number, program in enumerate(plan.programs):
         for launch in program.launches:
             name = of.get(launch.label, "embed" if launch.label == "take tokens" else "head")
@@ -219,6 +224,11 @@ def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec,
                 )
                 caches = blocks[f"layer.{layer}"].caches
                 caches[cache] = caches.get(cache, Cached()).plus(one, 1)
+
+
+def expanded(plan: Plan) -> set[str]:
+    """Names of the state that is computed from weights, once, and then read as weights are."""
+    return set() if plan.setup is None else {name for launch in plan.setup.kernels for name in launch.writes}
 
 
 def work_of(launch: Launch | Collective, plan: Plan, program: int) -> Work:

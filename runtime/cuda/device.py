@@ -98,6 +98,7 @@ class CudaDevice:
                 )
             with self._timed("weights"):
                 contents.fill(placement, weights, self._driver, progress)
+                self._set_up()
                 self._driver.wait(self._stream)
             self._idle = keep(cleanup, self._driver.event(), self._driver.drop_event)
             self._captured = cleanup.enter_context(ExitStack())
@@ -171,6 +172,13 @@ class CudaDevice:
             tensors=tensors,
         )
         return weights, allocated
+
+    def _set_up(self) -> None:
+        """Compute the state that follows from the weights."""
+        setup = self._plan.setup
+        if setup is not None:
+            bound = bind(self._plan, setup, setup.limits, self._allocated, self._kernels, self._driver, self._stream)
+            self._launch(bound)
 
     def _bound_program(self, program: int, sizes: Mapping[str, int]) -> BoundProgram:
         key = program, (sizes["tokens"], sizes["sequences"], sizes["rows"])

@@ -185,4 +185,6 @@ def _smallest_change(plan: Plan, weights: int, slots: int, state_slots: int, fre
     for blocks in range(plan.max_blocks - 1, 0, -1):
         if fits(slots, blocks):
             return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
+    if plan.setup is not None:
+        return "a GPU with more memory, or an engine without --activations, which keeps a second copy of weights"
     return "a GPU with more memory, or an engine with smaller weights (--quantize int4)"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from .between import Collective
-from .plan import Argument, Launch, Plan, Tensor
+from .plan import Argument, Launch, Plan, Program, Tensor
 
 
 def plan_text(plan: Plan) -> str:
@@ -16,13 +16,18 @@ def plan_text(plan: Plan) -> str:
     rings = [f"window {one.window}: a ring of {one.blocks} blocks" for one in plan.caches if one.window is not None]
     rank = [f"rank {plan.rank.number} of tp {plan.rank.tp}, pp {plan.rank.pp}"] if plan.rank_of is not None else []
     lines = [head, *rank, *rings, "", *_tensors(plan.tensors)]
+    if plan.setup is not None:
+        lines += ["", "setup", *_launches(plan, plan.setup)]
     for program in plan.programs:
         kind = "decode" if program.decode else "mixed"
         lines += ["", f"{kind}: tokens {program.tokens}, sequences {program.sequences}, rows {program.rows}"]
-        lines += _tensors(program.buffers)
-        for launch in program.launches:
-            lines += _collective(launch) if isinstance(launch, Collective) else _launch(plan, launch)
+        lines += [*_tensors(program.buffers), *_launches(plan, program)]
     return "\n".join([*lines, ""])
+
+
+def _launches(plan: Plan, program: Program) -> Iterator[str]:
+    for launch in program.launches:
+        yield from _collective(launch) if isinstance(launch, Collective) else _launch(plan, launch)
 
 
 def _tensors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -196,6 +196,8 @@ class Plan:
     version: int = field(default=VERSION)
     rank_of: RankOf | None = None
     """None: there are no other ranks."""
+    setup: Program | None = None
+    """Launches that compute state from weights: they run once, when the weights are in place."""
 
     @property
     def rank(self) -> RankOf:
@@ -251,8 +253,9 @@ def _check(plan: Plan, what: str) -> None:
         kinds = f"distinct kinds of cache in {what}, each of 1 to {plan.max_blocks} blocks"
         raise EngineError(f"expected {kinds}", found=found[:200])
     sizes = dict.fromkeys((*SIZES, *counts, "slots"), 1)
-    for index, program in enumerate(plan.programs):
-        where = f"program {index} of {what}"
+    setup = [] if plan.setup is None else [("the setup", plan.setup)]
+    for name, program in [*setup, *((f"program {index}", program) for index, program in enumerate(plan.programs))]:
+        where = f"{name} of {what}"
         known = {**plan.tensors, **program.buffers}
         for name, tensor in known.items():
             _check_tensor(tensor, sizes, f"tensor {name!r} of {where}")

@@ -21,15 +21,16 @@ from .call import Argument as GivenArgument
 from .call import CollectiveCall, KernelCall, Operand, total
 from .cubins.cache import source_digest
 from .cubins.compile import Cubin, Specialization, compile_all, kernel_alone, specialization_of
+from .cubins.worker import WAITS_FROM
 from .listing import listing
-from .lowering import CudaProfile, Lowering, StepShape
+from .lowering import CudaProfile, Lowering, Shared, StepShape
 from .operators import lower
 from .tuning.tactics import HEURISTIC
 
 MAX_PREFILL = 2048
 """Prompt tokens per step: enough to be bound by arithmetic, few enough that decoding requests do not wait long."""
-SMALL_PREFILL = 64
-"""Tokens of the smaller program for mixed steps."""
+SMALL_PREFILLS = (64, 512)
+"""Tokens of smaller programs for mixed steps, whose tiles fill the chip with fewer tokens."""
 TOLERANCE = 3e-2
 """Tolerance of the golden probe: activations are rounded to 8 bits of mantissa (bf16) between operators."""
 
@@ -89,11 +90,13 @@ def draft(
     profile = CudaProfile(
         graph, sm, activation, context, batch, max_prefill(batch, context), config.kv, tiles, config.rank
     )
-    shared: dict[str, Tensor] = {}
+    shared = Shared()
     lowered = [lower(profile, shape, shared) for shape in shapes or step_shapes(batch, context)]
     specializations: dict[Specialization, int] = {}
     special = kernel_alone if shapes else specialization_of
     programs = tuple(_program(lowering, specializations, special) for lowering in lowered)
+    once = Lowering(profile, StepShape(False, 1, 1, 1), shared, list(shared.setup.values()))
+    prepared = _program(once, specializations, special) if once.calls else None
     plan = Plan(
         sm=sm,
         activation=profile.activation,
@@ -101,11 +104,13 @@ def draft(
         caches=profile.kv_caches,
         kernels="" if shapes else source_digest(),
         tactics=table.name if table is not None else HEURISTIC,
-        tensors=dict(sorted(shared.items())),
+        tensors=dict(sorted(shared.tensors.items())),
         modules=tuple(Module(v.kernel, dict(v.constants), v.types, v.warps, v.stages) for v in specializations),
         programs=programs,
-        rotary=_rotary(shared) or None,
+        pdl=sm >= WAITS_FROM,
+        rotary=_rotary(shared.tensors) or None,
         rank_of=config.rank if config.rank != ALONE else None,
+        setup=prepared,
     )
     return plan, list(specializations)
 
@@ -122,11 +127,15 @@ def max_prefill(max_batch: int, max_context: int) -> int:
 
 
 def step_shapes(max_batch: int, max_context: int) -> tuple[StepShape, ...]:
-    """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, small and large."""
+    """Decode steps of 1, 2, 4, 8 ... sequences up to the largest batch; mixed steps, from small to large."""
     batches = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch] + [max_batch]
     decode = tuple(StepShape(True, n, n, n) for n in batches)
-    small = (StepShape(False, SMALL_PREFILL, min(max_batch, SMALL_PREFILL), SMALL_PREFILL),)
     prompt = max_prefill(max_batch, max_context)
+    small = [
+        StepShape(False, tokens, min(max_batch, tokens), min(MAX_ROWS + max_batch, tokens))
+        for tokens in SMALL_PREFILLS
+        if tokens == SMALL_PREFILLS[0] or 2 * tokens <= prompt
+    ]
     return (*decode, *small, StepShape(False, prompt + max_batch, max_batch, min(MAX_ROWS, prompt) + max_batch))
 
 

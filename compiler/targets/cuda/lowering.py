@@ -14,6 +14,7 @@ from ....runtime.plan.inputs import INPUTS, ROTARY
 from ....runtime.plan.plan import BLOCK_TOKENS, KVCache, Tensor
 from .call import CollectiveCall, KernelCall, Operand
 from .kernels.linear.choose import SMALL_M
+from .kernels.linear.expand_fp8 import expand_fp8
 from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
 from .kernels.sampling import sample as sampling
@@ -77,12 +78,21 @@ class CudaProfile:
 
 
 @dataclass
+class Shared:
+    """What all programs of a profile use."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    setup: dict[str, tuple[str, KernelCall]] = field(default_factory=dict)
+    """Calls that compute state from weights, once, with their labels, by name of the state."""
+
+
+@dataclass
 class Lowering:
-    """The calls of one program, in launch order; `shared` holds the tensors that all programs use."""
+    """The calls of one program, in launch order."""
 
     profile: CudaProfile
     shape: StepShape
-    shared: dict[str, Tensor]
+    shared: Shared
     calls: list[tuple[str, KernelCall | CollectiveCall]] = field(default_factory=list)
     buffers: dict[str, Operand] = field(default_factory=dict)
     quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
@@ -170,6 +180,16 @@ class Lowering:
     def state(self, name: str, dtype: str, *shape: int | str) -> Operand:
         return self._share(name, "state", Operand(name, dtype, shape))
 
+    def expanded(
+        self, label: str, weights: tuple[Operand, ...], n: int, k: int, *, format: str
+    ) -> tuple[Operand, Operand]:
+        """A weight [n, k] as E4M3 codes u8 [n, k] and scales f32 [n], which are computed once for all programs."""
+        name = f"{weights[0].name}.e4m3"
+        codes, scales = self.state(name, "u8", n, k), self.state(f"{name}.scales", "f32", n)
+        if name not in self.shared.setup:
+            self.shared.setup[name] = label, expand_fp8(weights, codes, scales, format=format)
+        return codes, scales
+
     def cache(self, value: ir.Value | None, kind: KVCache) -> Operand:
         """The paged cache [blocks, K, 64, D] of a past key or value [B, K, C, D]."""
         assert value is not None
@@ -190,7 +210,7 @@ class Lowering:
         self.calls.append((label, call))
 
     def _share(self, name: str, kind: str, operand: Operand) -> Operand:
-        self.shared[name] = Tensor(kind, operand.dtype, tuple(map(str, operand.shape)))
+        self.shared.tensors[name] = Tensor(kind, operand.dtype, tuple(map(str, operand.shape)))
         return operand
 
     def _remember_prompts(self, counts_of: Operand) -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
-from ....runtime.plan.plan import BLOCK_TOKENS, Tensor
+from ....runtime.plan.plan import BLOCK_TOKENS
 from . import collectives, neighbours
 from .call import Operand
 from .kernels import embed, gated, norm, quantize_activations
@@ -16,7 +16,7 @@ from .kernels.attention import flash_decode as attention_decode
 from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
 from .kernels.linear.choose import linear
-from .lowering import CudaProfile, Lowering, StepShape
+from .lowering import CudaProfile, Lowering, Shared, StepShape
 from .tuning.tactics import tile_key
 
 
@@ -74,21 +74,22 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     residual, fused = neighbours.around(at, codes, y, result, norm, format=fmt, activation=activation)
     most = at.shape.limit(str(codes.shape[0]))
     stored = fmt if scales is None else "fp8"
-    for call in linear(
+    call = linear(
         *(codes, weights, y),
         format=fmt,
         max_tokens=most,
         sm=at.profile.sm,
         tile=lambda kind, n, k: at.profile.tiles.get(tile_key(kind, n, k, stored, most)),
         make=at.beside(y),
+        expanded=lambda n, k: at.expanded(str(node.name), weights, n, k, format=fmt),
         counters=at.counters,
         scales=scales,
         bias=bias,
         activation=activation,
         residual=residual,
         fused=fused,
-    ):
-        at.add(node, call)
+    )
+    at.add(node, call)
 
 
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
@@ -205,7 +206,7 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
 }
 
 
-def lower(profile: CudaProfile, shape: StepShape, shared: dict[str, Tensor]) -> Lowering:
+def lower(profile: CudaProfile, shape: StepShape, shared: Shared) -> Lowering:
     """The calls of a whole graph for one kind of step; after logits, of the sampling."""
     at = Lowering(profile, shape, shared)
     if any(node.op_type == "Embedding" for node in profile.graph.nodes):

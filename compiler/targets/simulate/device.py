@@ -57,6 +57,9 @@ class SimulatedDevice:
                 filler = _NAN_BYTE if tensor.kind == "cache" else 0
                 blank = torch.full((tensor.bytes(sizes),), filler, dtype=torch.uint8)
                 self._fixed[name] = _typed(blank, tensor, sizes)
+        if plan.setup is not None:
+            for launch in plan.setup.kernels:
+                self._launch(launch, self._fixed, plan.setup.limits)
 
     def run(
         self, program: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray], wanted: Collection[str]

@@ -33,6 +33,11 @@ SETTINGS = {
 WAITS_FROM = 90
 """First capability with programmatic dependent launch: kernels allow the next launch, then wait for the last one."""
 _BODY = "\n// %bb.0:"
+_WAIT = re.compile(r"griddepcontrol\.wait\s*;")
+_ACCESS = re.compile(
+    r"^(?:@|\$|bra\b|call\b|bar\b|membar|fence|mbarrier|ld(?!\.param)|st\.|atom|red|tex|cp\.(?!async\.bulk\.prefetch\.L2))"
+)
+"""The beginnings of lines that branch, are a target of branches, or may access memory."""
 _THREADS = re.compile(r"^\.reqntid \d+$", re.MULTILINE)
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -130,7 +135,11 @@ class Stages:
 
     def _ptx(self, ptx: str) -> str:
         ptx = targeted(ptx, self._sm)
-        return with_wait(ptx) if self._sm >= WAITS_FROM else ptx
+        if self._sm < WAITS_FROM:
+            return ptx
+        ptx = ptx if _WAIT.search(ptx) else with_wait(ptx)
+        check_wait(ptx)
+        return ptx
 
     def _cubin(self, ptx: str) -> bytes:
         cubin, self.log = assemble(ptx, self._sm)
@@ -150,6 +159,22 @@ def for_one_block(ptx: str) -> str:
     .minnctapersm).
     """
     return _THREADS.sub(r"\g<0>\n.minnctapersm 1", ptx, count=1)
+
+
+def check_wait(ptx: str) -> None:
+    """Prove that a kernel waits for its predecessor before it reads or writes memory: it may then be launched early.
+
+    Up to the wait the code is without branches, and no instruction accesses memory but loads of parameters and bulk
+    copies to L2, which change nothing.
+
+    Raises:
+        RuntimeError: it is not proved.
+    """
+    body = ptx.partition(_BODY)[2]
+    wait = _WAIT.search(body)
+    lines = [line.strip() for line in body[: wait.start() if wait else 0].splitlines()[1:]]
+    if wait is None or any(_ACCESS.search(line) for line in lines):
+        raise RuntimeError("a kernel that may access memory before it waits for the launch before")
 
 
 def with_wait(ptx: str) -> str:

@@ -83,13 +83,14 @@ class TunedLinear:
     def call(self, tile: Tile, sm: int) -> KernelCall:
         """The call of the linear with a tile."""
         found = self.operands
-        (made,) = linear(
+        return linear(
             *(found["x"], tuple(found[name] for name in self.weights), found["y"]),
             format=self.format,
             max_tokens=self.tokens,
             sm=sm,
             tile=lambda kind, n, k: tile,
             make=Operand.of,
+            expanded=lambda n, k: (found["w"], found["w_scale"]),
             counters=lambda count: Operand("counters", "i32", (count,)),
             scales=found.get("x_scale"),
             bias=found.get("bias"),
@@ -97,7 +98,6 @@ class TunedLinear:
             residual=found.get("residual"),
             fused=self.fused,
         )
-        return made
 
 
 @dataclass(frozen=True)

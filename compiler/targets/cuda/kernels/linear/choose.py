@@ -1,4 +1,4 @@
-"""Chooses the kernel calls of a linear: kernel, tile, epilogue, and workspace for parts of K."""
+"""Chooses the kernel call of a linear: kernel, tile, epilogue, and workspace for parts of K."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from ...call import KernelCall, Operand
 from .common import rows_of, tile_for
-from .expand_fp8 import expand_fp8
 from .fp8 import linear_fp8
 from .fused import ALONE, Fused
 from .large import linear_large
@@ -27,19 +26,20 @@ def linear(
     sm: int,
     tile: Callable[[str, int, int], Tile | None],
     make: Callable[..., Operand],
+    expanded: Callable[[int, int], tuple[Operand, Operand]],
     counters: Callable[[int], Operand],
     scales: Operand | None = None,
     bias: Operand | None = None,
     activation: str | None = None,
     residual: Operand | None = None,
     fused: Fused = ALONE,
-) -> list[KernelCall]:
+) -> KernelCall:
     """x [tokens, K] times weights [N, K] in their format -> y [tokens, N], or [tokens, N / 2] with an activation.
 
-    With scales f32 [tokens], x holds E4M3 codes: the product runs on FP8 tensor cores, and weights of other formats
-    are first converted to E4M3. `tile` returns the measured tile of a kind, N and K, if there is one. `make` returns
-    a buffer of a name, dtype and shape; `counters` an operand of at least that many i32 zeros. FP8
-    takes neither a residual nor neighbours (`Fused`).
+    With scales f32 [tokens], x holds E4M3 codes: the product runs on FP8 tensor cores, for weights of other formats
+    with what `expanded` returns for N and K: their E4M3 codes and scales. FP8 takes neither a residual nor neighbours
+    (`Fused`). `tile` returns the measured tile of a kind, N and K, if there is one. `make` returns a buffer of a name,
+    dtype and shape; `counters` an operand of at least that many i32 zeros.
     """
     n, k = rows_of(y, activation), x.shape[-1]
     assert isinstance(k, int)
@@ -52,17 +52,14 @@ def linear(
         return {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
 
     if scales is not None:
-        before = []
         if format != "fp8":
-            expanded = make("weight", "u8", n, k), make("weight_scale", "f32", n)
-            before.append(expand_fp8(weights, *expanded, format=format))
-            weights = expanded
+            weights = expanded(n, k)
         sized = tile("fp8", n, k) or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
-        return [*before, linear_fp8(x, scales, weights, y, tile=sized, **parts(sized), **common)]
+        return linear_fp8(x, scales, weights, y, tile=sized, **parts(sized), **common)
     kind = "large" if max_tokens > SMALL_M else "small"
     measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
     sized = measured or tile_for(kind, weights, n, k, format, max_tokens, sm)
     decoded = {**common, "format": format, "activation": activation, "tile": sized}
     decoded |= {"residual": residual, "fused": fused}
     build = linear_large if kind == "large" else linear_small
-    return [build(x, weights, y, **parts(sized), **decoded)]
+    return build(x, weights, y, **parts(sized), **decoded)

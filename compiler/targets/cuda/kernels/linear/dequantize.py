@@ -128,6 +128,7 @@ def unpacked_pairs(
     WORDS: tl.constexpr = scale_words(GROUP, PER_WORD, DTYPE)
     GROUPS: tl.constexpr = 16 * PER_WORD // GROUP
     BITS: tl.constexpr = 32 * WORDS // GROUPS
+    MASK: tl.constexpr = 0xFFFF if BITS == 16 else 0xFF
     if FORMAT == "nvfp4" and _is_bf16(ACT) and not EMULATE:
         half = tl.reshape(tl.broadcast_to(words[:, :, None], [ROWS, WORDS, 2]), [ROWS, 2 * WORDS])
         select = 0x4140 + (tl.arange(0, 2 * WORDS) % 2 * 0x0202)[None, :]
@@ -138,7 +139,7 @@ def unpacked_pairs(
     else:
         EACH: tl.constexpr = GROUPS // WORDS
         raw = tl.reshape(tl.broadcast_to(words[:, :, None], [ROWS, WORDS, EACH]), [ROWS, GROUPS])
-        raw = (raw >> (tl.arange(0, GROUPS) % EACH * BITS)[None, :]) & ((1 << BITS) - 1)
+        raw = (raw >> (tl.arange(0, GROUPS) % EACH * BITS)[None, :]) & MASK
         if BITS == 16:
             raw = raw.to(tl.int16).to(DTYPE, bitcast=True)
         pairs = scale_pairs(raw, FORMAT, ACT)

@@ -5,7 +5,7 @@ the residual, multiplies by the norm's weight, and leaves sums of squares; the l
 """
 
 # Triton's type stubs reject plain numbers as constexprs, and its loops.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 from __future__ import annotations
 

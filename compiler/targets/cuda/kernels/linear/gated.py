@@ -1,7 +1,7 @@
 """act(gate) * up in the epilogue of the merged gate|up linear: saves a launch, and writing and reading both halves."""
 
-# Triton's type stubs reject plain numbers as constexprs.
-# pyright: reportArgumentType=false
+# Triton's type stubs reject plain numbers as constexprs, and its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

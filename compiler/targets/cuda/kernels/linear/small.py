@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
+from .ahead import bytes_ahead, read_ahead
 from .common import (
     constants_of,
     gather_parts,
@@ -61,12 +62,14 @@ def linear_small_kernel(
     SPAN: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
     """x [tokens, K] times the weight's rows -> y [tokens, N], plus bias [N] and residual [tokens, N].
 
     With ACTIVATION the weight has the rows of gate, then of up, and y [tokens, N / 2] is act(gate) * up. scale and
     tensor_scale are the format's. Grid: blocks of rows, blocks of tokens, parts of K (SPAN columns each).
+    AHEAD bytes of each row's part are brought to L2 before the launch before has ended.
     """
     EVEN: tl.constexpr = K % BLOCK_K == 0
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
@@ -76,6 +79,8 @@ def linear_small_kernel(
     read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
     read_token = tl.minimum(token, tokens - 1).to(tl.int64)
     start = part * SPAN
+    if AHEAD > 0 and not EMULATE:
+        read_ahead(w, read_row, start, K, PER_WORD, AHEAD)
     stop = tl.minimum(start + SPAN, K)
     if FORMAT == "dense":
         acc = dense_sum(x, w, read_row, read_token, start, stop, K, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, STAGES, EMULATE)
@@ -151,7 +156,11 @@ def linear_small(
         KERNEL,
         tile,
         {"x": x, **named(weights), "y": y, **added, **fused.operands},
-        {**constants_of(x, format, n, activation), **fused.constants},
+        {
+            **constants_of(x, format, n, activation),
+            **fused.constants,
+            "AHEAD": bytes_ahead(weights[0], k, tile.splits, tile.span(k), max_tokens, sm),
+        },
         (-(-n // tile.block_n), f"cdiv({tokens}, {tile.block_m})", tile.splits),
         tokens=tokens,
     )

@@ -1,5 +1,8 @@
 """Linears of experts as one grouped product: every block of sorted rows is multiplied by its expert's weights."""
 
+# Triton's type stubs reject plain numbers as constexprs.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

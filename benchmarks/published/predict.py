@@ -44,7 +44,7 @@ def room(deployment: Deployment, input: int, output: int) -> int:
     Raises:
         ValueError: there is memory for none.
     """
-    _, most = _pricer(deployment, Workload(input, output), FITTED).memory(machine(deployment), deployment.pp)
+    _, _, most = _pricer(deployment, Workload(input, output), FITTED).memory(machine(deployment), deployment.pp)
     if not most:
         raise ValueError(f"{deployment}: no memory for a request of {input} and {output} tokens")
     return most

@@ -161,12 +161,12 @@ def _engine_facts(path: str, where: str | None) -> dict[str, Any]:
 def _memory(engine: EngineFile, profile: str, gpu: Gpu, ranks: int) -> dict[str, Any]:
     """Bytes of a profile, or of one of its ranks, on a GPU with its largest batch, and the batch that just fits."""
     from ...runtime.plan.plan import Plan
-    from ...runtime.plan.price import memory, usable
+    from ...runtime.plan.price import memory_on, usable
 
     facts = engine.profile(profile)
     plan = Plan.from_json(engine.section(facts.graph), what=f"{engine.path}: {facts.graph}")
-    need = memory(plan, max_batch=facts.max_batch)
     room = usable(gpu.memory, ranks)
+    need = memory_on(room, plan, max_batch=facts.max_batch)
     largest = need.sequences(room)
     return {
         "gpu": gpu.name,

@@ -11,6 +11,7 @@ from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.engine_file.split import Split
 from ...runtime.plan.budget import with_cache
+from ...runtime.plan.copies import kept
 from ...runtime.plan.plan import BLOCK_TOKENS
 from ...runtime.plan.price import usable
 from .pieces import Pieces
@@ -96,7 +97,7 @@ class Pricer:
     ) -> None:
         """`timed` is how an engine's collectives take their time: llmc's are NCCL's."""
         self._pieces, self._recipe, self._load, self._rates, self._timed = pieces, recipe, load, rates, timed
-        self._clocks: dict[str, Clock] = {}
+        self._clocks: dict[tuple[str, bool], Clock] = {}
         self._known: dict[Hashable, Candidate] = {}
 
     def candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
@@ -114,7 +115,7 @@ class Pricer:
 
     def _candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
         split = Split(self._pieces.tp, pp)
-        needs, most = self.memory(machine, pp)
+        pieces, needs, most = self.memory(machine, pp)
         recipe = replace(self._recipe, parallel=(split.name,))
         made = Candidate(
             machine,
@@ -130,27 +131,40 @@ class Pricer:
         wanted = most if batch is None else -(-batch // made.copies)
         if not most or wanted > most:
             return made
-        server = self.server(machine, pp)
+        server = self._server(pieces, machine, pp)
         counts = _powers(most) if batch is None else (wanted,)
         return replace(made, points=tuple(server.served(self._load, count) for count in counts))
 
     def server(self, machine: Machine, pp: int) -> Server:
         """What prices a load on a copy with `pp` stages."""
-        if machine.chip.name not in self._clocks:
-            self._clocks[machine.chip.name] = Clock(self._pieces, machine.chip, self._rates)
-        clock = self._clocks[machine.chip.name]
-        moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
-        return Server(self._pieces, self._pieces.skeleton.model_stages(pp), clock, moved, self._rates)
+        return self._server(self.memory(machine, pp)[0], machine, pp)
 
-    def memory(self, machine: Machine, pp: int) -> tuple[Needs, int]:
-        """The fullest rank of a copy with `pp` stages, and the requests at once for which all ranks have memory."""
-        stages = self._pieces.skeleton.model_stages(pp)
-        free = usable(machine.chip.memory, self._pieces.tp * pp)
+    def _server(self, pieces: Pieces, machine: Machine, pp: int) -> Server:
+        key = machine.chip.name, pieces is self._pieces
+        if key not in self._clocks:
+            self._clocks[key] = Clock(pieces, machine.chip, self._rates)
+        clock = self._clocks[key]
+        moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
+        return Server(pieces, pieces.skeleton.model_stages(pp), clock, moved, self._rates)
+
+    def memory(self, machine: Machine, pp: int) -> tuple[Pieces, Needs, int]:
+        """The pieces with or without copies of weights, as the runtime chooses; what the fullest rank with `pp` stages
+        needs, which is without them; and the requests at once for which all ranks have memory."""
+        needs, most = self._memory(self._pieces, machine, pp)
+        if not self._pieces.copies:
+            return self._pieces, needs, most
+        lean, fits = self._memory(self._pieces.in_steps, machine, pp)
+        keeps = kept({"": most} if most else None, {"": fits} if fits else None)
+        return (self._pieces, lean, most) if keeps else (self._pieces.in_steps, lean, fits)
+
+    def _memory(self, pieces: Pieces, machine: Machine, pp: int) -> tuple[Needs, int]:
+        stages = pieces.skeleton.model_stages(pp)
+        free = usable(machine.chip.memory, pieces.tp * pp)
         length = self._load.input + self._load.output
         needs, most = [], self._recipe.max_batch
         for stage in {*stages}:
-            parts = self._pieces.parts(stage, self._recipe.max_batch)
-            full = {kind.size: min(kind.blocks, -(-length // BLOCK_TOKENS)) for kind in self._pieces.caches(stage)}
+            parts = pieces.parts(stage, self._recipe.max_batch)
+            full = {kind.size: min(kind.blocks, -(-length // BLOCK_TOKENS)) for kind in pieces.caches(stage)}
             needed = replace(parts, blocks=full)
             needs.append(Needs(parts.weights, needed.cache, needed.fixed - parts.weights))
             divided = with_cache(parts, full, self._recipe.max_batch, free)

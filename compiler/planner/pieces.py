@@ -17,6 +17,7 @@ from ...runtime.dtypes import KERNEL_DTYPES
 from ...runtime.engine_file.split import Split
 from ...runtime.plan.between import Collective, RankOf
 from ...runtime.plan.budget import Budget, aligned, without_cache
+from ...runtime.plan.copies import copies_of, in_steps
 from ...runtime.plan.plan import KVCache, Launch, Plan, Tensor
 from ...runtime.plan.price import position_bytes, position_operations
 from ..families.spec import DecoderSpec
@@ -71,7 +72,7 @@ class Block:
     work: tuple[Counter[Work], ...] = field(default_factory=lambda: (Counter(), Counter(), Counter()))
     """What they cost, by program."""
     weights: dict[str, int] = field(default_factory=dict)
-    """Bytes by name, of what is computed from weights too."""
+    """Bytes by name, of copies that the setup makes too."""
     caches: dict[KVCache, Cached] = field(default_factory=dict)
 
 
@@ -84,10 +85,22 @@ class Pieces:
     blocks: Mapping[str, Block]
     plans: tuple[Plan, ...]
     """Of the first shard of each stage of the skeleton; modules of launches in `blocks` are those of `merged`."""
+    _named: tuple[Mapping[str, str], ...] = field(compare=False, repr=False)
+    """Of each plan, the block of a launch by its label."""
     _caches: dict[Span, Mapping[KVCache, Cached]] = field(default_factory=dict, compare=False, repr=False)
     """Those asked for."""
     _fixed: dict[tuple[frozenset[str], int], Budget] = field(default_factory=dict, compare=False, repr=False)
     """Those asked for, by blocks and slots: how often a stage has a block does not change its buffers."""
+
+    @cached_property
+    def in_steps(self) -> Pieces:
+        """The pieces of plans without copies of weights (`runtime/plan/copies.py`)."""
+        return _sorted(self.skeleton, self.tp, tuple(map(in_steps, self.plans)), self._named)
+
+    @property
+    def copies(self) -> bool:
+        """True if the plans make copies of weights."""
+        return any(plan.setup is not None for plan in self.plans)
 
     @property
     def prefill(self) -> int:
@@ -151,7 +164,7 @@ class Pieces:
             arena = max(self.plans[place].programs[number].arena for place in alike)
             programs.append(replace(program, launches=launches, arena=arena))
         read = {name for program in programs for launch in program.launches for name in launch.tensors}
-        read -= {name for plan in self.plans for name in expanded(plan)}  # they count as weights
+        read -= {name for plan in self.plans for name in copies_of(plan)}  # they count as weights
         tensors = {name: tensor for name, tensor in self.merged.tensors.items() if name in read}
         tensors["counters"] = _COUNTERS
         return replace(self.merged, tensors=tensors, programs=tuple(programs), caches=tuple(self.caches(stage)))
@@ -175,15 +188,23 @@ def legal_graphs(logical: Graph, skeleton: Skeleton, recipe: Recipe, tp: int) ->
 def pieces_of(graphs: Sequence[Graph], skeleton: Skeleton, recipe: Recipe, context: int, tp: int, dtype: str) -> Pieces:
     """The pieces of legal graphs, for the recipe's first target."""
     sm, split = SM[recipe.targets[0]], Split(tp, len(graphs))
-    blocks: dict[str, Block] = defaultdict(Block)
     plans: list[Plan] = []
     for stage, graph in enumerate(graphs):
         rank = RankOf(split.rank(stage, 0), tp, split.pp)
         config = ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, rank=rank)
-        plan, _ = draft(graph, config, sm, shapes=priced_shapes(recipe.max_batch, context))
-        _sort(plan, graph, blocks, skeleton.short, tp, sum(len(one.modules) for one in plans))
-        plans.append(plan)
-    return Pieces(skeleton, tp, dict(blocks), tuple(plans))
+        plans.append(draft(graph, config, sm, shapes=priced_shapes(recipe.max_batch, context))[0])
+    named = tuple({str(node.name): node.metadata_props[BLOCK] for node in graph.nodes} for graph in graphs)
+    return _sorted(skeleton, tp, tuple(plans), named)
+
+
+def _sorted(skeleton: Skeleton, tp: int, plans: tuple[Plan, ...], named: tuple[Mapping[str, str], ...]) -> Pieces:
+    """The pieces of the plans of a skeleton's stages; `named` has the blocks of launches by label."""
+    blocks: dict[str, Block] = defaultdict(Block)
+    modules = 0
+    for plan, of in zip(plans, named, strict=True):
+        _sort(plan, of, blocks, skeleton.short, tp, modules)
+        modules += len(plan.modules)
+    return Pieces(skeleton, tp, dict(blocks), plans, named)
 
 
 def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
@@ -196,13 +217,15 @@ def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
     return decode[0], decode[-1], shapes[-1]
 
 
-def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec, tp: int, modules: int) -> None:
+def _sort(
+    plan: Plan, of: Mapping[str, str], blocks: dict[str, Block], spec: DecoderSpec, tp: int, modules: int
+) -> None:
     """Add a plan's launches, weights and caches to the blocks of its graph; `modules` plans before it have."""
-    of = {str(node.name): node.metadata_props[BLOCK] for node in graph.nodes}
-    made = expanded(plan)
+    made = copies_of(plan)
     weights = {
         name: aligned(one.bytes({})) for name, one in plan.tensors.items() if one.kind == "weight" or name in made
     }
+    layers = {spec.layer.format(index): f"layer.{index}" for index in range(len(spec.layers))}
     for number, program in enumerate(plan.programs):
         for launch in program.launches:
             name = of.get(launch.label, "embed" if launch.label == "take tokens" else "head")
@@ -211,7 +234,10 @@ def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec,
             if modules and not isinstance(launch, Collective):
                 launch = replace(launch, module=launch.module + modules)
             block.launches[number].append(launch)
-            block.weights.update((name, weights[name]) for name in launch.tensors if name in weights)
+            for weight in launch.tensors:
+                if weight in weights:  # a norm may be computed by the linear before it, in another block
+                    owner = next((own for prefix, own in layers.items() if weight.startswith(prefix)), name)
+                    blocks[owner].weights[weight] = weights[weight]
     for cache in plan.caches:
         for name, tensor in plan.tensors.items():
             if tensor.kind == "cache" and tensor.shape[0] == cache.size:
@@ -224,11 +250,6 @@ def _sort(plan: Plan, graph: Graph, blocks: dict[str, Block], spec: DecoderSpec,
                 )
                 caches = blocks[f"layer.{layer}"].caches
                 caches[cache] = caches.get(cache, Cached()).plus(one, 1)
-
-
-def expanded(plan: Plan) -> set[str]:
-    """Names of the state that is computed from weights, once, and then read as weights are."""
-    return set() if plan.setup is None else {name for launch in plan.setup.kernels for name in launch.writes}
 
 
 def work_of(launch: Launch | Collective, plan: Plan, program: int) -> Work:

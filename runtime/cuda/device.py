@@ -15,7 +15,8 @@ import numpy as np
 
 from ..chips import capability, runs_on, target_for
 from ..errors import EngineError, LlmcError, ResourceError
-from ..plan.budget import Budget, aligned, budget, packed, tensors_of
+from ..plan.budget import Budget, aligned, packed, tensors_of
+from ..plan.copies import fitted
 from ..plan.plan import Plan
 from ..progress import NO_PROGRESS, Progress, debug, debugging
 from . import gpus
@@ -84,7 +85,9 @@ class CudaDevice:
                 placement = contents.placement(plan)
                 most = max(slots, contents.max_batch)
                 free, _ = self._driver.memory()
-                self.budget = budget(plan, weights=placement.bytes, slots=slots, state_slots=most, free=free, what=what)
+                self._plan, self.budget = fitted(
+                    plan, weights=placement.bytes, slots=slots, state_slots=most, free=free, what=what
+                )
                 self.blocks = self.budget.blocks
             with self._timed("kernels"):
                 modules = Modules(self._driver, contents, cleanup)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from .between import Collective
 from .budget import CACHE_SHARE, aligned, budget
+from .copies import in_steps, kept
 from .formula import value
 from .plan import KVCache, Launch, MachineCode, Plan, Program, Tensor
 
@@ -153,6 +154,16 @@ def memory(plan: Plan, *, max_batch: int) -> Memory:
     weights = sum(aligned(tensor.bytes({})) for tensor in plan.tensors.values() if tensor.kind == "weight")
     parts = budget(plan, weights=weights, slots=max_batch, state_slots=max_batch, free=_PLENTY, what="the profile")
     return Memory(weights, parts.cache // max_batch, parts.fixed - weights)
+
+
+def memory_on(room: int, plan: Plan, *, max_batch: int) -> Memory:
+    """The memory of a plan on a device with `room` free bytes, which may have none for copies of weights."""
+    need = memory(plan, max_batch=max_batch)
+    if plan.setup is None:
+        return need
+    lean = memory(in_steps(plan), max_batch=max_batch)
+    counts = [{"": min(one.sequences(room), max_batch)} for one in (need, lean)]
+    return need if kept(*(one if one[""] else None for one in counts)) else lean
 
 
 def seen_of(cache: KVCache, context: int) -> int:

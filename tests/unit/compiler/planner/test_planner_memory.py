@@ -17,7 +17,8 @@ from llmc.compiler.targets.cuda.kernels.linear.tiles import COUNTERS
 from llmc.recipes.machines.table import Machine, machine_named
 from llmc.runtime.engine_file.split import Split
 from llmc.runtime.errors import ResourceError
-from llmc.runtime.plan.budget import CACHE_SHARE, Budget, aligned, budget
+from llmc.runtime.plan.budget import CACHE_SHARE, Budget, aligned
+from llmc.runtime.plan.copies import fitted
 from llmc.runtime.plan.plan import BLOCK_TOKENS, Plan
 from llmc.runtime.plan.price import usable
 
@@ -46,7 +47,7 @@ def machine_with(free: int, ranks: int) -> Machine:
 def planned(name: str, recipe: str, split: Split, free: int, length: int) -> int:
     """The requests at once that the planner has memory for."""
     pricer = Pricer(pieces_of(name, recipe, split.tp), RECIPES[recipe], Workload(length - 1, 1), FITTED)
-    return pricer.memory(machine_with(free, split.ranks), split.pp)[1]
+    return pricer.memory(machine_with(free, split.ranks), split.pp)[2]
 
 
 @cache
@@ -58,7 +59,7 @@ def decided(plan: Plan, free: int) -> Budget | None:
     """What the runtime decides; None if it refuses to load the plan."""
     weights = sum(aligned(one.bytes({})) for one in plan.tensors.values() if one.kind == "weight")
     try:
-        return budget(plan, weights=weights, slots=BATCH, state_slots=BATCH, free=free, what="the profile")
+        return fitted(plan, weights=weights, slots=BATCH, state_slots=BATCH, free=free, what="the profile")[1]
     except ResourceError:
         return None
 

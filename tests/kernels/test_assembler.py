@@ -86,6 +86,26 @@ def test_code_of_a_family_assembles_for_each_of_its_chips(sm: int, members: tupl
         assert subprocess.run(command, capture_output=True).returncode == code, chip
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ld.global.b32 %r1, [%rd1];",
+        "@%p1 bra $L__BB0_2;",
+        "$L__BB0_1:",
+        "st.global.b32 [%rd1], %r1;",
+        "cp.async.cg.shared.global [%r1], [%rd1], 16;",
+        "atom.global.add.u32 %r1, [%rd1], 1;",
+    ],
+)
+def test_a_kernel_that_may_access_memory_before_its_wait_is_refused(line: str):
+    before = "ld.param.b64 %rd1, [p];\n\tadd.s64 %rd2, %rd1, 4;\n\tcp.async.bulk.prefetch.L2.global [%rd1], 64;"
+    text = "{{\n// %bb.0:\n\t{}\n\tgriddepcontrol.wait ;\n\t{}\n}}\n"
+    worker.check_wait(text.format(before, line))
+    for wrong in (text.format(f"{before}\n\t{line}", ""), text.format(before, line).replace("wait", "launch")):
+        with pytest.raises(RuntimeError, match="may access memory before it waits"):
+            worker.check_wait(wrong)
+
+
 def test_the_wait_comes_before_the_first_instruction():
     specialization = specialization_of(next(iter(suites()["gated"].calls(90))))
     old, new = (compile_all([specialization], sm, progress=NO_PROGRESS)[specialization] for sm in (80, 90))

@@ -125,6 +125,9 @@ def test_a_loop_of_a_linear_multiplies_the_weights_of_its_tile(cubins: Compiled,
         loop = main_loop(listing)
         assert weights_of(specialization, loop) == tile / (32 * specialization.warps), specialization
         stage = tile * 4 // (sizes["PER_WORD"] or 2) + sizes["BLOCK_M"] * sizes["BLOCK_K"] * 2
+        if 0 < sizes["GROUP"] < 16 * sizes["PER_WORD"]:
+            narrow = dict(specialization.constants)["FORMAT"] in ("nvfp4", "mxfp4")
+            stage += tile // sizes["GROUP"] * (1 if narrow else 2)
         assert (
             thread_bytes_in_flight(loop) * 32 * specialization.warps
             == (specialization.stages - 1) * stage
@@ -218,6 +221,14 @@ def unfenced(instructions: Sequence[Instruction]) -> list[str]:
 def test_kernels_wait_before_they_access_memory(listings: Listings, newer: tuple[Compiled, Listings]):
     every = [*listings.items(), *newer[1].items()]
     assert {str(specialization): found for specialization, one in every if (found := too_early(one.instructions))} == {}
+
+
+def test_linears_of_few_tokens_ask_for_weights_before_they_wait(listings: Listings):
+    ahead = [one for spec, one in listings.items() if dict(spec.constants).get("AHEAD")]
+    assert len(ahead) > 15
+    for one in ahead:
+        names = [instruction.name for instruction in one.instructions]
+        assert names.index("UBLKPF") < names.index("ACQBULK") < names.index("LDGSTS")
 
 
 def test_sums_of_parts_are_visible_before_the_block_counts_itself(listings: Listings, newer: tuple[Compiled, Listings]):

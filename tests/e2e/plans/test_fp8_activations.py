@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from llmc.compiler.pipeline import lower
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile
+from llmc.runtime.plan.copies import in_steps
 from llmc.runtime.plan.executor import PagedExecutor
 from llmc.runtime.plan.plan import Plan
 from llmc.runtime.scheduling.executor import ScheduledSequence
@@ -61,8 +63,14 @@ def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int
         return Oracle(read).run(graph, inputs_for(source.config.decoder, ids, rows=len(ids)))["logits"]
 
 
-def simulated_logits(path: Path, ids: list[int], steps: tuple[int, ...]) -> np.ndarray:
-    executor = PagedExecutor(EngineFile.open(path), "sm_90", SimulatedDevice, max_batch=2)
+def without_copies(engine: EngineFile, profile: str, plan: Plan, slots: int) -> SimulatedDevice:
+    return SimulatedDevice(engine, profile, in_steps(plan), slots)
+
+
+def simulated_logits(
+    path: Path, ids: list[int], steps: tuple[int, ...], device: Callable[..., SimulatedDevice] = SimulatedDevice
+) -> np.ndarray:
+    executor = PagedExecutor(EngineFile.open(path), "sm_90", device, max_batch=2)
     try:
         rows, start = [], 0
         for count in steps:
@@ -90,6 +98,8 @@ def test_large_steps_round_their_activations_and_small_ones_do_not(built: tuple[
     assert 0.7 * error < deviation(large, exact) < 1.3 * (error if quantize == "fp8" else 2**0.5 * error)
     assert deviation(large, rounded) < 1.3 * (error if quantize == "fp8" else 2**0.5 * error)
     assert relative(small, exact) < BOUND
+    if quantize == "nvfp4":
+        np.testing.assert_array_equal(simulated_logits(path, ids, (70,), without_copies), large)
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:

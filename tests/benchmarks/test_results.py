@@ -77,7 +77,7 @@ def test_measurements_are_held_against_their_own_chips_predictions(tmp_path: Pat
 
 def test_predictions_are_of_steps_that_there_are():
     known = json.loads(predicted.FILE.read_text())
-    assert known["date"] == gpu_predictions.DATE == "2026-11-28"
+    assert known["date"] == gpu_predictions.DATE == "2026-11-29"
     steps = {step.name for call in CALLS.values() for step in call.steps}
     for rows in known["chips"].values():
         assert {name.partition("/")[0] for name in rows} <= steps

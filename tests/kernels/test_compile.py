@@ -350,17 +350,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 
 def test_a_kernel_that_spills_for_the_sake_of_a_second_block_has_its_multiprocessor_to_itself():
-    """Found by compiling everything with the assembler of CUDA 13.0: 24 bytes of spills at 72 registers."""
+    """Found by compiling everything with the assembler of CUDA 13.0."""
     (specialization,) = (
         one
-        for one in map(specialization_of, suites()["moe.linear"].calls(87))
-        if dict(one.constants)["FORMAT"] == "mxfp4" and dict(one.constants)["SPLITS"] == 4
+        for one in map(specialization_of, suites()["linear.large"].calls(86))
+        if dict(one.constants)["FORMAT"] == "int8"
     )
-    cubin = compile_all([specialization], 87, progress=NO_PROGRESS)[specialization]
+    cubin = compile_all([specialization], 86, progress=NO_PROGRESS)[specialization]
     assert "\n.reqntid 128\n.minnctapersm 1\n" in cubin.ptx
-    assert cubin.code.spills == 0 and cubin.code.registers > 72
-    spilling = assembler.assemble(cubin.ptx.replace(".minnctapersm 1\n", ""), 87)
-    assert worker.resources(spilling[1])["spills"] > 0
+    spilling = worker.resources(assembler.assemble(cubin.ptx.replace(".minnctapersm 1\n", ""), 86)[1])
+    assert cubin.code.spills == 0 < spilling["spills"] and cubin.code.registers > spilling["registers"]
     assert worker.for_one_block(cubin.ptx.replace(".minnctapersm 1\n", "")) == cubin.ptx
 
 

@@ -43,7 +43,7 @@ MANY = {
     carry.MANY_BF16_CACHE: (0.60, 0.55, 0.60),
     carry.NVFP4_FP8: (0.45, 0.55, 0.55),
 }
-"""The same at batch 64, 128 and 256, launched early: few blocks in o and down, and scalar decoding of an FP8 cache."""
+"""The same at batch 64, 128 and 256, launched early: few blocks in o and down; an FP8 cache was decoded by bytes."""
 PROMPT = {carry.FP8: 0.56, carry.BF16: 0.65}
 MORE_MS = {carry.FP8: 1.0, carry.MANY: 1.1}
 """Milliseconds that two thresholds add to a step: each passes over the vocabulary eight times, a block to a row."""

@@ -40,8 +40,8 @@ HELD: dict[str, int] = {
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 884,  # listing.py: a profile for people
     "compiler/targets/cuda/cubins": 870,  # the pinned assembler; elf, sass, figures: costs without a GPU
-    "compiler/targets/cuda/kernels": 792,  # one check of kernel files for reports and all others
-    "compiler/targets/cuda/kernels/attention": 761,
+    "compiler/targets/cuda/kernels": 808,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels/attention": 818,
     "compiler/targets/cuda/kernels/linear": 1314,  # choose.py: what lowering and tuning each decided
     "compiler/targets/cuda/kernels/moe": 643,
     "compiler/targets/cuda/kernels/sampling": 603,

@@ -22,7 +22,7 @@ from .reference import best_of, statistics
 from .tile_stats import TILE, listed_of
 
 FIRST_POSITION = 11
-LARGE = 40012
+LARGE = 40016
 """A vocabulary of more groups than are listed."""
 
 

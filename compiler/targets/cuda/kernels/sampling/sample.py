@@ -191,7 +191,7 @@ def choose(
             product("rows", 4 * most * (GROUP + 2)),
         ),
         operations=product("rows", BISECTIONS * (2 * groups + 4 * most * GROUP)),
-        warps=16,
+        warps=8,
     )
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .candidates import first_above, ordered
 
-STEP = 2048
+STEP = 1024
 """Logits that a program reads at a time."""
 
 

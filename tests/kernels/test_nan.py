@@ -136,21 +136,21 @@ def test_a_key_and_a_value_that_are_not_finite_are_nan_in_the_cache():
     assert torch.equal(after["q"], before["q"])
 
 
-@pytest.mark.parametrize("code", [0x7F, 0xFF])
+@pytest.mark.parametrize(("code", "column"), [(0x7F, 5), (0xFF, 6)])
 @pytest.mark.parametrize("name", ["flash_decode:8-1x128-fp8-1", "flash_decode:3-3x96-fp8-2"])
-def test_a_decoding_sequence_reads_nan_from_the_cache(name: str, code: int):
+def test_a_decoding_sequence_reads_nan_from_the_cache(name: str, code: int, column: int):
     case = CASES[f"attention.{name}"]
     _, kv_heads, _, size = case.inputs["key"].shape
     heads = case.inputs["q"].shape[1] // size
     group = heads // kv_heads
     block = int(case.inputs["block_tables"][0, 1])  # position 64 + 3 of sequence 0
-    place = (block, kv_heads - 1, 3, 5)
+    place = (block, kv_heads - 1, 3, column)
     before = results(case, {})["out"]
     width = mask(before, (0, slice((heads - group) * size, heads * size)))
     after = results(case, {"key": changed_at(case.inputs["key"], (place, code))})["out"]
     check_only(before, after, width)
     after = results(case, {"value": changed_at(case.inputs["value"], (place, code))})["out"]
-    spoiled = [(0, (heads - group + member) * size + 5) for member in range(group)]
+    spoiled = [(0, (heads - group + member) * size + column) for member in range(group)]
     check_only(before, after, mask(before, *spoiled))
 
 
@@ -193,3 +193,16 @@ def test_the_compiled_conversion_keeps_nan():
     added = re.findall(r"fma\.rn\.f32\s+(%r\d+), %r\d+, 0f00000000, %r\d+;", text)
     assert len(converted) == 8
     assert {*added} >= {register for pair in converted for register in pair}
+
+
+def test_compiled_attention_reads_all_codes_of_the_cache_as_pairs():
+    """PTX for sm_89: the conversion that keeps NaN, of words of two codes whose low and high ones are put together."""
+    specialization = specialization_of(CASES["attention.flash_decode:8-1x128-fp8-1"].call)
+    text = compile_all([specialization], 89, progress=NO_PROGRESS)[specialization].ptx or ""
+    ways = re.findall(
+        r"prmt\.b32 w, %r\d+, 0, 0x3120; mov\.b32 \{a, b\}, w; "
+        r"cvt\.rn\.f16x2\.e4m3x2 (%r\d+), a; cvt\.rn\.f16x2\.e4m3x2 (%r\d+), b;",
+        text,
+    )
+    assert len({register for way in ways for register in way}) == text.count("cvt.rn.f16x2.e4m3x2")
+    assert len(ways) == 2 * PAGE * 128 // 4 // 128, "a page of keys and values, 128 threads, four codes each"

@@ -19,6 +19,7 @@ from .kernels.linear.tiles import COUNTERS, Tile
 from .kernels.sampling import counts, tile_stats
 from .kernels.sampling import sample as sampling
 from .kernels.sampling import tokens as token_kernels
+from .kernels.sampling.operands import Chosen, SampledRows
 from .tuning.tactics import Key
 
 BIASES = 32
@@ -227,11 +228,13 @@ class Lowering:
         counts_of = self.state("token_counts", "i32", "slots", vocab)
         if not self.shape.decode:
             self._remember_prompts(counts_of)
-        rows, penalty_slots = sampling.SampledRows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
+        rows, penalty_slots = SampledRows.of(self.input), tile_stats.Edits.of(self.input, BIASES)
         edited = self.buffer("edited", "f32", "rows", vocab)
-        tiles, chosen = tile_stats.TileMaxima.of(self.buffer, vocab), sampling.Chosen.of(self.buffer)
-        self._call("sample", tile_stats.tile_stats(logits, penalty_slots, counts_of, edited, tiles))
-        self._call("sample", sampling.choose(logits, edited, tiles, rows, chosen))
+        stats, chosen = tile_stats.TileStats.of(self.buffer, vocab), Chosen.of(self.buffer)
+        listed = self.buffer("listed", "i32", "rows", tile_stats.listed_of(vocab))
+        read = tile_stats.tile_stats(logits, rows.temperature, rows.logprobs, penalty_slots, counts_of, edited, stats)
+        self._call("sample", read)
+        self._call("sample", sampling.choose(logits, edited, stats, rows, listed, chosen))
         last, slots = self.state("last_tokens", "i32", "slots"), self.input("sample_slots", "i32", "rows")
         kept = token_kernels.keep_tokens(
             chosen.sampled, slots, rows.penalty_slots, last, counts_of, slots=self.profile.max_batch

@@ -48,3 +48,22 @@ def from_e4m3(bits, ACT: tl.constexpr):
     """Exact numbers of E4M3 bits (u8) in ACT; 0x7F and 0xFF are NaN."""
     # By way of float32: chips convert float16 to bfloat16 directly at a quarter of the rate or less.
     return bits.to(tl.float8e4nv, bitcast=True).to(tl.float32).to(ACT)
+
+
+@triton.jit
+def e4m3_pairs(pairs, EMULATE: tl.constexpr):
+    """The low and the high E4M3 code of each i16 as f16, exactly; 0x7F and 0xFF are NaN."""
+    if EMULATE:
+        low = (pairs & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+        high = ((pairs >> 8) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b32 w; .reg .b16 a, b; prmt.b32 w, $2, 0, 0x3120; mov.b32 {a, b}, w; "
+            "cvt.rn.f16x2.e4m3x2 $0, a; cvt.rn.f16x2.e4m3x2 $1, b; }",
+            "=r,=r,r",
+            [pairs],
+            (tl.float16, tl.float16),
+            True,
+            2,
+        )
+    return low, high

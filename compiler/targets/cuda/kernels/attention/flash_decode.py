@@ -3,33 +3,31 @@
 Split-KV after Dao et al., "Flash-Decoding" (2023): splits of a sequence store their output and log-sum-exp, and the
 last program of a sequence and kv head, found by an integer counter, combines them.
 """
-# Triton's type stubs type reductions as if they might be tuples, and reject its loops.
-# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+# Triton's type stubs type reductions as if they might be tuples, and reject its loops; branches are of constants.
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Unpack
 
 import torch
 import triton
 import triton.language as tl
 
-from ......runtime.chips import chip
 from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
 from ..linear.common import comes_last, dot
 from ..linear.dequantize import stored_column
 from ..linear.tiles import COUNTERS
-from .flash_prefill import Heads, bound, capped, load_cached
+from .flash_parts import Parts, parts_of, splits_for, weigh_parts
+from .flash_prefill import Heads, bound, capped
+from .pairs import cached_pairs, query_pairs
 from .reference import PAGE, AttentionOptions, paged
 
 ROWS = 16
 """Fewest rows of a tensor-core product; a smaller group of heads is padded."""
-MOST_SPLITS = 32
-LEAST_PAGES = 2
-"""Fewest pages of a split: below it, the start and end of a program cost more than the split saves."""
 
 
 @triton.jit
@@ -74,13 +72,21 @@ def attention_decode_kernel(
     dim = tl.arange(0, DIM)
     head = kv_head * group + member
     mask = (member[:, None] < group) & (dim[None, :] < HEAD_DIM)
-    queries = tl.load(q + (sequence * HEADS + head[:, None]) * HEAD_DIM + dim[None, :], mask, 0.0)
+    first_of = q + (sequence * HEADS + head[:, None]) * HEAD_DIM
+    FP8: tl.constexpr = key.dtype.element_ty == tl.uint8
+    scale = SCALE
+    if FP8:
+        queries, odd_queries, lowered = query_pairs(first_of, member[:, None] < group, HEAD_DIM, DIM)
+        scale *= lowered
+    else:
+        queries = tl.load(first_of + dim[None, :], mask, 0.0)
+    acc = tl.zeros([ROWS, DIM // 2 if FP8 else DIM], tl.float32)
+    odd_acc = acc
     highest = tl.full([ROWS], -1e30, tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
     if SPLITS == 1 and sinks is not None:
         highest = tl.load(sinks + head, member < group, 0.0) * 1.4426950408889634
         norm = tl.full([ROWS], 1.0, tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
     oldest = 0
     if WINDOW > 0:
         oldest = tl.maximum(length - WINDOW, 0)
@@ -92,18 +98,29 @@ def attention_decode_kernel(
         other = index * PAGE + tl.arange(0, PAGE)
         seen = (other < length) & (other >= oldest)
         slab = tl.load(block_tables + sequence * MAX_BLOCKS + index).to(tl.int64) * KV_HEADS + kv_head
-        offset = slab * (PAGE * HEAD_DIM) + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
-        inside = seen[:, None] & (dim[None, :] < HEAD_DIM)
-        keys = load_cached(key, offset, inside, q.dtype.element_ty)
-        values = load_cached(value, offset, inside, q.dtype.element_ty)
-        scores = capped(dot(queries, tl.trans(keys), tl.zeros([ROWS, PAGE], tl.float32), EMULATE), SCALE, SOFTCAP)
+        scores = tl.zeros([ROWS, PAGE], tl.float32)
+        if FP8:
+            keys, odd_keys = cached_pairs(key, slab, seen, HEAD_DIM, DIM, PAGE, EMULATE)
+            values, odd_values = cached_pairs(value, slab, seen, HEAD_DIM, DIM, PAGE, EMULATE)
+            scores = dot(odd_queries, tl.trans(odd_keys), scores, EMULATE)
+        else:
+            offset = slab * (PAGE * HEAD_DIM) + tl.arange(0, PAGE)[:, None] * HEAD_DIM + dim[None, :]
+            inside = seen[:, None] & (dim[None, :] < HEAD_DIM)
+            keys = tl.load(key + offset, inside, 0.0)
+            values = tl.load(value + offset, inside, 0.0)
+        scores = capped(dot(queries, tl.trans(keys), scores, EMULATE), scale, SOFTCAP)
         scores = tl.where(seen[None, :], scores, -1e30)
         above = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.where(seen[None, :], tl.exp2(scores - above[:, None]), 0.0)
         fade = tl.exp2(highest - above)
         norm = norm * fade + tl.sum(weights, axis=1)
-        acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
+        weights = weights.to(values.dtype)
+        acc = dot(weights, values, acc * fade[:, None], EMULATE)
+        if FP8:
+            odd_acc = dot(weights, odd_values, odd_acc * fade[:, None], EMULATE)
         highest = above
+    if FP8:
+        acc = tl.reshape(tl.join(acc, odd_acc), [ROWS, DIM])
     acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
     row = sequence * HEADS + head
     if SPLITS == 1:
@@ -123,63 +140,8 @@ def attention_decode_kernel(
                 )
 
 
-@triton.jit
-def weigh_parts(
-    partial,
-    lse,
-    sinks,
-    out,
-    sequence,
-    head,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    COUNT: tl.constexpr,
-    DIM: tl.constexpr,
-    ORDER: tl.constexpr,
-):
-    """Combine a head's splits, weighted by their sums, in a fixed order; a sequence without positions gives zeros."""
-    row = (sequence * HEADS + head).to(tl.int64)
-    split = tl.arange(0, COUNT)
-    sums = tl.load(lse + row * SPLITS + split, split < SPLITS, -1e30, cache_modifier=".cg")
-    sink = -1e30
-    if sinks is not None:
-        sink = tl.load(sinks + head) * 1.4426950408889634
-    highest = tl.maximum(tl.max(sums, axis=0), sink)
-    weights = tl.where(sums > -1e29, tl.exp2(sums - highest), 0.0)
-    norm = tl.sum(weights, axis=0)
-    if sinks is not None:
-        norm += tl.exp2(sink - highest)
-    dim = tl.arange(0, DIM)
-    inside = (split[:, None] < SPLITS) & (dim[None, :] < HEAD_DIM)
-    at = (row * SPLITS + split[:, None]) * HEAD_DIM + dim[None, :]
-    parts = tl.load(partial + at, inside, 0.0, cache_modifier=".cg")
-    mean = tl.sum(parts * weights[:, None], axis=0) / tl.where(norm > 0.0, norm, 1.0)
-    target = out + sequence.to(tl.int64) * (HEADS * HEAD_DIM) + stored_column(head * HEAD_DIM + dim, ORDER)
-    tl.store(target, mean.to(out.dtype.element_ty), dim < HEAD_DIM)
-
-
 KERNEL = Kernel("attention_decode", attention_decode_kernel)
 FP8 = Kernel("attention_decode_fp8", attention_decode_kernel, MINIMUM_SM)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The workspace of `attention_decode` for more than one split."""
-
-    partial: Operand
-    """f32 [sequences, heads, splits, head_dim]."""
-    lse: Operand
-    """f32 [sequences, heads, splits]."""
-    counters: Operand
-    """i32, zeros, at least sequences * kv_heads: fewer than a chip's processors, otherwise nothing is split."""
-
-
-def splits_for(sequences: int, kv_heads: int, max_blocks: int, sm: int) -> int:
-    """Splits of a sequence: a power of two that gives every processor a program, if there are enough pages."""
-    wanted = chip(sm).processors // (sequences * kv_heads)
-    most = min(MOST_SPLITS, max(max_blocks // LEAST_PAGES, 1))
-    return max(min(1 << max(wanted, 1).bit_length() - 1, 1 << most.bit_length() - 1), 1)
 
 
 def attention_decode(
@@ -213,16 +175,8 @@ def attention_decode(
         bytes=total(*moved),
         operations=product("sequences", 2 * heads["heads"] * heads["head_dim"] * splits) if parts else 0,
         warps=4,
-        stages=3,
+        stages=5 if key.dtype == "u8" else 3,
     )
-
-
-def parts_of(make: Callable[..., Operand], counters: Operand, heads: int, head_dim: int, splits: int) -> Parts | None:
-    """The workspace for `splits`, None for one split; `make` makes an operand of a name, dtype and shape."""
-    if splits == 1:
-        return None
-    shape = ("sequences", heads, splits)
-    return Parts(make("partial", "f32", *shape, head_dim), make("lse", "f32", *shape), counters)
 
 
 def _cases() -> Iterator[Case]:
@@ -239,6 +193,8 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(8, 1, 128, cache="u8"), (70, 1), 1),
         (AttentionOptions(3, 3, 96, cache="u8"), (130,), 2),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
+        (AttentionOptions(4, 2, 16, cache="u8", size=2.0**60), (100, 5), 2),
+        (AttentionOptions(3, 1, 80, softcap=30.0, cache="u8", size=2.0**-60), (67,), 1),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")

@@ -35,13 +35,13 @@ def load_cached(cache, offset, inside, ACT: tl.constexpr):
 
 
 @triton.jit
-def capped(scores, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+def capped(scores, scale, SOFTCAP: tl.constexpr):
     """Scaled scores in base 2 (times log2 e); with SOFTCAP, SOFTCAP * tanh(score / SOFTCAP) (Gemma 2)."""
     if SOFTCAP > 0.0:
-        x = scores * (2.0 * SCALE / SOFTCAP)
+        x = scores * (2.0 * scale / SOFTCAP)
         scores = SOFTCAP * (1.0 - 2.0 / (1.0 + tl.exp(x))) * 1.4426950408889634
     else:
-        scores = scores * (SCALE * 1.4426950408889634)
+        scores = scores * (scale * 1.4426950408889634)
     return scores
 
 
@@ -164,8 +164,8 @@ class Heads(TypedDict):
 def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[str, Argument], dict[str, Constant]]:
     """(arguments, constants) that both attention calls share; operands that are None become constants."""
     every = {**operands, "sinks": heads.get("sinks")}
-    tables = every["block_tables"]
-    assert tables is not None
+    tables, key = every["block_tables"], every["key"]
+    assert tables is not None and key is not None
     width = tables.shape[1]
     assert isinstance(width, int)
     constants: dict[str, Constant] = {
@@ -177,7 +177,7 @@ def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[st
         "WINDOW": heads.get("window", 0),
         "SOFTCAP": heads.get("softcap", 0.0),
         "MAX_BLOCKS": width,
-        "DIM": max(next_power(heads["head_dim"]), 16),
+        "DIM": max(next_power(heads["head_dim"]), 32 if key.dtype == "u8" else 16),
         "PAGE": PAGE,
         "ORDER": heads.get("order", 0),
     }

@@ -23,14 +23,17 @@ class AttentionOptions:
     sinks: bool = False
     cache: str = "bf16"
     """The cache's dtype: "bf16", or "u8" for E4M3."""
+    size: float = 1.0
+    """About how large queries are, a power of two; scores do not depend on it."""
 
     @property
     def scale(self) -> float:
-        return self.head_dim**-0.5
+        return self.head_dim**-0.5 / self.size
 
     @property
     def name(self) -> str:
         extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks, "fp8": self.cache == "u8"}
+        extra |= {"large": self.size > 1, "small": self.size < 1}
         return "-".join([f"{self.heads}-{self.kv_heads}x{self.head_dim}", *(name for name, on in extra.items() if on)])
 
 
@@ -71,7 +74,10 @@ def paged(options: AttentionOptions, seq_lens: tuple[int, ...], new_tokens: tupl
     shape = (sum(counts) + 2, options.kv_heads, PAGE, options.head_dim)
     stored = torch.bfloat16 if options.cache == "bf16" else torch.float8_e4m3fn
     key, value = (torch.randn(shape, generator=random).to(stored).to(torch.bfloat16) for _ in range(2))
-    q = torch.randn(sum(new_tokens), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
+    q = (
+        torch.randn(sum(new_tokens), options.heads * options.head_dim, generator=random).to(torch.bfloat16)
+        * options.size
+    )
     sinks = torch.randn(options.heads, generator=random)
     block_tables = torch.full((len(seq_lens), max(*counts, 1) + 1), 10**6, dtype=torch.int32)
     used = torch.zeros(shape[0], PAGE, dtype=torch.bool)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..linear.cases import torch_dtype
-from ..sampling.sample import ordered
+from ..sampling.candidates import ordered
 
 MAX_EXPERTS, MAX_CHOSEN = 256, 8
 SCORES = ("softmax", "sigmoid")

@@ -32,6 +32,7 @@ FILES = (
     "norm",
     "probe",
     "quantize_activations",
+    "quantize_fp4",
     "sampling.counts",
     "sampling.sample",
     "sampling.tile_stats",

@@ -22,6 +22,7 @@ FILES = (
     "embed",
     "gated",
     "linear.expand_fp8",
+    "linear.fp4",
     "linear.fp8",
     "linear.large",
     "linear.small",

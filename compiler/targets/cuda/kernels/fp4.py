@@ -61,7 +61,9 @@ def quantize_groups(values, GROUP: tl.constexpr):
     # As integers magnitudes have the same order, with infinity and NaN on top: a maximum of numbers would ignore NaN.
     largest = tl.max(bits & 0x7FFFFFFF, 2)
     if is_nvfp4(GROUP):
-        ratio = tl.div_rn(largest.to(tl.float32, bitcast=True), tl.full(largest.shape, 6.0 * unit_of(GROUP), tl.float32))
+        ratio = tl.div_rn(
+            largest.to(tl.float32, bitcast=True), tl.full(largest.shape, 6.0 * unit_of(GROUP), tl.float32)
+        )
         # A NaN may have a sign, which tensor cores do not expect. 1 is 2^-9, so that no scale is zero.
         stored = tl.maximum(saturated(ratio) & 0x7F, 1)
         scale = from_e4m3(stored, tl.float32) * unit_of(GROUP)

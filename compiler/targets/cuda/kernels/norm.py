@@ -8,18 +8,32 @@ import torch
 import triton
 import triton.language as tl
 
+from .....quantize.activations import GROUP, quantize_activations
 from ..call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
+from .fp4 import MINIMUM_SM as FP4_SM
+from .fp4 import group_of, store_groups
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
+from .quantize_fp4 import narrow
 
 
 @triton.jit
 def rms_norm_kernel(
-    x, residual, weight, y, scales, sums, WIDTH: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    residual,
+    weight,
+    y,
+    scales,
+    sums,
+    WIDTH: tl.constexpr,
+    EPSILON: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
-    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales.
+    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales. With GROUP, y u8 [tokens, WIDTH / 2] and
+    scales u8 [tokens, WIDTH / GROUP] are its E2M1 codes.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -32,10 +46,13 @@ def rms_norm_kernel(
     scale = tl.rsqrt(tl.sum(number * number, axis=0) / WIDTH + EPSILON)
     factor = tl.load(weight + column, inside, 0.0).to(tl.float32)
     number = number * scale * factor
-    if scales is not None:
-        narrow = scale_of(tl.max(tl.abs(number), axis=0))
-        tl.store(scales + token, narrow)
-        tl.store(y + at, to_e4m3(number, narrow), inside)
+    if GROUP > 0:
+        row = token + tl.arange(0, 1)
+        store_groups(number[None, :], y, scales, row, row >= 0, 0, WIDTH, GROUP)
+    elif scales is not None:
+        whole = scale_of(tl.max(tl.abs(number), axis=0))
+        tl.store(scales + token, whole)
+        tl.store(y + at, to_e4m3(number, whole), inside)
     else:
         tl.store(y + at, number.to(y.dtype.element_ty), inside)
 
@@ -54,13 +71,15 @@ def gather_kernel(x, rows, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 NORM = Kernel("rms_norm", rms_norm_kernel)
 NORM_FP8 = Kernel("rms_norm_fp8", rms_norm_kernel, MINIMUM_SM)
+NORM_FP4 = Kernel("rms_norm_fp4", rms_norm_kernel, FP4_SM)
 GATHER = Kernel("gather_rows", gather_kernel)
 
 
 def rms_norm(x: Operand, weight: Operand, y: Operand, *, epsilon: float, scales: Operand | None = None) -> KernelCall:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
-    With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result.
+    With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result. With
+    scales u8 [tokens or rows, H / group], y is u8 [tokens or rows, H / 2]: those of `quantize_fp4`.
     """
     return _norm({"x": x, "weight": weight, "y": y}, scales, epsilon)
 
@@ -86,10 +105,11 @@ def _norm(arguments: dict[str, Operand], scales: Operand | None, epsilon: float)
     if scales is not None:
         arguments = {**arguments, "scales": scales}
     absent = dict.fromkeys(name for name in ("residual", "scales", "sums") if name not in arguments)
+    group = group_of(scales, width)
     return KernelCall(
-        NORM if scales is None else NORM_FP8,
+        NORM if scales is None else NORM_FP4 if group else NORM_FP8,
         arguments,
-        {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block},
+        {**absent, "WIDTH": width, "EPSILON": epsilon, "BLOCK": block, "GROUP": group},
         (tokens,),
         writes=tuple(name for name in ("y", "scales", "sums") if name in arguments),
         bytes=total(*(operand.bytes for operand in arguments.values())),
@@ -166,6 +186,7 @@ def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
     both = add_rms_norm(
         *(of_x, Operand("r", "bf16", shape), of_weight, y, Operand("s", "bf16", shape)), epsilon=1e-5, scales=scales
     )
+    yield from _fp4_cases(x, residual, weight)
     for name, made, number, extra in (
         ("norm-fp8", call, x.float(), {}),
         ("add-fp8", both, added, {"s": added.to(torch.bfloat16)}),
@@ -179,6 +200,24 @@ def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
         yield Case(name, made, inputs, {"tokens": tokens}, expected, 2**-7)
 
 
+def _fp4_cases(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Iterator[Case]:
+    """x and residual bf16 [tokens, 200], of which the first 160 columns are normed."""
+    x, residual, weight = (one[..., :160].contiguous() for one in (x, residual, weight))
+    tokens, width = x.shape
+    shape, added = ("tokens", width), x.float() + residual.float()
+    normed = torch.nn.functional.rms_norm(added, (width,), weight, 1e-5)
+    for format in GROUP:
+        codes, scales = quantize_activations(normed, format)
+        given = Operand("x", "bf16", shape), Operand("r", "bf16", shape), Operand("weight", "f32", (width,))
+        sums, (y, of_y) = Operand("s", "bf16", shape), narrow(width, format)
+        call = add_rms_norm(*given, y, sums, epsilon=1e-5, scales=of_y)
+        expected = {"codes": codes, "scales": scales, "s": added.to(torch.bfloat16)}
+        # Float32 rounding may move a code to its neighbour, and with it one of two in a byte.
+        yield Case(
+            f"add-{format}", call, {"x": x, "r": residual, "weight": weight}, {"tokens": tokens}, expected, 2**-7
+        )
+
+
 def _calls(sm: int) -> Iterator[KernelCall]:
     shape = ("tokens", 4096)
     x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
@@ -186,8 +225,14 @@ def _calls(sm: int) -> Iterator[KernelCall]:
     yield add_rms_norm(x, Operand("r", "bf16", shape), weight, y, Operand("s", "bf16", shape), epsilon=1e-5)
     yield gather_rows(x, Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 4096)))
     if sm >= MINIMUM_SM:
-        narrow, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
-        yield rms_norm(x, weight, narrow, epsilon=1e-5, scales=scales)
+        coded, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
+        yield rms_norm(x, weight, coded, epsilon=1e-5, scales=scales)
+    if sm >= FP4_SM:
+        for format in GROUP:
+            coded, scales = narrow(4096, format)
+            yield add_rms_norm(
+                x, Operand("r", "bf16", shape), weight, coded, Operand("s", "bf16", shape), epsilon=1e-5, scales=scales
+            )
 
 
-SUITE = Suite((NORM, NORM_FP8, GATHER), _cases, _calls)
+SUITE = Suite((NORM, NORM_FP8, NORM_FP4, GATHER), _cases, _calls)

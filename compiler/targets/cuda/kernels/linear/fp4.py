@@ -31,7 +31,6 @@ from .common import linear_call, named, rows_of
 from .large import GROUP_TILES, grouped
 from .tiles import Tile
 
-
 BLOCK_M = 128
 """Tokens of a tile: a block-scaled instruction of sm_100 has so many rows, and Triton turns smaller tiles to bf16."""
 

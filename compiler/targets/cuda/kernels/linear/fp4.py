@@ -34,6 +34,9 @@ from .tiles import Tile
 BLOCK_M = 128
 """Tokens of a tile: a block-scaled instruction of sm_100 has so many rows, and Triton turns smaller tiles to bf16."""
 
+LEAST_COLUMNS = 32
+"""Columns of a result that every tile has together, of which it can write whole groups."""
+
 
 @triton.jit
 def _numbers(codes, scales, GROUP: tl.constexpr):

@@ -1,7 +1,7 @@
 """4-bit activations: E2M1 in groups along K, as FP4 tensor cores multiply them with weights of the same format.
 
-A group's scale is E4M3 times a constant for 16 numbers (nvfp4), or a power of two for 32 (mxfp4). Both are known from the
-group alone, so any kernel that holds a group can write its codes, whatever the rest of the token's numbers are.
+A group's scale is E4M3 times a constant for 16 numbers (nvfp4), or a power of two for 32 (mxfp4). Both are known from
+the group alone, so any kernel that holds a group can write its codes, whatever the token's other numbers are.
 `passes/graph/activations.py` has the same arithmetic as ONNX text.
 """
 

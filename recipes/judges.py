@@ -31,6 +31,11 @@ def wrong_precision(key: str, name: str) -> Wrong | None:
     return None if name in known else Wrong(asked, f"{name!r}{nearest(name, known)}")
 
 
+def has_use(activations: str, weights: str) -> bool:
+    """Whether activations in a format change the products of weights in a format."""
+    return weights != "none" if activations == "fp8" else activations == weights
+
+
 def wrong_pair(activations: str, weights: Collection[str]) -> Wrong | None:
     """Why a recipe with these formats of activations and of weights is refused, or None."""
     if activations not in FP4_FORMATS or activations in weights:

@@ -145,7 +145,8 @@ class Lowering:
         overload E2M1 codes u8 [rows, K / 2] and scales u8 [rows, K / group]."""
         rows, k, group = self.rows_of(value), width(value), fp4_group(value)
         codes = self.buffer(f"{value.name}.codes", "u8", rows, k // 2 if group else k)
-        scales = self.buffer(f"{value.name}.scales", *(("u8", rows, k // group) if group else ("f32", rows)))
+        name = f"{value.name}.scales"
+        scales = self.buffer(name, "u8", rows, k // group) if group else self.buffer(name, "f32", rows)
         self.quantized[value] = codes, scales
         return codes, scales
 

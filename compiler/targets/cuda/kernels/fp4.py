@@ -9,6 +9,8 @@ in their epilogue. E2M1 has no NaN: a group with a number that is not finite get
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -59,7 +61,7 @@ def quantize_groups(values, GROUP: tl.constexpr):
     """
     bits = values.to(tl.int32, bitcast=True)
     # As integers magnitudes have the same order, with infinity and NaN on top: a maximum of numbers would ignore NaN.
-    largest = tl.max(bits & 0x7FFFFFFF, 2)
+    largest: Any = tl.max(bits & 0x7FFFFFFF, 2)
     if is_nvfp4(GROUP):
         ratio = tl.div_rn(
             largest.to(tl.float32, bitcast=True), tl.full(largest.shape, 6.0 * unit_of(GROUP), tl.float32)
@@ -100,10 +102,10 @@ def store_groups(values, codes, scales, row, inside, first, K: tl.constexpr, GRO
     tl.store(codes + row[:, None] * (K // 2) + byte[None, :], tl.reshape(made, [ROWS, COLUMNS // 2]), within)
 
 
-def group_of(scales: Operand | None, k: int) -> int:
-    """The group of scales u8 [rows, K / group]; 0 for other scales, and for none."""
+def group_of(scales: Operand | None, k: int) -> int | None:
+    """The group of scales u8 [rows, K / group]; None for other scales, and for none."""
     if scales is None or scales.dtype != "u8":
-        return 0
+        return None
     groups = scales.shape[-1]
     assert isinstance(groups, int) and k % groups == 0
     return k // groups

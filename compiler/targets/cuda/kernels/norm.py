@@ -46,7 +46,7 @@ def rms_norm_kernel(
     scale = tl.rsqrt(tl.sum(number * number, axis=0) / WIDTH + EPSILON)
     factor = tl.load(weight + column, inside, 0.0).to(tl.float32)
     number = number * scale * factor
-    if GROUP > 0:
+    if GROUP is not None:
         row = token + tl.arange(0, 1)
         store_groups(number[None, :], y, scales, row, row >= 0, 0, WIDTH, GROUP)
     elif scales is not None:

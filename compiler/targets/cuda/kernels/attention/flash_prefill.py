@@ -140,7 +140,7 @@ def attention_prefill_kernel(
             acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
             highest = above
         acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
-        if GROUP > 0:
+        if GROUP is not None:
             # A head of a token is a row of groups.
             store_groups(acc, out, out_scales, at // HEAD_DIM, wanted, 0, HEAD_DIM, GROUP)
         else:

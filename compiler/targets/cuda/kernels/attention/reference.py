@@ -138,5 +138,6 @@ def fp4_case(build: Callable[..., KernelCall], format: str) -> Case:
     shape = {name: getattr(options, name) for name in ("heads", "kv_heads", "head_dim", "scale")}
     call = build(*given, out, sm=100, scales=scales, **shape)
     inputs = {one.name: made.tensors[one.name] for one in given}
-    expected = dict(zip(("codes", "scales"), quantize_activations(made.expected, format), strict=True))
-    return Case(f"{options.name}-{format}", call, inputs, {"tokens": 3, "sequences": 3}, expected)
+    codes, stored = quantize_activations(made.expected, format)
+    sizes, expected = {"tokens": 3, "sequences": 3}, {"codes": codes, "scales": stored}
+    return Case(f"{options.name}-{format}", call, inputs, sizes, expected)

@@ -4,12 +4,10 @@ A group's scale depends on the group alone (`quantize/activations.py`), so norms
 in their epilogue. E2M1 has no NaN: a group with a number that is not finite gets the scale NaN, so that products are.
 """
 
-# Triton's type stubs reject plain numbers as constexprs.
-# pyright: reportArgumentType=false
+# Triton's type stubs reject plain numbers as constexprs, and take a maximum for a tuple.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -61,7 +59,7 @@ def quantize_groups(values, GROUP: tl.constexpr):
     """
     bits = values.to(tl.int32, bitcast=True)
     # As integers magnitudes have the same order, with infinity and NaN on top: a maximum of numbers would ignore NaN.
-    largest: Any = tl.max(bits & 0x7FFFFFFF, 2)
+    largest = tl.max(bits & 0x7FFFFFFF, 2)
     if is_nvfp4(GROUP):
         ratio = tl.div_rn(
             largest.to(tl.float32, bitcast=True), tl.full(largest.shape, 6.0 * unit_of(GROUP), tl.float32)

@@ -47,11 +47,13 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return checkpoint, path, request.param
 
 
-def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int]) -> np.ndarray:
+def oracle_of_profile(
+    checkpoint: Path, path: Path, quantize: str, ids: list[int], activations: str = "fp8", target: str = "sm_90"
+) -> np.ndarray:
     """Logits [T,V] of the profile's own graph, where activations are rounded."""
     source = open_source(checkpoint)
-    recipe = with_flags(None, quantize=quantize, activations="fp8", targets=["sm_90"])
-    graph = lower(source, recipe, 256)[1]["sm_90"]
+    recipe = with_flags(None, quantize=quantize, activations=activations, targets=[target])
+    graph = lower(source, recipe, 256)[1][target]
     with EngineFile.open(path) as engine:
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
@@ -61,8 +63,8 @@ def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int
         return Oracle(read).run(graph, inputs_for(source.config.decoder, ids, rows=len(ids)))["logits"]
 
 
-def simulated_logits(path: Path, ids: list[int], steps: tuple[int, ...]) -> np.ndarray:
-    executor = PagedExecutor(EngineFile.open(path), "sm_90", SimulatedDevice, max_batch=2)
+def simulated_logits(path: Path, ids: list[int], steps: tuple[int, ...], profile: str = "sm_90") -> np.ndarray:
+    executor = PagedExecutor(EngineFile.open(path), profile, SimulatedDevice, max_batch=2)
     try:
         rows, start = [], 0
         for count in steps:

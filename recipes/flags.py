@@ -12,7 +12,7 @@ class BuildFlags(TypedDict, total=False):
     quantize: str | None
     """One weight format for all linears ("int4", "fp8" ...), or "none"; a build also takes "auto"."""
     activations: str | None
-    """For profiles of GPUs: "fp8" or "none"."""
+    """For profiles of GPUs: "fp8", "nvfp4" or "mxfp4", the last two beside weights in that format; or "none"."""
     kv: str | None
     """For profiles of GPUs: "fp8" or "none"."""
     targets: Sequence[str] | str | None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..runtime.cuda.names import wrong_target
-from ..runtime.dtypes import REDUCED_FORMATS, WEIGHT_FORMATS
+from ..runtime.dtypes import ACTIVATION_FORMATS, FP4_FORMATS, REDUCED_FORMATS, WEIGHT_FORMATS
 from ..runtime.engine_file.split import Split
 from ..runtime.errors import Wrong, nearest, shown
 
@@ -24,9 +26,22 @@ def wrong_format(name: str) -> Wrong | None:
 
 def wrong_precision(key: str, name: str) -> Wrong | None:
     """Why `name` is refused as the format of activations or of the KV cache, or None."""
-    known = REDUCED_FORMATS
+    known = ACTIVATION_FORMATS if key == "activations" else REDUCED_FORMATS
     asked = f"expected {key} of {' or '.join(known)}"
     return None if name in known else Wrong(asked, f"{name!r}{nearest(name, known)}")
+
+
+def has_use(activations: str, weights: str) -> bool:
+    """Whether activations in a format change the products of weights in a format."""
+    return weights != "none" if activations == "fp8" else activations == weights
+
+
+def wrong_pair(activations: str, weights: Collection[str]) -> Wrong | None:
+    """Why a recipe with these formats of activations and of weights is refused, or None."""
+    if activations not in FP4_FORMATS or activations in weights:
+        return None
+    asked = f"cannot use activations {activations} beside weights in other formats"
+    return Wrong(asked, f"weights in {' and '.join(sorted(weights))}", f"quantize {activations}, or no activations")
 
 
 def wrong_targets(targets: tuple[str, ...]) -> Wrong | None:

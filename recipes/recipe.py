@@ -16,7 +16,15 @@ from ..runtime.engine_file.split import Split
 from ..runtime.errors import RecipeError, Wrong, demand, nearest, path_of, several, text_of
 from ..runtime.files.safetensors import open_regular, read_at
 from .flags import BuildFlags
-from .judges import wrong_format, wrong_number, wrong_parallel, wrong_precision, wrong_targets, wrong_version
+from .judges import (
+    wrong_format,
+    wrong_number,
+    wrong_pair,
+    wrong_parallel,
+    wrong_precision,
+    wrong_targets,
+    wrong_version,
+)
 from .strict_yaml import Document, Judge, Mapping, Node
 
 SCHEMA = "recipes/recipe.schema.json"
@@ -66,7 +74,8 @@ class Recipe:
     """Tokens; None is the model's own context, at most 4096."""
     max_batch: int = 8
     activations: str = "none"
-    """With "fp8", large steps multiply on FP8 tensor cores, with activations rounded to E4M3 by token."""
+    """With "fp8", large steps multiply on FP8 tensor cores, with activations rounded to E4M3 by token. With "nvfp4" or
+    "mxfp4", those whose weights have that format multiply on FP4 tensor cores, both sides rounded in groups."""
     kv: str = "none"
     """With "fp8", the KV cache of GPU profiles holds E4M3."""
 
@@ -83,7 +92,7 @@ class Recipe:
         object.__setattr__(self, "targets", tuple(targets))
         _demand(wrong_parallel(self.parallel))
         object.__setattr__(self, "parallel", tuple(split.name for split in self.splits))
-        _demand(wrong_precision("activations", self.activations))
+        _demand(wrong_precision("activations", self.activations) or wrong_pair(self.activations, self._weight_formats))
         _demand(wrong_precision("kv", self.kv))
         if self.max_context is not None:
             _demand(wrong_number("max_context", self.max_context, MAX_CONTEXT))
@@ -115,13 +124,17 @@ class Recipe:
                 return rule.format
         return self.default_format
 
+    @property
+    def _weight_formats(self) -> set[str]:
+        return {self.default_format, *(rule.format for rule in self.rules)}
+
     def idle(self) -> dict[str, tuple[str, str]]:
         """The keys that change nothing in this recipe, each with the reason and what would give it an effect."""
         found: dict[str, tuple[str, str]] = {}
         if not any(target in SM for target in self.targets):
             why = f"targets {', '.join(self.targets)}, of which none is a GPU's", "targets such as cpu,h100"
             found = {"activations": why, "kv": why}
-        elif self.default_format == "none" and all(rule.format == "none" for rule in self.rules):
+        elif self._weight_formats == {"none"}:
             found["activations"] = "no weight that is quantized", "quantize fp8"
         return {key: why for key, why in found.items() if getattr(self, key) != "none"}
 

@@ -87,6 +87,12 @@ class Chip:
         return SHARED[self.sm]
 
     @property
+    def narrow_rates(self) -> dict[str, float]:
+        """FLOP/s of kernels that multiply fewer than 16 bits, by name; a chip without such tensor cores runs none."""
+        rates = {"linear_fp8": self.fp8, "linear_fp4": self.fp4}
+        return {kernel: rate for kernel, rate in rates.items() if rate is not None}
+
+    @property
     def reachable_bandwidth(self) -> float:
         """Bytes/s of a perfect kernel: the measured copy, else 90 % of the data sheet's figure (the ratio on H200)."""
         return self.copy or 0.9 * self.bandwidth

@@ -62,4 +62,8 @@ CONFIG_DTYPES: Mapping[str, str] = {one.config: one.name for one in DTYPES.value
 WEIGHT_FORMATS = ("fp8", "nvfp4", "mxfp4", "int8", "int8-g128", "int4", "int4-g128")
 """Formats that weights can be quantized to; `quantize` implements them. Names are checked here, without torch."""
 REDUCED_FORMATS = ("none", "fp8")
-"""Formats of activations in large products, and of the KV cache."""
+"""Formats of the KV cache."""
+FP4_FORMATS = ("nvfp4", "mxfp4")
+"""Formats that FP4 tensor cores multiply, if both sides of a product have the same."""
+ACTIVATION_FORMATS = (*REDUCED_FORMATS, *FP4_FORMATS)
+"""Formats of activations in large products."""

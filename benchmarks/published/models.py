@@ -42,13 +42,15 @@ _QWEN3 = {
 _HEAD = (QuantizeRule("lm_head", "none"),)
 """Published checkpoints in FP8 and FP4 keep the head in bf16."""
 _FP8 = Recipe(default_format="fp8", rules=_HEAD, activations="fp8", targets=("sm_90",), max_batch=MAX_BATCH)
+W4A4 = "nvfp4, activations nvfp4"
 RECIPES = {
     "fp8": replace(_FP8, kv="fp8"),
     "fp8, cache bf16": _FP8,
     "nvfp4": replace(_FP8, default_format="nvfp4", kv="fp8"),
+    W4A4: replace(_FP8, default_format="nvfp4", kv="fp8", activations="nvfp4", targets=("sm_100",)),
     "bf16": Recipe(targets=("sm_90",), max_batch=MAX_BATCH),
 }
-"""By name; sm_90's plans stand for those of all chips with FP8."""
+"""By name; sm_90's plans stand for those of all chips with FP8, and sm_100's for those of all with FP4."""
 
 
 def subject(model: str) -> Subject:

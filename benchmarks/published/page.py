@@ -46,7 +46,7 @@ _CONSTANTS = {
 }
 _FORMULAS = """
 A launch takes sqrt((bytes / (bandwidth x `memory`))^2 + (operations / (FLOP/s x share))^2) + `launch`: reading and
-computing overlap but for a part. `product` is the share of products, of the FP8 rate if they multiply E4M3, and
+computing overlap but for a part. `product` is the share of products, of the FP8 or FP4 rate if they multiply that, and
 `attention` that of all other launches, of the 16-bit rate. Attention's reads of earlier positions are added for a
 stage as a whole: for a step that decodes with `cache` in place of `memory`, for tokens of prompts by their operations
 alone. A collective takes its link's time / `link`. The first stage also waits `step` + `sequence` x sequences.
@@ -79,11 +79,10 @@ the wait for prompts that came at the same time.
 _MISSES = """
 ## What is missed, and the term that is missing
 
-* **{fp4_products}.** llmc's plans expand 4-bit weights to E4M3 in every step of many tokens and multiply FP8;
-  TensorRT-LLM multiplies FP4. Without the launches that expand, with weights read once in 4 bits and products at the
-  chip's FP4 rate, the median error over PCIe goes from {sweep} to {sweep_with}. On B200 the median ratio goes
-  from {b200:.2f}x to {b200_with:.2f}x, now too fast: something there reaches less than the shares fitted on H100, and
-  these figures do not say what.
+* **{fp4_products}.** These rows are priced with FP8 activations: llmc's plans multiply FP8 from copies of 4-bit
+  weights, or expand them in each step where memory is short; TensorRT-LLM multiplies FP4. With llmc's plans of 4-bit
+  activations the median error over PCIe goes from {sweep} to {sweep_with}. On B200 the median ratio goes from {b200:.2f}x to
+  {b200_with:.2f}x: something there reaches less than the shares fitted on H100, and these figures do not say what.
 * **{fp8_attention}.** ModelOpt's checkpoints have scales for it, and llmc's attention multiplies 16-bit numbers. At
   twice the rate the median error of its rows goes from {modelopt} to {modelopt_with}.
 * **Waits in a long pipeline.** With products of FP4 one stage is {one_stage} and eight are {eight_stages} of what

@@ -13,13 +13,13 @@ from ..common import console
 if TYPE_CHECKING:
     from ...runtime.chips import Chip
     from ...runtime.plan.plan import Plan
-    from ...runtime.plan.price import Line, Price
+    from ...runtime.plan.price import Line, Price, Roofline
 
 
 _TEXT = """\
 {path}: profile {profile}, program {program} ({kind}): {tokens} of {sequences}, {positions} of each in the cache
   {chip[name]}: {chip[reachable_bandwidth]!t:.2f} TB/s of {chip[bandwidth]!t:.2f} can be reached, \
-{chip[flops]!t:.0f} TFLOP/s of 16-bit floats
+{chip[flops]!t:.0f} TFLOP/s of 16-bit floats{others}
   programs and their most tokens: {named}"""
 _STEP = """\
   a step: {bytes!b}, {counted} operations, {us:.1f} us at least, {us_per_token:.1f} us a token
@@ -107,10 +107,10 @@ def _priced(
     """What a program's launches cost on a chip, as facts and as text."""
     from ...runtime.plan.price import Roofline, price
 
-    limits = Roofline(chip.reachable_bandwidth, chip.bf16)
+    limits = Roofline(chip.reachable_bandwidth, chip.bf16, chip.narrow_rates)
     found = price(plan, plan.programs[index], limits, sizes=sizes, context=context, heads=heads // plan.rank.tp)
     facts = {"path": path, "profile": profile, **_facts(plan, index, chip, found)}
-    return facts, _text(facts, chip, found)
+    return facts, _text(facts, limits, found)
 
 
 def _step(plan: Plan, number: int | None, tokens: int | None) -> tuple[int, dict[str, int]]:
@@ -154,15 +154,16 @@ def _facts(plan: Plan, index: int, chip: Chip, price: Price) -> dict[str, Any]:
     }
 
 
-def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
+def _text(facts: dict[str, Any], limits: Roofline, price: Price) -> str:
     from ...runtime.plan.price import grouped
 
     linked = "link_bytes" in facts
     head = ("launches", "label", "kernel", "grid", "bytes", "operations", "us", "share", "limit", *_BINARY)
     rows = [(*head, *(["link"] if linked else []))]
-    rows += [_row(line, price, chip, linked) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
+    rows += [_row(line, price, limits, linked) for line in (*grouped(price.lines[:-1]), price.lines[-1])]
     kinds = ["decode" if one["decode"] else "mixed" for one in facts["programs"]]
     named = (f"{i} {kind} {one['tokens']}" for i, (kind, one) in enumerate(zip(kinds, facts["programs"], strict=True)))
+    used = {line.kernel for line in price.lines}
     title = console.fill(
         _TEXT,
         facts,
@@ -171,6 +172,7 @@ def _text(facts: dict[str, Any], chip: Chip, price: Price) -> str:
         sequences=console.counted(price.sizes["sequences"], "sequence"),
         positions=console.counted(price.context, "position"),
         named=", ".join(named),
+        others="".join(f", {rate / 1e12:.0f} of {kernel}" for kernel, rate in limits.narrow.items() if kernel in used),
     )
     step = console.fill(
         _STEP,
@@ -188,8 +190,7 @@ def _linked(plan: Plan) -> tuple[str, ...]:
     return () if plan.rank_of is None else ("link_bytes",)
 
 
-def _row(line: Line, price: Price, chip: Chip, linked: bool) -> Sequence[str]:
-    memory = line.bytes / chip.reachable_bandwidth >= line.operations / chip.bf16
+def _row(line: Line, price: Price, limits: Roofline, linked: bool) -> Sequence[str]:
     code = (str(getattr(line.code, name, "")) for name in _BINARY)
     return (
         str(line.count) if line.kernel else "",
@@ -200,7 +201,7 @@ def _row(line: Line, price: Price, chip: Chip, linked: bool) -> Sequence[str]:
         _short(line.operations),
         f"{line.seconds * 1e6:.2f}",
         f"{100 * line.seconds / price.seconds if price.seconds else 0:.1f} %",
-        "memory" if memory else "compute",
+        "memory" if limits.is_memory_bound(line) else "compute",
         *code,
         *([console.size(line.link_bytes) if line.link_bytes else ""] if linked else []),
     )

@@ -17,8 +17,15 @@ def formats(incomplete: str) -> list[str]:
     return _beginning(incomplete, ("none", *WEIGHT_FORMATS))
 
 
+def activations(incomplete: str) -> list[str]:
+    """Formats of activations."""
+    from ...runtime.dtypes import ACTIVATION_FORMATS
+
+    return _beginning(incomplete, ACTIVATION_FORMATS)
+
+
 def precisions(incomplete: str) -> list[str]:
-    """Formats of activations and of the KV cache."""
+    """Formats of the KV cache."""
     from ...runtime.dtypes import REDUCED_FORMATS
 
     return _beginning(incomplete, REDUCED_FORMATS)

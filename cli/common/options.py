@@ -126,10 +126,10 @@ MaxBatch = Annotated[
     int | None,
     flag("--max-batch", "Most sequences at the same time.", default="the recipe's, 8", metavar="N", group=RECIPE),
 ]
-_PRECISION = {
-    "default": "the recipe's, none",
+_PRECISION = {"default": "the recipe's, none", "group": RECIPE}
+_CACHE = {
+    **_PRECISION,
     "metavar": "none|fp8",
-    "group": RECIPE,
     "autocompletion": complete.precisions,
 }
 BUILD_FLAGS: Mapping[str, Any] = {
@@ -145,9 +145,16 @@ BUILD_FLAGS: Mapping[str, Any] = {
         ),
     ],
     "activations": Annotated[
-        str | None, flag("--activations", "fp8: large steps of GPUs on FP8 tensor cores.", **_PRECISION)
+        str | None,
+        flag(
+            "--activations",
+            "fp8: large steps of GPUs on FP8 tensor cores; nvfp4, mxfp4: on FP4 ones, of weights in that format.",
+            metavar="none|fp8|nvfp4|mxfp4",
+            autocompletion=complete.activations,
+            **_PRECISION,
+        ),
     ],
-    "kv": Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes.", **_PRECISION)],
+    "kv": Annotated[str | None, flag("--kv", "fp8: a GPU's KV cache in half the bytes.", **_CACHE)],
     "targets": Annotated[
         str | None,
         flag(

@@ -62,14 +62,20 @@ Formats = Annotated[
         autocompletion=complete.formats,
     ),
 ]
-_PRECISION = {
-    "default": "fp8 beside quantized weights where the GPU multiplies FP8",
-    "metavar": "none|fp8",
-    "group": RECIPE,
-    "autocompletion": complete.precisions,
-}
-Activations = Annotated[str | None, flag("--activations", "Activations of large steps.", **_PRECISION)]
-Kv = Annotated[str | None, flag("--kv", "The KV cache.", **_PRECISION)]
+_PRECISION = {"default": "fp8 beside quantized weights where the GPU multiplies FP8", "group": RECIPE}
+Activations = Annotated[
+    str | None,
+    flag(
+        "--activations",
+        "Activations of large steps. Without it, 4-bit ones (W4A4) are tried too where the GPU multiplies them.",
+        metavar="none|fp8|nvfp4|mxfp4",
+        autocompletion=complete.activations,
+        **_PRECISION,
+    ),
+]
+Kv = Annotated[
+    str | None, flag("--kv", "The KV cache.", metavar="none|fp8", autocompletion=complete.precisions, **_PRECISION)
+]
 Chart = Annotated[
     Path | None,
     flag("--chart", "Write the frontier as a picture, an .svg file.", default="none", metavar="FILE", group=REPORT),

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ...recipes.goal import LIMITS, shown_figure
+from ...runtime.dtypes import FP4_FORMATS
 from ...runtime.errors import printable
 from ..common import console
 
 if TYPE_CHECKING:
-    from ...compiler.deploy.report import BuildFigures, CandidateReport, PlanReport
+    from ...compiler.deploy.report import BuildFigures, CandidateReport, FrontierPoint, PlanReport
 
 _HEAD = "{model.path}: {model.architecture}, {parameters} parameters, {layers}, {model.dtype}"
 _ASKED = "  goal {goal}; prompts of {load.input_tokens} tokens, answers of {load.output_tokens}; context {load.context}"
@@ -133,7 +134,7 @@ def _leading(candidates: Iterable[CandidateReport]) -> Iterator[CandidateReport]
     """The first of each split, of each format, and of each machine."""
     seen: set[tuple[str, str]] = set()
     for one in candidates:
-        keys = {("split", one.parallel), ("format", one.quantize), ("machine", one.machine)}
+        keys = {("split", one.parallel), ("format", _weights(one)), ("machine", one.machine)}
         if keys - seen:
             yield one
         seen |= keys
@@ -150,7 +151,12 @@ def _row(one: CandidateReport, every: bool) -> tuple[str, ...]:
             _shown("ttft", one.ttft_s),
             f"{one.decode_tokens_per_s or 0:,.0f}",
         )
-    return (one.machine, one.profile, one.quantize, *figures, why)
+    return (one.machine, one.profile, _weights(one), *figures, why)
+
+
+def _weights(one: CandidateReport | FrontierPoint) -> str:
+    """A weight format, and whether activations of large steps have 4 bits too: other formats have one kind of them."""
+    return f"{one.quantize} W4A4" if one.activations == one.quantize and one.quantize in FP4_FORMATS else one.quantize
 
 
 def _frontier(plan: PlanReport) -> Iterator[str]:
@@ -164,7 +170,7 @@ def _frontier(plan: PlanReport) -> Iterator[str]:
             f"{one.decode_tokens_per_s:,.0f}",
             str(one.requests),
             one.profile,
-            one.quantize,
+            _weights(one),
             _shown("ttft", one.ttft_s),
         )
         for one in points

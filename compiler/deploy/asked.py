@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...recipes.goal import Goal, parse_goal
-from ...recipes.judges import wrong_number
+from ...recipes.judges import has_use, wrong_number
 from ...recipes.machines.table import Machine, machine_named, machines
 from ...recipes.recipe import MAX_BATCH, MAX_CONTEXT, Recipe, with_flags
 from ...runtime.chips import Chip, target_for
@@ -116,11 +116,11 @@ def recipe_of(format: str, target: str, chip: Chip, asked: Asked, context: int |
     weights are quantized: the activations of large steps, and the KV cache.
 
     Raises:
-        RecipeError: there is no such format, or activations are asked to be FP8 beside weights that are not quantized.
+        RecipeError: there is no such format, or activations are asked for that have no use beside it.
     """
-    quantized = format != "none"
-    reduced = "fp8" if chip.fp8 and quantized else "none"
-    is_told = quantized or asked.formats == (format,)  # of all formats, FP8 activations are for those that have a use
+    reduced = "fp8" if chip.fp8 and format != "none" else "none"
+    # of all formats, activations that are asked for are for those where they have a use
+    is_told = asked.activations == "none" or has_use(asked.activations or "", format) or asked.formats == (format,)
     return with_flags(
         None,
         quantize=format,

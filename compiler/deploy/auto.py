@@ -8,6 +8,7 @@ from typing import Any
 
 from ...recipes.flags import BuildFlags
 from ...recipes.goal import Goal, parse_goal
+from ...recipes.judges import has_use
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe, with_flags
 from ...runtime.chips import target_for
@@ -86,7 +87,8 @@ def _recipe(recipe: Any, flags: Mapping[str, Any], format: str | None, machine: 
     if format is None:
         return with_flags(recipe, **flags)
     reduced = "fp8" if machine.chip.fp8 and format != "none" else "none"
-    activations = flags.get("activations", reduced) if format != "none" else "none"
+    told = flags.get("activations", reduced)
+    activations = told if told == "none" or has_use(told, format) else reduced
     given: dict[str, Any] = {"kv": reduced, **flags, "activations": activations, "quantize": format}
     return with_flags(recipe, **given)
 

@@ -30,8 +30,11 @@ def decide(auto: Auto, checkpoint: Checkpoint) -> tuple[Recipe, str]:
     """
     context = context_of(auto.recipes[0], checkpoint)
     load = Workload(max(1, context // 2), max(1, context - context // 2))
-    target = priced_target(auto.machine)
-    priced = [replace(one, targets=(target,), parallel=("tp1",), max_context=context) for one in auto.recipes]
+    targets = [(priced_target(auto.machine, one.activations),) for one in auto.recipes]
+    priced = [
+        replace(one, targets=target, parallel=("tp1",), max_context=context)
+        for one, target in zip(auto.recipes, targets, strict=True)
+    ]
     planned = plan(subject_of(checkpoint), (auto.machine,), priced, load, auto.goal)
     if "parallel" not in auto.chosen:
         splits = auto.recipes[0].splits

@@ -9,6 +9,7 @@ from functools import cache
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import MAX_CONTEXT, Recipe
 from ...runtime.costs.facts import load_facts
+from ...runtime.dtypes import FP4_FORMATS
 from ...runtime.errors import RecipeError
 from ...runtime.plan.plan import BLOCK_TOKENS
 from ..families.config import Config
@@ -93,9 +94,22 @@ def plan_model(model: Model, asked: Asked) -> Plan:
 
 
 def recipes_of(asked: Asked, context: int) -> tuple[Recipe, ...]:
-    """The recipes to price: every format that was asked for, once for chips with FP8 and once for those without."""
-    targets = {priced_target(machine): machine.chip for machine in asked.machines}
-    return tuple(recipe_of(one, *target, asked, context) for target in targets.items() for one in asked.formats)
+    """The recipes to price: every format that was asked for, once for chips with FP8 and once for those without.
+
+    If no activations were asked for, 4-bit ones are tried too on chips that multiply them.
+    """
+    kinds = {(bool(one.chip.fp8), bool(one.chip.fp4)): one for one in asked.machines}.values()
+    found = [_recipe(machine, one, asked, context) for machine in kinds for one in asked.formats]
+    for machine in kinds:
+        for one in asked.formats if asked.activations is None and machine.chip.fp4 else ():
+            if one in FP4_FORMATS:
+                found.append(_recipe(machine, one, replace(asked, activations=one), context))
+    return tuple(dict.fromkeys(found))
+
+
+def _recipe(machine: Machine, format: str, asked: Asked, context: int) -> Recipe:
+    made = recipe_of(format, priced_target(machine, None), machine.chip, asked, context)
+    return replace(made, targets=(priced_target(machine, made.activations),))
 
 
 def _load(asked: Asked, config: Config) -> Workload:

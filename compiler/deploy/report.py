@@ -91,6 +91,7 @@ class FrontierPoint:
     machine: str
     profile: str
     quantize: str
+    activations: str
     requests: int
     tokens_per_s_of_request: float
     """1 / tpot_s."""
@@ -216,6 +217,7 @@ def frontier_report(places: Sequence[Place]) -> tuple[FrontierPoint, ...]:
             machine=one.candidate.machine.name,
             profile=one.candidate.profile,
             quantize=one.candidate.recipe.default_format,
+            activations=one.candidate.recipe.activations,
             requests=one.requests,
             tokens_per_s_of_request=one.user,
             decode_tokens_per_s=one.machine,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ...passes import model_passes, run_phase
 from ...passes.graph.graph import Graph
 from ...recipes.recipe import Recipe
+from ...runtime.dtypes import FP4_FORMATS
 from ...runtime.errors import Unsupported
 from ..checkpoint.weights.random_source import RandomSource
 from ..decoder.decoder import build_spec
@@ -112,7 +113,7 @@ class AllFormats:
 
     def _graphs(self, skeleton: Skeleton, recipe: Recipe, context: int) -> tuple[Graph, ...]:
         shared = structure(skeleton)
-        if shared is None:
+        if shared is None or recipe.activations in FP4_FORMATS:  # these are for linears in their own format
             return legal_graphs(self._logical.graph(skeleton, context), skeleton, recipe, self._tp)
         key = shared, recipe.targets[0], recipe.activations, recipe.kv, context
         if key not in self._bases:

@@ -14,6 +14,7 @@ from ...recipes.goal import Goal
 from ...recipes.machines.table import Machine
 from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
+from ...runtime.dtypes import FP4_FORMATS
 from ...runtime.machine import cpu_count
 from .all_formats import AllFormats, Logical, Refused, Subject
 from .candidates import Candidate, Pricer
@@ -25,6 +26,8 @@ _WITH_FP8, _WITHOUT_FP8 = "sm_90", "sm_80"
 """The targets that are lowered for all chips with and without FP8: their tiles differ from those of others, and so does
 the code, but neither what launches read and compute nor the bytes of buffers, weights and caches."""
 
+_WITH_FP4 = "sm_100"
+"""The same for chips with FP4, of recipes with 4-bit activations."""
 _BATCHES = (64, 8, 1)
 """Batches of engines that are tried where the recipe's leaves no memory for one request."""
 _WORTH_A_PROCESS = 12
@@ -46,8 +49,10 @@ class Planned:
         return next((one for one in self.choices if not one.lost), None)
 
 
-def priced_target(machine: Machine) -> str:
-    """The target whose plans stand for those of a machine's chip."""
+def priced_target(machine: Machine, activations: str | None) -> str:
+    """The target whose plans stand for those of a machine's chip, with activations in this format."""
+    if machine.chip.fp4 and activations in FP4_FORMATS:
+        return _WITH_FP4
     return _WITH_FP8 if machine.chip.fp8 else _WITHOUT_FP8
 
 
@@ -98,7 +103,7 @@ def _candidates(
     formats, layers = AllFormats(logical, tp), len(logical.subject.config.decoder.layers)
     found: _Found = []
     for recipe in recipes:
-        fitting = [one for one in machines if one.gpus >= tp and priced_target(one) == recipe.targets[0]]
+        fitting = [one for one in machines if one.gpus >= tp and _priced_with(recipe, one)]
         pieces = formats.pieces(recipe) if fitting else None
         if isinstance(pieces, Refused):
             found.append(pieces)
@@ -115,6 +120,10 @@ def _candidates(
                         made = replace(made, recipe=replace(made.recipe, targets=(target,)))
                     found.append(made)
     return found
+
+
+def _priced_with(recipe: Recipe, machine: Machine) -> bool:
+    return priced_target(machine, recipe.activations) == recipe.targets[0]
 
 
 def _pricer_of_batch(formats: AllFormats, recipe: Recipe, load: Workload, rates: Rates, batch: int) -> Pricer | None:

@@ -40,5 +40,5 @@ FITTED = Rates(
     link=0.88,
     launch=4.54e-6,
     step=1.36e-6,
-    sequence=1.21e-6,
+    sequence=1.17e-6,
 )

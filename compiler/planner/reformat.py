@@ -1,7 +1,8 @@
 """Gives the linears of a legal graph other weight formats, so that passes run once for all formats of a split.
 
 Passes and legalization look at whether a linear is quantized, and whether linears that read one input have one format;
-which format it is decides the stored tensors alone.
+which format it is decides the stored tensors alone. (4-bit activations are for weights in their own format: graphs with
+them are lowered by themselves.)
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ from ...runtime.plan.price import seen_of
 from .pieces import Pieces, Work
 from .rates import Rates
 
-_FP8_PRODUCT = "linear_fp8"
-"""The kernel that multiplies E4M3; all others multiply 16-bit numbers."""
-_PRODUCTS = ("linear_large", "linear_small", _FP8_PRODUCT)
+_PRODUCTS = ("linear_large", "linear_small", "linear_fp8", "linear_fp4")
 
 
 class Exchange(Protocol):
@@ -107,7 +105,7 @@ class _Launches:
 def _peak(work: Work, chip: Chip, rates: Rates) -> float:
     """Operations/s that a launch reaches."""
     share = rates.product if work.kernel in _PRODUCTS else rates.attention
-    return share * (chip.fp8 or chip.bf16 if work.kernel == _FP8_PRODUCT else chip.bf16)
+    return share * chip.narrow_rates.get(work.kernel, chip.bf16)
 
 
 class Clock:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from . import attention, collectives
+from . import activations, attention, collectives
 
 DOMAIN = "llmc"
 DENSE = "f32"
@@ -50,22 +50,6 @@ AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
   y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (sum, weight)
 }"""
 """x and r f32 [..., H], weight f32 [H] -> y = RMSNorm(x + r) * weight, sum = x + r."""
-
-_QUANTIZE_ACTIVATIONS = """
-QuantizeActivations (x) => (y) {
-  last = Constant <value_ints = [-1]> ()
-  least = Constant <value_float = 7.888609052210118e-31> ()
-  largest = Constant <value_float = 448.0> ()
-  size = Abs (x)
-  row = ReduceMax <keepdims = 1> (size, last)
-  bounded = Max (row, least)
-  scale = Div (bounded, largest)
-  ratio = Div (x, scale)
-  codes = Cast <to = 17> (ratio)
-  wide = Cast <to = 1> (codes)
-  y = Mul (wide, scale)
-}"""
-"""x f32 [..., K] -> y, x rounded to E4M3 with a scale per token, max|x| / 448: the left factor of a W8A8 linear."""
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("Swish", {}),
@@ -226,7 +210,7 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "RopeAttention": attention.rope_attention,
     "HeadNorm": lambda _: attention.HEAD_NORM,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
-    "QuantizeActivations": lambda _: _QUANTIZE_ACTIVATIONS,
+    "QuantizeActivations": activations.quantize_activations,
     **collectives.BODIES,
 }
 OPERATORS = frozenset(_BODIES) | collectives.ARITY.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .between import Collective
 from .budget import CACHE_SHARE, aligned, budget
@@ -32,10 +32,15 @@ class Roofline:
     bandwidth: float
     """Bytes/s of its memory."""
     flops: float
-    """Operations/s of its tensor cores."""
+    """Operations/s of its tensor cores on 16-bit numbers."""
+    narrow: Mapping[str, float] = field(default_factory=dict)
+    """Operations/s by kernel, of those that multiply narrower ones."""
 
-    def seconds(self, bytes: int, operations: int) -> float:
-        return max(bytes / self.bandwidth, operations / self.flops)
+    def seconds(self, bytes: int, operations: int, kernel: str = "") -> float:
+        return max(bytes / self.bandwidth, operations / self.narrow.get(kernel, self.flops))
+
+    def is_memory_bound(self, line: Line) -> bool:
+        return line.bytes / self.bandwidth >= line.operations / self.narrow.get(line.kernel, self.flops)
 
 
 @dataclass(frozen=True)
@@ -187,10 +192,10 @@ def position_operations(tensors: Iterable[Tensor], heads: int) -> int:
 def line_of(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roofline: Roofline) -> Line:
     """The price of one launch."""
     size, operations = value(launch.bytes, sizes), value(launch.operations, sizes)
-    seconds = roofline.seconds(size, operations)
     if isinstance(launch, Collective):
-        link = value(launch.link_bytes, sizes)
+        link, seconds = value(launch.link_bytes, sizes), roofline.seconds(size, operations)
         return Line(launch.label, launch.collective, (), size, operations, seconds, link_bytes=link)
     module = plan.modules[launch.module]
+    seconds = roofline.seconds(size, operations, module.kernel)
     grid = tuple(value(formula, sizes) for formula in launch.grid)
     return Line(launch.label, module.kernel, grid, size, operations, seconds, module.code)

@@ -52,3 +52,8 @@ def test_plans_with_fp8_activations_and_without_formats(
 ):
     plan = drafted_plan(legal_graph(tmp_path, "sm_90", quantize, fp8), fp8)
     check(f"sm_90-{quantize}-{fp8}.plan.txt", plan_text(plan), pytestconfig)
+
+
+def test_a_plan_with_4_bit_activations_is_as_it_was(tmp_path: Path, pytestconfig: pytest.Config):
+    plan = drafted_plan(legal_graph(tmp_path, "sm_100", "nvfp4", "nvfp4"), label="sm_100", sm=100)
+    check("sm_100-nvfp4-nvfp4.plan.txt", plan_text(plan), pytestconfig)

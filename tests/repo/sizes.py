@@ -20,10 +20,10 @@ HELD: dict[str, int] = {
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1545,  # doctor --measure; build and bench say what was predicted
-    "cli/common": 717,  # a flag given twice and an empty value are refused
+    "cli/common": 727,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
-    "cli/plan": 317,  # llmc plan, --chart
+    "cli/plan": 318,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 512,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
@@ -31,11 +31,11 @@ HELD: dict[str, int] = {
     "compiler/checkpoint/weights": 270,
     "compiler/config": 385,
     "compiler/decoder": 343,
-    "compiler/deploy": 754,  # around the planner: what was asked, models, records, the frontier, builds by a plan
+    "compiler/deploy": 768,  # around the planner: what was asked, models, records, the frontier, builds by a plan
     "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1117,
+    "compiler/planner": 1123,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
     "compiler/targets/cuda": 887,  # listing.py: a profile for people
@@ -50,13 +50,13 @@ HELD: dict[str, int] = {
     "compiler/targets/simulate": 364,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
     "passes": 655,  # refusals of QuantizeWeights
-    "passes/graph": 754,  # saved.py: graphs as files and back
+    "passes/graph": 821,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
     "passes/rewrite": 384,  # captures are named, typed and checked when a rule is made; named depths
-    "quantize": 220,
+    "quantize": 255,  # activations.py: 4-bit activations
     "quantize/formats": 254,
-    "recipes": 699,  # goal.py and units.py: goals of plans
+    "recipes": 718,  # goal.py and units.py: goals of plans; which activations go with which weights
     "recipes/machines": 233,
-    "runtime": 1254,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1257,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
@@ -66,7 +66,7 @@ HELD: dict[str, int] = {
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1024,  # where PTX lies
+    "runtime/plan": 1027,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

@@ -36,13 +36,14 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("cubins",),
             ("tuning",),
             ("arena", "legalize", "lowering"),
+            ("fp4",),
             ("collectives",),
             ("operators", "listing"),
             ("emit",),
         ),
     ),
     ("compiler", "targets", "cuda", "kernels"): (
-        *(("assembly", "fp8"), ("gated", "quantize_activations"), ("linear",)),
+        *(("assembly", "fp8"), ("fp4",), ("gated", "quantize_activations", "quantize_fp4"), ("linear",)),
         *(("attention", "sampling", "columns", "embed", "norm", "probe"), ("moe",)),
     ),
     ("runtime",): (
@@ -74,7 +75,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("chat",),
     ),
     ("recipes",): (("units", "flags", "judges", "strict_yaml"), ("metrics", "recipe"), ("goal", "machines")),
-    ("quantize",): (("chunks",), ("format",), ("formats",)),
+    ("quantize",): (("chunks",), ("format",), ("formats",), ("activations",)),
     ("cli",): (("common",), ("prompts", "judge", "cache", "facts", "plan"), ("commands",), ("app",)),
 }
 """Rooms and files in layers: a layer imports only what is to its left, and nothing beside it.

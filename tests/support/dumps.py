@@ -15,6 +15,7 @@ from llmc.compiler.pipeline import lower
 from llmc.compiler.targets import ProfileConfig
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
 from llmc.recipes.recipe import QuantizeRule, with_flags
+from llmc.runtime.dtypes import REDUCED_FORMATS
 from llmc.runtime.engine_file.bind import Expr, to_json
 from llmc.runtime.plan.between import RankOf
 from llmc.runtime.plan.plan import Plan
@@ -34,7 +35,8 @@ def legal_graph(
     rules: Mapping[str, str] = _NONE,
     rank: tuple[str, int] = ("tp1", 0),
 ) -> Graph:
-    """The toy's graph after legalization for a target, in a weight format; fp8: of activations and cache.
+    """The toy's graph after legalization for a target, in a weight format; fp8: of activations, and of the cache if it
+    may have that.
 
     config: what differs in the toy's. rules: formats of some linears, by a glob on their names. rank: a split, and its
     rank.
@@ -45,16 +47,19 @@ def legal_graph(
     recipe = with_flags(None, quantize=quantize, targets=[target], parallel=[rank[0]])
     # as a recipe may: flags are refused if they change nothing, as activations of weights that are not quantized
     recipe = replace(
-        recipe, activations=fp8, kv=fp8, rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items()))
+        recipe,
+        activations=fp8,
+        kv=fp8 if fp8 in REDUCED_FORMATS else "none",
+        rules=(*recipe.rules, *(QuantizeRule(*rule) for rule in rules.items())),
     )
     return [*lower(source, recipe, CONTEXT)[1].values()][rank[1]]
 
 
-def drafted_plan(graph: Graph, fp8: str = "none", label: str = "sm_90") -> Plan:
-    """The launch plan of a graph for sm_90, or one rank of it; nothing is compiled."""
+def drafted_plan(graph: Graph, fp8: str = "none", label: str = "sm_90", sm: int = 90) -> Plan:
+    """The launch plan of a graph for a chip, or one rank of it; nothing is compiled."""
     from llmc.compiler.targets.cuda.emit import draft  # brings Triton in
 
-    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8, rank=RankOf.of(label)), 90)[0]
+    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8, rank=RankOf.of(label)), sm)[0]
 
 
 def graph_text(graph: Graph) -> str:

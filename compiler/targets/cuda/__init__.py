@@ -13,7 +13,8 @@ from ....runtime.errors import Unsupported
 from ....runtime.progress import Progress
 from ..target import CompiledProfile, Precision, ProfileConfig, Target
 from .cubins.cache import KernelCache
-from .legalize import LEGAL, PASSES, QuantizeActivations
+from .fp4 import FP4_SM, RULES
+from .legalize import LEGAL, PASSES
 from .tuning.tactics import bundled
 
 __all__ = ["TARGETS"]
@@ -26,16 +27,17 @@ def _legalize(sm: int, precision: Precision) -> Phase:
     """The passes that fuse rope, cache and attention into one operator, which the plan's launches compute.
 
     Raises:
-        Unsupported: FP8 activations or an FP8 cache for a chip without FP8 conversions and tensor cores.
+        Unsupported: FP8 or FP4 activations or an FP8 cache for a chip without tensor cores for them.
     """
     for name, format in (("activations", precision.activations), ("kv", precision.kv)):
-        if format != "none" and sm < _FP8_SM:
+        kind, first = ("FP8", _FP8_SM) if format == "fp8" else ("FP4", FP4_SM)
+        if format != "none" and sm < first:
             raise Unsupported(
                 f"cannot use --{name} {format} on sm_{sm}",
-                found="a chip without FP8",
+                found=f"a chip without {kind}",
                 fix=f"--{name} none, or a separate engine for this target",
             )
-    more = () if precision.activations == "none" else (QuantizeActivations(),)
+    more = () if precision.activations == "none" else (RULES[precision.activations],)
     return Phase("cuda", (*PASSES, *more), LEGAL, during=LOGICAL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -137,6 +138,8 @@ class FuseNormedRopeAttention(Rule):
 class QuantizeActivations(Rule):
     """Quantizes the activations of quantized linears to E4M3, so large steps use FP8 tensor cores; not for the head."""
 
+    overload: ClassVar[str] = ""
+    """Of the operator; the weights' format where both sides must have one (`fp4.py`)."""
     tolerance = 5e-2
     fires = (
         "(float[2,3,64] x, uint8[4,64] W, float[4] S) => (float[2,3,4] h) { y = llmc.Linear:fp8(x, W, S) h = Relu(y) }",
@@ -157,13 +160,16 @@ class QuantizeActivations(Rule):
         return p.llmc.Linear("x", "*weights").named("linear")
 
     def check(self, x: ir.Value, linear: ir.Node) -> None:
-        require(ops.format_of(linear) != ops.DENSE, "the weight is not quantized")
+        found = ops.format_of(linear)
+        require(found != ops.DENSE, "the weight is not quantized")
+        require(self.overload in ("", found), f"the weight is not {self.overload}")
         require(not ops.makes_logits(linear), "these are the logits")
         producer = x.producer()
         require(producer is None or producer.op_type != "QuantizeActivations", "the activations are quantized")
 
     def rewrite(self, g: Builder, x: ir.Value, weights: Rest, linear: ir.Node) -> ir.Value:
-        quantized, module = g.llmc("QuantizeActivations", x), linear.metadata_props.get(MODULE, "")
+        quantized = g.llmc("QuantizeActivations", x, overload=self.overload)
+        module = linear.metadata_props.get(MODULE, "")
         return g.llmc("Linear", quantized, *weights, overload=linear.overload, name=module)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims, width
+from ....quantize.activations import GROUP
 from ....runtime.dtypes import DTYPES
 from ....runtime.plan.between import ALONE, RankOf
 from ....runtime.plan.inputs import INPUTS, ROTARY
@@ -78,6 +79,13 @@ class CudaProfile:
         return tuple(sorted(kinds, key=lambda kind: kind.window or 0))
 
 
+def fp4_group(value: ir.Value) -> int:
+    """The group of a value that `QuantizeActivations` rounds to E2M1; 0 for E4M3."""
+    producer = value.producer()
+    assert producer is not None
+    return GROUP.get(producer.overload, 0)
+
+
 @dataclass
 class Shared:
     """What all programs of a profile use."""
@@ -97,7 +105,7 @@ class Lowering:
     calls: list[tuple[str, KernelCall | CollectiveCall]] = field(default_factory=list)
     buffers: dict[str, Operand] = field(default_factory=dict)
     quantized: dict[ir.Value, tuple[Operand, Operand]] = field(default_factory=dict)
-    """Activations as E4M3 codes [tokens, K] and scales [tokens]."""
+    """Activations as E4M3 codes [tokens, K] and scales [tokens], or E2M1 codes [tokens, K / 2] and scales of groups."""
     unfinished: dict[str, tuple[Operand, float]] = field(default_factory=dict)
     """Sums of squares and epsilon of the norms whose division is left to the linears that read them, by buffer."""
     orders: dict[str, int] = field(default_factory=dict)
@@ -144,14 +152,16 @@ class Lowering:
         return "tokens" if len(dims(value)) == 3 or self.shape.decode else "rows"
 
     def wants_fp8(self, value: ir.Value) -> bool:
-        """True if the step is large enough for FP8 tensor cores."""
+        """True if the step is large enough for FP8 tensor cores, or those of FP4."""
         return self.shape.limit(self.rows_of(value)) > SMALL_M
 
     def quantized_result(self, value: ir.Value) -> tuple[Operand, Operand]:
-        """New buffers for a value as E4M3 codes u8 [rows, K] and scales f32 [rows]."""
-        rows = self.rows_of(value)
-        codes = self.buffer(f"{value.name}.codes", "u8", rows, width(value))
-        scales = self.buffer(f"{value.name}.scales", "f32", rows)
+        """New buffers for the result of `QuantizeActivations`: E4M3 codes u8 [rows, K] and scales f32 [rows], or by its
+        overload E2M1 codes u8 [rows, K / 2] and scales u8 [rows, K / group]."""
+        rows, k, group = self.rows_of(value), width(value), fp4_group(value)
+        codes = self.buffer(f"{value.name}.codes", "u8", rows, k // 2 if group else k)
+        name = f"{value.name}.scales"
+        scales = self.buffer(name, "u8", rows, k // group) if group else self.buffer(name, "f32", rows)
         self.quantized[value] = codes, scales
         return codes, scales
 

@@ -11,12 +11,13 @@ from ....passes.graph.graph import attribute
 from ....runtime.plan.plan import BLOCK_TOKENS
 from . import collectives, neighbours
 from .call import Operand
-from .kernels import embed, gated, norm, quantize_activations
+from .kernels import embed, gated, norm, quantize_activations, quantize_fp4
 from .kernels.attention import flash_decode as attention_decode
 from .kernels.attention import flash_prefill as attention_prefill
 from .kernels.attention import rope_cache
+from .kernels.linear import fp4
 from .kernels.linear.choose import linear
-from .lowering import CudaProfile, Lowering, Shared, StepShape
+from .lowering import CudaProfile, Lowering, Shared, StepShape, fp4_group
 from .tuning.tactics import tile_key
 
 
@@ -34,13 +35,19 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
     x = at.operand(node.inputs[0])
     at.alias(codes, x)
     if at.wants_fp8(codes):
-        at.add(node, quantize_activations.quantize_activations(x, *at.quantized_result(codes)))
+        quantize = quantize_fp4.quantize_fp4 if node.overload else quantize_activations.quantize_activations
+        at.add(node, quantize(x, *at.quantized_result(codes)))
 
 
-def _result_or_quantized(at: Lowering, value: ir.Value) -> tuple[Operand, Operand | None]:
-    """(buffer, None) for a result, or (E4M3 codes, scales) if `QuantizeActivations` is its only reader."""
+def _result_or_quantized(at: Lowering, value: ir.Value, together: int = 0) -> tuple[Operand, Operand | None]:
+    """(buffer, None) for a result, or (codes, scales) if `QuantizeActivations` is its only reader and the kernel can.
+
+    together: columns of a token that the kernel has together, so that it can write groups of them only; 0: all.
+    """
     users = [user for user, _ in value.uses()]
-    if len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value):
+    quantizes = len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value)
+    group = fp4_group(users[0].outputs[0]) if quantizes else 0
+    if quantizes and (not together or (group and together % group == 0)):
         codes, scales = at.quantized_result(users[0].outputs[0])
         at.alias(users[0].outputs[0], codes)
         return codes, scales
@@ -64,6 +71,9 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     assert x is not None
     operands = tuple(map(at.operand, node.inputs[1:]))
     weights, bias = (operands[:-1], operands[-1]) if ops.has_bias(node) else (operands, None)
+    if x in at.quantized and fp4_group(x):
+        _linear_fp4(at, node, weights, bias)
+        return
     if x in at.quantized:
         codes, scales = at.quantized[x]
         result, activation = node.outputs[0], None
@@ -92,6 +102,17 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     at.add(node, call)
 
 
+def _linear_fp4(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias: Operand | None) -> None:
+    """Codes of a result are written in groups, so the activation's can be too."""
+    x = node.inputs[0]
+    assert x is not None
+    (codes, scales), (result, activation) = at.quantized[x], _through_activation(node.outputs[0])
+    y, y_scales = _result_or_quantized(at, result, fp4.LEAST_COLUMNS)
+    at.alias(result, y)
+    made = {"bias": bias, "activation": activation, "y_scales": y_scales}
+    at.add(node, fp4.linear_fp4(codes, scales, weights, y, sm=at.profile.sm, **made))
+
+
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
     x, weight = map(at.operand, node.inputs)
     y, scales = _result_or_quantized(at, node.outputs[0])
@@ -115,6 +136,7 @@ def _gated(at: Lowering, node: ir.Node) -> None:
     if at.computed(node.outputs[0]):  # fused into the linear
         return
     y, scales = _result_or_quantized(at, node.outputs[0])
+    assert scales is None or scales.dtype == "f32"  # FP4 linears apply the activation
     at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation_name(node), scales=scales))
 
 
@@ -140,8 +162,9 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
     qkv, cos, sin = map(at.operand, node.inputs[:3])
     kind = at.profile.kv_cache(node)
     key, value = at.cache(node.inputs[4], kind), at.cache(node.inputs[5], kind)
-    y = at.result(node.outputs[0])
-    q = at.buffer(f"{y.name}.q", at.profile.activation, "tokens", heads * size)
+    result = node.outputs[0]
+    y, scales = (at.result(result), None) if at.shape.decode else _result_or_quantized(at, result, size)
+    q = at.buffer(f"{result.name}.q", at.profile.activation, "tokens", heads * size)
     at.add(
         node,
         rope_cache.rope_cache(
@@ -172,7 +195,7 @@ def _rope_attention(at: Lowering, node: ir.Node) -> None:
         at.add(
             node,
             attention_prefill.attention_prefill(
-                q, key, value, block_tables, query_start_loc, seq_lens, y, sm=at.profile.sm, **common
+                *(q, key, value, block_tables, query_start_loc, seq_lens, y), sm=at.profile.sm, scales=scales, **common
             ),
         )
         return

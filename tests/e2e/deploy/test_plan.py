@@ -232,6 +232,27 @@ def test_layers_of_two_kinds_are_priced_on_all_cores(call: Call, config: Path):
     assert {(one["tp"], one["pp"]) for one in done.json["candidates"]} >= {(1, 1), (2, 2), (4, 1), (1, 4)}
 
 
+def test_4_bit_activations_are_tried_where_a_chip_multiplies_them(call: Call, config: Path):
+    few = ("--quantize", "nvfp4,int4", "--batch", 1)
+    found = call("plan", config, "--for", "1xb200,1xrtx5090,1xh200", *few, "--json").json["candidates"]
+    targets = {"1xb200": "sm_100", "1xrtx5090": "sm_120", "1xh200": "sm_90"}
+    tried = {(one["machine"], one["quantize"], one["activations"], one["profile"]) for one in found}
+    fp8 = {(name, format, "fp8", target) for name, target in targets.items() for format in ("int4", "nvfp4")}
+    assert tried == fp8 | {(name, "nvfp4", "nvfp4", targets[name]) for name in ("1xb200", "1xrtx5090")}
+    on_b200 = [one for one in found if (one["machine"], one["quantize"]) == ("1xb200", "nvfp4")]
+    first = {one["activations"]: one["ttft_s"] for one in on_b200}
+    assert first["nvfp4"] < 0.7 * first["fp8"]
+
+
+def test_a_table_names_4_bit_activations_and_a_chip_without_them_refuses(call: Call, config: Path):
+    asked = ("--quantize", "nvfp4", "--batch", 1)
+    told = call("plan", config, "--for", "1xb200", *asked).out
+    assert "activations nvfp4" in told and "nvfp4 W4A4" in told
+    assert "--target sm_100 --quantize nvfp4 --activations nvfp4" in told
+    refused = call("plan", config, "--for", "1xh200", *asked, "--activations", "nvfp4").out
+    assert "nvfp4 cannot be used: cannot use --activations nvfp4 on sm_90: a chip without FP4\n" in refused
+
+
 def test_a_plan_without_candidates_says_why(call: Call, config: Path):
     done = call("plan", config, "--for", "4xa100", "--quantize", "int4", "--activations", "fp8")
     assert done.code == 1

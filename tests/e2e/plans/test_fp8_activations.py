@@ -49,11 +49,13 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return checkpoint, path, request.param
 
 
-def oracle_of_profile(checkpoint: Path, path: Path, quantize: str, ids: list[int]) -> np.ndarray:
+def oracle_of_profile(
+    checkpoint: Path, path: Path, quantize: str, ids: list[int], activations: str = "fp8", target: str = "sm_90"
+) -> np.ndarray:
     """Logits [T,V] of the profile's own graph, where activations are rounded."""
     source = open_source(checkpoint)
-    recipe = with_flags(None, quantize=quantize, activations="fp8", targets=["sm_90"])
-    graph = lower(source, recipe, 256)[1]["sm_90"]
+    recipe = with_flags(None, quantize=quantize, activations=activations, targets=[target])
+    graph = lower(source, recipe, 256)[1][target]
     with EngineFile.open(path) as engine:
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
@@ -68,9 +70,13 @@ def without_copies(engine: EngineFile, profile: str, plan: Plan, slots: int) -> 
 
 
 def simulated_logits(
-    path: Path, ids: list[int], steps: tuple[int, ...], device: Callable[..., SimulatedDevice] = SimulatedDevice
+    path: Path,
+    ids: list[int],
+    steps: tuple[int, ...],
+    profile: str = "sm_90",
+    device: Callable[..., SimulatedDevice] = SimulatedDevice,
 ) -> np.ndarray:
-    executor = PagedExecutor(EngineFile.open(path), "sm_90", device, max_batch=2)
+    executor = PagedExecutor(EngineFile.open(path), profile, device, max_batch=2)
     try:
         rows, start = [], 0
         for count in steps:
@@ -99,7 +105,7 @@ def test_large_steps_round_their_activations_and_small_ones_do_not(built: tuple[
     assert deviation(large, rounded) < 1.3 * (error if quantize == "fp8" else 2**0.5 * error)
     assert relative(small, exact) < BOUND
     if quantize == "nvfp4":
-        np.testing.assert_array_equal(simulated_logits(path, ids, (70,), without_copies), large)
+        np.testing.assert_array_equal(simulated_logits(path, ids, (70,), device=without_copies), large)
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:

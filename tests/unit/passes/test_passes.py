@@ -11,7 +11,8 @@ import pytest
 from support import graphs
 
 from llmc.compiler.targets.cpu.legalize import RULES
-from llmc.compiler.targets.cuda.legalize import PASSES, QuantizeActivations
+from llmc.compiler.targets.cuda.fp4 import RULES as ACTIVATION_RULES
+from llmc.compiler.targets.cuda.legalize import PASSES
 from llmc.passes import model_passes, profile_passes
 from llmc.passes.graph.graph import GATED, MODULE, ROLE, Canonical, Copied, Graph
 from llmc.passes.graph.verify import LOGICAL, BrokenGraph, verify
@@ -31,7 +32,7 @@ ALL = {
         *model_passes(lambda _: "int8").passes,
         *profile_passes().passes,
         *RULES,
-        QuantizeActivations(),
+        *ACTIVATION_RULES.values(),
         *PASSES,
     )
 }

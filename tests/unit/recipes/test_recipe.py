@@ -103,6 +103,15 @@ def test_the_last_matching_rule_decides():
         ),
         ("version: 1\nextends: ../other.yaml\n", "expected 'extends' to name a bundled recipe"),
         ("version: 1\nkv: fp4\n", "r.yaml:2:5: expected kv of none or fp8, found 'fp4' (did you mean 'fp8'?)"),
+        (
+            "version: 1\nquantize: {activations: fp4}\n",
+            "expected activations of none or fp8 or nvfp4 or mxfp4, found 'fp4' (did you mean 'nvfp4'?)",
+        ),
+        (
+            "version: 1\nquantize: {default: int4, activations: nvfp4}\n",
+            "cannot use activations nvfp4 beside weights in other formats\n  found: weights in int4\n"
+            "  try: quantize nvfp4, or no activations",
+        ),
         ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:11: expected a list, found keys and values"),
         ("version: 1\nparallel: []\n", "r.yaml:2:1: expected parallel to name splits such as tp1, tp2, pp2 or tp4-pp2"),
         ("version: 1\nparallel: [tp2, tp2-pp1]\n", "tp4-pp2, each once, found tp2, tp2-pp1"),
@@ -299,3 +308,12 @@ def assert_follows(value: object, schema: dict) -> None:
             assert_follows(item, schema["items"])
     if isinstance(value, int):
         assert schema.get("minimum", value) <= value <= schema.get("maximum", value)
+
+
+def test_4_bit_activations_are_for_weights_in_their_format():
+    one = with_flags(None, quantize="mxfp4", activations="mxfp4", targets="b200")
+    assert one.to_json()["quantize"]["activations"] == "mxfp4" and one.idle() == {}
+    rules = (QuantizeRule("*.mlp.*", "nvfp4"),)
+    assert Recipe(default_format="int8", rules=rules, activations="nvfp4", targets=("sm_120",)).idle() == {}
+    with pytest.raises(RecipeError, match="cannot use activations nvfp4 beside weights in other formats"):
+        with_flags(one, activations="nvfp4")

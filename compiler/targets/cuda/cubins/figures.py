@@ -97,8 +97,9 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
     for one in loop:
         kind, shape = _MMA.fullmatch(one.name), _SHAPE.search(one.opcode)
         if kind is not None and kind[1]:
-            columns = _UTC_COLUMNS[one.name.removeprefix("UTC")[0]]
-            weights += min(block_n, _UTC_ROWS) * columns / (32 * specialization.warps)
+            of = one.name.removeprefix("UTC")[0]
+            rows = block_n if of == "O" else min(block_n, _UTC_ROWS)  # FP4: weights are the columns, at most 256
+            weights += rows * _UTC_COLUMNS[of] / (32 * specialization.warps)
         elif kind is not None and shape is not None:
             m, n, k = (int(size) for size in shape.groups() if size)
             weights += m * n * k / (128 if kind[2] else 32) / block_m

@@ -8,10 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .....quantize.activations import GROUP, quantize_activations
 from ..call import ROUNDING, Argument, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
+from .fp4 import MINIMUM_SM as FP4_SM
+from .fp4 import group_of, store_groups
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 from .linear.dequantize import stored_column
 from .linear.fused import SQUARES
+from .quantize_fp4 import narrow
 
 
 @triton.jit
@@ -30,13 +34,15 @@ def rms_norm_kernel(
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """x and residual [tokens, WIDTH], weight [WIDTH] -> sums = x + residual, y = RMSNorm(x + residual) * weight.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
-    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales. With squares f32 [PARTS, tokens], y is
-    x * weight, and the sum of the squares of x is left as the first of PARTS sums (`linear/fused.py`). The columns of y
-    lie in the order of `stored_column`.
+    With scales f32 [tokens], y is u8: E4M3 codes of the result / scales. With GROUP, y u8 [tokens, WIDTH / 2] and
+    scales u8 [tokens, WIDTH / GROUP] are its E2M1 codes. With squares f32 [PARTS, tokens], y is x * weight, and the sum
+    of the squares of x is left as the first of PARTS sums (`linear/fused.py`). The columns of y lie in the order of
+    `stored_column`.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -55,10 +61,13 @@ def rms_norm_kernel(
         number = number * factor
     else:
         number = number * tl.rsqrt(total / WIDTH + EPSILON) * factor
-    if scales is not None:
-        narrow = scale_of(tl.max(tl.abs(number), axis=0))
-        tl.store(scales + token, narrow)
-        tl.store(y + target, to_e4m3(number, narrow), inside)
+    if GROUP is not None:
+        row = token + tl.arange(0, 1)
+        store_groups(number[None, :], y, scales, row, row >= 0, 0, WIDTH, GROUP)
+    elif scales is not None:
+        whole = scale_of(tl.max(tl.abs(number), axis=0))
+        tl.store(scales + token, whole)
+        tl.store(y + target, to_e4m3(number, whole), inside)
     else:
         tl.store(y + target, number.to(y.dtype.element_ty), inside)
 
@@ -77,6 +86,7 @@ def gather_kernel(x, rows, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 NORM = Kernel("rms_norm", rms_norm_kernel)
 NORM_FP8 = Kernel("rms_norm_fp8", rms_norm_kernel, MINIMUM_SM)
+NORM_FP4 = Kernel("rms_norm_fp4", rms_norm_kernel, FP4_SM)
 GATHER = Kernel("gather_rows", gather_kernel)
 
 
@@ -92,9 +102,10 @@ def rms_norm(
 ) -> KernelCall:
     """x [tokens or rows, H] -> y of the same shape; H at most 16384.
 
-    With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result.
-    With squares f32 [cdiv(H, 32), tokens or rows], y lacks the division by the root mean square: a linear does it. For
-    order see `linear/fused.py`.
+    With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result. With
+    scales u8 [tokens or rows, H / group], y is u8 [tokens or rows, H / 2]: those of `quantize_fp4`. With squares f32
+    [cdiv(H, 32), tokens or rows], y lacks the division by the root mean square: a linear does it. For order see
+    `linear/fused.py`.
     """
     return _norm({"x": x, "weight": weight, "y": y}, epsilon, order, {"scales": scales, "squares": squares})
 
@@ -130,10 +141,11 @@ def _norm(
     absent = dict.fromkeys(
         name for name in ("residual", "scales", "sums", "squares", "tokens") if name not in arguments
     )
+    group = group_of(optional["scales"], width)
     return KernelCall(
-        NORM_FP8 if "scales" in arguments else NORM,
+        NORM if "scales" not in arguments else NORM_FP4 if group else NORM_FP8,
         arguments,
-        {**absent, "WIDTH": width, "EPSILON": epsilon, "ORDER": order, **parts, "BLOCK": block},
+        {**absent, "WIDTH": width, "EPSILON": epsilon, "ORDER": order, **parts, "BLOCK": block, "GROUP": group},
         (tokens,),
         writes=tuple(name for name in ("y", "scales", "sums", "squares") if name in arguments),
         bytes=moved,
@@ -228,6 +240,7 @@ def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
     both = add_rms_norm(
         *(of_x, Operand("r", "bf16", shape), of_weight, y, Operand("s", "bf16", shape)), epsilon=1e-5, scales=scales
     )
+    yield from _fp4_cases(x, residual, weight)
     for name, made, number, extra in (
         ("norm-fp8", call, x.float(), {}),
         ("add-fp8", both, added, {"s": added.to(torch.bfloat16)}),
@@ -241,6 +254,24 @@ def _quantized_cases(random: torch.Generator) -> Iterator[Case]:
         yield Case(name, made, inputs, {"tokens": tokens}, expected, 2**-7)
 
 
+def _fp4_cases(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Iterator[Case]:
+    """x and residual bf16 [tokens, 200], of which the first 160 columns are normed."""
+    x, residual, weight = (one[..., :160].contiguous() for one in (x, residual, weight))
+    tokens, width = x.shape
+    shape, added = ("tokens", width), x.float() + residual.float()
+    normed = torch.nn.functional.rms_norm(added, (width,), weight, 1e-5)
+    for format in GROUP:
+        codes, scales = quantize_activations(normed, format)
+        given = Operand("x", "bf16", shape), Operand("r", "bf16", shape), Operand("weight", "f32", (width,))
+        sums, (y, of_y) = Operand("s", "bf16", shape), narrow(width, format)
+        call = add_rms_norm(*given, y, sums, epsilon=1e-5, scales=of_y)
+        expected = {"codes": codes, "scales": scales, "s": added.to(torch.bfloat16)}
+        # Float32 rounding may move a code to its neighbour, and with it one of two in a byte.
+        yield Case(
+            f"add-{format}", call, {"x": x, "r": residual, "weight": weight}, {"tokens": tokens}, expected, 2**-7
+        )
+
+
 def _calls(sm: int) -> Iterator[KernelCall]:
     shape = ("tokens", 4096)
     x, weight, y = Operand("x", "bf16", shape), Operand("weight", "bf16", (4096,)), Operand("y", "bf16", shape)
@@ -250,8 +281,14 @@ def _calls(sm: int) -> Iterator[KernelCall]:
     yield add_rms_norm(x, Operand("r", "bf16", shape), weight, y, Operand("s", "bf16", shape), epsilon=1e-5)
     yield gather_rows(x, Operand("rows", "i32", ("rows",)), Operand("y", "bf16", ("rows", 4096)))
     if sm >= MINIMUM_SM:
-        narrow, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
-        yield rms_norm(x, weight, narrow, epsilon=1e-5, scales=scales)
+        coded, scales = Operand("y", "u8", shape), Operand("scales", "f32", ("tokens",))
+        yield rms_norm(x, weight, coded, epsilon=1e-5, scales=scales)
+    if sm >= FP4_SM:
+        for format in GROUP:
+            coded, scales = narrow(4096, format)
+            yield add_rms_norm(
+                x, Operand("r", "bf16", shape), weight, coded, Operand("s", "bf16", shape), epsilon=1e-5, scales=scales
+            )
 
 
-SUITE = Suite((NORM, NORM_FP8, GATHER), _cases, _calls)
+SUITE = Suite((NORM, NORM_FP8, NORM_FP4, GATHER), _cases, _calls)

@@ -57,6 +57,15 @@ def test_the_format_is_chosen_for_a_given_split(pico: Checkpoint, monkeypatch: p
     assert with_flags(None, quantize=recipe.default_format).rules == recipe.rules
 
 
+def test_4_bit_activations_that_are_asked_for_are_those_of_weights_in_their_format(pico: Checkpoint):
+    asked = auto("1xb200", "throughput", quantize="auto", activations="nvfp4", max_batch=2)
+    held = {one.default_format: one.activations for one in asked.recipes}
+    assert held == {**dict.fromkeys(held, "fp8"), "none": "none", "nvfp4": "nvfp4"}
+    asked = auto("1xb200", "throughput", quantize="nvfp4", activations="nvfp4", parallel="auto", max_batch=2)
+    recipe, said = choice.decide(asked, pico)
+    assert (recipe.activations, recipe.targets) == ("nvfp4", ("sm_100",)) and "on 1xb200: sm_100, weights nvfp4" in said
+
+
 def test_a_goal_that_no_split_reaches(pico: Checkpoint):
     with pytest.raises(VerifyError, match=r"cannot reach the goal latency,tpot<=1us on 2xh100\n") as raised:
         choice.decide(auto(goal="latency,tpot<=1us", parallel="auto", quantize="fp8"), pico)

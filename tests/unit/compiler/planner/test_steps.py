@@ -16,6 +16,8 @@ from llmc.compiler.planner.rates import FITTED, Rates
 from llmc.compiler.planner.serve import Served, Workload
 from llmc.compiler.planner.steps import Clock, Step
 from llmc.recipes.machines.table import machine_named
+from llmc.recipes.recipe import with_flags
+from llmc.runtime.dtypes import FP4_FORMATS
 from llmc.runtime.engine_file.split import Split
 from llmc.runtime.plan.between import Collective
 from llmc.runtime.plan.formula import value
@@ -87,6 +89,20 @@ def test_one_target_stands_for_all_that_have_fp8(recipe: str):
         blocks = {name: (block.work, block.weights, block.caches) for name, block in pieces.blocks.items()}
         found[target] = blocks, [pieces.parts(stage, BATCH) for stage in ((0, 3), (3, 5), (5, 7), (0, 7))]
     assert all(one == found["sm_90"] for one in found.values())
+
+
+@pytest.mark.parametrize("format", FP4_FORMATS)
+def test_one_target_stands_for_all_that_have_fp4(format: str):
+    logical, found = Logical(Subject(config_of("llama"), "bfloat16", "BF16")), []
+    for target in ("sm_100", "sm_120"):
+        asked = with_flags(
+            None, quantize=format, activations=format, targets=(target,), max_context=CONTEXT, max_batch=BATCH
+        )
+        pieces = AllFormats(logical, 2).pieces(asked)
+        assert isinstance(pieces, Pieces)
+        assert any(work.kernel == "linear_fp4" for block in pieces.blocks.values() for work in block.work[MIXED])
+        found.append({name: (block.work, block.weights, block.caches) for name, block in pieces.blocks.items()})
+    assert found[0] == found[1]
 
 
 def served(split: str, load: Workload, sequences: int, rates: Rates = FITTED, name: str = "llama") -> Served:

@@ -43,6 +43,18 @@ def test_a_launch_takes_what_is_slower_of_memory_and_arithmetic():
     assert decode.seconds == decode.bytes / SLOW.bandwidth == 1.004
 
 
+def test_a_kernel_that_multiplies_narrower_numbers_has_a_rate_of_its_own():
+    made = plan()
+    program = made.programs[2]
+    fast = replace(SLOW, narrow={"linear_kernel": 4 * SLOW.flops})
+    sizes = {**program.limits, "tokens": 3, "rows": 2}
+    found = [price(made, program, one, sizes=sizes, context=9, heads=KV_HEADS).lines for one in (SLOW, fast)]
+    for slow, quick in zip(*found, strict=True):
+        of_it = quick.kernel == "linear_kernel"
+        assert quick.seconds == max(slow.bytes / SLOW.bandwidth, slow.operations / SLOW.flops / (4 if of_it else 1))
+        assert fast.is_memory_bound(quick) == (quick.seconds == quick.bytes / SLOW.bandwidth)
+
+
 def test_the_cache_is_read_once_by_each_sequence_and_used_by_each_new_token():
     cache = priced(1, context=100, heads=3 * KV_HEADS).lines[-1]
     assert cache.bytes == 4 * 100 * CACHED * 2

@@ -11,12 +11,16 @@ from typing import NotRequired, TypedDict, Unpack
 import triton
 import triton.language as tl
 
+from ......quantize.activations import GROUP as GROUPS
 from ......runtime.chips import SHARED
 from ...call import ROUNDING, Argument, Case, Constant, Kernel, KernelCall, Operand, Suite, next_power, product, total
+from ..fp4 import MINIMUM_SM as FP4_SM
+from ..fp4 import group_of, store_groups
 from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.common import dot
 from ..linear.dequantize import stored_column
-from .reference import PAGE, AttentionOptions, paged
+from ..quantize_fp4 import narrow
+from .reference import PAGE, AttentionOptions, fp4_case, paged
 
 ROWS = 64
 """Queries x heads of a program."""
@@ -55,6 +59,7 @@ def attention_prefill_kernel(
     seq_lens,
     sinks,
     out,
+    out_scales,
     sequences,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -68,10 +73,12 @@ def attention_prefill_kernel(
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
     ORDER: tl.constexpr,
+    GROUP: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
     """q [tokens, HEADS * HEAD_DIM], caches [blocks, KV_HEADS, PAGE, HEAD_DIM], block_tables i32
-    [sequences, MAX_BLOCKS], query_start_loc i32 [sequences + 1], seq_lens i32 [sequences] -> out as q.
+    [sequences, MAX_BLOCKS], query_start_loc i32 [sequences + 1], seq_lens i32 [sequences] -> out as q. With GROUP,
+    which divides HEAD_DIM, out u8 [tokens, HEADS * HEAD_DIM / 2] and out_scales u8 are its E2M1 codes.
 
     Grid: blocks, kv heads. A block is QUERIES tokens of one sequence; the blocks of sequence i start at
     query_start_loc[i] // QUERIES + i, which needs no table.
@@ -135,13 +142,19 @@ def attention_prefill_kernel(
             acc = dot(weights.to(values.dtype), values, acc * fade[:, None], EMULATE)
             highest = above
         acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
-        column = stored_column((kv_head * group + member)[:, None] * HEAD_DIM + dim[None, :], ORDER)
-        target = out + (begin + token).to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + column
-        tl.store(target, acc.to(out.dtype.element_ty), mask)
+        if GROUP is not None:
+            # A head of a token is a row of groups.
+            store_groups(acc, out, out_scales, at // HEAD_DIM, wanted, 0, HEAD_DIM, GROUP)
+        else:
+            column = stored_column((kv_head * group + member)[:, None] * HEAD_DIM + dim[None, :], ORDER)
+            target = out + (begin + token).to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + column
+            tl.store(target, acc.to(out.dtype.element_ty), mask)
 
 
 KERNEL = Kernel("attention_prefill", attention_prefill_kernel)
 FP8 = Kernel("attention_prefill_fp8", attention_prefill_kernel, MINIMUM_SM)
+FP4 = Kernel("attention_prefill_fp4", attention_prefill_kernel, FP4_SM)
+"""Its output is quantized; the cache may be E4M3 or not."""
 
 
 class Heads(TypedDict):
@@ -194,11 +207,13 @@ def attention_prefill(
     out: Operand,
     *,
     sm: int,
+    scales: Operand | None = None,
     **heads: Unpack[Heads],
 ) -> KernelCall:
     """Causal attention of the step's tokens, which are the last of each sequence's `seq_lens` positions.
 
-    The output of tokens beyond query_start_loc[sequences] is not written.
+    The output of tokens beyond query_start_loc[sequences] is not written. With scales u8 [tokens, width / group], out
+    is u8: the codes that `quantize_fp4` would give for the f32 result; a head is whole groups.
     """
     members, size = next_power(heads["heads"] // heads["kv_heads"]), heads["head_dim"]
     queries = max(ROWS // members, 1)
@@ -210,15 +225,18 @@ def attention_prefill(
         "query_start_loc": query_start_loc,
         "seq_lens": seq_lens,
         "out": out,
+        "out_scales": scales,
     }
     arguments, constants = bound(operands, heads)
+    group = group_of(scales, heads["heads"] * size)
+    assert not group or size % group == 0
     return KernelCall(
-        FP8 if key.dtype == "u8" else KERNEL,
+        FP4 if group else FP8 if key.dtype == "u8" else KERNEL,
         {**arguments, "sequences": "sequences"},
-        {**constants, "QUERIES": queries, "MEMBERS": members},
+        {**constants, "QUERIES": queries, "MEMBERS": members, "GROUP": group},
         (f"tokens // {queries} + sequences", heads["kv_heads"]),
-        writes=("out",),
-        bytes=total(q.bytes, out.bytes),
+        writes=("out", "out_scales") if group else ("out",),
+        bytes=total(q.bytes, out.bytes, *([scales.bytes] if scales else [])),
         operations=product("tokens", 2 * heads["heads"] * size, PAGE),
         warps=4 if size <= 128 and sm in WARPGROUP_SM else 8,
         stages=2 if size <= 128 or SHARED[sm] > 100 << 10 else 1,
@@ -254,11 +272,16 @@ def _cases() -> Iterator[Case]:
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
         sizes = {"tokens": sum(new_tokens), "sequences": len(seq_lens)}
         yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
+    for format in GROUPS:
+        yield fp4_case(attention_prefill, format)
 
 
 def _calls(sm: int) -> Iterator[KernelCall]:
     cache = ("blocks", 8, PAGE, 128)
-    for stored in ("bf16", "u8") if sm >= FP8.minimum_sm else ("bf16",):
+    out = Operand("out", "bf16", ("tokens", 4096)), None
+    forms = [("bf16", *out)] + [("u8", *out)] * (sm >= FP8.minimum_sm)
+    forms += [("u8", *narrow(4096, format)) for format in GROUPS] * (sm >= FP4_SM)
+    for stored, result, scales in forms:
         yield attention_prefill(
             Operand("q", "bf16", ("tokens", 4096)),
             Operand("key", stored, cache),
@@ -266,7 +289,8 @@ def _calls(sm: int) -> Iterator[KernelCall]:
             Operand("block_tables", "i32", ("sequences", 128)),
             Operand("query_start_loc", "i32", ("sequences + 1",)),
             Operand("seq_lens", "i32", ("sequences",)),
-            Operand("out", "bf16", ("tokens", 4096)),
+            result,
+            scales=scales,
             heads=32,
             kv_heads=8,
             head_dim=128,
@@ -275,4 +299,4 @@ def _calls(sm: int) -> Iterator[KernelCall]:
         )
 
 
-SUITE = Suite((KERNEL, FP8), _cases, _calls)
+SUITE = Suite((KERNEL, FP8, FP4), _cases, _calls)

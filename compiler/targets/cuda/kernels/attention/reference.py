@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-from ...call import Operand
+from ......quantize.activations import quantize_activations
+from ...call import Case, KernelCall, Operand
+from ..quantize_fp4 import narrow
 
 PAGE = 64
 
@@ -130,3 +133,17 @@ def _attend(
         scores = torch.cat([scores, sinks[:, None, None].expand(heads, tokens, 1)], dim=-1)
     weights = scores.softmax(-1)[..., :length]
     return torch.einsum("atl,ald->tad", weights, value).reshape(tokens, -1)
+
+
+def fp4_case(build: Callable[..., KernelCall], format: str) -> Case:
+    """Sequences of one position, whose attention is their value: so codes do not depend on how weights are rounded."""
+    options = AttentionOptions(6, 2, 96, cache="u8")
+    made, width = paged(options, (1, 1, 1), (1, 1, 1), seed=5), options.heads * options.head_dim
+    out, scales = narrow(width, format)
+    given = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens")
+    shape = {name: getattr(options, name) for name in ("heads", "kv_heads", "head_dim", "scale")}
+    call = build(*given, out, sm=100, scales=scales, **shape)
+    inputs = {one.name: made.tensors[one.name] for one in given}
+    codes, stored = quantize_activations(made.expected, format)
+    sizes, expected = {"tokens": 3, "sequences": 3}, {"codes": codes, "scales": stored}
+    return Case(f"{options.name}-{format}", call, inputs, sizes, expected)

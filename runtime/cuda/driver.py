@@ -246,6 +246,29 @@ class Driver:
         config.numAttrs = int(pdl)
         return config
 
+    def tensor_map(self, address: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
+        """The tensor map of a matrix u8 [rows, columns], read in boxes; elements outside of it are 0.
+
+        A row of a box, of 128 bytes, lies swizzled in shared memory.
+        """
+        api = self._api
+        made = self._call(
+            "make a tensor map",
+            "cuTensorMapEncodeTiled",
+            api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2,
+            address,
+            [api.cuuint64_t(columns), api.cuuint64_t(rows)],
+            [api.cuuint64_t(columns)],
+            [api.cuuint32_t(box_columns), api.cuuint32_t(box_rows)],
+            [api.cuuint32_t(1), api.cuuint32_t(1)],
+            api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)
+
     def launch(self, config: Any, function: Any, parameters: int, what: str) -> None:
         """Launch a kernel; `parameters` is the address of an array of addresses, one per parameter."""
         self._call(what, "cuLaunchKernelEx", config, function, parameters, 0)

@@ -14,6 +14,7 @@ from typing import Any
 from .assembler import assemble, targeted
 from .nvrtc import to_ptx
 
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _ELEMENTS = {"*bf16": "bf16", "*fp16": "f16", "*fp32": "float", "*u8": "u8", "*i32": "int", "*i64": "long long"}
 _NUMBERS = {"i32": "int", "i64": "long long", "fp32": "float"}
 _SHARED = re.compile(r"\bSHARED_BYTES = (\d+);")
@@ -29,7 +30,7 @@ def header(request: Mapping[str, Any]) -> str:
     A parameter that the call does not have is a constant of type Absent. Two pointers that no kernel reads follow, as
     Triton's kernels have them.
     """
-    lines = ["#pragma once", "#include \"values.cuh\""]
+    lines = ["#pragma once", '#include "values.cuh"']
     for name, value in request["constants"].items():
         lines.append(f"constexpr {_constant(name, value)};")
     parameters = []
@@ -55,13 +56,13 @@ def _constant(name: str, value: object) -> str:
     return f"float {name} = {value!r}f" if isinstance(value, float) else f'char {name}[] = "{value}"'
 
 
-def made(request: Mapping[str, Any], folder: Path) -> tuple[bytes, str, str, str, int]:
-    """(cubin, the assembler's output, PTX, entry, bytes of dynamic shared memory) of a request; `folder` has kernels.
+def made(request: Mapping[str, Any]) -> tuple[bytes, str, str, str, int]:
+    """(cubin, the assembler's output, PTX, entry, bytes of dynamic shared memory) of a request to the compiler.
 
     Raises:
         RuntimeError: NVRTC or the assembler refuses the source.
     """
-    source = folder / request["file"]
+    source = KERNELS / request["file"]
     headers = {path.name: path.read_text() for path in sorted(source.parent.glob(_HEADERS))}
     options = (f"--gpu-architecture=compute_{request['sm']}a", "--std=c++20", "--fmad=true", "-default-device")
     ptx = to_ptx(source.read_text(), source.name, {**headers, CALL: header(request)}, options)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..call import EMULATE
 from .assembler import PTX_ISA, assemble, targeted
+from .native import made
 
 KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
 """The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
@@ -60,6 +61,17 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     """A cubin and the facts that a launch needs, in the form that `Cubin.from_json` reads."""
+    return native_answer(request) if request["parameters"] else triton_answer(request)
+
+
+def native_answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """`compile_one` of a kernel in CUDA C++."""
+    cubin, log, ptx, entry, shared = made(request)
+    return _answer(request, cubin, ptx, log, {"entry": entry, "shared": shared})
+
+
+def triton_answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """`compile_one` of a Triton function."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -86,23 +98,25 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     facts: Any = compiled.metadata
     if facts.tensordesc_meta or facts.num_ctas != 1 or facts.launch_cooperative_grid:
         raise NotImplementedError("tensor descriptors as arguments, clusters of blocks or cooperative launches")
-    found = resources(stages.log)
+    scratch = {"global_scratch": facts.global_scratch_size, "profile_scratch": facts.profile_scratch_size}
+    launched = {"entry": facts.name, "shared": facts.shared, **scratch}
+    return _answer(request, compiled.asm["cubin"], stages.ptx, stages.log, launched)
+
+
+def _answer(
+    request: Mapping[str, Any], cubin: bytes, ptx: str, log: str, launched: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`launched`: what the launch needs beyond what the assembler's output tells."""
+    found = resources(log)
+    code = {name: found[name] for name in ("registers", "spills")}
     return {
         "sm": request["sm"],
-        "data": base64.b64encode(compiled.asm["cubin"]).decode(),
-        "ptx": stages.ptx,
+        "data": base64.b64encode(cubin).decode(),
+        "ptx": ptx,
         "types": request["types"],
         "static_shared": found["static_shared"],
         "local": found["local"],
-        "code": {
-            "entry": facts.name,
-            "shared": facts.shared,
-            "registers": found["registers"],
-            "spills": found["spills"],
-            "pdl": request["sm"] >= WAITS_FROM,
-            "global_scratch": facts.global_scratch_size,
-            "profile_scratch": facts.profile_scratch_size,
-        },
+        "code": {"pdl": request["sm"] >= WAITS_FROM, **code, **launched},
     }
 
 

@@ -24,6 +24,8 @@ FILES = (
     "linear.expand_fp8",
     "linear.fp8",
     "linear.large",
+    "linear.native.gemm",
+    "linear.native.stream",
     "linear.small",
     "moe.combine",
     "moe.linear",

@@ -161,11 +161,12 @@ def model_call(
     max_tokens: int,
     sm: int,
     kind: str = "small",
+    tile: Tile | None = None,
 ) -> KernelCall:
     """A call with a model's shape: gated for gate|up, else with a residual; with a workspace if K is split."""
     gated = (n, k) == GATE_UP
     extra: dict[str, Any] = {"activation": "silu"} if gated else {"residual": Operand("residual", act, ("tokens", n))}
-    tile = default_tile(kind, n, k, format, max_tokens, sm)
+    tile = tile or default_tile(kind, n, k, format, max_tokens, sm)
     if tile.splits > 1:
         extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
         extra["counters"] = Operand("counters", "i32", (-(-n // tile.block_n),))
@@ -176,5 +177,6 @@ def model_call(
         format=format,
         max_tokens=max_tokens,
         sm=sm,
+        tile=tile,
         **extra,
     )

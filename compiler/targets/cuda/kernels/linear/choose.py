@@ -9,8 +9,11 @@ from .common import rows_of, tile_for
 from .expand_fp8 import expand_fp8
 from .fp8 import linear_fp8
 from .large import linear_large
+from .native.fits import unlike, wrong
+from .native.gemm import linear_gemm
+from .native.stream import linear_stream
 from .small import linear_small
-from .tiles import Tile
+from .tiles import NATIVE, Tile
 
 SMALL_M = 64
 """Up to this many tokens a linear is memory-bound by its weights and uses `linear_small`."""
@@ -46,15 +49,37 @@ def linear(
             expanded = make("weight", "u8", n, k), make("weight_scale", "f32", n)
             before.append(expand_fp8(weights, *expanded, format=format))
             weights = expanded
-        return [*before, linear_fp8(x, scales, weights, y, tile=tile("fp8", n, k), **common)]
+        chosen = _possible(tile("fp8", n, k), x, weights, "fp8", n, k, "fp8", max_tokens, sm)
+        build = linear_gemm if chosen is not None and chosen.route == NATIVE else linear_fp8
+        return [*before, build(x, scales, weights, y, tile=chosen, **common)]
     kind = "large" if max_tokens > SMALL_M else "small"
     measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
+    measured = _possible(measured, x, weights, kind, n, k, format, max_tokens, sm)
     sized = measured or tile_for(kind, weights, n, k, format, max_tokens, sm)
     decoded = {**common, "format": format, "activation": activation, "tile": sized}
     if kind == "large":
         return [linear_large(x, weights, y, **decoded)]
+    if sized.route == NATIVE:
+        return [linear_stream(x, weights, y, **decoded)]
     room = {}
     if sized.splits > 1:
         blocks = -(-n // sized.block_n) * -(-max_tokens // sized.block_m)
         room = {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
     return [linear_small(x, weights, y, **room, **decoded)]
+
+
+def _possible(
+    tile: Tile | None,
+    x: Operand,
+    weights: tuple[Operand, ...],
+    kind: str,
+    n: int,
+    k: int,
+    format: str,
+    max_tokens: int,
+    sm: int,
+) -> Tile | None:
+    """A measured tile, but one of a native kernel only if the linear can have it."""
+    if tile is None or tile.route != NATIVE:
+        return tile
+    return None if unlike(x, weights) or wrong(kind, n, k, format, max_tokens, tile, sm) else tile

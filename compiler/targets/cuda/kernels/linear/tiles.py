@@ -18,6 +18,8 @@ KINDS = ("small", "large", "fp8")
 """Kernels of linears: few tokens, many tokens, and many in FP8 on both sides."""
 _RANGES = {"block_n": (32, 256), "block_k": (16, 512), "block_m": (16, 256), "warps": (2, 16)}
 """Smallest and largest power of two of a tile's fields."""
+TRITON, NATIVE = ROUTES = ("triton", "native")
+"""What a linear's kernel is made of: Triton, or CUDA C++ where that is measured to be faster."""
 _MOST_SPLITS = 64
 _MOST_STAGES = 8
 
@@ -32,6 +34,7 @@ class Tile:
     splits: int = 1
     warps: int = 4
     stages: int = 1
+    route: str = TRITON
 
     def span(self, k: int) -> int:
         """Columns of each part of K; the last part may have fewer.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .assembler import assemble, targeted
+from .assembler import targeted
 from .nvrtc import to_ptx
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
@@ -56,11 +56,11 @@ def _constant(name: str, value: object) -> str:
     return f"float {name} = {value!r}f" if isinstance(value, float) else f'char {name}[] = "{value}"'
 
 
-def made(request: Mapping[str, Any]) -> tuple[bytes, str, str, str, int]:
-    """(cubin, the assembler's output, PTX, entry, bytes of dynamic shared memory) of a request to the compiler.
+def compiled(request: Mapping[str, Any]) -> tuple[str, str, int]:
+    """(PTX, entry, bytes of dynamic shared memory) of a request to the compiler.
 
     Raises:
-        RuntimeError: NVRTC or the assembler refuses the source.
+        RuntimeError: NVRTC refuses the source, or it is not of one kernel that tells its shared memory.
     """
     source = KERNELS / request["file"]
     headers = {path.name: path.read_text() for path in sorted(source.parent.glob(_HEADERS))}
@@ -70,5 +70,4 @@ def made(request: Mapping[str, Any]) -> tuple[bytes, str, str, str, int]:
     entry, shared = _ENTRY.findall(ptx), _SHARED.findall(ptx)
     if len(entry) != 1 or len(shared) != 1:
         raise RuntimeError(f"{source.name}: entries {entry} and shared memory {shared}, expected one of each")
-    cubin, log = assemble(ptx, request["sm"])
-    return cubin, log, ptx, entry[0], int(shared[0])
+    return ptx, entry[0], int(shared[0])

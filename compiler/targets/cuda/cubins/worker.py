@@ -18,7 +18,7 @@ from typing import Any
 
 from ..call import EMULATE
 from .assembler import PTX_ISA, assemble, targeted
-from .native import made
+from .native import compiled as native_ptx
 
 KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
 """The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
@@ -34,7 +34,7 @@ SETTINGS = {
 WAITS_FROM = 90
 """First capability with programmatic dependent launch: kernels allow the next launch, then wait for the last one."""
 _BODY = "\n// %bb.0:"
-_THREADS = re.compile(r"^\.reqntid \d+$", re.MULTILINE)
+_THREADS = re.compile(r"^\.reqntid \d+(, \d+)*$", re.MULTILINE)
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
@@ -66,7 +66,8 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def native_answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """`compile_one` of a kernel in CUDA C++."""
-    cubin, log, ptx, entry, shared = made(request)
+    ptx, entry, shared = native_ptx(request)
+    cubin, log, ptx = assembled(ptx, request["sm"])
     return _answer(request, cubin, ptx, log, {"entry": entry, "shared": shared})
 
 
@@ -147,14 +148,19 @@ class Stages:
         return with_wait(ptx) if self._sm >= WAITS_FROM else ptx
 
     def _cubin(self, ptx: str) -> bytes:
-        cubin, self.log = assemble(ptx, self._sm)
-        self.ptx = ptx
-        if resources(self.log)["spills"]:
-            alone = for_one_block(ptx)
-            another, log = assemble(alone, self._sm)
-            if not resources(log)["spills"]:
-                cubin, self.log, self.ptx = another, log, alone
+        cubin, self.log, self.ptx = assembled(ptx, self._sm)
         return cubin
+
+
+def assembled(ptx: str, sm: int) -> tuple[bytes, str, str]:
+    """(cubin, output of the assembler, PTX of the cubin): that of one block a multiprocessor if this avoids spills."""
+    cubin, log = assemble(ptx, sm)
+    if resources(log)["spills"]:
+        alone = for_one_block(ptx)
+        another, said = assemble(alone, sm)
+        if not resources(said)["spills"]:
+            return another, said, alone
+    return cubin, log, ptx
 
 
 def for_one_block(ptx: str) -> str:

@@ -64,8 +64,8 @@ def _wrong_stream(k: int, format: str, max_tokens: int, tile: Tile) -> str:
         return f"a stream of weights in {format}, not in {' or '.join(_ITEM)}"
     if max_tokens > STREAM_TOKENS or tile.block_m != next_power(max_tokens):
         return f"block_m {tile.block_m} is not the {max_tokens} tokens, up to {STREAM_TOKENS}, as a power of two"
-    if tile.block_n not in (32, 64) or tile.warps not in (4, 8):
-        return "a stream has 32 or 64 rows, and 4 or 8 warps that multiply"
+    if tile.block_n not in (16, 32, 64) or tile.warps not in (4, 8):
+        return "a stream has 16, 32 or 64 rows, and 4 or 8 warps that multiply"
     item = _ITEM[format]
     if tile.block_k * item % _ROW or not 1 <= tile.block_k * item <= 4096 or k * item % 64:
         return f"columns in blocks of {tile.block_k} of {k}: not {_ROW} bytes, or the row not a multiple of 64"

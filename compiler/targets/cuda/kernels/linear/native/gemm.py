@@ -13,7 +13,7 @@ from typing import Any
 from ....call import Case, Kernel, KernelCall, Native, Operand, Suite
 from .. import fp8
 from ..cases import LLAMA_LAYERS
-from ..tiles import NATIVE, Tile
+from ..tiles import NATIVE, Tile, default_tile
 from .fits import SM
 
 KERNEL = Kernel(
@@ -50,9 +50,16 @@ def _cases() -> Iterator[Case]:
 
 def _calls(sm: int) -> Iterator[KernelCall]:
     if sm == SM:
-        for n, k in LLAMA_LAYERS:
-            yield fp8.model_call(linear_gemm, n, k, "rows", 8192, sm, PROMPTS)
+        yield from (own for _, _, _, own, _ in pairs(sm))
         yield fp8.model_call(linear_gemm, 4096, 4096, "rows", 128, sm, Tile(128, 128, 64, 1, 4, 6, NATIVE))
+
+
+def pairs(sm: int) -> Iterator[tuple[str, str, int, KernelCall, KernelCall]]:
+    """(name, unit of work, tokens, call, Triton's call) of the linears of a prompt of 2,048 tokens."""
+    for n, k in LLAMA_LAYERS:
+        other = fp8.model_call(fp8.linear_fp8, n, k, "rows", 2048, sm, default_tile("fp8", n, k, "fp8", 2048, sm))
+        own = fp8.model_call(linear_gemm, n, k, "rows", 2048, sm, PROMPTS)
+        yield f"fp8 x fp8 {n} x {k}, 2048 tokens", "product", 2048, own, other
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

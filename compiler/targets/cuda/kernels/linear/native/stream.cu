@@ -20,7 +20,7 @@ constexpr u32 PITCH = BLOCK_K * WEIGHT_BYTES + 64, X_PITCH = BLOCK_K * 2 + (FP8 
 constexpr u32 STAGE = BLOCK_N * PITCH + BLOCK_M * X_PITCH;
 constexpr u32 SUMS = STAGES * STAGE, BARRIERS = SUMS + WARPS * BLOCK_N * BLOCK_M * 4;
 extern "C" __device__ const u32 SHARED_BYTES = BARRIERS + STAGES * 16;
-static_assert(K % GRANULE == 0 && BLOCK_K % GRANULE == 0 && SPLITS == 1 && (!GATED || BLOCK_N % 32 == 0));
+static_assert(K % GRANULE == 0 && BLOCK_K % GRANULE == 0 && BLOCK_N % 16 == 0 && SPLITS == 1);
 
 extern __shared__ __align__(128) u8 memory[];
 

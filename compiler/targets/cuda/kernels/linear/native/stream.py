@@ -10,19 +10,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ....call import Case, Kernel, KernelCall, Native, Operand, Suite
+from .......runtime.chips import MULTIPROCESSORS, RESERVED, chip
+from ....call import Case, Kernel, KernelCall, Native, Operand, Suite, next_power
 from .. import cases as linear_cases
 from ..cases import LinearCase
 from ..small import linear_small, linear_small_kernel
 from ..tiles import NATIVE, Tile
-from .fits import SM
+from .fits import SM, stream_shared
 
 KERNEL = Kernel("linear_stream", linear_small_kernel, SM, Native("linear/native/stream.cu"))
-BATCH_1 = {
-    "fp8": Tile(32, 1024, 1, 1, 8, 3, NATIVE),
-    "dense": Tile(32, 512, 1, 1, 8, 3, NATIVE),
-}
-"""The tiles whose evidence is held: two blocks fill a multiprocessor's shared memory."""
+
+
+def tile_for(n: int, format: str, tokens: int, sm: int) -> Tile:
+    """A tile whose ring fills the shared memory of a multiprocessor, of one block or of two if the grid has so many."""
+    block_m, processors = next_power(tokens), chip(sm).processors
+    rows = 16 if processors < -(-n // 32) < 2 * processors else 32  # neither one block each nor two
+    tile = Tile(rows, (1024 if block_m <= 4 else 512) // (1 if format == "fp8" else 2), block_m, 1, 8, 2, NATIVE)
+    blocks = 1 if -(-n // rows) <= processors else 2
+    room = MULTIPROCESSORS[sm].shared // blocks - RESERVED
+    fitting = [stages for stages in range(2, 17) if stream_shared(replace(tile, stages=stages), format) <= room]
+    return replace(tile, stages=max(fitting, default=2))
 
 
 def linear_stream(x: Operand, weights: tuple[Operand, ...], y: Operand, *, tile: Tile, **given: Any) -> KernelCall:
@@ -48,12 +55,25 @@ def _cases() -> Iterator[Case]:
 def _calls(sm: int) -> Iterator[KernelCall]:
     if sm != SM:
         return
-    for format, tile in BATCH_1.items():
+    for format in ("fp8", "dense"):
         for n, k in linear_cases.LLAMA_LAYERS:
-            yield linear_cases.model_call(linear_stream, n, k, format, "bf16", 1, sm, tile=tile)
-        yield linear_cases.model_call(
-            linear_stream, 28672, 4096, format, "bf16", 8, sm, tile=replace(tile, block_m=8, block_k=tile.block_k // 2)
-        )
+            yield _model_call(n, k, format, 1, sm)
+        for tokens in (8, 16):
+            yield _model_call(*linear_cases.GATE_UP, format, tokens, sm)
+    yield _model_call(128256, 4096, "dense", 1, sm)
+
+
+def _model_call(n: int, k: int, format: str, tokens: int, sm: int) -> KernelCall:
+    tile = tile_for(n, format, tokens, sm)
+    return linear_cases.model_call(linear_stream, n, k, format, "bf16", tokens, sm, tile=tile)
+
+
+def pairs(sm: int) -> Iterator[tuple[str, str, int, KernelCall, KernelCall]]:
+    """(name, unit of work, tokens, call, Triton's call) of the linears of a decode step of one sequence."""
+    for format in ("fp8", "dense"):
+        for n, k in (*linear_cases.LLAMA_LAYERS, *([(128256, 4096)] if format == "dense" else [])):
+            other = linear_cases.model_call(linear_small, n, k, format, "bf16", 1, sm)
+            yield f"{format} {n} x {k}, 1 token", "stream", 1, _model_call(n, k, format, 1, sm), other
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

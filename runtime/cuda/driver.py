@@ -67,6 +67,7 @@ class Driver:
         """Create the GPU's primary context and make it current."""
         self._api = api
         self.ordinal = ordinal
+        self._maps: dict[tuple[int, ...], bytes] = {}
         self._call("start CUDA", "cuInit", 0)
         self._device = self._call(f"open GPU {ordinal}", "cuDeviceGet", ordinal)
         version = self._call("read the driver's version", "cuDriverGetVersion")
@@ -249,8 +250,14 @@ class Driver:
     def tensor_map(self, address: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
         """The tensor map of a matrix u8 [rows, columns], read in boxes; elements outside of it are 0.
 
-        A row of a box, of 128 bytes, lies swizzled in shared memory.
+        A row of a box, of 128 bytes, lies swizzled in shared memory. Steps ask for the same maps again and again.
         """
+        asked = address, rows, columns, box_rows, box_columns
+        if asked not in self._maps:
+            self._maps[asked] = self._tensor_map(*asked)
+        return self._maps[asked]
+
+    def _tensor_map(self, address: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
         api = self._api
         made = self._call(
             "make a tensor map",

@@ -7,8 +7,8 @@ Three criteria, of which each must be met for a kernel to be kept:
     c   spills            none, and no local memory
 
 Cycles are those of a multiprocessor for a unit of work: the largest of what each of its parts needs at its published
-rate. A loop with a barrier, or with a wait for all products, does one thing after the other in a block: then cycles are at
-least the sum of issue and products, divided by the blocks that run at once.
+rate. A loop with a barrier, or with a wait for all products, does one thing after the other in a block: then cycles are
+at least the sum of issue and products, divided by the blocks that run at once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _SHARED_PER_CLOCK = 128
 """Bytes of shared memory (CUDA programming guide)."""
 _SCHEDULERS = 4
 _LOCAL = ("LDL", "STL")
+_COUNTED = ("in flight", "issue", "tensor", "shared", "cycles", "L2 bytes", "barriers", "registers", "spills")
+_HEAD = ("linear", "kernel", "tile", "blocks", *_COUNTED, "verdict")
 _ROW_COPY = "UBLKCP"
 
 
@@ -198,8 +200,7 @@ def legend() -> Iterator[str]:
 
 def rows_of(pairs: Iterable[Pair]) -> Iterator[tuple[str, ...]]:
     """A table's rows: for each pair the native kernel, then Triton's."""
-    yield ("linear", "kernel", "tile", "blocks", "in flight", "issue", "tensor", "shared", "cycles", "L2 bytes", "barriers",
-           "registers", "spills", "verdict")  # fmt: skip
+    yield _HEAD
     for pair in pairs:
         for side in (pair.native, pair.triton):
             said = " ".join(f"{name}:{'yes' if met else 'NO'}" for name, met in pair.verdict.items())

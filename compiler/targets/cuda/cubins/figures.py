@@ -92,7 +92,7 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
     """Weights per thread that one iteration of a linear's loop multiplies; 0 for other kernels.
 
     A product of m x n x k gives each thread m n k / threads multiplications, and a weight takes part in BLOCK_M of
-    them, one per token, or in n if there are fewer tokens. So the number of blocks of K in an iteration does not matter.
+    them, one per token, or in n if tokens are fewer. So the number of blocks of K in an iteration does not matter.
     """
     constants = dict(specialization.constants)
     block_n, block_m = (int(constants.get(name) or 0) for name in ("BLOCK_N", "BLOCK_M"))

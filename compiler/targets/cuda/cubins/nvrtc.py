@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,17 @@ def compiler_version() -> str:
     Raises:
         ResourceError: it is not installed, or of another release.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        found = version("nvidia-cuda-nvrtc")
-    except PackageNotFoundError:
-        found = "not installed"
+    found = _installed()
     if not found.startswith(f"{RELEASE}."):
         raise ResourceError(f"expected NVRTC of CUDA {RELEASE}", found=found, fix=f"pip install '{WHEEL}'")
     return found
+
+
+def _installed() -> str:
+    try:
+        return version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @cache

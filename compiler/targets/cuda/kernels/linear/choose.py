@@ -50,8 +50,9 @@ def linear(
             before.append(expand_fp8(weights, *expanded, format=format))
             weights = expanded
         chosen = _possible(tile("fp8", n, k), x, weights, "fp8", n, k, "fp8", max_tokens, sm)
-        build = linear_gemm if chosen is not None and chosen.route == NATIVE else linear_fp8
-        return [*before, build(x, scales, weights, y, tile=chosen, **common)]
+        if chosen is not None and chosen.route == NATIVE:
+            return [*before, linear_gemm(x, scales, weights, y, tile=chosen, **common)]
+        return [*before, linear_fp8(x, scales, weights, y, tile=chosen, **common)]
     kind = "large" if max_tokens > SMALL_M else "small"
     measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
     measured = _possible(measured, x, weights, kind, n, k, format, max_tokens, sm)

@@ -38,7 +38,7 @@ def linear_gemm(
 
 
 _CASES = (
-    (70, 136, 208, "rows", "bf16", "bias", Tile(128, 128, 64, 1, 4, 2, NATIVE)),
+    (70, 136, 528, "rows", "bf16", "bias", Tile(128, 128, 64, 1, 4, 2, NATIVE)),
     (130, 261, 384, "rows", "f16", "residual", Tile(256, 128, 128, 1, 8, 4, NATIVE)),
     (65, 128, 640, "static", "bf16", "", Tile(128, 128, 128, 1, 8, 3, NATIVE)),
 )

@@ -38,8 +38,8 @@ def linear_stream(x: Operand, weights: tuple[Operand, ...], y: Operand, *, tile:
 
 
 _CASES = (
-    LinearCase("fp8", 1, 70, 320, tile=Tile(32, 128, 1, 1, 4, 3, NATIVE), bias=True, residual=True),
-    LinearCase("fp8", 3, 134, 192, activation="silu", bias=True, tile=Tile(32, 128, 4, 1, 8, 2, NATIVE)),
+    LinearCase("fp8", 1, 70, 704, tile=Tile(32, 128, 1, 1, 4, 3, NATIVE), bias=True, residual=True),
+    LinearCase("fp8", 3, 134, 448, activation="silu", bias=True, tile=Tile(32, 128, 4, 1, 8, 2, NATIVE)),
     LinearCase("fp8", 16, 40, 448, act="f16", y="f32", tile=Tile(32, 256, 16, 1, 8, 2, NATIVE)),
     LinearCase("dense", 7, 130, 352, tile=Tile(64, 128, 8, 1, 4, 2, NATIVE)),
     LinearCase("dense", 2, 70, 160, act="f16", weight="f16", residual=True, tile=Tile(32, 64, 2, 1, 4, 4, NATIVE)),

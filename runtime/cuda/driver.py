@@ -67,7 +67,6 @@ class Driver:
         """Create the GPU's primary context and make it current."""
         self._api = api
         self.ordinal = ordinal
-        self._maps: dict[tuple[int, ...], bytes] = {}
         self._call("start CUDA", "cuInit", 0)
         self._device = self._call(f"open GPU {ordinal}", "cuDeviceGet", ordinal)
         version = self._call("read the driver's version", "cuDriverGetVersion")
@@ -247,34 +246,10 @@ class Driver:
         config.numAttrs = int(pdl)
         return config
 
-    def tensor_map(self, address: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
-        """The tensor map of a matrix u8 [rows, columns], read in boxes; elements outside of it are 0.
-
-        A row of a box, of 128 bytes, lies swizzled in shared memory. Steps ask for the same maps again and again.
-        """
-        asked = address, rows, columns, box_rows, box_columns
-        if asked not in self._maps:
-            self._maps[asked] = self._tensor_map(*asked)
-        return self._maps[asked]
-
-    def _tensor_map(self, address: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
-        api = self._api
-        made = self._call(
-            "make a tensor map",
-            "cuTensorMapEncodeTiled",
-            api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2,
-            address,
-            [api.cuuint64_t(columns), api.cuuint64_t(rows)],
-            [api.cuuint64_t(columns)],
-            [api.cuuint32_t(box_columns), api.cuuint32_t(box_rows)],
-            [api.cuuint32_t(1), api.cuuint32_t(1)],
-            api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-            api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-        return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)
+    def symbol(self, name: str, since: int) -> int:
+        """The address of a function of the driver's library; `since`: the CUDA version that had it first (12000)."""
+        address, _ = self._call(f"find {name}", "cuGetProcAddress", name.encode(), since, 0)
+        return int(address)
 
     def launch(self, config: Any, function: Any, parameters: int, what: str) -> None:
         """Launch a kernel; `parameters` is the address of an array of addresses, one per parameter."""

@@ -35,25 +35,24 @@ def test_the_source_computes_what_the_case_expects_in_any_order(name: str, tmp_p
     assert torch.equal(*(one.view(torch.uint8) for one in found))
 
 
+WAITS = "    wait_for_launch();\n"
+FIRST = "    for (int i = 0; i < FIRST; ++i) copies.ask_activations"
+FULL, EMPTY = (f"mbarrier_wait({which}(turn.stage), turn.parity);\n" for which in ("full", "empty"))
 WRONG = {
-    "stage is read before it is there": (STREAM, "mbarrier_wait(full(turn.stage), turn.parity);", ""),
-    "stage is overwritten while it is read": (
-        STREAM,
-        "mbarrier_wait(empty(turn.stage), turn.parity);\n        copies.expect",
-        "copies.expect",
-    ),
-    "activations are asked for too early": (STREAM, "    wait_for_launch();\n    for (int i = 0; i < FIRST", "    for (int i = 0; i < FIRST"),
+    "stage is read before it is there": (STREAM, FULL, ""),
+    "stage is overwritten while it is read": (STREAM, EMPTY, ""),
+    "activations are asked for too early": (STREAM, WAITS + FIRST, FIRST),
     "fewer bytes are expected": (STREAM, "real * 2));", "real));"),
-    "columns of a lane are others": (STREAM, "tokens[n][2 * j], tokens[n][2 * j + 1]);\n                else", "tokens[n][2 * j + 1], tokens[n][2 * j]);\n                else"),
-    "rows of a fragment are others": (STREAM, "lower = load_shared(at + 8 * PITCH)", "lower = load_shared(at + 4 * PITCH)"),
+    "columns of a lane are others": (STREAM, "mma_tf32(sums[r][n], a, tokens[n][2 * j],", "mma_tf32(sums[r][n], a, 0,"),
+    "rows of a fragment are others": (STREAM, "load_shared(at + 8 * PITCH)", "load_shared(at + 4 * PITCH)"),
     "sums of warps are not waited for": (STREAM, "    named_barrier<32 * WARPS>(1);\n", ""),
-    "one stage too few is released": (GEMM, "mbarrier_init(empty(stage), WARPS);", "mbarrier_init(empty(stage), WARPS + 1);"),
+    "one arrival too few": (GEMM, "mbarrier_init(empty(stage), WARPS)", "mbarrier_init(empty(stage), WARPS + 1)"),
     "rows have another stride": (GEMM, "64ull << 32", "32ull << 32"),
     "columns advance too far": (GEMM, "a + 2 * k, b + 2 * k", "a + 4 * k, b + 4 * k"),
-    "stage is released one product too early": (GEMM, "if (i > 0 && lane == 0) mbarrier_arrive(empty(before));", "if (lane == 0) mbarrier_arrive(empty(turn.stage));"),
+    "stage is released a product too early": (GEMM, "arrive(empty(before))", "arrive(empty(turn.stage))"),
     "last product is not waited for": (GEMM, "    wgmma_wait<0>();\n", ""),
-    "warpgroups share rows": (GEMM, "warp * 16 + lane / 4", "warp % 4 * 16 + lane / 4 + 1"),
-}  # fmt: skip
+    "rows of sums are others": (GEMM, "warp * 16 + lane / 4", "warp * 16 + lane / 8"),
+}
 """Changes of a line, and what they do."""
 
 

@@ -74,13 +74,15 @@ def test_only_weights_are_read_before_the_launch_before_has_ended(cubins: dict[S
         names = [instruction.name for instruction in listing.instructions]
         found = Counter(names)
         assert found["PREEXIT"] == 1 and found["ACQBULK"] == 2, "the threads that multiply, and those that copy"
-        copies = ("UBLKCP", "UTMALDG")
-        early = names[: names.index("ACQBULK")]
-        assert not {*early} & {"LDG", "STG", "LD", "ST", "LDGSTS", "ATOMG", *copies}, one
+        copies, others = {"UBLKCP", "UTMALDG"}, {"LDG", "STG", "LD", "ST", "LDGSTS", "ATOMG", "RED"}
+        first = names.index("ACQBULK")
+        second = names.index("ACQBULK", first + 1)
+        assert not {*names[:first]} & others, one
+        if {*names[:first]} & copies:  # the threads that copy come first in the code
+            assert not {*names[first:second]} & others, one
+        else:
+            assert {*names[first:second]} & copies, one
         assert not {*names} & {"LDL", "STL"}
-        later = names[names.index("ACQBULK") + 1 :]
-        asking = later[: later.index("ACQBULK")]
-        assert {*asking} & {*copies} and not {"STG"} & {*asking[asking.index(next(n for n in asking if n in copies)) :]}
 
 
 def test_other_chips_are_refused_by_name():
@@ -88,9 +90,8 @@ def test_other_chips_are_refused_by_name():
     for sm in (80, 89, 100, 120):
         outcome = try_compile([one], sm, progress=NO_PROGRESS, cache=KernelCache(None))[one]
         assert isinstance(outcome, Unsupported)
-        assert str(outcome).startswith(f"cannot compile kernel linear_stream N=70 K=704 FORMAT=fp8 ")
-        reason = "it needs sm_90 or newer" if sm < 90 else "its instructions are those of sm_90 alone"
-        assert outcome.found == reason
+        assert str(outcome).startswith("cannot compile kernel linear_stream ") and f" for sm_{sm}\n" in str(outcome)
+        assert outcome.found == "its instructions are those of sm_90 alone"
     assert list(stream.SUITE.calls(100)) == list(gemm.SUITE.calls(80)) == []
 
 
@@ -128,13 +129,13 @@ def test_without_nvrtc_its_wheel_is_named(monkeypatch: pytest.MonkeyPatch):
         nvrtc.to_ptx("", "x.cu", {}, ())
     nvrtc._library.cache_clear()
     monkeypatch.setattr(nvrtc, "_installed", lambda: "13.5.1")
-    with pytest.raises(ResourceError, match="expected NVRTC of CUDA 13.0\n  found: 13.5.1"):
+    with pytest.raises(ResourceError, match=r"expected NVRTC of CUDA 13.0\n  found: 13.5.1"):
         nvrtc.compiler_version()
 
 
 def test_what_nvrtc_refuses_is_said():
     with pytest.raises(RuntimeError, match=r'NVRTC ended with 6: x.cu\(1\): error: identifier "wrong" is undefined'):
-        nvrtc.to_ptx("wrong;", "x.cu", {}, ())
+        nvrtc.to_ptx("__device__ int x = wrong;", "x.cu", {}, ())
 
 
 def test_the_header_of_a_call_has_its_constants_and_parameters():
@@ -143,8 +144,8 @@ def test_the_header_of_a_call_has_its_constants_and_parameters():
     assert {"constexpr int BLOCK_M = 64;", "constexpr bool PROMOTE = false;"} <= {*lines}
     assert {"constexpr Absent residual{};", "using y_element = bf16;"} <= {*lines}
     assert lines[-1] == (
-        "#define PARAMETERS const __grid_constant__ Matrix x, float* __restrict__ x_scale, const __grid_constant__ Matrix w, "
-        "float* __restrict__ w_scale, bf16* __restrict__ bias, bf16* __restrict__ y, int tokens, void*, void*"
+        "#define PARAMETERS const __grid_constant__ Matrix x, float* x_scale, const __grid_constant__ Matrix w, "
+        "float* w_scale, bf16* bias, bf16* y, int tokens, void*, void*"
     )
 
 

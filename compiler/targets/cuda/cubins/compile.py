@@ -238,7 +238,7 @@ def _refused(specialization: Specialization, sm: int) -> Unsupported | None:
         return None
     found, fix = f"it needs sm_{least} or newer", "a newer GPU"
     if specialization.parameters:
-        found, fix = f"its instructions are those of sm_{least} alone", "the route triton, which has every chip"
+        found, fix = f"its instructions are those of sm_{least} alone", "a tile of the route triton"
     return Unsupported(f"cannot compile kernel {specialization} for sm_{sm}", found=found, fix=fix)
 
 

@@ -28,7 +28,8 @@ def header(request: Mapping[str, Any]) -> str:
     """The constants of a call, the parameters that its launch passes, and the types of their elements.
 
     A parameter that the call does not have is a constant of type Absent. Two pointers that no kernel reads follow, as
-    Triton's kernels have them.
+    Triton's kernels have them. Pointers are not __restrict__: loads through them would move ahead of the wait for the
+    launch before, which clobbers only what may alias.
     """
     lines = ["#pragma once", '#include "values.cuh"']
     for name, value in request["constants"].items():
@@ -37,7 +38,7 @@ def header(request: Mapping[str, Any]) -> str:
     for name, kind in zip(request["parameters"], request["types"], strict=True):
         if kind in _ELEMENTS:
             lines.append(f"using {name}_element = {_ELEMENTS[kind]};")
-            parameters.append(f"{_ELEMENTS[kind]}* __restrict__ {name}")
+            parameters.append(f"{_ELEMENTS[kind]}* {name}")
         elif kind in _NUMBERS:
             parameters.append(f"{_NUMBERS[kind]} {name}")
         else:

@@ -10,7 +10,7 @@ SM = 90
 """The compute capability whose instructions they have (sm_90a)."""
 STREAM_TOKENS = 16
 """Most tokens of a stream of weights: two tiles of 8 of the tensor cores' columns."""
-_ITEM = {"fp8": 1, "dense": 2}
+ITEM = {"fp8": 1, "dense": 2}
 """Bytes of a weight by the formats that are streamed."""
 _BARRIERS = 16
 """Bytes of a stage's two barriers."""
@@ -49,7 +49,7 @@ def unlike(x: Operand, weights: tuple[Operand, ...]) -> str:
 
 def stream_shared(tile: Tile, format: str) -> int:
     """Bytes of shared memory of a block of `stream.cu`: the ring, the warps' sums, barriers."""
-    item = _ITEM[format]
+    item = ITEM[format]
     stage = tile.block_n * (tile.block_k * item + 64) + tile.block_m * (tile.block_k * 2 + (16 if item == 1 else 64))
     return tile.stages * (stage + _BARRIERS) + tile.warps * tile.block_n * tile.block_m * 4
 
@@ -60,13 +60,13 @@ def gemm_shared(tile: Tile) -> int:
 
 
 def _wrong_stream(k: int, format: str, max_tokens: int, tile: Tile) -> str:
-    if format not in _ITEM:
-        return f"a stream of weights in {format}, not in {' or '.join(_ITEM)}"
+    if format not in ITEM:
+        return f"a stream of weights in {format}, not in {' or '.join(ITEM)}"
     if max_tokens > STREAM_TOKENS or tile.block_m != next_power(max_tokens):
         return f"block_m {tile.block_m} is not the {max_tokens} tokens, up to {STREAM_TOKENS}, as a power of two"
     if tile.block_n not in (16, 32, 64) or tile.warps not in (4, 8):
         return "a stream has 16, 32 or 64 rows, and 4 or 8 warps that multiply"
-    item = _ITEM[format]
+    item = ITEM[format]
     if tile.block_k * item % _ROW or not 1 <= tile.block_k * item <= 4096 or k * item % 64:
         return f"columns in blocks of {tile.block_k} of {k}: not {_ROW} bytes, or the row not a multiple of 64"
     return "" if 2 <= tile.stages <= 16 else f"stages {tile.stages} is not from 2 to 16"

@@ -9,7 +9,7 @@ from itertools import product
 from ....call import KernelCall, Operand
 from ..tiles import NATIVE, Tile
 from . import gemm, stream
-from .fits import SM, unlike, wrong
+from .fits import ITEM, SM, unlike, wrong
 
 _STAGES = range(8, 1, -1)
 
@@ -19,6 +19,8 @@ def tiles(
 ) -> list[Tile]:
     """The tiles to measure beside Triton's for a linear of these operands, each with the longest ring that fits."""
     if sm != SM or unlike(x, tuple(weights)):
+        return []
+    if kind == "small" and format not in ITEM:
         return []
     if kind == "small":
         base = stream.tile_for(n, format, max_tokens, sm)

@@ -11,14 +11,15 @@ import pytest
 from support.paths import ROOT
 
 from llmc.compiler.targets.cuda.call import Operand
-from llmc.compiler.targets.cuda.cubins import cache, evidence, nvrtc
+from llmc.compiler.targets.cuda.cubins import cache, nvrtc
 from llmc.compiler.targets.cuda.cubins.cache import KernelCache, source_digest, sources_of
 from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization, compile_all, specialization_of, try_compile
 from llmc.compiler.targets.cuda.cubins.elf import image_of
 from llmc.compiler.targets.cuda.cubins.native import header
 from llmc.compiler.targets.cuda.cubins.sass import disassemble, disassembler
+from llmc.compiler.targets.cuda.evidence import compare as evidence
 from llmc.compiler.targets.cuda.kernels.linear.choose import linear
-from llmc.compiler.targets.cuda.kernels.linear.native import gemm, listed, stream
+from llmc.compiler.targets.cuda.kernels.linear.native import gemm, routes, stream
 from llmc.compiler.targets.cuda.kernels.linear.native.fits import gemm_shared, stream_shared, unlike, wrong
 from llmc.compiler.targets.cuda.kernels.linear.tiles import NATIVE, Tile
 from llmc.runtime.cuda.launches import layout, pack
@@ -44,8 +45,8 @@ def test_none_spills_and_each_takes_the_shared_memory_that_its_tile_says(cubins:
         one = specialization_of(call)
         cubin, sizes = cubins[one], dict(one.constants)
         assert (cubin.code.spills, cubin.local, cubin.static_shared, cubin.code.pdl) == (0, 0, 0, True)
-        numbers = [int(sizes[name] or 0) for name in ("BLOCK_N", "BLOCK_K", "BLOCK_M")]
-        tile = Tile(*numbers, 1, int(sizes.get("WARPS") or 0), one.stages, NATIVE)
+        n, k, m = (int(sizes[name] or 0) for name in ("BLOCK_N", "BLOCK_K", "BLOCK_M"))
+        tile = Tile(n, k, m, 1, int(sizes.get("WARPS") or 0), one.stages, NATIVE)
         expected = gemm_shared(tile) if one.kernel == "linear_gemm" else stream_shared(tile, str(sizes["FORMAT"]))
         assert cubin.code.shared == expected, one
 
@@ -211,18 +212,18 @@ def test_a_linear_that_does_not_fit_keeps_tritons_kernel():
 def test_the_tiles_to_measure_fit_and_are_native():
     x, w, scale = Operand("x", "bf16", ("tokens", 4096)), Operand("w", "u8", (4096, 4096)), Operand("s", "f32", (4096,))
     for tokens in (1, 8, 16):
-        tiles = listed.tiles("small", 4096, 4096, "fp8", tokens, 90, x, (w, scale))
+        tiles = routes.tiles("small", 4096, 4096, "fp8", tokens, 90, x, (w, scale))
         assert len(tiles) >= 6 and tiles[0] == stream.tile_for(4096, "fp8", tokens, 90)
         assert not [one for one in tiles if wrong("small", 4096, 4096, "fp8", tokens, one, 90) or one.route != NATIVE]
     codes = Operand("x", "u8", ("tokens", 4096))
-    assert {one.block_n for one in listed.tiles("fp8", 4096, 4096, "fp8", 2048, 90, codes, (w, scale))} == {128, 256}
-    assert listed.tiles("small", 4096, 4096, "fp8", 1, 100, x, (w, scale)) == []
-    assert listed.tiles("small", 4096, 4096, "int4", 1, 90, x, (w, scale)) == []
+    assert {one.block_n for one in routes.tiles("fp8", 4096, 4096, "fp8", 2048, 90, codes, (w, scale))} == {128, 256}
+    assert routes.tiles("small", 4096, 4096, "fp8", 1, 100, x, (w, scale)) == []
+    assert routes.tiles("small", 4096, 4096, "int4", 1, 90, x, (w, scale)) == []
 
 
 def test_each_kernel_beats_tritons_on_every_criterion(pytestconfig: pytest.Config):
     """And by how much is held: every change is to be seen."""
-    pairs = evidence.compare(listed.pairs(), NO_PROGRESS)
+    pairs = evidence.compare(routes.pairs(), NO_PROGRESS)
     found = {pair.name: {"native": vars(pair.native), "triton": vars(pair.triton)} for pair in pairs}
     text = json.dumps(found, indent=1, default=list) + "\n"
     if pytestconfig.getoption("--update-golden"):

@@ -1,4 +1,4 @@
-"""Tiles of the native kernels to measure, and the linears whose evidence is held (`cubins/evidence.py`)."""
+"""Tiles of the native kernels to measure, and the linears whose evidence is held (`../../../evidence/compare.py`)."""
 
 from __future__ import annotations
 

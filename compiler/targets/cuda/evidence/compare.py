@@ -21,11 +21,11 @@ from .....runtime.errors import ResourceError
 from .....runtime.plan.formula import value
 from .....runtime.progress import Progress
 from ..call import KernelCall
-from .compile import Cubin, Specialization, compile_all, specialization_of
-from .elf import image_of
-from .figures import main_loop, ring_bytes, thread_bytes_in_flight, weights_of
-from .parts import PER_CLOCK, barriers_of, copied_bytes, operand_bytes, products_of
-from .sass import Listing, disassemble, disassembler
+from ..cubins.compile import Cubin, Specialization, compile_all, specialization_of
+from ..cubins.elf import image_of
+from ..cubins.figures import main_loop, ring_bytes, thread_bytes_in_flight, weights_of
+from ..cubins.sass import Listing, disassemble, disassembler
+from .demand import PER_CLOCK, barriers_of, copied_bytes, operand_bytes, products_of
 
 LATENCY = 800e-9
 """Seconds from a request to its bytes, of a loaded memory: what the criterion assumes."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .compile import Specialization
-from .sass import Instruction
+from ..cubins.compile import Specialization
+from ..cubins.sass import Instruction
 
 PER_CLOCK = {"Q": 4096, "H": 2048, "T": 1024}
 """Multiplications of a multiprocessor of sm_90 in a cycle, dense: 8 bits, 16 bits, TF32. Published as 1979, 989 and 495

@@ -67,7 +67,7 @@ def _show_evidence(jobs: int | None, json: bool) -> None:
     from dataclasses import asdict
 
     from ...compiler.targets.cuda.evidence import compare as evidence
-    from ...compiler.targets.cuda.kernels.linear.native.routes import pairs
+    from ...compiler.targets.cuda.kernels.linear.native.versus import pairs
 
     found = evidence.compare(pairs(), progress.for_terminal(quiet=json), jobs)
     error = _unkept([pair.name for pair in found if not all(pair.verdict.values())])

@@ -19,7 +19,7 @@ from llmc.compiler.targets.cuda.cubins.native import header
 from llmc.compiler.targets.cuda.cubins.sass import disassemble, disassembler
 from llmc.compiler.targets.cuda.evidence import compare as evidence
 from llmc.compiler.targets.cuda.kernels.linear.choose import linear
-from llmc.compiler.targets.cuda.kernels.linear.native import gemm, routes, stream
+from llmc.compiler.targets.cuda.kernels.linear.native import gemm, stream, versus
 from llmc.compiler.targets.cuda.kernels.linear.native.fits import gemm_shared, stream_shared, unlike, wrong
 from llmc.compiler.targets.cuda.kernels.linear.tiles import NATIVE, Tile
 from llmc.runtime.cuda.launches import layout, pack
@@ -212,18 +212,18 @@ def test_a_linear_that_does_not_fit_keeps_tritons_kernel():
 def test_the_tiles_to_measure_fit_and_are_native():
     x, w, scale = Operand("x", "bf16", ("tokens", 4096)), Operand("w", "u8", (4096, 4096)), Operand("s", "f32", (4096,))
     for tokens in (1, 8, 16):
-        tiles = routes.tiles("small", 4096, 4096, "fp8", tokens, 90, x, (w, scale))
+        tiles = versus.tiles("small", 4096, 4096, "fp8", tokens, 90, x, (w, scale))
         assert len(tiles) >= 6 and tiles[0] == stream.tile_for(4096, "fp8", tokens, 90)
         assert not [one for one in tiles if wrong("small", 4096, 4096, "fp8", tokens, one, 90) or one.route != NATIVE]
     codes = Operand("x", "u8", ("tokens", 4096))
-    assert {one.block_n for one in routes.tiles("fp8", 4096, 4096, "fp8", 2048, 90, codes, (w, scale))} == {128, 256}
-    assert routes.tiles("small", 4096, 4096, "fp8", 1, 100, x, (w, scale)) == []
-    assert routes.tiles("small", 4096, 4096, "int4", 1, 90, x, (w, scale)) == []
+    assert {one.block_n for one in versus.tiles("fp8", 4096, 4096, "fp8", 2048, 90, codes, (w, scale))} == {128, 256}
+    assert versus.tiles("small", 4096, 4096, "fp8", 1, 100, x, (w, scale)) == []
+    assert versus.tiles("small", 4096, 4096, "int4", 1, 90, x, (w, scale)) == []
 
 
 def test_each_kernel_beats_tritons_on_every_criterion(pytestconfig: pytest.Config):
     """And by how much is held: every change is to be seen."""
-    pairs = evidence.compare(routes.pairs(), NO_PROGRESS)
+    pairs = evidence.compare(versus.pairs(), NO_PROGRESS)
     found = {pair.name: {"native": vars(pair.native), "triton": vars(pair.triton)} for pair in pairs}
     text = json.dumps(found, indent=1, default=list) + "\n"
     if pytestconfig.getoption("--update-golden"):

@@ -31,7 +31,7 @@ from ..kernels.linear import fp8 as linear_fp8
 from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
-from ..kernels.linear.native import gemm, routes, stream
+from ..kernels.linear.native import gemm, stream, versus
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
 from .measure import Effort, Form, measure_forms
 from .tactics import Key, Row, Table, tile_key
@@ -194,7 +194,7 @@ def candidates(linear: TunedLinear, sm: int) -> list[Tile]:
 def native_tiles(linear: TunedLinear, sm: int) -> list[Tile]:
     """The tiles of the native kernel to try."""
     x, weights = linear.operands["x"], [linear.operands[name] for name in linear.weights]
-    return routes.tiles(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], sm, x, weights)
+    return versus.tiles(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], sm, x, weights)
 
 
 def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from .errors import RecipeError
 
 _KIB, _MIB, _GB, _TFLOPS = 1 << 10, 1 << 20, 10**9, 1e12
-_RESERVED = _KIB
+RESERVED = _KIB
 """Bytes of shared memory that the system reserves in each block."""
 
 
@@ -41,7 +41,7 @@ class Multiprocessor:
         """
         warps = -(-threads // 32)
         fitting = self.registers // 4 // (-(-registers * 32 // 256) * 256) * 4
-        return min(self.threads // (warps * 32), self.blocks, fitting // warps, self.shared // (shared + _RESERVED))
+        return min(self.threads // (warps * 32), self.blocks, fitting // warps, self.shared // (shared + RESERVED))
 
 
 MULTIPROCESSORS: Mapping[int, Multiprocessor] = {
@@ -52,7 +52,7 @@ MULTIPROCESSORS: Mapping[int, Multiprocessor] = {
     **dict.fromkeys((90, 100, 103), Multiprocessor(2048, 32, 228 * _KIB)),
 }
 """By compute capability."""
-SHARED = {sm: one.shared - _RESERVED for sm, one in MULTIPROCESSORS.items()}
+SHARED = {sm: one.shared - RESERVED for sm, one in MULTIPROCESSORS.items()}
 """Bytes of shared memory that a block may opt in to, by compute capability."""
 
 

@@ -88,7 +88,7 @@ class CarriedCase:
 class Candidate:
     """A tile of a swept linear, as `Tile` has it by field, and how it is launched."""
 
-    tile: Mapping[str, int]
+    tile: Mapping[str, int | str]
     code: str
     grid: tuple[int, int, int]
     arguments: tuple[str | int | float, ...]

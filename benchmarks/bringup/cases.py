@@ -25,6 +25,7 @@ from bringup.code import tools
 from bringup.numbers import distance, numbers
 from bringup.step import Item, Step
 from llmc.runtime.cuda.launches import pack
+from llmc.runtime.cuda.tensor_maps import passed
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.plan.budget import aligned
 
@@ -138,7 +139,10 @@ def _launched(bench: Bench, case: CarriedCase, rooms: Mapping[str, _Room]) -> di
             bench.allocate(nbytes * blocks, "scratch", cleanup) if nbytes else 0
             for nbytes in (loaded.code.global_scratch, loaded.code.profile_scratch)
         ]
-        values = [rooms[one].address + GUARD if isinstance(one, str) else one for one in case.arguments]
+        values = [
+            passed(driver, kind, rooms[one].address + GUARD, rooms[one].tensor.shape) if isinstance(one, str) else one
+            for one, kind in zip(case.arguments, loaded.code.types, strict=True)
+        ]
         parameters = pack([*loaded.code.types, "*i8", "*i8"], [*values, *scratch], what=case.name)
         config = driver.config(case.grid, loaded.code.warps, loaded.code.shared, stream)
         if blocks:

@@ -16,6 +16,7 @@ from bringup.bench import Bench
 from bringup.carry import Candidate, Swept
 from bringup.weightless import BLOCK, kind_of, valid
 from llmc.runtime.cuda.launches import Parameters, pack
+from llmc.runtime.cuda.tensor_maps import passed
 from llmc.runtime.dtypes import KERNEL_DTYPES
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.numbers import bf16_to_f32
@@ -114,7 +115,10 @@ class _Area:
         config = driver.config(candidate.grid, code.warps, code.shared, self._bench.stream)
         parameters = []
         for addresses in self.copies:
-            values = [addresses[one] if isinstance(one, str) else one for one in candidate.arguments]
+            values = [
+                passed(driver, kind, addresses[one], self._linear.tensors[one][1]) if isinstance(one, str) else one
+                for one, kind in zip(candidate.arguments, code.types, strict=True)
+            ]
             parameters.append(pack([*code.types, "*i8", "*i8"], [*values, *self._scratch], what=code.kernel))
         return Ready(loaded.function, config, tuple(parameters))
 

@@ -2,7 +2,8 @@
 
 Decoding: of each linear the heuristic's tile first, then others that differ in blocks, parts of K, stages and warps;
 those that the chip cannot hold or that spill registers are left out. Prompts: two sizes of tiles, and in FP8 with and
-without the sums of 128 columns in float32 ("promote" 1 and 0, beside the fields of a tile).
+without the sums of 128 columns in float32 ("promote" 1 and 0, beside the fields of a tile). Both with the tiles of the
+native kernels, whose route is "native".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bringup.carry import Candidate, Swept
 from llmc.compiler.targets.cuda.call import KernelCall, Operand
 from llmc.compiler.targets.cuda.cubins.compile import specialization_of
 from llmc.compiler.targets.cuda.kernels.linear.tiles import Tile, default_tile, wrong_tile
-from llmc.compiler.targets.cuda.tuning.tune import TunedLinear, linears_of
+from llmc.compiler.targets.cuda.tuning.tune import TunedLinear, linears_of, native_tiles
 from llmc.runtime.plan.formula import value
 from llmc.runtime.plan.plan import Plan
 from packing.kernels import Kernels
@@ -42,7 +43,7 @@ class Form:
     promote: bool | None = None
 
     @property
-    def numbers(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, int | str]:
         return asdict(self.tile) | ({} if self.promote is None else {"promote": int(self.promote)})
 
 
@@ -73,7 +74,7 @@ def tiles(linear: TunedLinear, sm: int) -> list[Tile]:
     """The heuristic's tile, then the others that the chip may hold."""
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
     possible = [tile for tile in _changed(base, CHANGES) if _possible(linear, tile, sm)]
-    return [base, *possible[:MOST]]
+    return [base, *possible[:MOST], *native_tiles(linear, sm)]
 
 
 PROMPT_TILES: tuple[dict[str, int], ...] = ({"block_m": 128}, {"block_m": 256}, {"block_m": 256, "stages": 3})
@@ -88,6 +89,8 @@ def _prompt_forms(linear: TunedLinear, sm: int) -> Iterator[Form]:
             continue
         for promote in (True, False):
             yield Form(tile, replace(call, constants={**call.constants, "PROMOTE": promote}), promote)
+    for tile in native_tiles(linear, sm):
+        yield Form(tile, linear.call(tile, sm), False)
 
 
 def _changed(base: Tile, changes: Sequence[dict[str, int]]) -> Iterable[Tile]:

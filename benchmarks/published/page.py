@@ -82,7 +82,8 @@ _MISSES = """
 * **{fp4_products}.** These rows are priced with FP8 activations: llmc's plans multiply FP8 from copies of 4-bit
   weights, or expand them in each step where memory is short; TensorRT-LLM multiplies FP4. With llmc's plans of 4-bit
   activations the median error over PCIe goes from {sweep} to {sweep_with}. On B200 the median ratio goes
-  from {b200:.2f}x to {b200_with:.2f}x: something there reaches less than the shares fitted on H100, and these figures do not say what.
+  from {b200:.2f}x to {b200_with:.2f}x: something there reaches less than the shares fitted on H100, and
+  these figures do not say what.
 * **{fp8_attention}.** ModelOpt's checkpoints have scales for it, and llmc's attention multiplies 16-bit numbers. At
   twice the rate the median error of its rows goes from {modelopt} to {modelopt_with}.
 * **Waits in a long pipeline.** With products of FP4 one stage is {one_stage} and eight are {eight_stages} of what

@@ -35,10 +35,17 @@ def kernels(
     jobs: Annotated[
         int | None, flag("--jobs", "Compilers at the same time.", default="as many as fit", min=1, metavar="N")
     ] = None,
+    evidence: Annotated[
+        bool,
+        flag("--evidence", "Hold the kernels in CUDA C++ against Triton's: bytes in flight, cycles, spills (sm_90)."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Compile every GPU kernel and show its registers, spills, shared memory, instructions and size on each chip."""
     extras.need("cuda-build", "llmc kernels")
+    if evidence:
+        _show_evidence(jobs, json)
+        return
     from ...compiler.targets.cuda.cubins import sass
     from ...compiler.targets.cuda.cubins.report import report
     from ...runtime import chips
@@ -54,6 +61,30 @@ def kernels(
     if error:
         console.note(f"llmc: {error}")
         raise typer.Exit(error.exit_code)
+
+
+def _show_evidence(jobs: int | None, json: bool) -> None:
+    from dataclasses import asdict
+
+    from ...compiler.targets.cuda.evidence import compare as evidence
+    from ...compiler.targets.cuda.kernels.linear.native.versus import pairs
+
+    found = evidence.compare(pairs(), progress.for_terminal(quiet=json), jobs)
+    error = _unkept([pair.name for pair in found if not all(pair.verdict.values())])
+    shown = [{**asdict(pair), "verdict": pair.verdict} for pair in found]
+    facts = {"ok": error is None, "evidence": shown, "limits": evidence.limits()}
+    text = "\n".join([console.table([*evidence.rows_of(found)]), *evidence.legend()])
+    console.show({**facts, **(console.error_json(error) if error else {})}, text, json)
+    if error:
+        console.note(f"llmc: {error}")
+        raise typer.Exit(error.exit_code)
+
+
+def _unkept(names: Sequence[str]) -> VerifyError | None:
+    if not names:
+        return None
+    found = "; ".join(names[:_LONGEST_LISTING])
+    return VerifyError("expected kernels in CUDA C++ to beat Triton's on (a) to (c)", found=found)
 
 
 def _compiled_for(name: str) -> int:

@@ -246,6 +246,11 @@ class Driver:
         config.numAttrs = int(pdl)
         return config
 
+    def symbol(self, name: str, since: int) -> int:
+        """The address of a function of the driver's library; `since`: the CUDA version that had it first (12000)."""
+        address, _ = self._call(f"find {name}", "cuGetProcAddress", name.encode(), since, 0)
+        return int(address)
+
     def launch(self, config: Any, function: Any, parameters: int, what: str) -> None:
         """Launch a kernel; `parameters` is the address of an array of addresses, one per parameter."""
         self._call(what, "cuLaunchKernelEx", config, function, parameters, 0)

@@ -1,7 +1,8 @@
 """Binds a program of a plan to a step's sizes: evaluates grids and parameters once, places inputs and outputs.
 
 Parameters follow Triton's own launcher (backends/nvidia/driver.py and driver.c): the arguments that are not constants
-in order, each in its type, then always a pointer to global scratch and one to profile scratch.
+in order, each in its type, then always a pointer to global scratch and one to profile scratch. Kernels in CUDA C++ have
+the same; of their matrices that are read in tiles, a tensor map is passed (`tensor_maps.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from ..plan.budget import inputs_of, packed, scratch_of
 from ..plan.formula import value
 from ..plan.plan import Argument, Launch, MachineCode, Module, Plan, Program, Tensor
 from .driver import Driver
+from .tensor_maps import ALIGNMENT, BYTES, passed, tile_of
 
 _CODES = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
 _POINTER = "<Q"
+_MATRIX = f"{BYTES}s"
+_BANK_OFFSET = 0x210
+"""Where parameters begin in the constant bank (of sm_90 on): alignment counts there, not in the block of parameters."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,10 @@ def bind(
             continue
         kernel = kernels[launch.module]
         _check_arguments(plan, program, launch, kernel.module)
-        values = [argument.resolve(addresses, sizes) for argument in launch.arguments]
+        values = [
+            _passed(plan, program, kind, argument, argument.resolve(addresses, sizes), driver)
+            for kind, argument in zip(kernel.module.types, launch.arguments, strict=True)
+        ]
         needed = kernel.code.global_scratch, kernel.code.profile_scratch
         scratch = [address if size else 0 for address, size in zip(allocated.scratch, needed, strict=True)]
         # a copy precedes the first launch, and NCCL's own kernels or copies an exchange: no kernel that lets one begin
@@ -181,16 +189,20 @@ def _exchange(program: Program, one: Collective, addresses: Mapping[str, int], c
 
 
 def layout(types: Sequence[str]) -> tuple[Field, ...]:
-    """The positions of parameters of these known types in memory: in order, each aligned to its own size."""
+    """The positions of parameters of these known types in memory: in order, each aligned to its own size.
+
+    A tensor map is aligned to 64 bytes of the constant bank.
+    """
     fields, end = [], 0
     for code in map(_code, types):
         size = struct.calcsize(code)
-        fields.append(Field(code, -(-end // size) * size))
+        align, base = (ALIGNMENT, _BANK_OFFSET) if code == _MATRIX else (size, 0)
+        fields.append(Field(code, -(-(base + end) // align) * align - base))
         end = fields[-1].offset + size
     return tuple(fields)
 
 
-def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> Parameters:
+def pack(types: Sequence[str], values: Sequence[int | float | bytes], *, what: str) -> Parameters:
     """Write parameters to memory at the positions of `layout`.
 
     Raises:
@@ -218,7 +230,16 @@ def pack(types: Sequence[str], values: Sequence[int | float], *, what: str) -> P
 
 def _code(kind: str) -> str:
     """The format code for `struct` of a Triton type, or ""."""
+    if tile_of(kind) is not None:
+        return _MATRIX
     return _POINTER if kind.startswith("*") else _CODES.get(kind, "")
+
+
+def _passed(plan: Plan, program: Program, kind: str, argument: Argument, found: Any, driver: Driver) -> Any:
+    """The value of an argument; of a matrix that is read in tiles, with the rows of the program's largest step."""
+    if tile_of(kind) is None or argument.tensor is None:
+        return found
+    return passed(driver, kind, found, plan.tensor(program, argument.tensor).dims(program.limits))
 
 
 def _check_room(plan: Plan, program: Program, sizes: Mapping[str, int], allocated: Allocations) -> None:
@@ -236,13 +257,18 @@ def _check_arguments(plan: Plan, program: Program, launch: Launch, module: Modul
     """Check every argument's type: the driver does not, and a wrong pointer type gives wrong numbers."""
     found = [_type(plan, program, argument) for argument in launch.arguments]
     if len(found) != len(module.types) or any(
-        expected not in allowed for expected, allowed in zip(module.types, found, strict=True)
+        _held(expected) not in allowed for expected, allowed in zip(module.types, found, strict=True)
     ):
         raise EngineError(
             f"expected arguments of {module.kernel}({', '.join(module.types)}) in launch {launch.label!r}"[:400],
             found=", ".join(allowed[0] for allowed in found)[:400],
             fix="build the engine again",
         )
+
+
+def _held(kind: str) -> str:
+    """The type of the tensor behind a parameter."""
+    return kind if tile_of(kind) is None else "*u8"
 
 
 def _type(plan: Plan, program: Program, argument: Argument) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from packing.pack import write_pack  # pyright: ignore[reportMissingImports]
 
 def packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pack of the cases of one kernel file, made of a user's cache in which they lie."""
-    tools = Tools("3.9.0", "assembler")
+    tools = Tools("3.9.0", "assembler", "NVRTC")
     monkeypatch.setattr(Tools, "installed", staticmethod(lambda: tools))
     monkeypatch.setenv("LLMC_CACHE", str(folder / "user"))
     wanted = [specialization_of(case.call) for case in suites()["sampling.tokens"].cases()]

@@ -14,6 +14,7 @@ from llmc.compiler.targets.cuda.cubins.compile import Cubin
 from llmc.compiler.targets.simulate.call import TORCH_DTYPE, blank
 from llmc.runtime.cuda.driver import Driver
 from llmc.runtime.cuda.launches import pack
+from llmc.runtime.cuda.tensor_maps import passed
 from llmc.runtime.plan.formula import value
 
 GUARD = 4096
@@ -52,12 +53,17 @@ def run_case(driver: Driver, case: Case, cubin: Cubin) -> dict[str, torch.Tensor
         cleanup.callback(driver.unload, module)
         function = driver.function(module, cubin.code.entry, cubin.code.shared, case.name)
         values = [
-            addresses[argument.name] + GUARD
+            passed(
+                driver,
+                kind,
+                addresses[argument.name] + GUARD,
+                [value(str(size), case.sizes) for size in argument.shape],
+            )
             if isinstance(argument, Operand)
             else case.sizes[argument]
             if isinstance(argument, str)
             else argument
-            for _, argument in case.call.ordered
+            for (_, argument), kind in zip(case.call.ordered, cubin.types, strict=True)
         ]
         parameters = pack([*cubin.types, "*i8", "*i8"], [*values, *scratch], what=case.name)
         config = driver.config(grid, case.call.warps, cubin.code.shared, stream)

@@ -15,10 +15,11 @@ from llmc.runtime.errors import EngineError
 
 def test_the_key_has_the_installed_tools(monkeypatch: pytest.MonkeyPatch):
     before = KernelCache(None).tools
-    assert before == Tools.installed() and before.ptxas == "V13.0.88"
+    assert before == Tools.installed() and (before.ptxas, before.nvrtc) == ("V13.0.88", "13.0.88")
     monkeypatch.setattr(cache, "assembler_version", lambda: "99")
+    monkeypatch.setattr(cache, "compiler_version", lambda: "98")
     monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "4.0")
-    assert KernelCache(None).tools == Tools("4.0", "99")
+    assert KernelCache(None).tools == Tools("4.0", "99", "98")
 
 
 def test_sources_are_followed_through_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,12 +281,13 @@ def test_what_decides_the_bytes_decides_the_key():
     request = RELU.request(90)
     changes = [{"sm": 89}, {"warps": 8}, {"stages": 3}, {"types": ["*fp16", "*fp16"]}]
     changes += [{"constants": {**request["constants"], "WIDTH": value}} for value in (97, 96.0, None)]
-    tools = Tools("3.9.0", "12")
+    tools = Tools("3.9.0", "12", "13.0")
     keys = {cache.key_of({**request, **change}, "sources", tools) for change in [{}, *changes]}
     keys.add(cache.key_of(request, "other sources", tools))
     keys.add(cache.key_of(request, "sources", replace(tools, triton="4.0")))
     keys.add(cache.key_of(request, "sources", replace(tools, ptxas="13")))
-    assert len(keys) == len(changes) + 4
+    keys.add(cache.key_of(request, "sources", replace(tools, nvrtc="13.1")))
+    assert len(keys) == len(changes) + 5
 
 
 def test_a_file_edited_meanwhile_is_not_kept(
@@ -301,10 +302,10 @@ def test_a_file_edited_meanwhile_is_not_kept(
 
 def packed(kept: KernelCache, folder: Path) -> KernelCache:
     """A pack of RELU for sm_90, as another Triton has compiled it."""
-    tools = Tools("1.2.3", "another assembler")
+    tools = Tools("1.2.3", "another assembler", "another NVRTC")
     key = cache.key_of(RELU.request(90), cache.sources_of("gated"), tools)
     KernelCache(folder).save(key, kept.load(_entry(kept, 90).name))
-    (folder / cache.TOOLS).write_text(json.dumps({"triton": tools.triton, "ptxas": tools.ptxas}))
+    (folder / cache.TOOLS).write_text(json.dumps(asdict(tools)))
     return KernelCache(folder)
 
 

@@ -65,7 +65,7 @@ def test_names_and_digests_are_of_what_counts():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("version: 1", "version: 2", "t:2:10: version 2: this llmc reads 1"),
+        ("version: 2", "version: 1", "t:2:10: version 1: this llmc reads 2"),
         ("sm: 90", "sm: 91", "no chip sm_91, known: 80, 86, 87, 89, 90, 100, 120"),
         ("sm: 90", "sm: 90\nsmm: 90", "unknown key 'smm' (did you mean 'sm'?)"),
         ('gpu: "NVIDIA H200"\n', "", "'gpu' is missing"),
@@ -85,6 +85,9 @@ def test_names_and_digests_are_of_what_counts():
         ),
         ("block_k: 128", "block_k: 64", "block_k 64 is not a multiple of 128, the chunk of int4"),
         ("stages: 3", "stages: 9", "stages 9 is not from 1 to 8"),
+        (", route: triton", "", "'route' is missing"),
+        ("route: triton", "route: nativ", "no 'nativ' (did you mean 'native'?), known: triton, native"),
+        ("splits: 2, warps: 4, stages: 3, route: triton", "splits: 1, warps: 4, stages: 3, route: native", "in int4"),
         (
             "format: int4, tokens: 1, block_n: 64, block_k: 128, block_m: 16, splits: 2, warps: 4, stages: 3",
             "format: dense, tokens: 1, block_n: 256, block_k: 128, block_m: 256, splits: 2, warps: 4, stages: 4",

@@ -19,8 +19,8 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1545,  # doctor --measure; build and bench say what was predicted
-    "cli/common": 727,  # a flag given twice and an empty value are refused
+    "cli/commands": 1569,  # kernels --evidence; doctor --measure
+    "cli/common": 717,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 318,  # llmc plan, --chart
@@ -38,14 +38,16 @@ HELD: dict[str, int] = {
     "compiler/planner": 1123,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
-    "compiler/targets/cuda": 887,  # listing.py: a profile for people
-    "compiler/targets/cuda/cubins": 870,  # the pinned assembler; elf, sass, figures: costs without a GPU
-    "compiler/targets/cuda/kernels": 808,  # one check of kernel files for reports and all others
-    "compiler/targets/cuda/kernels/attention": 818,
-    "compiler/targets/cuda/kernels/linear": 1314,  # choose.py: what lowering and tuning each decided
+    "compiler/targets/cuda": 889,  # listing.py: a profile for people
+    "compiler/targets/cuda/cubins": 1006,  # native.py, nvrtc.py: kernels in CUDA C++
+    "compiler/targets/cuda/evidence": 206,  # native kernels beside Triton's, from machine code
+    "compiler/targets/cuda/kernels": 794,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels/attention": 761,
+    "compiler/targets/cuda/kernels/linear": 1351,  # routes of tiles
+    "compiler/targets/cuda/kernels/linear/native": 181,  # calls, cases and tiles of two kernels in CUDA C++
     "compiler/targets/cuda/kernels/moe": 643,
-    "compiler/targets/cuda/kernels/sampling": 954,
-    "compiler/targets/cuda/tuning": 487,
+    "compiler/targets/cuda/kernels/sampling": 603,
+    "compiler/targets/cuda/tuning": 498,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 364,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
@@ -59,7 +61,7 @@ HELD: dict[str, int] = {
     "runtime": 1257,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
-    "runtime/cuda": 1230,  # contents.py, modules.py: PTX where machine code is refused, devices without an engine
+    "runtime/cuda": 1296,  # tensor_maps.py
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1147,  # info.py: what an engine says of itself
     "runtime/files": 692,  # an older output in an input folder

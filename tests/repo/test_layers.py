@@ -34,7 +34,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("call",),
             ("kernels",),
             ("cubins",),
-            ("tuning",),
+            ("evidence", "tuning"),
             ("arena", "legalize", "lowering"),
             ("fp4",),
             ("collectives",),
@@ -45,6 +45,10 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ("compiler", "targets", "cuda", "kernels"): (
         *(("assembly", "fp8"), ("fp4",), ("gated", "quantize_activations", "quantize_fp4"), ("linear",)),
         *(("attention", "sampling", "columns", "embed", "norm", "probe"), ("moe",)),
+    ),
+    ("compiler", "targets", "cuda", "kernels", "linear"): (
+        *(("dequantize",), ("tiles",), ("common", "cases"), ("gated",), ("small", "large", "expand_fp8"), ("fp8",)),
+        *(("native",), ("choose",)),
     ),
     ("runtime",): (
         *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
@@ -64,7 +68,14 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("start", "hello"), ("meet", "worker")),
     ),
     ("runtime", "cuda"): (
-        *(("gpus",), ("names", "driver"), ("launches", "placement"), ("exchange", "ring", "upload"), ("contents",)),
+        *(
+            ("gpus",),
+            ("names", "driver"),
+            ("tensor_maps",),
+            ("launches", "placement"),
+            ("exchange", "ring", "upload"),
+            ("contents",),
+        ),
         *(("modules", "trust"), ("device",)),
     ),
     ("runtime", "text"): (

@@ -18,6 +18,7 @@ def package_files() -> set[str]:
     """What the wheel must hold, as paths inside it."""
     files = {path for folder in PACKAGE for path in (ROOT / folder).rglob("*.py")}
     files |= set((ROOT / "recipes").rglob("*.yaml")) | {ROOT / "recipes/recipe.schema.json"}
+    files |= set((ROOT / "compiler").rglob("*.cu*"))  # CUDA C++ and its headers
     files |= {ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "py.typed"}
     return {f"llmc/{path.relative_to(ROOT).as_posix()}" for path in files}
 

@@ -56,13 +56,28 @@ Constant = int | float | bool | str | None
 
 
 @dataclass(frozen=True)
+class Native:
+    """CUDA C++ that computes what a Triton function defines, for chips of one compute capability only."""
+
+    file: str
+    """Inside the folder of the kernels."""
+    tiles: tuple[tuple[str, str], ...] = ()
+    """Parameters that are matrices read in tiles, by a tensor map, and the constant with a tile's rows."""
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """A Triton function, and the lowest compute capability it can be compiled for (such as 90)."""
+    """A Triton function, and the lowest compute capability it can be compiled for (such as 90).
+
+    With `native`, machine code is that of the CUDA C++, for this capability alone, and the function is the definition:
+    it has the same parameters, constants and grid, and the interpreter runs it.
+    """
 
     name: str
     defined: Any
     """As its file has it: a Triton function, or one that Triton has not seen yet."""
     minimum_sm: int = 80
+    native: Native | None = None
 
     @cached_property
     def function(self) -> Any:

@@ -170,6 +170,19 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Function *function,
   return OK;
 }
 
+/* What a map says: address, columns, rows, box; it refuses what a driver refuses of maps of bytes, swizzled by 128. */
+API cuTensorMapEncodeTiled(uint64_t *map, int dtype, unsigned rank, void *address, const uint64_t *sizes,
+                           const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+  QUERY("cuTensorMapEncodeTiled", "at=%lx columns=%lu rows=%lu box=%u,%u swizzle=%d", (uint64_t)address, sizes[0],
+        sizes[1], box[0], box[1], swizzle);
+  if (dtype || rank != 2 || (uint64_t)map % 64 || (uint64_t)address % 16 || strides[0] % 16) return INVALID_VALUE;
+  if (!sizes[0] || !sizes[1] || box[0] > 128 || !box[1] || box[1] > 256 || swizzle != 3) return INVALID_VALUE;
+  memset(map, 0, 128);
+  map[0] = (uint64_t)address, map[1] = sizes[0], map[2] = sizes[1], map[3] = box[1];
+  return OK;
+}
+
 /* The values of the parameters in hexadecimal, if the cubin says their sizes. Reading them finds a bad address. */
 static void shown(const Function *function, void **parameters, char *text, size_t room) {
   for (int i = 0; i < function->count && room > 20; i++) {

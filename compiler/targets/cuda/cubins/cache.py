@@ -21,27 +21,31 @@ from .....runtime.files.records import read
 from .....runtime.files.sealed import read_sealed, write_sealed
 from .....runtime.files.strict_json import canonical, loads
 from .assembler import assembler_version
+from .nvrtc import compiler_version
 
 _PACKAGE = Path(__file__).resolve().parents[4]
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_CUDA = "*.cu*"
+"""CUDA C++ and its headers."""
 _WORKER = Path(__file__).resolve().with_name("worker.py")
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Versions of the tools that compile kernels: Triton and the assembler."""
+    """Versions of the tools that compile kernels: Triton and NVRTC, and the assembler of both."""
 
     triton: str
     ptxas: str
+    nvrtc: str
 
     @staticmethod
     def installed() -> Tools:
         """The tools of this process.
 
         Raises:
-            ResourceError: the assembler is not installed, or does not work.
+            ResourceError: the assembler or NVRTC is not installed, or does not work.
         """
-        return Tools(importlib.metadata.version("triton"), assembler_version())
+        return Tools(importlib.metadata.version("triton"), assembler_version(), compiler_version())
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,22 @@ def key_of(request: Mapping[str, Any], sources: str, tools: Tools) -> str:
 
 
 def sources_of(file: str) -> str:
-    """A digest of all sources that decide the machine code of a kernel file's kernels."""
+    """A digest of all sources that decide the machine code of a kernel file's kernels.
+
+    `file` is the dotted name of a Python file, or the path of CUDA C++, of which everything beside it counts.
+    """
+    if (path := _KERNELS / file).suffix == ".cu":
+        return _digest({**_closure([_WORKER]), **_cuda(path.parent.glob(_CUDA))})
     return _digest(_closure((_KERNELS.joinpath(*file.split(".")).with_suffix(".py"), _WORKER)))
 
 
 def source_digest() -> str:
     """A digest of all kernels' sources: if it equals an engine's, the interpreter runs the kernels of its cubins."""
-    return _digest(_closure(sorted(_KERNELS.rglob("*.py"))))
+    return _digest({**_closure(sorted(_KERNELS.rglob("*.py"))), **_cuda(_KERNELS.rglob(_CUDA))})
+
+
+def _cuda(files: Iterable[Path]) -> dict[str, bytes]:
+    return {path.relative_to(_PACKAGE).as_posix(): path.read_bytes() for path in files}
 
 
 def _digest(sources: Mapping[str, bytes]) -> str:

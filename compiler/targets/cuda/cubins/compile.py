@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 from .....runtime.chips import chip
 from .....runtime.cuda.launches import layout
+from .....runtime.cuda.tensor_maps import ROW, MatrixTile
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.environment import for_worker
 from .....runtime.errors import EngineError, LlmcError, ResourceError, Unsupported, install_hint
@@ -62,6 +62,8 @@ class Specialization:
     warps: int
     stages: int
     minimum_sm: int = 80
+    parameters: tuple[str, ...] = ()
+    """Names of the arguments of a kernel in CUDA C++, for which only chips of `minimum_sm` will do; of others none."""
     kinds: tuple[type, ...] = field(init=False)
     """Python types of the constants, so that True, 1 and 1.0 differ."""
 
@@ -75,7 +77,8 @@ class Specialization:
     def request(self, sm: int) -> dict[str, Any]:
         """The request to the compiler: everything that decides the cubin except sources and tools."""
         facts = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _UNASKED}
-        return {**facts, "constants": dict(self.constants), "types": list(self.types), "sm": sm}
+        facts |= {"parameters": list(self.parameters), "types": list(self.types)}
+        return {**facts, "constants": dict(self.constants), "sm": sm}
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,12 @@ class Cubin:
 
 def specialization_of(call: KernelCall) -> Specialization:
     """The specialization of a call."""
-    return specialized(call.kernel, call.constants, map(_type, dict(call.ordered).values()), call.warps, call.stages)
+    tiles = dict(call.kernel.native.tiles) if call.kernel.native is not None else {}
+    types = [
+        str(MatrixTile(int(call.constants[tiles[name]] or 0), ROW)) if name in tiles else _type(argument)
+        for name, argument in call.ordered
+    ]
+    return specialized(call.kernel, call.constants, types, call.warps, call.stages)
 
 
 def kernel_alone(call: KernelCall) -> Specialization:
@@ -120,16 +128,17 @@ def specialized(
     kernel: Kernel, constants: Mapping[str, Constant], types: Iterable[str], warps: int, stages: int
 ) -> Specialization:
     """The specialization of a kernel; its constants are put in the order of the parameters."""
-    function = kernel.function.fn
+    function, native = kernel.function.fn, kernel.native
     return Specialization(
         kernel=kernel.name,
-        file=function.__module__.removeprefix(f"{KERNELS}."),
+        file=native.file if native is not None else function.__module__.removeprefix(f"{KERNELS}."),
         function=function.__name__,
         constants=tuple((name, constants[name]) for name in kernel.parameters if name in constants),
         types=tuple(types),
         warps=warps,
         stages=stages,
         minimum_sm=kernel.minimum_sm,
+        parameters=tuple(kernel.given(constants)) if native is not None else (),
     )
 
 
@@ -186,12 +195,8 @@ def try_compile(
     sources = {file: sources_of(file) for file in {specialization.file for specialization in outcomes}}
     keys: dict[Specialization, str] = {}
     for specialization in outcomes:
-        if sm < specialization.minimum_sm:
-            outcomes[specialization] = Unsupported(
-                f"cannot compile kernel {specialization} for sm_{sm}",
-                found=f"it needs sm_{specialization.minimum_sm} or newer",
-                fix="a newer GPU",
-            )
+        if refusal := _refused(specialization, sm):
+            outcomes[specialization] = refusal
             continue
         keys[specialization] = key_of(specialization.request(sm), sources[specialization.file], tools)
         if answer := cache.load(keys[specialization]):
@@ -227,6 +232,16 @@ def try_compile(
     }
 
 
+def _refused(specialization: Specialization, sm: int) -> Unsupported | None:
+    least = specialization.minimum_sm
+    if sm >= least and not (specialization.parameters and sm != least):
+        return None
+    found, fix = f"it needs sm_{least} or newer", "a newer GPU"
+    if specialization.parameters:
+        found, fix = f"its instructions are those of sm_{least} alone", "a tile of the route triton"
+    return Unsupported(f"cannot compile kernel {specialization} for sm_{sm}", found=found, fix=fix)
+
+
 def check_parameters(cubin: Cubin, warps: int) -> None:
     """Check that a kernel reads its parameters where `runtime/cuda/launches.py` puts them, and the plan's threads.
 
@@ -234,7 +249,7 @@ def check_parameters(cubin: Cubin, warps: int) -> None:
         EngineError: it does not; a launch would pass it wrong numbers, and the driver would report no error.
     """
     image = image_of(cubin.data, cubin.code.entry)
-    wanted = [Parameter(one.offset, struct.calcsize(one.code)) for one in layout([*cubin.types, "*i8", "*i8"])]
+    wanted = [Parameter(one.offset, one.size) for one in layout([*cubin.types, "*i8", "*i8"])]
     if [*image.parameters] != wanted or image.threads != (32 * warps, 1, 1):
         raise EngineError(
             f"expected kernel {cubin.code.entry} for sm_{cubin.sm} with parameters {wanted}, {32 * warps} threads",

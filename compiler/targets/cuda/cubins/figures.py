@@ -20,8 +20,9 @@ _MMA = re.compile(r"(UTC)?[HQIO](G)?MMA")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)|(16)(8)(\d+)")
 _WAIT = re.compile(r"SB\d, 0x([0-9a-f]+)$")
 _LOADS = {"LDG", "LDGSTS", "LDS", "LD"}
-_BULK = {"UBLKCP", "UTMALDG", "UTMALDG2D"}
+COPIES = {"UBLKCP", "UTMALDG", "UTMALDG2D"}
 """Copies whose size is not part of the instruction."""
+_HALVES = ("*bf16", "*fp16")
 _UTC_ROWS, _UTC_COLUMNS = 128, {"H": 16, "Q": 32, "I": 32, "O": 64}
 """Rows and, by kind, columns of weights of a block's instruction, whose shape is in a register and not in its name."""
 
@@ -64,12 +65,16 @@ def figures(specialization: Specialization, cubin: Cubin, listing: Listing) -> F
     weights = weights_of(specialization, loop)
     threads = 32 * specialization.warps
     resident = MULTIPROCESSORS[cubin.sm].resident(threads, cubin.code.registers, cubin.shared)
-    sizes_known = not {one.name for one in loop} & _BULK
+    in_flight: int | None = thread_bytes_in_flight(loop) * threads
+    if specialization.parameters:
+        in_flight = ring_bytes(specialization)
+    elif {one.name for one in loop} & COPIES:
+        in_flight = None
     return Figures(
         loop=len(loop) or None,
         instr_per_weight=round(len(loop) / weights, 3) if weights else None,
         mma=tuple(sorted({one.opcode for one in listing.instructions if _MMA.fullmatch(one.name)})),
-        in_flight=thread_bytes_in_flight(loop) * threads * resident if sizes_known else None,
+        in_flight=in_flight * resident if in_flight is not None else None,
     )
 
 
@@ -87,7 +92,7 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
     """Weights per thread that one iteration of a linear's loop multiplies; 0 for other kernels.
 
     A product of m x n x k gives each thread m n k / threads multiplications, and a weight takes part in BLOCK_M of
-    them, one per token. So the number of blocks of K in an iteration does not matter.
+    them, one per token, or in n if tokens are fewer. So the number of blocks of K in an iteration does not matter.
     """
     constants = dict(specialization.constants)
     block_n, block_m = (int(constants.get(name) or 0) for name in ("BLOCK_N", "BLOCK_M"))
@@ -102,8 +107,16 @@ def weights_of(specialization: Specialization, loop: tuple[Instruction, ...]) ->
             weights += rows * _UTC_COLUMNS[of] / (32 * specialization.warps)
         elif kind is not None and shape is not None:
             m, n, k = (int(size) for size in shape.groups() if size)
-            weights += m * n * k / (128 if kind[2] else 32) / block_m
+            weights += m * n * k / (128 if kind[2] else 32) / max(block_m, n if not kind[2] else 1)
     return weights
+
+
+def ring_bytes(specialization: Specialization) -> int:
+    """Bytes of weights and activations in the stages of a kernel in CUDA C++: all of them can be in flight."""
+    sizes = {name: int(value) for name, value in specialization.constants if isinstance(value, int)}
+    kinds = dict(zip(specialization.parameters, specialization.types, strict=True))
+    w, x = (2 if kinds[name] in _HALVES else 1 for name in ("w", "x"))
+    return sizes["STAGES"] * sizes["BLOCK_K"] * (sizes["BLOCK_N"] * w + sizes["BLOCK_M"] * x)
 
 
 def thread_bytes_in_flight(loop: tuple[Instruction, ...]) -> int:

@@ -13,7 +13,7 @@ from ..kernels import suites
 from .cache import KernelCache, Tools, source_digest
 from .compile import Specialization, compile_all, need_compiler, specialized
 
-PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc=="}
+PIN = {"triton": "triton==", "ptxas": "nvidia-cuda-nvcc==", "nvrtc": "nvidia-cuda-nvrtc=="}
 """pip's requirement for a version of each tool."""
 _LAUNCHED_WITH = ("entry", "shared", "pdl", "global_scratch", "profile_scratch")
 """Facts of the code that a launch relies on: with less scratch than it needs, it would write elsewhere."""

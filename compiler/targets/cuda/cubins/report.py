@@ -41,7 +41,7 @@ class Entry:
     def as_json(self) -> dict[str, Any]:
         outcome = self.outcome
         facts = {"kernel": self.specialization.kernel, **self.specialization.request(self.sm), "decode": self.decode}
-        del facts["function"]  # `kernel` already names it
+        del facts["function"], facts["parameters"]  # `kernel` already names them
         if isinstance(outcome, LlmcError):
             return {**facts, "refused": outcome.found}
         return facts | {

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..call import EMULATE
 from .assembler import PTX_ISA, assemble, targeted
+from .native import compiled as native_ptx
 
 KERNELS = f"{__name__.rsplit('.', 2)[0]}.kernels"
 """The package of the kernel files; its import decides that kernels are interpreted, so it is not imported here."""
@@ -38,7 +39,7 @@ _ACCESS = re.compile(
     r"^(?:@|\$|bra\b|call\b|bar\b|membar|fence|mbarrier|ld(?!\.param)|st\.|atom|red|tex|cp\.(?!async\.bulk\.prefetch\.L2))"
 )
 """The beginnings of lines that branch, are a target of branches, or may access memory."""
-_THREADS = re.compile(r"^\.reqntid \d+$", re.MULTILINE)
+_THREADS = re.compile(r"^\.reqntid \d+(, \d+)*$", re.MULTILINE)
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
@@ -65,6 +66,18 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     """A cubin and the facts that a launch needs, in the form that `Cubin.from_json` reads."""
+    return native_answer(request) if request["parameters"] else triton_answer(request)
+
+
+def native_answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """`compile_one` of a kernel in CUDA C++."""
+    ptx, entry, shared = native_ptx(request)
+    cubin, log, ptx = assembled(ptx, request["sm"])
+    return _answer(request, cubin, ptx, log, {"entry": entry, "shared": shared})
+
+
+def triton_answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """`compile_one` of a Triton function."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -91,23 +104,25 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
     facts: Any = compiled.metadata
     if facts.tensordesc_meta or facts.num_ctas != 1 or facts.launch_cooperative_grid:
         raise NotImplementedError("tensor descriptors as arguments, clusters of blocks or cooperative launches")
-    found = resources(stages.log)
+    scratch = {"global_scratch": facts.global_scratch_size, "profile_scratch": facts.profile_scratch_size}
+    launched = {"entry": facts.name, "shared": facts.shared, **scratch}
+    return _answer(request, compiled.asm["cubin"], stages.ptx, stages.log, launched)
+
+
+def _answer(
+    request: Mapping[str, Any], cubin: bytes, ptx: str, log: str, launched: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`launched`: what the launch needs beyond what the assembler's output tells."""
+    found = resources(log)
+    code = {name: found[name] for name in ("registers", "spills")}
     return {
         "sm": request["sm"],
-        "data": base64.b64encode(compiled.asm["cubin"]).decode(),
-        "ptx": stages.ptx,
+        "data": base64.b64encode(cubin).decode(),
+        "ptx": ptx,
         "types": request["types"],
         "static_shared": found["static_shared"],
         "local": found["local"],
-        "code": {
-            "entry": facts.name,
-            "shared": facts.shared,
-            "registers": found["registers"],
-            "spills": found["spills"],
-            "pdl": request["sm"] >= WAITS_FROM,
-            "global_scratch": facts.global_scratch_size,
-            "profile_scratch": facts.profile_scratch_size,
-        },
+        "code": {"pdl": request["sm"] >= WAITS_FROM, **code, **launched},
     }
 
 
@@ -142,14 +157,19 @@ class Stages:
         return ptx
 
     def _cubin(self, ptx: str) -> bytes:
-        cubin, self.log = assemble(ptx, self._sm)
-        self.ptx = ptx
-        if resources(self.log)["spills"]:
-            alone = for_one_block(ptx)
-            another, log = assemble(alone, self._sm)
-            if not resources(log)["spills"]:
-                cubin, self.log, self.ptx = another, log, alone
+        cubin, self.log, self.ptx = assembled(ptx, self._sm)
         return cubin
+
+
+def assembled(ptx: str, sm: int) -> tuple[bytes, str, str]:
+    """(cubin, output of the assembler, PTX of the cubin): that of one block a multiprocessor if this avoids spills."""
+    cubin, log = assemble(ptx, sm)
+    if resources(log)["spills"]:
+        alone = for_one_block(ptx)
+        another, said = assemble(alone, sm)
+        if not resources(said)["spills"]:
+            return another, said, alone
+    return cubin, log, ptx
 
 
 def for_one_block(ptx: str) -> str:

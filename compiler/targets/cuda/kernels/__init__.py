@@ -25,6 +25,8 @@ FILES = (
     "linear.fp4",
     "linear.fp8",
     "linear.large",
+    "linear.native.gemm",
+    "linear.native.stream",
     "linear.small",
     "moe.combine",
     "moe.linear",

@@ -18,6 +18,7 @@ import numpy as np
 from .....runtime.cuda.driver import Driver, keep
 from .....runtime.cuda.launches import BoundLaunch, pack
 from .....runtime.cuda.ring import Pinned
+from .....runtime.cuda.tensor_maps import passed
 from .....runtime.cuda.upload import Staging
 from .....runtime.dtypes import KERNEL_DTYPES
 from .....runtime.numbers import bf16_to_f32
@@ -126,10 +127,11 @@ class _Bench:
         config = self._driver.config(self._grid(form), form.call.warps, form.cubin.code.shared, self._stream)
         launches = []
         for addresses in self._copies:
-            values: list[int | float] = []
-            for _, argument in form.call.ordered:
+            values: list[int | float | bytes] = []
+            for (_, argument), kind in zip(form.call.ordered, form.cubin.types, strict=True):
                 if isinstance(argument, Operand):
-                    values.append(addresses[argument.name])
+                    shape = [value(str(size), self._sizes) for size in argument.shape]
+                    values.append(passed(self._driver, kind, addresses[argument.name], shape))
                 else:
                     values.append(self._sizes[argument] if isinstance(argument, str) else argument)
             parameters = pack([*form.cubin.types, "*i8", "*i8"], [*values, *self._scratch], what=what)

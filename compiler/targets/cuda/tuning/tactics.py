@@ -25,7 +25,7 @@ from ..cubins.compile import need_compiler
 if TYPE_CHECKING:
     from ..kernels.linear.tiles import Tile
 
-VERSION = 1
+VERSION = 2
 HEURISTIC = "heuristic"
 """The name that a plan records if no table was used."""
 _MARK = "# Measured by llmc tune."
@@ -36,7 +36,8 @@ _SCHEMA = "a table of tiles (docs/gpu.md)"
 _SHOWN = 12
 """Hexadecimal digits of a table's digest in an engine's plan."""
 _LINEAR = ("kind", "n", "k", "format", "tokens")
-_TILE = ("block_n", "block_k", "block_m", "splits", "warps", "stages")
+_SIZES = ("block_n", "block_k", "block_m", "splits", "warps", "stages")
+_TILE = (*_SIZES, "route")
 _TIMES = ("ns", "heuristic_ns")
 _FACTS = ("gpu", "driver", "date", "kernels", "triton")
 _LARGEST = 10**12
@@ -165,7 +166,8 @@ def bundled(sm: int) -> Table | None:
 
 def _row(given: YamlMapping, sm: int) -> Row:
     from ..kernels.linear.dequantize import PER_WORD
-    from ..kernels.linear.tiles import KINDS, Tile, wrong_tile
+    from ..kernels.linear.native.fits import wrong as wrong_tile
+    from ..kernels.linear.tiles import KINDS, ROUTES, Tile
 
     assert {field.name for field in fields(Tile)} == {*_TILE}
     _need(given, (*_LINEAR, *_TILE, *_TIMES))
@@ -174,11 +176,12 @@ def _row(given: YamlMapping, sm: int) -> Row:
     format = given["format"].text(lambda name: _wrong_name(name, ("fp8",) if kind == "fp8" else formats))
     number = {
         name: given[name].integer(lambda found: "" if 1 <= found <= _LARGEST else f"expected > 0, found {found}")
-        for name in (*_LINEAR, *_TILE, *_TIMES)
+        for name in (*_LINEAR, *_SIZES, *_TIMES)
         if name not in ("kind", "format")
     }
     n, k, tokens, ns, heuristic_ns = (number[name] for name in ("n", "k", "tokens", *_TIMES))
-    tile = Tile(**{name: number[name] for name in _TILE})
+    route = given["route"].text(lambda name: _wrong_name(name, ROUTES))
+    tile = Tile(**{name: number[name] for name in _SIZES}, route=route)
     row = Row(kind, n, k, format, tokens, tile, ns, heuristic_ns)
     if wrong := wrong_tile(kind, n, k, format, row.key[-1], tile, sm):
         raise given.error(f"{row}: {wrong}")

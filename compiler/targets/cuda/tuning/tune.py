@@ -1,8 +1,8 @@
 """Measures tiles for the linears of an engine on the GPU of this machine; `llmc tune` writes them to a table.
 
 A linear is measured with the tiles that differ from the heuristic's in at most two fields, each by one step: blocks and
-warps by a factor of two, stages and parts of K by one, parts of K also by a factor of two. Tiles that do not fit the
-chip or spill registers are not measured.
+warps by a factor of two, stages and parts of K by one, parts of K also by a factor of two; and with a few tiles of the
+native kernel, where there is one. Tiles that do not fit the chip or spill registers are not measured.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
 from ..kernels.linear.fused import ALONE, Fused
+from ..kernels.linear.native import gemm, stream, versus
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
 from .measure import Effort, Form, measure_forms
 from .tactics import Key, Row, Table, tile_key
 
 KINDS = {"linear_small": "small", "linear_large": "large", "linear_fp8": "fp8"}
+KINDS |= {stream.KERNEL.name: "small", gemm.KERNEL.name: "fp8"}
 _KERNELS = {"small": linear_small.KERNEL, "large": linear_large.KERNEL, "fp8": linear_fp8.LINEAR}
 _WEIGHTS = ("w", "scale", "tensor_scale", "w_scale")
 """Parameters that hold weights."""
@@ -181,7 +183,7 @@ class Tuner:
 
 
 def candidates(linear: TunedLinear, sm: int) -> list[Tile]:
-    """The tiles to try: the heuristic's first, then its neighbours."""
+    """The tiles to try: the heuristic's first, then its neighbours, then those of the native kernel."""
     base = default_tile(linear.kind, linear.n, linear.k, linear.format, linear.tokens, sm)
     steps: dict[str, set[int]] = {
         name: {getattr(base, name) // 2, getattr(base, name) * 2} for name in ("block_n", "block_k", "block_m", "warps")
@@ -191,7 +193,14 @@ def candidates(linear: TunedLinear, sm: int) -> list[Tile]:
     ones = [(name, number) for name, numbers in steps.items() for number in sorted(numbers)]
     tiles = [replace(base, **{name: number}) for name, number in ones]
     tiles += [replace(base, **dict(both)) for both in combinations(ones, 2) if both[0][0] != both[1][0]]
-    return [base, *(tile for tile in dict.fromkeys(tiles) if tile != base and _possible(linear, tile, sm))]
+    near = [tile for tile in dict.fromkeys(tiles) if tile != base and _possible(linear, tile, sm)]
+    return [base, *near, *native_tiles(linear, sm)]
+
+
+def native_tiles(linear: TunedLinear, sm: int) -> list[Tile]:
+    """The tiles of the native kernel to try."""
+    x, weights = linear.operands["x"], [linear.operands[name] for name in linear.weights]
+    return versus.tiles(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], sm, x, weights)
 
 
 def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:

@@ -15,7 +15,7 @@ from ...call import ROUNDING, Case, KernelCall, Operand
 from ..gated import REFERENCE
 from .dequantize import PER_WORD
 from .fused import SQUARES, Fused
-from .tiles import Tile, default_tile
+from .tiles import NATIVE, Tile, default_tile
 
 FORMATS = ("dense", *QUANTIZED)
 LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
@@ -246,6 +246,7 @@ def model_call(
     max_tokens: int,
     sm: int,
     kind: str = "small",
+    tile: Tile | None = None,
 ) -> KernelCall:
     """A call with a model's shape and neighbours, of bf16: gated for gate|up, with a residual for o and down; with a
     workspace if K is split."""
@@ -253,9 +254,9 @@ def model_call(
     extra: dict[str, Any] = {"activation": "silu"} if gated else {}
     if n == HIDDEN:
         extra["residual"] = Operand("residual", act, ("tokens", n))
-    if act == "bf16":
+    if act == "bf16" and (tile is None or tile.route != NATIVE):
         extra["fused"] = _neighbours(n, k, format, act, kind)
-    tile = default_tile(kind, n, k, format, max_tokens, sm)
+    tile = tile or default_tile(kind, n, k, format, max_tokens, sm)
     if tile.splits > 1:
         extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
         extra["counters"] = Operand("counters", "i32", (-(-n // tile.block_n),))
@@ -266,5 +267,6 @@ def model_call(
         format=format,
         max_tokens=max_tokens,
         sm=sm,
+        tile=tile,
         **extra,
     )

@@ -9,8 +9,11 @@ from .common import rows_of, tile_for
 from .fp8 import linear_fp8
 from .fused import ALONE, Fused
 from .large import linear_large
+from .native.fits import unlike, wrong
+from .native.gemm import linear_gemm
+from .native.stream import linear_stream
 from .small import linear_small
-from .tiles import Tile
+from .tiles import NATIVE, Tile
 
 SMALL_M = 64
 """Up to this many tokens a linear is memory-bound by its weights and uses `linear_small`."""
@@ -51,15 +54,24 @@ def linear(
         blocks = -(-n // sized.block_n) * -(-max_tokens // sized.block_m)
         return {"workspace": make("partial", "f32", sized.splits, x.shape[0], n), "counters": counters(blocks)}
 
+    def possible(kind: str, measured: Tile | None) -> Tile | None:
+        """A measured tile, but one of a native kernel only if the linear can have it."""
+        if measured is None or measured.route != NATIVE:
+            return measured
+        stored = "fp8" if kind == "fp8" else format
+        can = fused == ALONE and not unlike(x, weights) and not wrong(kind, n, k, stored, max_tokens, measured, sm)
+        return measured if can else None
+
     if scales is not None:
         if format != "fp8":
             weights = expanded(n, k)
-        sized = tile("fp8", n, k) or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
-        return linear_fp8(x, scales, weights, y, tile=sized, **parts(sized), **common)
+        sized = possible("fp8", tile("fp8", n, k)) or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
+        build = linear_gemm if sized.route == NATIVE else linear_fp8
+        return build(x, scales, weights, y, tile=sized, **parts(sized), **common)
     kind = "large" if max_tokens > SMALL_M else "small"
     measured = tile(kind, n, k) if weights[0].dtype != "f32" else None
-    sized = measured or tile_for(kind, weights, n, k, format, max_tokens, sm)
+    sized = possible(kind, measured) or tile_for(kind, weights, n, k, format, max_tokens, sm)
     decoded = {**common, "format": format, "activation": activation, "tile": sized}
     decoded |= {"residual": residual, "fused": fused}
-    build = linear_large if kind == "large" else linear_small
+    build = linear_large if kind == "large" else linear_stream if sized.route == NATIVE else linear_small
     return build(x, weights, y, **parts(sized), **decoded)

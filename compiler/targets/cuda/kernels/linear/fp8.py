@@ -11,7 +11,7 @@ are added in f32 (PROMOTE) where they have scales of their own. Otherwise the te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -170,11 +170,28 @@ _CASES = (
 """Tokens, N, K, form of the scales, dtype, added operand, tile."""
 
 
+Build = Callable[..., KernelCall]
+"""`linear_fp8`, or a function with its parameters."""
+
+
 def _cases() -> Iterator[Case]:
     source = torch.Generator().manual_seed(7)
     for tokens, n, k, form, dtype, extra, tile in _CASES:
         yield _linear_case(source, tokens, n, k, form, dtype, extra, tile)
     yield _linear_case(source, 33, 70, 208, "rows", "bf16", "bias", Tile(128, 128, 32, 1, 4, 3), promote=False)
+
+
+def cases(rows: Iterable[tuple[int, int, int, str, str, str, Tile]], build: Build) -> Iterator[Case]:
+    """Cases of another kernel with this definition; rows as in `_CASES`."""
+    source = torch.Generator().manual_seed(8)
+    for tokens, n, k, form, dtype, extra, tile in rows:
+        yield _linear_case(source, tokens, n, k, form, dtype, extra, tile, build=build)
+
+
+def model_call(build: Build, n: int, k: int, form: str, max_tokens: int, sm: int, tile: Tile) -> KernelCall:
+    """A call of a model's shape, with a residual."""
+    extra = {"residual": Operand("residual", "bf16", ("tokens", n))}
+    return _operands(n, k, form, "bf16", max_tokens, sm, tile, extra, build=build)
 
 
 def _linear_case(
@@ -187,6 +204,7 @@ def _linear_case(
     extra: str,
     tile: Tile,
     promote: bool = True,
+    build: Build = linear_fp8,
 ) -> Case:
     kind = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
     x, x_scale = quantized(torch.randn(tokens, k, generator=source), form)
@@ -214,7 +232,7 @@ def _linear_case(
         optional["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
         optional["counters"] = Operand("counters", "i32", (count,))
         inputs["counters"] = torch.zeros(count, dtype=torch.int32)
-    call = _operands(n, k, form, dtype, tokens, 90, tile, optional, promote)
+    call = _operands(n, k, form, dtype, tokens, 90, tile, optional, promote, build)
     name = f"{form}-{dtype}-{tokens}x{n}x{k}" + "-in-the-tensor-core" * (not promote)
     return Case(name, call, inputs, {"tokens": tokens}, {"y": expected}, ROUNDING[dtype], DEVICE_TOLERANCE)
 
@@ -229,9 +247,10 @@ def _operands(
     tile: Tile,
     extra: dict[str, Operand],
     promote: bool = True,
+    build: Build = linear_fp8,
 ) -> KernelCall:
     blocks = form == "blocks"
-    return linear_fp8(
+    return build(
         Operand("x", "u8", ("tokens", k)),
         Operand("x_scale", "f32", scale_shape(form, "tokens", k)),
         (Operand("w", "u8", (n, k)), Operand("w_scale", "f32", (-(-n // BLOCK), -(-k // BLOCK)) if blocks else (n,))),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TRITON, NATIVE = ROUTES = ("triton", "native")
+"""What a linear's kernel is made of: Triton, or CUDA C++ where that is measured to be faster."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -15,6 +18,7 @@ class Tile:
     splits: int = 1
     warps: int = 4
     stages: int = 1
+    route: str = TRITON
 
     def span(self, k: int) -> int:
         """Columns of each part of K; the last part may have fewer.

@@ -8,6 +8,9 @@ from ......runtime.chips import SHARED, chip
 from ...call import next_power
 from .dequantize import PER_WORD, chunk
 from .many import tile_for_many
+from .shape import NATIVE as NATIVE
+from .shape import ROUTES as ROUTES
+from .shape import TRITON as TRITON
 from .shape import Tile as Tile
 
 COUNTERS = 16384

@@ -1,0 +1,1 @@
+"""Linears in CUDA C++ for sm_90a."""

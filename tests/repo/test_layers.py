@@ -36,7 +36,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("cubins",),
             ("evidence", "tuning"),
             ("arena", "legalize", "lowering"),
-            ("fp4",),
+            ("fp4", "neighbours"),
             ("collectives",),
             ("operators", "listing"),
             ("emit",),
@@ -47,8 +47,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("attention", "sampling", "columns", "embed", "norm", "probe"), ("moe",)),
     ),
     ("compiler", "targets", "cuda", "kernels", "linear"): (
-        *(("dequantize",), ("tiles",), ("common", "cases"), ("gated",), ("small", "large", "expand_fp8"), ("fp8",)),
-        *(("native",), ("choose",)),
+        *(("dequantize", "shape"), ("many",), ("tiles",), ("parts",), ("cases",), ("small", "large", "expand_fp8")),
+        *(("fp8", "fp4"), ("native",), ("choose",)),
     ),
     ("runtime",): (
         *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),

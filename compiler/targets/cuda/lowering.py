@@ -109,7 +109,7 @@ class Lowering:
     unfinished: dict[str, tuple[Operand, float]] = field(default_factory=dict)
     """Sums of squares and epsilon of the norms whose division is left to the linears that read them, by buffer."""
     orders: dict[str, int] = field(default_factory=dict)
-    """The order in which the columns of a buffer lie, if not as they are; see `kernels/linear/fused.py`."""
+    """The order in which the columns of a buffer lie, if not as they are; see `kernels/linear/parts/fused.py`."""
     _values: dict[ir.Value, Operand] = field(default_factory=dict)
 
     def take_tokens(self) -> None:

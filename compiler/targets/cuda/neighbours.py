@@ -1,4 +1,4 @@
-"""What a linear can compute for the operators around it (`kernels/linear/fused.py`): norms, and the order of x."""
+"""What a linear can compute for operators around it (`kernels/linear/parts/fused.py`): norms, and the order of x."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....passes.graph.graph import attribute, width
 from .call import Operand
 from .kernels.linear.choose import SMALL_M
 from .kernels.linear.dequantize import PER_WORD
-from .kernels.linear.fused import SQUARES, Fused
+from .kernels.linear.parts.fused import SQUARES, Fused
 from .lowering import Lowering
 
 

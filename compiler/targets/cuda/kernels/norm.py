@@ -14,7 +14,7 @@ from .fp4 import MINIMUM_SM as FP4_SM
 from .fp4 import group_of, store_groups
 from .fp8 import LARGEST, LEAST, MINIMUM_SM, scale_of, to_e4m3
 from .linear.dequantize import stored_column
-from .linear.fused import SQUARES
+from .linear.parts.fused import SQUARES
 from .quantize_fp4 import narrow
 
 
@@ -41,8 +41,8 @@ def rms_norm_kernel(
     Zhang and Sennrich, "Root mean square layer normalization" (2019). Without residual, sums is not written.
     With scales f32 [tokens], y is u8: E4M3 codes of the result / scales. With GROUP, y u8 [tokens, WIDTH / 2] and
     scales u8 [tokens, WIDTH / GROUP] are its E2M1 codes. With squares f32 [PARTS, tokens], y is x * weight, and the sum
-    of the squares of x is left as the first of PARTS sums (`linear/fused.py`). The columns of y lie in the order of
-    `stored_column`.
+    of the squares of x is left as the first of PARTS sums (`linear/parts/fused.py`). The columns of y lie in the order
+    of `stored_column`.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -105,7 +105,7 @@ def rms_norm(
     With scales f32 [tokens or rows], y is u8: the codes that `quantize_activations` would give for the f32 result. With
     scales u8 [tokens or rows, H / group], y is u8 [tokens or rows, H / 2]: those of `quantize_fp4`. With squares f32
     [cdiv(H, 32), tokens or rows], y lacks the division by the root mean square: a linear does it. For order see
-    `linear/fused.py`.
+    `linear/parts/fused.py`.
     """
     return _norm({"x": x, "weight": weight, "y": y}, epsilon, order, {"scales": scales, "squares": squares})
 

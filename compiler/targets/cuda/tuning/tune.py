@@ -31,8 +31,8 @@ from ..kernels.linear import fp8 as linear_fp8
 from ..kernels.linear import large as linear_large
 from ..kernels.linear import small as linear_small
 from ..kernels.linear.choose import linear
-from ..kernels.linear.fused import ALONE, Fused
 from ..kernels.linear.native import gemm, stream, versus
+from ..kernels.linear.parts.fused import ALONE, Fused
 from ..kernels.linear.tiles import Tile, default_tile, wrong_tile
 from .measure import Effort, Form, measure_forms
 from .tactics import Key, Row, Table, tile_key

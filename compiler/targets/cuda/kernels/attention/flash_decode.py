@@ -18,8 +18,8 @@ import triton.language as tl
 
 from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..fp8 import MINIMUM_SM
-from ..linear.common import comes_last, dot
 from ..linear.dequantize import stored_column
+from ..linear.parts.common import comes_last, dot
 from ..linear.tiles import COUNTERS
 from .flash_parts import Parts, parts_of, splits_for, weigh_parts
 from .flash_prefill import Heads, bound, capped

@@ -17,8 +17,8 @@ from ...call import ROUNDING, Argument, Case, Constant, Kernel, KernelCall, Oper
 from ..fp4 import MINIMUM_SM as FP4_SM
 from ..fp4 import group_of, store_groups
 from ..fp8 import MINIMUM_SM, from_e4m3
-from ..linear.common import dot
 from ..linear.dequantize import stored_column
+from ..linear.parts.common import dot
 from ..quantize_fp4 import narrow
 from .reference import PAGE, AttentionOptions, fp4_case, paged
 
@@ -171,7 +171,7 @@ class Heads(TypedDict):
     sinks: NotRequired[Operand | None]
     """f32 [heads]: logits that are added to the denominator only."""
     order: NotRequired[int]
-    """The order of the result's columns; see `linear/fused.py`."""
+    """The order of the result's columns; see `linear/parts/fused.py`."""
 
 
 def bound(operands: Mapping[str, Operand | None], heads: Heads) -> tuple[dict[str, Argument], dict[str, Constant]]:

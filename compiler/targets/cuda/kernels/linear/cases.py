@@ -14,7 +14,7 @@ from ......runtime.dtypes import DTYPES, KERNEL_DTYPES
 from ...call import ROUNDING, Case, KernelCall, Operand
 from ..gated import REFERENCE
 from .dequantize import PER_WORD
-from .fused import SQUARES, Fused
+from .parts.fused import SQUARES, Fused
 from .tiles import NATIVE, Tile, default_tile
 
 FORMATS = ("dense", *QUANTIZED)

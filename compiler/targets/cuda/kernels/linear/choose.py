@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...call import KernelCall, Operand
-from .common import rows_of, tile_for
 from .fp8 import linear_fp8
-from .fused import ALONE, Fused
 from .large import linear_large
 from .native.fits import unlike, wrong
 from .native.gemm import linear_gemm
 from .native.stream import linear_stream
+from .parts.common import rows_of, tile_for
+from .parts.fused import ALONE, Fused
 from .small import linear_small
 from .tiles import NATIVE, Tile
 

@@ -27,8 +27,8 @@ from ..fp4 import MINIMUM_SM, group_of, is_nvfp4, scale_number, store_groups, un
 from ..gated import REFERENCE, activate
 from ..quantize_fp4 import narrow
 from .cases import GATE_UP, LLAMA_LAYERS, weight_operands
-from .common import linear_call, named, rows_of
 from .large import GROUP_TILES, grouped
+from .parts.common import linear_call, named, rows_of
 from .tiles import Tile
 
 BLOCK_M = 128

@@ -21,9 +21,9 @@ import triton.language as tl
 from ...call import ROUNDING, Case, Kernel, KernelCall, Operand, Suite, product
 from ..fp8 import BLOCK, LARGEST, MINIMUM_SM, from_e4m3
 from ..quantize_activations import quantized, scale_shape
-from .common import dot, gather_parts, linear_call
-from .gated import finish_rows
 from .large import GROUP_TILES, grouped
+from .parts.common import dot, gather_parts, linear_call
+from .parts.gated import finish_rows
 from .tiles import Tile, default_tile
 
 DEVICE_TOLERANCE = 2.0**-10

@@ -13,8 +13,8 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite
 from . import cases as linear_cases
-from .ahead import bytes_ahead, read_ahead
-from .common import (
+from .parts.ahead import bytes_ahead, read_ahead
+from .parts.common import (
     constants_of,
     gather_parts,
     linear_call,
@@ -23,9 +23,9 @@ from .common import (
     scale_sum,
     tile_for,
 )
-from .fused import ALONE, Fused
-from .gated import finish_tile, run_of, tile_rows
-from .sums import dense_sum, quantized_sum
+from .parts.fused import ALONE, Fused
+from .parts.gated import finish_tile, run_of, tile_rows
+from .parts.sums import dense_sum, quantized_sum
 from .tiles import Tile
 
 

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, product, total
-from ..linear.common import constants_of, finish, gather_parts, linear_call, named, scale_sum
-from ..linear.sums import dense_sum, quantized_sum
+from ..linear.parts.common import constants_of, finish, gather_parts, linear_call, named, scale_sum
+from ..linear.parts.sums import dense_sum, quantized_sum
 from ..linear.tiles import Tile
 from . import cases as moe_cases
 

@@ -10,9 +10,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..gated import activate
+from ...gated import activate
+from ..dequantize import stored_column
 from .common import add_bias, finish
-from .dequantize import stored_column
 from .fused import divided, leave_normed
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ...call import Constant, Operand
-from .dequantize import stored_column
+from ....call import Constant, Operand
+from ..dequantize import stored_column
 
 SQUARES = 32
 """Columns whose squares are added to one number: every tile of a linear has a multiple of them."""

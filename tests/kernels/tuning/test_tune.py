@@ -153,14 +153,14 @@ def test_candidates_are_the_heuristic_and_its_neighbours(engine: Path):
 
 def test_the_fastest_tile_wins(engine: Path, gpu: Gpu):
     def seconds(facts: dict[str, Any]) -> float:
-        return BASE * (0.5 if facts["warps"] == 4 else 1) * (0.5 if facts["BLOCK_N"] == 128 else 1)
+        return BASE * (0.5 if facts["STAGES"] == 2 else 1) * (0.5 if facts["BLOCK_N"] == 128 else 1)
 
     gpu.seconds = seconds
     found = tuned(engine, gpu)
     small = [row for row in found.table.rows if row.kind == "small"]
     assert found.linears == len(found.table.rows) and len(small) == 15
     for row in small:
-        assert (row.tile.warps, row.tile.block_n) == (4, 128)
+        assert (row.tile.stages, row.tile.block_n) == (2, 128)
         assert (row.ns, row.heuristic_ns) == (25000, 100000)
     facts = (found.table.sm, found.table.gpu, found.table.driver, found.table.date, found.table.kernels)
     assert facts == (90, "Toy H200", "13.0", "2026-01-31", source_digest())
@@ -173,7 +173,7 @@ def test_launches_read_another_copy_of_the_weights_each(engine: Path, gpu: Gpu):
 
 
 def test_a_gain_within_the_noise_keeps_the_heuristic(engine: Path, gpu: Gpu):
-    gpu.seconds = lambda facts: BASE * (0.995 if facts["warps"] == 4 else 1)
+    gpu.seconds = lambda facts: BASE * (0.995 if facts["STAGES"] == 2 else 1)
     for row in tuned(engine, gpu).table.rows:
         assert row.tile == default_tile(row.kind, row.n, row.k, row.format, row.tokens, 90)
         assert row.ns == row.heuristic_ns == 100000
@@ -240,7 +240,7 @@ def test_the_command_writes_a_table_that_a_build_takes(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tune, "Tuner", partial(Tuner, effort=QUICK))
-    gpu.seconds = lambda facts: BASE * (0.25 if facts["warps"] == 4 else 1)
+    gpu.seconds = lambda facts: BASE * (0.25 if facts["STAGES"] == 2 else 1)
     assert run(["tune", str(engine)]) == 0
     shown = capsys.readouterr()
     assert [path.name for path in tmp_path.iterdir()] == ["sm_90.yaml"]
@@ -264,7 +264,7 @@ def test_the_command_writes_a_table_that_a_build_takes(
     with EngineFile.open(built) as opened:
         plan = Plan.from_json(opened.section("profiles/sm_90/plan.json"), what="plan")
     assert plan.tactics == table.name
-    assert {module.warps for module in plan.modules if module.kernel == "linear_small"} == {2}
+    assert {module.stages for module in plan.modules if module.kernel == "linear_small"} == {2}
 
 
 def test_interrupted_it_leaves_no_file(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ......runtime.dtypes import KERNEL_DTYPES
-from ...call import Operand
+from .......runtime.dtypes import KERNEL_DTYPES
+from ....call import Operand
 
 MINIMUM_SM = 90
 """The first capability with programmatic dependent launch and bulk copies."""

@@ -77,7 +77,6 @@ def test_names_and_digests_are_of_what_counts():
         ("format: int4", "format: in4", "no 'in4' (did you mean 'int4'?)"),
         ("splits: 2", "splits: 0", "expected > 0, found 0"),
         ("splits: 2", "splits: 3", "K = 256 in blocks of 128 does not divide into 3 parts"),
-        ("kind: small", "kind: large", "splits 2"),
         (
             "block_n: 64",
             "block_n: 96",

@@ -8,8 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import dot
-from .dequantize import (
+from ..dequantize import (
     decode,
     fragment_rows,
     natural_rows,
@@ -18,6 +17,7 @@ from .dequantize import (
     scale_words,
     unpacked_pairs,
 )
+from .common import dot
 
 
 @triton.jit

@@ -11,13 +11,13 @@ from dataclasses import replace
 import triton
 import triton.language as tl
 
-from ...call import Argument, Constant, Kernel, KernelCall, Operand, product, total
-from .dequantize import (
+from ....call import Argument, Constant, Kernel, KernelCall, Operand, product, total
+from ..dequantize import (
     GROUP,
     PER_WORD,
     epilogue_factor,
 )
-from .tiles import Tile, default_tile
+from ..tiles import Tile, default_tile
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""What the linears of all kinds share."""

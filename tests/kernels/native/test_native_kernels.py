@@ -86,6 +86,24 @@ def test_only_weights_are_read_before_the_launch_before_has_ended(cubins: dict[S
         assert not {*names} & {"LDL", "STL"}
 
 
+def test_registers_that_are_taken_are_those_that_are_given(cubins: dict[Specialization, Cubin]):
+    """A warpgroup that asks for more than the block has waits forever (PTX ISA, setmaxnreg)."""
+    program = disassembler()
+    assert program is not None
+    codes = [image_of(cubin.data, cubin.code.entry).code for cubin in cubins.values()]
+    changing = 0
+    for one, listing in zip(cubins, disassemble(codes, 90, program), strict=True):
+        changes = [instruction for instruction in listing.instructions if instruction.name == "USETMAXREG"]
+        if not changes:
+            continue
+        wanted = {change.opcode.split(".")[1]: int(change.operands.split()[-1], 16) for change in changes}
+        assert wanted == {"TRY_ALLOC": 232, "DEALLOC": 40}, one
+        needed = 128 * (2 * wanted["TRY_ALLOC"] + wanted["DEALLOC"])
+        assert needed <= 32 * one.warps * cubins[one].code.registers <= 1 << 16, one
+        changing += 1
+    assert changing > 4
+
+
 def test_other_chips_are_refused_by_name():
     one = specialization_of(next(iter(stream.SUITE.cases())).call)
     for sm in (80, 89, 100, 120):

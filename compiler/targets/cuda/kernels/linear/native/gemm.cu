@@ -99,11 +99,13 @@ extern "C" __global__ void __block_size__((32 * WARPS + 128, 1, 1)) linear_gemm_
     __syncthreads();
     Tile tile = tile_of(blockIdx.x, (tokens + BLOCK_M - 1) / BLOCK_M);
     if (warp >= WARPS) {
-        give_registers<40>();
+        if constexpr (GROUPS == 2) give_registers<40>();
         if (threadIdx.x == 32 * WARPS) produce(&x, &w, tile);
         return;
     }
-    take_registers<232>();
+    // What 2 warpgroups take beyond the 168 registers of 384 threads is what the third gives. One has enough, and would
+    // wait forever for registers that the block does not have.
+    if constexpr (GROUPS == 2) take_registers<232>();
     float sums[BLOCK_N / 2] = {};
     multiply(sums, warp / 4, lane);
     wait_for_launch();  // before anything is written or read that an earlier launch may still use

@@ -1,8 +1,8 @@
 """What a prediction misses, shown by pricing the same row as if llmc had it: products of FP4, attention in FP8.
 
 With FP8 activations, as the rows are priced, llmc's plans expand 4-bit weights to E4M3 and multiply FP8; and attention
-multiplies 16-bit numbers. TensorRT-LLM multiplies FP4 on chips that can: the weights are read once as they are stored, at the
-chip's FP4 rate; and attention of prompts multiplies FP8 where a checkpoint has scales for it, as ModelOpt's have.
+multiplies 16-bit numbers. TensorRT-LLM multiplies FP4 on chips that can: the weights are read once as they are stored,
+at the chip's FP4 rate; and attention of prompts multiplies FP8 where a checkpoint has scales for it, as ModelOpt's have.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ the wait for prompts that came at the same time.
 _MISSES = """
 ## What is missed, and the term that is missing
 
-* **{fp4_products}.** With FP8 activations, as here, llmc's plans expand 4-bit weights to E4M3 and multiply FP8 (`W4A4` does not);
-  TensorRT-LLM multiplies FP4. Without the launches that expand, with weights read once in 4 bits and products at the
+* **{fp4_products}.** With FP8 activations, as here, llmc's plans expand 4-bit weights to E4M3 and multiply
+  FP8 (not so `W4A4`); TensorRT-LLM multiplies FP4. Without the launches that expand, with weights read once in 4 bits and products at the
   chip's FP4 rate, the median error over PCIe goes from {sweep} to {sweep_with}. On B200 the median ratio goes
   from {b200:.2f}x to {b200_with:.2f}x, now too fast: something there reaches less than the shares fitted on H100, and
   these figures do not say what.

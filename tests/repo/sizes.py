@@ -19,8 +19,8 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1569,  # kernels --evidence; doctor --measure
-    "cli/common": 717,  # a flag given twice and an empty value are refused
+    "cli/commands": 1570,  # kernels --evidence; doctor --measure
+    "cli/common": 727,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 318,  # llmc plan, --chart
@@ -35,21 +35,22 @@ HELD: dict[str, int] = {
     "compiler/engine": 731,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
-    "compiler/planner": 1123,
+    "compiler/planner": 1157,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
     "compiler/targets/cpu": 570,  # captures are parameters
-    "compiler/targets/cuda": 889,  # listing.py: a profile for people
-    "compiler/targets/cuda/cubins": 1006,  # native.py, nvrtc.py: kernels in CUDA C++
+    "compiler/targets/cuda": 1058,  # listing.py: a profile for people
+    "compiler/targets/cuda/cubins": 1021,  # native.py, nvrtc.py: kernels in CUDA C++
     "compiler/targets/cuda/evidence": 206,  # native kernels beside Triton's, from machine code
-    "compiler/targets/cuda/kernels": 794,  # one check of kernel files for reports and all others
-    "compiler/targets/cuda/kernels/attention": 761,
-    "compiler/targets/cuda/kernels/linear": 1351,  # routes of tiles
+    "compiler/targets/cuda/kernels": 1020,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels/attention": 866,
+    "compiler/targets/cuda/kernels/linear": 1472,  # routes of tiles
     "compiler/targets/cuda/kernels/linear/native": 181,  # calls, cases and tiles of two kernels in CUDA C++
-    "compiler/targets/cuda/kernels/moe": 643,
-    "compiler/targets/cuda/kernels/sampling": 603,
-    "compiler/targets/cuda/tuning": 498,
+    "compiler/targets/cuda/kernels/linear/parts": 524,
+    "compiler/targets/cuda/kernels/moe": 645,
+    "compiler/targets/cuda/kernels/sampling": 954,
+    "compiler/targets/cuda/tuning": 505,
     "compiler/targets/null": 11,
-    "compiler/targets/simulate": 364,  # quick.py: simulated steps take half the time
+    "compiler/targets/simulate": 367,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
     "passes": 655,  # refusals of QuantizeWeights
     "passes/graph": 821,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
@@ -61,14 +62,14 @@ HELD: dict[str, int] = {
     "runtime": 1257,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
-    "runtime/cuda": 1296,  # tensor_maps.py
+    "runtime/cuda": 1305,  # tensor_maps.py
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1147,  # info.py: what an engine says of itself
     "runtime/files": 692,  # an older output in an input folder
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1027,  # where PTX lies
+    "runtime/plan": 1096,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

@@ -55,11 +55,11 @@ def legal_graph(
     return [*lower(source, recipe, CONTEXT)[1].values()][rank[1]]
 
 
-def drafted_plan(graph: Graph, fp8: str = "none", label: str = "sm_90", sm: int = 90) -> Plan:
+def drafted_plan(graph: Graph, fp8: str = "none", label: str = "sm_90", sm: int = 90, dtype: str = "bfloat16") -> Plan:
     """The launch plan of a graph for a chip, or one rank of it; nothing is compiled."""
     from llmc.compiler.targets.cuda.emit import draft  # brings Triton in
 
-    return draft(graph, ProfileConfig(CONTEXT, BATCH, "bfloat16", fp8, rank=RankOf.of(label)), sm)[0]
+    return draft(graph, ProfileConfig(CONTEXT, BATCH, dtype, fp8, rank=RankOf.of(label)), sm)[0]
 
 
 def graph_text(graph: Graph) -> str:

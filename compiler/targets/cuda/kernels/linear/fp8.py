@@ -12,6 +12,7 @@ are added in f32 (PROMOTE) where they have scales of their own. Otherwise the te
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..quantize_activations import quantized, scale_shape
 from .large import GROUP_TILES, grouped
 from .parts.common import dot, gather_parts, linear_call
 from .parts.gated import finish_rows
-from .tiles import Tile, default_tile
+from .tiles import COUNTERS, Tile, default_tile
 
 DEVICE_TOLERANCE = 2.0**-10
 """Additional error of a case on FP8 tensor cores, whose sums of products keep 13 to 14 bits of mantissa on sm_90."""
@@ -101,16 +102,17 @@ def linear_fp8_kernel(
     if not BLOCKS:
         token_scale = tl.load(x_scale) if STATIC else tl.load(x_scale + read_token)[None, :]
         acc *= tl.load(w_scale + read_row)[:, None] * token_scale
-    last = True
-    if SPLITS > 1:
+    first = block_m * BLOCK_M
+    if SPLITS == 1:
+        finish_rows(*(acc, block_n, row, first, tokens, bias, residual, y, None, None, None), *(N, BLOCK_N, BLOCK_M, 0))
+    else:
         inside = (token[None, :] < tokens) & (row[:, None] < N)
         block = block_m * tl.cdiv(N, BLOCK_N) + block_n
         acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
-    if last:
-        finish_rows(
-            *(acc, block_n, row, token, tokens, bias, residual, y, None, None, None),
-            *(N, BLOCK_N, BLOCK_M, 0),
-        )
+        if last:
+            finish_rows(
+                *(acc, block_n, row, first, tokens, bias, residual, y, None, None, None), *(N, BLOCK_N, BLOCK_M, 0)
+            )
 
 
 LINEAR = Kernel("linear_fp8", linear_fp8_kernel, MINIMUM_SM)
@@ -189,8 +191,11 @@ def cases(rows: Iterable[tuple[int, int, int, str, str, str, Tile]], build: Buil
 
 
 def model_call(build: Build, n: int, k: int, form: str, max_tokens: int, sm: int, tile: Tile) -> KernelCall:
-    """A call of a model's shape, with a residual."""
+    """A call of a model's shape, with a residual; with a workspace if K is split."""
     extra = {"residual": Operand("residual", "bf16", ("tokens", n))}
+    if tile.splits > 1:
+        extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", n))
+        extra["counters"] = Operand("counters", "i32", (COUNTERS,))
     return _operands(n, k, form, "bf16", max_tokens, sm, tile, extra, build=build)
 
 
@@ -267,11 +272,9 @@ def _calls(sm: int) -> Iterator[KernelCall]:
     for form in ("rows", "blocks"):
         for max_tokens in (16, 64, 8192):
             tile = default_tile("fp8", 4096, 14336, "fp8", max_tokens, sm)
-            extra = {"residual": Operand("residual", "bf16", ("tokens", 4096))}
-            if tile.splits > 1:
-                extra["workspace"] = Operand("workspace", "f32", (tile.splits, "tokens", 4096))
-                extra["counters"] = Operand("counters", "i32", (-(-4096 // tile.block_n),))
-            yield _operands(4096, 14336, form, "bf16", max_tokens, sm, tile, extra)
+            if form == "blocks":  # which have two sums
+                tile = replace(tile, block_m=min(tile.block_m, 128))
+            yield model_call(linear_fp8, 4096, 14336, form, max_tokens, sm, tile)
 
 
 SUITE = Suite((LINEAR,), _cases, _calls)

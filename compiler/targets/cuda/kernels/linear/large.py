@@ -123,7 +123,7 @@ def linear_large_kernel(
         acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
     if last:
         finish_tile(
-            *(acc, block_n, row, token, tokens, x_squares, bias, residual, y, norm_weight, normed, squares),
+            *(acc, block_n, row, block_m * BLOCK_M, tokens, x_squares, bias, residual, y, norm_weight, normed, squares),
             *(N, K, BLOCK_N, BLOCK_M, ACTIVATION, RUN, EPSILON, ORDER),
         )
 

@@ -75,7 +75,8 @@ def linear_small_kernel(
     RUN: tl.constexpr = run_of(ACTIVATION, FORMAT, BLOCK_N, WARPS)
     block_n, part = tl.program_id(0), tl.program_id(2)
     row = tile_rows(block_n, N, BLOCK_N, RUN)
-    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * BLOCK_M
+    token = first + tl.arange(0, BLOCK_M)
     read_row = (row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)).to(tl.int64)
     read_token = tl.minimum(token, tokens - 1).to(tl.int64)
     start = part * SPAN
@@ -114,7 +115,20 @@ def linear_small_kernel(
         acc, last = gather_parts(acc, row, token, inside, workspace, counters, block, part, tokens, N, SPLITS)
     if last:
         finish_tile(
-            *(acc, block_n, row, token, tokens, x_squares, bias, residual, y, norm_weight, normed, squares),
+            *(
+                acc,
+                block_n,
+                row,
+                tl.program_id(1) * BLOCK_M,
+                tokens,
+                x_squares,
+                bias,
+                residual,
+                y,
+                norm_weight,
+                normed,
+                squares,
+            ),
             *(N, K, BLOCK_N, BLOCK_M, ACTIVATION, RUN, EPSILON, ORDER),
         )
 

@@ -47,7 +47,7 @@ def finish_rows(
     acc,
     block,
     row,
-    token,
+    first,
     tokens,
     bias,
     residual,
@@ -66,18 +66,17 @@ def finish_rows(
     """
     if BLOCK_M >= 256:
         QUARTER: tl.constexpr = BLOCK_M // 4
-        start = tl.min(token, axis=0) + tl.arange(0, QUARTER)
         halves = tl.split(tl.permute(tl.reshape(acc, [BLOCK_N, 2, 2, QUARTER]), [0, 3, 2, 1]))
         for half in tl.static_range(2):
             quarters = tl.split(halves[half])
             for quarter in tl.static_range(2):
                 finish_some(
-                    *(quarters[quarter], block, row, start + (2 * half + quarter) * QUARTER, tokens, bias, residual, y),
+                    *(quarters[quarter], block, row, first + (2 * half + quarter) * QUARTER, tokens, bias, residual, y),
                     *(norm_weight, normed, squares, N, BLOCK_N, QUARTER, ORDER),
                 )
     else:
         finish_some(
-            *(acc, block, row, token, tokens, bias, residual, y, norm_weight, normed, squares),
+            *(acc, block, row, first, tokens, bias, residual, y, norm_weight, normed, squares),
             *(N, BLOCK_N, BLOCK_M, ORDER),
         )
 
@@ -87,7 +86,7 @@ def finish_some(
     acc,
     block,
     row,
-    token,
+    first,
     tokens,
     bias,
     residual,
@@ -101,6 +100,7 @@ def finish_some(
     ORDER: tl.constexpr,
 ):
     """`finish_rows` of all tokens at once."""
+    token = first + tl.arange(0, BLOCK_M)
     inside = (token < tokens)[None, :] & (row[:, None] < N)
     number = finish(acc, row, token, inside, bias, residual, y, N)
     if norm_weight is not None:
@@ -115,7 +115,7 @@ def finish_tile(
     acc,
     block,
     row,
-    token,
+    first,
     tokens,
     x_squares,
     bias,
@@ -133,16 +133,18 @@ def finish_tile(
     EPSILON: tl.constexpr,
     ORDER: tl.constexpr,
 ):
-    """`finish` for tile `block`, or if gate and up alternate, act(gate) * up into y [tokens, N / 2].
+    """`finish` for tile `block` of rows and the tokens from `first` on, or if gate and up alternate, act(gate) * up
+    into y [tokens, N / 2].
 
     For x_squares, norm_weight, normed, squares and ORDER see `Fused`.
     """
+    token = first + tl.arange(0, BLOCK_M)
     real = token < tokens
     if x_squares is not None:
         acc = divided(acc, x_squares, token, tokens, K, EPSILON, BLOCK_M)
     if RUN == 0:
         finish_rows(
-            *(acc, block, row, token, tokens, bias, residual, y, norm_weight, normed, squares),
+            *(acc, block, row, first, tokens, bias, residual, y, norm_weight, normed, squares),
             *(N, BLOCK_N, BLOCK_M, ORDER),
         )
     else:

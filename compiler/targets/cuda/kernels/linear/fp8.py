@@ -251,7 +251,7 @@ def _operands(
     sm: int,
     tile: Tile,
     extra: dict[str, Operand],
-    promote: bool = True,
+    promote: bool = False,
     build: Build = linear_fp8,
 ) -> KernelCall:
     blocks = form == "blocks"

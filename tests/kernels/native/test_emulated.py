@@ -47,7 +47,7 @@ WRONG = {
     "activations are asked for too early": (STREAM, WAITS + FIRST, FIRST),
     "fewer bytes are expected": (STREAM, "real * 2));", "real));"),
     "columns of a lane are others": (STREAM, "mma_tf32(sums[r][n], a, tokens[n][2 * j],", "mma_tf32(sums[r][n], a, 0,"),
-    "rows of a fragment are others": (STREAM, "load_shared(at + 8 * PITCH)", "load_shared(at + 4 * PITCH)"),
+    "rows of a fragment are others": (STREAM, "load_shared(at + 4 * ROW)", "load_shared(at + 2 * ROW)"),
     "sums of warps are not waited for": (STREAM, "    named_barrier<32 * WARPS>(1);\n", ""),
     "one arrival too few": (GEMM, "mbarrier_init(empty(stage), WARPS)", "mbarrier_init(empty(stage), WARPS + 1)"),
     "rows have another stride": (GEMM, "64ull << 32", "32ull << 32"),

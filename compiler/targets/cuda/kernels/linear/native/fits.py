@@ -56,7 +56,7 @@ def unlike(x: Operand, weights: tuple[Operand, ...]) -> str:
 def stream_shared(tile: Tile, format: str) -> int:
     """Bytes of shared memory of a block of `stream.cu`: the ring, the warps' sums, a norm for each token, barriers."""
     item = ITEM[format]
-    stage = tile.block_n * (tile.block_k * item + 64) + tile.block_m * (tile.block_k * 2 + (16 if item == 1 else 64))
+    stage = tile.block_n * tile.block_k * item + 64 + tile.block_m * (tile.block_k * 2 + (16 if item == 1 else 64))
     return tile.stages * (stage + _BARRIERS) + (tile.warps * tile.block_n + 1) * tile.block_m * 4
 
 

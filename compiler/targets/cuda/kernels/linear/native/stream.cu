@@ -16,9 +16,10 @@ constexpr int GROUPS = BLOCK_N / 16, TOKEN_TILES = (BLOCK_M + 7) / 8;
 constexpr int ITERATIONS = (K + BLOCK_K - 1) / BLOCK_K;
 constexpr int TURNS = (BLOCK_K / GRANULE + WARPS - 1) / WARPS;  // granules of a warp in a stage
 constexpr bool WHOLE = K % BLOCK_K == 0 && BLOCK_K / GRANULE % WARPS == 0;
-// Rows lie so that 8 lanes, which read 16 bytes of 2 rows each, find them in different banks.
-constexpr u32 PITCH = BLOCK_K * WEIGHT_BYTES + 64, X_PITCH = BLOCK_K * 2 + (FP8 ? 16 : 64);
-constexpr u32 STAGE = BLOCK_N * PITCH + BLOCK_M * X_PITCH;
+// Odd rows lie behind even ones, and tokens apart, so that 8 lanes, which read 16 bytes of 2 rows or 4 tokens each, find
+// them in different banks.
+constexpr u32 ROW = BLOCK_K * WEIGHT_BYTES, ODD = BLOCK_N / 2 * ROW + 64, X_PITCH = BLOCK_K * 2 + (FP8 ? 16 : 64);
+constexpr u32 TOKENS = BLOCK_N * ROW + 64, STAGE = TOKENS + BLOCK_M * X_PITCH;
 constexpr u32 SUMS = STAGES * STAGE, BARRIERS = SUMS + WARPS * BLOCK_N * BLOCK_M * 4, NORMS = BARRIERS + STAGES * 16;
 extern "C" __device__ const u32 SHARED_BYTES = NORMS + BLOCK_M * 4;
 static_assert(K % GRANULE == 0 && BLOCK_K % GRANULE == 0 && BLOCK_N % 16 == 0 && SPLITS == 1 && (FP8 || !ORDERED));
@@ -51,13 +52,13 @@ struct Copies {
     __device__ void ask_weights(int stage, int iteration) const {
         for (int local = lane; local < BLOCK_N; local += 32) {
             const Weight* row = weights + static_cast<long long>(min(weight_row(local), N - 1)) * K;
-            bulk_copy(ring(stage) + local * PITCH, row + iteration * BLOCK_K, columns(iteration) * WEIGHT_BYTES,
+            bulk_copy(ring(stage) + local / 2 * ROW + local % 2 * ODD, row + iteration * BLOCK_K, columns(iteration) * WEIGHT_BYTES,
                       full(stage));
         }
     }
     __device__ void ask_activations(int stage, int iteration) const {
         if (lane < real)
-            bulk_copy(ring(stage) + BLOCK_N * PITCH + lane * X_PITCH,
+            bulk_copy(ring(stage) + TOKENS + lane * X_PITCH,
                       activations + static_cast<long long>(lane) * K + iteration * BLOCK_K, columns(iteration) * 2,
                       full(stage));
     }
@@ -81,14 +82,14 @@ __device__ inline void produce(const Copies& copies) {
 }
 
 // One granule of columns. Lane 4 g + t reads rows and tokens g at 16 t bytes; the order of K does not matter to a sum,
-// so the columns of a product are those that a lane has (`layout.py` says which, and a test multiplies with it).
+// so the columns of a product are those that a lane has. ORDERED activations lie in the order of `stored_column`.
 __device__ inline void multiply_granule(float (&sums)[GROUPS][TOKEN_TILES][4], u32 stage, int granule) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 tokens[TOKEN_TILES][FP8 ? 16 : 4];
 #pragma unroll
     for (int n = 0; n < TOKEN_TILES; ++n) {
         int token = (8 * n + g) % BLOCK_M;  // columns of no token are not stored
-        u32 granules = stage + BLOCK_N * PITCH + token * X_PITCH + granule * GRANULE * 2;
+        u32 granules = stage + TOKENS + token * X_PITCH + granule * GRANULE * 2;
         if constexpr (ORDERED) {  // words of columns 4 i and 4 i + 2 of the lane, then of 4 i + 1 and 4 i + 3
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -111,8 +112,8 @@ __device__ inline void multiply_granule(float (&sums)[GROUPS][TOKEN_TILES][4], u
     }
 #pragma unroll
     for (int r = 0; r < GROUPS; ++r) {
-        u32 at = stage + (16 * r + g) * PITCH + granule * 64 + t * 16;
-        uint4 upper = load_shared(at), lower = load_shared(at + 8 * PITCH);
+        u32 at = stage + (8 * r + g / 2) * ROW + g % 2 * ODD + granule * 64 + t * 16;
+        uint4 upper = load_shared(at), lower = load_shared(at + 4 * ROW);
         u32 up[4] = {upper.x, upper.y, upper.z, upper.w}, low[4] = {lower.x, lower.y, lower.z, lower.w};
 #pragma unroll
         for (int j = 0; j < (FP8 ? 8 : 2); ++j) {

@@ -11,7 +11,7 @@ from ..tiles import NATIVE, Tile
 from . import gemm, stream
 from .fits import ITEM, SM, unlike, wrong
 
-_STAGES = range(8, 1, -1)
+_STAGES = range(16, 1, -1)
 
 
 def tiles(
@@ -35,7 +35,7 @@ def tiles(
     if kind == "small" and format not in ITEM:
         return []
     if kind == "small":
-        base = stream.tile_for(n, format, max_tokens, sm)
+        base = stream.tile_for(n, format, max_tokens, sm, squares=squares)
         shapes = [(rows, base.block_k // part, base.block_m, 8) for rows, part in product((16, 32, 64), (1, 2))]
     else:
         base = None

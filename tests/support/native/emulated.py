@@ -50,7 +50,8 @@ int main(int count, char** words) {{
     machine::release = [&] {{
         for (size_t i = 0; i < results.size(); ++i)
             if (*results[i] != blank[i]) machine::fail("a result is written before the launch before has ended");
-        for (size_t i = 0; i < earlier.size(); ++i) std::copy(contents[i].begin(), contents[i].end(), earlier[i]->begin());
+        for (size_t i = 0; i < earlier.size(); ++i)
+            std::copy(contents[i].begin(), contents[i].end(), earlier[i]->begin());
     }};
     for (int bx = 0; bx < {grid[0]}; ++bx)
         for (int by = 0; by < {grid[1]}; ++by) {{
@@ -71,7 +72,7 @@ def run(
     seed: int = 0,
     changed: tuple[str, str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The results of a call by parameter; `folder` is one of its own. changed: a file, a text of it, and the text instead.
+    """The results of a call by parameter; `folder` is one of its own. changed: a file, a text of it, and another.
 
     The program is compiled once a folder.
 

@@ -19,7 +19,9 @@ _ROW = 128
 """Bytes of a row in shared memory that is swizzled, and a multiple of which a stream's rows are."""
 
 
-def wrong(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int, *, squares: bool = False) -> str:
+def wrong(
+    kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int, *, squares: bool = False
+) -> str:
     """Why a linear [n, k] cannot have this tile by its route, or "": `wrong_tile` for all routes.
 
     squares: it leaves sums of the squares of its result (`Fused`).

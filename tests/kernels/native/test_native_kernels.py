@@ -21,6 +21,7 @@ from llmc.compiler.targets.cuda.evidence import compare as evidence
 from llmc.compiler.targets.cuda.kernels.linear.choose import linear
 from llmc.compiler.targets.cuda.kernels.linear.native import gemm, stream, versus
 from llmc.compiler.targets.cuda.kernels.linear.native.fits import gemm_shared, stream_shared, unlike, wrong
+from llmc.compiler.targets.cuda.kernels.linear.parts.fused import ALONE, Fused
 from llmc.compiler.targets.cuda.kernels.linear.tiles import NATIVE, Tile
 from llmc.runtime.cuda.launches import layout, pack
 from llmc.runtime.cuda.tensor_maps import MatrixTile, tile_of
@@ -199,20 +200,34 @@ def test_tiles_that_a_kernel_cannot_have_are_refused(
     assert said in found and bool(said) == bool(found)
 
 
-def chosen(tile: Tile | None, *, k: int = 256, scale: int | None = None, act: str = "bf16", sm: int = 90) -> str:
+def never_expanded(n: int, k: int) -> tuple[Operand, Operand]:
+    raise AssertionError(f"FP8 weights [{n}, {k}] are to be expanded")
+
+
+def chosen(
+    tile: Tile | None,
+    *,
+    k: int = 256,
+    scale: int | None = None,
+    act: str = "bf16",
+    sm: int = 90,
+    fused: Fused = ALONE,
+) -> str:
     """The kernel of a linear with FP8 weights, or with 16-bit ones without a scale, in a step of one token."""
     x, y = Operand("x", act, ("tokens", k)), Operand("y", act, ("tokens", 64))
     weights = (Operand("w", "bf16", (64, k)),)
     if scale is not None:
         weights = (Operand("w", "u8", (64, k)), Operand("s", "f32", (64,) * scale))
-    (call,) = linear(
+    call = linear(
         *(x, weights, y),
         format="dense" if scale is None else "fp8",
         max_tokens=1,
         sm=sm,
         tile=lambda kind, n, k: tile,
         make=Operand.of,
+        expanded=never_expanded,
         counters=lambda count: Operand("counters", "i32", (count,)),
+        fused=fused,
     )
     return call.kernel.name
 
@@ -223,6 +238,10 @@ def test_a_linear_that_does_not_fit_keeps_tritons_kernel():
     assert chosen(STREAM, scale=1, k=200) == "linear_small"
     assert chosen(STREAM, scale=1, sm=100) == "linear_small"
     assert chosen(STREAM, act="f16") == "linear_small", "weights in bf16"
+    norm = Fused(squares=Operand("squares", "f32", (2, "tokens")))
+    assert chosen(STREAM, fused=norm) == "linear_stream"
+    assert chosen(replace(STREAM, block_n=16)) == "linear_stream"
+    assert chosen(replace(STREAM, block_n=16), fused=norm) == "linear_small", "half a sum of 32 squares"
     x, w = Operand("x", "u8", ("tokens", 64)), Operand("w", "u8", (64, 64))
     assert unlike(x, (w, Operand("s", "f32", (1, 1)))) == "scales of blocks"
 
@@ -236,6 +255,14 @@ def test_the_tiles_to_measure_fit_and_are_native():
     codes = Operand("x", "u8", ("tokens", 4096))
     assert {one.block_n for one in versus.tiles("fp8", 4096, 4096, "fp8", 2048, 90, codes, (w, scale))} == {128, 256}
     assert versus.tiles("small", 4096, 4096, "fp8", 1, 100, x, (w, scale)) == []
+    rows = [
+        {one.block_n for one in versus.tiles("small", 4096, 4096, "fp8", 1, 90, x, (w, scale), squares=squares)}
+        for squares in (False, True)
+    ]
+    assert rows == [{16, 32, 64}, {32, 64}]
+    assert "16 rows is not a multiple of 32" in wrong(
+        "small", 4096, 4096, "fp8", 1, replace(STREAM, block_n=16), 90, squares=True
+    )
     assert versus.tiles("small", 4096, 4096, "int4", 1, 90, x, (w, scale)) == []
 
 

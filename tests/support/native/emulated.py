@@ -25,6 +25,8 @@ from llmc.runtime.plan.formula import value
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
+_CONSTANTS = ("w", "w_scale", "scale", "bias", "norm_weight")
+"""Parameters that hold weights, which no launch writes."""
 _GLUE = """
 #include "instructions.cuh"
 #include "{source}"
@@ -40,11 +42,16 @@ int main(int count, char** words) {{
     machine::source.seed(std::stoi(words[2]));
     if (SHARED_BYTES > sizeof memory) return 4;
     {tensors}
-    std::vector<u8> before(x.size(), 0xFF), result = y;
-    std::swap(before, x);  // until the launch before has ended, activations are garbage
+    // Until the launch before has ended, what it may write is garbage.
+    std::vector<std::vector<u8>*> earlier{{{earlier}}}, results{{{results}}};
+    std::vector<std::vector<u8>> contents, blank;
+    for (auto* one : earlier) contents.push_back(*one), std::fill(one->begin(), one->end(), 0xFF);
+    for (auto* one : results) blank.push_back(*one);
     machine::release = [&] {{
-        if (y != result) machine::fail("a result is written before the launch before has ended");
-        std::copy(before.begin(), before.end(), x.begin());
+        for (size_t i = 0; i < results.size(); ++i)
+            if (*results[i] != blank[i]) machine::fail("a result is written before the launch before has ended");
+        for (size_t i = 0; i < earlier.size(); ++i)
+            std::copy(contents[i].begin(), contents[i].end(), earlier[i]->begin());
     }};
     for (int bx = 0; bx < {grid[0]}; ++bx)
         for (int by = 0; by < {grid[1]}; ++by) {{
@@ -52,7 +59,7 @@ int main(int count, char** words) {{
             machine::block[0] = bx, machine::block[1] = by, machine::block[2] = 0;
             machine::run_block({threads}, [&] {{ {call} }});
         }}
-    std::ofstream(folder + "/y.out", std::ios::binary).write(reinterpret_cast<char*>(y.data()), y.size());
+    {stores}
 }}
 """
 
@@ -64,8 +71,8 @@ def run(
     folder: Path,
     seed: int = 0,
     changed: tuple[str, str, str] | None = None,
-) -> torch.Tensor:
-    """The result y of a call; `folder` is one of its own. changed: a file, a text of it, and the text instead.
+) -> dict[str, torch.Tensor]:
+    """The results of a call by parameter; `folder` is one of its own. changed: a file, a text of it, and another.
 
     The program is compiled once a folder.
 
@@ -100,10 +107,19 @@ def run(
             given.append(f"matrix_{name}")
         else:
             given.append(f"reinterpret_cast<{name}_element*>({name}.data())")
+    earlier = [name for name in call.operands if name not in (*_CONSTANTS, *call.writes)]
+    stores = [
+        f'std::ofstream(folder + "/{name}.out", std::ios::binary)'
+        f".write(reinterpret_cast<char*>({name}.data()), {name}.size());"
+        for name in call.writes
+    ]
     entry = f"linear_{source.stem}_kernel"
     text = _GLUE.format(
         source=source.name,
         tensors="\n    ".join(tensors),
+        earlier=", ".join(f"&{name}" for name in earlier),
+        results=", ".join(f"&{name}" for name in call.writes),
+        stores="\n    ".join(stores),
         grid=[value(str(size), sizes) for size in (*call.grid, 1, 1)],
         threads=32 * call.warps,
         call=f"{entry}({', '.join([*given, 'nullptr', 'nullptr'])});",
@@ -118,6 +134,9 @@ def run(
     done = subprocess.run([program, folder, str(seed)], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"ended with {done.returncode}: {done.stderr[:500]}")
-    y = call.operands["y"]
-    raw = torch.from_numpy(np.fromfile(folder / "y.out", np.uint8))
-    return raw.view(blank(y, sizes).dtype).view(*(value(str(size), sizes) for size in y.shape))
+    return {name: _result(folder / f"{name}.out", call.operands[name], sizes) for name in call.writes}
+
+
+def _result(path: Path, operand: Operand, sizes: Mapping[str, int]) -> torch.Tensor:
+    raw = torch.from_numpy(np.fromfile(path, np.uint8))
+    return raw.view(blank(operand, sizes).dtype).view(*(value(str(size), sizes) for size in operand.shape))

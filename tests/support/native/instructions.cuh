@@ -28,6 +28,7 @@ inline float __uint_as_float(u32 bits) { return std::bit_cast<float>(bits); }
 inline u32 __float_as_uint(float number) { return std::bit_cast<u32>(number); }
 inline float __expf(float x) { return std::exp(x); }
 inline float erff(float x) { return std::erf(x); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 struct Tensor2d {  // what a Matrix holds here
     const u8* data;
@@ -95,6 +96,12 @@ inline uint4 load_shared(u32 address) {
     std::memcpy(&found, at(address), 16);
     return found;
 }
+inline u32 load_shared_word(u32 address) {
+    if (address % 4) machine::fail("a load that is not aligned");
+    u32 found;
+    std::memcpy(&found, at(address), 4);
+    return found;
+}
 inline float e4m3(u8 code) {
     int exponent = code >> 3 & 15, fraction = code & 7;
     if ((code & 127) == 127) return NAN;
@@ -112,6 +119,16 @@ inline void narrow(float wide, bf16* to) {
 }
 
 inline float widen(bf16 one);  // in numbers.cuh
+
+inline float exchanged[64][32];
+inline float __shfl_xor_sync(u32, float number, int distance) {
+    int warp = machine::current->thread / 32, lane = machine::current->thread % 32;
+    exchanged[warp][lane] = number;
+    __syncwarp();
+    float found = exchanged[warp][lane ^ distance];
+    __syncwarp();
+    return found;
+}
 
 // Registers that the lanes of a warp show each other.
 struct Shown {

@@ -200,7 +200,8 @@ def candidates(linear: TunedLinear, sm: int) -> list[Tile]:
 def native_tiles(linear: TunedLinear, sm: int) -> list[Tile]:
     """The tiles of the native kernel to try."""
     x, weights = linear.operands["x"], [linear.operands[name] for name in linear.weights]
-    return versus.tiles(linear.kind, linear.n, linear.k, linear.format, linear.key[-1], sm, x, weights)
+    shape, squares = (linear.n, linear.k, linear.format, linear.key[-1]), linear.fused.squares is not None
+    return versus.tiles(linear.kind, *shape, sm, x, weights, squares=squares)
 
 
 def _possible(linear: TunedLinear, tile: Tile, sm: int) -> bool:

@@ -15,7 +15,7 @@ from ...call import ROUNDING, Case, KernelCall, Operand
 from ..gated import REFERENCE
 from .dequantize import PER_WORD
 from .parts.fused import SQUARES, Fused
-from .tiles import NATIVE, Tile, default_tile
+from .tiles import Tile, default_tile
 
 FORMATS = ("dense", *QUANTIZED)
 LLAMA_LAYERS = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
@@ -254,7 +254,7 @@ def model_call(
     extra: dict[str, Any] = {"activation": "silu"} if gated else {}
     if n == HIDDEN:
         extra["residual"] = Operand("residual", act, ("tokens", n))
-    if act == "bf16" and (tile is None or tile.route != NATIVE):
+    if act == "bf16":
         extra["fused"] = _neighbours(n, k, format, act, kind)
     tile = tile or default_tile(kind, n, k, format, max_tokens, sm)
     if tile.splits > 1:

@@ -59,8 +59,9 @@ def linear(
         if measured is None or measured.route != NATIVE:
             return measured
         stored = "fp8" if kind == "fp8" else format
-        can = fused == ALONE and not unlike(x, weights) and not wrong(kind, n, k, stored, max_tokens, measured, sm)
-        return measured if can else None
+        squares = fused.squares is not None
+        no = unlike(x, weights) or wrong(kind, n, k, stored, max_tokens, measured, sm, squares=squares)
+        return None if no else measured
 
     if scales is not None:
         if format != "fp8":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .......runtime.chips import SHARED
 from ....call import Operand, next_power
+from ..parts.fused import SQUARES
 from ..tiles import NATIVE, Tile, wrong_tile
 
 SM = 90
@@ -18,14 +19,21 @@ _ROW = 128
 """Bytes of a row in shared memory that is swizzled, and a multiple of which a stream's rows are."""
 
 
-def wrong(kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int) -> str:
-    """Why a linear [n, k] cannot have this tile by its route, or "": `wrong_tile` for all routes."""
+def wrong(
+    kind: str, n: int, k: int, format: str, max_tokens: int, tile: Tile, sm: int, *, squares: bool = False
+) -> str:
+    """Why a linear [n, k] cannot have this tile by its route, or "": `wrong_tile` for all routes.
+
+    squares: it leaves sums of the squares of its result (`Fused`).
+    """
     if tile.route != NATIVE:
         return wrong_tile(kind, n, k, format, max_tokens, tile, sm)
     if sm != SM:
         return f"the route {NATIVE} is for sm_{SM} alone"
     if tile.splits != 1:
         return f"splits {tile.splits} is not 1, as the route {NATIVE} needs"
+    if squares and tile.block_n % SQUARES:
+        return f"a block of {tile.block_n} rows is not a multiple of {SQUARES}, the rows of a sum of squares"
     if kind == "small":
         said = _wrong_stream(k, format, max_tokens, tile)
     elif kind == "fp8":
@@ -48,10 +56,10 @@ def unlike(x: Operand, weights: tuple[Operand, ...]) -> str:
 
 
 def stream_shared(tile: Tile, format: str) -> int:
-    """Bytes of shared memory of a block of `stream.cu`: the ring, the warps' sums, barriers."""
+    """Bytes of shared memory of a block of `stream.cu`: the ring, the warps' sums, a norm for each token, barriers."""
     item = ITEM[format]
-    stage = tile.block_n * (tile.block_k * item + 64) + tile.block_m * (tile.block_k * 2 + (16 if item == 1 else 64))
-    return tile.stages * (stage + _BARRIERS) + tile.warps * tile.block_n * tile.block_m * 4
+    stage = tile.block_n * tile.block_k * item + 64 + tile.block_m * (tile.block_k * 2 + (16 if item == 1 else 64))
+    return tile.stages * (stage + _BARRIERS) + (tile.warps * tile.block_n + 1) * tile.block_m * 4
 
 
 def gemm_shared(tile: Tile) -> int:

@@ -65,6 +65,12 @@ __device__ inline uint4 load_shared(u32 address) {
     return found;
 }
 
+__device__ inline u32 load_shared_word(u32 address) {
+    u32 found;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(found) : "r"(address) : "memory");
+    return found;
+}
+
 // Two E4M3 numbers, the low byte first, as two f32.
 __device__ inline void widen_e4m3(u16 pair, u32& low, u32& high) {
     asm("{\n.reg .b32 both;\n.reg .b16 one, two;\n"

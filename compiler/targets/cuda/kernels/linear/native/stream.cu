@@ -1,7 +1,8 @@
 // Linears of 1 to 16 tokens that stream their weights, FP8 or 16-bit: the Triton function `linear_small_kernel`
 // (../small.py) defines the result. A producer warp fills a ring in shared memory with bulk copies and has asked for
 // the first weights before the launch before has ended: weights are constants. WARPS warps multiply; each has its own
-// columns of K, and their sums are added in the order of the warps.
+// columns of K, and their sums are added in the order of the warps. A norm before the linear divides those sums, and one
+// behind it begins in the epilogue (../fused.py).
 #include "numbers.cuh"
 #include "call.cuh"
 
@@ -15,12 +16,13 @@ constexpr int GROUPS = BLOCK_N / 16, TOKEN_TILES = (BLOCK_M + 7) / 8;
 constexpr int ITERATIONS = (K + BLOCK_K - 1) / BLOCK_K;
 constexpr int TURNS = (BLOCK_K / GRANULE + WARPS - 1) / WARPS;  // granules of a warp in a stage
 constexpr bool WHOLE = K % BLOCK_K == 0 && BLOCK_K / GRANULE % WARPS == 0;
-// Rows lie so that 8 lanes, which read 16 bytes of 2 rows each, find them in different banks.
-constexpr u32 PITCH = BLOCK_K * WEIGHT_BYTES + 64, X_PITCH = BLOCK_K * 2 + (FP8 ? 16 : 64);
-constexpr u32 STAGE = BLOCK_N * PITCH + BLOCK_M * X_PITCH;
-constexpr u32 SUMS = STAGES * STAGE, BARRIERS = SUMS + WARPS * BLOCK_N * BLOCK_M * 4;
-extern "C" __device__ const u32 SHARED_BYTES = BARRIERS + STAGES * 16;
-static_assert(K % GRANULE == 0 && BLOCK_K % GRANULE == 0 && BLOCK_N % 16 == 0 && SPLITS == 1);
+// Odd rows lie behind even ones, and tokens apart, so that 8 lanes, which read 16 bytes of 2 rows or 4 tokens each, find
+// them in different banks.
+constexpr u32 ROW = BLOCK_K * WEIGHT_BYTES, ODD = BLOCK_N / 2 * ROW + 64, X_PITCH = BLOCK_K * 2 + (FP8 ? 16 : 64);
+constexpr u32 TOKENS = BLOCK_N * ROW + 64, STAGE = TOKENS + BLOCK_M * X_PITCH;
+constexpr u32 SUMS = STAGES * STAGE, BARRIERS = SUMS + WARPS * BLOCK_N * BLOCK_M * 4, NORMS = BARRIERS + STAGES * 16;
+extern "C" __device__ const u32 SHARED_BYTES = NORMS + BLOCK_M * 4;
+static_assert(K % GRANULE == 0 && BLOCK_K % GRANULE == 0 && BLOCK_N % 16 == 0 && SPLITS == 1 && (FP8 || !ORDERED));
 
 extern __shared__ __align__(128) u8 memory[];
 
@@ -50,13 +52,13 @@ struct Copies {
     __device__ void ask_weights(int stage, int iteration) const {
         for (int local = lane; local < BLOCK_N; local += 32) {
             const Weight* row = weights + static_cast<long long>(min(weight_row(local), N - 1)) * K;
-            bulk_copy(ring(stage) + local * PITCH, row + iteration * BLOCK_K, columns(iteration) * WEIGHT_BYTES,
+            bulk_copy(ring(stage) + local / 2 * ROW + local % 2 * ODD, row + iteration * BLOCK_K, columns(iteration) * WEIGHT_BYTES,
                       full(stage));
         }
     }
     __device__ void ask_activations(int stage, int iteration) const {
         if (lane < real)
-            bulk_copy(ring(stage) + BLOCK_N * PITCH + lane * X_PITCH,
+            bulk_copy(ring(stage) + TOKENS + lane * X_PITCH,
                       activations + static_cast<long long>(lane) * K + iteration * BLOCK_K, columns(iteration) * 2,
                       full(stage));
     }
@@ -80,14 +82,24 @@ __device__ inline void produce(const Copies& copies) {
 }
 
 // One granule of columns. Lane 4 g + t reads rows and tokens g at 16 t bytes; the order of K does not matter to a sum,
-// so the columns of a product are those that a lane has (`layout.py` says which, and a test multiplies with it).
+// so the columns of a product are those that a lane has. ORDERED activations lie in the order of `stored_column`.
 __device__ inline void multiply_granule(float (&sums)[GROUPS][TOKEN_TILES][4], u32 stage, int granule) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 tokens[TOKEN_TILES][FP8 ? 16 : 4];
 #pragma unroll
     for (int n = 0; n < TOKEN_TILES; ++n) {
         int token = (8 * n + g) % BLOCK_M;  // columns of no token are not stored
-        u32 at = stage + BLOCK_N * PITCH + token * X_PITCH + granule * GRANULE * 2 + t * (GRANULE / 2);
+        u32 granules = stage + TOKENS + token * X_PITCH + granule * GRANULE * 2;
+        if constexpr (ORDERED) {  // words of columns 4 i and 4 i + 2 of the lane, then of 4 i + 1 and 4 i + 3
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                u32* to = tokens[n] + 4 * i;
+                widen_pair<Act>(load_shared_word(granules + 32 * i + 4 * t), to[0], to[2]);
+                widen_pair<Act>(load_shared_word(granules + 32 * i + 16 + 4 * t), to[1], to[3]);
+            }
+            continue;
+        }
+        u32 at = granules + t * (GRANULE / 2);
         uint4 one = load_shared(at);
         if constexpr (FP8) {
             uint4 two = load_shared(at + 16);
@@ -100,8 +112,8 @@ __device__ inline void multiply_granule(float (&sums)[GROUPS][TOKEN_TILES][4], u
     }
 #pragma unroll
     for (int r = 0; r < GROUPS; ++r) {
-        u32 at = stage + (16 * r + g) * PITCH + granule * 64 + t * 16;
-        uint4 upper = load_shared(at), lower = load_shared(at + 8 * PITCH);
+        u32 at = stage + (8 * r + g / 2) * ROW + g % 2 * ODD + granule * 64 + t * 16;
+        uint4 upper = load_shared(at), lower = load_shared(at + 4 * ROW);
         u32 up[4] = {upper.x, upper.y, upper.z, upper.w}, low[4] = {lower.x, lower.y, lower.z, lower.w};
 #pragma unroll
         for (int j = 0; j < (FP8 ? 8 : 2); ++j) {
@@ -131,12 +143,36 @@ __device__ inline float activate(float x) {
     return x < 0.0f ? 0.0f : x;  // NaN stays NaN
 }
 
-// The sum of all warps for a row and token of the tile, scaled, with its bias.
-__device__ inline float total(const float* sums, int local, int token, const auto& scale, const auto& bias) {
+// Where the readers of the result want a column (`stored_column` of ../dequantize.py).
+__device__ inline int stored_column(int column) {
+    if constexpr (ORDER == 0) return column;
+    else {
+        constexpr int R = ORDER / 2;
+        int inner = column % (16 * ORDER), r = inner % R, i = inner / R % 2, word = inner / ORDER % 4;
+        return column - inner + ((word * R + r) * 4 + inner / (4 * ORDER)) * 2 + i;
+    }
+}
+
+// Of each token one over the root mean square of its x, from sums of 32 columns; a warp adds those of a token.
+__device__ inline void find_norms(const float* squares, float* norms, int tokens, int first, int real) {
+    for (int token = threadIdx.x / 32; token < real; token += WARPS) {
+        float sum = 0.0f;
+        for (int part = threadIdx.x % 32; part < (K + 31) / 32; part += 32)
+            sum += squares[static_cast<long long>(part) * tokens + first + token];
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) norms[token] = rsqrtf(sum / K + EPSILON);
+    }
+}
+__device__ inline void find_norms(Absent, float*, int, int, int) {}
+
+// The sum of all warps for a row and token of the tile, scaled and over the token's root mean square, with its bias.
+__device__ inline float total(const float* sums, int local, int token, float norm, const auto& scale,
+                              const auto& bias) {
     float sum = 0.0f;
     for (int warp = 0; warp < WARPS; ++warp) sum += sums[(warp * BLOCK_N + local) * BLOCK_M + token];
     int row = min(weight_row(local), N - 1);
     if constexpr (FP8) sum *= scale[row];
+    sum *= norm;
     return sum + read(bias, row);
 }
 
@@ -156,6 +192,9 @@ extern "C" __global__ void __block_size__((32 * WARPS + 32, 1, 1)) linear_stream
         produce({w, x + static_cast<long long>(first) * K, real, lane});
         return;
     }
+    wait_for_launch();  // activations come no earlier, and below is read and written what an earlier launch may use
+    float *kept = reinterpret_cast<float*>(memory + SUMS), *norms = reinterpret_cast<float*>(memory + NORMS);
+    find_norms(x_squares, norms, tokens, first, real);
     float sums[GROUPS][TOKEN_TILES][4] = {};
     Turn<STAGES> turn;
 #pragma unroll 1
@@ -167,7 +206,6 @@ extern "C" __global__ void __block_size__((32 * WARPS + 32, 1, 1)) linear_stream
         __syncwarp();
         if (lane == 0) mbarrier_arrive(empty(turn.stage));
     }
-    float* kept = reinterpret_cast<float*>(memory + SUMS);
     for (int r = 0; r < GROUPS; ++r)
         for (int n = 0; n < TOKEN_TILES; ++n)
             for (int c = 0; c < 4; ++c) {
@@ -175,14 +213,23 @@ extern "C" __global__ void __block_size__((32 * WARPS + 32, 1, 1)) linear_stream
                 if (token < BLOCK_M) kept[(warp * BLOCK_N + local) * BLOCK_M + token] = sums[r][n][c];
             }
     named_barrier<32 * WARPS>(1);
-    wait_for_launch();  // before anything is written or read that an earlier launch may still use
     constexpr int ROWS = GATED ? BLOCK_N / 2 : BLOCK_N, WIDTH = GATED ? N / 2 : N;
+    static_assert(!given<decltype(squares)> || (ROWS % 32 == 0 && !GATED));
     for (int at = threadIdx.x; at < ROWS * real; at += 32 * WARPS) {
         int local = at % ROWS, token = at / ROWS, row = blockIdx.x * ROWS + local;
-        if (row >= WIDTH) continue;
-        float value = total(kept, local, token, scale, bias);
-        if constexpr (GATED) value = activate(value) * total(kept, local + ROWS, token, scale, bias);
-        long long to = static_cast<long long>(first + token) * WIDTH + row;
-        narrow(value + read(residual, to), y + to);
+        float value = 0.0f;
+        if (row < WIDTH) {
+            long long to = static_cast<long long>(first + token) * WIDTH, stored = to + stored_column(row);
+            float norm = 1.0f;
+            if constexpr (given<decltype(x_squares)>) norm = norms[token];
+            value = total(kept, local, token, norm, scale, bias) + read(residual, to + row);
+            if constexpr (GATED) value = activate(value) * total(kept, local + ROWS, token, norm, scale, bias);
+            narrow(value, y + (GATED ? stored : to + row));
+            write(value * read(norm_weight, row), normed, stored);
+        }
+        if constexpr (given<decltype(squares)>) {  // a warp has rows of one token
+            float sum = warp_sum(value * value);
+            if (lane == 0 && row < N) write(sum, squares, static_cast<long long>(row / 32) * tokens + first + token);
+        }
     }
 }

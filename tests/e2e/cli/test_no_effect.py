@@ -222,7 +222,7 @@ ALWAYS: dict[str, set[str]] = {
         "--random-weights",
         "--dump",
     },
-    "kernels": {"--sm", "--file", "--jobs"},
+    "kernels": {"--sm", "--file", "--jobs", "--evidence"},
     "run": {"--temperature", "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--stop", "--profile"}
     | {"--verify"}
     | {"--threads"},  # on a GPU's profile: tests/unit/runtime/test_profiles.py
@@ -268,7 +268,7 @@ def one(
         "rule.yaml": "version: 1\nquantize: {rules: [{match: model.layers.9.*, format: int8}]}\n",
         "kv.yaml": "version: 1\nkv: fp8\ntargets: [sm_90]\n",
         "hidden.yaml": "version: 1\nquantize: {rules: [{match: lm_head, format: int8}, {match: '*', format: int4}]}\n",
-        "table.yaml": f'version: 1\nsm: 90\ngpu: "H"\ndriver: "13.0"\ndate: "2026-11-28"\nkernels: "{"0" * 64}"\n'
+        "table.yaml": f'version: 2\nsm: 90\ngpu: "H"\ndriver: "13.0"\ndate: "2026-11-28"\nkernels: "{"0" * 64}"\n'
         'triton: "3"\nrows: []\n',
         "none.jsonl": "\n",
         "template": "{% for m in messages %}{{ m.content }}{% endfor %}",

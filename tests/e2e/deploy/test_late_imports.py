@@ -66,7 +66,7 @@ def test_late_kernels_run_as_others_do():
     """Kernels that call functions of their own and of other files, among them those that compute constants."""
     code = (
         f"{BEGIN}    import llmc.compiler.targets.cuda.emit\n"
-        "    from llmc.compiler.targets.cuda.kernels.linear import common, small\n"
+        "    from llmc.compiler.targets.cuda.kernels.linear import small\n"
         "print('triton' in sys.modules, len(small.KERNEL.parameters) > 5, type(small.KERNEL.defined).__name__)\n"
         "from kernels.test_cases import CASES, test_case\n"
         f"for name in {LATE_CASES}:\n    test_case(name)\n"

@@ -14,17 +14,24 @@ import triton.language as tl
 
 GROUP = 16
 """Logits of a group."""
-LOWEST = tl.constexpr(-3.4028234663852886e38)
-"""The peak of a group without logits: the lowest f32."""
 MOST_GROUPS, MOST_GROUPS_UNALIGNED = 1024, 512
 """Groups whose logits are listed for a draw: what a program holds in registers, in vectors of four logits or alone."""
 FEW_GROUPS = 64
 """Groups whose logits are listed for log-probabilities: each has one that reaches the bound, and 20 are wanted."""
-
-ONE = tl.constexpr(0x3F800000)
-"""The bits of 1.0: the largest weight."""
 BISECTIONS = 32
 """The most steps of a search over 32 bits."""
+
+
+@triton.constexpr_function
+def lowest():
+    """The peak of a group without logits: the lowest f32."""
+    return -3.4028234663852886e38
+
+
+@triton.constexpr_function
+def one():
+    """The bits of 1.0: the largest weight."""
+    return 0x3F800000
 
 
 @triton.jit
@@ -131,7 +138,7 @@ def draw_listed(
         if top_k == 0:
             served = served | (tl.sum(tl.ravel(weight), axis=0) >= wanted)
         bits = weight.to(tl.uint32, bitcast=True)
-        least = largest_reaching(bits, weight, wanted, tl.full([], 0, tl.uint32), tl.full([], ONE, tl.uint32))
+        least = largest_reaching(bits, weight, wanted, tl.full([], 0, tl.uint32), tl.full([], one(), tl.uint32))
         cut = tl.maximum(cut, least.to(tl.float32, bitcast=True))
     weight = tl.where(weight >= cut, weight, 0.0)
     sums = tl.sum(weight, axis=1).to(tl.float64)

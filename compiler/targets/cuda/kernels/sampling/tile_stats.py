@@ -20,7 +20,7 @@ import triton.language as tl
 from ......runtime.sampling.draw import Sampler
 from ......runtime.sampling.params import SamplingParams
 from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
-from .candidates import GROUP, LOWEST, MOST_GROUPS, MOST_GROUPS_UNALIGNED
+from .candidates import GROUP, MOST_GROUPS, MOST_GROUPS_UNALIGNED, lowest
 from .counts import COUNT_MASK, PROMPT
 from .reference import statistics
 
@@ -36,7 +36,7 @@ def leave_sums(number, sharpness, at, highest, sums, peaks, TILE: tl.constexpr, 
     top = tl.where(top > float("-inf"), top, 0.0)
     tl.store(sums + at, tl.sum(tl.exp((number - top) * sharpness), axis=0))
     group = at.to(tl.int64) * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
-    tl.store(peaks + group, tl.maximum(tl.max(tl.reshape(number, [TILE // GROUP, GROUP]), axis=1), LOWEST))
+    tl.store(peaks + group, tl.maximum(tl.max(tl.reshape(number, [TILE // GROUP, GROUP]), axis=1), lowest()))
 
 
 @triton.jit
@@ -140,7 +140,7 @@ class TileStats:
     sums: Operand
     """The sum of exp((logit - highest) / temperature), f32; of rows that are not greedy."""
     peaks: Operand
-    """The largest finite logit of each group, f32, LOWEST behind the vocabulary; of rows that are not greedy."""
+    """The largest finite logit of each group, f32, the lowest behind the vocabulary; of rows that are not greedy."""
     raw_highest: Operand
     """`highest` before the edits; of rows with log-probabilities, as all that follow."""
     raw_sums: Operand

@@ -141,7 +141,7 @@ def gib(nbytes: int) -> str:
 
 def without_cache(plan: Plan, weights: int, slots: int, state_slots: int) -> Budget:
     """The fixed parts for at most `slots` sequences at once, and the bytes of a block of each cache kind."""
-    programs = reachable(plan, slots)
+    programs = reachable(plan, slots) + (() if plan.setup is None else (plan.setup,))
     scratch = [scratch_of(plan, program, program.limits) for program in programs]
     return Budget(
         weights=weights,
@@ -185,6 +185,4 @@ def _smallest_change(plan: Plan, weights: int, slots: int, state_slots: int, fre
     for blocks in range(plan.max_blocks - 1, 0, -1):
         if fits(slots, blocks):
             return f"an engine built with --max-context {blocks * BLOCK_TOKENS}"
-    if plan.setup is not None:
-        return "a GPU with more memory, or an engine without --activations, which keeps a second copy of weights"
     return "a GPU with more memory, or an engine with smaller weights (--quantize int4)"

@@ -17,7 +17,9 @@ from .formula import SIZES, value
 
 BLOCK_TOKENS = 64
 """Positions per block of the paged KV cache."""
-VERSION = 3
+VERSION = 4
+READ = (3, VERSION)
+"""Versions that are read: 3 had no setup."""
 KINDS = ("weight", "cache", "input", "state", "buffer")
 """Read from the engine; a layer's keys or values; filled before each step; kept between steps; used by one program."""
 
@@ -214,9 +216,11 @@ class Plan:
             EngineError: the plan is not valid; names the first invalid part.
         """
         plan: Plan = read(Plan, loads(text, what=what, error=EngineError), what)
-        if plan.version != VERSION:
+        if plan.version not in READ:
             raise EngineError(
-                f"expected plan version {VERSION} in {what}", found=str(plan.version), fix="build the engine again"
+                f"expected plan version {' or '.join(map(str, READ))} in {what}",
+                found=str(plan.version),
+                fix="build the engine again",
             )
         _check(plan, what)
         return plan

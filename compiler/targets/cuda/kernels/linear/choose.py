@@ -64,9 +64,12 @@ def linear(
         return None if no else measured
 
     if scales is not None:
+        sized = possible("fp8", tile("fp8", n, k))
         if format != "fp8":
             weights = expanded(n, k)
-        sized = possible("fp8", tile("fp8", n, k)) or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
+            # A native kernel reads weights before it waits, and the launch before may make these.
+            sized = None if sized is None or sized.route == NATIVE else sized
+        sized = sized or tile_for("fp8", weights, n, k, "fp8", max_tokens, sm)
         build = linear_gemm if sized.route == NATIVE else linear_fp8
         return build(x, scales, weights, y, tile=sized, **parts(sized), **common)
     kind = "large" if max_tokens > SMALL_M else "small"

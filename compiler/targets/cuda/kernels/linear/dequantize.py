@@ -107,7 +107,7 @@ def scale_words(GROUP, PER_WORD, stored):
 
 _TWO_NVFP4 = (
     "{ .reg .b32 a, b; prmt.b32 a, $2, 0, $3; shl.b32 a, a, 4; mov.b32 b, 0x80008000; .reg .b32 c, d; "
-    "mov.b32 c, 0x7F007F00; mov.b32 d, 0x75007500; fma.rn.bf16x2 a, a, c, b; fma.rn.bf16x2 a, a, d, b; "
+    "mov.b32 c, 0x7F007F00; mov.b32 d, 0x76007600; fma.rn.bf16x2 a, a, c, b; fma.rn.bf16x2 a, a, d, b; "
     "prmt.b32 $0, a, a, 0x1010; prmt.b32 $1, a, a, 0x3232; }"
 )
 """Two E4M3 scales, picked of a word by a selector, as pairs of bf16: s * 2^-120 by a shift, times 2^127 and 2^109."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_two_scales_of_nvfp4():
 
 def test_pairs_of_a_cache_of_e4m3():
     """Two 16-bit words at a time: the low codes of both, then the high codes; NaN stays NaN."""
-    text = re.search(r'"(\{ \.reg \.b32 w;.*?)"\s*"(.*?)"', open(fp8.__file__, encoding="utf-8").read(), re.DOTALL)
+    text = re.search(r'"(\{ \.reg \.b32 w;.*?)"\s*"(.*?)"', Path(fp8.__file__).read_text(encoding="utf-8"), re.DOTALL)
     assert text is not None
     for code in range(256):
         given = [code, (code * 7 + 3) & 255, 255 - code, (code + 128) & 255]

@@ -24,6 +24,7 @@ _TEXT = """\
 _STEP = """\
   a step: {bytes!b}, {counted} operations, {us:.1f} us at least, {us_per_token:.1f} us a token
   at the limit {tokens_per_s:,.0f} tokens/s"""
+_SETUP = "  once, when the weights are in place: launches {setup[launches]}, {setup[bytes]!b}"
 _LINK = "  and {link_bytes!b} to other ranks, whose time is not counted"
 _PRICED = ("label", "bytes", "operations", "seconds")
 _BINARY = ("registers", "spills", "shared")
@@ -148,10 +149,21 @@ def _facts(plan: Plan, index: int, chip: Chip, price: Price) -> dict[str, Any]:
             }
             for line in launches
         ],
+        **_setup(plan),
         "cache": console.facts(cache, *_PRICED),
         **console.facts(price, "context", "bytes", "operations", "seconds", "tokens_per_s", *_linked(plan)),
         "seconds_per_token": price.seconds / price.sizes["tokens"],
     }
+
+
+def _setup(plan: Plan) -> dict[str, Any]:
+    """What is launched once, of a plan that does so."""
+    from ...runtime.plan.formula import value
+
+    if plan.setup is None:
+        return {}
+    moved = sum(value(one.bytes, plan.setup.limits) for one in plan.setup.kernels)
+    return {"setup": {"launches": len(plan.setup.launches), "bytes": moved}}
 
 
 def _text(facts: dict[str, Any], limits: Roofline, price: Price) -> str:
@@ -182,7 +194,8 @@ def _text(facts: dict[str, Any], limits: Roofline, price: Price) -> str:
         us_per_token=price.seconds * 1e6 / price.sizes["tokens"],
     )
     link = [console.fill(_LINK, facts)] if linked else []
-    return "\n".join([title, console.table(rows), step, *link])
+    once = [console.fill(_SETUP, facts)] if "setup" in facts else []
+    return "\n".join([title, console.table(rows), step, *link, *once])
 
 
 def _linked(plan: Plan) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1570,  # kernels --evidence; doctor --measure
+    "cli/commands": 1579,  # kernels --evidence; doctor --measure
     "cli/common": 727,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
@@ -43,12 +43,12 @@ HELD: dict[str, int] = {
     "compiler/targets/cuda/evidence": 206,  # native kernels beside Triton's, from machine code
     "compiler/targets/cuda/kernels": 1020,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 866,
-    "compiler/targets/cuda/kernels/linear": 1489,  # routes of tiles
-    "compiler/targets/cuda/kernels/linear/native": 181,  # calls, cases and tiles of two kernels in CUDA C++
+    "compiler/targets/cuda/kernels/linear": 1492,  # routes of tiles
+    "compiler/targets/cuda/kernels/linear/native": 206,  # calls, cases and tiles of two kernels in CUDA C++
     "compiler/targets/cuda/kernels/linear/parts": 525,
     "compiler/targets/cuda/kernels/moe": 645,
-    "compiler/targets/cuda/kernels/sampling": 954,
-    "compiler/targets/cuda/tuning": 505,
+    "compiler/targets/cuda/kernels/sampling": 958,
+    "compiler/targets/cuda/tuning": 506,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 367,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
@@ -69,7 +69,7 @@ HELD: dict[str, int] = {
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1096,  # where PTX lies
+    "runtime/plan": 1097,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
-from ...passes.graph.attention import WINDOWED
-from ...passes.graph.graph import GATED, Builder, Canonical, Computed, Copied, Graph
-from ...passes.graph.ops import ACTIVATIONS, DENSE, overload_of
-from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs
+from ...passes.graph.attention import overload
+from ...passes.graph.graph import GATED, Builder, Graph
+from ...passes.graph.ops import DENSE
+from ...passes.graph.pointwise import ACTIVATIONS
+from ...runtime.engine_file.rope import LengthRope
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.weights.source import Source
-from ..config.rope import RopeConfig
-from ..families.spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Norm
-from .rope import length_rope, rope_tables
+from ..families.spec import (
+    Attention,
+    DecoderSpec,
+    LayerSpec,
+    Linear,
+    Mlp,
+    Norm,
+    PerLayerEmbedding,
+    PerLayerInput,
+    PlainMlp,
+)
+from .tables import Ropes
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
     """The logical graph of a checkpoint: fp32, dense weight expressions, one cache of capacity C per layer.
 
     Inputs: input_ids ``i64 [B, S]``, past_lengths ``i32 [B]``, logits_indices ``i64 [R]``, past.{l}.key and
-    past.{l}.value ``f32 [B, K, C, D]``; if a rope depends on the sequence's length, rope_positions ``i64 [B, S]`` and
+    past.{l}.value ``f32 [B, K, C, D]`` of layers with a cache of their own; if a rope depends on the sequence's length, rope_positions ``i64 [B, S]`` and
     its tables ``f32 [rows, D / 2]``. Outputs: logits ``f32 [R, V]``, present.{l}.key and present.{l}.value.
 
     Raises:
@@ -53,129 +65,127 @@ def build_spec(spec: DecoderSpec, source: Source, max_context: int, unused: dict
         Unsupported: a rope type has no value for the head size or the trained length.
     """
     spec, graph = spec.within(max_context), Graph.new(family)
-    assembly = _Assembly(spec, source, graph, max_context)
-    assembly.assemble()
-    return Decoder(graph, spec, tuple(assembly.by_length), unused)
+    ropes = Ropes(graph, spec.positions, max_context)
+    _Assembly(spec, graph, Weights(graph, source), ropes).assemble()
+    return Decoder(graph, spec, tuple(ropes.by_length), unused)
 
 
 @dataclass(frozen=True, eq=False)
-class _Rope:
-    """Settings and head size, their tables, and the rows of the tables that the tokens need."""
-
-    settings: tuple[RopeConfig, int]
-    cos: ir.Value
-    sin: ir.Value
-    rows: ir.Value
-
-
-@dataclass(frozen=True)
 class _Assembly:
     spec: DecoderSpec
-    source: Source
     graph: Graph
-    max_context: int
-    ropes: list[_Rope] = field(default_factory=list)
-    """Most models have one entry."""
-    by_length: list[LengthRope] = field(default_factory=list)
+    weights: Weights
+    ropes: Ropes
+    past: list[ir.Value] = field(default_factory=list)
+    present: dict[int, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    """Keys and values of a layer, with those of the new tokens."""
 
     def assemble(self) -> None:
-        spec, g = self.spec, self.graph
+        spec, g, w = self.spec, self.graph, self.weights
         ids = g.input("input_ids", "I64", ["B", "S"])
-        past = g.input("past_lengths", "I32", ["B"])
+        self.past.append(g.input("past_lengths", "I32", ["B"]))
         rows = g.input("logits_indices", "I64", ["R"])
         embed = g.build("embed")
-        positions = embed.llmc("Positions", ids, past)
+        self.ropes.begin(embed.llmc("Positions", ids, self.past[0]))
         for layer in spec.layers:
-            self._rope(layer.mixer, positions)
-        table = self._parameter(f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
-        x = embed.llmc("Embedding", ids, table, overload=DENSE)
+            self.ropes.of(layer.mixer)
+        table = w.parameter(f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
+        x = _scaled(embed, embed.llmc("Embedding", ids, table, overload=DENSE), spec.embedding_scale)
+        extra = self._per_layer(embed, ids, x, spec.per_layer) if spec.per_layer else None
         for index, layer in enumerate(spec.layers):
-            x = self._layer(index, layer, x, past, positions)
+            x = self._layer(index, layer, x, extra)
         b = g.build("head")
-        x = self._norm(b, x, spec.norm, "")
-        head = Linear(spec.embedding if spec.tied else spec.head, spec.vocab_size, spec.hidden_size)
-        logits = b.llmc("SelectRows", self._linear(b, x, head, "", name=spec.head), rows)
+        x = w.norm(b, x, spec.norm, "")
+        head = Linear(spec.head, spec.vocab_size, spec.hidden_size, spec.head_bias)
+        logits = w.linear(b, x, head, "", tensor=f"{spec.embedding}.weight" if spec.tied else "")
+        logits = _scaled(b, logits, spec.logits_scale)
+        if spec.logits_softcap is not None:
+            logits = b.llmc("Softcap", logits, cap=spec.logits_softcap)
+        logits = b.llmc("SelectRows", logits, rows)
         logits.name = "logits"
         g.body.outputs.insert(0, logits)
 
-    def _layer(self, index: int, layer: LayerSpec, x: ir.Value, past: ir.Value, positions: ir.Value) -> ir.Value:
-        b, prefix = self.graph.build(f"layer.{index}"), self.spec.layer.format(index)
-        h = self._norm(b, x, layer.mixer_norm, prefix)
-        h = self._attention(b, index, layer.mixer, h, past, positions, prefix)
-        x = b("Add", x, self._linear(b, h, layer.mixer.o, prefix))
-        h = self._norm(b, x, layer.mlp_norm, prefix)
-        return b("Add", x, self._mlp(b, layer.mlp, h, prefix))
+    def _per_layer(self, b: Builder, ids: ir.Value, x: ir.Value, extra: PerLayerEmbedding) -> ir.Value:
+        """The parts of all layers side by side, f32 [B, S, layers * width]."""
+        w = self.weights
+        table = w.parameter(extra.table.name, extra.table.shape)
+        own = _scaled(b, b.llmc("Embedding", ids, table, overload=DENSE), extra.scale)
+        made = _scaled(b, w.linear(b, x, extra.projection, ""), self.spec.hidden_size**-0.5)
+        return _scaled(b, b("Add", w.head_norm(b, made, extra.norm, ""), own), 2.0**-0.5)
 
-    def _mlp(self, b: Builder, mlp: GatedMlp, x: ir.Value, prefix: str) -> ir.Value:
-        gate, up = (self._linear(b, x, part, prefix, role=GATED) for part in (mlp.gate, mlp.up))
+    def _layer(self, index: int, layer: LayerSpec, x: ir.Value, extra: ir.Value | None) -> ir.Value:
+        w, b, prefix = self.weights, self.graph.build(f"layer.{index}"), self.spec.layer.format(index)
+
+        def part(result: ir.Value, norm: Norm | None) -> ir.Value:
+            return _scaled(b, w.norm(b, result, norm, prefix), layer.residual_scale)
+
+        h = w.norm(b, x, layer.mixer_norm, prefix)
+        mixed = w.linear(b, self._attention(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
+        mixed = part(mixed, layer.mixer_post)
+        if layer.parallel:
+            x = b("Add", b("Add", x, mixed), part(self._mlp(b, layer.mlp, h, prefix), layer.mlp_post))
+        else:
+            x = b("Add", x, mixed)
+            h = w.norm(b, x, layer.mlp_norm, prefix)
+            x = b("Add", x, part(self._mlp(b, layer.mlp, h, prefix), layer.mlp_post))
+        if layer.extra is not None and extra is not None:
+            x = b("Add", x, self._extra(b, index, layer.extra, x, extra, prefix))
+        if layer.scalar is not None:
+            x = b("Mul", x, w.parameter(f"{prefix}{layer.scalar.name}", layer.scalar.shape))
+        return x
+
+    def _extra(self, b: Builder, index: int, own: PerLayerInput, x: ir.Value, extra: ir.Value, prefix: str) -> ir.Value:
+        w, width = self.weights, own.gate.rows
+        first, last, axis = (b.ints(value) for value in (index * width, (index + 1) * width, 2))
+        part = b("Slice", extra, first, last, axis)
+        part.type, part.shape = extra.type, ir.Shape(["B", "S", width])
+        gate = w.linear(b, x, own.gate, prefix, role=GATED)
+        op, attributes = ACTIVATIONS[own.activation]
+        made = w.linear(b, b("Mul", b(op, gate, **attributes), part), own.projection, prefix)
+        return w.norm(b, made, own.norm, prefix)
+
+    def _mlp(self, b: Builder, mlp: Mlp, x: ir.Value, prefix: str) -> ir.Value:
+        w = self.weights
+        if isinstance(mlp, PlainMlp):
+            parameters = [w.parameter(f"{prefix}{one.name}", one.shape) for one in mlp.parameters]
+            h = b.llmc("Activation", w.linear(b, x, mlp.up, prefix), *parameters, overload=mlp.activation)
+            return w.linear(b, h, mlp.down, prefix)
+        gate, up = (w.linear(b, x, part, prefix, role=GATED) for part in (mlp.gate, mlp.up))
         op, attributes = ACTIVATIONS[mlp.activation]
-        return self._linear(b, b("Mul", b(op, gate, **attributes), up), mlp.down, prefix)
+        return w.linear(b, b("Mul", b(op, gate, **attributes), up), mlp.down, prefix)
 
-    def _attention(
-        self, b: Builder, index: int, mixer: Attention, x: ir.Value, past: ir.Value, positions: ir.Value, prefix: str
-    ) -> ir.Value:
-        q, k, v = (self._linear(b, x, part, prefix) for part in (mixer.q, mixer.k, mixer.v))
-        rope = self._rope(mixer, positions)
+    def _attention(self, b: Builder, index: int, mixer: Attention, x: ir.Value, prefix: str) -> ir.Value:
+        w, g = self.weights, self.graph
+        q, k, v = (None if part is None else w.linear(b, x, part, prefix) for part in (mixer.q, mixer.k, mixer.v))
+        v = w.head_norm(b, k if v is None else v, mixer.v_norm, prefix)
         rotated = []
-        for value, norm, heads in ((q, mixer.q_norm, mixer.heads), (k, mixer.k_norm, mixer.kv_heads)):
-            if norm is not None:
-                weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
-                value = b.llmc("HeadNorm", value, weight, epsilon=norm.epsilon)
-            rotated.append(b("RotaryEmbedding", value, rope.cos, rope.sin, rope.rows, num_heads=heads))
+        for value, norm, query in ((q, mixer.q_norm, True), (k, mixer.k_norm, False)):
+            if not mixer.norm_after_rope:
+                value = w.head_norm(b, value, norm, prefix)
+            value = self.ropes.rotate(b, value, mixer, query=query)
+            rotated.append(w.head_norm(b, value, norm, prefix) if mixer.norm_after_rope else value)
+        common: dict[str, Any] = {
+            "heads": mixer.heads,
+            "kv_heads": mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            "scale": mixer.scale,
+            "overload": overload(window=mixer.window, softcap=mixer.softcap, sinks=mixer.sinks is not None),
+        }
+        if mixer.window is not None:
+            common["window"] = mixer.window
+        if mixer.softcap is not None:
+            common["softcap"] = mixer.softcap
+        sinks = () if mixer.sinks is None else (w.parameter(f"{prefix}{mixer.sinks.name}", mixer.sinks.shape),)
+        if mixer.source is not None:
+            return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past[0], *sinks, **common)
         cache = ["B", mixer.kv_heads, "C", mixer.head_dim]
-        past_key, past_value = (self.graph.input(f"past.{index}.{part}", "F32", cache) for part in ("key", "value"))
-        windowed = {} if mixer.window is None else {"overload": WINDOWED, "window": mixer.window}
-        y, key, value = b.llmc(
-            "CachedAttention",
-            *(*rotated, v, past_key, past_value, past),
-            outputs=3,
-            heads=mixer.heads,
-            kv_heads=mixer.kv_heads,
-            head_dim=mixer.head_dim,
-            scale=mixer.scale,
-            **windowed,
-        )
+        caches = [g.input(f"past.{index}.{part}", "F32", cache) for part in ("key", "value")]
+        y, key, value = b.llmc("CachedAttention", *rotated, v, *caches, self.past[0], *sinks, outputs=3, **common)
         key.name, value.name = f"present.{index}.key", f"present.{index}.value"
-        self.graph.body.outputs.extend([key, value])
+        g.body.outputs.extend([key, value])
+        self.present[index] = key, value
         return y
 
-    def _norm(self, b: Builder, x: ir.Value, norm: Norm, prefix: str) -> ir.Value:
-        weight = self._parameter(f"{prefix}{norm.module}.weight", (norm.size,))
-        return b("RMSNormalization", x, weight, axis=-1, epsilon=norm.epsilon)
 
-    def _linear(self, b: Builder, x: ir.Value, linear: Linear, prefix: str, name: str = "", role: str = "") -> ir.Value:
-        weights = [self._parameter(tensor, shape) for tensor, shape in linear.tensors(prefix)]
-        overload = overload_of(DENSE, bias=linear.bias)
-        return b.llmc("Linear", x, *weights, overload=overload, name=name or f"{prefix}{linear.module}", role=role)
-
-    def _parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
-        dtype = self.source.info(tensor).dtype
-        canonical = Canonical(tensor, dtype, shape, Copied(tensor), group=tensor)
-        return self.graph.weight(tensor, self.graph.store(canonical))
-
-    def _rope(self, mixer: Attention, positions: ir.Value) -> _Rope:
-        """A layer's rope; layers with equal settings share it."""
-        settings = (mixer.rope, mixer.head_dim)
-        found = next((rope for rope in self.ropes if rope.settings == settings), None)
-        if found is None:
-            found = _Rope(settings, *self._tables(*settings, positions))
-            self.ropes.append(found)
-        return found
-
-    def _tables(self, rope: RopeConfig, size: int, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        by_length = length_rope(rope, size, self.spec.positions, self.max_context)
-        if by_length is not None:
-            self.by_length.append(by_length)
-            inputs = {str(value.name): value for value in self.graph.body.inputs}
-            rows = inputs.get(POSITIONS) or self.graph.input(POSITIONS, "I64", ["B", "S"])
-            names = table_inputs(len(self.by_length) - 1)
-            cos, sin = (self.graph.input(name, "F32", ["P", size // 2]) for name in names)
-            return cos, sin, rows
-        tables = rope_tables(rope, size, self.spec.positions, self.max_context)
-        number = f".{len(self.ropes)}" if self.ropes else ""
-        values = []
-        for name, data in zip((f"rope{number}.cos", f"rope{number}.sin"), tables, strict=True):
-            how = f"rope type {rope.type}, context {self.max_context}"
-            canonical = Canonical(name, "F32", data.shape, Computed(data, how), group=name)
-            values.append(self.graph.weight(name, self.graph.store(canonical)))
-        return values[0], values[1], positions
+def _scaled(b: Builder, x: ir.Value, factor: float) -> ir.Value:
+    return x if factor == 1.0 else b.llmc("Scale", x, factor=factor)

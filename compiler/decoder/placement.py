@@ -14,7 +14,7 @@ from ...quantize import FORMATS
 from ...runtime.engine_file.manifest import LayerCache
 from ...runtime.engine_file.split import MAX_DEGREE, Split
 from ...runtime.errors import Unsupported
-from ..families.spec import Attention, DecoderSpec, LayerSpec, Linear
+from ..families.spec import Attention, DecoderSpec, LayerSpec, Linear, PlainMlp
 
 FormatOf = Callable[[str], str]
 """The weight format of a module, or "none"."""
@@ -48,6 +48,7 @@ def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, L
         index: LayerCache(stop - start, mixer.head_dim, mixer.window)
         for index in range(*placement.stages[split.stage(rank)])
         for mixer in (spec.layers[index].mixer,)
+        if mixer.source is None
         for start, stop in (kv_heads(mixer, split.tp)[split.shard(rank)],)
     }
 
@@ -73,10 +74,13 @@ def _cuts(layer: LayerSpec, tp: int) -> Iterator[tuple[Linear, Cut]]:
     mixer, mlp = layer.mixer, layer.mlp
     own = _times(spans(mixer.heads, tp), mixer.head_dim)
     shared = _times(kv_heads(mixer, tp), mixer.head_dim)
-    yield from ((mixer.q, Cut(ROWS, own)), (mixer.k, Cut(ROWS, shared)), (mixer.v, Cut(ROWS, shared)))
+    yield mixer.q, Cut(ROWS, own)
+    yield from ((one, Cut(ROWS, shared)) for one in (mixer.k, mixer.v) if one is not None)
     yield mixer.o, Cut(COLUMNS, own)
     inner = spans(mlp.down.columns, tp)
-    yield from ((mlp.gate, Cut(ROWS, inner)), (mlp.up, Cut(ROWS, inner)), (mlp.down, Cut(COLUMNS, inner)))
+    first = (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
+    yield from ((one, Cut(ROWS, inner)) for one in first)
+    yield mlp.down, Cut(COLUMNS, inner)
 
 
 def _times(parts: Sequence[Span], size: int) -> tuple[Span, ...]:
@@ -120,9 +124,8 @@ def weight_bits(spec: DecoderSpec, format_of: FormatOf) -> list[float]:
 
     costs = []
     for index, layer in enumerate(spec.layers):
-        prefix, mixer, mlp = spec.layer.format(index), layer.mixer, layer.mlp
-        linears = (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)
-        costs.append(sum(bits(f"{prefix}{one.module}", one.rows, one.columns) for one in linears))
+        prefix = spec.layer.format(index)
+        costs.append(sum(bits(f"{prefix}{one.module}", one.rows, one.columns) for one in layer.linears()))
     head = bits(spec.head, spec.vocab_size, spec.hidden_size)
     costs[0] += head if spec.tied else 16.0 * spec.vocab_size * spec.hidden_size
     costs[-1] += head

@@ -16,6 +16,8 @@ from ..config.rope import RopeConfig
 def length_rope(rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_context: int) -> LengthRope | None:
     """The rope, if sequences of up to `max_context` positions need more than one table, else None.
 
+    `head_dim` here and below is the elements of a head that are rotated.
+
     Raises:
         Unsupported: the formula of the rope type has no value for this head size or trained length.
     """
@@ -65,6 +67,13 @@ def _dynamic(rope: RopeConfig, dim: int, positions: int) -> LengthRope:
     if dim == 2:
         raise Unsupported("cannot compute rope type 'dynamic'", found="head size 2, for which its formula has no value")
     return LengthRope(positions, tuple(_base_frequencies(rope.theta, dim).tolist()), factor=_number(rope, "factor"))
+
+
+def _proportional(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
+    """Gemma 4: the first pairs turn as if all did, the others do not (transformers 5, modeling_rope_utils.py)."""
+    base = _base_frequencies(rope.theta, dim) / _number(rope, "factor")
+    turned = int(_number(rope, "share") * dim // 2)
+    return np.where(np.arange(dim // 2) < turned, base, 0.0), 1.0
 
 
 def _llama3(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
@@ -142,5 +151,6 @@ _TYPES: dict[str, Callable[[RopeConfig, int], tuple[np.ndarray, float]]] = {
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
+    "proportional": _proportional,
 }
 _BY_LENGTH: dict[str, Callable[[RopeConfig, int, int], LengthRope]] = {"dynamic": _dynamic, "longrope": _longrope}

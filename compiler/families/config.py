@@ -45,7 +45,7 @@ class Config:
     @property
     def rope_is_dynamic(self) -> bool:
         """True if the rope type extends the model to any context, beyond the positions it was trained for."""
-        return all(layer.mixer.rope.type == "dynamic" for layer in self.decoder.layers)
+        return all(rope.type == "dynamic" for layer in self.decoder.layers if (rope := layer.mixer.rope))
 
     def require_positions(self, asked: int, refusal: str, flag: str) -> None:
         """Check that the model has so many positions; `refusal` begins the error, `flag` is what sets them.

@@ -68,7 +68,7 @@ def _compare(values: Mapping[str, Any], family: Family) -> _Kin:
     absent = tuple(key for key in _NEEDED if values.get(key) is None and family.defaults.get(key) is None)
     wrong: dict[str, None] = {}
     reading = ConfigReader(values, family, "config.json")
-    for read in () if absent else (lambda: reading.rope, reading.mlp, lambda: reading.decoder(family)):
+    for read in () if absent else (reading.rope, lambda: reading.decoder(family)):
         try:
             read()
         except LlmcError as error:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
-from ..config.rope import RopeConfig, parse_rope
-from .spec import Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Norm
+from ..config.rope import RopeConfig, RopeDefaults, parse_rope
+from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, PlainMlp
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu"}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "xielu": "xielu",
+}
+"""Names in config.json, to those of `passes/graph/pointwise.py`; three of them are one formula."""
+GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+"""Activations that a gate may have."""
 _MAX_POSITIONS = 2**31 - 1
 
 
@@ -28,6 +41,11 @@ class Family:
     """Returns the record of the layer with the given index."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Its keys and their values when absent (null is a value), as in its config class of transformers 5."""
+    decoder: Callable[[ConfigReader, DecoderSpec], DecoderSpec] = lambda config, spec: spec
+    """Completes the decoder: what is not Llama's outside the layers."""
+    rope: RopeDefaults = field(default_factory=RopeDefaults)
+    norm: str = "model.norm"
+    """The module of the last norm."""
 
 
 def _count(key: str, high: int) -> cached_property[int]:
@@ -49,6 +67,7 @@ class ConfigReader:
     def __init__(self, values: Mapping[str, Any], family: Family, what: str) -> None:
         absent = {key: value for key, value in family.defaults.items() if key not in values and value is not None}
         self.fields = Fields({**absent, **values}, what)
+        self.family = family
         self.ignored: dict[str, str] = {}
         """Rope setting that its type does not use, to the reason."""
         taken = {key: value for key, value in absent.items() if key not in DECIDED_WITH_OTHERS}
@@ -79,14 +98,15 @@ class ConfigReader:
             raise CheckpointError(asked, found=str(size))
         return size
 
-    @cached_property
-    def rope(self) -> RopeConfig:
+    def rope(self, defaults: RopeDefaults | None = None, head_dim: int = 0) -> RopeConfig:
+        """The rope of layers with these defaults, by default the family's, and with heads of this size."""
+        defaults, size = defaults or self.family.rope, head_dim or self.head_dim
         values, what = self.fields.values, self.fields.what
         rope, ignored, notes = parse_rope(
-            values, head_dim=self.head_dim, max_position_embeddings=self.positions, what=what
+            values, head_dim=size, max_position_embeddings=self.positions, what=what, defaults=defaults
         )
         self.ignored |= ignored
-        self.notes += notes
+        self.notes += [note for note in notes if note not in self.notes]
         return rope
 
     def flag(self, key: str) -> bool:
@@ -103,46 +123,94 @@ class ConfigReader:
             raise self.fields.refuse("layer_types", f"a list of num_hidden_layers ({self.layers}) entries")
         return kinds or None
 
-    def norm(self, module: str, size: int = 0) -> Norm:
-        epsilon = self.fields.need_number("rms_norm_eps", 0.0, 1.0, open_low=True)
-        return Norm(module, size or self.hidden_size, epsilon)
+    def norm(
+        self, module: str, size: int = 0, *, kind: str = RMS, plus_one: bool = False, bias: bool = False, each: int = 0
+    ) -> Norm:
+        """A norm over `size` elements, by default the hidden size; an RMSNorm has `rms_norm_eps`."""
+        key = "rms_norm_eps" if kind == RMS else "layer_norm_eps"
+        epsilon = self.fields.need_number(key, 0.0, 1.0, open_low=True)
+        return Norm(module, size or self.hidden_size, epsilon, kind, plus_one, bias, each)
 
     def attention(
-        self, *, bias: bool = False, output_bias: bool = False, norms: bool = False, window: int | None = None
+        self,
+        *,
+        bias: bool = False,
+        output_bias: bool = False,
+        norms: bool = False,
+        window: int | None = None,
+        rope: RopeConfig | None = None,
+        head_dim: int = 0,
+        output: str = "self_attn.o_proj",
+        fused: str = "",
     ) -> Attention:
-        """Attention with the usual module names; `bias` applies to q, k and v, `norms` to each head of q and k."""
-        q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden_size
+        """Attention with the usual module names; `bias` applies to q, k and v, `norms` to each head of q and k.
+
+        `rope` is by default the family's. `fused` is the module that holds q, k and v side by side, if one does.
+        """
+        size, hidden = head_dim or self.head_dim, self.hidden_size
+        q, kv = self.heads * size, self.kv_heads * size
+        first, total = {"q": 0, "k": q, "v": q + kv}, q + 2 * kv
+
+        def linear(name: str, rows: int) -> Linear:
+            part = (fused, first[name], total) if fused else None
+            return Linear(f"self_attn.{name}_proj", rows, hidden, bias, part)
+
         return Attention(
             self.heads,
             self.kv_heads,
-            self.head_dim,
-            self.head_dim**-0.5,
-            self.rope,
-            q=Linear("self_attn.q_proj", q, hidden, bias),
-            k=Linear("self_attn.k_proj", kv, hidden, bias),
-            v=Linear("self_attn.v_proj", kv, hidden, bias),
-            o=Linear("self_attn.o_proj", hidden, q, output_bias),
-            q_norm=self.norm("self_attn.q_norm", self.head_dim) if norms else None,
-            k_norm=self.norm("self_attn.k_norm", self.head_dim) if norms else None,
+            size,
+            size**-0.5,
+            rope or self.rope(head_dim=size),
+            q=linear("q", q),
+            k=linear("k", kv),
+            v=linear("v", kv),
+            o=Linear(output, hidden, q, output_bias),
+            q_norm=self.norm("self_attn.q_norm", size) if norms else None,
+            k_norm=self.norm("self_attn.k_norm", size) if norms else None,
             window=window,
         )
 
-    def mlp(self, *, bias: bool = False) -> GatedMlp:
-        name, hidden = self.fields.text("hidden_act", "silu"), self.hidden_size
+    def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
+        name = self.fields.text(key, default)
         if name not in _ACTIVATIONS:
-            asked = f'expected "hidden_act" as one of {", ".join(_ACTIVATIONS)} in {self.fields.what}'
+            asked = f'expected "{key}" as one of {", ".join(_ACTIVATIONS)} in {self.fields.what}'
             raise Unsupported(asked, found=shown(name))
-        width = self.fields.need_integer("intermediate_size", 1, 2**20)
+        return _ACTIVATIONS[name]
+
+    @property
+    def width(self) -> int:
+        """The inner size of an MLP."""
+        return self.fields.need_integer("intermediate_size", 1, 2**20)
+
+    def mlp(self, *, bias: bool = False, activation: str = "", fused: str = "", width: int = 0) -> GatedMlp:
+        """A gated MLP; `fused` is the module that holds gate and up side by side, if one does."""
+        width, hidden, activation = width or self.width, self.hidden_size, activation or self.activation()
+        if activation not in GATED:
+            asked = f'expected "hidden_act" that an MLP with a gate has ({", ".join(GATED)}) in {self.fields.what}'
+            raise Unsupported(asked, found=activation)
+        parts = [(fused, first, 2 * width) if fused else None for first in (0, width)]
         return GatedMlp(
-            _ACTIVATIONS[name],
-            gate=Linear("mlp.gate_proj", width, hidden, bias),
-            up=Linear("mlp.up_proj", width, hidden, bias),
+            activation,
+            gate=Linear("mlp.gate_proj", width, hidden, bias, parts[0]),
+            up=Linear("mlp.up_proj", width, hidden, bias, parts[1]),
             down=Linear("mlp.down_proj", hidden, width, bias),
         )
 
-    def layer(self, mixer: Attention, mlp: GatedMlp) -> LayerSpec:
+    def plain_mlp(self, up: str, down: str, *, bias: bool, activation: str = "") -> PlainMlp:
+        """An MLP without a gate, of the modules `up` and `down`."""
+        width, hidden = self.width, self.hidden_size
+        return PlainMlp(
+            activation or self.activation(), Linear(up, width, hidden, bias), Linear(down, hidden, width, bias)
+        )
+
+    def layer(self, mixer: Attention, mlp: Mlp) -> LayerSpec:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
+
+    def last_norm(self, layers: Sequence[LayerSpec]) -> Norm:
+        """The norm before the head, which is of the kind that the layers have."""
+        known = [norm for one in layers[:1] for norm in (one.mixer_norm, one.mixer_post) if norm is not None]
+        return replace(known[0], module=self.family.norm)
 
     def decoder(self, family: Family) -> DecoderSpec:
         """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
@@ -152,11 +220,12 @@ class ConfigReader:
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")
-        return DecoderSpec(
+        spec = DecoderSpec(
             vocab_size=self.fields.need_integer("vocab_size", 1, 2**24),
             hidden_size=self.hidden_size,
             positions=self.positions,
             layers=layers,
-            norm=self.norm("model.norm"),
+            norm=self.last_norm(layers),
             tied=self.flag("tie_word_embeddings"),
         )
+        return family.decoder(self, spec)

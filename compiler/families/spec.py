@@ -16,6 +16,17 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A tensor of its own."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def tensors(self, prefix: str) -> Shapes:
+        yield f"{prefix}{self.name}", self.shape
+
+
+@dataclass(frozen=True)
 class Linear:
     """A module that computes x Wᵀ (+ bias); the weight W is [rows, columns], the bias [rows]."""
 
@@ -23,6 +34,8 @@ class Linear:
     rows: int
     columns: int
     bias: bool = False
+    part: tuple[str, int, int] | None = None
+    """If the checkpoint stores it within a larger linear: that module, this one's first row, and the rows of all."""
 
     def tensors(self, prefix: str) -> Shapes:
         yield f"{prefix}{self.module}.weight", (self.rows, self.columns)
@@ -32,42 +45,93 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm over the last `size` elements."""
+    """A norm over the last `size` elements: by their root mean square, or of a LayerNorm (arXiv 1607.06450)."""
 
     module: str
+    """ "" if it has no weight."""
     size: int
     epsilon: float
+    kind: str = "rms"
+    """RMS or LAYER."""
+    plus_one: bool = False
+    """The factor is 1 + weight."""
+    bias: bool = False
+    each: int = 0
+    """Heads that have a weight of their own each, stored as `{module}.norms.{head}.weight`; 0: one weight for all."""
+
+    def weights(self, prefix: str) -> list[str]:
+        """Names of its weights."""
+        if self.each:
+            return [f"{prefix}{self.module}.norms.{head}.weight" for head in range(self.each)]
+        return [f"{prefix}{self.module}.weight"] if self.module else []
 
     def tensors(self, prefix: str) -> Shapes:
-        yield f"{prefix}{self.module}.weight", (self.size,)
+        yield from ((name, (self.size,)) for name in self.weights(prefix))
+        if self.bias:
+            yield f"{prefix}{self.module}.bias", (self.size,)
+
+
+RMS, LAYER = "rms", "layer"
 
 
 class _Parts:
     """A record with the tensors of its fields, in their order."""
 
     def tensors(self, prefix: str) -> Shapes:
-        for part in vars(self).values():
-            if isinstance(part, Linear | Norm | _Parts):
-                yield from part.tensors(prefix)
+        for part in self.parts():
+            yield from part.tensors(prefix)
+
+    def parts(self) -> Iterator[Parameter | Linear | Norm]:
+        """The records of all tensors in it."""
+        for value in vars(self).values():
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, _Parts):
+                    yield from part.parts()
+                elif isinstance(part, Parameter | Linear | Norm):
+                    yield part
+
+    def linears(self) -> tuple[Linear, ...]:
+        return tuple(part for part in self.parts() if isinstance(part, Linear))
 
 
 @dataclass(frozen=True)
 class Attention(_Parts):
-    """Softmax attention over cached keys and values; q and k are normed by heads (optional), then rotated."""
+    """Softmax attention over cached keys and values; q and k are normed (optional) and rotated (optional)."""
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
-    rope: RopeConfig
+    rope: RopeConfig | None
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    """None if `source` is given."""
+    v: Linear | None
+    """None if `source` is given, or the values are what `k` computes, before norm and rope."""
     o: Linear
     q_norm: Norm | None = None
+    """Over each head, or over all of them together if its size says so."""
     k_norm: Norm | None = None
+    v_norm: Norm | None = None
+    """Over each head."""
     window: int | None = None
     """Positions that a token attends to, its own included; None means its own and all before it."""
+    norm_after_rope: bool = False
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
+    sinks: Parameter | None = None
+    """A score for each head, f32 [heads], that takes part in the softmax and has no value."""
+    temperature: Temperature | None = None
+    source: int | None = None
+    """The layer whose keys and values it attends to; None: its own."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A query at a position is multiplied by 1 + beta * ln(1 + floor(position / original)) (Llama 4)."""
+
+    beta: float
+    original: int
 
 
 @dataclass(frozen=True)
@@ -81,13 +145,58 @@ class GatedMlp(_Parts):
 
 
 @dataclass(frozen=True)
-class LayerSpec(_Parts):
-    """x = x + mixer(mixer_norm(x)); x = x + mlp(mlp_norm(x))."""
+class PlainMlp(_Parts):
+    """down(activation(up(x)))."""
 
-    mixer_norm: Norm
+    activation: str
+    up: Linear
+    down: Linear
+    parameters: tuple[Parameter, ...] = ()
+    """Of the activation, in its order."""
+
+
+Mlp = GatedMlp | PlainMlp
+
+
+@dataclass(frozen=True)
+class PerLayerInput(_Parts):
+    """x + norm(projection(activation(gate(x)) * the layer's part of the per-layer embedding)) (Gemma 3n, Gemma 4)."""
+
+    activation: str
+    gate: Linear
+    projection: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class LayerSpec(_Parts):
+    """x = x + scale * mixer_post(mixer(mixer_norm(x))); x = x + scale * mlp_post(mlp(mlp_norm(x))).
+
+    A norm of None does nothing. If `parallel`, the MLP reads what the mixer reads, and both are added at once.
+    """
+
+    mixer_norm: Norm | None
     mixer: Attention
-    mlp_norm: Norm
-    mlp: GatedMlp
+    mlp_norm: Norm | None
+    mlp: Mlp
+    mixer_post: Norm | None = None
+    mlp_post: Norm | None = None
+    parallel: bool = False
+    residual_scale: float = 1.0
+    extra: PerLayerInput | None = None
+    scalar: Parameter | None = None
+    """A factor [1] of the layer's result."""
+
+
+@dataclass(frozen=True)
+class PerLayerEmbedding(_Parts):
+    """A second embedding of [layers * width] columns: (scale * table[ids] + norm(projection(x) * H^-0.5)) * 2^-0.5."""
+
+    table: Parameter
+    projection: Linear
+    norm: Norm
+    """Over the part of each layer."""
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -104,21 +213,47 @@ class DecoderSpec:
     embedding: str = "model.embed_tokens"
     layer: str = "model.layers.{}."
     head: str = "lm_head"
+    embedding_scale: float = 1.0
+    per_layer: PerLayerEmbedding | None = None
+    head_bias: bool = False
+    logits_scale: float = 1.0
+    logits_softcap: float | None = None
+    """Logits become softcap * tanh(logit / softcap)."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the decoder reads, with its shape."""
         shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (self.vocab_size, self.hidden_size)}
+        if self.per_layer is not None:
+            shapes.update(self.per_layer.tensors(""))
         for index, layer in enumerate(self.layers):
             shapes.update(layer.tensors(self.layer.format(index)))
         shapes.update(self.norm.tensors(""))
         if not self.tied:
             shapes[f"{self.head}.weight"] = (self.vocab_size, self.hidden_size)
+        if self.head_bias:
+            shapes[f"{self.head}.bias"] = (self.vocab_size,)
         return shapes
+
+    def fused(self) -> dict[str, tuple[str, int, int]]:
+        """Tensor that the checkpoint stores within a larger one: that one, this one's first row, and the rows of all."""
+        return {
+            f"{prefix}{linear.module}.{end}": (f"{prefix}{linear.part[0]}.{end}", *linear.part[1:])
+            for index, layer in enumerate(self.layers)
+            for prefix in (self.layer.format(index),)
+            for linear in layer.linears()
+            if linear.part is not None
+            for end in (("weight", "bias") if linear.bias else ("weight",))
+        }
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of every linear by its module; a tied head is one too."""
-        matrices = {name.removesuffix(".weight"): shape for name, shape in self.tensors().items() if len(shape) == 2}
-        head = self.head, matrices.pop(self.embedding)
+        tables = {f"{self.embedding}.weight", self.per_layer.table.name if self.per_layer else ""}
+        matrices = {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.tensors().items()
+            if len(shape) == 2 and name not in tables
+        }
+        head = self.head, (self.vocab_size, self.hidden_size)
         return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
 
     def within(self, context: int) -> DecoderSpec:

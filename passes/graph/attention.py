@@ -5,32 +5,48 @@ Letters and shapes as in `ops.py`.
 
 from __future__ import annotations
 
-HEAD_NORM = """
-HeadNorm <epsilon> (x, weight) => (y) {
+LAYER, EACH = "layer", "each"
+"""In overloads of HeadNorm: a LayerNorm and no RMSNorm; each head has a weight of its own."""
+
+
+def head_norm(overload: str) -> str:
+    """x f32 [B, S, N*D], weight f32 [D], or [N, D] with EACH, perhaps bias f32 [D] -> y, the norm of each head of D."""
+    kinds = overload.split("_")
+    bias = ", bias" if "bias" in kinds else ""
+    op = "LayerNormalization" if LAYER in kinds else "RMSNormalization"
+    normed = f"normed = {op} <axis = -1, epsilon: float = @epsilon> (heads, weight{bias})"
+    if EACH in kinds:
+        normed = f"""one = Constant <value_float = 1.0> ()
+  ones = Expand (one, size)
+  plain = {op} <axis = -1, epsilon: float = @epsilon> (heads, ones)
+  normed = Mul (plain, weight)"""
+    return f"""
+HeadNorm <epsilon> (x, weight{bias}) => (y) {{
   zeros = Constant <value_ints = [0, 0]> ()
   minus = Constant <value_ints = [-1]> ()
-  size = Shape (weight)
+  size = Shape <start = -1> (weight)
   split = Concat <axis = 0> (zeros, minus, size)
   heads = Reshape (x, split)
-  normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> (heads, weight)
+  {normed}
   joined = Concat <axis = 0> (zeros, minus)
   y = Reshape (normed, joined)
-}"""
-"""x f32 [B, S, N*D], weight f32 [D] -> y, the RMSNorm of each head of D."""
+}}"""
 
-WINDOWED, NORMED = "windowed", "normed"
-"""In overloads of attention: a token attends to `window` positions, its own included; heads of q and k are normed."""
 
-_SEES_ALL = """
-  new = Shape <start = 1, end = 2> (q)
-  total = Add (past, new)
-  a = Attention <is_causal = 1, scale: float = @scale> (qt, present_key, present_value, , , , total)"""
-"""A new token attends to itself and to all tokens before it."""
-_SEES_WINDOW = """
+WINDOWED, NORMED, CAPPED, SINKS = "windowed", "normed", "capped", "sinks"
+"""In overloads of attention: a token attends to `window` positions, its own included; heads of q and k are normed;
+scores become softcap * tanh(score / softcap); a score for each head has no value."""
+
+
+def overload(*, window: int | None, softcap: float | None = None, sinks: bool = False) -> str:
+    """The overload of attention with these features."""
+    features = ((WINDOWED, window is not None), (CAPPED, softcap is not None), (SINKS, sinks))
+    return "_".join(name for name, has in features if has)
+
+
+_MASK = """
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
-  reach = Constant <value_int: int = @window> ()
-  new = Shape <start = 1, end = 2> (q)
   capacity = Shape <start = 2, end = 3> (present_key)
   stop = Squeeze (new, none)
   steps = Range (zero, stop, one)
@@ -42,11 +58,68 @@ _SEES_WINDOW = """
   offsets = Unsqueeze (steps, outer)
   position = Add (begins, offsets)
   distance = Sub (position, columns)
-  seen = GreaterOrEqual (distance, zero)
+  seen = GreaterOrEqual (distance, zero)"""
+"""`seen`: a new token attends to itself and to all tokens before it."""
+_NEAR = """
+  reach = Constant <value_int: int = @window> ()
   near = Less (distance, reach)
-  mask = And (seen, near)
-  a = Attention <scale: float = @scale> (qt, present_key, present_value, mask)"""
+  mask = And (seen, near)"""
 """A new token attends to itself and to the `window` - 1 tokens before it."""
+_WITH_SINKS = """
+  a_count = Constant <value_int: int = @heads> ()
+  k_count = Constant <value_int: int = @kv_heads> ()
+  a_size = Unsqueeze (a_count, none)
+  k_size = Unsqueeze (k_count, none)
+  batch = Shape <start = 0, end = 1> (q)
+  by_group = Concat <axis = 0> (batch, k_size, minus, size1)
+  by_head = Concat <axis = 0> (batch, a_size, new, capacity)
+  grouped = Reshape (qt, by_group)
+  turned = Transpose <perm = [0, 1, 3, 2]> (present_key)
+  products = MatMul (grouped, turned)
+  apart = Reshape (products, by_head)
+  factor = Constant <value_float: float = @scale> ()
+  scaled = Mul (apart, factor)
+  never = Constant <value_float = -3.0e38> ()
+  masked = Where ({mask}, {scores}, never)
+  column = Constant <value_ints = [1]> ()
+  of_head = Concat <axis = 0> (column, a_size, column, column)
+  each = Reshape (sinks, of_head)
+  every = Concat <axis = 0> (batch, a_size, new, column)
+  extra = Expand (each, every)
+  all = Concat <axis = -1> (masked, extra)
+  shares = Softmax <axis = -1> (all)
+  last = Constant <value_ints = [3]> ()
+  kept = Slice (shares, none, capacity, last)
+  wide = Concat <axis = 0> (batch, k_size, minus, capacity)
+  weights = Reshape (kept, wide)
+  mixed = MatMul (weights, present_value)
+  narrow = Concat <axis = 0> (batch, a_size, new, size1)
+  a = Reshape (mixed, narrow)"""
+"""Attention with sinks (gpt-oss): the softmax has one more column."""
+_SOFTCAPPED = """
+  limit = Constant <value_float: float = @softcap> ()
+  inner = Div (scaled, limit)
+  bent = Tanh (inner)
+  capped = Mul (bent, limit)
+  masked ="""
+
+
+def _softmax(overload: str) -> str:
+    """Lines from qt, present_key and present_value to `a` f32 [B, A, S, D]."""
+    new = "\n  new = Shape <start = 1, end = 2> (q)"
+    capped = CAPPED in overload
+    cap = ", softcap: float = @softcap" if capped else ""
+    if SINKS in overload:
+        text = _WITH_SINKS.format(
+            mask="mask" if WINDOWED in overload else "seen", scores="capped" if capped else "scaled"
+        )
+        text = text.replace("\n  masked =", _SOFTCAPPED) if capped else text
+        return f"{new}{_MASK}{_NEAR if WINDOWED in overload else ''}{text}"
+    if WINDOWED in overload:
+        attention = f"Attention <scale: float = @scale{cap}> (qt, present_key, present_value, mask)"
+        return f"{new}{_MASK}{_NEAR}\n  a = {attention}"
+    attention = f"Attention <is_causal = 1, scale: float = @scale{cap}> (qt, present_key, present_value, , , , total)"
+    return f"{new}\n  total = Add (past, new)\n  a = {attention}"
 
 
 _SHAPES = """
@@ -73,21 +146,41 @@ def _attention_steps(overload: str) -> str:
   past = Cast <to = 7> (past_lengths)
   present_key = TensorScatter <axis = -2> (past_key, kt, past)
   present_value = TensorScatter <axis = -2> (past_value, vt, past)
-{_SEES_WINDOW if WINDOWED in overload else _SEES_ALL}
+{_softmax(overload)}
   at = Transpose <perm = [0, 2, 1, 3]> (a)
   y = Reshape (at, joined)
 }}"""
 
 
-def _window(overload: str) -> str:
-    return ", window" if WINDOWED in overload else ""
+def _attributes(overload: str) -> str:
+    return (", window" if WINDOWED in overload else "") + (", softcap" if CAPPED in overload else "")
+
+
+def _sinks(overload: str) -> str:
+    return ", sinks" if SINKS in overload else ""
 
 
 def cached_attention(overload: str) -> str:
+    """Attention to a cache that takes new keys and values; with SINKS, sinks f32 [A] is the last input."""
     return f"""
-CachedAttention <heads, kv_heads, head_dim, scale{_window(overload)}>
-  (q, k, v, past_key, past_value, past_lengths) => (y, present_key, present_value) {{{_SHAPES}
+CachedAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}>
+  (q, k, v, past_key, past_value, past_lengths{_sinks(overload)}) => (y, present_key, present_value) {{{_SHAPES}
 {_attention_steps(overload)}"""
+
+
+def shared_attention(overload: str) -> str:
+    """Attention to the cache of an earlier layer, which holds the new tokens: q f32 [B, S, A*D], present_key and
+    present_value f32 [B, K, C, D], past_lengths i32 [B] as before the new tokens -> y f32 [B, S, A*D]."""
+    return f"""
+SharedAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}>
+  (q, present_key, present_value, past_lengths{_sinks(overload)}) => (y) {{{_SHAPES}
+  q4 = Reshape (q, split)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  past = Cast <to = 7> (past_lengths)
+{_softmax(overload)}
+  at = Transpose <perm = [0, 2, 1, 3]> (a)
+  y = Reshape (at, joined)
+}}"""
 
 
 def rope_attention(overload: str) -> str:
@@ -104,7 +197,7 @@ def rope_attention(overload: str) -> str:
             for x in "qk"
         )
     return f"""
-RopeAttention <heads, kv_heads, head_dim, scale, interleaved{_window(overload)}{epsilon}>
+RopeAttention <heads, kv_heads, head_dim, scale, interleaved{_attributes(overload)}{epsilon}>
   (qkv, cos, sin, positions, past_key, past_value, past_lengths{norms}) => (y, present_key, present_value) {{{_SHAPES}
   a_count = Constant <value_int: int = @heads> ()
   k_count = Constant <value_int: int = @kv_heads> ()

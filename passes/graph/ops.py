@@ -14,7 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from . import activations, attention, collectives
+from . import activations, attention, collectives, pointwise
+from .pointwise import ACTIVATIONS
 
 DOMAIN = "llmc"
 DENSE = "f32"
@@ -51,14 +52,6 @@ AddRMSNorm <epsilon> (x, r, weight) => (y, sum) {
 }"""
 """x and r f32 [..., H], weight f32 [H] -> y = RMSNorm(x + r) * weight, sum = x + r."""
 
-ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "silu": ("Swish", {}),
-    "gelu": ("Gelu", {}),
-    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
-    "relu": ("Relu", {}),
-}
-
-
 PART = "_part"
 """In overloads of `Embedding`: the table has the rows from `start` on; an id of other rows gives zeros."""
 
@@ -81,11 +74,19 @@ def has_bias(node: ir.Node) -> bool:
     return node.overload.endswith("_bias")
 
 
+_AFTER_HEAD = frozenset(("AllGather", "Scale", "Softcap", "SelectRows"))
+"""Operators between the head and the logits."""
+
+
 def makes_logits(linear: ir.Node) -> bool:
-    """Whether this linear is the head: its result, or the gathered results of all shards, is a graph output."""
-    (result,) = linear.outputs
-    gathers = [user for user, _ in result.uses() if user.op_type == "AllGather"]
-    return result.is_graph_output() or any(one.outputs[0].is_graph_output() for one in gathers)
+    """Whether this linear is the head: its result, gathered from shards, scaled or capped, is a graph output."""
+    value = linear.outputs[0]
+    while not value.is_graph_output():
+        users = [user for user, _ in value.uses()]
+        if len(users) != 1 or users[0].op_type not in _AFTER_HEAD:
+            return False
+        value = users[0].outputs[0]
+    return True
 
 
 def is_collective(node: ir.Node | onnx.NodeProto) -> bool:
@@ -208,7 +209,11 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "Positions": lambda _: _POSITIONS,
     "CachedAttention": attention.cached_attention,
     "RopeAttention": attention.rope_attention,
-    "HeadNorm": lambda _: attention.HEAD_NORM,
+    "SharedAttention": attention.shared_attention,
+    "HeadNorm": attention.head_norm,
+    "Scale": lambda _: pointwise.SCALE,
+    "Softcap": lambda _: pointwise.SOFTCAP,
+    "Activation": pointwise.activation,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
     "QuantizeActivations": activations.quantize_activations,
     **collectives.BODIES,

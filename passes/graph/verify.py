@@ -9,7 +9,19 @@ from . import collectives, ops
 from .graph import BLOCK, Graph, attribute
 
 LOGICAL: frozenset[tuple[str, str]] = frozenset(
-    [("", op) for op in ("Add", "Mul", "Split", "Constant", "RMSNormalization", "RotaryEmbedding")]
+    [
+        ("", op)
+        for op in (
+            "Add",
+            "Mul",
+            "Split",
+            "Constant",
+            "RMSNormalization",
+            "LayerNormalization",
+            "RotaryEmbedding",
+            "Slice",
+        )
+    ]
     + [("", op) for op, _ in ops.ACTIVATIONS.values()]
     + [(ops.DOMAIN, op) for op in ops.OPERATORS]
 )

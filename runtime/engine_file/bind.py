@@ -169,6 +169,25 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Plus:
+    """Float32 numbers plus a constant: the factor of a norm that is stored as its distance from 1."""
+
+    of: Expr
+    term: float
+    dtype = "F32"
+
+    def __post_init__(self) -> None:
+        _demand(self.of.dtype == "F32", f"{self.of.dtype} plus a number")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def evaluate(self, fetch: Fetch) -> np.ndarray:
+        return np.asarray(self.of.evaluate(fetch) + np.float32(self.term))
+
+
+@dataclass(frozen=True)
 class E2M1ToNbits8:
     """Packed E2M1 pairs as 8-bit MatMulNBits codes 128 + 2v; exact, because twice an E2M1 value is a small integer."""
 
@@ -186,7 +205,7 @@ class E2M1ToNbits8:
         return _PAIRS[self.of.evaluate(fetch)].view(np.uint8).reshape(self.shape)
 
 
-Expr = Stored | Slice | Concat | Reshape | ToF32 | Times | E2M1ToNbits8
+Expr = Stored | Slice | Concat | Reshape | ToF32 | Times | Plus | E2M1ToNbits8
 
 
 def _demand(condition: bool, found: str) -> None:
@@ -268,6 +287,7 @@ _OPS: dict[str, type] = {
     "reshape": Reshape,
     "to_f32": ToF32,
     "times": Times,
+    "plus": Plus,
     "e2m1_to_nbits8": E2M1ToNbits8,
 }
 _NAMES = {cls: name for name, cls in _OPS.items()}
@@ -321,7 +341,7 @@ def _field(key: str, value: Any, depth: int) -> Any:
         return value
     if key in ("name", "dtype") and isinstance(value, str):
         return value
-    if key == "factor" and isinstance(value, float) and math.isfinite(value):
+    if key in ("factor", "term") and isinstance(value, float) and math.isfinite(value):
         return value
     raise _unreadable(f"field {key!r} = {str(value)[:80]!r}")
 

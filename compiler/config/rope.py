@@ -85,7 +85,7 @@ def parse_rope(
     head_dim: int,
     max_position_embeddings: int,
     what: str,
-    defaults: RopeDefaults = RopeDefaults(),  # noqa: B008
+    defaults: RopeDefaults = RopeDefaults(),
 ) -> tuple[RopeConfig, dict[str, str], list[str]]:
     """The rotary settings of a config, {ignored key: reason}, and notes on derived values.
 

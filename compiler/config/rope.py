@@ -67,8 +67,8 @@ class RopeDefaults:
     """What a family's config class takes where a config says nothing, and how it turns."""
 
     theta: float = 10_000.0
-    share: float = 1.0
-    """Part of each head that is rotated."""
+    share: float | None = None
+    """Part of each head that is rotated. None: all of it, whatever the config says, so another part is refused."""
     type: str = "default"
     interleaved: bool = False
     nested: str = "full_attention"
@@ -100,9 +100,7 @@ def parse_rope(
         config = {**config, "rope_theta": None, **({} if name == "rope_parameters" else defaults.old)}
     fields = Fields(given, f'"{name}" of {what}')
     kind = _rope_type(fields, defaults.type)
-    share = _one_value("partial_rotary_factor", config, given, what).number(
-        "partial_rotary_factor", 0.0, 1.0, defaults.share, open_low=True
-    )
+    share = _share(_one_value("partial_rotary_factor", config, given, what), defaults.share)
     whole = kind == "proportional"
     size = head_dim if whole else int(head_dim * share)
     if size < 2 or size % 2:
@@ -201,6 +199,16 @@ def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], wh
             fix="remove the one that is wrong: versions of transformers differ in which they read",
         )
     return Fields({key: inner if outer is None else outer}, what)
+
+
+def _share(fields: Fields, default: float | None) -> float:
+    """The part of each head that is rotated."""
+    key = "partial_rotary_factor"
+    share = fields.number(key, 0.0, 1.0, default or 1.0, open_low=True)
+    if default is None and share != 1.0:
+        asked = f'expected "{key}" as 1 (the whole head is rotated) in {fields.what}'
+        raise Unsupported(asked, found=shown(fields.values[key]))
+    return share
 
 
 def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool = False) -> float:

@@ -15,6 +15,7 @@ _FILES = (
     "gemma4_text",
     "llama",
     "mistral",
+    "phi",
     "qwen2",
     "qwen3",
     # one line a family

@@ -16,6 +16,7 @@ _FILES = (
     "llama",
     "mistral",
     "phi",
+    "phi3",
     "qwen2",
     "qwen3",
     # one line a family

@@ -66,4 +66,38 @@ SAMPLES = (
         centres={"norm.bias": 0.0, "norm": 1.0},
         old=_spell_phi_old,
     ),
+    Sample(
+        "phi3",
+        {
+            "two tables": Case(
+                {**_PLAIN, "original_max_position_embeddings": _ORIGINAL, "rope_parameters": _long(12, 0.75)}
+            ),
+            "wide, one window, one kv head": Case(
+                {**_PLAIN, "hidden_size": 96, "num_key_value_heads": 1, "sliding_window": 8, "hidden_act": "gelu"},
+                torch.bfloat16,
+                sharded=True,
+            ),
+            "two tables, tied, old spelling": Case(
+                {
+                    **_PLAIN,
+                    "num_key_value_heads": 4,
+                    "tie_word_embeddings": True,
+                    "original_max_position_embeddings": _ORIGINAL,
+                    "rope_parameters": _long(16),
+                },
+                torch.float16,
+                old=True,
+            ),
+            "a factor of attention, window": Case(
+                {
+                    **_PLAIN,
+                    "sliding_window": 8,
+                    "original_max_position_embeddings": 16,
+                    "rope_parameters": {**_long(16), "attention_factor": 1.3, "factor": 4.0},
+                }
+            ),
+        },
+        wide={"original_max_position_embeddings": 64, "rope_parameters": _long(24, 0.75)},
+        old=_spell_phi3_old,
+    ),
 )

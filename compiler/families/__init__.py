@@ -15,6 +15,7 @@ _FILES = (
     "gemma4_text",
     "llama",
     "mistral",
+    "olmo2",
     "phi",
     "phi3",
     "qwen2",

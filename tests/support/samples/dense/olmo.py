@@ -1,0 +1,46 @@
+"""Small OLMos and EXAONEs: norms after each part, norms of q and k, windows of 8 where the models have thousands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from support.samples.families import Case, Sample
+
+_THREE = ["sliding_attention", "full_attention", "sliding_attention"]
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_FULL = {"layer_types": ["full_attention"] * 2, "sliding_window": None}
+
+
+def _spell_olmo3_old(config: dict[str, Any]) -> None:
+    """As OLMo 3's own files: rope_scaling and rope_theta, both of layers that see all only."""
+    config.pop("rope_local_base_freq")
+    config["rope_scaling"]["rope_type"] = config["rope_scaling"].pop("type")
+
+
+def _spell_exaone4_old(config: dict[str, Any]) -> None:
+    """EXAONE-4.0-32B names the pattern in letters, beside layer_types."""
+    config |= {"sliding_window_pattern": "LLLG", "layer_types": _THREE}
+
+
+SAMPLES = (
+    Sample(
+        "olmo2",
+        {
+            "two kv heads": Case({"rms_norm_eps": 1e-3}),
+            "wide, biases, tied, old spelling": Case(
+                {
+                    "hidden_size": 96,
+                    "num_key_value_heads": 1,
+                    "attention_bias": True,
+                    "tie_word_embeddings": True,
+                    "rope_parameters": {**_YARN, "rope_theta": 5e4},
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "head 24, as many kv heads": Case({"head_dim": 24, "num_key_value_heads": None}, torch.float16, True),
+        },
+        wide={"num_key_value_heads": 4},
+    ),
+)

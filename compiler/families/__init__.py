@@ -16,6 +16,7 @@ _FILES = (
     "llama",
     "mistral",
     "olmo2",
+    "olmo3",
     "phi",
     "phi3",
     "qwen2",

@@ -43,4 +43,42 @@ SAMPLES = (
         },
         wide={"num_key_value_heads": 4},
     ),
+    Sample(
+        "olmo3",
+        {
+            "windows, one rope scaled": Case(
+                {
+                    "num_hidden_layers": 3,
+                    "sliding_window": 8,
+                    "layer_types": _THREE,
+                    "rope_parameters": {
+                        "full_attention": {**_YARN, "rope_theta": 1e4},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 2e3},
+                    },
+                }
+            ),
+            "wide, four layers, old spelling": Case(
+                {
+                    "hidden_size": 96,
+                    "num_hidden_layers": 4,
+                    "num_key_value_heads": 4,
+                    "sliding_window": 8,
+                    "attention_bias": True,
+                    "rope_parameters": {
+                        "full_attention": {**_YARN, "rope_theta": 1e4, "attention_factor": 1.2},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                    },
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "no rope settings, tied": Case(
+                {"num_hidden_layers": 4, "sliding_window": 8, "num_key_value_heads": 1, "tie_word_embeddings": True},
+                torch.float16,
+                sharded=True,
+            ),
+        },
+        wide={"layer_types": _THREE[:2]},
+        old=_spell_olmo3_old,
+    ),
 )

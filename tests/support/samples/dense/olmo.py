@@ -81,4 +81,35 @@ SAMPLES = (
         wide={"layer_types": _THREE[:2]},
         old=_spell_olmo3_old,
     ),
+    Sample(
+        "exaone4",
+        {
+            "windows, layers without rope": Case(
+                {"num_hidden_layers": 3, "sliding_window": 8, "sliding_window_pattern": 2}
+            ),
+            "wide, no window, llama3 rope, tied": Case(
+                {
+                    **_FULL,
+                    "hidden_size": 96,
+                    "tie_word_embeddings": True,
+                    "rope_parameters": {
+                        "rope_type": "llama3",
+                        "rope_theta": 1e4,
+                        "factor": 8.0,
+                        "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 16,
+                    },
+                },
+                torch.bfloat16,
+            ),
+            "letters, old spelling": Case(
+                {"num_hidden_layers": 3, "num_key_value_heads": 1, "sliding_window": 8, "layer_types": _THREE},
+                torch.float16,
+                old=True,
+            ),
+            "a window that no layer has": Case({"layer_types": ["full_attention"] * 2, "head_dim": 24}),
+        },
+        old=_spell_exaone4_old,
+    ),
 )

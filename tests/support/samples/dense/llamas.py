@@ -1,0 +1,64 @@
+"""Small models that are Llama but for one thing: a temperature, layers without rope, biases, factors, late norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from support.samples.families import Case, Sample
+
+_ORIGINAL = 16
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": _ORIGINAL}
+_ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 1000.0}
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+_MINISTRAL3 = {"head_dim": 24, "pad_token_id": None}
+_SMOLLM3 = {"pad_token_id": None, "num_hidden_layers": 4}
+
+
+def _spell_alpha_old(config: dict[str, Any]) -> None:
+    """Hunyuan's own files have the settings of other scalings beside alpha, and many keys without effect."""
+    rope = config["rope_scaling"]
+    rope["type"] = rope.pop("rope_type")
+    rope |= {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    config |= {"attention_head_dim": 24, "use_qk_norm": True, "use_cla": False, "cla_share_factor": 2}
+    config |= {"add_classification_head": False, "class_num": 0, "pool_type": "last"}
+
+
+SAMPLES = (
+    Sample(
+        "smollm3",
+        {
+            "each fourth layer without rope": Case({**_SMOLLM3, "rope_parameters": None}),
+            "wide, listed layers, windows of theirs, old spelling": Case(
+                {
+                    **_SMOLLM3,
+                    "hidden_size": 96,
+                    "num_hidden_layers": 3,
+                    "no_rope_layers": [0, 1, 0],
+                    "use_sliding_window": True,
+                    "sliding_window": 8,
+                    "tie_word_embeddings": False,
+                    "attention_bias": True,
+                    "rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 2.0},
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "every second layer, layer types, biases": Case(
+                {
+                    **_SMOLLM3,
+                    "num_hidden_layers": 3,
+                    "no_rope_layer_interval": 2,
+                    "use_sliding_window": True,
+                    "sliding_window": 8,
+                    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                    "mlp_bias": True,
+                    "num_key_value_heads": 1,
+                },
+                torch.float16,
+                sharded=True,
+            ),
+        },
+        wide={"no_rope_layers": [1, 0]},
+    ),
+)

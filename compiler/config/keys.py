@@ -33,7 +33,7 @@ _REASONS: dict[str, str] = {
     "it acts in training only": """attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
         hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
         neftune_noise_alpha use_gradient_checkpointing label_smoothing z_loss_coefficient use_reentrant tf_legacy_loss
-        use_bfloat16 xla_device fused_cross_entropy""",
+        use_bfloat16 xla_device fused_cross_entropy residual_dropout""",
     "it chooses what a transformers call returns": """use_cache return_dict output_attentions output_hidden_states
         output_scores output_past torchscript return_dict_in_generate output_router_logits use_return_dict
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",

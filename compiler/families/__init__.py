@@ -22,6 +22,7 @@ _FILES = (
     "phi3",
     "qwen2",
     "qwen3",
+    "seed_oss",
     "smollm3",
     # one line a family
 )

@@ -61,4 +61,26 @@ SAMPLES = (
         },
         wide={"no_rope_layers": [1, 0]},
     ),
+    Sample(
+        "seed_oss",
+        {
+            "biases of q, k and v": Case({"head_dim": 24}),
+            "wide, no biases, tied, old spelling": Case(
+                {"hidden_size": 96, "head_dim": None, "attention_bias": False, "tie_word_embeddings": True},
+                torch.bfloat16,
+                old=True,
+            ),
+            "all biases": Case(
+                {
+                    "head_dim": 16,
+                    "num_key_value_heads": 1,
+                    "attention_out_bias": True,
+                    "mlp_bias": True,
+                    "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+                },
+                torch.float16,
+                sharded=True,
+            ),
+        },
+    ),
 )

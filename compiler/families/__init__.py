@@ -14,6 +14,7 @@ _FILES = (
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "granite",
     "llama",
     "mistral",
     "olmo2",

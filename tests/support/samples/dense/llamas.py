@@ -83,4 +83,30 @@ SAMPLES = (
             ),
         },
     ),
+    Sample(
+        "granite",
+        {
+            "four factors": Case(
+                {
+                    "attention_multiplier": 0.125,
+                    "residual_multiplier": 0.22,
+                    "embedding_multiplier": 12.0,
+                    "logits_scaling": 8.0,
+                }
+            ),
+            "wide, biases, tied, old spelling": Case(
+                {
+                    "hidden_size": 96,
+                    "attention_bias": True,
+                    "mlp_bias": True,
+                    "tie_word_embeddings": True,
+                    "attention_multiplier": 0.3,
+                    "residual_multiplier": 1.5,
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "no factors, yarn": Case({"num_key_value_heads": 1, "rope_parameters": _YARN}, torch.float16, sharded=True),
+        },
+    ),
 )

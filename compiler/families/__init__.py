@@ -16,6 +16,7 @@ _FILES = (
     "gemma4_text",
     "granite",
     "llama",
+    "ministral3",
     "mistral",
     "olmo2",
     "olmo3",

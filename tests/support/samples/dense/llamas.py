@@ -26,6 +26,46 @@ def _spell_alpha_old(config: dict[str, Any]) -> None:
 
 SAMPLES = (
     Sample(
+        "ministral3",
+        {
+            "yarn, temperature": Case(
+                {
+                    **_MINISTRAL3,
+                    "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5},
+                }
+            ),
+            "wide, window, tied, old spelling": Case(
+                {
+                    **_MINISTRAL3,
+                    "hidden_size": 96,
+                    "sliding_window": 8,
+                    "tie_word_embeddings": True,
+                    "num_key_value_heads": 4,
+                    "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.2},
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "no scaled rope": Case(
+                {
+                    **_MINISTRAL3,
+                    "num_key_value_heads": 1,
+                    "rope_parameters": {
+                        "rope_type": "default",
+                        "rope_theta": 2e3,
+                        "llama_4_scaling_beta": 1.0,
+                        "original_max_position_embeddings": 10,
+                    },
+                },
+                torch.float16,
+                sharded=True,
+            ),
+            "no rope settings": Case({**_MINISTRAL3, "rope_parameters": None}),
+        },
+        # with two layers, rounding in int8 alone moves the logits by a tenth
+        wide={"num_hidden_layers": 1},
+    ),
+    Sample(
         "smollm3",
         {
             "each fourth layer without rope": Case({**_SMOLLM3, "rope_parameters": None}),

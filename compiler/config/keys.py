@@ -38,10 +38,11 @@ _REASONS: dict[str, str] = {
         output_scores output_past torchscript return_dict_in_generate output_router_logits use_return_dict
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",
     "it belongs to heads for other tasks": """id2label label2id num_labels problem_type finetuning_task
-        task_specific_params classifier_activation summary_type""",
+        task_specific_params classifier_activation summary_type add_classification_head class_num pool_type""",
     "the tokenizer's own files say this": """tokenizer_class tokenizer_model_max_length tokenizer_padding_side prefix
         pad_token bos_token eos_token unk_token sep_token_id cls_token_id mask_token_id unk_token_id
-        decoder_start_token_id use_fast_tokenizer padding_side add_bos_token add_eos_token chat_template""",
+        decoder_start_token_id use_fast_tokenizer padding_side add_bos_token add_eos_token chat_template
+        eod_token_id""",
     "generation defaults are read from generation_config.json": """max_length min_length max_new_tokens do_sample
         early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p
         repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetition_penalty
@@ -52,6 +53,8 @@ _REASONS: dict[str, str] = {
     "max_position_embeddings says this": """max_sequence_length max_seq_length max_seq_len model_max_length seq_length
         max_context_length n_ctx""",
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
+    "head_dim says this": "attention_head_dim",
+    "it matters with use_cla only": "cla_share_factor",
     "it concerns encoder-decoder models only": "tie_encoder_decoder cross_attention_hidden_size",
     "this family reads no switch of windows, only sliding_window": "max_window_layers use_sliding_window",
     "attention is causal": "is_causal",
@@ -74,6 +77,7 @@ REFUSED: dict[str, str] = {
     "pruned_heads": "attention heads cut out of the layers",
     "per_layer_config": "layers of different shapes",
     "use_bidirectional_attention": "attention to later tokens",
+    "use_cla": "layers that attend to the keys and values of others",
 }
 """Key to what it turns on and llmc does not compute."""
 

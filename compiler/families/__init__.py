@@ -15,6 +15,7 @@ _FILES = (
     "gemma3_text",
     "gemma4_text",
     "granite",
+    "hunyuan_v1_dense",
     "llama",
     "ministral3",
     "mistral",

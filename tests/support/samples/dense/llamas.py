@@ -102,6 +102,31 @@ SAMPLES = (
         wide={"no_rope_layers": [1, 0]},
     ),
     Sample(
+        "hunyuan_v1_dense",
+        {
+            "alpha": Case({"head_dim": 24, "rope_parameters": _ALPHA}),
+            "wide, tied, biases, old spelling": Case(
+                {
+                    "head_dim": 24,
+                    "hidden_size": 96,
+                    "num_key_value_heads": 1,
+                    "attention_bias": True,
+                    "tie_word_embeddings": True,
+                    "rope_parameters": {**_ALPHA, "alpha": 50.0},
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "as many kv heads, default rope": Case(
+                {"head_dim": 16, "num_key_value_heads": None}, torch.float16, sharded=True
+            ),
+            "dynamic without alpha": Case(
+                {"head_dim": 16, "max_position_embeddings": 24, "rope_parameters": _DYNAMIC}, by_length=True
+            ),
+        },
+        old=_spell_alpha_old,
+    ),
+    Sample(
         "seed_oss",
         {
             "biases of q, k and v": Case({"head_dim": 24}),

@@ -55,6 +55,7 @@ _REASONS: dict[str, str] = {
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
     "head_dim says this": "attention_head_dim",
     "it matters with use_cla only": "cla_share_factor",
+    "transformers reads no such key": "full_attn_mod interpolate_factor",
     "it concerns encoder-decoder models only": "tie_encoder_decoder cross_attention_hidden_size",
     "this family reads no switch of windows, only sliding_window": "max_window_layers use_sliding_window",
     "attention is causal": "is_causal",

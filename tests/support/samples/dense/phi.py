@@ -26,7 +26,8 @@ def _spell_phi_old(config: dict[str, Any]) -> None:
 
 
 def _spell_phi3_old(config: dict[str, Any]) -> None:
-    """As Phi 3.5 has it: the original length stands at the top. Transformers 5.23 fails with Phi 3's "su"."""
+    """As Phi 4 mini has it: the original length stands at the top. Transformers 5.23 fails with Phi 3's "su"."""
+    config |= {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}
     rope = config["rope_scaling"]
     config["rope_scaling"] = {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
 

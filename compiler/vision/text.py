@@ -56,7 +56,7 @@ def text_part(
     if inner is None and not row.flat:
         raise Fields(raw, what).refuse(row.config, "the config of the text model")
     outer = {key: value for key, value in raw.items() if key != row.config}
-    if raw.get("use_llm_lora"):
+    if outer.pop("use_llm_lora", 0):
         asked = f'expected "use_llm_lora" as 0 in {what}'
         raise Unsupported(asked, found=shown(raw["use_llm_lora"]), fix="merge the adapter into the text model")
     if inner is None:

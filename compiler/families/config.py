@@ -10,12 +10,12 @@ from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
-from ..vision.table import ROWS
-from ..vision.text import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
 from .spec import DecoderSpec
+from .vision.architectures import ROWS
+from .vision.text_model import TextPart, row_of, text_part
 
 _DTYPES = {**{name: name for name in CONFIG_DTYPES}, "half": "float16", "float": "float32", "auto": None}
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...runtime.errors import CheckpointError, Unsupported
-from ..config.fields import Fields, shown
-from ..config.keys import COMMON, classify_keys
-from ..families.reading import Family
-from .table import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
+from ....runtime.errors import CheckpointError, Unsupported
+from ...config.fields import Fields, shown
+from ...config.keys import COMMON, classify_keys
+from ..reading import Family
+from .architectures import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
 
 _WHOLE = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config", "compression_config")
 """Keys that concern the whole model: the value at the top counts, if there is one."""

@@ -10,7 +10,7 @@ from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
-from ..vision.architectures import ROWS, Kind, Row
+from ..vision.table import ROWS, Kind, Row
 from ..vision.text_model import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin

@@ -105,7 +105,7 @@ def open_checkpoint(
             initializer_range=config.initializer_range,
         )
     else:
-        source, notes = open_weights(files, config)
+        source, config, notes = open_weights(files, config)
         warnings += notes
         if path.suffix == ".safetensors" and path.name not in {shard.facts.name for shard in files.shards}:
             raise CheckpointError(

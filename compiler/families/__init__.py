@@ -9,6 +9,7 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "ernie4_5",
     "gemma",
     "gemma2",
     "gemma3_text",

@@ -14,6 +14,8 @@ _FILES = (
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "glm",
+    "glm4",
     "llama",
     "mistral",
     "qwen2",

@@ -60,4 +60,6 @@ SAMPLES = (
             ),
         },
     ),
+    Sample("glm", _GLM_CASES),
+    Sample("glm4", _GLM_CASES),
 )

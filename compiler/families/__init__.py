@@ -21,6 +21,7 @@ _FILES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "stablelm",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

@@ -65,4 +65,34 @@ SAMPLES = (
         wide={"layer_types": ["sliding_attention", "full_attention"]},
         old=_spell_cohere_old,
     ),
+    Sample(
+        "stablelm",
+        {
+            "parallel, norms of heads, biases": Case(
+                {
+                    "head_dim": 16,
+                    "use_parallel_residual": True,
+                    "qk_layernorm": True,
+                    "use_qkv_bias": True,
+                }
+            ),
+            "a quarter of 24, in a row, old spelling": Case({"hidden_size": 96}, torch.bfloat16, old=True),
+            "in a row, norms of heads, half of 16, tied": Case(
+                {
+                    "qk_layernorm": True,
+                    "tie_word_embeddings": True,
+                    "num_key_value_heads": 1,
+                    "rope_parameters": {
+                        "rope_type": "linear",
+                        "rope_theta": 1e4,
+                        "factor": 2.0,
+                        "partial_rotary_factor": 0.5,
+                    },
+                },
+                torch.float16,
+                sharded=True,
+            ),
+            "parallel, biases": Case({"use_parallel_residual": True, "use_qkv_bias": True, "num_key_value_heads": 4}),
+        },
+    ),
 )

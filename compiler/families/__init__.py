@@ -22,6 +22,7 @@ _FILES = (
     "qwen2",
     "qwen3",
     "stablelm",
+    "starcoder2",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

@@ -52,4 +52,22 @@ SAMPLES = (
         },
         old=_spell_starcoder_old,
     ),
+    Sample(
+        "arcee",
+        {
+            "yarn beyond 16": Case({"rope_parameters": _YARN}),
+            "wide, biases, tied, old spelling": Case(
+                {
+                    "hidden_size": 96,
+                    "head_dim": 20,
+                    "attention_bias": True,
+                    "mlp_bias": True,
+                    "tie_word_embeddings": True,
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "silu": Case({"hidden_act": "silu", "num_key_value_heads": 4}, torch.float16, sharded=True),
+        },
+    ),
 )

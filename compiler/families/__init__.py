@@ -9,6 +9,7 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "apertus",
     "arcee",
     "cohere2",
     "ernie4_5",

@@ -70,4 +70,25 @@ SAMPLES = (
             "silu": Case({"hidden_act": "silu", "num_key_value_heads": 4}, torch.float16, sharded=True),
         },
     ),
+    Sample(
+        "apertus",
+        {
+            "xielu, rope of the class": Case(),
+            "wide, biases, llama3 beyond 16, old spelling": Case(
+                {"hidden_size": 96, "attention_bias": True, "rope_parameters": _LLAMA3}, torch.bfloat16, old=True
+            ),
+            "relu2, tied": Case(
+                {
+                    "hidden_act": "relu2",
+                    "tie_word_embeddings": True,
+                    "num_key_value_heads": 4,
+                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                },
+                torch.float16,
+                sharded=True,
+            ),
+        },
+        centres={"norm": 1.0, "beta": 0.5},
+        old=_spell_apertus_old,
+    ),
 )

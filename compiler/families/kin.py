@@ -15,9 +15,9 @@ _SHOWN, _LONGEST = 8, 40
 """Fields that a message lists, and characters of a value."""
 _NEEDED = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
-    *("max_position_embeddings", "rms_norm_eps"),
+    "max_position_embeddings",
 )
-"""Fields that every family reads; a family may have a default."""
+"""Fields that every family reads beside that of the norms' epsilon; a family may have a default."""
 _SHAPE = frozenset(("hidden_size", "num_hidden_layers", "num_attention_heads"))
 """Without one of these, a config is near no family."""
 
@@ -65,7 +65,8 @@ def nearest_kin(values: Mapping[str, Any], families: Iterable[Family]) -> str:
 
 
 def _compare(values: Mapping[str, Any], family: Family) -> _Kin:
-    absent = tuple(key for key in _NEEDED if values.get(key) is None and family.defaults.get(key) is None)
+    needed = (*_NEEDED, family.epsilon)
+    absent = tuple(key for key in needed if values.get(key) is None and family.defaults.get(key) is None)
     wrong: dict[str, None] = {}
     reading = ConfigReader(values, family, "config.json")
     for read in () if absent else (reading.rope, lambda: reading.decoder(family)):

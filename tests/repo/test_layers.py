@@ -22,7 +22,14 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
-        *(("targets",), ("divisible", "page"), ("pipeline", "engine"), ("planner",), ("build", "deploy"), ("cache",)),
+        *(
+            ("targets",),
+            ("coverage", "divisible", "page"),
+            ("pipeline", "engine"),
+            ("planner",),
+            ("build", "deploy"),
+            ("cache",),
+        ),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),

@@ -14,6 +14,7 @@ from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.manifest import (
     LENGTH_ROPES,
     RANKS,
+    SHARED_LAYERS,
     CheckpointFacts,
     LayerCache,
     Lineage,
@@ -46,6 +47,7 @@ def manifest_of(
     """
     c, spec, tensors = checkpoint.config, decoder.spec, decoder.graph.canonical
     mixers = [layer.mixer for layer in spec.layers]
+    shared = tuple(index for index, mixer in enumerate(mixers) if mixer.source is not None)
     measured = {"tactics": {name: table.digest for name, table in tables.items()}} if tables else {}
     recipe_json = recipe.to_json() | measured
     return Manifest(
@@ -65,11 +67,16 @@ def manifest_of(
             generation=checkpoint.generation,
             ropes=decoder.ropes or None,
             named_tokens=special.named,
+            shared_layers=shared or None,
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
         required_features=tuple(
             name
-            for name, used in ((LENGTH_ROPES, decoder.ropes), (RANKS, any(one.ranks for one in profiles.values())))
+            for name, used in (
+                (LENGTH_ROPES, decoder.ropes),
+                (RANKS, any(one.ranks for one in profiles.values())),
+                (SHARED_LAYERS, shared),
+            )
             if used
         ),
         profiles=profiles,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...runtime.errors import LlmcError
 from ..config.foreign import plain
-from ..config.keys import strange_keys
+from ..config.keys import COMMON, strange_keys
 from .reading import ConfigReader, Family
 
 _SHOWN, _LONGEST = 8, 40
@@ -45,16 +45,17 @@ def nearest_kin(values: Mapping[str, Any], families: Iterable[Family]) -> str:
     """The family whose configs are nearest to this one, and the fields that differ, as part of a message.
 
     Families that are named after the same word come first: gemma5 is told how it differs from a Gemma. Among them, a
-    config is near a family if few of its fields differ; of equal ones, the name that is spelled alike longest counts,
-    then more of the family's own fields. Equal fields do not make equal models, so nobody is told to put the family's
-    name in place of the other.
+    config is near a family if few fields differ; one that only the family has counts if its absence turns something
+    on. Of equal ones, the name that is spelled alike longest counts, then the family of fewest fields. Equal fields do
+    not make equal models, so nobody is told to put the family's name in place of the other.
     """
     name = _name(values)
 
     def order(kin: _Kin) -> tuple[bool, int, int, int]:
         own = kin.family
         alike = len([*takewhile(lambda pair: pair[0] == pair[1], zip(plain(own.name), name, strict=False))])
-        return not _kindred(own.name, name), kin.distance, -alike, -len(own.defaults.keys() & values.keys())
+        lacking = [key for key in own.defaults.keys() - COMMON - values.keys() if own.defaults[key] is not None]
+        return not _kindred(own.name, name), kin.distance + len(lacking), -alike, len(own.defaults)
 
     kin = min((_compare(values, family) for family in families), key=order)
     if not _SHAPE.isdisjoint(kin.absent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...runtime.errors import Unsupported
 from ..config.rope import RopeDefaults
 from .gemma2 import FAMILY as GEMMA2
 from .gemma2 import capped, sandwich
@@ -12,7 +13,11 @@ from .spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
-    every, fields = config.fields.need_integer("sliding_window_pattern", 1, 4096), config.fields
+    fields = config.fields
+    if fields.has("attn_logit_softcapping"):  # transformers 5.23 reads it and caps nothing
+        asked = f'expected "attn_logit_softcapping" as null in {fields.what}'
+        raise Unsupported(asked, found="a cap on scores, which no Gemma 3 was trained with")
+    every = fields.need_integer("sliding_window_pattern", 1, 4096)
     if config.kind(index, every) == "sliding_attention":
         # theta of windows had a key of its own, and rope_scaling was never for them
         old = {"rope_theta": fields.values.get("rope_local_base_freq"), "rope_scaling": None}

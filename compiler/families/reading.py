@@ -161,7 +161,7 @@ class ConfigReader:
     ) -> Attention:
         """Attention with the usual module names; `bias` applies to q, k and v, `norms` to each head of q and k.
 
-        `rope`, and the sizes, are by default those of all layers. `fused` is the module that holds q, k and v side by side, if one does.
+        `rope` and sizes are by default those of all layers. `fused` is the module that holds q, k, v, if any.
         """
         size, kv_heads, hidden = head_dim or self.head_dim, kv_heads or self.kv_heads, self.hidden_size
         q, kv = self.heads * size, kv_heads * size

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ...passes.graph.graph import Canonical, Copied, Quantized
+from ...passes.graph.graph import Canonical, Computed, Quantized
 from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.manifest import (
     LENGTH_ROPES,
@@ -25,6 +25,7 @@ from ...runtime.engine_file.manifest import (
 from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.weights.source import Source
 from ..decoder.decoder import Decoder
 from ..targets import Tactics, target_named
 from ..tokens.resolve import SpecialTokens
@@ -80,7 +81,7 @@ def manifest_of(
             if used
         ),
         profiles=profiles,
-        lineage={name: _lineage(tensor) for name, tensor in tensors.items()},
+        lineage={name: _lineage(tensor, checkpoint.source) for name, tensor in tensors.items()},
         unused=decoder.unused,
         recipe=recipe_json,
         recipe_digest=hashlib.sha256(canonical(recipe_json)).hexdigest(),
@@ -98,14 +99,17 @@ def manifest_of(
     )
 
 
-def _lineage(tensor: Canonical) -> Lineage:
+def _lineage(tensor: Canonical, source: Source) -> Lineage:
+    """Where a tensor came from; the sources are tensors of the files, each once: parts of a fused one share it."""
     origin = tensor.origin
-    if isinstance(origin, Copied):
-        return Lineage((origin.tensor,), "copied")
+    if isinstance(origin, Computed):
+        return Lineage((), origin.how)
+    how = "copied"
+    names = [origin.tensor]
     if isinstance(origin, Quantized):
-        others = tuple(name for name in origin.shares if name != origin.tensor)
-        return Lineage((origin.tensor, *others), f"{origin.format} {origin.suffix}, rounded to nearest")
-    return Lineage((), origin.how)
+        names += origin.shares
+        how = f"{origin.format} {origin.suffix}, rounded to nearest"
+    return Lineage(tuple(dict.fromkeys(source.info(name).name for name in names)), how)
 
 
 def _tools(recipe: Recipe) -> dict[str, str]:

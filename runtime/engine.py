@@ -13,6 +13,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .engine_file.info import EngineInfo
+from .engine_file.left_out import refuse_images
 from .errors import RecipeError, Unsupported, demand, described, several, shown
 from .guard.public import public
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
@@ -142,8 +143,9 @@ class Engine(AbstractContextManager["Engine"]):
 
         Raises:
             RecipeError: the template refuses the messages.
-            Unsupported: the checkpoint had no tokenizer or no chat template.
+            Unsupported: the checkpoint had no tokenizer or no chat template, or a message has an image.
         """
+        refuse_images(messages, self.info.architecture, self.info.left_out)
         for tool in several("tools", tools or (), lambda _, one: one):
             demand("each of tools", tool, "a mapping", Mapping)
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)

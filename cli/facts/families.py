@@ -25,20 +25,29 @@ def families(name: Name = None, json: options.Json = False) -> None:
 
     with late_imports():
         from ...compiler.coverage import document
-        from ...compiler.coverage.rows import rows
+        from ...compiler.coverage.rows import rows, wrappers
 
-    found = rows()
+    alone, around = rows(), wrappers()
     if name is not None:
-        found = tuple(row for row in found if name in (row.model_type, row.architecture))
-        if not found:
-            raise _unknown(name, [known for row in rows() for known in (row.model_type, row.architecture)])
-    facts = {"families": [{**asdict(row), "targets": row.targets} for row in found]}
-    lines = [document.cells(row) for row in found]
-    if name is not None:
-        console.show(facts, console.table([*zip(document.HEAD, lines[0], strict=True)], indent=""), json)
-        return
-    table = console.table([document.HEAD, *lines], indent="")
-    console.show(facts, "\n".join([table, "", *document.legend()]), json)
+        known = [one for row in (*alone, *around) for one in (row.model_type, row.architecture)]
+        alone = tuple(row for row in alone if name in (row.model_type, row.architecture))
+        around = tuple(row for row in around if name in (row.model_type, row.architecture))
+        if not alone and not around:
+            raise _unknown(name, known)
+    facts = {
+        "families": [{**asdict(row), "targets": row.targets} for row in alone],
+        "wrappers": [asdict(row) for row in around],
+    }
+    tables = [
+        (document.HEAD, [document.cells(row) for row in alone]),
+        (document.WRAPPER_HEAD, [document.wrapper_cells(row) for row in around]),
+    ]
+    if name is None:
+        parts = [console.table([head, *lines], indent="") for head, lines in tables]
+        console.show(facts, "\n\n".join([*parts, "\n".join(document.legend())]), json)
+    else:
+        one = [zip(head, line, strict=True) for head, lines in tables for line in lines]
+        console.show(facts, "\n\n".join(console.table(list(pairs), indent="") for pairs in one), json)
 
 
 def _unknown(name: str, known: list[str]) -> RecipeError | Unsupported:

@@ -10,7 +10,7 @@ from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, nearest
 from .checkpoint import Checkpoint, open_checkpoint, with_chat_template
 from .weights.layout import layout_of
-from .weights.unread import why_unread
+from .weights.unread import left_out_parts, part_of, why_unread
 
 _SHOWN = 20
 """Disagreements that an error lists."""
@@ -41,11 +41,13 @@ def open_source(
 def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     """Compare names and shapes of the files' tensors with those the decoder reads; return {unused tensor: reason}.
 
+    A part that is left out as a whole, such as a vision tower, is there once, by its module.
+
     Raises:
         CheckpointError: tensors are missing, left over or of another shape; lists expected and found.
     """
     infos, spec = checkpoint.source.stored, checkpoint.config.decoder
-    layout = layout_of(infos, spec)
+    layout, parts = layout_of(infos, spec), checkpoint.config.parts
     shapes = layout.shapes
     wrong: list[tuple[str, str, Collection[str]]] = []
     for name, expected in shapes.items():
@@ -55,7 +57,7 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
             wrong.append((name, f"expected {list(expected)}, found {list(infos[name].shape)}", ()))
     unused = {}
     for name, info in infos.items():
-        if name in shapes:
+        if name in shapes or part_of(name, parts):
             continue
         if reason := why_unread(replace(info, name=layout.own_name(name)), spec):
             unused[name] = reason
@@ -70,7 +72,7 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
             found=f"{len(wrong)} disagreements:\n    " + "\n    ".join(lines),
             fix="a config.json that belongs to these weights",
         )
-    return unused
+    return unused | left_out_parts((name for name in infos if name not in shapes), parts)
 
 
 def account(checkpoint: Checkpoint) -> dict[str, str]:

@@ -9,9 +9,10 @@ from ...runtime.chips import TARGETS
 from ...runtime.dtypes import WEIGHT_FORMATS
 from ..config.foreign import FOREIGN
 from ..families.reading import LOGITS
-from .rows import Row, rows
+from .rows import Row, Wrapper, rows, wrappers
 
 HEAD = ("model type", "architecture", "formats", "targets", "splits", "compared with", "beyond Llama")
+WRAPPER_HEAD = ("model type", "architecture", "text model", "compared with", "left out")
 _BEGINNING = """# Model families
 
 What llmc computes, and what it refuses by name. `make families` writes this page from the table of families and from
@@ -34,6 +35,11 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def wrapper_cells(row: Wrapper) -> tuple[str, ...]:
+    """A row of the table of models of images and text, in the order of WRAPPER_HEAD."""
+    return row.model_type, row.architecture, row.text, row.verified, ", ".join(row.left_out)
+
+
 def legend() -> tuple[str, ...]:
     """What the words of the table stand for."""
     return (
@@ -48,14 +54,21 @@ def page() -> str:
     refused = [(", ".join(f"`{one}`" for one in names.split()), ", ".join(lacks)) for names, lacks in FOREIGN.items()]
     parts = [
         _BEGINNING,
-        _table(HEAD, [(f"`{type_}`", f"`{name}`", *rest) for type_, name, *rest in map(cells, rows())]),
+        _table(HEAD, _quoted(map(cells, rows()))),
         "\n".join(f"* {line}" for line in legend()),
-        "\n## Refused by name\n",
+        "\n## Images, sound and text\n",
+        "The text model of these is compiled; its config may name another family of the first table.\n",
+        _table(WRAPPER_HEAD, _quoted(map(wrapper_cells, wrappers()))),
+        "## Refused by name\n",
         "The refusal says what is missing, the nearest family that llmc computes, and the fields of config.json that",
-        "differ from that family's. An architecture in neither table is refused with the latter two.\n",
+        "differ from that family's. An architecture in no table is refused with the latter two.\n",
         _table(("`model_type`, also with `_text` at its end", "not computed"), refused),
     ]
     return "\n".join(parts)
+
+
+def _quoted(lines: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    return [(f"`{model_type}`", f"`{architecture}`", *rest) for model_type, architecture, *rest in lines]
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -14,8 +14,11 @@ from ...runtime.errors import LlmcError
 from ..decoder.placement import place
 from ..families import FAMILIES, Family
 from ..families.config import parse_config
+from ..families.reading import LOGITS
 from ..families.spec import DecoderSpec
 from ..targets.cuda.gaps import gaps
+from ..vision.table import KINDS, ROWS
+from ..vision.table import Row as VisionRow
 from .features import features
 
 SIZES: Mapping[str, Any] = {
@@ -55,6 +58,38 @@ class Row:
     @property
     def targets(self) -> tuple[str, ...]:
         return TARGETS if not self.gaps else ("cpu",)
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A model of images, or sound, and text whose text model llmc computes."""
+
+    model_type: str
+    architecture: str
+    text: str
+    """The family of the text model where its config does not name one; a family of this table may be named."""
+    left_out: tuple[str, ...]
+    verified: str
+
+
+def wrappers() -> tuple[Wrapper, ...]:
+    """A row for each model of images and text, in the order of their table."""
+    return tuple(map(_wrapper, ROWS.values()))
+
+
+def _wrapper(row: VisionRow) -> Wrapper:
+    remote = row.config != "text_config"  # only code outside of transformers, which is not here, calls it otherwise
+    return Wrapper(
+        row.model_type,
+        row.architecture,
+        text=_text_family(row.kind),
+        left_out=tuple(dict.fromkeys(row.parts.values())),
+        verified=f"{LOGITS}, for the text model alone" if remote else LOGITS,
+    )
+
+
+def _text_family(kind: str) -> str:
+    return FAMILIES[KINDS[kind].family].name if kind in KINDS else kind
 
 
 def rows() -> tuple[Row, ...]:

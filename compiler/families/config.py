@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...runtime.dtypes import CONFIG_DTYPES
@@ -11,6 +11,7 @@ from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
+from ..vision.text import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
@@ -42,6 +43,10 @@ class Config:
     """Unknown keys that the user accepted."""
     notes: tuple[str, ...]
     """Values that were resolved or filled in."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Modules beside the text model, to what they are; llmc leaves them out."""
+    stored_head_counts: bool = False
+    """If the files hold a head, it is read although the config says that the embedding is the head."""
 
     @property
     def rope_is_dynamic(self) -> bool:
@@ -68,14 +73,12 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
         RecipeError: a key in `accept` is not in the file, or is not an unknown key.
     """
     raw = load_object(data, what)
-    values, notes, clash = _lift_text_config(raw, what)
-    family = _family(Fields(values, what))
-    if clash is not None:
-        raise clash
-    ignored, accepted = classify_keys(values, accept, what, family.defaults)
+    row, notes = row_of(raw), list[str]()
+    part = text_part(raw, row, FAMILIES, accept, what) if row else _alone(raw, accept, what, notes)
+    values, family, ignored = part.values, part.family, part.ignored
     notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
-    notes += [f"{key}: {HARMLESS[key]}" for key in values if key in REMOTE_CODE and values[key]]
-    reading = ConfigReader(values, family, what)
+    notes += [f"{key}: {HARMLESS[key]}" for key in raw if key in REMOTE_CODE and raw[key]]
+    reading = ConfigReader(values, family, part.what)
     quantization = _quantization(reading.fields)
     decoder = reading.decoder(family)
     bos_id, eos_ids = _token_ids(reading.fields, values, decoder.vocab_size, notes)
@@ -90,10 +93,23 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
         bos_given="bos_token_id" in values,
         eos_given="eos_token_id" in values,
         quantization=quantization,
-        ignored=ignored | reading.ignored,
-        accepted=accepted,
+        ignored={**ignored, **reading.ignored},
+        accepted=part.accepted,
         notes=(*notes, *reading.notes),
+        parts=row.parts if row else {},
+        stored_head_counts=row is not None and row.tied and decoder.tied,
     )
+
+
+def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: list[str]) -> TextPart:
+    """The whole of a config, as the text model that it is."""
+    values, found, clash = _lift_text_config(raw, what)
+    notes += found
+    family = _family(Fields(values, what))
+    if clash is not None:
+        raise clash
+    ignored, accepted = classify_keys(values, accept, what, family.defaults)
+    return TextPart(family, values, what, ignored, accepted)
 
 
 def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str], CheckpointError | None]:

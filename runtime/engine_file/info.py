@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .file import EngineFile
+from .left_out import parts_left_out
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class EngineInfo:
     chat: bool
     """Whether there is a chat template, as `Engine.chat` needs."""
     content_digest: str
+    left_out: tuple[str, ...] = ()
+    """Parts of the checkpoint that the engine does not have, such as a vision tower."""
 
     def __repr__(self) -> str:
         formats = "+".join(sorted(self.formats)) or self.dtype
@@ -79,4 +82,5 @@ def info_of(file: EngineFile, profile: str, *, sequences: int, chat: bool) -> En
         max_batch=sequences,
         chat=chat,
         content_digest=manifest.content_digest,
+        left_out=tuple(parts_left_out(manifest.unused)),
     )

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ....runtime.dtypes import CONFIG_DTYPES
+from ....runtime.engine_file.left_out import parts_left_out
 from ....runtime.errors import CheckpointError, Unsupported, nearest
 from ....runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...families.config import Config
@@ -20,7 +21,7 @@ from ..folder import INDEX, Folder, OpenFile, Weights, find_weights, refuse_hard
 from ..no_checkpoint import ADAPTER, no_checkpoint
 from .layout import Arranged, Layout, layout_of
 from .source import FileSource
-from .unread import ROPE, TIED, grouped, why_named, why_unread
+from .unread import ROPE, TIED, grouped, left_out_parts, part_of, why_named, why_unread
 
 _MAX_TENSORS = 200_000
 """Of all shards together, which takes 2 s to read. The largest models of experts have 140,000, by name and scale."""
@@ -29,21 +30,23 @@ Copies = Mapping[str, list[tuple[OpenFile, TensorInfo]]]
 """Every tensor by name, in each shard that holds it, in order of the shards' names."""
 
 
-def open_weights(files: Files, config: Config) -> tuple[Arranged, list[str]]:
-    """Open all shards and check what the model reads of them; returns the source, by the decoder's names, and warnings.
+def open_weights(files: Files, config: Config) -> tuple[Arranged, Config, list[str]]:
+    """Open all shards and check what the model reads of them.
+
+    Returns the source, by the decoder's names; the config, whose head is not tied if it is stored and counts; warnings.
 
     Raises:
         CheckpointError: a shard is missing or damaged, or index and shards disagree about a tensor that is read.
         Unsupported: a tensor that is read is not plain floating point.
     """
-    folder, spec = files.folder, config.decoder
+    folder = files.folder
     weights = find_weights(folder)
     if weights is None:
         raise no_checkpoint(folder)
     if weights.index is not None:
         files.add(*weights.index)
     listed = weights.listed or {}
-    absent = _absent(weights, folder, layout_of(listed, spec).shapes)
+    absent = _absent(weights, folder, layout_of(listed, config.decoder).shapes)
     copies: dict[str, list[tuple[OpenFile, TensorInfo]]] = {}
     count = 0
     for name in weights.shards:
@@ -57,7 +60,9 @@ def open_weights(files: Files, config: Config) -> tuple[Arranged, list[str]]:
         for info in header.tensors.values():
             copies.setdefault(info.name, []).append((opened, info))
     tensors = {name: found[-1] for name, found in copies.items()}
-    layout, source = layout_of({*copies, *listed}, spec), FileSource(tensors)
+    names, source = {*copies, *listed}, FileSource(tensors)
+    config = _with_stored_head(config, names)
+    layout = layout_of(names, config.decoder)
     reads = layout.shapes
     _check_dtypes(source.stored, layout, config)
     warnings = [
@@ -75,7 +80,16 @@ def open_weights(files: Files, config: Config) -> tuple[Arranged, list[str]]:
     found = sum(info.nbytes for _, info in tensors.values())
     if weights.total_size not in (None, found):
         warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
-    return Arranged(source, layout), warnings
+    return Arranged(source, layout), config, warnings
+
+
+def _with_stored_head(config: Config, names: Collection[str]) -> Config:
+    """The config, which says that the head is not the embedding if there is one whose presence decides."""
+    decoder = config.decoder
+    head = layout_of(names, decoder).places[f"{decoder.head}.weight"].tensor
+    if not config.stored_head_counts or head not in names:
+        return config
+    return replace(config, decoder=replace(decoder, tied=False))
 
 
 def read_header(opened: OpenFile, *, before: int) -> Header:
@@ -172,7 +186,11 @@ def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Confi
     judged = [name for name in layout.shapes if name in infos]
     if config.quantization or len(judged) < len(layout.shapes):
         own = layout.own_name
-        judged = [name for name, info in infos.items() if not why_named(own(name), info.shape, config.decoder)]
+        judged = [
+            name
+            for name, info in infos.items()
+            if not why_named(own(name), info.shape, config.decoder) and not part_of(name, config.parts)
+        ]
     for name in judged:
         dtype = infos[name].dtype
         if dtype not in CONFIG_DTYPES.values():
@@ -189,10 +207,12 @@ def _unread(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> 
     why = {
         name: why_unread(replace(info, name=layout.own_name(name)), config.decoder)
         for name, info in infos.items()
-        if name not in layout.shapes
+        if name not in layout.shapes and not part_of(name, config.parts)
     }
     buffers = [name for name, reason in why.items() if reason not in (None, ROPE, TIED)]
     warnings = [f"buffers that are no weights are not read: {grouped(buffers)}"] if buffers else []
+    rest = (name for name in infos if name not in layout.shapes)
+    warnings += parts_left_out(left_out_parts(rest, config.parts))
     if config.quantization:
         warnings.append(
             f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"

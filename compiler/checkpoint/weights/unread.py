@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
+from ....runtime.engine_file.left_out import left_out
 from ....runtime.files.safetensors import TensorInfo
 from ...families.spec import DecoderSpec
 
@@ -42,6 +44,18 @@ def why_unread(info: TensorInfo, spec: DecoderSpec) -> str | None:
     """Why a tensor that the decoder does not name may be left unread; None if it could matter."""
     integers = f"a buffer of {info.dtype}, which no weight is" if info.dtype in _NO_WEIGHTS else None
     return why_named(info.name, info.shape, spec) or integers
+
+
+def part_of(name: str, parts: Mapping[str, str]) -> str | None:
+    """Of a tensor that belongs to a part beside the text model: that module, as the files spell it."""
+    module = name.removeprefix("model.").partition(".")[0]
+    return name[: len(name) - len(name.removeprefix("model."))] + module if module in parts else None
+
+
+def left_out_parts(names: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:
+    """{module that is left out: what it is, and how many of the tensors are in it}."""
+    counts = Counter(module for name in names if (module := part_of(name, parts)))
+    return {module: left_out(parts[module.removeprefix("model.")], count) for module, count in counts.items()}
 
 
 def grouped(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmc.compiler.coverage.rows import rows, wrappers
 from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.families.kin import nearest_kin
@@ -19,7 +20,8 @@ from llmc.runtime.errors import CheckpointError, Unsupported
 
 NO_DEFAULT = {"gemma4_assistant"}
 """Types whose config class refuses its own defaults."""
-FOREIGN = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {family.name for family in FAMILIES.values()} - NO_DEFAULT)
+COMPUTED = {row.model_type for row in (*rows(), *wrappers())}
+FOREIGN = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - COMPUTED - NO_DEFAULT)
 KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixtral": ("Mistral", ("num_experts_per_tok = 2", "num_local_experts = 8")),
     "qwen2_moe": ("Qwen2", ("num_experts = 60", "shared_expert_intermediate_size")),

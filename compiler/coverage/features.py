@@ -54,7 +54,7 @@ def features(spec: DecoderSpec) -> tuple[str, ...]:
     """What some layer, or what is around the layers, has beyond Llama's."""
     found = [words for words, has in _OF_LAYER.items() if any(map(has, spec.layers))]
     found += [words for words, has in _OF_ATTENTION.items() if any(has(layer.mixer) for layer in spec.layers)]
-    found += sorted({f"{layer.mlp.activation}" for layer in spec.layers} - {"silu"})
+    found += sorted({f"{layer.mlp.activation} in the MLP" for layer in spec.layers if layer.mlp.activation != "silu"})
     return (*found, *(words for words, has in _OF_DECODER.items() if has(spec)))
 
 

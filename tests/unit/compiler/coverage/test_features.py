@@ -50,7 +50,7 @@ OF_LAYER: dict[str, dict[str, Any]] = {
     "MLP without a gate": {"mlp": PlainMlp("silu", Linear("up", 1024, 512), MLP.down)},
     "fused gate and up": {"mlp": replace(MLP, gate=Linear("gate", 1024, 512, part=("gate_up", 0, 2048)))},
     "MLP biases": {"mlp": replace(MLP, down=replace(MLP.down, bias=True))},
-    "relu": {"mlp": replace(MLP, activation="relu")},
+    "relu in the MLP": {"mlp": replace(MLP, activation="relu")},
 }
 OF_DECODER: dict[str, dict[str, Any]] = {
     "scaled embeddings": {"embedding_scale": 2.0},

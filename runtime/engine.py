@@ -13,7 +13,6 @@ from typing import Any, Unpack, overload
 import numpy as np
 
 from .engine_file.info import EngineInfo
-from .engine_file.left_out import refuse_images
 from .errors import RecipeError, Unsupported, demand, described, several, shown
 from .guard.public import public
 from .sampling.params import SamplingOptions, SamplingParams, defaults_of
@@ -21,6 +20,7 @@ from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate, no_template
+from .text.images import refuse_images
 from .text.stream import TextStream, checked_stops
 from .text.tokenizer import Tokenizer
 from .text.turns import Fitted, fit

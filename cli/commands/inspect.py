@@ -162,7 +162,7 @@ engine {path}: {bytes!b}, format {format}
 
 
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
-    from ...runtime.engine_file.left_out import parts_left_out
+    from ...runtime.engine_file.info import parts_left_out
 
     facts = console.on_lines(facts)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))

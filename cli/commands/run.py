@@ -175,7 +175,7 @@ def run(
 
 def _no_images(engine: str) -> Unsupported:
     """Why an image cannot be read: of an engine by its manifest, of a checkpoint by its config, before it is built."""
-    from ...runtime.engine_file.left_out import no_images, parts_left_out
+    from ...runtime.text.images import no_images
 
     if cached.is_checkpoint(engine):
         from ...compiler.checkpoint.checkpoint import open_checkpoint
@@ -183,6 +183,7 @@ def _no_images(engine: str) -> Unsupported:
         config = open_checkpoint(engine, random_weights=0).config
         return no_images(engine, [f"{part} left out" for part in dict.fromkeys(config.parts.values())])
     from ...runtime.engine_file.file import EngineFile
+    from ...runtime.engine_file.info import parts_left_out
 
     with EngineFile.open(engine) as opened:
         return no_images(engine, parts_left_out(opened.manifest.unused))

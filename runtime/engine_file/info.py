@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .file import EngineFile
-from .left_out import parts_left_out
+
+_LEFT_OUT = " left out: "
+"""What the manifest's unused tensors say of a part of the checkpoint that is there once, by its module."""
+
+
+def left_out(part: str, tensors: int) -> str:
+    """The reason of a module that is left out, such as "vision tower left out: 390 tensors"."""
+    return f"{part}{_LEFT_OUT}{tensors} tensor{'s' * (tensors != 1)}"
+
+
+def parts_left_out(unused: Mapping[str, str]) -> list[str]:
+    """The parts among the unused tensors of a manifest, in words."""
+    return [f"{reason} of {name}" for name, reason in unused.items() if _LEFT_OUT in reason]
 
 
 @dataclass(frozen=True)

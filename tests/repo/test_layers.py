@@ -22,15 +22,9 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
-        *(("kernel_imports",), ("config",), ("families",), ("tokens",), ("checkpoint",), ("decoder",), ("oracle",)),
-        *(
-            ("targets",),
-            ("coverage", "divisible", "page"),
-            ("pipeline", "engine"),
-            ("planner",),
-            ("build", "deploy"),
-            ("cache",),
-        ),
+        *(("kernel_imports",), ("config",), ("vision",), ("families",), ("tokens",), ("checkpoint",), ("decoder",)),
+        *(("oracle",), ("targets",), ("coverage", "divisible", "page"), ("pipeline", "engine"), ("planner",)),
+        *(("build", "deploy"), ("cache",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
@@ -92,7 +86,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("pieces",),
         ("tokenizer", "turns"),
         ("stream", "template"),
-        ("chat",),
+        ("chat", "images"),
     ),
     ("recipes",): (("units", "flags", "judges", "strict_yaml"), ("metrics", "recipe"), ("goal", "machines")),
     ("quantize",): (("chunks",), ("format",), ("formats",), ("activations",)),

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.commands import Outcome
 from support.engines import checkpoint_logits
-from support.samples import families, vision
+from support.samples import families
 from support.samples.families import BOUND, Case, difference
-from support.samples.vision import KINDS, edit, rename
+from support.vision import tiny as vision
+from support.vision.tiny import KINDS, edit, rename
 
 import llmc
 from llmc.compiler.checkpoint.account import check_tensors, open_source

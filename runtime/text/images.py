@@ -1,7 +1,4 @@
-"""Parts of a checkpoint that an engine does not have, such as a vision tower: what the manifest and refusals say.
-
-They are among the manifest's unused tensors: a module's name, with a reason that says what it is.
-"""
+"""Refuses images: an engine has a text model alone, and says which parts of the checkpoint it does not have."""
 
 from __future__ import annotations
 
@@ -10,19 +7,8 @@ from typing import Any
 
 from ..errors import Unsupported
 
-_LEFT_OUT = " left out: "
 _IMAGES = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "input_image")
 """Types of the parts of a message that templates or OpenAI's requests have beside text."""
-
-
-def left_out(part: str, tensors: int) -> str:
-    """The reason of a module that is left out, such as "vision tower left out: 390 tensors"."""
-    return f"{part}{_LEFT_OUT}{tensors} tensor{'s' * (tensors != 1)}"
-
-
-def parts_left_out(unused: Mapping[str, str]) -> list[str]:
-    """The parts among the unused tensors, in words."""
-    return [f"{reason} of {name}" for name, reason in unused.items() if _LEFT_OUT in reason]
 
 
 def no_images(model: str, parts: Collection[str]) -> Unsupported:

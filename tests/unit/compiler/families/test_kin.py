@@ -26,7 +26,7 @@ KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixtral": ("Mistral", ("num_experts_per_tok = 2", "num_local_experts = 8")),
     "qwen2_moe": ("Qwen2", ("num_experts = 60", "shared_expert_intermediate_size")),
     "qwen3_moe": ("Qwen3", ("num_experts_per_tok = 8", "moe_intermediate_size = 768")),
-    "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", "full_attention")),
+    "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", "partial_rotary_factor")),
     "llama4_text": ("Llama", ("attention_chunk_size = 8192 (attention in chunks)",)),
     "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
@@ -154,6 +154,12 @@ def test_what_is_missing_stands_before_the_kin():
         "Qwen3NextForCausalLM (not computed: gated delta net (linear attention with a recurrent state), "
         "output gate of attention, mixture of experts), nearest to Qwen3ForCausalLM; fields that differ:\n    "
     )
+
+
+def test_what_is_missing_of_a_text_model_is_named():
+    inner = {**LLAMA, "model_type": "qwen3_moe"}
+    error = refusal({"architectures": ["InternVLForConditionalGeneration"], "text_config": inner})
+    assert error.found == 'model_type "qwen3_moe" (not computed: mixture of experts)'
 
 
 def test_a_long_list_of_fields_is_cut():

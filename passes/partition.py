@@ -85,7 +85,12 @@ class _Rank:
         self.values.update(zip(node.outputs, made, strict=True))
 
     def _inputs(self, node: ir.Node) -> list[ir.Value | None]:
-        return [None if value is None else self._value(value) for value in node.inputs]
+        """The node's inputs on this rank; of an input with a row or a number for each head, those of this shard."""
+        cut = _per_head(node) if self.placement.split.tp > 1 else None
+        return [
+            None if value is None else self._of_heads(node.inputs[0], value) if index == cut else self._value(value)
+            for index, value in enumerate(node.inputs)
+        ]
 
     def _value(self, value: ir.Value) -> ir.Value:
         if value in self.values:
@@ -105,8 +110,6 @@ class _Rank:
         inputs, changed = self._inputs(node), {}
         if node.op_type in _OVER_ALL and inputs[0] in self.sharded:
             return self._over_all(node, inputs)
-        if node.op_type == "HeadNorm" and attention.EACH in node.overload:
-            inputs[1] = self._of_heads(node.inputs[0], node.inputs[1])
         parts = [value in self.sharded for value in inputs if value is not None and self._varies(value)]
         if any(parts) and node.op_type == "RotaryEmbedding":
             changed["num_heads"] = attribute(node, "num_heads") * width(inputs[0]) // width(node.inputs[0])
@@ -230,8 +233,6 @@ class _Rank:
         inputs = self._inputs(node)
         size, shared = attribute(node, "head_dim"), node.op_type == "SharedAttention"
         q, *others = map(_given, inputs)
-        if SINKS in node.overload:
-            inputs[-1] = self._of_heads(node.inputs[0], node.inputs[-1])
         if shared:
             kv_heads = int(dims(others[0])[1])
         else:
@@ -292,6 +293,13 @@ _BY_PARTS = {"Add", "Mul", "Scale", "HeadNorm", "SelectRows", "Activation", *(op
 """Operators that compute a part of their result from the same part of their inputs."""
 _OVER_ALL = {"RMSNormalization", "LayerNormalization"}
 """Operators that need all of the last axis."""
+
+
+def _per_head(node: ir.Node) -> int | None:
+    """The input of a node that has a row or a number for each head, if one has."""
+    if node.op_type in ("CachedAttention", "SharedAttention") and SINKS in node.overload:
+        return len(node.inputs) - 1
+    return 1 if node.op_type == "HeadNorm" and attention.EACH in node.overload else None
 
 
 def _given(value: ir.Value | None) -> ir.Value:

@@ -9,14 +9,22 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "apertus",
+    "arcee",
+    "cohere2",
+    "ernie4_5",
     "gemma",
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "glm",
+    "glm4",
     "llama",
     "mistral",
     "qwen2",
     "qwen3",
+    "stablelm",
+    "starcoder2",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

@@ -85,7 +85,8 @@ def _kindred(family: str, name: str) -> bool:
 
 
 def _compare(values: Mapping[str, Any], family: Family) -> _Kin:
-    absent = tuple(key for key in _NEEDED if values.get(key) is None and family.defaults.get(key) is None)
+    needed = (*_NEEDED, family.epsilon)
+    absent = tuple(key for key in needed if values.get(key) is None and family.defaults.get(key) is None)
     wrong: dict[str, None] = {}
     reading = ConfigReader(values, family, "config.json")
     for read in () if absent else (reading.rope, lambda: reading.decoder(family)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from support.samples.dense import gemma
+from support.samples.dense import gemma, pairs, parallel, ungated
 from support.samples.families import Sample
 
-SAMPLES: dict[str, Sample] = {sample.kind: sample for part in (gemma,) for sample in part.SAMPLES}
+SAMPLES: dict[str, Sample] = {
+    sample.kind: sample for part in (gemma, pairs, parallel, ungated) for sample in part.SAMPLES
+}
 """By `model_type`."""

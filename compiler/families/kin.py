@@ -46,16 +46,18 @@ def nearest_kin(values: Mapping[str, Any], families: Iterable[Family]) -> str:
 
     Families that are named after the same word come first: gemma5 is told how it differs from a Gemma. Among them, a
     config is near a family if few fields differ; one that only the family has counts if its absence turns something
-    on. Of equal ones, the name that is spelled alike longest counts, then the family of fewest fields. Equal fields do
-    not make equal models, so nobody is told to put the family's name in place of the other.
+    on. Of equal ones, the name that is spelled alike longest counts, then Llama, which the others extend, then the
+    family of fewest fields. Equal fields do not make equal models, so nobody is told to put the family's name in place
+    of the other.
     """
-    name = _name(values)
+    names = _names(values)
 
-    def order(kin: _Kin) -> tuple[bool, int, int, int]:
+    def order(kin: _Kin) -> tuple[bool, int, int, bool, int]:
         own = kin.family
-        alike = len([*takewhile(lambda pair: pair[0] == pair[1], zip(plain(own.name), name, strict=False))])
+        kindred = any(_kindred(own.name, name) for name in names)
         lacking = [key for key in own.defaults.keys() - COMMON - values.keys() if own.defaults[key] is not None]
-        return not _kindred(own.name, name), kin.distance + len(lacking), -alike, len(own.defaults)
+        alike = max((_alike(plain(own.name), name) for name in names), default=0)
+        return not kindred, kin.distance + len(lacking), -alike, own.name != "llama", len(own.defaults)
 
     kin = min((_compare(values, family) for family in families), key=order)
     if not _SHAPE.isdisjoint(kin.absent):
@@ -73,10 +75,15 @@ def nearest_kin(values: Mapping[str, Any], families: Iterable[Family]) -> str:
     return f"nearest to {nearest}; fields that differ:\n    " + "\n    ".join([*lines, *kin.wrong])
 
 
-def _name(values: Mapping[str, Any]) -> str:
-    """What the config calls itself: its `model_type`, else its architecture without the task."""
+def _names(values: Mapping[str, Any]) -> list[str]:
+    """What the config calls itself: its `model_type`, and its architecture without the task."""
     named = [values.get("model_type"), *(values.get("architectures") or [])]
-    return next((plain(one) for one in named if isinstance(one, str) and one), "")
+    return [plain(one) for one in named if isinstance(one, str) and one]
+
+
+def _alike(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
 
 
 def _kindred(family: str, name: str) -> bool:

@@ -141,11 +141,10 @@ def test_without_a_type_the_architecture_names_the_kin():
 
 
 def test_a_family_of_layernorms_needs_no_epsilon_of_an_rmsnorm():
-    """What else than sizes a family needs, its own reading says."""
-    other = replace(LLAMA_FAMILY, name="gpt", layer=lambda config, _: config.layer(config.attention(), config.mlp()))
+    other = replace(LLAMA_FAMILY, name="gpt", epsilon="layer_norm_eps", defaults={"layer_norm_eps": None})
     values = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | {"model_type": "gpt9"}
-    found = nearest_kin(values, [replace(other, defaults={})])
-    assert '"rms_norm_eps" as a number over 0 and up to 1 in config.json, found no such key' in found
+    assert "LlamaForCausalLM needs layer_norm_eps, absent here" in nearest_kin(values, [other])
+    assert "needs" not in nearest_kin({**values, "layer_norm_eps": 1e-5}, [other])
 
 
 def test_what_is_missing_stands_before_the_kin():

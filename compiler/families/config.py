@@ -9,6 +9,7 @@ from typing import Any
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
+from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from ..vision.table import ROWS, Kind, Row
 from ..vision.text_model import TextPart, row_of, text_part
@@ -147,26 +148,27 @@ def _family(fields: Fields) -> Family:
     """The family that `architectures` names or, if that key is absent, `model_type`."""
     named, model_type = fields.values.get("architectures"), fields.text("model_type", "")
 
-    def foreign(name: str) -> Unsupported:
+    def foreign(name: str, architecture: str) -> Unsupported:
+        lacking = ", ".join(missing(architecture, model_type))
         return Unsupported(
-            f"expected an architecture of {', '.join((*FAMILIES, *ROWS))} in {fields.what}",
-            found=f"{name}, {nearest_kin(fields.values, FAMILIES.values())}",
+            f"expected an architecture that `llmc families` lists in {fields.what}",
+            found=f"{name}{lacking and f' (not computed: {lacking})'}, {nearest_kin(fields.values, FAMILIES.values())}",
             fix="a checkpoint of one of these architectures; docs/adding.md tells how llmc learns another",
         )
 
     if not named:
         implied = [family for family in FAMILIES.values() if family.name == model_type]
         if not implied:
-            raise foreign(f'no architectures, model_type "{model_type}"')
+            raise foreign(f'no architectures, model_type "{model_type}"', "")
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
     family = FAMILIES.get(named[0])
     if family is None:
-        raise foreign(named[0])
+        raise foreign(named[0], named[0])
     if model_type not in ("", family.name):
         if model_type not in {one.name for one in FAMILIES.values()}:
-            raise foreign(f'{named[0]} of model_type "{model_type}"')
+            raise foreign(f'{named[0]} of model_type "{model_type}"', named[0])
         raise CheckpointError(
             f'expected "architectures" and "model_type" of one family in {fields.what}',
             found=f'{named[0]} and "{model_type}"',

@@ -27,6 +27,8 @@ _ACTIVATIONS = {
 GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """Activations that a gate may have."""
 _MAX_POSITIONS = 2**31 - 1
+LOGITS = "logits of transformers"
+"""Of `Family.verified`: tests/e2e/numbers/families compares both."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Family:
     """The module of the last norm."""
     epsilon: str = "rms_norm_eps"
     """The key of what all norms add to the variance."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of a small config.json, beside its sizes, that turn on what an absent key leaves off."""
+    verified: str = LOGITS
+    """What its numbers were compared with."""
 
 
 def _count(key: str, high: int) -> cached_property[int]:

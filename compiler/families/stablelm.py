@@ -38,4 +38,5 @@ FAMILY = Family(
     },
     rope=RopeDefaults(share=0.25),
     epsilon="layer_norm_eps",
+    example={"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True},
 )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
+from ..config.foreign import missing
 from ..config.keys import COMMON, classify_keys
 from .table import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
 
@@ -110,7 +111,9 @@ def _kind(inner: Mapping[str, Any], row: Row, families: Mapping[str, Decoder], w
     kind = KINDS.get(row.kind if named == row.model_type else named, own)
     if kind is None or kind.family not in families:
         known = sorted({family.name for family in families.values()} | KINDS.keys())
-        raise Unsupported(f"expected a text model of {', '.join(known)} in {where}", found=f'model_type "{named}"')
+        lacking = ", ".join(missing("", named))
+        found = f'model_type "{named}"{lacking and f" (not computed: {lacking})"}'
+        raise Unsupported(f"expected a text model of {', '.join(known)} in {where}", found=found)
     return kind
 
 

@@ -17,11 +17,11 @@ SLACK = 20
 """Lines below its number that a folder may have."""
 HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
-    "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
+    "cli": 157,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
     "cli/commands": 1598,  # kernels --evidence; doctor --measure; run --image
-    "cli/common": 727,  # a flag given twice and an empty value are refused
-    "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
+    "cli/common": 731,  # examples of llmc families; a flag given twice and an empty value are refused
+    "cli/facts": 368,  # llmc families; small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 318,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
@@ -29,7 +29,8 @@ HELD: dict[str, int] = {
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 1002,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 381,  # layout.py: prefixes, and tensors within larger ones
-    "compiler/config": 385,
+    "compiler/config": 495,  # foreign.py: what is missing of models that are refused by name
+    "compiler/coverage": 210,  # the table of families: features, formats, targets, splits
     "compiler/decoder": 343,
     "compiler/deploy": 768,  # around the planner: what was asked, models, records, the frontier, builds by a plan
     "compiler/engine": 744,  # report.py and memory planning came from build.py

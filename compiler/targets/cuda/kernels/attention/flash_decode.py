@@ -85,7 +85,7 @@ def attention_decode_kernel(
     highest = tl.full([ROWS], -1e30, tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
     if SPLITS == 1 and sinks is not None:
-        highest = tl.load(sinks + head, member < group, 0.0) * 1.4426950408889634
+        highest = tl.load(sinks + head, member < group, 0.0).to(tl.float32) * 1.4426950408889634
         norm = tl.full([ROWS], 1.0, tl.float32)
     oldest = 0
     if WINDOW > 0:

@@ -110,7 +110,7 @@ def attention_prefill_kernel(
         mask = wanted[:, None] & (dim[None, :] < HEAD_DIM)
         queries = tl.load(q + at[:, None] + dim[None, :], mask, 0.0)
         if sinks is not None:
-            highest = tl.load(sinks + kv_head * group + member, wanted, 0.0) * 1.4426950408889634
+            highest = tl.load(sinks + kv_head * group + member, wanted, 0.0).to(tl.float32) * 1.4426950408889634
             norm = tl.full([QUERIES * MEMBERS], 1.0, tl.float32)
         else:
             highest = tl.full([QUERIES * MEMBERS], -1e30, tl.float32)
@@ -169,7 +169,7 @@ class Heads(TypedDict):
     softcap: NotRequired[float]
     """0: none."""
     sinks: NotRequired[Operand | None]
-    """f32 [heads]: logits that are added to the denominator only."""
+    """[heads]: logits that are added to the denominator only."""
     order: NotRequired[int]
     """The order of the result's columns; see `linear/parts/fused.py`."""
 

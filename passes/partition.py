@@ -17,9 +17,11 @@ from typing import Any
 import onnx_ir as ir
 
 from ..quantize import FORMATS
-from ..runtime.engine_file.bind import Expr, Slice, Stored
-from .graph import ops
+from ..runtime.engine_file.bind import Concat, Expr, Slice, Stored
+from .graph import attention, ops
+from .graph.attention import SINKS
 from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, width
+from .graph.pointwise import ACTIVATIONS
 from .placement import COLUMNS, ROWS, Cut, Placement, spans
 
 
@@ -117,7 +119,12 @@ class _Rank:
         return self.graph
 
     def _node(self, node: ir.Node) -> None:
-        special = {"Linear": self._linear, "Embedding": self._embedding, "CachedAttention": self._attention}
+        special = {
+            "Linear": self._linear,
+            "Embedding": self._embedding,
+            "CachedAttention": self._attention,
+            "SharedAttention": self._attention,
+        }
         made = (special.get(node.op_type, self._same) if self.placement.split.tp > 1 else self._same)(node)
         self.values.update(zip(node.outputs, made, strict=True))
 
@@ -140,6 +147,10 @@ class _Rank:
     def _same(self, node: ir.Node) -> tuple[ir.Value, ...]:
         """The node on this rank's values. What it makes of parts are parts, if it works on each element or head."""
         inputs, changed = self._inputs(node), {}
+        if node.op_type in _OVER_ALL and inputs[0] in self.sharded:
+            return self._over_all(node, inputs)
+        if node.op_type == "HeadNorm" and attention.EACH in node.overload:
+            inputs[1] = self._of_heads(node.inputs[0], node.inputs[1])
         parts = [value in self.sharded for value in inputs if value is not None and self._varies(value)]
         if any(parts) and node.op_type == "RotaryEmbedding":
             changed["num_heads"] = attribute(node, "num_heads") * width(inputs[0]) // width(node.inputs[0])
@@ -224,15 +235,55 @@ class _Rank:
         (part,) = self._emit(node, [ids, *components], parts=False, overload=overload, start=start)
         return (self.graph.build(node.metadata_props[BLOCK]).llmc("AllReduce", part),)
 
+    def _over_all(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> tuple[ir.Value, ...]:
+        """A norm of all heads together: gathers them, and keeps its own part. Of equal heads the first are taken."""
+        b, part, whole = self.graph.build(node.metadata_props[BLOCK]), _given(inputs[0]), node.inputs[0]
+        cut = self._cut_behind(whole)
+        axis = len(dims(part)) - 1
+        firsts = [index for index, span in enumerate(cut.spans) if span not in cut.spans[:index]]
+        sizes = [stop - start for start, stop in cut.spans]
+        gathered = b.llmc("AllGather", part, axis=axis, sizes=sizes)
+        if len(firsts) < len(sizes):  # shards share heads
+            parts = self._split(b, gathered, sizes)
+            gathered = b("Concat", *(parts[index] for index in firsts), axis=axis)
+            gathered.type, gathered.shape = _given(whole).type, _given(whole).shape
+        (normed,) = self._emit(node, [gathered, *inputs[1:]], parts=False)
+        own = self._split(b, normed, [sizes[index] for index in firsts])
+        made = own[[cut.spans[index] for index in firsts].index(cut.spans[self.shard])]
+        self.sharded.add(made)
+        return (made,)
+
+    def _cut_behind(self, value: ir.Value | None) -> Cut:
+        """How the linear that makes a value is cut."""
+        node = _made(value)
+        while node.op_type != "Linear":
+            node = _made(node.inputs[0])
+        cut = _cut_of(node, self.placement)
+        assert cut is not None and cut.axis == ROWS
+        return cut
+
+    def _of_heads(self, value: ir.Value | None, weight: ir.Value | None) -> ir.Value:
+        """This shard's rows of a weight with one row, or one number, for each head."""
+        expr, per_head = self.whole.expr(weight), width(value) // int(dims(weight)[0])
+        start, stop = (at // per_head for at in self._cut_behind(value).spans[self.shard])
+        assert expr is not None and weight is not None
+        cut = Concat(expr.parts[start:stop], 0) if isinstance(expr, Concat) else _row_part(expr, start, stop)
+        return self.graph.weight(str(weight.name), cut)
+
     def _attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
         inputs = self._inputs(node)
-        q, k, v, *caches, _ = map(_given, inputs)
-        size = attribute(node, "head_dim")
-        kv_heads = width(k) // size
-        for cache in caches:
-            batch, _, *rest = dims(cache)
-            cache.shape = ir.Shape([batch, kv_heads, *rest])
-        if not {q, k, v} <= self.sharded:
+        size, shared = attribute(node, "head_dim"), node.op_type == "SharedAttention"
+        q, *others = map(_given, inputs)
+        if SINKS in node.overload:
+            inputs[-1] = self._of_heads(node.inputs[0], node.inputs[-1])
+        if shared:
+            kv_heads = int(dims(others[0])[1])
+        else:
+            kv_heads = width(others[0]) // size
+            for cache in others[2:4]:
+                batch, _, *rest = dims(cache)
+                cache.shape = ir.Shape([batch, kv_heads, *rest])
+        if not {q, *(() if shared else others[:2])} <= self.sharded:
             raise ValueError(f"{node.name} cannot compute some of its heads")
         made = self._emit(node, inputs, parts=False, heads=width(q) // size, kv_heads=kv_heads)
         self.sharded.add(made[0])
@@ -270,15 +321,21 @@ class _Rank:
 
     def _own(self, b: Builder, value: ir.Value) -> ir.Value:
         """This shard's part of a value that all shards have."""
-        sizes = self._sizes(value)
+        return self._split(b, value, self._sizes(value))[self.shard]
+
+    @staticmethod
+    def _split(b: Builder, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
         parts = b("Split", value, b.ints(*sizes), outputs=len(sizes), axis=len(dims(value)) - 1)
+        parts = parts if isinstance(parts, tuple) else (parts,)
         for part, size in zip(parts, sizes, strict=True):
             part.type, part.shape = value.type, ir.Shape([*dims(value)[:-1], size])
-        return parts[self.shard]
+        return parts
 
 
-_BY_PARTS = {"Add", "Mul", "HeadNorm", "SelectRows", *(op for op, _ in ops.ACTIVATIONS.values())}
+_BY_PARTS = {"Add", "Mul", "Scale", "HeadNorm", "SelectRows", "Activation", *(op for op, _ in ACTIVATIONS.values())}
 """Operators that compute a part of their result from the same part of their inputs."""
+_OVER_ALL = {"RMSNormalization", "LayerNormalization"}
+"""Operators that need all of the last axis."""
 
 
 def _given(value: ir.Value | None) -> ir.Value:
@@ -290,6 +347,11 @@ def _made(value: ir.Value | None) -> ir.Node:
     node = _given(value).producer()
     assert node is not None
     return node
+
+
+def _row_part(expr: Expr, start: int, stop: int) -> Expr:
+    assert isinstance(expr, Stored)
+    return Slice(expr, 0, start, stop)
 
 
 def _sliced(stored: Stored, axes: str, axis: int, start: int, stop: int, step: int) -> Expr:

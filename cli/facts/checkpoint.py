@@ -46,7 +46,7 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
         text = start_check(checkpoint).result()
     except CheckpointError as error:
         reason = str(error)
-    infos = [checkpoint.source.info(name) for name in checkpoint.source.names]
+    infos = checkpoint.source.stored.values()
     return {
         **_built_from(checkpoint, text),
         **_listed(infos, tensors),
@@ -56,7 +56,7 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
 
 
 def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
-    config, source = checkpoint.config, checkpoint.source
+    config = checkpoint.config
     decoder = config.decoder
     mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
     return {
@@ -77,7 +77,7 @@ def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
         "bos": text.special.bos if text else None,
         "eos_ids": list(text.special.eos_ids) if text else [],
         "generation": dict(checkpoint.generation),
-        **_sizes(source.info(name) for name in source.names),
+        **_sizes(checkpoint.source.stored.values()),
         "files": {facts.name: facts.bytes for facts in checkpoint.files.facts},
         "ignored_config": dict(config.ignored),
         "accepted_config": list(config.accepted),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, nearest
 from .checkpoint import Checkpoint, open_checkpoint, with_chat_template
+from .weights.layout import layout_of
 from .weights.unread import why_unread
 
 _SHOWN = 20
@@ -37,26 +39,25 @@ def open_source(
 
 
 def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
-    """Compare names and shapes of the tensors with those the decoder reads; return {unused tensor: reason}.
+    """Compare names and shapes of the files' tensors with those the decoder reads; return {unused tensor: reason}.
 
     Raises:
         CheckpointError: tensors are missing, left over or of another shape; lists expected and found.
     """
-    source, spec = checkpoint.source, checkpoint.config.decoder
-    shapes = spec.tensors()
-    present = set(source.names)
+    infos, spec = checkpoint.source.stored, checkpoint.config.decoder
+    layout = layout_of(infos, spec)
+    shapes = layout.shapes
     wrong: list[tuple[str, str, Collection[str]]] = []
     for name, expected in shapes.items():
-        if name not in present:
-            wrong.append((name, f"expected {list(expected)}, found nothing", source.names))
-        elif source.info(name).shape != expected:
-            wrong.append((name, f"expected {list(expected)}, found {list(source.info(name).shape)}", ()))
+        if name not in infos:
+            wrong.append((name, f"expected {list(expected)}, found nothing", infos))
+        elif infos[name].shape != expected:
+            wrong.append((name, f"expected {list(expected)}, found {list(infos[name].shape)}", ()))
     unused = {}
-    for name in source.names:
+    for name, info in infos.items():
         if name in shapes:
             continue
-        info = source.info(name)
-        if reason := why_unread(info, spec):
+        if reason := why_unread(replace(info, name=layout.own_name(name)), spec):
             unused[name] = reason
         else:
             plain = "" if info.dtype in CONFIG_DTYPES.values() else f"{info.dtype} "
@@ -79,7 +80,8 @@ def account(checkpoint: Checkpoint) -> dict[str, str]:
         CheckpointError: see `check_tensors`; or the head differs from the embedding.
     """
     unused, spec = check_tensors(checkpoint), checkpoint.config.decoder
-    if (head := f"{spec.head}.weight") in unused:
+    head = f"{spec.head}.weight"
+    if spec.tied and head in checkpoint.source.names:
         _require_equal(checkpoint, head, f"{spec.embedding}.weight")
     return unused
 
@@ -92,6 +94,6 @@ def _require_equal(checkpoint: Checkpoint, head: str, embedding: str) -> None:
     if not same or any(source.rows(head, *span).tobytes() != source.rows(embedding, *span).tobytes() for span in spans):
         raise CheckpointError(
             'expected a head equal to the embedding, as "tie_word_embeddings" in config.json says',
-            found=f"tensor {head!r} that differs from {embedding!r}",
+            found=f"tensor {one.name!r} that differs from {other.name!r}",
             fix='"tie_word_embeddings": false in config.json, if the head is not meant to be tied',
         )

@@ -47,8 +47,9 @@ def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
     """The logical graph of a checkpoint: fp32, dense weight expressions, one cache of capacity C per layer.
 
     Inputs: input_ids ``i64 [B, S]``, past_lengths ``i32 [B]``, logits_indices ``i64 [R]``, past.{l}.key and
-    past.{l}.value ``f32 [B, K, C, D]`` of layers with a cache of their own; if a rope depends on the sequence's length, rope_positions ``i64 [B, S]`` and
-    its tables ``f32 [rows, D / 2]``. Outputs: logits ``f32 [R, V]``, present.{l}.key and present.{l}.value.
+    past.{l}.value ``f32 [B, K, C, D]`` of layers with a cache of their own; if a rope depends on the sequence's length,
+    rope_positions ``i64 [B, S]`` and its tables ``f32 [rows, D / 2]``. Outputs: logits ``f32 [R, V]``, present.{l}.key
+    and present.{l}.value.
 
     Raises:
         CheckpointError: tensors are missing, left over or of another shape; names all of them.

@@ -28,17 +28,33 @@ def place(spec: DecoderSpec, split: Split, format_of: FormatOf) -> Placement:
     """
     if reason := _wrong_tp(spec, split.tp, format_of):
         works = [degree for degree in range(1, MAX_DEGREE + 1) if not _wrong_tp(spec, degree, format_of)]
-        pp = min(split.pp, len(spec.layers))
+        pp = min(split.pp, len(units(spec)))
         raise _refused(split, f"tp{split.tp} for {reason}", [Split(tp, pp) for tp in _nearest(works, split.tp)])
-    if split.pp > len(spec.layers):
-        reason = f"pp{split.pp}, more than the model's layers ({len(spec.layers)})"
-        raise _refused(split, reason, [Split(split.tp, len(spec.layers))])
+    parts = units(spec)
+    if split.pp > len(parts):
+        shared = ", those that share a cache as one" if len(parts) < len(spec.layers) else ""
+        reason = f"pp{split.pp}, more than the model's layers ({len(parts)}{shared})"
+        raise _refused(split, reason, [Split(split.tp, len(parts))])
     cuts = {}
     for index, layer in enumerate(spec.layers):
         for linear, cut in _cuts(layer, split.tp):
             cuts[f"{spec.layer.format(index)}{linear.module}"] = cut
-    stages = balanced(weight_bits(spec, format_of), split.pp)
+    bits = weight_bits(spec, format_of)
+    stages = tuple(
+        (parts[start][0], parts[stop - 1][1])
+        for start, stop in balanced([sum(bits[slice(*part)]) for part in parts], split.pp)
+    )
     return Placement(split, stages, cuts, spans(spec.vocab_size, split.tp))
+
+
+def units(spec: DecoderSpec) -> list[Span]:
+    """Runs of layers that no stage may part: a layer attends to the cache of an earlier one in its own stage only."""
+    starts = [
+        index
+        for index in range(len(spec.layers))
+        if all(index <= source for layer in spec.layers[index:] if (source := layer.mixer.source) is not None)
+    ]
+    return list(pairwise([*starts, len(spec.layers)]))
 
 
 def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, LayerCache]:

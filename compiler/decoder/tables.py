@@ -30,7 +30,7 @@ class _Rope:
 
 @dataclass(frozen=True, eq=False)
 class Ropes:
-    """The ropes of one graph for up to `max_context` positions; `positions` are those that the model was trained for."""
+    """The ropes of one graph for `max_context` positions; `positions` are those that the model was trained for."""
 
     graph: Graph
     positions: int

@@ -1,4 +1,4 @@
-"""Puts linears, norms and single parameters into the logical graph: their nodes, and the expressions of their weights."""
+"""Puts linears, norms and single parameters into the logical graph, with the expressions of their weights."""
 
 from __future__ import annotations
 

@@ -9,11 +9,12 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ...passes.graph.graph import Canonical, Copied, Quantized
+from ...passes.graph.graph import Canonical, Computed, Quantized
 from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.manifest import (
     LENGTH_ROPES,
     RANKS,
+    SHARED_LAYERS,
     CheckpointFacts,
     LayerCache,
     Lineage,
@@ -24,6 +25,7 @@ from ...runtime.engine_file.manifest import (
 from ...runtime.errors import DISTRIBUTION
 from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.weights.source import Source
 from ..decoder.decoder import Decoder
 from ..targets import Tactics, target_named
 from ..tokens.resolve import SpecialTokens
@@ -46,6 +48,7 @@ def manifest_of(
     """
     c, spec, tensors = checkpoint.config, decoder.spec, decoder.graph.canonical
     mixers = [layer.mixer for layer in spec.layers]
+    shared = tuple(index for index, mixer in enumerate(mixers) if mixer.source is not None)
     measured = {"tactics": {name: table.digest for name, table in tables.items()}} if tables else {}
     recipe_json = recipe.to_json() | measured
     return Manifest(
@@ -65,15 +68,20 @@ def manifest_of(
             generation=checkpoint.generation,
             ropes=decoder.ropes or None,
             named_tokens=special.named,
+            shared_layers=shared or None,
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
         required_features=tuple(
             name
-            for name, used in ((LENGTH_ROPES, decoder.ropes), (RANKS, any(one.ranks for one in profiles.values())))
+            for name, used in (
+                (LENGTH_ROPES, decoder.ropes),
+                (RANKS, any(one.ranks for one in profiles.values())),
+                (SHARED_LAYERS, shared),
+            )
             if used
         ),
         profiles=profiles,
-        lineage={name: _lineage(tensor) for name, tensor in tensors.items()},
+        lineage={name: _lineage(tensor, checkpoint.source) for name, tensor in tensors.items()},
         unused=decoder.unused,
         recipe=recipe_json,
         recipe_digest=hashlib.sha256(canonical(recipe_json)).hexdigest(),
@@ -91,14 +99,17 @@ def manifest_of(
     )
 
 
-def _lineage(tensor: Canonical) -> Lineage:
+def _lineage(tensor: Canonical, source: Source) -> Lineage:
+    """Where a tensor came from; the sources are tensors of the files, each once: parts of a fused one share it."""
     origin = tensor.origin
-    if isinstance(origin, Copied):
-        return Lineage((origin.tensor,), "copied")
+    if isinstance(origin, Computed):
+        return Lineage((), origin.how)
+    how = "copied"
+    names = [origin.tensor]
     if isinstance(origin, Quantized):
-        others = tuple(name for name in origin.shares if name != origin.tensor)
-        return Lineage((origin.tensor, *others), f"{origin.format} {origin.suffix}, rounded to nearest")
-    return Lineage((), origin.how)
+        names += origin.shares
+        how = f"{origin.format} {origin.suffix}, rounded to nearest"
+    return Lineage(tuple(dict.fromkeys(source.info(name).name for name in names)), how)
 
 
 def _tools(recipe: Recipe) -> dict[str, str]:

@@ -119,9 +119,10 @@ class _Stream:
     amax: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     def copy(self, tensor: Canonical, origin: Copied) -> list[str]:
-        done, constant = 0, _Constant(origin.tensor)
+        stored = self.source.info(origin.tensor).name
+        done, constant = 0, _Constant(stored)
         for rows in self._chunks(origin.tensor):
-            require_finite(as_torch(rows, tensor.dtype), origin.tensor)
+            require_finite(as_torch(rows, tensor.dtype), stored)
             constant.see(rows)
             self.writer.write(tensor.name, done, rows)
             done += rows.nbytes
@@ -134,13 +135,14 @@ class _Stream:
         amax = self._group_amax(origin.shares) if fmt.shares_scale else None
         by_suffix = {part.suffix: tensor for tensor, part in parts}
         done = dict.fromkeys(by_suffix, 0)
-        dtype, constant = self.source.info(name).dtype, _Constant(name)
+        info = self.source.info(name)
+        constant = _Constant(info.name)
         for rows in self._chunks(name):
             constant.see(rows)
             try:
-                stored = fmt.quantize(as_torch(rows, dtype), amax)
+                stored = fmt.quantize(as_torch(rows, info.dtype), amax)
             except CheckpointError as error:
-                raise non_finite(name) from error
+                raise non_finite(info.name) from error
             for suffix, data in stored.items():
                 tensor = by_suffix[suffix]
                 if not tensor.shape and done[suffix]:
@@ -154,8 +156,9 @@ class _Stream:
         """Largest magnitude over the tensors that share a global scale, computed once per group."""
         if tensors not in self.amax:
             self.amax[tensors] = max(
-                require_finite(as_torch(rows, self.source.info(name).dtype), name)
+                require_finite(as_torch(rows, info.dtype), info.name)
                 for name in tensors
+                for info in (self.source.info(name),)
                 for rows in self._chunks(name)
             )
         return self.amax[tensors]

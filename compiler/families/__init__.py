@@ -9,6 +9,10 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
     "llama",
     "mistral",
     "qwen2",

@@ -123,6 +123,15 @@ class ConfigReader:
             raise self.fields.refuse("layer_types", f"a list of num_hidden_layers ({self.layers}) entries")
         return kinds or None
 
+    def kind(self, index: int, every: int) -> str:
+        """`layer_types` of a layer; if absent, one of `every` so many layers sees all, and the others have a window."""
+        kinds = self.kinds()
+        return kinds[index] if kinds else "sliding_attention" if (index + 1) % every else "full_attention"
+
+    def cap(self, key: str) -> float | None:
+        """A bound of logits or scores; None if the key is null."""
+        return self.fields.number(key, 0.0, 1e6, None, open_low=True)
+
     def norm(
         self, module: str, size: int = 0, *, kind: str = RMS, plus_one: bool = False, bias: bool = False, each: int = 0
     ) -> Norm:
@@ -140,15 +149,16 @@ class ConfigReader:
         window: int | None = None,
         rope: RopeConfig | None = None,
         head_dim: int = 0,
+        kv_heads: int = 0,
         output: str = "self_attn.o_proj",
         fused: str = "",
     ) -> Attention:
         """Attention with the usual module names; `bias` applies to q, k and v, `norms` to each head of q and k.
 
-        `rope` is by default the family's. `fused` is the module that holds q, k and v side by side, if one does.
+        `rope` and sizes are by default those of all layers. `fused` is the module that holds q, k, v, if any.
         """
-        size, hidden = head_dim or self.head_dim, self.hidden_size
-        q, kv = self.heads * size, self.kv_heads * size
+        size, kv_heads, hidden = head_dim or self.head_dim, kv_heads or self.kv_heads, self.hidden_size
+        q, kv = self.heads * size, kv_heads * size
         first, total = {"q": 0, "k": q, "v": q + kv}, q + 2 * kv
 
         def linear(name: str, rows: int) -> Linear:
@@ -157,7 +167,7 @@ class ConfigReader:
 
         return Attention(
             self.heads,
-            self.kv_heads,
+            kv_heads,
             size,
             size**-0.5,
             rope or self.rope(head_dim=size),

@@ -235,7 +235,7 @@ class DecoderSpec:
         return shapes
 
     def fused(self) -> dict[str, tuple[str, int, int]]:
-        """Tensor that the checkpoint stores within a larger one: that one, this one's first row, and the rows of all."""
+        """Tensor that lies within a larger one of the checkpoint: that one, this one's first row, the rows of all."""
         return {
             f"{prefix}{linear.module}.{end}": (f"{prefix}{linear.part[0]}.{end}", *linear.part[1:])
             for index, layer in enumerate(self.layers)

@@ -30,15 +30,15 @@ def inputs_for(
         for number, rope in enumerate(ropes)
         for name, values in zip(table_inputs(number), rows_of(rope, table_of(ropes, count), positions), strict=True)
     }
-    shapes = [(1, layer.mixer.kv_heads, count, layer.mixer.head_dim) for layer in spec.layers]
+    mixers = {index: layer.mixer for index, layer in enumerate(spec.layers) if layer.mixer.source is None}
     return {
         "input_ids": np.array([ids], np.int64),
         "past_lengths": np.zeros(1, np.int32),
         "logits_indices": np.arange(count - rows, count, dtype=np.int64),
         **({POSITIONS: positions[None]} | tables if ropes else {}),
         **{
-            f"past.{index}.{part}": np.zeros(shape, np.float32)
-            for index, shape in enumerate(shapes)
+            f"past.{index}.{part}": np.zeros((1, mixer.kv_heads, count, mixer.head_dim), np.float32)
+            for index, mixer in mixers.items()
             for part in ("key", "value")
         },
     }

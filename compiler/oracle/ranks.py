@@ -41,6 +41,8 @@ def inputs_of_ranks(inputs: Mapping[str, np.ndarray], spec: DecoderSpec, placeme
     found = {name: value for name, value in inputs.items() if not name.startswith(_OF_EACH_RANK)}
     for rank in range(placement.split.ranks):
         for layer in range(*placement.stages[placement.split.stage(rank)]):
+            if spec.layers[layer].mixer.source is not None:
+                continue
             start, stop = kv_heads(spec.layers[layer].mixer, placement.split.tp)[placement.split.shard(rank)]
             for part in ("key", "value"):
                 name = f"past.{layer}.{part}"

@@ -15,7 +15,8 @@ from ..errors import EngineError, nearest
 _NAMES = {
     "": "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
-    "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And",
+    "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And LayerNormalization Softplus Exp Min "
+    "Greater Where",
     "com.microsoft": "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul "
     "GatherBlockQuantized QuickGelu",
 }

@@ -21,7 +21,9 @@ RANKS = "ranks"
 """Some profiles are split over ranks (`Profile.ranks`)."""
 SHARDS = "shards"
 """The engine has several files, of which the manifest lists those after the first."""
-FEATURES = frozenset({LENGTH_ROPES, RANKS, SHARDS})
+SHARED_LAYERS = "shared_layers"
+"""Some layers attend to the cache of an earlier one."""
+FEATURES = frozenset({LENGTH_ROPES, RANKS, SHARDS, SHARED_LAYERS})
 """Names that this reader accepts in `required_features`."""
 MAX_FILES = 256
 """Of an engine: each takes a file descriptor of the processes that run it, which often have 1024."""
@@ -68,6 +70,8 @@ class ModelFacts:
     """Rotary embeddings whose tables depend on the sequence's length."""
     named_tokens: Mapping[str, str] | None = None
     """Texts of bos_token, eos_token and the like, which chat templates read; since format 2.2."""
+    shared_layers: tuple[int, ...] | None = None
+    """Layers without a cache of their own, which attend to that of an earlier layer."""
 
     @property
     def windows(self) -> tuple[int, ...]:

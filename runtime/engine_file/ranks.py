@@ -47,5 +47,6 @@ def split_of(profile: Profile, what: str) -> Split:
 def caches_of(profile: Profile, model: ModelFacts) -> dict[int, LayerCache]:
     """The caches that a profile, or the profile of a rank, has, by layer."""
     if profile.caches is None:
-        return dict(enumerate(model.caches))
+        shared = model.shared_layers or ()
+        return {layer: cache for layer, cache in enumerate(model.caches) if layer not in shared}
     return {int(layer): cache for layer, cache in profile.caches.items()}

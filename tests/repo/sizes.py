@@ -27,8 +27,8 @@ HELD: dict[str, int] = {
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 512,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
-    "compiler/checkpoint": 995,  # card.py: name and licence of a model
-    "compiler/checkpoint/weights": 270,
+    "compiler/checkpoint": 997,  # card.py: name and licence of a model
+    "compiler/checkpoint/weights": 358,  # layout.py: prefixes, and tensors within larger ones
     "compiler/config": 385,
     "compiler/decoder": 343,
     "compiler/deploy": 768,  # around the planner: what was asked, models, records, the frontier, builds by a plan

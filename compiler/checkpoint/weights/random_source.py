@@ -41,6 +41,7 @@ class RandomSource:
     ) -> None:
         size = RAW_DTYPE[dtype].itemsize
         self._infos = {name: TensorInfo(name, dtype, shape, 0, prod(shape) * size) for name, shape in shapes.items()}
+        self.stored: Mapping[str, TensorInfo] = self._infos
         self._seed, self._dtype, self._scale = seed, dtype, initializer_range
         self.names: tuple[str, ...] = tuple(self._infos)
 

@@ -9,6 +9,7 @@ take the first.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from ....runtime.dtypes import CONFIG_DTYPES
 from ....runtime.errors import CheckpointError, Unsupported, nearest
@@ -17,6 +18,7 @@ from ...families.config import Config
 from ..digest import Files
 from ..folder import INDEX, Folder, OpenFile, Weights, find_weights, refuse_hard_link
 from ..no_checkpoint import ADAPTER, no_checkpoint
+from .layout import Arranged, Layout, layout_of
 from .source import FileSource
 from .unread import ROPE, TIED, grouped, why_named, why_unread
 
@@ -27,20 +29,21 @@ Copies = Mapping[str, list[tuple[OpenFile, TensorInfo]]]
 """Every tensor by name, in each shard that holds it, in order of the shards' names."""
 
 
-def open_weights(files: Files, config: Config) -> tuple[FileSource, list[str]]:
-    """Open all shards and check what the model reads of them; returns the source and warnings.
+def open_weights(files: Files, config: Config) -> tuple[Arranged, list[str]]:
+    """Open all shards and check what the model reads of them; returns the source, by the decoder's names, and warnings.
 
     Raises:
         CheckpointError: a shard is missing or damaged, or index and shards disagree about a tensor that is read.
         Unsupported: a tensor that is read is not plain floating point.
     """
-    folder, reads = files.folder, config.decoder.tensors()
+    folder, spec = files.folder, config.decoder
     weights = find_weights(folder)
     if weights is None:
         raise no_checkpoint(folder)
     if weights.index is not None:
         files.add(*weights.index)
-    absent = _absent(weights, folder, reads)
+    listed = weights.listed or {}
+    absent = _absent(weights, folder, layout_of(listed, spec).shapes)
     copies: dict[str, list[tuple[OpenFile, TensorInfo]]] = {}
     count = 0
     for name in weights.shards:
@@ -54,11 +57,13 @@ def open_weights(files: Files, config: Config) -> tuple[FileSource, list[str]]:
         for info in header.tensors.values():
             copies.setdefault(info.name, []).append((opened, info))
     tensors = {name: found[-1] for name, found in copies.items()}
-    _check_dtypes({name: info for name, (_, info) in tensors.items()}, reads, config)
+    layout, source = layout_of({*copies, *listed}, spec), FileSource(tensors)
+    reads = layout.shapes
+    _check_dtypes(source.stored, layout, config)
     warnings = [
         *(f"{INDEX} lists {name}, which is missing: nothing of it is read" for name in absent),
         *_compare_with_index(weights, copies, reads),
-        *_unread(tensors, reads, config),
+        *_unread(source.stored, layout, config),
         *(
             f"{name} is not read: {INDEX} does not list it" if weights.listed else f"{name} is not read"
             for name in folder.names()
@@ -70,7 +75,7 @@ def open_weights(files: Files, config: Config) -> tuple[FileSource, list[str]]:
     found = sum(info.nbytes for _, info in tensors.values())
     if weights.total_size not in (None, found):
         warnings.append(f"{INDEX}: total_size says {weights.total_size} bytes, the tensors have {found}")
-    return FileSource(tensors), warnings
+    return Arranged(source, layout), warnings
 
 
 def read_header(opened: OpenFile, *, before: int) -> Header:
@@ -158,15 +163,16 @@ def _same_bytes(one: tuple[OpenFile, int], other: tuple[OpenFile, int], nbytes: 
     return True
 
 
-def _check_dtypes(infos: Mapping[str, TensorInfo], reads: Mapping[str, object], config: Config) -> None:
+def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> None:
     """Refuse tensors that are read and not plain floating point.
 
     If a tensor that is read is missing, or the configuration says that the weights are quantized, others may stand in
     for it: then all tensors but known buffers are judged.
     """
-    judged = [name for name in reads if name in infos]
-    if config.quantization or len(judged) < len(reads):
-        judged = [name for name, info in infos.items() if not why_named(name, info.shape, config.decoder)]
+    judged = [name for name in layout.shapes if name in infos]
+    if config.quantization or len(judged) < len(layout.shapes):
+        own = layout.own_name
+        judged = [name for name, info in infos.items() if not why_named(own(name), info.shape, config.decoder)]
     for name in judged:
         dtype = infos[name].dtype
         if dtype not in CONFIG_DTYPES.values():
@@ -178,9 +184,13 @@ def _check_dtypes(infos: Mapping[str, TensorInfo], reads: Mapping[str, object], 
             )
 
 
-def _unread(tensors: Mapping[str, tuple[OpenFile, TensorInfo]], reads: Collection[str], config: Config) -> list[str]:
+def _unread(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> list[str]:
     """Warnings about buffers, and about a setting that the tensors contradict."""
-    why = {name: why_unread(info, config.decoder) for name, (_, info) in tensors.items() if name not in reads}
+    why = {
+        name: why_unread(replace(info, name=layout.own_name(name)), config.decoder)
+        for name, info in infos.items()
+        if name not in layout.shapes
+    }
     buffers = [name for name, reason in why.items() if reason not in (None, ROPE, TIED)]
     warnings = [f"buffers that are no weights are not read: {grouped(buffers)}"] if buffers else []
     if config.quantization:

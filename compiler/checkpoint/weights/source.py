@@ -17,9 +17,11 @@ class Source(Protocol):
     """A source of weights: the files of a checkpoint, or random numbers."""
 
     names: tuple[str, ...]
+    stored: Mapping[str, TensorInfo]
+    """Every tensor as the files have it, by the name that it has there."""
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype and shape of a tensor.
+        """Dtype and shape of a tensor; the name in it is that of the files.
 
         Raises:
             CheckpointError: no tensor has that name; suggests the nearest name.
@@ -37,6 +39,7 @@ class FileSource:
     def __init__(self, tensors: Mapping[str, tuple[OpenFile, TensorInfo]]) -> None:
         self._tensors = dict(tensors)
         self.names: tuple[str, ...] = tuple(self._tensors)
+        self.stored: Mapping[str, TensorInfo] = {name: info for name, (_, info) in self._tensors.items()}
 
     def _find(self, name: str) -> tuple[OpenFile, TensorInfo]:
         found = self._tensors.get(name)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from ....passes.graph.attention import EACH, LAYER, SINKS
 from ....passes.graph.graph import Builder, attribute, width
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
@@ -36,13 +37,34 @@ def _with_head(size: int) -> str:
     return text.replace("16", str(size)).replace("int[", "int32[")
 
 
+def _capped(text: str) -> str:
+    return text.replace("CachedAttention<", "CachedAttention:capped<softcap=2.0, ")
+
+
+def _sinks(text: str) -> str:
+    return (
+        text.replace("CachedAttention<", "CachedAttention:sinks<")
+        .replace("pk, pv, past)", "pk, pv, past, K)")
+        .replace(" C, float", " C, float[2] K, float")
+    )
+
+
+def _partial(size: int) -> str:
+    """Heads of 48, of which `size` elements are rotated."""
+    text = _with_head(48).replace(",24]", f",{size // 2}]")
+    return text.replace("num_heads=2", f"num_heads=2, rotary_embedding_dim={size}").replace(
+        "num_heads=1", f"num_heads=1, rotary_embedding_dim={size}"
+    )
+
+
 class RopeAttentionToGroupQuery(Rule):
     """Cached attention with rope becomes GroupQueryAttention, which rotates q and k and writes the cache in place."""
 
     shared_inner = True
-    fires = (_ATTENTION, _MERGED_ATTENTION)
+    fires = (_ATTENTION, _MERGED_ATTENTION, _capped(_ATTENTION), _partial(16))
     refuses = {
-        "the rope is interleaved": _ATTENTION.replace("num_heads=2", "num_heads=2, interleaved=1"),
+        "q and k are rotated differently": _ATTENTION.replace("num_heads=2", "num_heads=2, interleaved=1"),
+        "what is rotated is no multiple of 16": _partial(8),
         "the head size is no multiple of 16": _with_head(24),
         "the layer has a window": _windowed(_ATTENTION),
     }
@@ -55,8 +77,9 @@ class RopeAttentionToGroupQuery(Rule):
         return root, root.out(1), root.out(2)
 
     def check(self, rope_q: ir.Node, rope_k: ir.Node, positions: ir.Value, attention: ir.Node) -> None:
-        for node in (rope_q, rope_k):
-            require(not attribute(node, "interleaved", 0), "the rope is interleaved")
+        for name in ("interleaved", "rotary_embedding_dim"):
+            require(attribute(rope_q, name, 0) == attribute(rope_k, name, 0), "q and k are rotated differently")
+        require(attribute(rope_q, "rotary_embedding_dim", 0) % 16 == 0, "what is rotated is no multiple of 16")
         producer = positions.producer()
         require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
         require(attribute(attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
@@ -67,7 +90,7 @@ class RopeAttentionToGroupQuery(Rule):
     ) -> Sequence[ir.Value]:
         packed = _packed(q, k, v)
         qkv = (packed, None, None) if packed is not None else (q, k, v)
-        return _group_query(g, attention, qkv, cache, rope_q.inputs[1:3])
+        return _group_query(g, attention, qkv, cache, rope_q)
 
 
 class _AnyAttention(Rule):
@@ -80,7 +103,7 @@ class _AnyAttention(Rule):
 class AttentionToGroupQuery(_AnyAttention):
     """Cached attention whose rope GroupQueryAttention does not support: rope stays a separate operator."""
 
-    fires = (_with_head(24), _windowed(_ATTENTION))
+    fires = (_with_head(24), _windowed(_ATTENTION), _capped(_windowed(_ATTENTION)), _sinks(_with_head(24)))
     refuses = {"the head size is no multiple of 8": _with_head(20)}
 
     def check(self, attention: ir.Node) -> None:
@@ -95,27 +118,74 @@ class AttentionToGroupQuery(_AnyAttention):
 class AttentionToStandard(_AnyAttention):
     """Cached attention of any head size becomes the standard Attention over a cache updated by TensorScatter."""
 
-    fires = (_with_head(20), _windowed(_with_head(20)))
+    fires = (_with_head(20), _windowed(_with_head(20)), _capped(_with_head(20)))
+    refuses = {"there are sinks": _sinks(_with_head(20))}
+
+    def check(self, attention: ir.Node) -> None:
+        require(SINKS not in attention.overload, "there are sinks")
 
     def rewrite(
         self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, attention: ir.Node
     ) -> Sequence[ir.Value]:
         split = g.ints(0, 0, -1, attribute(attention, "head_dim"))
-        query, *new = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (q, k, v))
-        past = g("Cast", _cached(g, attention, cache), to=int(ir.DataType.INT64))
+        new = (g("Transpose", g("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (k, v))
+        past = g("Cast", _cached(g, attention, cache[2]), to=int(ir.DataType.INT64))
         key, value = (g("TensorScatter", *pair, past, axis=-2) for pair in zip(cache[:2], new, strict=True))
-        scale, window = attribute(attention, "scale"), attribute(attention, "window")
-        if window is None:
-            total = g("Add", past, g("Shape", q, start=1, end=2))
-            y = g("Attention", query, key, value, None, None, None, total, is_causal=1, scale=scale)
-        else:
-            y = g("Attention", query, key, value, _window_mask(g, query, key, past, window), scale=scale)
-        return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1)), key, value
+        return _standard(g, attention, q, key, value, past), key, value
 
 
-def _cached(g: Builder, attention: ir.Node, cache: Rest) -> ir.Value:
+_SHARED = (
+    "(int32[1] past, float[1,3,32] q, float[1,1,4,16] pk, float[1,1,4,16] pv) => (float[1,3,32] y) "
+    "{ y = llmc.SharedAttention<heads=2, kv_heads=1, head_dim=16, scale=0.25>(q, pk, pv, past) }"
+)
+
+
+class SharedToStandard(Rule):
+    """Attention to the cache of an earlier layer becomes the standard Attention, as no kernel of ONNX Runtime's own
+    attends without new keys."""
+
+    fires = (_SHARED, _SHARED.replace("SharedAttention<", "SharedAttention:windowed<window=2, "))
+    refuses = {
+        "there are sinks": _SHARED.replace("SharedAttention<", "SharedAttention:sinks<")
+        .replace("pk, pv, past)", "pk, pv, past, K)")
+        .replace("float[1,1,4,16] pv)", "float[1,1,4,16] pv, float[2] K)")
+    }
+
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.SharedAttention("q", "key", "value", "past", "*sinks").named("attention")
+
+    def check(self, attention: ir.Node) -> None:
+        require(SINKS not in attention.overload, "there are sinks")
+
+    def rewrite(
+        self, g: Builder, q: ir.Value, key: ir.Value, value: ir.Value, past: ir.Value, attention: ir.Node
+    ) -> ir.Value:
+        cached = g("Cast", _cached(g, attention, past), to=int(ir.DataType.INT64))
+        return _standard(g, attention, q, key, value, cached)
+
+
+def _standard(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, value: ir.Value, past: ir.Value) -> ir.Value:
+    """Standard Attention of q f32 [B, S, A*D] to a cache that holds the new tokens; `past` i64 [B] is without them."""
+    split = g.ints(0, 0, -1, attribute(attention, "head_dim"))
+    query = g("Transpose", g("Reshape", q, split), perm=[0, 2, 1, 3])
+    window, given = attribute(attention, "window"), {"scale": attribute(attention, "scale"), **_softcap(attention)}
+    if window is None:
+        total = g("Add", past, g("Shape", q, start=1, end=2))
+        y = g("Attention", query, key, value, None, None, None, total, is_causal=1, **given)
+    else:
+        y = g("Attention", query, key, value, _window_mask(g, query, key, past, window), **given)
+    return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+
+
+def _softcap(attention: ir.Node) -> dict[str, float]:
+    cap = attribute(attention, "softcap")
+    return {} if cap is None else {"softcap": cap}
+
+
+def _cached(g: Builder, attention: ir.Node, past: ir.Value | None) -> ir.Value:
     """Positions in each sequence's cache, ``i32 [B]``."""
-    window, past = attribute(attention, "window"), cache[2]
+    window = attribute(attention, "window")
     if window is None:
         assert past is not None
         return past
@@ -137,24 +207,27 @@ def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window:
 
 
 def _group_query(
-    g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: Sequence[ir.Value | None] = ()
+    g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: ir.Node | None = None
 ) -> Sequence[ir.Value]:
     """A GroupQueryAttention node; its length inputs are total - 1 per sequence and the longest total, both int32."""
     query = qkv[0]
     assert query is not None
     new = g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32))
-    total = g("Add", _cached(g, attention, cache), new)
+    total = g("Add", _cached(g, attention, cache[2]), new)
     window = attribute(attention, "window")
     one = g("Cast", g.ints(1), to=int(ir.DataType.INT32))
+    tables = rope.inputs[1:3] if rope is not None else (None, None)
+    sinks = (None, None, cache[3]) if len(cache) > 3 else ()
     return g.ms(
         "GroupQueryAttention",
-        *(*qkv, *cache[:2], g("Sub", total, one), g("ReduceMax", total, keepdims=0), *rope),
+        *(*qkv, *cache[:2], g("Sub", total, one), g("ReduceMax", total, keepdims=0), *tables, *sinks),
         outputs=3,
         num_heads=attribute(attention, "heads"),
         kv_num_heads=attribute(attention, "kv_heads"),
         scale=attribute(attention, "scale"),
-        do_rotary=int(bool(rope)),
-        rotary_interleaved=0,
+        do_rotary=int(rope is not None),
+        rotary_interleaved=attribute(rope, "interleaved", 0) if rope is not None else 0,
+        **_softcap(attention),
         **({} if window is None else {"local_window_size": window}),
     )
 
@@ -168,18 +241,30 @@ def _packed(*qkv: ir.Value) -> ir.Value | None:
 
 
 class HeadNormToSimplified(Rule):
-    """HeadNorm becomes SimplifiedLayerNormalization over a shape with separate heads."""
+    """HeadNorm becomes a norm over a shape with separate heads."""
 
-    fires = ("(float[2,3,8] x, float[4] W) => (float[2,3,8] y) { y = llmc.HeadNorm<epsilon=0.001>(x, W) }",)
+    fires = (
+        "(float[2,3,8] x, float[4] W) => (float[2,3,8] y) { y = llmc.HeadNorm<epsilon=0.001>(x, W) }",
+        "(float[2,3,8] x, float[4] W, float[4] B) => (float[2,3,8] y) "
+        "{ y = llmc.HeadNorm:layer_bias<epsilon=0.001>(x, W, B) }",
+        "(float[2,3,8] x, float[2,4] W) => (float[2,3,8] y) { y = llmc.HeadNorm:layer_each<epsilon=0.001>(x, W) }",
+    )
 
     @staticmethod
     def pattern(p: Patterns) -> Op:
-        return p.llmc.HeadNorm("x", "weight").named("norm")
+        return p.llmc.HeadNorm("x", "weight", "bias?").named("norm")
 
-    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, norm: ir.Node) -> ir.Value:
-        apart = g("Reshape", x, g.ints(0, 0, -1, width(weight)))
-        epsilon = attribute(norm, "epsilon")
-        normed = g("SimplifiedLayerNormalization", apart, weight, axis=-1, epsilon=epsilon, stash_type=1)
+    def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None, norm: ir.Node) -> ir.Value:
+        size, kinds = width(weight), norm.overload.split("_")
+        apart = g("Reshape", x, g.ints(0, 0, -1, size))
+        ones = [1.0] * size if EACH in kinds else None
+        factor = weight if ones is None else g("Constant", value_floats=ones)
+        options = {"axis": -1, "epsilon": attribute(norm, "epsilon"), "stash_type": 1}
+        if LAYER in kinds:
+            normed = g("LayerNormalization", apart, factor, bias, **options)
+        else:
+            normed = g("SimplifiedLayerNormalization", apart, factor, **options)
+        normed = normed if ones is None else g("Mul", normed, weight)
         return g("Reshape", normed, g.ints(0, 0, -1))
 
 
@@ -203,6 +288,7 @@ ATTENTION_RULES: tuple[Rule, ...] = (
     RopeAttentionToGroupQuery(),
     AttentionToGroupQuery(),
     AttentionToStandard(),
+    SharedToStandard(),
     HeadNormToSimplified(),
     PositionsToRange(),
 )

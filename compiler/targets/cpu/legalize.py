@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from ....passes.graph import ops
 from ....passes.graph.graph import Builder, attribute, width
+from ....passes.graph.pointwise import RELU2, XIELU
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
 from ....runtime.engine_file.bind import Reshape
@@ -187,6 +188,68 @@ def _activate(g: Builder, activation: str, x: ir.Value) -> ir.Value:
     return g(op, x, **attributes)
 
 
+class ScaleToMul(Rule):
+    """A factor becomes a product with a constant."""
+
+    fires = ("(float[2,3,4] x) => (float[2,3,4] y) { y = llmc.Scale<factor=0.5>(x) }",)
+
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Scale("x").named("scale")
+
+    def rewrite(self, g: Builder, x: ir.Value, scale: ir.Node) -> ir.Value:
+        return g("Mul", x, g("Constant", value_float=attribute(scale, "factor")))
+
+
+class SoftcapToTanh(Rule):
+    """A cap becomes a tanh between two products."""
+
+    fires = ("(float[2,3,4] x) => (float[2,3,4] y) { y = llmc.Softcap<cap=2.0>(x) }",)
+
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Softcap("x").named("softcap")
+
+    def rewrite(self, g: Builder, x: ir.Value, softcap: ir.Node) -> ir.Value:
+        cap = g("Constant", value_float=attribute(softcap, "cap"))
+        bent = g("Tanh", g("Div", x, cap))
+        bent.type, bent.shape = x.type, x.shape
+        return g("Mul", bent, cap)
+
+
+class ActivationToElementwise(Rule):
+    """An activation without a gate becomes operators of ONNX."""
+
+    fires = (
+        "(float[2,3,4] x) => (float[2,3,4] y) { y = llmc.Activation:relu2(x) }",
+        "(float[2,3,4] x) => (float[2,3,4] y) { y = llmc.Activation:gelu_pytorch_tanh(x) }",
+        "(float[2,3,4] x, float[1] P, float[1] N, float B, float E) => (float[2,3,4] y) "
+        "{ y = llmc.Activation:xielu(x, P, N, B, E) }",
+    )
+
+    @staticmethod
+    def pattern(p: Patterns) -> Op:
+        return p.llmc.Activation("x", "*parameters").named("activation")
+
+    def rewrite(self, g: Builder, x: ir.Value, parameters: Rest, activation: ir.Node) -> ir.Value:
+        if activation.overload == RELU2:
+            positive = g("Relu", x)
+            return g("Mul", positive, positive)
+        return _xielu(g, x, *parameters) if activation.overload == XIELU else _activate(g, activation.overload, x)
+
+
+def _xielu(
+    g: Builder, x: ir.Value, alpha_p: ir.Value | None, alpha_n: ir.Value | None, beta: ir.Value, eps: ir.Value
+) -> ir.Value:
+    """As `passes/graph/pointwise.py` defines it."""
+    n = g("Add", beta, g("Softplus", alpha_n))
+    slope = g("Mul", x, beta)
+    above = g("Mul", g("Mul", x, x), g("Softplus", alpha_p))
+    below = g("Mul", g("Sub", g("Sub", g("Exp", g("Min", x, eps)), g("Constant", value_float=1.0)), x), n)
+    positive = g("Greater", x, g("Constant", value_float=0.0))
+    return g("Add", g("Where", positive, above, below), slope)
+
+
 class SelectRowsToGather(Rule):
     """SelectRows becomes Gather over the flattened tokens."""
 
@@ -209,5 +272,8 @@ RULES: tuple[Rule, ...] = (
     NormToSimplified(),
     GatedToElementwise(),
     SwishToQuickGelu(),
+    ScaleToMul(),
+    SoftcapToTanh(),
+    ActivationToElementwise(),
     SelectRowsToGather(),
 )

@@ -6,7 +6,7 @@ transformers is imported where it is used: it takes seconds, and every process t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Small models of one family: the first case runs in every test run, all of them in `make soak`."""
+
+    kind: str
+    """`model_type`."""
+    cases: Mapping[str, Case]
+    wide: Mapping[str, Any] = field(default_factory=dict)
+    """What the first case's config changes beside WIDE, so that blocks of 128 fit."""
+    centres: Mapping[str, float] = field(default_factory=lambda: {"norm": 1.0})
+    """Around what the numbers of a tensor lie, by a part of its name, the first that fits; all others lie around 0."""
+    old: Callable[[dict[str, Any]], None] = lambda config: None
+    """Makes of a config.json what older files of the family spell; called after what all families have in common."""
+
+
+@dataclass(frozen=True)
 class Written:
     """A checkpoint on disk, and what transformers computes from it in fp32: logits [length,V], greedy continuation."""
 
@@ -71,27 +86,34 @@ def read(architecture: str, **changes: object) -> DecoderSpec:
     return parse_config(json.dumps({key: value for key, value in values.items() if value is not ...})).decoder
 
 
-def write(folder: Path, kind: str, case: Case, seed: int = 0) -> Path:
+def write(folder: Path, kind: str, case: Case, seed: int = 0, sample: Sample | None = None) -> Path:
     """A checkpoint with random numbers everywhere, norms and biases too, large enough that attention is not uniform."""
+    sample = sample or Sample(kind, {})
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIG, **case.config}))
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            tensor.normal_(1.0 if "norm" in name else 0.0, 0.15)
+        stored = model.state_dict().keys()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in stored:
+                centre = next((one for part, one in sample.centres.items() if part in name), 0.0)
+                tensor.normal_(centre, 0.15)
     model.to(case.dtype).save_pretrained(folder, max_shard_size="60KB" if case.sharded else "1GB")
     assert len(list(folder.glob("*.safetensors"))) > 1 or not case.sharded
     if case.old:
-        _spell_old(folder / "config.json")
+        _spell_old(folder / "config.json", sample.old)
     return folder
 
 
-def _spell_old(path: Path) -> None:
+def _spell_old(path: Path, old: Callable[[dict[str, Any]], None]) -> None:
     """config.json as transformers 4 wrote it."""
     config = json.loads(path.read_text())
     config["torch_dtype"] = config.pop("dtype")
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     # "type" was the key's first name
@@ -99,6 +121,7 @@ def _spell_old(path: Path) -> None:
         None if kind == "default" else {"type" if kind in ("linear", "yarn") else "rope_type": kind, **rope}
     )
     config.pop("layer_types", None)
+    old(config)
     path.write_text(json.dumps(config))
 
 
@@ -126,14 +149,29 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def check_against_transformers(written: Written, folder: Path) -> None:
+def check_against_transformers(written: Written, folder: Path, bound: float = BOUND) -> None:
     """The oracle, and an engine whose prompt runs in chunks and which then generates, say what transformers says."""
     length = len(written.ids)
-    assert difference(checkpoint_logits(written.path, written.ids), written.logits) < BOUND
+    assert difference(checkpoint_logits(written.path, written.ids), written.logits) < bound
     path = llmc.build(written.path, folder / "a.llmc", max_context=length, max_batch=2)
     with llmc.load(path) as engine:
-        assert difference(engine.logits(written.ids), written.logits) < BOUND
+        assert difference(engine.logits(written.ids), written.logits) < bound
         assert engine.generate(written.ids[: length - NEW], max_tokens=NEW).token_ids == written.continuation
+
+
+def check_company(written: Written, folder: Path) -> None:
+    """Three prompts of different lengths at once, in chunks, give what transformers gives each alone, with its cache."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(written.path, dtype=torch.float32).eval()
+    prompts = [written.ids[:length] for length in (3, 17, len(written.ids) - NEW)]
+    path = llmc.build(written.path, folder / "b.llmc", max_context=len(written.ids), max_batch=3)
+    with llmc.load(path) as engine:
+        found = engine.generate(prompts, max_tokens=NEW)
+    for prompt, one in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        made = model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert one.token_ids == made[0, len(prompt) :].tolist(), f"{len(prompt)} tokens"
 
 
 def check_format(checkpoint: Path, quantize: str, folder: Path, count: int) -> None:

@@ -71,6 +71,11 @@ class Model:
     def of(cls, folder: Path, **config: Any) -> Model:
         return cls(open_source(write_config(folder, **config), random_weights=0))
 
+    @classmethod
+    def at(cls, folder: Path) -> Model:
+        """A checkpoint of float32 tensors."""
+        return cls(open_source(folder))
+
     def decoder(self, fmt: str) -> Decoder:
         """The logical graph after the model passes, with all linears in one format."""
         if fmt not in self._decoders:
@@ -117,6 +122,8 @@ class Model:
         if tables:
             tables[POSITIONS] = np.asarray(past)[:, None] + np.arange(ids.shape[1])
         for index, layer in enumerate(decoder.spec.layers):
+            if layer.mixer.source is not None:
+                continue
             shape = (len(ids), layer.mixer.kv_heads, CONTEXT, layer.mixer.head_dim)
             for part in ("key", "value"):
                 name = f"{index}.{part}"
@@ -143,7 +150,7 @@ class Model:
 
     def _source(self, tensor: str) -> np.ndarray:
         """A stored tensor; biases, which random checkpoints have as zeros, are numbers that a sum must have once."""
-        found = self.checkpoint.source.rows(tensor, 0, self.checkpoint.source.info(tensor).shape[0])
+        found = self.checkpoint.source.rows(tensor, 0, (self.checkpoint.source.info(tensor).shape or (1,))[0])
         return found + np.linspace(-0.5, 0.5, found.size, dtype=np.float32) if tensor.endswith(".bias") else found
 
 
@@ -157,7 +164,7 @@ def compare(model: Model, fmt: str, splits: Sequence[str], check: Check, steps: 
     The sequences have 7 and 5 tokens in their caches when the second step begins; logits are asked for some rows. Ranks
     compute the last `steps` of them.
     """
-    ids = np.random.default_rng(1).integers(0, LLAMA["vocab_size"], (2, 12))
+    ids = np.random.default_rng(1).integers(0, model.checkpoint.config.decoder.vocab_size, (2, 12))
     graph = model.decoder(fmt).graph
     first = model.step(ids[:, :7], [0, 0], [3, 11])
     began = model.run(graph, fmt, first)

@@ -1,0 +1,120 @@
+"""Gemma 4: larger heads in layers that see all, values that may be keys, shared caches, per-layer embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...runtime.errors import Unsupported
+from ..config.rope import RopeDefaults
+from .gemma2 import FAMILY as GEMMA2
+from .gemma2 import capped
+from .reading import ConfigReader, Family
+from .spec import Attention, DecoderSpec, LayerSpec, Linear, Norm, Parameter, PerLayerEmbedding, PerLayerInput
+
+
+def _kinds(config: ConfigReader) -> list[str]:
+    """The kinds of all layers; the last one sees all, whatever the config says."""
+    return [*(config.kind(index, 6) for index in range(config.layers - 1)), "full_attention"]
+
+
+def _own(config: ConfigReader, index: int, full: bool) -> dict[str, Any]:
+    """Head size and key and value heads where a layer's differ: by its number, or for all layers that see all."""
+    fields = config.fields
+    if (listed := fields.table("per_layer_config")) is not None:
+        return listed.get(str(index)) or {}
+    found = {"head_dim": fields.need_integer("global_head_dim", 2, 4096)} if full else {}
+    kv_heads = fields.integer("num_global_key_value_heads", 1, 4096)
+    return found | ({"num_key_value_heads": kv_heads} if full and kv_heads and config.flag("attention_k_eq_v") else {})
+
+
+def _mixer(config: ConfigReader, index: int, kinds: list[str]) -> Attention:
+    full, bias = kinds[index] == "full_attention", config.flag("attention_bias")
+    own, shared = _own(config, index, full), config.layers - config.fields.need_integer("num_kv_shared_layers", 0, 4096)
+    size = own.get("head_dim", config.head_dim)
+    rope = RopeDefaults(1e6, 0.25, "proportional") if full else RopeDefaults(nested="sliding_attention")
+    window = None if full else config.fields.need_integer("sliding_window", 1, 2**31 - 1)
+    mixer = config.attention(
+        bias=bias,
+        output_bias=bias,
+        norms=True,
+        window=window,
+        rope=config.rope(rope, size),
+        head_dim=size,
+        kv_heads=own.get("num_key_value_heads", 0),
+    )
+    v = None if full and config.flag("attention_k_eq_v") else mixer.v
+    mixer = replace(mixer, scale=1.0, v=v, v_norm=Norm("", size, config.norm("").epsilon))
+    if index < shared:
+        return mixer
+    source = max(one for one in range(shared) if kinds[one] == kinds[index])
+    return replace(mixer, k=None, v=None, k_norm=None, v_norm=None, source=source)
+
+
+def _layer(config: ConfigReader, index: int) -> LayerSpec:
+    kinds, hidden = _kinds(config), config.hidden_size
+    mixer, activation = _mixer(config, index, kinds), config.activation("hidden_activation")
+    wide = mixer.source is not None and config.flag("use_double_wide_mlp")
+    names = ("input", "pre_feedforward", "post_attention", "post_feedforward")
+    before, inner, after, last = (config.norm(f"{name}_layernorm") for name in names)
+    mlp, size = config.mlp(activation=activation, width=config.width * (1 + wide)), _extra_size(config)
+    extra = PerLayerInput(
+        activation,
+        Linear("per_layer_input_gate", size, hidden),
+        Linear("per_layer_projection", hidden, size),
+        config.norm("post_per_layer_input_norm"),
+    )
+    scalar = Parameter("layer_scalar", (1,))
+    return LayerSpec(before, mixer, inner, mlp, after, last, extra=extra if size else None, scalar=scalar)
+
+
+def _extra_size(config: ConfigReader) -> int:
+    return config.fields.integer("hidden_size_per_layer_input", 0, 2**18, 0)
+
+
+def _decoder(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
+    if config.flag("enable_moe_block"):
+        raise Unsupported(f'expected "enable_moe_block" as false in {config.fields.what}', found="true: experts")
+    if config.fields.values.get("use_bidirectional_attention") not in (None, "vision"):  # of images, that is
+        asked = f'expected "use_bidirectional_attention" as null or "vision" in {config.fields.what}'
+        raise Unsupported(asked, found="attention to later tokens")
+    spec, size = capped(config, spec), _extra_size(config)
+    if not size:
+        return spec
+    rows, columns = config.fields.need_integer("vocab_size_per_layer_input", 1, 2**24), len(spec.layers) * size
+    if rows < spec.vocab_size:
+        raise config.fields.refuse("vocab_size_per_layer_input", f"at least vocab_size ({spec.vocab_size})")
+    per_layer = PerLayerEmbedding(
+        Parameter("model.embed_tokens_per_layer.weight", (rows, columns)),
+        Linear("model.per_layer_model_projection", columns, spec.hidden_size),
+        config.norm("model.per_layer_projection_norm", size),
+        size**0.5,
+    )
+    return replace(spec, per_layer=per_layer)
+
+
+FAMILY = Family(
+    "gemma4_text",
+    "Gemma4ForCausalLM",
+    _layer,
+    defaults={
+        **{key: value for key, value in GEMMA2.defaults.items() if "softcapping" not in key and "scalar" not in key},
+        "max_position_embeddings": 131072,
+        "sliding_window": 512,
+        "final_logit_softcapping": None,
+        "use_bidirectional_attention": None,
+        "vocab_size_per_layer_input": 262144,
+        "hidden_size_per_layer_input": 256,
+        "attention_k_eq_v": None,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": None,
+        "enable_moe_block": None,
+        "num_experts": None,
+        "top_k_experts": None,
+        "moe_intermediate_size": None,
+        "global_head_dim": 512,
+        "num_global_key_value_heads": None,
+        "per_layer_config": None,
+    },
+    decoder=_decoder,
+)

@@ -17,6 +17,9 @@ from ....runtime.engine_file.bind import Concat
 from ....runtime.engine_file.rope import POSITIONS
 
 SHARED = "SharedAttention"
+LATE_NORMS = "norms behind rope that are not one RMSNorm of heads for q and one for k"
+WINDOW = "layers that share a cache with another window"
+ONE_LINEAR = "q, k and v that could not become one linear"
 _TURN = ("interleaved", "rotary_embedding_dim")
 _ATTENTION = (
     "(int64[1,3] ids, int32[1] past, float[1,3,64] x, float[1,1,4,16] pk, "
@@ -90,7 +93,7 @@ class FuseRopeAttention(Pass):
     refuses = {
         "q and k are rotated differently": _ATTENTION.replace("num_heads=1>(k", "num_heads=1, interleaved=1>(k"),
         "positions do not follow the cache": _ATTENTION.replace("p = llmc.Positions(ids, past)", "p = Identity(ids)"),
-        "norms of heads after rope that differ": _AFTER.replace("epsilon=0.001>(kr", "epsilon=0.002>(kr"),
+        LATE_NORMS: _AFTER.replace("epsilon=0.001>(kr", "epsilon=0.002>(kr"),
     }
 
     def run(self, graph: Graph) -> Outcome:
@@ -137,12 +140,12 @@ def _read(graph: Graph, node: ir.Node) -> _Read:
     turned = parts[:2]
     _require_one_rope(turned[0], turned[-1])
     late = _one_norm([part.after for part in turned])
-    require(late or not any(part.after for part in turned), "norms of heads after rope that differ")
+    require(late or not any(part.after for part in turned), LATE_NORMS)
     if shared:
         source = node.inputs[1].producer() if node.inputs[1] is not None else None
         require(source is not None and source.op_type == "RopeAttention", "a shared cache of another rank")
         assert source is not None
-        require(attribute(source, "window") == attribute(node, "window"), "a window that the shared cache has not")
+        require(attribute(source, "window") == attribute(node, "window"), WINDOW)
     else:
         _require_one_linear(graph, [part.start for part in parts])
     return _Read(parts, late or _one_norm([part.before for part in turned]))
@@ -204,8 +207,10 @@ def _require_one_linear(graph: Graph, starts: list[ir.Value]) -> None:
     """q, k, v are a Split's results in their order; or q and k are, and v is k."""
     split = starts[0].producer()
     results = [*split.outputs] if split is not None and split.op_type == "Split" else []
+    made = split.inputs[0].producer() if results and split is not None and split.inputs[0] is not None else None
+    require(made is None or made.op_type not in _NORMS, "a norm of all heads together, which are on several ranks")
     twice = len(results) == 2 and starts == [*results, results[1]]
-    require(twice or starts == results, "q, k and v that could not become one linear")
+    require(twice or starts == results, ONE_LINEAR)
     assert split is not None
     require(not twice or all(_parts(graph, split)), "values that are the keys")
 

@@ -61,7 +61,9 @@ def pointwise_kernel(
     if FACTOR is not None:
         number = number * FACTOR
     if CAP is not None:
-        number = CAP * (1.0 - 2.0 / (1.0 + tl.exp(number * (2.0 / CAP))))
+        small = tl.exp(tl.abs(number) * (-2.0 / CAP))
+        bent = CAP * (1.0 - small) / (1.0 + small)
+        number = tl.where(number < 0.0, -bent, bent)
     if scalar is not None:
         number = number * tl.load(scalar).to(tl.float32)
     if times is not None:

@@ -22,7 +22,7 @@ from ..linear.dequantize import stored_column
 from ..linear.parts.common import comes_last, dot
 from ..linear.tiles import COUNTERS
 from .flash_parts import Parts, parts_of, splits_for, weigh_parts
-from .flash_prefill import Heads, bound, capped
+from .flash_prefill import LARGE, Heads, bound, capped
 from .pairs import cached_pairs, query_pairs
 from .reference import PAGE, AttentionOptions, paged
 
@@ -174,8 +174,8 @@ def attention_decode(
         writes=("out", *(room if parts else ())),
         bytes=total(*moved),
         operations=product("sequences", 2 * heads["heads"] * heads["head_dim"] * splits) if parts else 0,
-        warps=4,
-        stages=5 if key.dtype == "u8" else 3,
+        warps=4 if heads["head_dim"] <= LARGE else 8,
+        stages=1 if heads["head_dim"] > LARGE else 5 if key.dtype == "u8" else 3,
     )
 
 

@@ -24,6 +24,8 @@ from .reference import PAGE, AttentionOptions, fp4_case, paged
 
 ROWS = 64
 """Queries x heads of a program."""
+LARGE = 256
+"""Elements of a head, of which more leave no shared memory for a second stage (Gemma 4 has 512)."""
 WARPGROUP_SM = (90, 100)
 """Chips whose tensor cores read operands from shared memory; others keep them in registers and need more threads."""
 
@@ -239,7 +241,7 @@ def attention_prefill(
         bytes=total(q.bytes, out.bytes, *([scales.bytes] if scales else [])),
         operations=product("tokens", 2 * heads["heads"] * size, PAGE),
         warps=4 if size <= 128 and sm in WARPGROUP_SM else 8,
-        stages=2 if size <= 128 or SHARED[sm] > 100 << 10 else 1,
+        stages=2 if size <= 128 or (size <= LARGE and SHARED[sm] > 100 << 10) else 1,
     )
 
 

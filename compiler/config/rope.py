@@ -67,8 +67,8 @@ class RopeDefaults:
     """What a family's config class takes where a config says nothing, and how it turns."""
 
     theta: float = 10_000.0
-    share: float = 1.0
-    """Part of each head that is rotated."""
+    share: float | None = None
+    """Part of each head that is rotated; None: all of it, whatever a config says, so that another part is refused."""
     type: str = "default"
     interleaved: bool = False
     nested: str = "full_attention"
@@ -93,7 +93,7 @@ def parse_rope(
 
     Raises:
         CheckpointError: a setting is missing, contradictory, out of range or unknown.
-        Unsupported: the rope type is unknown, or not even the first two elements of a head are rotated.
+        Unsupported: the rope type is unknown, or the part of a head that is rotated is one that the family has not.
     """
     name, given = _settings(config, what, defaults)
     if defaults.old is not None:  # rope_theta of the config itself may be that of other layers
@@ -101,8 +101,11 @@ def parse_rope(
     fields = Fields(given, f'"{name}" of {what}')
     kind = _rope_type(fields, defaults.type)
     share = _one_value("partial_rotary_factor", config, given, what).number(
-        "partial_rotary_factor", 0.0, 1.0, defaults.share, open_low=True
+        "partial_rotary_factor", 0.0, 1.0, defaults.share or 1.0, open_low=True
     )
+    if defaults.share is None and share != 1.0:
+        asked = f'expected "partial_rotary_factor" as 1 (the whole head is rotated) in {what}'
+        raise Unsupported(asked, found=f"{share:g}")
     whole = kind == "proportional"
     size = head_dim if whole else int(head_dim * share)
     if size < 2 or size % 2:

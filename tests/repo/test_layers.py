@@ -18,6 +18,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("graph",),
         ("rewrite",),
         ("placement",),
+        ("crossings",),
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (

@@ -195,6 +195,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
         (AttentionOptions(4, 2, 16, cache="u8", size=2.0**60), (100, 5), 2),
         (AttentionOptions(3, 1, 80, softcap=30.0, cache="u8", size=2.0**-60), (67,), 1),
+        (AttentionOptions(2, 1, 16, sinks=True, cache="u8"), (40, 129), 2),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")

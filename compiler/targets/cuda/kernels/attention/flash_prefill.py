@@ -256,6 +256,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
         (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
+        (AttentionOptions(2, 1, 32, softcap=5.0, sinks=True, cache="u8"), (70, 3), (9, 3)),
     ):
         made = paged(options, seq_lens, new_tokens, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")

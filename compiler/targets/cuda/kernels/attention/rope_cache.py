@@ -213,7 +213,10 @@ def _cases() -> Iterator[Case]:
         (2, 2, 96, "bf16", ("normed", "after")),
         (3, 1, 80, "bf16", ("unturned",)),
         (2, 1, 64, "bf16", ("unturned", "normed")),
-        (9, 0, 64, "bf16", ("alone", "normed", "partial")),
+        (9, 0, 64, "bf16", ("normed", "partial")),
+        (4, 2, 64, "u8", ("partial", "interleaved")),
+        (3, 1, 80, "u8", ("normed", "after", "apart")),
+        (2, 1, 64, "u8", ("unturned",)),
     ):
         yield _case(random, heads, kv_heads, size, stored, has)
 

@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q --disable-plugin-autoload -p xdist -p hypot
 # Hundreds of processes of the tests would else compile all modules of llmc each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo hooks quick test soak torture golden scripts rehearsal sizes lint format clean
+.PHONY: venv demo hooks quick test soak torture golden families scripts rehearsal sizes lint format clean
 
 venv: $(VENV)/.dev
 
@@ -62,6 +62,9 @@ quick: $(VENV)/.dev
 
 golden: $(VENV)/.dev
 	$(PYTEST) tests/golden/test_golden.py tests/kernels/test_figures.py --update-golden
+
+families: $(VENV)/.dev
+	$(BIN)/python -m llmc.compiler.coverage.document
 
 scripts: $(VENV)/.dev
 	$(PYTEST) tests/scripts/test_scripts.py --update-golden

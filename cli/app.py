@@ -27,6 +27,7 @@ _COMMANDS = {
     "Build": {
         "plan": ".plan.plan:plan",
         "build": ".commands.build:build",
+        "families": ".facts.families:families",
         "recipes": ".commands.bundled:recipes",
         "passes": ".commands.passes:passes",
         "kernels": ".commands.kernels:kernels",

@@ -30,6 +30,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("the frontier as a picture", "llmc plan ./model --for 4xh100 --quantize fp8,int4 --chart frontier.svg"),
         ("the cheapest machine for a goal, by a config.json alone", "llmc plan config.json --goal 'ttft<=500ms'"),
     ),
+    "families": (
+        ("all of them", "llmc families"),
+        ("what one has beyond Llama", "llmc families qwen3"),
+    ),
     "recipes": (
         ("all of them", "llmc recipes"),
         ("begin one of your own", "llmc recipes cpu-int4 > mine.yaml"),

@@ -28,9 +28,12 @@ _REASONS: dict[str, str] = {
     "it picks an implementation of the same formula": """_attn_implementation attn_implementation
         _attn_implementation_internal _attn_implementation_autoset _experts_implementation
         _experts_implementation_internal _flash_attn_2_enabled use_flash_attention use_flash_attention_2 use_flash_attn
-        use_flashattn flash_attention use_sdpa use_memory_efficient_attention use_xformers""",
-    "it slices the same matrix products; the numbers stay": "pretraining_tp tensor_parallel chunk_size_feed_forward",
+        use_flashattn flash_attention use_sdpa use_memory_efficient_attention use_xformers
+        attention_softmax_in_fp32 scale_attention_softmax_in_fp32""",
+    "it slices the same matrix products; the numbers stay": """pretraining_tp tensor_parallel
+        chunk_size_feed_forward use_parallel_embedding""",
     "it acts in training only": """attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
+        residual_dropout embedding_dropout
         hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
         neftune_noise_alpha use_gradient_checkpointing label_smoothing z_loss_coefficient use_reentrant tf_legacy_loss
         use_bfloat16 xla_device fused_cross_entropy residual_dropout""",
@@ -52,6 +55,7 @@ _REASONS: dict[str, str] = {
         assistant_lookbehind target_lookbehind _from_model_config generation_config""",
     "max_position_embeddings says this": """max_sequence_length max_seq_length max_seq_len model_max_length seq_length
         max_context_length n_ctx""",
+    "tie_word_embeddings says this": "use_embedding_sharing",
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
     "head_dim says this": "attention_head_dim",
     "it matters with use_cla only": "cla_share_factor",

@@ -68,7 +68,7 @@ class RopeDefaults:
 
     theta: float = 10_000.0
     share: float | None = None
-    """Part of each head that is rotated. None: all of it, whatever the config says, so another part is refused."""
+    """Part of each head that is rotated; None: all of it, whatever a config says, so that another part is refused."""
     type: str = "default"
     interleaved: bool = False
     nested: str = "full_attention"
@@ -93,14 +93,19 @@ def parse_rope(
 
     Raises:
         CheckpointError: a setting is missing, contradictory, out of range or unknown.
-        Unsupported: the rope type is unknown, or not even the first two elements of a head are rotated.
+        Unsupported: the rope type is unknown, or the part of a head that is rotated is one that the family has not.
     """
     name, given = _settings(config, what, defaults)
     if defaults.old is not None:  # rope_theta of the config itself may be that of other layers
         config = {**config, "rope_theta": None, **({} if name == "rope_parameters" else defaults.old)}
     fields = Fields(given, f'"{name}" of {what}')
     kind = _rope_type(fields, defaults.type)
-    share = _share(_one_value("partial_rotary_factor", config, given, what), defaults.share)
+    share = _one_value("partial_rotary_factor", config, given, what).number(
+        "partial_rotary_factor", 0.0, 1.0, defaults.share or 1.0, open_low=True
+    )
+    if defaults.share is None and share != 1.0:
+        asked = f'expected "partial_rotary_factor" as 1 (the whole head is rotated) in {what}'
+        raise Unsupported(asked, found=f"{share:g}")
     whole = kind == "proportional"
     size = head_dim if whole else int(head_dim * share)
     if size < 2 or size % 2:
@@ -199,16 +204,6 @@ def _one_value(key: str, config: Mapping[str, Any], given: Mapping[str, Any], wh
             fix="remove the one that is wrong: versions of transformers differ in which they read",
         )
     return Fields({key: inner if outer is None else outer}, what)
-
-
-def _share(fields: Fields, default: float | None) -> float:
-    """The part of each head that is rotated."""
-    key = "partial_rotary_factor"
-    share = fields.number(key, 0.0, 1.0, default or 1.0, open_low=True)
-    if default is None and share != 1.0:
-        asked = f'expected "{key}" as 1 (the whole head is rotated) in {fields.what}'
-        raise Unsupported(asked, found=shown(fields.values[key]))
-    return share
 
 
 def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool = False) -> float:

@@ -56,6 +56,7 @@ class Weights:
 
     def _stored(self, tensor: str, shape: tuple[int, ...]) -> Expr:
         dtype = self.source.info(tensor).dtype
+        shape = shape or (1,)  # sources give a scalar as one row
         return self.graph.store(Canonical(tensor, dtype, shape, Copied(tensor), group=tensor))
 
     def _of_norm(self, norm: Norm, prefix: str) -> list[ir.Value]:

@@ -9,11 +9,17 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "apertus",
+    "arcee",
+    "cohere2",
+    "ernie4_5",
     "exaone4",
     "gemma",
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "glm",
+    "glm4",
     "granite",
     "hunyuan_v1_dense",
     "llama",
@@ -27,6 +33,8 @@ _FILES = (
     "qwen3",
     "seed_oss",
     "smollm3",
+    "stablelm",
+    "starcoder2",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
+from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
-from ..vision.table import ROWS
-from ..vision.text import TextPart, row_of, text_part
+from ..vision.table import Kind, Row
+from ..vision.text_model import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
@@ -74,8 +75,12 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     """
     raw = load_object(data, what)
     row, notes = row_of(raw), list[str]()
-    part = text_part(raw, row, FAMILIES, accept, what) if row else _alone(raw, accept, what, notes)
-    values, family, ignored = part.values, part.family, part.ignored
+    if row is None:
+        family, part = _alone(raw, accept, what, notes)
+    else:
+        kind, part = text_part(raw, row, FAMILIES, accept, what)
+        family = _within(row, kind)
+    values, ignored = part.values, part.ignored
     notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in raw if key in REMOTE_CODE and raw[key]]
     reading = ConfigReader(values, family, part.what)
@@ -101,7 +106,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     )
 
 
-def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: list[str]) -> TextPart:
+def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: list[str]) -> tuple[Family, TextPart]:
     """The whole of a config, as the text model that it is."""
     values, found, clash = _lift_text_config(raw, what)
     notes += found
@@ -109,7 +114,14 @@ def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: li
     if clash is not None:
         raise clash
     ignored, accepted = classify_keys(values, accept, what, family.defaults)
-    return TextPart(family, values, what, ignored, accepted)
+    return family, TextPart(values, what, ignored, accepted)
+
+
+def _within(row: Row, kind: Kind) -> Family:
+    """The family of a text model, as part of an architecture of images and text."""
+    family = FAMILIES[kind.family]
+    rope = family.rope if kind.theta is None else replace(family.rope, theta=kind.theta)
+    return replace(family, architecture=row.architecture, defaults={**family.defaults, **kind.defaults}, rope=rope)
 
 
 def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str], CheckpointError | None]:
@@ -136,26 +148,27 @@ def _family(fields: Fields) -> Family:
     """The family that `architectures` names or, if that key is absent, `model_type`."""
     named, model_type = fields.values.get("architectures"), fields.text("model_type", "")
 
-    def foreign(name: str) -> Unsupported:
+    def foreign(name: str, architecture: str) -> Unsupported:
+        lacking = ", ".join(missing(architecture, model_type))
         return Unsupported(
-            f"expected an architecture of {', '.join((*FAMILIES, *ROWS))} in {fields.what}",
-            found=f"{name}, {nearest_kin(fields.values, FAMILIES.values())}",
+            f"expected an architecture that `llmc families` lists in {fields.what}",
+            found=f"{name}{lacking and f' (not computed: {lacking})'}, {nearest_kin(fields.values, FAMILIES.values())}",
             fix="a checkpoint of one of these architectures; docs/adding.md tells how llmc learns another",
         )
 
     if not named:
         implied = [family for family in FAMILIES.values() if family.name == model_type]
         if not implied:
-            raise foreign(f'no architectures, model_type "{model_type}"')
+            raise foreign(f'no architectures, model_type "{model_type}"', "")
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
     family = FAMILIES.get(named[0])
     if family is None:
-        raise foreign(named[0])
+        raise foreign(named[0], named[0])
     if model_type not in ("", family.name):
         if model_type not in {one.name for one in FAMILIES.values()}:
-            raise foreign(f'{named[0]} of model_type "{model_type}"')
+            raise foreign(f'{named[0]} of model_type "{model_type}"', named[0])
         raise CheckpointError(
             f'expected "architectures" and "model_type" of one family in {fields.what}',
             found=f'{named[0]} and "{model_type}"',

@@ -46,4 +46,5 @@ FAMILY = Family(
         "cache_implementation": None,
     },
     decoder=capped,
+    example={"query_pre_attn_scalar": 144},
 )

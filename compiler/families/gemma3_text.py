@@ -46,4 +46,5 @@ FAMILY = Family(
         "_sliding_window_pattern": None,
     },
     decoder=capped,
+    example={"query_pre_attn_scalar": 168},
 )

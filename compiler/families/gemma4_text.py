@@ -47,8 +47,10 @@ def _mixer(config: ConfigReader, index: int, kinds: list[str]) -> Attention:
     mixer = replace(mixer, scale=1.0, v=v, v_norm=Norm("", size, config.norm("").epsilon))
     if index < shared:
         return mixer
-    source = max(one for one in range(shared) if kinds[one] == kinds[index])
-    return replace(mixer, k=None, v=None, k_norm=None, v_norm=None, source=source)
+    sources = [one for one in range(shared) if kinds[one] == kinds[index]]
+    if not sources:
+        raise config.fields.refuse("num_kv_shared_layers", f"so few that a {kinds[index]} layer comes before them")
+    return replace(mixer, k=None, v=None, k_norm=None, v_norm=None, source=sources[-1])
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
@@ -117,4 +119,11 @@ FAMILY = Family(
         "per_layer_config": None,
     },
     decoder=_decoder,
+    example={
+        "num_kv_shared_layers": 4,
+        "use_double_wide_mlp": True,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "final_logit_softcapping": 30.0,
+    },
 )

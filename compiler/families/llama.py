@@ -23,4 +23,5 @@ FAMILY = Family(
         "eos_token_id": 2,
         "rms_norm_eps": 1e-6,
     },
+    example={"attention_bias": True, "mlp_bias": True},
 )

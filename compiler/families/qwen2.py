@@ -31,4 +31,5 @@ FAMILY = Family(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    example={"use_sliding_window": True, "max_window_layers": 4},
 )

@@ -15,5 +15,9 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
 
 
 FAMILY = Family(
-    "qwen3", "Qwen3ForCausalLM", _layer, defaults={**QWEN2.defaults, "head_dim": 128, "attention_bias": None}
+    "qwen3",
+    "Qwen3ForCausalLM",
+    _layer,
+    defaults={**QWEN2.defaults, "head_dim": 128, "attention_bias": None},
+    example={**QWEN2.example, "attention_bias": True},
 )

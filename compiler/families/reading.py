@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.rope import RopeConfig, RopeDefaults, parse_rope
-from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, PlainMlp
+from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, Parameter, PlainMlp
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -27,6 +27,8 @@ _ACTIVATIONS = {
 GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """Activations that a gate may have."""
 _MAX_POSITIONS = 2**31 - 1
+LOGITS = "logits of transformers"
+"""Of `Family.verified`: tests/e2e/numbers/families compares both."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Family:
     rope: RopeDefaults = field(default_factory=RopeDefaults)
     norm: str = "model.norm"
     """The module of the last norm."""
+    epsilon: str = "rms_norm_eps"
+    """The key of what all norms add to the variance."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of a small config.json, beside its sizes, that turn on what an absent key leaves off."""
+    verified: str = LOGITS
+    """What its numbers were compared with."""
 
 
 def _count(key: str, high: int) -> cached_property[int]:
@@ -128,6 +136,13 @@ class ConfigReader:
         kinds = self.kinds()
         return kinds[index] if kinds else "sliding_attention" if (index + 1) % every else "full_attention"
 
+    def only(self, expected: Mapping[str, Any]) -> None:
+        """Refuse keys of the family that have another value than the one that it computes; absent ones have that."""
+        for key, value in expected.items():
+            if self.fields.has(key) and self.fields.values[key] != value:
+                found = shown(self.fields.values[key])
+                raise Unsupported(f'expected "{key}" as {shown(value)} in {self.fields.what}', found=found)
+
     def cap(self, key: str) -> float | None:
         """A bound of logits or scores; None if the key is null."""
         return self.fields.number(key, 0.0, 1e6, None, open_low=True)
@@ -135,9 +150,8 @@ class ConfigReader:
     def norm(
         self, module: str, size: int = 0, *, kind: str = RMS, plus_one: bool = False, bias: bool = False, each: int = 0
     ) -> Norm:
-        """A norm over `size` elements, by default the hidden size; an RMSNorm has `rms_norm_eps`."""
-        key = "rms_norm_eps" if kind == RMS else "layer_norm_eps"
-        epsilon = self.fields.need_number(key, 0.0, 1.0, open_low=True)
+        """A norm over `size` elements, by default the hidden size."""
+        epsilon = self.fields.need_number(self.family.epsilon, 0.0, 1.0, open_low=True)
         return Norm(module, size or self.hidden_size, epsilon, kind, plus_one, bias, each)
 
     def attention(
@@ -208,9 +222,11 @@ class ConfigReader:
 
     def plain_mlp(self, up: str, down: str, *, bias: bool, activation: str = "") -> PlainMlp:
         """An MLP without a gate, of the modules `up` and `down`."""
-        width, hidden = self.width, self.hidden_size
+        width, hidden, activation = self.width, self.hidden_size, activation or self.activation()
+        scalars = (("alpha_p", (1,)), ("alpha_n", (1,)), ("beta", ()), ("eps", ())) if activation == "xielu" else ()
+        parameters = tuple(Parameter(f"mlp.act_fn.{name}", shape) for name, shape in scalars)
         return PlainMlp(
-            activation or self.activation(), Linear(up, width, hidden, bias), Linear(down, hidden, width, bias)
+            activation, Linear(up, width, hidden, bias), Linear(down, hidden, width, bias), parameters=parameters
         )
 
     def layer(self, mixer: Attention, mlp: Mlp) -> LayerSpec:

@@ -58,3 +58,9 @@ def test_jinja_is_imported_when_a_template_is_compiled() -> None:
     """It takes 50 ms of CPU, which a prompt without a conversation does not pay."""
     loaded = modules_after("import llmc.runtime.load, llmc.runtime.engine")
     assert "llmc.runtime.text.chat" in loaded and "jinja2" not in loaded
+
+
+def test_the_table_of_families_needs_no_compiler_of_kernels() -> None:
+    """Records say all of it: neither weights nor kernels are touched."""
+    loaded = modules_after("from llmc.cli.app import run; run(['families'])")
+    assert "llmc.compiler.coverage.rows" in loaded and not loaded & {"torch", "triton", "sympy", "onnxruntime"}

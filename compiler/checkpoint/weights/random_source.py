@@ -60,7 +60,7 @@ class RandomSource:
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in raw representation, a new array [stop - start, ...]."""
-        shape = self.info(name).shape
+        shape = self.info(name).shape or (1,)  # a scalar counts as one row
         if not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"rows {start} to {stop} of {name}, which has {shape[0]}")
         out = np.empty((stop - start, *shape[1:]), RAW_DTYPE[self._dtype])

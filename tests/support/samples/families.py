@@ -116,7 +116,7 @@ def _spell_old(path: Path, old: Callable[[dict[str, Any]], None]) -> None:
     if "sliding_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
-    config["rope_theta"] = rope.pop("rope_theta")
+    config |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     kind = rope.pop("rope_type")
     # "type" was the key's first name
     config["rope_scaling"] = (

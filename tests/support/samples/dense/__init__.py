@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from support.samples.dense import gemma, llamas, olmo, phi
+from support.samples.dense import gemma, llamas, olmo, pairs, parallel, phi, ungated
 from support.samples.families import Sample
 
-SAMPLES: dict[str, Sample] = {sample.kind: sample for part in (gemma, llamas, olmo, phi) for sample in part.SAMPLES}
+SAMPLES: dict[str, Sample] = {
+    sample.kind: sample for part in (gemma, llamas, olmo, pairs, parallel, phi, ungated) for sample in part.SAMPLES
+}
 """By `model_type`."""

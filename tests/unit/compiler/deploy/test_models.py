@@ -66,7 +66,7 @@ def test_what_is_no_model(tmp_path: Path, pico_engine: PicoEngine):
     ):
         model_of(pico_engine("int8"))
     (tmp_path / "other.json").write_text('{"a": 1}')
-    with pytest.raises(Unsupported, match="expected an architecture of "):
+    with pytest.raises(Unsupported, match="expected an architecture that `llmc families` lists "):
         model_of(tmp_path / "other.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(CheckpointError, match=str(tmp_path / "bad.json")):

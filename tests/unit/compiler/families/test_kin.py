@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,45 +12,27 @@ import pytest
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmc.compiler.coverage.rows import rows, wrappers
 from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.config import parse_config
+from llmc.compiler.families.kin import nearest_kin
 from llmc.runtime.errors import CheckpointError, Unsupported
 
-SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
 NO_DEFAULT = {"gemma4_assistant"}
 """Types whose config class refuses its own defaults."""
-FOREIGN = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {family.name for family in FAMILIES.values()} - NO_DEFAULT)
+COMPUTED = {row.model_type for row in (*rows(), *wrappers())}
+FOREIGN = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - COMPUTED - NO_DEFAULT)
 KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixtral": ("Mistral", ("num_experts_per_tok = 2", "num_local_experts = 8")),
     "qwen2_moe": ("Qwen2", ("num_experts = 60", "shared_expert_intermediate_size")),
     "qwen3_moe": ("Qwen3", ("num_experts_per_tok = 8", "moe_intermediate_size = 768")),
-    "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", '"partial_rotary_factor" as 1')),
-    "gemma": ("Llama", ('"hidden_act" as one of silu, swish in config.json, found "gelu_pytorch_tanh"',)),
-    "gemma2": ("Mistral", ("attn_logit_softcapping = 50.0", "final_logit_softcapping = 30.0")),
-    "gemma3_text": ("Mistral", ("query_pre_attn_scalar = 256", "the same for all layers")),
-    "gemma3": ("Mistral", ("vision_config = {", "query_pre_attn_scalar = 256")),
-    "gemma4_text": ("Mistral", ("per_layer_config = {", "layers of different shapes")),
-    "gpt_oss": ("Qwen3", ("num_local_experts = 128", "swiglu_limit = 7.0", '"layer_types" of full_attention')),
-    "phi": ("Mistral", ("layer_norm_eps = 1e-05", '"partial_rotary_factor" as 1', 'found "gelu_new"')),
-    "phimoe": ("Mistral", ("num_local_experts = 16",)),
-    "cwm": ("Mistral", ('"layer_types" of sliding_attention in config.json, found "full_attention" in layer 0',)),
-    "smollm3": ("Llama", ("no_rope_layer_interval = 4",)),
-    "granite": ("Llama", ("embedding_multiplier = 1.0", "logits_scaling = 1.0")),
-    "starcoder2": ("Mistral", ("norm_epsilon = 1e-05", "use_bias = true")),
-    "deepseek_v3": ("Llama", ("first_k_dense_replace = 3", "kv_lora_rank = 512")),
-    "cohere": ("Llama", ("logit_scale = 0.0625",)),
-    "olmo3": ("Mistral", ("the same for all layers",)),
-    "olmoe": ("Llama", ("num_experts_per_tok = 8",)),
-    "stablelm": ("Mistral", ("layer_norm_eps = 1e-05", '"partial_rotary_factor" as 1')),
-    "arcee": ("Llama", ('found "relu2"',)),
-    "seed_oss": ("Llama", ("residual_dropout = 0.1",)),
-    "nemotron": ("Llama", ("norm_eps = 1e-05",)),
-    "exaone4": ("Mistral", ("sliding_window_pattern = 4",)),
+    "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", "partial_rotary_factor")),
     "llama4_text": ("Llama", ("attention_chunk_size = 8192 (attention in chunks)",)),
+    "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
 """Nearest kin by type, and a part of what the refusal says of the difference."""
-SAME_FIELDS = {"helium": "Llama", "olmo": "Llama", "olmo2": "Llama", "phi3": "Mistral", "ernie4_5": "Mistral"}
-"""Kin whose config shows no difference: norms, fused tensors and rotation differ in code alone."""
+SAME_FIELDS = {"helium": "Llama", "olmo": "Llama"}
+"""Kin whose config shows no difference: norms and rotation differ in code alone."""
 NONE_NEAR = ("gpt2", "bloom", "mpt", "rwkv", "mamba", "xlnet", "bart", "ctrl")
 
 
@@ -73,7 +56,7 @@ def test_every_foreign_architecture_gets_the_list_and_its_kin(model_type: str):
     """23 types were asked for; these are all causal language models that transformers knows."""
     config = written(model_type)
     error = refusal(config)
-    assert error.asked == f"expected an architecture of {SUPPORTED} in config.json"
+    assert error.asked == "expected an architecture that `llmc families` lists in config.json"
     assert error.found.startswith(config["architectures"][0])
     assert error.fix == "a checkpoint of one of these architectures; docs/adding.md tells how llmc learns another"
     assert not re.search(r"did you mean|renam|\barchitectures\b.*instead", error.found)
@@ -118,12 +101,69 @@ def test_what_is_no_such_decoder_has_no_kin(model_type: str):
     assert missing and not {*missing[1].split(", ")} & written(model_type).keys()
 
 
+LLAMA = json.loads(CONFIG_MAPPING["llama"]().to_json_string())
+LLAMA_FAMILY = FAMILIES["LlamaForCausalLM"]
+NAMED = {
+    "gemma5": "gemma3_text",
+    "gemma5_text": "gemma3_text",
+    "gemmax": "gemma3_text",
+    "gemma2_moe": "gemma2",
+    "olmoe": "olmo2",
+    "phimoe": "phi",
+    "llamas": "llama",
+    "": "gemma3_text",
+    "gem": "gemma3_text",
+    "mixtral": "gemma3_text",
+}
+
+
+@pytest.mark.parametrize("model_type", NAMED)
+def test_a_family_of_the_same_word_is_nearest(model_type: str):
+    """Of two Gemmas, that which has the config's fields; and so of all families, if the name tells nothing."""
+    more = {"gemma2": ("attn_logit_softcapping",), "gemma3_text": ("rope_local_base_freq",), "olmo2": (), "phi": ("a",)}
+    families = [LLAMA_FAMILY]
+    for name, keys in more.items():
+        own = {**LLAMA_FAMILY.defaults, **dict.fromkeys(keys)}
+        families.append(replace(LLAMA_FAMILY, name=name, architecture=name, defaults=own))
+    values = {**LLAMA, "model_type": model_type, "rope_local_base_freq": 10000.0}
+    if model_type == "gemma2_moe":
+        values["attn_logit_softcapping"] = values.pop("rope_local_base_freq")
+    kin = NAMED[model_type].replace("llama", "LlamaForCausalLM")
+    assert nearest_kin(values, families).startswith(f"nearest to {kin}")
+    assert nearest_kin(values, reversed(families)).startswith(f"nearest to {kin}")
+
+
+def test_without_a_type_the_architecture_names_the_kin():
+    other = replace(LLAMA_FAMILY, name="gemma3_text", architecture="Gemma3ForCausalLM")
+    values = {key: value for key, value in LLAMA.items() if key != "model_type"}
+    found = nearest_kin({**values, "architectures": ["Gemma5ForCausalLM"]}, [LLAMA_FAMILY, other])
+    assert found.startswith("nearest to Gemma3ForCausalLM, with the same fields")
+
+
+def test_a_family_of_layernorms_needs_no_epsilon_of_an_rmsnorm():
+    other = replace(LLAMA_FAMILY, name="gpt", epsilon="layer_norm_eps", defaults={"layer_norm_eps": None})
+    values = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"} | {"model_type": "gpt9"}
+    assert "LlamaForCausalLM needs layer_norm_eps, absent here" in nearest_kin(values, [other])
+    assert "needs" not in nearest_kin({**values, "layer_norm_eps": 1e-5}, [other])
+
+
+def test_what_is_missing_stands_before_the_kin():
+    error = refusal(written("qwen3_next"))
+    assert error.found.startswith(
+        "Qwen3NextForCausalLM (not computed: gated delta net (linear attention with a recurrent state), "
+        "output gate of attention, mixture of experts), nearest to Qwen3ForCausalLM; fields that differ:\n    "
+    )
+
+
+def test_what_is_missing_of_a_text_model_is_named():
+    inner = {**LLAMA, "model_type": "qwen3_moe"}
+    error = refusal({"architectures": ["InternVLForConditionalGeneration"], "text_config": inner})
+    assert error.found == 'model_type "qwen3_moe" (not computed: mixture of experts)'
+
+
 def test_a_long_list_of_fields_is_cut():
     found = refusal(written("deepseek_v3")).found
     assert len(re.findall(r"\w+ = ", found)) == 8 and " and 9 more\n" in found + "\n"
-
-
-LLAMA = json.loads(CONFIG_MAPPING["llama"]().to_json_string())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +181,9 @@ def test_a_type_that_transformers_computes_with_other_code():
     error = refusal({**LLAMA, "architectures": ["LlamaForCausalLM"], "model_type": "internlm3"})
     assert error.found.startswith('LlamaForCausalLM of model_type "internlm3", nearest to LlamaForCausalLM')
     error = refusal({"model_type": "mixtral", **{key: LLAMA[key] for key in ("hidden_size", "vocab_size")}})
-    assert error.found.startswith('no architectures, model_type "mixtral", near none of them, as its config has no')
+    assert error.found.startswith(
+        'no architectures, model_type "mixtral" (not computed: mixture of experts), near none'
+    )
 
 
 def test_a_foreign_architecture_is_named_before_a_contradiction_in_its_config():

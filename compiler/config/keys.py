@@ -36,15 +36,16 @@ _REASONS: dict[str, str] = {
         residual_dropout embedding_dropout
         hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
         neftune_noise_alpha use_gradient_checkpointing label_smoothing z_loss_coefficient use_reentrant tf_legacy_loss
-        use_bfloat16 xla_device fused_cross_entropy""",
+        use_bfloat16 xla_device fused_cross_entropy residual_dropout""",
     "it chooses what a transformers call returns": """use_cache return_dict output_attentions output_hidden_states
         output_scores output_past torchscript return_dict_in_generate output_router_logits use_return_dict
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",
     "it belongs to heads for other tasks": """id2label label2id num_labels problem_type finetuning_task
-        task_specific_params classifier_activation summary_type""",
+        task_specific_params classifier_activation summary_type add_classification_head class_num pool_type""",
     "the tokenizer's own files say this": """tokenizer_class tokenizer_model_max_length tokenizer_padding_side prefix
         pad_token bos_token eos_token unk_token sep_token_id cls_token_id mask_token_id unk_token_id
-        decoder_start_token_id use_fast_tokenizer padding_side add_bos_token add_eos_token chat_template""",
+        decoder_start_token_id use_fast_tokenizer padding_side add_bos_token add_eos_token chat_template
+        eod_token_id""",
     "generation defaults are read from generation_config.json": """max_length min_length max_new_tokens do_sample
         early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p
         repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetition_penalty
@@ -56,6 +57,9 @@ _REASONS: dict[str, str] = {
         max_context_length n_ctx""",
     "tie_word_embeddings says this": "use_embedding_sharing",
     "intermediate_size is the result of it": "multiple_of ffn_dim_multiplier",
+    "head_dim says this": "attention_head_dim",
+    "it matters with use_cla only": "cla_share_factor",
+    "transformers reads no such key": "full_attn_mod interpolate_factor",
     "it concerns encoder-decoder models only": "tie_encoder_decoder cross_attention_hidden_size",
     "this family reads no switch of windows, only sliding_window": "max_window_layers use_sliding_window",
     "attention is causal": "is_causal",
@@ -78,6 +82,7 @@ REFUSED: dict[str, str] = {
     "pruned_heads": "attention heads cut out of the layers",
     "per_layer_config": "layers of different shapes",
     "use_bidirectional_attention": "attention to later tokens",
+    "use_cla": "layers that attend to the keys and values of others",
 }
 """Key to what it turns on and llmc does not compute."""
 

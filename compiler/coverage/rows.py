@@ -17,8 +17,8 @@ from ..families.config import parse_config
 from ..families.reading import LOGITS
 from ..families.spec import DecoderSpec
 from ..targets.cuda.gaps import gaps
-from ..vision.architectures import KINDS, ROWS
-from ..vision.architectures import Row as VisionRow
+from ..vision.table import KINDS, ROWS
+from ..vision.table import Row as VisionRow
 from .features import features
 
 SIZES: Mapping[str, Any] = {

@@ -11,7 +11,7 @@ from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
-from ..vision.architectures import Kind, Row
+from ..vision.table import Kind, Row
 from ..vision.text_model import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin

@@ -21,8 +21,8 @@ def _kinds(config: ConfigReader) -> list[str]:
 def _own(config: ConfigReader, index: int, full: bool) -> dict[str, Any]:
     """Head size and key and value heads where a layer's differ: by its number, or for all layers that see all."""
     fields = config.fields
-    if (listed := fields.table("per_layer_config")) is not None:
-        return listed.get(str(index)) or {}
+    if (listed := fields.table("per_layer_config")) is not None:  # of ten layers and more, "05" is the key of the sixth
+        return next((own for key, own in listed.items() if key.isdecimal() and int(key) == index), None) or {}
     found = {"head_dim": fields.need_integer("global_head_dim", 2, 4096)} if full else {}
     kv_heads = fields.integer("num_global_key_value_heads", 1, 4096)
     return found | ({"num_key_value_heads": kv_heads} if full and kv_heads and config.flag("attention_k_eq_v") else {})

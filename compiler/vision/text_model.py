@@ -10,7 +10,7 @@ from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.foreign import missing
 from ..config.keys import COMMON, classify_keys
-from .architectures import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
+from .table import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
 
 _WHOLE = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config", "compression_config")
 """Keys that concern the whole model: the value at the top counts, if there is one."""

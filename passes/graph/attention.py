@@ -11,31 +11,61 @@ LAYER, EACH = "layer", "each"
 
 def head_norm(overload: str) -> str:
     """x f32 [B, S, N*D], weight f32 [D], or [N, D] with EACH, perhaps bias f32 [D] -> y, the norm of each head of D."""
+    bias = _bias(overload)
+    return f"""
+HeadNorm <epsilon> (x, weight{bias}) => (y) {{{_norm_of_heads(overload, "x", "y")}
+}}"""
+
+
+def part_norm(overload: str) -> str:
+    """The same of the columns of x from `start` to `stop`; the others stay as they are."""
+    bias = _bias(overload)
+    return f"""
+PartNorm <start, stop, epsilon> (x, weight{bias}) => (y) {{
+  first = Constant <value_int: int = @start> ()
+  last = Constant <value_int: int = @stop> ()
+  none = Constant <value_ints = [0]> ()
+  first1 = Unsqueeze (first, none)
+  last1 = Unsqueeze (last, none)
+  axis = Constant <value_ints = [-1]> ()
+  end = Shape <start = -1> (x)
+  before = Slice (x, none, first1, axis)
+  part = Slice (x, first1, last1, axis)
+  after = Slice (x, last1, end, axis){_norm_of_heads(overload, "part", "done")}
+  y = Concat <axis = -1> (before, done, after)
+}}"""
+
+
+def _bias(overload: str) -> str:
+    return ", bias" if "bias" in overload.split("_") else ""
+
+
+def _norm_of_heads(overload: str, x: str, y: str) -> str:
     kinds = overload.split("_")
-    bias = ", bias" if "bias" in kinds else ""
     op = "LayerNormalization" if LAYER in kinds else "RMSNormalization"
-    normed = f"normed = {op} <axis = -1, epsilon: float = @epsilon> (heads, weight{bias})"
+    normed = f"normed = {op} <axis = -1, epsilon: float = @epsilon> (heads, weight{_bias(overload)})"
     if EACH in kinds:
         normed = f"""one = Constant <value_float = 1.0> ()
   ones = Expand (one, size)
   plain = {op} <axis = -1, epsilon: float = @epsilon> (heads, ones)
   normed = Mul (plain, weight)"""
     return f"""
-HeadNorm <epsilon> (x, weight{bias}) => (y) {{
   zeros = Constant <value_ints = [0, 0]> ()
   minus = Constant <value_ints = [-1]> ()
   size = Shape <start = -1> (weight)
   split = Concat <axis = 0> (zeros, minus, size)
-  heads = Reshape (x, split)
+  heads = Reshape ({x}, split)
   {normed}
   joined = Concat <axis = 0> (zeros, minus)
-  y = Reshape (normed, joined)
-}}"""
+  {y} = Reshape (normed, joined)"""
 
 
-WINDOWED, NORMED, CAPPED, SINKS = "windowed", "normed", "capped", "sinks"
-"""In overloads of attention: a token attends to `window` positions, its own included; heads of q and k are normed;
-scores become softcap * tanh(score / softcap); a score for each head has no value."""
+WINDOWED, CAPPED, SINKS = "windowed", "capped", "sinks"
+"""In overloads of attention: a token attends to `window` positions, its own included; scores become
+softcap * tanh(score / softcap); a score for each head has no value."""
+NORMED, AFTER, PARTIAL, UNTURNED, APART = "normed", "after", "partial", "unturned", "apart"
+"""In overloads of attention with rope: heads of q and k are normed, and that after rope; rope turns the first
+`rotary_embedding_dim` elements of a head, or none; q has tables of its own."""
 
 
 def overload(*, window: int | None, softcap: float | None = None, sinks: bool = False) -> str:
@@ -174,6 +204,11 @@ def shared_attention(overload: str) -> str:
     return f"""
 SharedAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}>
   (q, present_key, present_value, past_lengths{_sinks(overload)}) => (y) {{{_SHAPES}
+{_shared_steps(overload)}"""
+
+
+def _shared_steps(overload: str) -> str:
+    return f"""
   q4 = Reshape (q, split)
   qt = Transpose <perm = [0, 2, 1, 3]> (q4)
   past = Cast <to = 7> (past_lengths)
@@ -183,28 +218,66 @@ SharedAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}>
 }}"""
 
 
+def rope_inputs(overload: str, *, shared: bool = False) -> tuple[str, ...]:
+    """Names of the inputs of RopeAttention, or of RopeSharedAttention."""
+    kinds = overload.split("_")
+    norms = ("q_norm",) if shared else ("q_norm", "k_norm")
+    return (
+        "raw_q" if shared else "qkv",
+        *(() if UNTURNED in kinds else ("cos", "sin", "positions")),
+        *(("present_key", "present_value") if shared else ("past_key", "past_value")),
+        "past_lengths",
+        *(norms if NORMED in kinds else ()),
+        *(("q_cos", "q_sin") if APART in kinds else ()),
+        *(("sinks",) if SINKS in kinds else ()),
+    )
+
+
+def _turned(x: str, heads: str, overload: str) -> str:
+    """Lines from raw_{x} to {x}, with the norms of its heads and rope."""
+    kinds = overload.split("_")
+    norm = f"""
+  {{y}}_heads = Reshape ({{x}}, split)
+  {{y}}_normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> ({{y}}_heads, {x}_norm)
+  {{y}} = Reshape ({{y}}_normed, joined)"""
+    part = ", rotary_embedding_dim: int = @rotary_embedding_dim" if PARTIAL in kinds else ""
+    tables = "q_cos, q_sin" if APART in kinds and x == "q" else "cos, sin"
+    how = f"num_heads: int = @{heads}, interleaved: int = @interleaved{part}"
+    rope = f"\n  {{y}} = RotaryEmbedding <{how}> ({{x}}, {tables}, positions)"
+    steps = [] if UNTURNED in kinds else [rope]
+    if NORMED in kinds:
+        steps.insert(len(steps) if AFTER in kinds else 0, norm)
+    steps = steps or ["\n  {y} = Identity ({x})"]
+    names = [f"raw_{x}", *(f"step{index}_{x}" for index in range(1, len(steps))), x]
+    return "".join(step.format(x=names[at], y=names[at + 1]) for at, step in enumerate(steps))
+
+
+def _rope_attributes(overload: str) -> str:
+    kinds = overload.split("_")
+    named = ((UNTURNED not in kinds, "interleaved"), (PARTIAL in kinds, "rotary_embedding_dim"))
+    return "".join(f", {name}" for has, name in (*named, (NORMED in kinds, "epsilon")) if has)
+
+
 def rope_attention(overload: str) -> str:
     """qkv f32 [B, S, (A+2K)*D] holds queries, keys and values side by side; cos and sin f32 [C, D/2], positions i64
-    [B, S], all else as in CachedAttention. q_norm and k_norm f32 [D] are the weights of a HeadNorm before rope."""
-    epsilon, norms, plain, normed = "", "", "unrotated", ""
-    if NORMED in overload:
-        epsilon, norms, plain = ", epsilon", ", q_norm, k_norm", "normed"
-        normed = "".join(
-            f"""
-  heads_{x} = Reshape (unrotated_{x}, split)
-  normed_heads_{x} = RMSNormalization <axis = -1, epsilon: float = @epsilon> (heads_{x}, {x}_norm)
-  normed_{x} = Reshape (normed_heads_{x}, joined)"""
-            for x in "qk"
-        )
+    [B, S], all else as in CachedAttention. q_norm and k_norm f32 [D] are the weights of RMS norms of heads."""
     return f"""
-RopeAttention <heads, kv_heads, head_dim, scale, interleaved{_attributes(overload)}{epsilon}>
-  (qkv, cos, sin, positions, past_key, past_value, past_lengths{norms}) => (y, present_key, present_value) {{{_SHAPES}
+RopeAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}{_rope_attributes(overload)}>
+  ({", ".join(rope_inputs(overload))}) => (y, present_key, present_value) {{{_SHAPES}
   a_count = Constant <value_int: int = @heads> ()
   k_count = Constant <value_int: int = @kv_heads> ()
   a_width = Mul (a_count, size1)
   k_width = Mul (k_count, size1)
   widths = Concat <axis = 0> (a_width, k_width, k_width)
-  unrotated_q, unrotated_k, v = Split <axis = -1> (qkv, widths){normed}
-  q = RotaryEmbedding <num_heads: int = @heads, interleaved: int = @interleaved> ({plain}_q, cos, sin, positions)
-  k = RotaryEmbedding <num_heads: int = @kv_heads, interleaved: int = @interleaved> ({plain}_k, cos, sin, positions)
+  raw_q, raw_k, v = Split <axis = -1> (qkv, widths)
+{_turned("q", "heads", overload)}{_turned("k", "kv_heads", overload)}
 {_attention_steps(overload)}"""
+
+
+def rope_shared_attention(overload: str) -> str:
+    """SharedAttention to the cache of an earlier layer, with the norm and rope of its queries."""
+    return f"""
+RopeSharedAttention <heads, kv_heads, head_dim, scale{_attributes(overload)}{_rope_attributes(overload)}>
+  ({", ".join(rope_inputs(overload, shared=True))}) => (y) {{{_SHAPES}
+{_turned("q", "heads", overload)}
+{_shared_steps(overload)}"""

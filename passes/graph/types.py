@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ...quantize import FORMATS
+from .attention import rope_inputs
 from .ops import ACTIVATIONS, DENSE, DOMAIN, format_of
 
 
@@ -55,7 +56,8 @@ def _attention_type(node: ir.Node) -> Typed:
 
 def _rope_attention_type(node: ir.Node) -> Typed:
     joined = [*_dims(node.inputs[0])[:-1], node.attributes["heads"].value * node.attributes["head_dim"].value]
-    return _float(joined, _dims(node.inputs[4]), _dims(node.inputs[5]))
+    at = rope_inputs(node.overload).index("past_key")
+    return _float(joined, _dims(node.inputs[at]), _dims(node.inputs[at + 1]))
 
 
 def _gated_type(node: ir.Node) -> Typed:
@@ -89,7 +91,8 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,
     (DOMAIN, "QuantizeActivations"): _like_first,
-    **{(DOMAIN, op): _like_first for op in ("HeadNorm", "SharedAttention", "Scale", "Softcap", "Activation")},
+    **{(DOMAIN, op): _like_first for op in ("HeadNorm", "PartNorm", "SharedAttention", "RopeSharedAttention")},
+    **{(DOMAIN, op): _like_first for op in ("Scale", "Softcap", "Activation")},
     (DOMAIN, "AllReduce"): _like_first,
     (DOMAIN, "AllGather"): _gather_type,
     (DOMAIN, "ReduceScatter"): _scatter_type,

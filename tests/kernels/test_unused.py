@@ -8,7 +8,7 @@ is used. The rest is in `WAITING`: a kernel arrives with the lowering that calls
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from support.dumps import legal_graph
+from support.samples import wider
 
+from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.targets import ProfileConfig
 from llmc.compiler.targets.cuda.call import EMULATE, Kernel
 from llmc.compiler.targets.cuda.emit import draft
@@ -37,23 +39,18 @@ WAITING = {
     "linear_fp8.workspace=given": "FP8 activations in steps of few tokens",
     "linear_fp8.counters=given": "FP8 activations in steps of few tokens",
     "linear_*.residual=given": "a pass that moves the addition into the linear",
-    "linear_*.ACTIVATION=relu": "families with other activations than silu",
-    "linear_*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
-    "gated*.ACTIVATION=relu": "families with other activations than silu",
-    "gated*.ACTIVATION=gelu*": "families with other activations than silu (Gemma)",
-    "attention_*.SOFTCAP=given": "families that cap the logits of attention (Gemma 2)",
-    "attention_*.sinks=given": "families with attention sinks (gpt-oss)",
-    "rope_cache.INTERLEAVED=True": "families that rotate neighbouring elements (Cohere)",
 }
 """Patterns of what no lowering uses, and what each waits for. A lowering that uses what a line names removes it."""
 
 
 @dataclass(frozen=True)
 class _Toy:
-    """A model whose plans are looked at: changes of the toy's config, formats for some linears by glob."""
+    """A model whose plans are looked at: changes of the toy's config, formats for some linears by glob, and changes of
+    the records, for what the families of the table do not have."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     rules: Mapping[str, str] = field(default_factory=dict)
+    records: Callable[[DecoderSpec], DecoderSpec] = lambda same: same
 
 
 _BASE = {"hidden_size": 256, "intermediate_size": 256}
@@ -67,6 +64,8 @@ _TOYS = (
     _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""
+_WIDER = (_Toy(records=wider.attention), _Toy(records=wider.around), _Toy(records=wider.activations))
+"""Records that no config of the toy gives; their linears are those of the others."""
 _RANKS = (1, 2)
 """Ranks of tp2-pp2 that cut activations for the next stage, and that join them."""
 
@@ -86,8 +85,10 @@ def _forms(kernel: Kernel, constants: Mapping[str, object]) -> Iterator[str]:
 
 def _plans(folder: Path) -> Iterator[Plan]:
     """The plans of every toy in every format, with FP8 activations and cache and without."""
-    for toy, quantize, fp8 in itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8")):
-        graph = legal_graph(folder, "sm_90", quantize, fp8, {**_BASE, **toy.config}, toy.rules)
+    every = itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8"))
+    for toy, quantize, fp8 in (*every, *itertools.product(_WIDER, ("none", "fp8"), ("none", "fp8"))):
+        config = {**_BASE, **toy.config}
+        graph = legal_graph(folder, "sm_90", quantize, fp8, config, toy.rules, records=toy.records)
         yield draft(graph, ProfileConfig(256, 64, "bfloat16", fp8), 90)[0]
     for toy, rank in itertools.product((_TOYS[0], _TOYS[2]), _RANKS):
         graph = legal_graph(folder, "sm_90", "fp8", config={**_BASE, **toy.config}, rank=("tp2-pp2", rank))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,8 @@ from types import MappingProxyType
 from support.engines import SMALL
 
 from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.checkpoint.weights.random_source import RandomSource
+from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.pipeline import lower
 from llmc.compiler.targets import ProfileConfig
 from llmc.passes.graph.graph import Canonical, Copied, Graph, Quantized
@@ -34,16 +36,19 @@ def legal_graph(
     config: Mapping[str, object] = _NONE,
     rules: Mapping[str, str] = _NONE,
     rank: tuple[str, int] = ("tp1", 0),
+    records: Callable[[DecoderSpec], DecoderSpec] = lambda same: same,
 ) -> Graph:
     """The toy's graph after legalization for a target, in a weight format; fp8: of activations, and of the cache if it
     may have that.
 
-    config: what differs in the toy's. rules: formats of some linears, by a glob on their names. rank: a split, and its
-    rank.
+    config: what differs in the toy's. records: what differs in what was read of it. rules: formats of some linears, by
+    a glob on their names. rank: a split, and its rank.
     """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**TOY, **config}))
     source = open_source(folder, random_weights=0)
+    spec = records(source.config.decoder)
+    source = replace(source, config=replace(source.config, decoder=spec), source=RandomSource(spec.tensors()))
     recipe = with_flags(None, quantize=quantize, targets=[target], parallel=[rank[0]])
     # as a recipe may: flags are refused if they change nothing, as activations of weights that are not quantized
     recipe = replace(

@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...families.spec import LAYER, Attention, DecoderSpec, LayerSpec, Norm, PlainMlp
+from ...families.spec import RMS, Attention, DecoderSpec
+from .fuse_attention import LATE_NORMS, WINDOW
 
-_OF_ATTENTION: Mapping[str, Callable[[Attention], object]] = {
-    "caps of attention scores": lambda mixer: mixer.softcap is not None,
-    "attention sinks": lambda mixer: mixer.sinks,
-    "layers without rope": lambda mixer: mixer.rope is None,
-    "rope of a part of a head": lambda mixer: mixer.rope and mixer.rope.rotated(mixer.head_dim) < mixer.head_dim,
-    "queries scaled by their position": lambda mixer: mixer.temperature,
-    "norms of heads after rope": lambda mixer: mixer.norm_after_rope,
-    "norms of values": lambda mixer: mixer.v_norm,
-    "norms of all heads together": lambda mixer: any(_wide(norm, mixer) for norm in (mixer.q_norm, mixer.k_norm)),
-    "LayerNorms of heads": lambda mixer: any(norm and norm.kind == LAYER for norm in (mixer.q_norm, mixer.k_norm)),
-    "a cache shared by layers": lambda mixer: mixer.source is not None,
-    "values that are the keys": lambda mixer: mixer.source is None and mixer.v is None,
-}
-_OF_LAYER: Mapping[str, Callable[[LayerSpec], object]] = {
-    "LayerNorm": lambda layer: any(norm and norm.kind == LAYER for norm in (layer.mixer_norm, layer.mlp_norm)),
-    "attention and MLP side by side": lambda layer: layer.parallel,
-    "an MLP without a gate": lambda layer: isinstance(layer.mlp, PlainMlp),
-    "scaled residuals": lambda layer: layer.residual_scale != 1.0,
-    "a factor of each layer": lambda layer: layer.scalar,
-    "per-layer embeddings": lambda layer: layer.extra,
-}
-_OF_DECODER: Mapping[str, Callable[[DecoderSpec], object]] = {
-    "scaled embeddings": lambda spec: spec.embedding_scale != 1.0,
-    "scaled logits": lambda spec: spec.logits_scale != 1.0,
-    "capped logits": lambda spec: spec.logits_softcap is not None,
+SOME_BIASES = "q, k and v of which only some have a bias"
+
+_OF_ATTENTION: Mapping[str, Callable[[Attention], bool]] = {
+    LATE_NORMS: lambda mixer: mixer.norm_after_rope and not _plain(mixer),
+    SOME_BIASES: lambda mixer: len({part.bias for part in (mixer.q, mixer.k, mixer.v) if part is not None}) > 1,
 }
 
 
 def gaps(spec: DecoderSpec) -> tuple[str, ...]:
     """The features of a decoder that no launch plan computes; none if a build for sm_* takes it."""
-    found = [words for words, has in _OF_DECODER.items() if has(spec)]
-    found += [words for words, has in _OF_LAYER.items() if any(map(has, spec.layers))]
     mixers = [layer.mixer for layer in spec.layers]
-    return (*found, *(words for words, has in _OF_ATTENTION.items() if any(map(has, mixers))))
+    found = [words for words, has in _OF_ATTENTION.items() if any(map(has, mixers))]
+    shared = [(mixer, mixers[mixer.source]) for mixer in mixers if mixer.source is not None]
+    return (*found, *([WINDOW] if any(mixer.window != source.window for mixer, source in shared) else []))
 
 
-def _wide(norm: Norm | None, mixer: Attention) -> bool:
-    return norm is not None and norm.size != mixer.head_dim
+def _plain(mixer: Attention) -> bool:
+    """Whether heads of q and k have RMS norms, with one weight for all heads and one epsilon for both."""
+    norms = [mixer.q_norm] if mixer.source is not None else [mixer.q_norm, mixer.k_norm]
+    alike = {(norm.kind, norm.size, norm.each, norm.epsilon) for norm in norms if norm is not None}
+    return (
+        None not in norms
+        and len(alike) == 1
+        and {(one[0], one[1], one[2]) for one in alike} == {(RMS, mixer.head_dim, 0)}
+    )

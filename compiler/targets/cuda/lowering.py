@@ -62,7 +62,7 @@ class CudaProfile:
         return -(-self.max_context // BLOCK_TOKENS)
 
     def kv_cache(self, node: ir.Node) -> KVCache:
-        """The kind of cache of an attention operator.
+        """The kind of cache of an attention operator, its own or that of the layer it shares it with.
 
         All tokens of a step are written before attention reads, so a ring must hold them and the window of the first
         of them, which may begin anywhere in a block.

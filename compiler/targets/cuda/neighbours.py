@@ -12,7 +12,7 @@ from .call import Operand
 from .kernels.linear.choose import SMALL_M
 from .kernels.linear.dequantize import PER_WORD
 from .kernels.linear.parts.fused import SQUARES, Fused
-from .lowering import Lowering
+from .lowering import Lowering, fp4_group
 
 
 def readers(at: Lowering, value: ir.Value) -> Iterator[ir.Node | None]:
@@ -110,3 +110,18 @@ def order_for(at: Lowering, buffer: Operand, value: ir.Value) -> int:
     if order:
         at.orders[buffer.name] = order
     return order
+
+
+def result_or_quantized(at: Lowering, value: ir.Value, together: int = 0) -> tuple[Operand, Operand | None]:
+    """(buffer, None) for a result, or (codes, scales) if `QuantizeActivations` is its only reader and the kernel can.
+
+    together: columns of a token that the kernel has together, so that it can write groups of them only; 0: all.
+    """
+    users = [user for user, _ in value.uses()]
+    quantizes = len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value)
+    group = fp4_group(users[0].outputs[0]) if quantizes else 0
+    if quantizes and (not together or (group and together % group == 0)):
+        codes, scales = at.quantized_result(users[0].outputs[0])
+        at.alias(users[0].outputs[0], codes)
+        return codes, scales
+    return at.result(value), None

@@ -8,13 +8,9 @@ import onnx_ir as ir
 
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
-from ....runtime.plan.plan import BLOCK_TOKENS
-from . import collectives, neighbours
+from . import attend, collectives, neighbours, rowwise
 from .call import Operand
-from .kernels import embed, gated, norm, quantize_activations, quantize_fp4
-from .kernels.attention import flash_decode as attention_decode
-from .kernels.attention import flash_prefill as attention_prefill
-from .kernels.attention import rope_cache
+from .kernels import embed, gated, norm, pointwise, quantize_activations, quantize_fp4
 from .kernels.linear import fp4
 from .kernels.linear.choose import linear
 from .lowering import CudaProfile, Lowering, Shared, StepShape, fp4_group
@@ -24,7 +20,11 @@ from .tuning.tactics import tile_key
 def _embedding(at: Lowering, node: ir.Node) -> None:
     weights = tuple(map(at.operand, node.inputs[1:]))
     ids, start = at.buffers["tokens"], attribute(node, "start", None)
-    at.add(node, embed.embed(ids, weights, at.result(node.outputs[0]), format=_format(node), start=start))
+    (result,) = node.outputs
+    users = [user for user, _ in result.uses()]
+    scaled = users[0] if len(users) == 1 and users[0].op_type == "Scale" else None
+    result, factor = (result, 1.0) if scaled is None else (scaled.outputs[0], attribute(scaled, "factor"))
+    at.add(node, embed.embed(ids, weights, at.result(result), format=_format(node), start=start, factor=factor))
 
 
 def _quantize_activations(at: Lowering, node: ir.Node) -> None:
@@ -39,25 +39,15 @@ def _quantize_activations(at: Lowering, node: ir.Node) -> None:
         at.add(node, quantize(x, *at.quantized_result(codes)))
 
 
-def _result_or_quantized(at: Lowering, value: ir.Value, together: int = 0) -> tuple[Operand, Operand | None]:
-    """(buffer, None) for a result, or (codes, scales) if `QuantizeActivations` is its only reader and the kernel can.
-
-    together: columns of a token that the kernel has together, so that it can write groups of them only; 0: all.
-    """
-    users = [user for user, _ in value.uses()]
-    quantizes = len(users) == 1 and users[0].op_type == "QuantizeActivations" and at.wants_fp8(value)
-    group = fp4_group(users[0].outputs[0]) if quantizes else 0
-    if quantizes and (not together or (group and together % group == 0)):
-        codes, scales = at.quantized_result(users[0].outputs[0])
-        at.alias(users[0].outputs[0], codes)
-        return codes, scales
-    return at.result(value), None
-
-
 def _through_activation(value: ir.Value) -> tuple[ir.Value, str | None]:
     """If a gated activation is the only reader, fuse it: (output value, activation or None)."""
     users = [user for user, _ in value.uses()]
-    if len(users) == 1 and users[0].op_type == "GatedActivation" and not value.is_graph_output():
+    if (
+        len(users) == 1
+        and users[0].op_type == "GatedActivation"
+        and len(users[0].inputs) == 1
+        and not value.is_graph_output()
+    ):
         return users[0].outputs[0], _activation_name(users[0])
     return value, None
 
@@ -107,7 +97,7 @@ def _linear_fp4(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias:
     x = node.inputs[0]
     assert x is not None
     (codes, scales), (result, activation) = at.quantized[x], _through_activation(node.outputs[0])
-    y, y_scales = _result_or_quantized(at, result, fp4.LEAST_COLUMNS)
+    y, y_scales = neighbours.result_or_quantized(at, result, fp4.LEAST_COLUMNS)
     at.alias(result, y)
     made = {"bias": bias, "activation": activation, "y_scales": y_scales}
     at.add(node, fp4.linear_fp4(codes, scales, weights, y, sm=at.profile.sm, **made))
@@ -115,7 +105,7 @@ def _linear_fp4(at: Lowering, node: ir.Node, weights: tuple[Operand, ...], bias:
 
 def _rms_norm(at: Lowering, node: ir.Node) -> None:
     x, weight = map(at.operand, node.inputs)
-    y, scales = _result_or_quantized(at, node.outputs[0])
+    y, scales = neighbours.result_or_quantized(at, node.outputs[0])
     epsilon, order = attribute(node, "epsilon", 1e-5), neighbours.order_for(at, y, node.outputs[0])
     squares = neighbours.unfinished(at, y, epsilon) if neighbours.divides(at, node.outputs[0]) else None
     call = norm.rms_norm(x, weight, y, epsilon=epsilon, scales=scales, squares=squares, order=order)
@@ -126,7 +116,7 @@ def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
     if at.computed(node.outputs[0]):  # fused into the linear before it
         return
     x, residual, weight = map(at.operand, node.inputs)
-    (y, scales), total = _result_or_quantized(at, node.outputs[0]), at.result(node.outputs[1])
+    (y, scales), total = neighbours.result_or_quantized(at, node.outputs[0]), at.result(node.outputs[1])
     epsilon = attribute(node, "epsilon", 1e-5)
     order = neighbours.order_for(at, y, node.outputs[0])
     at.add(node, norm.add_rms_norm(x, residual, weight, y, total, epsilon=epsilon, scales=scales, order=order))
@@ -135,7 +125,11 @@ def _add_rms_norm(at: Lowering, node: ir.Node) -> None:
 def _gated(at: Lowering, node: ir.Node) -> None:
     if at.computed(node.outputs[0]):  # fused into the linear
         return
-    y, scales = _result_or_quantized(at, node.outputs[0])
+    if len(node.inputs) == 2:
+        gate, up = map(at.operand, node.inputs)
+        at.add(node, pointwise.gated_by(gate, up, at.result(node.outputs[0]), node.overload.partition("_")[2]))
+        return
+    y, scales = neighbours.result_or_quantized(at, node.outputs[0])
     assert scales is None or scales.dtype == "f32"  # FP4 linears apply the activation
     at.add(node, gated.gated(at.operand(node.inputs[0]), y, activation=_activation_name(node), scales=scales))
 
@@ -151,65 +145,6 @@ def _select_rows(at: Lowering, node: ir.Node) -> None:
     at.add(node, norm.gather_rows(x, at.input("logits_indices", "i32", "rows"), at.result(node.outputs[0])))
 
 
-def _norms(at: Lowering, node: ir.Node) -> tuple[Operand, Operand] | None:
-    """The weights of the norms of the heads of q and k before rope, if there are any."""
-    weights = node.inputs[7:]
-    return (at.operand(weights[0]), at.operand(weights[1])) if weights else None
-
-
-def _rope_attention(at: Lowering, node: ir.Node) -> None:
-    heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
-    qkv, cos, sin = map(at.operand, node.inputs[:3])
-    kind = at.profile.kv_cache(node)
-    key, value = at.cache(node.inputs[4], kind), at.cache(node.inputs[5], kind)
-    result = node.outputs[0]
-    y, scales = (at.result(result), None) if at.shape.decode else _result_or_quantized(at, result, size)
-    q = at.buffer(f"{result.name}.q", at.profile.activation, "tokens", heads * size)
-    at.add(
-        node,
-        rope_cache.rope_cache(
-            *(
-                qkv,
-                at.input("positions", "i32", "tokens"),
-                at.input(f"slot_mapping{kind.suffix}", "i32", "tokens"),
-                cos,
-                sin,
-                q,
-                key,
-                value,
-            ),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=size,
-            interleaved=bool(attribute(node, "interleaved", 0)),
-            norms=_norms(at, node),
-            epsilon=attribute(node, "epsilon", 0.0),
-        ),
-    )
-    block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.profile.max_blocks)
-    seq_lens = at.input("seq_lens", "i32", "sequences")
-    common = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
-    common |= {"window": kind.window or 0, "order": neighbours.order_for(at, y, node.outputs[0])}
-    if not at.shape.decode:
-        query_start_loc = at.input("query_start_loc", "i32", "sequences + 1")
-        at.add(
-            node,
-            attention_prefill.attention_prefill(
-                *(q, key, value, block_tables, query_start_loc, seq_lens, y), sm=at.profile.sm, scales=scales, **common
-            ),
-        )
-        return
-    seen = at.profile.max_blocks if kind.window is None else min(kind.window // BLOCK_TOKENS + 1, at.profile.max_blocks)
-    splits = attention_decode.splits_for(at.shape.sequences, kv_heads, seen, at.profile.sm)
-    parts = attention_decode.parts_of(at.beside(y), at.counters(), heads, size, splits)
-    at.add(
-        node,
-        attention_decode.attention_decode(
-            q, key, value, block_tables, seq_lens, y, splits=splits, parts=parts, **common
-        ),
-    )
-
-
 def _format(node: ir.Node) -> str:
     name = ops.format_of(node)
     return "dense" if name == ops.DENSE else name
@@ -223,7 +158,9 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "AddRMSNorm": _add_rms_norm,
     "GatedActivation": _gated,
     "SelectRows": _select_rows,
-    "RopeAttention": _rope_attention,
+    "RopeAttention": attend.rope_attention,
+    "RopeSharedAttention": attend.rope_shared_attention,
+    **rowwise.LOWER,
     "Positions": lambda at, node: None,  # an input of the step
     **collectives.LOWER,
 }

@@ -53,6 +53,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     sharded: bool = False
     old: bool = False
+    by_length: bool = False
+    """Its rope has other frequencies at every length (dynamic), for which transformers recomputes no cached keys."""
 
 
 @dataclass(frozen=True)
@@ -126,21 +128,28 @@ def _spell_old(path: Path, old: Callable[[dict[str, Any]], None]) -> None:
 
 
 def answers(path: Path, length: int = LENGTH) -> Written:
-    """What transformers computes; every call is padded to `length`: rope types that depend on it see the context."""
+    """What transformers computes without a cache."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-    def forward(ids: list[int]) -> np.ndarray:
-        padded = torch.tensor([ids + [0] * (length - len(ids))])
-        with torch.no_grad():
-            return model(padded, use_cache=False).logits[0, : len(ids)].numpy()
-
     ids = np.random.default_rng(1).integers(0, CONFIG["vocab_size"], length).tolist()
-    sequence = ids[: length - NEW]
+    continuation = _without_cache(model, ids[: length - NEW])
+    return Written(path, ids, _logits(model, ids), continuation)
+
+
+def _logits(model: Any, ids: list[int], length: int = 0) -> np.ndarray:
+    """f32 [len(ids), V]; a rope that depends on the length sees `length` tokens."""
+    padded = torch.tensor([ids + [0] * (length - len(ids))])
+    with torch.no_grad():
+        return model(padded, use_cache=False).logits[0, : len(ids)].numpy()
+
+
+def _without_cache(model: Any, prompt: list[int]) -> list[int]:
+    """The greedy tokens; a rope that depends on the length sees that of the last step, as one of llmc does."""
+    sequence = prompt
     for _ in range(NEW):
-        sequence = [*sequence, int(forward(sequence)[-1].argmax())]
-    return Written(path, ids, forward(ids), sequence[length - NEW :])
+        sequence = [*sequence, int(_logits(model, sequence, len(prompt) + NEW - 1)[-1].argmax())]
+    return sequence[len(prompt) :]
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -159,8 +168,11 @@ def check_against_transformers(written: Written, folder: Path, bound: float = BO
         assert engine.generate(written.ids[: length - NEW], max_tokens=NEW).token_ids == written.continuation
 
 
-def check_company(written: Written, folder: Path) -> None:
-    """Three prompts of different lengths at once, in chunks, give what transformers gives each alone, with its cache."""
+def check_company(written: Written, folder: Path, *, by_length: bool = False) -> None:
+    """Three prompts of different lengths at once, in chunks, give what transformers gives each alone.
+
+    Transformers has its cache, unless the rope is `by_length`.
+    """
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(written.path, dtype=torch.float32).eval()
@@ -169,9 +181,13 @@ def check_company(written: Written, folder: Path) -> None:
     with llmc.load(path) as engine:
         found = engine.generate(prompts, max_tokens=NEW)
     for prompt, one in zip(prompts, found, strict=True):
-        ids = torch.tensor([prompt])
-        made = model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None)
-        assert one.token_ids == made[0, len(prompt) :].tolist(), f"{len(prompt)} tokens"
+        if by_length:
+            expected = _without_cache(model, prompt)
+        else:
+            ids = torch.tensor([prompt])
+            made = model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None)
+            expected = made[0, len(prompt) :].tolist()
+        assert one.token_ids == expected, f"{len(prompt)} tokens"
 
 
 def check_format(checkpoint: Path, quantize: str, folder: Path, count: int) -> None:

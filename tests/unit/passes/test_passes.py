@@ -167,12 +167,12 @@ def test_a_weight_the_format_cannot_hold_is_refused_by_name() -> None:
 
 def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
     text = (
-        "(float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y) { y = llmc.GatedActivation:plain_silu(a, b) }",
+        ALL["FuseRopeAttention"].fires[0].replace("(qr, kr, v", "(qr, kr, k"),
         "(float[2,3,8] a) => (float[2,3,8] y) { y = Swish(a) }",
     )
     for example in map(graphs.parse, text):
         with pytest.raises(
-            Unsupported, match=r"cannot compute (GatedActivation|Swish) \(y\) on a GPU\n  found: .* one linear"
+            Unsupported, match=r"cannot compute (CachedAttention|Swish) \(y\) on a GPU\n  found: .* one linear"
         ):
             PASSES[-1].run(example.graph)
 

@@ -36,9 +36,11 @@ def embed_kernel(
     WIDTH: tl.constexpr,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
+    FACTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """token_ids i32 [tokens], table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH]; ids out of range read row 0.
+    """token_ids i32 [tokens], table [VOCAB, WIDTH] in FORMAT -> x [tokens, WIDTH], FACTOR times its rows; ids out of
+    range read row 0.
 
     With start and count the table has the rows of ids start to start + count, VOCAB is None, and other ids give zeros.
     """
@@ -71,6 +73,8 @@ def embed_kernel(
             number = e2m1(code) * e8m0(scale)
     if start is not None:
         number = tl.where(held, number, 0.0)
+    if FACTOR != 1.0:
+        number *= FACTOR
     tl.store(x + token * WIDTH + column, number.to(x.dtype.element_ty), inside)
 
 
@@ -78,11 +82,18 @@ KERNEL = Kernel("embed", embed_kernel)
 
 
 def embed(
-    token_ids: Operand, weights: tuple[Operand, ...], x: Operand, *, format: str, start: int | None = None
+    token_ids: Operand,
+    weights: tuple[Operand, ...],
+    x: Operand,
+    *,
+    format: str,
+    start: int | None = None,
+    factor: float = 1.0,
 ) -> KernelCall:
     """Rows of the table at token_ids -> x [tokens, H]; weights are the format's components in order (dense: one).
 
-    `start`: the table is a part of a vocabulary, from this id on; ids of other parts give zeros.
+    They are multiplied by `factor` (Gemma). `start`: the table is a part of a vocabulary, from this id on; ids of other
+    parts give zeros.
     """
     tokens, width = x.shape
     vocab = weights[0].shape[0]
@@ -101,6 +112,7 @@ def embed(
             "WIDTH": width,
             "FORMAT": format.partition("-")[0],
             "GROUP": GROUP.get(format) or 1,
+            "FACTOR": factor,
             "BLOCK": BLOCK,
         },
         (tokens, -(-width // BLOCK)),
@@ -142,6 +154,11 @@ def _cases() -> Iterator[Case]:
         x = Operand("x", act, ("tokens", width))
         call = embed(Operand("ids", "i32", ("tokens",)), operands, x, format=format)
         yield Case(format, call, {"ids": ids, **tensors}, {"tokens": 6}, {"x": table[rows]}, ROUNDING[act])
+    tensors, operands, table = _weights("int4", 7, 96)
+    x = Operand("x", "bf16", ("tokens", 96))
+    call = embed(Operand("ids", "i32", ("tokens",)), operands, x, format="int4", factor=9.75)
+    given = {"ids": ids, **tensors}
+    yield Case("factor", call, given, {"tokens": 6}, {"x": 9.75 * table[rows]}, ROUNDING["bf16"])
     tensors, operands, table = _weights("fp8", 7, 96)
     call = embed(
         Operand("ids", "i32", ("tokens",)), operands, Operand("x", "bf16", ("tokens", 96)), format="fp8", start=3

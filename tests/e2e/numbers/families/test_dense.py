@@ -59,10 +59,11 @@ def test_logits_and_tokens_are_those_of_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     """The prompt runs whole and in six chunks, alone and beside two others, with a cache and without."""
-    written = answers(_written(tmp_path / "c", kind, SAMPLES[kind].cases[name]))
+    case = SAMPLES[kind].cases[name]
+    written = answers(_written(tmp_path / "c", kind, case))
     check_against_transformers(written, tmp_path, BOUND)
     monkeypatch.setattr(cpu, "MAX_PREFILL", 7)
-    check_company(written, tmp_path)
+    check_company(written, tmp_path, by_length=case.by_length)
 
 
 def _wide(kind: str) -> Case:

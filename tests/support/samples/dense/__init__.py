@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from support.samples.dense import gemma, pairs, parallel, ungated
+from support.samples.dense import gemma, llamas, olmo, pairs, parallel, phi, ungated
 from support.samples.families import Sample
 
 SAMPLES: dict[str, Sample] = {
-    sample.kind: sample for part in (gemma, pairs, parallel, ungated) for sample in part.SAMPLES
+    sample.kind: sample for part in (gemma, llamas, olmo, pairs, parallel, phi, ungated) for sample in part.SAMPLES
 }
 """By `model_type`."""

@@ -11,7 +11,7 @@ from support.samples.families import CONFIG
 
 from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.config import Config, parse_config
-from llmc.compiler.vision.architectures import KINDS, ROWS, WHY_IGNORED, Row
+from llmc.compiler.vision.table import KINDS, ROWS, WHY_IGNORED, Row
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 
 TEXT = {**CONFIG, "tie_word_embeddings": False}

@@ -22,7 +22,7 @@ from ..linear.dequantize import stored_column
 from ..linear.parts.common import comes_last, dot
 from ..linear.tiles import COUNTERS
 from .flash_parts import Parts, parts_of, splits_for, weigh_parts
-from .flash_prefill import Heads, bound, capped
+from .flash_prefill import LARGE, Heads, bound, capped
 from .pairs import cached_pairs, query_pairs
 from .reference import PAGE, AttentionOptions, paged
 
@@ -85,7 +85,7 @@ def attention_decode_kernel(
     highest = tl.full([ROWS], -1e30, tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
     if SPLITS == 1 and sinks is not None:
-        highest = tl.load(sinks + head, member < group, 0.0) * 1.4426950408889634
+        highest = tl.load(sinks + head, member < group, 0.0).to(tl.float32) * 1.4426950408889634
         norm = tl.full([ROWS], 1.0, tl.float32)
     oldest = 0
     if WINDOW > 0:
@@ -174,8 +174,8 @@ def attention_decode(
         writes=("out", *(room if parts else ())),
         bytes=total(*moved),
         operations=product("sequences", 2 * heads["heads"] * heads["head_dim"] * splits) if parts else 0,
-        warps=4,
-        stages=5 if key.dtype == "u8" else 3,
+        warps=4 if heads["head_dim"] <= LARGE else 8,
+        stages=1 if heads["head_dim"] > LARGE else 5 if key.dtype == "u8" else 3,
     )
 
 
@@ -195,6 +195,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 5), 1),
         (AttentionOptions(4, 2, 16, cache="u8", size=2.0**60), (100, 5), 2),
         (AttentionOptions(3, 1, 80, softcap=30.0, cache="u8", size=2.0**-60), (67,), 1),
+        (AttentionOptions(2, 1, 16, sinks=True, cache="u8"), (40, 129), 2),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")

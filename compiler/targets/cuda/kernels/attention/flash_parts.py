@@ -40,7 +40,7 @@ def weigh_parts(
     sums = tl.load(lse + row * SPLITS + split, split < SPLITS, -1e30, cache_modifier=".cg")
     sink = -1e30
     if sinks is not None:
-        sink = tl.load(sinks + head) * 1.4426950408889634
+        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
     highest = tl.maximum(tl.max(sums, axis=0), sink)
     weights = tl.where(sums > -1e29, tl.exp2(sums - highest), 0.0)
     norm = tl.sum(weights, axis=0)

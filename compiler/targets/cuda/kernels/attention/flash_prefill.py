@@ -24,6 +24,8 @@ from .reference import PAGE, AttentionOptions, fp4_case, paged
 
 ROWS = 64
 """Queries x heads of a program."""
+LARGE = 256
+"""Elements of a head, of which more leave no shared memory for a second stage (Gemma 4 has 512)."""
 WARPGROUP_SM = (90, 100)
 """Chips whose tensor cores read operands from shared memory; others keep them in registers and need more threads."""
 
@@ -110,7 +112,7 @@ def attention_prefill_kernel(
         mask = wanted[:, None] & (dim[None, :] < HEAD_DIM)
         queries = tl.load(q + at[:, None] + dim[None, :], mask, 0.0)
         if sinks is not None:
-            highest = tl.load(sinks + kv_head * group + member, wanted, 0.0) * 1.4426950408889634
+            highest = tl.load(sinks + kv_head * group + member, wanted, 0.0).to(tl.float32) * 1.4426950408889634
             norm = tl.full([QUERIES * MEMBERS], 1.0, tl.float32)
         else:
             highest = tl.full([QUERIES * MEMBERS], -1e30, tl.float32)
@@ -169,7 +171,7 @@ class Heads(TypedDict):
     softcap: NotRequired[float]
     """0: none."""
     sinks: NotRequired[Operand | None]
-    """f32 [heads]: logits that are added to the denominator only."""
+    """[heads]: logits that are added to the denominator only."""
     order: NotRequired[int]
     """The order of the result's columns; see `linear/parts/fused.py`."""
 
@@ -239,7 +241,7 @@ def attention_prefill(
         bytes=total(q.bytes, out.bytes, *([scales.bytes] if scales else [])),
         operations=product("tokens", 2 * heads["heads"] * size, PAGE),
         warps=4 if size <= 128 and sm in WARPGROUP_SM else 8,
-        stages=2 if size <= 128 or SHARED[sm] > 100 << 10 else 1,
+        stages=2 if size <= 128 or (size <= LARGE and SHARED[sm] > 100 << 10) else 1,
     )
 
 
@@ -254,6 +256,7 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(4, 1, 64, cache="u8"), (70, 3), (7, 3)),
         (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
+        (AttentionOptions(2, 1, 32, softcap=5.0, sinks=True, cache="u8"), (70, 3), (9, 3)),
     ):
         made = paged(options, seq_lens, new_tokens, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")

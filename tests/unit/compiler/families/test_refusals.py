@@ -1,0 +1,134 @@
+"""Values of config.json that a family refuses: with most of them the code of transformers 5.23.0 fails."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from support.samples.families import read
+
+from llmc.compiler.families.spec import DecoderSpec, Temperature
+from llmc.runtime.errors import CheckpointError, Unsupported
+
+SLIDING = ["sliding_attention", "full_attention"]
+NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}, "sliding_attention": None}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+ALPHA = {"type": "dynamic", "factor": 1.0, "alpha": 50.0}
+
+
+def of(kind: str, **changes: Any) -> DecoderSpec:
+    names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3"}
+    return read(f"{names.get(kind, kind.capitalize())}ForCausalLM", **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("olmo2", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" as 1 (the whole head is rotated)'),
+        ("olmo3", {"sliding_window": None}, '"sliding_window" as an integer from 1 to 2147483647'),
+        (
+            "olmo3",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            '"rope_parameters" as settings of full_attention and sliding_attention, without rope_theta and',
+        ),
+        ("olmo3", {"rope_parameters": NESTED, "rope_theta": 1e4}, "without rope_theta and rope_scaling"),
+        ("olmo3", {"rope_parameters": NESTED, "rope_scaling": YARN}, "without rope_theta and rope_scaling"),
+        (
+            "olmo3",
+            {"layer_types": ["full_attention"] * 2, "rope_scaling": {**YARN, "truncate": False}},
+            '"truncate" as true in the rope settings of config.json\n  found: false, which transformers 5 ignores',
+        ),
+        (
+            "exaone4",
+            {"sliding_window": None},
+            '"layer_types" as a list, as there is no sliding_window, in config.json\n  found: no such key',
+        ),
+        (
+            "exaone4",
+            {"sliding_window_pattern": "LLLG"},
+            '"sliding_window_pattern" as an integer from 1 to 4096 in config.json\n  found: "LLLG"',
+        ),
+        (
+            "exaone4",
+            {"sliding_window": None, "layer_types": SLIDING},
+            '"layer_types" of full_attention in config.json\n  found: "sliding_attention" in layer 0',
+        ),
+        ("smollm3", {"no_rope_layers": [1]}, '"no_rope_layers" as a list of 0 or 1 for each of num_hidden_layers (2)'),
+        ("smollm3", {"no_rope_layers": [1, 2]}, "found: [1, 2]"),
+        ("smollm3", {"no_rope_layer_interval": 0}, '"no_rope_layer_interval" as an integer from 1 to 4096'),
+        ("smollm3", {"layer_types": SLIDING, "sliding_window": 8}, 'found: "sliding_attention" in layer 0'),
+        (
+            "ministral3",
+            {"rope_theta": 5e5},
+            'expected one value of "rope_theta" in config.json\n  found: 500000.0 at the top, 1000000.0 among',
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+            '"original_max_position_embeddings" as an integer from 1 to 2147483647 in the rope settings of config.json',
+        ),
+        ("ministral3", {"rope_parameters": YARN}, '"llama_4_scaling_beta" as a number from 0 to 1e+06 in the rope set'),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "expected a rope type of default, longrope in config.json\n  found: 'linear' in a Phi 3",
+        ),
+        ("phi3", {"rope_scaling": {**YARN, "original_max_position_embeddings": 4096}}, "found: 'yarn' in a Phi 3"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", **LONG, "original_max_position_embeddings": 16}},
+            'one value of "original_max_position_embeddings" in config.json\n  found: 4096 at the top, 16 among',
+        ),
+        ("phi3", {"sliding_window": 0}, '"sliding_window" as an integer from 1'),
+        ("hunyuan", {}, '"head_dim" as an integer from 2 to 4096 in config.json\n  found: no such key'),
+        ("hunyuan", {"head_dim": 16, "use_qk_norm": False}, '"use_qk_norm" as true in config.json\n  found: false'),
+        ("hunyuan", {"head_dim": 16, "use_cla": True}, "layers that attend to the keys and values of others"),
+        (
+            "hunyuan",
+            {"head_dim": 16, "rope_scaling": {"type": "dynamic", "alpha": 50.0}},
+            '"factor" as a number (this rope type needs it)',
+        ),
+        (
+            "hunyuan",
+            {"head_dim": 2, "rope_scaling": ALPHA},
+            '"head_dim" as a number over 2, as alpha has no value for it, in config.json\n  found: 2',
+        ),
+        ("granite", {"logits_scaling": 0.0}, '"logits_scaling" as a number over 0 and up to 1e+06'),
+        ("granite", {"attention_multiplier": None}, '"attention_multiplier" as a number over 0'),
+    ],
+)
+def test_refused_by_message(kind: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises((CheckpointError, Unsupported), match=re.escape(said)):
+        of(kind, **changes)
+
+
+def test_su_is_the_first_name_of_longrope() -> None:
+    """transformers 5.23.0 renames it too, but fails before, as its check misses the original length."""
+    su, longrope = (
+        of("phi3", rope_scaling={"type": kind, **LONG}, original_max_position_embeddings=16)
+        for kind in ("su", "longrope")
+    )
+    assert su == longrope and su.layers[0].mixer.rope is not None
+    assert su.layers[0].mixer.rope.parameters["factor"] == 4.0
+
+
+def test_ropes_that_only_some_layers_have() -> None:
+    old = of("olmo3", num_hidden_layers=4, rope_theta=1e4, rope_scaling=YARN)
+    thetas = [layer.mixer.rope.theta for layer in old.layers if layer.mixer.rope]
+    assert thetas == [5e5, 5e5, 5e5, 1e4]
+    assert [layer.mixer.rope.type for layer in old.layers if layer.mixer.rope] == ["default"] * 3 + ["yarn"]
+    assert [layer.mixer.rope is None for layer in of("smollm3", num_hidden_layers=5).layers] == [0, 0, 0, 1, 0]
+    windowed = of("exaone4", sliding_window_pattern=2)
+    assert [(layer.mixer.window, layer.mixer.rope is None) for layer in windowed.layers] == [(4096, 0), (None, 1)]
+    full = of("exaone4", sliding_window=None, layer_types=["full_attention"] * 2)
+    assert [layer.mixer.rope is None for layer in full.layers] == [False, False]
+
+
+def test_the_temperature_has_the_original_length_of_the_rope() -> None:
+    settings = {**YARN, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 64}
+    assert of("ministral3", rope_parameters=settings).layers[0].mixer.temperature == Temperature(0.1, 16)
+    del settings["original_max_position_embeddings"]
+    assert of("ministral3", rope_parameters=settings).layers[0].mixer.temperature == Temperature(0.1, 64)
+    assert of("ministral3").layers[0].mixer.temperature == Temperature(0.1, 16384)

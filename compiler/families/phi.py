@@ -37,4 +37,5 @@ FAMILY = Family(
     decoder=_decoder,
     rope=RopeDefaults(share=0.5),
     norm="model.final_layernorm",
+    example={"qk_layernorm": True},
 )

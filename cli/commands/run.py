@@ -54,7 +54,7 @@ ChatTemplateFile = Annotated[
 ]
 Image = Annotated[
     list[str] | None,
-    flag("--image", "Always refused: says which parts for images were left out of the engine.", metavar="FILE"),
+    flag("--image", "Always refused: says which parts for images were left out.", default="none", metavar="FILE"),
 ]
 
 Subject = Annotated[

@@ -28,6 +28,14 @@ from llmc.runtime.errors import CheckpointError, Unsupported
 
 Call = Callable[..., Outcome]
 LLAVA = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+SOUND: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "output_proj_dims": 16,
+    "subsampling_conv_channels": [4, 4],
+}
+"""The audio tower of the smaller Gemma 4."""
 QWEN = {"model.language_model.": "model.", "model.": ""}
 OLD: dict[str, Mapping[str, str]] = {
     **dict.fromkeys(("gemma3", "internvl", "llava", "mistral3"), LLAVA),
@@ -88,6 +96,7 @@ def test_files_of_transformers_4(tmp_path: Path, name: str):
         ("internvl", {}, {"tie_word_embeddings": True}),
         ("qwen2_vl", {}, {"tie_word_embeddings": True}),
         ("qwen2_5_vl", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, {}),
+        pytest.param("gemma4", {}, {"audio_config": SOUND}, marks=pytest.mark.soak),
         pytest.param("qwen3_vl", {"attention_bias": True}, {"tie_word_embeddings": True}, marks=pytest.mark.soak),
         pytest.param(
             "gemma3", {"use_bidirectional_attention": False, "num_hidden_layers": 7}, {}, marks=pytest.mark.soak

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.dumps import legal_graph
-from support.samples import wider
+from support.samples.dense import wider
 
 from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.targets import ProfileConfig

@@ -1,4 +1,4 @@
-"""Launch plans of all that the records can say (`support/samples/dense/wider.py`), interpreted, agree with the oracle."""
+"""Launch plans of all that the records can say (`dense/wider.py`), interpreted, agree with the oracle."""
 
 from __future__ import annotations
 

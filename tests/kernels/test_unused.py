@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.dumps import legal_graph
-from support.samples import wider
+from support.samples.dense import wider
 
 from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.targets import ProfileConfig
@@ -38,6 +38,8 @@ WAITING = {
     "linear_fp8.PROMOTE=False": "a measurement of what sums of 128 columns cost",
     "linear_fp8.workspace=given": "FP8 activations in steps of few tokens",
     "linear_fp8.counters=given": "FP8 activations in steps of few tokens",
+    "gated.ACTIVATION=relu": "a plan of it whose linear does not apply the activation",
+    "gated.ACTIVATION=gelu*": "a plan of it whose linear does not apply the activation",
     "linear_*.residual=given": "a pass that moves the addition into the linear",
 }
 """Patterns of what no lowering uses, and what each waits for. A lowering that uses what a line names removes it."""

@@ -8,11 +8,11 @@ import onnx_ir as ir
 
 from ....passes.graph import ops
 from ....passes.graph.graph import attribute
-from . import attend, collectives, neighbours, rowwise
 from .call import Operand
 from .kernels import embed, gated, norm, pointwise, quantize_activations, quantize_fp4
 from .kernels.linear import fp4
 from .kernels.linear.choose import linear
+from .lower import attend, collectives, neighbours, rowwise
 from .lowering import CudaProfile, Lowering, Shared, StepShape, fp4_group
 from .tuning.tactics import tile_key
 

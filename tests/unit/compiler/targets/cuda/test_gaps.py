@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.dumps import TOY, legal_graph
-from support.samples import wider
+from support.samples.dense import wider
 from support.samples.families import read
 
 from llmc.compiler.families.spec import DecoderSpec

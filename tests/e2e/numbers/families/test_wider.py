@@ -1,4 +1,4 @@
-"""Launch plans of all that the records can say (`support/samples/wider.py`), interpreted, agree with the oracle."""
+"""Launch plans of all that the records can say (`dense/wider.py`), interpreted, agree with the oracle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.engines import NARROW, NARROW_BATCH, relative, small_checkpoint, some_ids
-from support.samples import wider
+from support.samples.dense import wider
 
 from llmc.compiler.build import build
 from llmc.compiler.checkpoint.account import open_source

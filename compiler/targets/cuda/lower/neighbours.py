@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from ....passes.graph import ops
-from ....passes.graph.graph import attribute, width
-from .call import Operand
-from .kernels.linear.choose import SMALL_M
-from .kernels.linear.dequantize import PER_WORD
-from .kernels.linear.parts.fused import SQUARES, Fused
-from .lowering import Lowering, fp4_group
+from .....passes.graph import ops
+from .....passes.graph.graph import attribute, width
+from ..call import Operand
+from ..kernels.linear.choose import SMALL_M
+from ..kernels.linear.dequantize import PER_WORD
+from ..kernels.linear.parts.fused import SQUARES, Fused
+from ..lowering import Lowering, fp4_group
 
 
 def readers(at: Lowering, value: ir.Value) -> Iterator[ir.Node | None]:

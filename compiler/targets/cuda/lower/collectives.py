@@ -11,11 +11,11 @@ from itertools import accumulate
 
 import onnx_ir as ir
 
-from ....passes.graph.graph import attribute, width
-from ....passes.placement import spans
-from .call import CollectiveCall, Operand, product
-from .kernels import columns
-from .lowering import Lowering
+from .....passes.graph.graph import attribute, width
+from .....passes.placement import spans
+from ..call import CollectiveCall, Operand, product
+from ..kernels import columns
+from ..lowering import Lowering
 
 
 def _all_reduce(at: Lowering, node: ir.Node) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from ....passes.graph.attention import LAYER
-from ....passes.graph.graph import attribute
-from .call import KernelCall, Operand
-from .kernels import columns, pointwise
-from .kernels.head_norm import head_norm
-from .lowering import Lowering
+from .....passes.graph.attention import LAYER
+from .....passes.graph.graph import attribute
+from ..call import KernelCall, Operand
+from ..kernels import columns, pointwise
+from ..kernels.head_norm import head_norm
+from ..lowering import Lowering
 
 
 def _norm(at: Lowering, node: ir.Node, x: Operand, y: Operand, columns: tuple[int, int] | None = None) -> None:

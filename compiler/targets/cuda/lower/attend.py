@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ....passes.graph.attention import AFTER, CAPPED, rope_inputs
-from ....passes.graph.graph import attribute
-from ....runtime.plan.plan import BLOCK_TOKENS, KVCache
+from .....passes.graph.attention import AFTER, CAPPED, rope_inputs
+from .....passes.graph.graph import attribute
+from .....runtime.plan.plan import BLOCK_TOKENS, KVCache
+from ..call import Operand
+from ..kernels.attention import flash_decode as attention_decode
+from ..kernels.attention import flash_prefill as attention_prefill
+from ..kernels.attention.flash_prefill import Heads
+from ..kernels.attention.rope_cache import Turn, rope_cache
+from ..lowering import Lowering
 from . import neighbours
-from .call import Operand
-from .kernels.attention import flash_decode as attention_decode
-from .kernels.attention import flash_prefill as attention_prefill
-from .kernels.attention.flash_prefill import Heads
-from .kernels.attention.rope_cache import Turn, rope_cache
-from .lowering import Lowering
 
 
 def rope_attention(at: Lowering, node: ir.Node) -> None:

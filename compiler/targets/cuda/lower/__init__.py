@@ -1,0 +1,1 @@
+"""The functions that lower operators around attention, norms and ranks."""

@@ -82,9 +82,9 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """Characters with which both begin; one or two are chance."""
+    """Characters with which both begin; one is chance."""
     same = len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
-    return same if same > 2 else 0
+    return same if same > 1 else 0
 
 
 def _kindred(family: str, name: str) -> bool:

@@ -82,8 +82,9 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """Characters with which both begin."""
-    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
+    """Characters with which both begin; one is chance."""
+    same = len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
+    return same if same > 1 else 0
 
 
 def _kindred(family: str, name: str) -> bool:

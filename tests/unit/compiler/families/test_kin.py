@@ -31,7 +31,7 @@ KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
 """Nearest kin by type, and a part of what the refusal says of the difference."""
-SAME_FIELDS = {"helium": "Llama", "olmo": "Llama"}
+SAME_FIELDS = {"helium": "Llama", "olmo": "Olmo2"}
 """Kin whose config shows no difference: norms and rotation differ in code alone."""
 NONE_NEAR = ("gpt2", "bloom", "mpt", "rwkv", "mamba", "xlnet", "bart", "ctrl")
 

@@ -31,10 +31,10 @@ FAMILY = Family(
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
         "qk_layernorm": None,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        **{"bos_token_id": 1, "eos_token_id": 2},
     },
     decoder=_decoder,
     rope=RopeDefaults(share=0.5),
     norm="model.final_layernorm",
+    epsilon="layer_norm_eps",
 )

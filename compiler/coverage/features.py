@@ -69,4 +69,4 @@ def _differ(spec: DecoderSpec, name: str) -> bool:
 
 def _partial(mixer: Attention) -> bool:
     rope = mixer.rope
-    return rope is not None and (rope.rotated(mixer.head_dim) < mixer.head_dim or rope.parameters.get("share", 1.0) < 1)
+    return rope is not None and (rope.rotated(mixer.head_dim) < mixer.head_dim or rope.parameters.get("share", 1) != 1)

@@ -31,4 +31,5 @@ FAMILY = Family(
     _layer,
     defaults={**LLAMA.defaults, **dict.fromkeys(_FACTORS, 1.0)},
     decoder=_decoder,
+    example={**LLAMA.example, **dict.fromkeys(_FACTORS, 2.0)},
 )

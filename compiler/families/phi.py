@@ -37,4 +37,5 @@ FAMILY = Family(
     rope=RopeDefaults(share=0.5),
     norm="model.final_layernorm",
     epsilon="layer_norm_eps",
+    example={"qk_layernorm": True},
 )

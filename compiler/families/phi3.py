@@ -31,4 +31,5 @@ FAMILY = Family(
         "eos_token_id": 32000,
     },
     rope=RopeDefaults(share=1.0),
+    example={"sliding_window": 64, "partial_rotary_factor": 0.75},
 )

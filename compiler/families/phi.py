@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..config.rope import RopeDefaults
 from .reading import ConfigReader, Family
-from .spec import LAYER, DecoderSpec, LayerSpec
+from .spec import LAYER, LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
@@ -18,10 +18,6 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
     return LayerSpec(config.norm("input_layernorm", kind=LAYER, bias=True), mixer, None, mlp, parallel=True)
 
 
-def _decoder(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
-    return replace(spec, head_bias=True)
-
-
 FAMILY = Family(
     "phi",
     "PhiForCausalLM",
@@ -31,9 +27,10 @@ FAMILY = Family(
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
         "qk_layernorm": None,
-        **{"bos_token_id": 1, "eos_token_id": 2},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     },
-    decoder=_decoder,
+    decoder=lambda config, spec: replace(spec, head_bias=True),
     rope=RopeDefaults(share=0.5),
     norm="model.final_layernorm",
     epsilon="layer_norm_eps",

@@ -213,7 +213,7 @@ def _token_ids(
     """BOS and EOS ids. If absent, the architecture's default, provided the vocabulary has that id; null means none."""
 
     def has(key: str) -> bool:
-        return key in given or (fields.values.get(key) or 0) < vocab_size
+        return key in given or max(fields.ids(key), default=0) < vocab_size
 
     # Only a note: llmc does not use padding, and many fine-tunes name an id one beyond the vocabulary.
     pad = fields.values.get("pad_token_id")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..config.rope import RopeDefaults
 from .reading import ConfigReader, Family
-from .spec import LAYER, DecoderSpec, LayerSpec
+from .spec import LAYER, LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
@@ -16,10 +16,6 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
         mixer = replace(mixer, q_norm=q, k_norm=k)
     mlp = config.plain_mlp("mlp.fc1", "mlp.fc2", bias=True)
     return LayerSpec(config.norm("input_layernorm", kind=LAYER, bias=True), mixer, None, mlp, parallel=True)
-
-
-def _decoder(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
-    return replace(spec, head_bias=True)
 
 
 FAMILY = Family(
@@ -34,8 +30,9 @@ FAMILY = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    decoder=_decoder,
+    decoder=lambda config, spec: replace(spec, head_bias=True),
     rope=RopeDefaults(share=0.5),
     norm="model.final_layernorm",
+    epsilon="layer_norm_eps",
     example={"qk_layernorm": True},
 )

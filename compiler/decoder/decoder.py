@@ -26,7 +26,7 @@ from ..families.spec import (
     PerLayerInput,
     PlainMlp,
 )
-from .tables import Ropes
+from .rotary import Ropes
 from .weights import Weights
 
 

@@ -9,35 +9,36 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
-    "apertus",
-    "arcee",
-    "cohere2",
-    "ernie4_5",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gemma4_text",
-    "glm",
-    "glm4",
-    "granite",
-    "hunyuan_v1_dense",
-    "llama",
-    "ministral3",
-    "mistral",
-    "olmo2",
-    "olmo3",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "seed_oss",
-    "smollm3",
-    "stablelm",
-    "starcoder2",
+    "llamas.ernie4_5",
+    "llamas.granite",
+    "llamas.hunyuan_v1_dense",
+    "llamas.llama",
+    "llamas.ministral3",
+    "llamas.mistral",
+    "llamas.phi3",
+    "llamas.qwen2",
+    "llamas.qwen3",
+    "llamas.seed_oss",
+    "llamas.smollm3",
+    "norms.exaone4",
+    "norms.gemma",
+    "norms.gemma2",
+    "norms.gemma3_text",
+    "norms.gemma4_text",
+    "norms.glm",
+    "norms.glm4",
+    "norms.olmo2",
+    "norms.olmo3",
+    "others.apertus",
+    "others.arcee",
+    "others.cohere2",
+    "others.phi",
+    "others.stablelm",
+    "others.starcoder2",
     # one line a family
 )
 FAMILIES: dict[str, Family] = {
-    family.architecture: family for family in (import_module(f".{file}", __name__).FAMILY for file in _FILES)
+    family.architecture: family
+    for family in sorted((import_module(f".{file}", __name__).FAMILY for file in _FILES), key=lambda one: one.name)
 }
 """Family by architecture, as `architectures` in config.json names it."""

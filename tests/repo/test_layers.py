@@ -26,6 +26,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("oracle",), ("targets",), ("coverage", "divisible", "page"), ("pipeline", "engine"), ("planner",)),
         *(("build", "deploy"), ("cache",)),
     ),
+    ("compiler", "families"): (("spec",), ("reading",), ("llamas", "norms", "others"), ("kin",), ("config",)),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
         ("account", "described", "tokenizer_check"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 
 
 def window(config: ConfigReader, index: int) -> int | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..reading import ConfigReader, Family
+from ..spec import DecoderSpec, LayerSpec
 from .llama import FAMILY as LLAMA
-from .reading import ConfigReader, Family
-from .spec import DecoderSpec, LayerSpec
 
 
 def _factor(config: ConfigReader, key: str) -> float:

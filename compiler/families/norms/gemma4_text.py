@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...runtime.errors import Unsupported
-from ..config.rope import RopeDefaults
+from ....runtime.errors import Unsupported
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import Attention, DecoderSpec, LayerSpec, Linear, Norm, Parameter, PerLayerEmbedding, PerLayerInput
 from .gemma2 import FAMILY as GEMMA2
 from .gemma2 import capped
-from .reading import ConfigReader, Family
-from .spec import Attention, DecoderSpec, LayerSpec, Linear, Norm, Parameter, PerLayerEmbedding, PerLayerInput
 
 
 def _kinds(config: ConfigReader) -> list[str]:

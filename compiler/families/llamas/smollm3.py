@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.fields import is_int
-from ..config.rope import RopeDefaults
+from ...config.fields import is_int
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .llama import FAMILY as LLAMA
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _has_rope(config: ConfigReader, index: int) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ...runtime.errors import Unsupported
-from ..config.rope import RopeDefaults
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
+from ....runtime.errors import Unsupported
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...runtime.errors import Unsupported
-from ..config.rope import RopeDefaults
+from ....runtime.errors import Unsupported
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .gemma2 import FAMILY as GEMMA2
 from .gemma2 import capped, sandwich
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

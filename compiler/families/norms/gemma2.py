@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.rope import RopeDefaults
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import DecoderSpec, LayerSpec
 from .gemma import DEFAULTS, scaled_embedding
-from .reading import ConfigReader, Family
-from .spec import DecoderSpec, LayerSpec
 
 
 def sandwich(config: ConfigReader, index: int, every: int, rope: RopeDefaults | None = None) -> LayerSpec:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..config.rope import RopeDefaults
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 
 
 def layer(config: ConfigReader, index: int) -> LayerSpec:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.rope import RopeConfig
-from .reading import ConfigReader, Family
-from .spec import Attention, LayerSpec
+from ...config.rope import RopeConfig
+from ..reading import ConfigReader, Family
+from ..spec import Attention, LayerSpec
 
 
 def after(config: ConfigReader, mixer: Attention) -> LayerSpec:

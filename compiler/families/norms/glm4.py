@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .glm import FAMILY as GLM
 from .glm import layer
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..config.rope import RopeDefaults
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 
 _SCALES = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _ROPE = RopeDefaults(12e6)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .reading import ConfigReader, Family
-from .spec import LAYER, LayerSpec
+from ..reading import ConfigReader, Family
+from ..spec import LAYER, LayerSpec
 
 _ONLY = {"norm_type": "layer_norm", "mlp_type": "default", "scale_attn_weights": True}
 """Of published files, and not read by transformers."""

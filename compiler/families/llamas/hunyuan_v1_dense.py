@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...runtime.errors import Unsupported
-from ..config.fields import Fields
-from ..config.rope import RopeConfig, RopeDefaults
+from ....runtime.errors import Unsupported
+from ...config.fields import Fields
+from ...config.rope import RopeConfig, RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .llama import FAMILY as LLAMA
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _rope(config: ConfigReader, size: int) -> RopeConfig:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...runtime.errors import Unsupported
-from ..config.rope import RopeConfig, RopeDefaults
+from ....runtime.errors import Unsupported
+from ...config.rope import RopeConfig, RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .olmo2 import FAMILY as OLMO2
 from .olmo2 import after, attention
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _rope(config: ConfigReader, kind: str) -> RopeConfig:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.fields import Fields
-from ..config.rope import RopeDefaults
+from ...config.fields import Fields
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec, Temperature
 from .mistral import FAMILY as MISTRAL
-from .reading import ConfigReader, Family
-from .spec import LayerSpec, Temperature
 
 _BETA, _ORIGINAL = "llama_4_scaling_beta", "original_max_position_embeddings"
 _KEYS = frozenset((_BETA, _ORIGINAL, "max_position_embeddings"))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .qwen2 import FAMILY as QWEN2
 from .qwen2 import window
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .reading import ConfigReader, Family
-from .spec import DecoderSpec, LayerSpec
+from ..reading import ConfigReader, Family
+from ..spec import DecoderSpec, LayerSpec
 
 
 def scaled_embedding(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:

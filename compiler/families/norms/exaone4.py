@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 from .olmo2 import after
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

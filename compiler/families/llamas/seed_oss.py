@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .reading import ConfigReader, Family
-from .spec import LayerSpec
+from ..reading import ConfigReader, Family
+from ..spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

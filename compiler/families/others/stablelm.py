@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.rope import RopeDefaults
-from .reading import ConfigReader, Family
-from .spec import LAYER, LayerSpec
+from ...config.rope import RopeDefaults
+from ..reading import ConfigReader, Family
+from ..spec import LAYER, LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:

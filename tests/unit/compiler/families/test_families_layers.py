@@ -1,42 +1,14 @@
-"""Configs of the dense families: defaults are those of transformers' classes, and what is not computed is refused."""
+"""What configs of dense families turn on in the records, and values that are refused."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 from support.samples.families import read
-from transformers import CONFIG_MAPPING
 
-from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.spec import LAYER, GatedMlp, PlainMlp
 from llmc.runtime.errors import CheckpointError, LlmcError, Unsupported
-
-MADE = {"_sliding_window_pattern", "per_layer_config"}
-"""Keys that a class makes of others."""
-BY_NAME = {family.name: family for family in FAMILIES.values()}
-
-
-@pytest.mark.parametrize("kind", BY_NAME)
-def test_defaults_are_those_of_the_config_class(kind: str) -> None:
-    """transformers 5.23. A class names false what a family names null; keys of older files are in no class."""
-    made = CONFIG_MAPPING[kind]()
-    fields, values = {field.name: field.default for field in dataclasses.fields(made)}, made.to_dict()
-    for key, value in BY_NAME[kind].defaults.items():
-        known = [names[key] for names in (fields, values) if key in names]
-        off = value is None and not any(known)
-        assert not known or off or value in known or key in MADE, f"{key}: {known} in transformers, not {value}"
-
-
-@pytest.mark.parametrize("kind", ["ernie4_5", "glm", "glm4", "cohere2", "stablelm", "starcoder2", "arcee", "apertus"])
-def test_rope_defaults_are_those_of_the_config_class(kind: str) -> None:
-    made, family = CONFIG_MAPPING[kind]().rope_parameters, BY_NAME[kind]
-    rope = read(family.architecture, head_dim=16).layers[0].mixer.rope
-    assert rope is not None
-    assert (rope.type, rope.theta) == (made["rope_type"], made["rope_theta"])
-    assert rope.rotated(16) == 16 * made.get("partial_rotary_factor", 1.0)
-    assert all(made[key] == value for key, value in rope.parameters.items())
 
 
 @pytest.mark.parametrize(

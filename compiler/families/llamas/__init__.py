@@ -1,0 +1,1 @@
+"""Families whose layer is Llama's, with what few fields change."""

@@ -1,0 +1,1 @@
+"""Families whose norms lie elsewhere than Llama's, or have another factor."""

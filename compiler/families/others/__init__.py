@@ -1,0 +1,1 @@
+"""Families with LayerNorms, parts side by side, or MLPs without a gate."""

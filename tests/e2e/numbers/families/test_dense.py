@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.samples.dense import SAMPLES
 from support.samples.families import (
     WIDE,
@@ -18,14 +20,18 @@ from support.samples.families import (
     check_against_transformers,
     check_company,
     check_format,
+    check_simulated,
     difference,
     write,
 )
 from support.samples.split_models import Model, compare
 
 from llmc.compiler.families import FAMILIES
+from llmc.compiler.targets.cuda import emit
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.quantize import FORMATS
 from llmc.runtime.cpu import executor as cpu
+from llmc.runtime.plan.plan import MachineCode
 
 BOUND = 4e-5
 """max|a-b| / max|b| of logits: 1e-4 is promised, 1.7e-5 was measured, and a wrong constant moves them by 1e-3."""
@@ -85,3 +91,20 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
         assert difference(found, expected) < BOUND, name
 
     compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+
+
+def _uncompiled(specializations: Sequence[Specialization], sm: int, **_: object) -> dict[Specialization, Cubin]:
+    """The interpreter runs no machine code, and a hundred kernels take minutes to compile."""
+    code = MachineCode("none", shared=0, registers=0, spills=0)
+    return {one: Cubin(sm, b"none", "none", one.types, code) for one in specializations}
+
+
+@pytest.mark.soak  # test_wider.py has each set of kernels in every run
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_launch_plan_agrees_with_the_oracle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, quantize: str
+) -> None:
+    monkeypatch.setattr(emit, "compile_all", _uncompiled)
+    case = replace(_wide(kind), dtype=torch.bfloat16)
+    check_simulated(_written(tmp_path / "c", kind, case), quantize, tmp_path, 40)

@@ -121,6 +121,7 @@ SAMPLES = (
             "num_kv_shared_layers": 2,
             "global_head_dim": 64,
             "hidden_size_per_layer_input": 128,
+            "final_logit_softcapping": 30.0,
         },
         centres={"q_norm": 0.2, "norm": 1.0, "scalar": 1.0},
         old=_spell_old,

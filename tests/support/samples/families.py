@@ -160,7 +160,7 @@ def check_against_transformers(written: Written, folder: Path, bound: float = BO
 
 
 def check_company(written: Written, folder: Path) -> None:
-    """Three prompts of different lengths at once, in chunks, give what transformers gives each alone, with its cache."""
+    """Three prompts of different lengths at once, in chunks, give what transformers gives each alone with its cache."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(written.path, dtype=torch.float32).eval()

@@ -1,6 +1,7 @@
 """What a sliding window saves of the cache: a 32k context with a window of 4k against the same model without one.
 
     python benchmarks/window_memory.py [--context 32768] [--window 4096] [--layers 8] [--work build/window_memory]
+    python benchmarks/window_memory.py --family gemma3_text --window 1024 --layers 6 --out OTHER.json
 
 On the CPU one sequence of the whole context runs in a process of its own: resident memory before its first token and
 after its last, and the size of all cache buffers. Of a launch plan, what its budget reserves for such a sequence
@@ -28,6 +29,8 @@ from llmc.runtime.machine import cpu_count, cpu_name
 from llmc.runtime.plan.price import memory
 from llmc.runtime.scheduling.executor import ScheduledSequence
 
+FAMILIES = {"mistral": "MistralForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+"""Models with windows in all layers, and in five of six."""
 RESULTS = Path(__file__).parent / "results" / "window_memory.json"
 GOAL = 0.3
 DECODED = 32
@@ -36,6 +39,7 @@ DECODED = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="mistral")
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=8)
@@ -46,7 +50,7 @@ def main() -> None:
     if options.child is not None:
         print(json.dumps(of_process(options.child)))
         return
-    shape = {key: getattr(options, key) for key in ("context", "window", "layers")}
+    shape = {key: getattr(options, key) for key in ("family", "context", "window", "layers")}
     full, windowed = measured(options, None), measured(options, options.window)
     ratios = {key: round(windowed[key] / full[key], 3) for key in ("buffers", "resident", "plan")}
     machine = f"{cpu_name()}, {cpu_count()} threads"
@@ -65,7 +69,7 @@ def main() -> None:
 
 def measured(options: argparse.Namespace, window: int | None) -> dict[str, Any]:
     """Bytes of the cache of one sequence at full context: buffers on the CPU, resident ones, and a plan's for sm_90."""
-    folder = options.work / f"window-{window}"
+    folder = options.work / f"{options.family}-{window}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(options, window)))
     path = llmc.build(
@@ -83,8 +87,15 @@ def measured(options: argparse.Namespace, window: int | None) -> dict[str, Any]:
 
 
 def config(options: argparse.Namespace, window: int | None) -> dict[str, Any]:
+    own: dict[str, Any] = {"sliding_window": window}
+    if options.family != "mistral":
+        kinds = [
+            "sliding_attention" if window and (index + 1) % 6 else "full_attention" for index in range(options.layers)
+        ]
+        own = {"sliding_window": window or options.window, "layer_types": kinds}
     return {
-        "architectures": ["MistralForCausalLM"],
+        "architectures": [FAMILIES[options.family]],
+        **own,
         "hidden_size": 512,
         "intermediate_size": 512,
         "num_hidden_layers": options.layers,
@@ -93,7 +104,6 @@ def config(options: argparse.Namespace, window: int | None) -> dict[str, Any]:
         "head_dim": 128,
         "vocab_size": 1024,
         "max_position_embeddings": options.context,
-        "sliding_window": window,
         "rms_norm_eps": 1e-5,
         "bos_token_id": 0,
         "eos_token_id": 1,

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from ..quantize import FORMATS
 from ..runtime.engine_file.bind import Concat, Expr, Slice, Stored
+from .crossings import Crossing, crossings, cut_of, stage_of
 from .graph import attention, ops
 from .graph.attention import SINKS
 from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, width
@@ -32,55 +33,10 @@ def partition(graph: Graph, placement: Placement, ranks: Collection[int] | None 
     caches have the heads of the rank; a rank has those that it needs.
     """
     split = placement.split
-    where = {node: _stage_of(node, placement) for node in graph.nodes}
-    crossings = _crossings(where, placement)
+    where = {node: stage_of(node, placement) for node in graph.nodes}
+    sent = crossings(where, placement)
     for rank in range(split.ranks) if ranks is None else sorted(ranks):
-        yield _Rank(graph, placement, split.stage(rank), split.shard(rank)).build(where, crossings)
-
-
-@dataclass(frozen=True)
-class _Crossing:
-    """A value that a later stage reads. `summand`: the input of its Add that is a sum over shards, if there is one."""
-
-    value: ir.Value
-    source: int
-    reader: int
-    summand: int | None
-    number: int
-
-
-def _stage_of(node: ir.Node, placement: Placement) -> int | None:
-    """The stage of a node, by its block; None if it makes integers only, which every stage that reads them computes."""
-    if all(value.dtype in (ir.DataType.INT64, ir.DataType.INT32) for value in node.outputs) or not node.inputs:
-        return None
-    return placement.stage_of(node.metadata_props[BLOCK])
-
-
-def _crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> list[_Crossing]:
-    found = []
-    for node, source in where.items():
-        for value in node.outputs if source is not None else ():
-            readers = {stage for user, _ in value.uses() if (stage := where[user]) is not None}
-            summand = None if source in readers or placement.split.tp == 1 else _summand(node, placement)
-            for reader in sorted(readers - {source}):
-                found.append(_Crossing(value, int(source or 0), reader, summand, len(found)))
-    return found
-
-
-def _summand(add: ir.Node, placement: Placement) -> int | None:
-    """Which input of an Add is the result of a linear cut by columns, read by nothing else; None if none is."""
-    for index, value in enumerate(add.inputs if add.op_type == "Add" else ()):
-        linear = value.producer() if value is not None else None
-        if value is None or linear is None or len(value.uses()) > 1 or linear.op_type != "Linear":
-            continue
-        cut = _cut_of(linear, placement)
-        if cut is not None and cut.axis == COLUMNS and not ops.has_bias(linear):
-            return index
-    return None
-
-
-def _cut_of(linear: ir.Node, placement: Placement) -> Cut | None:
-    return placement.cut_of(linear.metadata_props[BLOCK], linear.metadata_props.get(MODULE, ""))
+        yield _Rank(graph, placement, split.stage(rank), split.shard(rank)).build(where, sent)
 
 
 @dataclass
@@ -97,10 +53,10 @@ class _Rank:
     sharded: set[ir.Value] = field(default_factory=set)
     """Values of which each shard has a part of the last axis."""
 
-    def build(self, where: Mapping[ir.Node, int | None], crossings: Sequence[_Crossing]) -> Graph:
+    def build(self, where: Mapping[ir.Node, int | None], sent: Sequence[Crossing]) -> Graph:
         self.graph = Graph.new(self.whole.body.name or "")
         self.graph.canonical.update(self.whole.canonical)
-        for crossing in crossings:
+        for crossing in sent:
             if crossing.reader == self.stage:
                 self.values[crossing.value] = self._received(crossing)
         for node, stage in where.items():
@@ -110,7 +66,7 @@ class _Rank:
             if where[_made(value)] == self.stage:
                 self.values[value].name = value.name
                 self.graph.body.outputs.append(self.values[value])
-        for crossing in crossings:
+        for crossing in sent:
             if crossing.source == self.stage:
                 self.graph.body.outputs.append(self._sent(crossing))
         self.graph.remove_dead()
@@ -196,7 +152,7 @@ class _Rank:
         return self.graph.expr(value) is None and value.dtype == ir.DataType.FLOAT
 
     def _linear(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        cut, x = _cut_of(node, self.placement), self._value(_given(node.inputs[0]))
+        cut, x = cut_of(node, self.placement), self._value(_given(node.inputs[0]))
         if (x in self.sharded) != (cut is not None and cut.axis == COLUMNS):
             which = "a part" if x in self.sharded else "the whole"
             raise ValueError(f"{node.name} cannot read {which} of its input")
@@ -261,7 +217,7 @@ class _Rank:
         node = _made(value)
         while node.op_type != "Linear":
             node = _made(node.inputs[0])
-        cut = _cut_of(node, self.placement)
+        cut = cut_of(node, self.placement)
         assert cut is not None and cut.axis == ROWS
         return cut
 
@@ -290,7 +246,7 @@ class _Rank:
         self.sharded.add(made[0])
         return made
 
-    def _received(self, crossing: _Crossing) -> ir.Value:
+    def _received(self, crossing: Crossing) -> ir.Value:
         split, value = self.placement.split, crossing.value
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][0]}")
         received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard), number=crossing.number)
@@ -298,7 +254,7 @@ class _Rank:
         received.type, received.shape = value.type, ir.Shape([*dims(value)[:-1], sizes[self.shard]])
         return received if split.tp == 1 else b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
 
-    def _sent(self, crossing: _Crossing) -> ir.Value:
+    def _sent(self, crossing: Crossing) -> ir.Value:
         split, value = self.placement.split, self.values[crossing.value]
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][1] - 1}")
         if crossing.summand is not None:

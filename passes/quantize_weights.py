@@ -61,12 +61,13 @@ class QuantizeWeights(Pass):
 
 
 def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """For each linear's tensor the tensors of all linears with its input and format. These may be merged, so they share
-    a global scale and lie next to each other in the file."""
-    groups: dict[tuple[ir.Value | None, str], list[str]] = {}
+    """For each linear's tensor the tensors of all linears of its input, parent module and format. These may be merged,
+    so they share a global scale and lie next to each other in the file."""
+    groups: dict[tuple[ir.Value | None, str, str], list[str]] = {}
     for node in graph.nodes:
         if (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE):
-            key = node.inputs[0], format_of(node.metadata_props.get(MODULE, ""))
+            module = node.metadata_props.get(MODULE, "")
+            key = node.inputs[0], module.rpartition(".")[0], format_of(module)
             groups.setdefault(key, []).append(_tensor(graph, node.inputs[1]).name)
     return {name: tuple(names) for names in groups.values() for name in names}
 

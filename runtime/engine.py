@@ -20,6 +20,7 @@ from .scheduling.executor import Executor
 from .scheduling.loop import Loop
 from .scheduling.request import LogitsRequest, Request, Result, Stream, TextRequest
 from .text.chat import ChatTemplate, no_template
+from .text.images import refuse_images
 from .text.stream import TextStream, checked_stops
 from .text.tokenizer import Tokenizer
 from .text.turns import Fitted, fit
@@ -142,8 +143,9 @@ class Engine(AbstractContextManager["Engine"]):
 
         Raises:
             RecipeError: the template refuses the messages.
-            Unsupported: the checkpoint had no tokenizer or no chat template.
+            Unsupported: the checkpoint had no tokenizer or no chat template, or a message has an image.
         """
+        refuse_images(messages, self.info.architecture, self.info.left_out)
         for tool in several("tools", tools or (), lambda _, one: one):
             demand("each of tools", tool, "a mapping", Mapping)
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)

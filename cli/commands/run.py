@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...runtime import environment
-from ...runtime.errors import RecipeError, shown
+from ...runtime.errors import RecipeError, Unsupported, shown
 from ...runtime.sampling.params import RANGES
 from ..cache import engine as cached
 from ..common import console, options, progress, simulate, texts
@@ -52,7 +52,10 @@ ChatTemplateFile = Annotated[
     Path | None,
     flag("--chat-template", "A jinja file, for conversations.", default="the engine's template", metavar="FILE"),
 ]
-
+Image = Annotated[
+    list[str] | None,
+    flag("--image", "Always refused: says which parts for images were left out.", default="none", metavar="FILE"),
+]
 
 Subject = Annotated[
     str,
@@ -77,6 +80,7 @@ def run(
         str | None, flag("--system", "The system message of a --chat.", default="none", metavar="TEXT")
     ] = None,
     chat_template: ChatTemplateFile = None,
+    image: Image = None,
     prompts: PromptsFile = None,
     max_tokens: Annotated[
         int | None, flag("--max-tokens", "Most tokens to generate.", default="512", metavar="N", group=options.SAMPLE)
@@ -104,6 +108,8 @@ def run(
     from ..prompts import batch, conversation, lines
 
     built = {name: more.pop(name) for name in cached.BUILT}
+    if image:
+        raise _no_images(engine)
     _check(prompt, prompts, chat, system, chat_template)
     template = None if chat_template is None else _template(chat_template)
     if verify not in ("header", "full"):
@@ -165,6 +171,22 @@ def run(
             for token in ids if show_prompt else ():
                 console.note(f"{token:>8}  {loaded.tokenizer.text_of(token)!r}")
             answers.write(loaded.stream(ids, **{**given, "special": None}), json, loaded.profile)
+
+
+def _no_images(engine: str) -> Unsupported:
+    """Why an image cannot be read: of an engine by its manifest, of a checkpoint by its config, before it is built."""
+    from ...runtime.text.images import no_images
+
+    if cached.is_checkpoint(engine):
+        from ...compiler.checkpoint.checkpoint import open_checkpoint
+
+        config = open_checkpoint(engine, random_weights=0).config
+        return no_images(engine, [f"{part} left out" for part in dict.fromkeys(config.parts.values())])
+    from ...runtime.engine_file.file import EngineFile
+    from ...runtime.engine_file.info import parts_left_out
+
+    with EngineFile.open(engine) as opened:
+        return no_images(engine, parts_left_out(opened.manifest.unused))
 
 
 def _check(prompt: str | None, prompts: str | None, chat: bool, system: str | None, chat_template: Path | None) -> None:

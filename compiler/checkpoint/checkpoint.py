@@ -27,6 +27,8 @@ from .weights.shards import open_weights
 from .weights.source import Source
 
 TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, SPECIAL_MAP, "chat_template.jinja")
+_OLD_TEMPLATE = "chat_template.json"
+"""Where processors of images and text kept the template in transformers 4; it counts if there is no other."""
 _MAX_TOKENIZER_BYTES = 128 << 20
 _NO_TEMPLATE = "no chat template: `llmc run --chat` will need --chat-template"
 
@@ -90,6 +92,10 @@ def open_checkpoint(
     )
     jinja = tokenizer.get("chat_template.jinja")
     chat_template = chat_template_source(tokenizer_config, None if jinja is None else jinja.decode("utf-8", "replace"))
+    if chat_template is None and (data := files.get(_OLD_TEMPLATE, _MAX_TOKENIZER_BYTES)) is not None:
+        chat_template = chat_template_source(load_object(data, str(folder.path / _OLD_TEMPLATE)), None)
+        if chat_template is not None:
+            tokenizer["chat_template.jinja"] = chat_template.encode()
     if "tokenizer.json" not in tokenizer:
         warnings.append(_no_tokenizer(folder))
     elif chat_template is None:

@@ -30,7 +30,7 @@ class Described:
     revision: str | None
     """The commit, if known."""
     config: Mapping[str, Any]
-    """The keys of config.json, with those of text_config; empty without a readable file."""
+    """The keys of config.json, with those of the text model; empty without a readable file."""
     adapter: Mapping[str, Any]
     """adapter_config.json; empty if this is no adapter."""
     quantization: Mapping[str, str | int | float | bool]
@@ -53,7 +53,7 @@ def describe(where: str | Path) -> Described:
     folder = Folder(path.parent if alone else path)
     files: dict[str, int] = {}
     config, adapter, modelopt = (_object(folder, name, files) for name in (CONFIG, ADAPTER, _MODELOPT))
-    inner = config.get("text_config")
+    inner = config.get("text_config", config.get("llm_config"))
     values = {**(inner if isinstance(inner, dict) else {}), **{k: v for k, v in config.items() if v is not None}}
     names = [path.name] if alone else [name for name in folder.names() if name.endswith(".safetensors")]
     tokenizer = tuple(name for name in _TOKENIZERS if folder.has(name))

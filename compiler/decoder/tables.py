@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -56,7 +57,7 @@ class Ropes:
             return x
         rope = self.of(mixer)[not query]
         size = mixer.rope.rotated(mixer.head_dim)
-        changed = {"rotary_embedding_dim": size} if size < mixer.head_dim else {}
+        changed: dict[str, Any] = {"rotary_embedding_dim": size} if size < mixer.head_dim else {}
         changed |= {"interleaved": 1} if mixer.rope.interleaved else {}
         heads = mixer.heads if query else mixer.kv_heads
         return b("RotaryEmbedding", x, rope.cos, rope.sin, rope.rows, num_heads=heads, **changed)

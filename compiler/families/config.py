@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.dtypes import CONFIG_DTYPES
 from ...runtime.errors import CheckpointError, RecipeError, Unsupported
 from ..config.fields import Fields, is_int, load_object, shown
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
-from ..vision.table import ROWS
-from ..vision.text import TextPart, row_of, text_part
+from ..vision.table import ROWS, Kind, Row
+from ..vision.text_model import TextPart, row_of, text_part
 from . import FAMILIES
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
@@ -74,8 +74,12 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     """
     raw = load_object(data, what)
     row, notes = row_of(raw), list[str]()
-    part = text_part(raw, row, FAMILIES, accept, what) if row else _alone(raw, accept, what, notes)
-    values, family, ignored = part.values, part.family, part.ignored
+    if row is None:
+        family, part = _alone(raw, accept, what, notes)
+    else:
+        kind, part = text_part(raw, row, FAMILIES, accept, what)
+        family = _within(row, kind)
+    values, ignored = part.values, part.ignored
     notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in raw if key in REMOTE_CODE and raw[key]]
     reading = ConfigReader(values, family, part.what)
@@ -101,7 +105,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     )
 
 
-def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: list[str]) -> TextPart:
+def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: list[str]) -> tuple[Family, TextPart]:
     """The whole of a config, as the text model that it is."""
     values, found, clash = _lift_text_config(raw, what)
     notes += found
@@ -109,7 +113,14 @@ def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: li
     if clash is not None:
         raise clash
     ignored, accepted = classify_keys(values, accept, what, family.defaults)
-    return TextPart(family, values, what, ignored, accepted)
+    return family, TextPart(values, what, ignored, accepted)
+
+
+def _within(row: Row, kind: Kind) -> Family:
+    """The family of a text model, as part of an architecture of images and text."""
+    family = FAMILIES[kind.family]
+    rope = family.rope if kind.theta is None else replace(family.rope, theta=kind.theta)
+    return replace(family, architecture=row.architecture, defaults={**family.defaults, **kind.defaults}, rope=rope)
 
 
 def _lift_text_config(raw: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[str], CheckpointError | None]:

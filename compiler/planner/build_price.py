@@ -18,7 +18,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
-from ..families.spec import DecoderSpec, LayerSpec, Linear
+from ..families.spec import DecoderSpec, LayerSpec, Linear, PlainMlp, Temperature
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
@@ -158,6 +158,11 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
     head = recipe.format_of(spec.head)
     if not spec.tied or head == "none":
         yield [table], "none"
+    if spec.per_layer is not None:
+        projection = f"{spec.per_layer.projection.module}.weight"
+        for name, shape in spec.per_layer.tensors(""):
+            module = name.removesuffix(".weight")
+            yield [(name, shape)], recipe.format_of(module) if name == projection else "none"
     for index, layer in enumerate(spec.layers):
         prefix = spec.layer.format(index)
         shared = dict(_shared(layer))
@@ -174,6 +179,8 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
                 yield from ([([one], fmt) for one in tensors] if fmt == "none" else [(tensors, fmt)])
     for name, shape in spec.norm.tensors(""):
         yield [(name, shape)], "none"
+    if spec.head_bias:
+        yield [(f"{spec.head}.bias", (spec.vocab_size,))], "none"
     if not spec.tied:
         yield [(f"{spec.head}.weight", (spec.vocab_size, spec.hidden_size))], head
     elif head != "none":  # the table shares the head's codes
@@ -181,9 +188,11 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
 
 
 def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
-    """The linears of a layer by module, each with those that have its input."""
-    mixer, mlp = layer.mixer, layer.mlp
-    for linears in ((mixer.q, mixer.k, mixer.v), (mixer.o,), (mlp.gate, mlp.up), (mlp.down,)):
+    """The linears of a layer by module, each with those of its input and parent module."""
+    mixer, mlp, extra = layer.mixer, layer.mlp, layer.extra
+    first = (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
+    alone = (mixer.o, mlp.down, *(() if extra is None else (extra.gate, extra.projection)))
+    for linears in (tuple(filter(None, (mixer.q, mixer.k, mixer.v))), first, *((one,) for one in alone)):
         for linear in linears:
             yield linear.module, linears
 
@@ -204,11 +213,13 @@ def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
 
 def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
     """The rotary tables that an engine stores: those that do not depend on a sequence's length."""
-    kinds: list[tuple[RopeConfig, int]] = []
-    for layer in spec.layers:
-        settings = (layer.mixer.rope, layer.mixer.head_dim)
-        kinds += [settings] if settings not in kinds else []
-    fixed = [size for rope, size in kinds if length_rope(rope, size, spec.positions, context) is None]
+    kinds: list[tuple[RopeConfig, int, Temperature | None]] = []
+    for mixer in (layer.mixer for layer in spec.layers):
+        for scaled in dict.fromkeys((mixer.temperature, None)):
+            if mixer.rope is not None and (settings := (mixer.rope, mixer.head_dim, scaled)) not in kinds:
+                kinds.append(settings)
+    turned = [(rope, rope.rotated(size)) for rope, size, _ in kinds]
+    fixed = [size for rope, size in turned if length_rope(rope, size, spec.positions, context) is None]
     return [
         [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"
     ]

@@ -15,6 +15,7 @@ from functools import cached_property
 from ...passes.placement import Placement, Span
 from ...quantize import FORMATS
 from ...runtime.engine_file.split import Split
+from ...runtime.errors import Unsupported
 from ..decoder.placement import FormatOf, balanced, place, weight_bits
 from ..families.spec import DecoderSpec, LayerSpec
 
@@ -34,7 +35,14 @@ class Skeleton:
 
     @staticmethod
     def of(spec: DecoderSpec, format_of: FormatOf) -> Skeleton:
-        """The skeleton of a model whose modules have these weight formats."""
+        """The skeleton of a model whose modules have these weight formats.
+
+        Raises:
+            Unsupported: layers share caches, so a layer of few does not cost what it does among many.
+        """
+        if any(layer.mixer.source is not None for layer in spec.layers):
+            fix = "`llmc build`, which needs no prices"
+            raise Unsupported("cannot price this model", found="layers that share the cache of another", fix=fix)
         known: list[tuple[LayerSpec, tuple[str, ...], int]] = []
         kinds, modules, last = [], (), None
         for index, layer in enumerate(spec.layers):

@@ -71,7 +71,7 @@ ROWS: dict[str, Row] = {row.architecture: row for row in _TABLE}
 """Row by architecture."""
 
 
-def _sizes(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, int]:
+def _sizes(hidden: int, inner: int, layers: int, heads: int, kv_heads: int | None, vocabulary: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -95,7 +95,7 @@ _QWEN2_VL = Kind(
 )
 _GEMMA3, _GEMMA4_SIZES = _sizes(2304, 9216, 26, 8, 4, 262208), _sizes(2304, 9216, 30, 8, 4, 262144)
 KINDS: dict[str, Kind] = {
-    "llama": Kind("LlamaForCausalLM", _sizes(4096, 11008, 32, 32, 32, 32000)),
+    "llama": Kind("LlamaForCausalLM", _sizes(4096, 11008, 32, 32, None, 32000)),
     "mistral": Kind("MistralForCausalLM", _sizes(4096, 14336, 32, 32, 8, 32000)),
     "qwen2": Kind("Qwen2ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),
     "qwen3": Kind("Qwen3ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),

@@ -9,6 +9,19 @@ from pathlib import Path
 
 from .file import EngineFile
 
+_LEFT_OUT = " left out: "
+"""What the manifest's unused tensors say of a part of the checkpoint that is there once, by its module."""
+
+
+def left_out(part: str, tensors: int) -> str:
+    """The reason of a module that is left out, such as "vision tower left out: 390 tensors"."""
+    return f"{part}{_LEFT_OUT}{tensors} tensor{'s' * (tensors != 1)}"
+
+
+def parts_left_out(unused: Mapping[str, str]) -> list[str]:
+    """The parts among the unused tensors of a manifest, in words."""
+    return [f"{reason} of {name}" for name, reason in unused.items() if _LEFT_OUT in reason]
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -43,6 +56,8 @@ class EngineInfo:
     chat: bool
     """Whether there is a chat template, as `Engine.chat` needs."""
     content_digest: str
+    left_out: tuple[str, ...] = ()
+    """Parts of the checkpoint that the engine does not have, such as a vision tower."""
 
     def __repr__(self) -> str:
         formats = "+".join(sorted(self.formats)) or self.dtype
@@ -79,4 +94,5 @@ def info_of(file: EngineFile, profile: str, *, sequences: int, chat: bool) -> En
         max_batch=sequences,
         chat=chat,
         content_digest=manifest.content_digest,
+        left_out=tuple(parts_left_out(manifest.unused)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,36 @@ class ChatTemplate:
             EngineError: the template exhausts its fuel; names the line.
             Unsupported: the template uses an unknown filter, function, method or test; names the line.
         """
-        return self._render(_checked(messages, variables))
+        return self._render(self._given(messages, variables))
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """The prompt's ids; special tokens come only from the template, never from messages, tools or variables.
 
         Raises the errors of `render`.
         """
-        given = _checked(messages, variables)
+        given = self._given(messages, variables)
         mask = _Mask(tokenizer, taken=self._source + json.dumps(given, ensure_ascii=False))
         return tokenizer.encode_marked(*mask.reveal(self._render(mask.hide(given))))
+
+    def _given(self, messages: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+        given = _checked(messages, variables)
+        for message in given["messages"] if self._wants_parts else ():
+            if isinstance(text := message.get("content"), str):
+                message["content"] = [{"type": "text", "text": text}]
+        return given
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it drops a plain text and writes one that is a part of a message, as some models of images do."""
+        parts = [{"type": "text", "text": _TRIAL[0]["content"]}]
+        return not self._writes(_TRIAL) and self._writes([{**_TRIAL[0], "content": parts}])
+
+    def _writes(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the trial's text is in what it writes."""
+        try:
+            return _TRIAL[0]["content"] in self._render(_checked(messages, {}))
+        except LlmcError:  # the render that was asked for says why
+            return False
 
     def _render(self, given: dict[str, Any]) -> str:
         fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))

@@ -19,7 +19,7 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 156,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1579,  # kernels --evidence; doctor --measure
+    "cli/commands": 1598,  # kernels --evidence; doctor --measure; run --image
     "cli/common": 727,  # a flag given twice and an empty value are refused
     "cli/facts": 323,  # small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
@@ -27,12 +27,12 @@ HELD: dict[str, int] = {
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
     "compiler": 512,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
-    "compiler/checkpoint": 997,  # card.py: name and licence of a model
-    "compiler/checkpoint/weights": 358,  # layout.py: prefixes, and tensors within larger ones
+    "compiler/checkpoint": 1002,  # card.py: name and licence of a model
+    "compiler/checkpoint/weights": 381,  # layout.py: prefixes, and tensors within larger ones
     "compiler/config": 385,
     "compiler/decoder": 343,
     "compiler/deploy": 768,  # around the planner: what was asked, models, records, the frontier, builds by a plan
-    "compiler/engine": 731,  # report.py and memory planning came from build.py
+    "compiler/engine": 744,  # report.py and memory planning came from build.py
     "compiler/families": 482,
     "compiler/oracle": 373,
     "compiler/planner": 1157,
@@ -52,6 +52,7 @@ HELD: dict[str, int] = {
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 367,  # quick.py: simulated steps take half the time
     "compiler/tokens": 264,
+    "compiler/vision": 191,  # text models of checkpoints of images
     "passes": 655,  # refusals of QuantizeWeights
     "passes/graph": 821,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
     "passes/rewrite": 384,  # captures are named, typed and checked when a rule is made; named depths
@@ -59,12 +60,12 @@ HELD: dict[str, int] = {
     "quantize/formats": 254,
     "recipes": 718,  # goal.py and units.py: goals of plans; which activations go with which weights
     "recipes/machines": 233,
-    "runtime": 1257,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime": 1259,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
     "runtime/cpu": 888,  # notes
     "runtime/cuda": 1305,  # tensor_maps.py
     "runtime/cuda/exchange": 236,
-    "runtime/engine_file": 1147,  # info.py: what an engine says of itself
+    "runtime/engine_file": 1170,  # info.py: what an engine says of itself
     "runtime/files": 692,  # an older output in an input folder
     "runtime/guard": 212,
     "runtime/parallel": 893,
@@ -73,7 +74,7 @@ HELD: dict[str, int] = {
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes
-    "runtime/text": 714,
+    "runtime/text": 744,  # images.py: refused; templates that want parts
     "runtime/text/template": 1083,
 }
 _NO_CODE = {

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ....runtime.dtypes import CONFIG_DTYPES
-from ....runtime.engine_file.left_out import parts_left_out
+from ....runtime.engine_file.info import parts_left_out
 from ....runtime.errors import CheckpointError, Unsupported, nearest
 from ....runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...families.config import Config

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ....runtime.engine_file.left_out import left_out
+from ....runtime.engine_file.info import left_out
 from ....runtime.files.safetensors import TensorInfo
 from ...families.spec import DecoderSpec
 

@@ -239,7 +239,12 @@ class ActivationToElementwise(Rule):
 
 
 def _xielu(
-    g: Builder, x: ir.Value, alpha_p: ir.Value | None, alpha_n: ir.Value | None, beta: ir.Value, eps: ir.Value
+    g: Builder,
+    x: ir.Value,
+    alpha_p: ir.Value | None,
+    alpha_n: ir.Value | None,
+    beta: ir.Value | None,
+    eps: ir.Value | None,
 ) -> ir.Value:
     """As `passes/graph/pointwise.py` defines it."""
     n = g("Add", beta, g("Softplus", alpha_n))

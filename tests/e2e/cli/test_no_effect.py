@@ -225,6 +225,7 @@ ALWAYS: dict[str, set[str]] = {
     "kernels": {"--sm", "--file", "--jobs", "--evidence"},
     "run": {"--temperature", "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--stop", "--profile"}
     | {"--verify"}
+    | {"--image"}  # always refused: tests/e2e/numbers/families/test_vision.py
     | {"--threads"},  # on a GPU's profile: tests/unit/runtime/test_profiles.py
     "inspect": {"--launches"},
     "verify": {"--profile"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.samples.talks import TALKS
-from support.samples.templates import ALL, LLAMA2
+from support.samples.templates import ALL, LLAMA2, LLAVA, QWEN2_VL
 from support.samples.tokenizers import byte_level_chat, sentencepiece
 from tokenizers import Tokenizer as RawTokenizer
 
@@ -57,3 +57,15 @@ def test_ids_with_a_sentencepiece_tokenizer_and_one_bos():
     ids = compiled(LLAMA2, tokenizer).encode(tokenizer, **talk)
     assert ids == theirs(LLAMA2, data, {"bos_token": "<s>", "eos_token": "</s>"}, talk, tokenize=True)
     assert (ids[0], ids.count(1)) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["user", "system", "turns", "answered"])
+@pytest.mark.parametrize("source", [LLAVA, QWEN2_VL], ids=["llava", "qwen2-vl"])
+def test_talks_of_text_with_templates_of_images(source: str, name: str):
+    """What transformers writes for texts as parts of messages is also what a plain text gives here."""
+    data, config = byte_level_chat()
+    talk = TALKS[name]
+    parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in talk["messages"]]
+    expected = theirs(source, data, config, talk | {"messages": parts}, tokenize=False)
+    assert expected and compiled(source).render(**talk | {"messages": parts}) == expected
+    assert compiled(source).render(**talk) == expected

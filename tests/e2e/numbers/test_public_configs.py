@@ -30,9 +30,10 @@ def test_public_config_needs_no_flag_and_reads_as_transformers_reads_it(name: st
     decoder, theirs_of = config.decoder, theirs.__getattribute__
     layer = decoder.layers[0]
     assert decoder.layers == (layer,) * theirs.num_hidden_layers
+    assert layer.mixer_norm is not None and layer.mixer.rope is not None
     found = {
         "hidden_size": decoder.hidden_size,
-        "intermediate_size": layer.mlp.gate.rows,
+        "intermediate_size": layer.mlp.up.rows,
         "vocab_size": decoder.vocab_size,
         "max_position_embeddings": decoder.positions,
         "tie_word_embeddings": decoder.tied,

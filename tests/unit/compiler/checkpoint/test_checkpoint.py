@@ -190,3 +190,12 @@ def test_quantization_settings_that_stayed_behind(tmp_path: Path) -> None:
     assert "quantization_config (bitsandbytes) is a leftover" in "\n".join(open_checkpoint(folder).warnings)
     save_file({"a": torch.ones(2, dtype=torch.uint8)}, folder / "model.safetensors")
     assert "found: U8, quant_method 'bitsandbytes'" in refusal(folder, Unsupported)
+
+
+def test_a_template_of_an_old_processor_counts_if_there_is_no_other(tmp_path: Path) -> None:
+    folder = write_single(tmp_path / "c")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "old"}))
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.chat_template, checkpoint.tokenizer["chat_template.jinja"]) == ("old", b"old")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "own"}))
+    assert open_checkpoint(folder).chat_template == "own"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.config.generation import parse_generation
-from llmc.compiler.families.config import parse_config
+from llmc.compiler.config.rope import RopeConfig
+from llmc.compiler.families.config import Config, parse_config
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
 
 TINY: dict[str, Any] = {
@@ -36,8 +37,15 @@ def read(accept: tuple[str, ...] = (), **changes: Any):
     return parse_config(json.dumps(values), accept=accept)
 
 
-def rope_of(**changes: Any):
-    return read(**changes).decoder.layers[0].mixer.rope
+def rope_in(config: Config) -> RopeConfig:
+    """The rope of its first layer."""
+    rope = config.decoder.layers[0].mixer.rope
+    assert rope is not None
+    return rope
+
+
+def rope_of(**changes: Any) -> RopeConfig:
+    return rope_in(read(**changes))
 
 
 def refusal(**changes: Any) -> str:
@@ -103,7 +111,7 @@ def test_accepting_a_key_that_cannot_be_accepted() -> None:
         ),
         ({"eos_token_id": [2, "3"]}, 'found: [2, "3"]'),
         ({"bos_token_id": [1, 2]}, '"bos_token_id" as at most one token id'),
-        ({"hidden_act": "gelu"}, '"hidden_act" as one of silu, swish in config.json\n  found: "gelu"'),
+        ({"hidden_act": "relu2"}, "that an MLP with a gate has (silu, gelu, gelu_pytorch_tanh, relu) in config.json"),
         (
             {"torch_dtype": "int8"},
             '"dtype" as one of bfloat16, float16, float32, half, float, auto in config.json\n  found: "int8"',
@@ -157,7 +165,7 @@ def test_accepting_a_key_that_cannot_be_accepted() -> None:
         ({"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, '"factor" as a number, or'),
         (
             {"rope_scaling": {"type": "longrope", "factor": 2, "short_factor": [1.0], "long_factor": [1.0]}},
-            '"short_factor" as a list of 8 positive numbers (half the head size)'
+            '"short_factor" as a list of 8 positive numbers (half of what is rotated of a head)'
             ' in "rope_scaling" of config.json\n  found: [1.0]',
         ),
         (
@@ -213,7 +221,7 @@ def test_defaults_are_those_of_the_architecture_and_are_told() -> None:
     decoder = config.decoder
     assert (decoder.positions, decoder.norm.epsilon, decoder.layers[0].mixer.kv_heads) == (2048, 1e-6, 4)
     assert (config.bos_id, config.eos_ids, config.eos_given) == (1, (2,), False)
-    assert decoder.layers[0].mixer.rope.theta == 10_000.0
+    assert rope_in(config).theta == 10_000.0
     assert "max_position_embeddings = 2048: the default of the architecture" in config.notes
     assert read(eos_token_id=None).eos_ids == ()
     assert read(eos_token_id=[7, 2, 7]).eos_ids == (2, 7)
@@ -234,7 +242,7 @@ def test_rope_is_normalised() -> None:
     assert old == new == rope_of(rope_parameters=nested)
     assert old.parameters["original_max_position_embeddings"] == 64
     yarn = read(rope_scaling=YARN | {"mscale": 0.7, "finetuned": True, "low_freq_factor": 1.0})
-    assert yarn.decoder.layers[0].mixer.rope.parameters == {
+    assert rope_in(yarn).parameters == {
         "original_max_position_embeddings": 64, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True,
         "mscale": 0.7,
     }  # fmt: skip
@@ -243,10 +251,10 @@ def test_rope_is_normalised() -> None:
     assert other.ignored["rope_scaling.attn_factor"].startswith("it is for other runtimes")
     assert read(is_causal=True).ignored["is_causal"] == "attention is causal"
     derived = read(rope_scaling={"type": "yarn", "original_max_position_embeddings": 64})
-    assert derived.decoder.layers[0].mixer.rope.parameters["factor"] == 4.0
+    assert rope_in(derived).parameters["factor"] == 4.0
     assert rope_of(rope_scaling=LLAMA3).parameters["original_max_position_embeddings"] == 256
     outside = read(rope_scaling=LLAMA3, original_max_position_embeddings=128)
-    assert outside.decoder.layers[0].mixer.rope.parameters["original_max_position_embeddings"] == 128
+    assert rope_in(outside).parameters["original_max_position_embeddings"] == 128
     factors = {"short_factor": [1] * 8, "long_factor": [2.5] * 8}
     longrope = rope_of(rope_scaling={"type": "su", **factors}, original_max_position_embeddings=64)
     assert (longrope.type, longrope.parameters["factor"]) == ("longrope", 4.0)

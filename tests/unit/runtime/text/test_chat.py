@@ -217,3 +217,37 @@ def test_the_source_is_found_in_every_spelling():
     for wrong in (3, [{"name": "default"}], ["a"], {"default": 3}):
         with pytest.raises(CheckpointError, match="chat_template of tokenizer_config"):
             chat_template_source({"chat_template": wrong}, None)
+
+
+PARTS = (
+    "{% for message in messages %}{{ message.role | upper }}: {% for part in message.content | selectattr('type', "
+    "'equalto', 'image') %}<image>{% endfor %}{% for part in message.content | selectattr('type', 'equalto', 'text') "
+    "%}{{ part.text }} {% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""In the manner of LLaVA's, which reads a text only as a part of a message."""
+EITHER = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
+    "{{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'image' %}<|image|>"
+    "{% elif 'text' in part %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+)
+"""In the manner of Qwen2-VL's, which reads both."""
+
+
+@pytest.mark.parametrize("source", [PARTS, EITHER], ids=["parts", "either"])
+def test_a_plain_text_is_written_as_its_part_would_be(source: str):
+    """transformers gives a template what it was given: LLaVA's would then drop a plain text."""
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|im_end|>"}]
+    parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in plain]
+    template = compiled(source)
+    before = copy.deepcopy(plain)
+    assert template.render(plain) == template.render(parts)
+    assert "Be brief." in template.render(plain) and plain == before
+    assert template.encode(TOKENIZER, plain) == template.encode(TOKENIZER, parts)
+    hidden = TOKENIZER.special_tokens["<|im_end|>"]
+    assert template.encode(TOKENIZER, plain).count(hidden) == (source == EITHER) * 2
+
+
+def test_a_template_that_writes_neither_is_given_the_plain_text():
+    assert compiled("{{ messages[0].content is string }}").render([{"role": "user", "content": "a"}]) == "True"
+    with pytest.raises(RecipeError, match="no"):
+        compiled("{{ raise_exception('no') }}").render([{"role": "user", "content": "a"}])

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.checkpoints import CONFIG
 
-from llmc.compiler.checkpoint.weights.unread import grouped, why_unread
+from llmc.compiler.checkpoint.weights.unread import grouped, left_out_parts, part_of, why_unread
 from llmc.compiler.families.config import parse_config
 from llmc.runtime.files.safetensors import TensorInfo
 
@@ -69,3 +69,13 @@ def test_names_of_layers_are_one_group() -> None:
     assert grouped([*layers, "model.position_ids"]) == "model.layers.*.self_attn.masked_bias (32), model.position_ids"
     assert grouped(layers[:1]) == layers[0]
     assert grouped(map(str, "abcdefgh")) == "a, b, c, d, e, f and 2 more"
+
+
+def test_a_part_that_is_left_out_is_there_once():
+    parts = {"visual": "vision tower", "mlp1": "projector of images"}
+    names = ["model.visual.a.weight", "model.visual.b.0.bias", "mlp1.0.weight", "model.norm.weight", "visuals.x"]
+    assert [part_of(name, parts) for name in names] == ["model.visual", "model.visual", "mlp1", None, None]
+    assert left_out_parts(names, parts) == {
+        "model.visual": "vision tower left out: 2 tensors",
+        "mlp1": "projector of images left out: 1 tensor",
+    }

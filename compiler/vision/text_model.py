@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.keys import COMMON, classify_keys
-from ..families.reading import Family
 from .table import IMAGES, KINDS, ROWS, WHY_IGNORED, Kind, Row
 
 _WHOLE = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config", "compression_config")
@@ -20,11 +19,21 @@ _EITHER = frozenset(
 """Keys that may differ at the top and in the text model's config."""
 
 
+class Decoder(Protocol):
+    """What is asked of a family of text models (`Family`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class TextPart:
-    """The text model of a config."""
+    """The keys of a text model."""
 
-    family: Family
     values: Mapping[str, Any]
     what: str
     """The place of the values, for errors."""
@@ -42,9 +51,11 @@ def row_of(raw: Mapping[str, Any]) -> Row | None:
 
 
 def text_part(
-    raw: Mapping[str, Any], row: Row, families: Mapping[str, Family], accept: Collection[str], what: str
-) -> TextPart:
-    """The text model of a config of this row; `accept` names unknown keys to ignore, `what` the file in errors.
+    raw: Mapping[str, Any], row: Row, families: Mapping[str, Decoder], accept: Collection[str], what: str
+) -> tuple[Kind, TextPart]:
+    """The text model of a config of this row, and its keys.
+
+    `accept` names unknown keys to ignore, `what` the file in errors.
 
     Raises:
         CheckpointError: the text model's config is missing, keys are unknown, or it contradicts the top.
@@ -56,29 +67,30 @@ def text_part(
     if inner is None and not row.flat:
         raise Fields(raw, what).refuse(row.config, "the config of the text model")
     outer = {key: value for key, value in raw.items() if key != row.config}
-    if raw.get("use_llm_lora"):
+    if outer.pop("use_llm_lora", 0):
         asked = f'expected "use_llm_lora" as 0 in {what}'
         raise Unsupported(asked, found=shown(raw["use_llm_lora"]), fix="merge the adapter into the text model")
     if inner is None:
         inner, outer, where = {key: value for key, value in outer.items() if key != "model_type"}, {}, what
     else:
         where = f'"{row.config}" of {what}'
-    family = _family(inner, row, families, where)
+    kind = _kind(inner, row, families, where)
+    defaults = {**families[kind.family].defaults, **kind.defaults}
     top, inside = dict(outer), dict(inner)
     ignored = {key: WHY_IGNORED for key in (*top, *inside) if key in IMAGES}
     for one in (top, inside):
         for key in IMAGES & one.keys():
             del one[key]
-    for key in (COMMON | family.defaults.keys()) & top.keys() - _EITHER:
-        _require_same(key, top.pop(key), inside.get(key, family.defaults.get(key)), row, what)
+    for key in (COMMON | defaults.keys()) & top.keys() - _EITHER:
+        _require_same(key, top.pop(key), inside.get(key, defaults.get(key)), row, what)
         ignored[key] = f"{row.config} alone says it of the text model"
-    lower, accepted = classify_keys(inside, [key for key in accept if key in inside], where, family.defaults)
+    lower, accepted = classify_keys(inside, [key for key in accept if key in inside], where, defaults)
     upper, more = classify_keys(top, [key for key in accept if key not in inside], what)
     values = {key: value for key, value in inside.items() if key not in ("architectures", "model_type")}
     values |= {key: top[key] for key in _WHOLE if top.get(key) is not None}
     values.setdefault("initializer_range", top.get("initializer_range"))
-    values["tie_word_embeddings"] = _tied(Fields(outer, what), Fields(inner, where), row, family)
-    return TextPart(family, values, where, upper | lower | ignored, (*more, *accepted))
+    values["tie_word_embeddings"] = _tied(Fields(outer, what), Fields(inner, where), row, defaults)
+    return kind, TextPart(values, where, upper | lower | ignored, (*more, *accepted))
 
 
 def _check_names(raw: Mapping[str, Any], row: Row, what: str) -> None:
@@ -91,17 +103,15 @@ def _check_names(raw: Mapping[str, Any], row: Row, what: str) -> None:
         )
 
 
-def _family(inner: Mapping[str, Any], row: Row, families: Mapping[str, Family], where: str) -> Family:
-    """The family of the text model, with this architecture's name and the defaults of the text model's config class."""
+def _kind(inner: Mapping[str, Any], row: Row, families: Mapping[str, Decoder], where: str) -> Kind:
+    """What the text model is: one of the table, or a family by its name."""
     named = Fields(inner, where).text("model_type", row.kind)
     own = next((Kind(family.architecture) for family in families.values() if family.name == named), None)
     kind = KINDS.get(row.kind if named == row.model_type else named, own)
     if kind is None or kind.family not in families:
         known = sorted({family.name for family in families.values()} | KINDS.keys())
         raise Unsupported(f"expected a text model of {', '.join(known)} in {where}", found=f'model_type "{named}"')
-    family = families[kind.family]
-    rope = family.rope if kind.theta is None else replace(family.rope, theta=kind.theta)
-    return replace(family, architecture=row.architecture, defaults={**family.defaults, **kind.defaults}, rope=rope)
+    return kind
 
 
 def _require_same(key: str, outer: Any, inner: Any, row: Row, what: str) -> None:
@@ -118,9 +128,9 @@ def _require_same(key: str, outer: Any, inner: Any, row: Row, what: str) -> None
         )
 
 
-def _tied(outer: Fields, inner: Fields, row: Row, family: Family) -> bool:
+def _tied(outer: Fields, inner: Fields, row: Row, defaults: Mapping[str, Any]) -> bool:
     """Whether the embedding is the head. Transformers 5 says it at the top, 4 said it in the text model's config."""
     key = "tie_word_embeddings"
     if row.tied:
         return outer.flag(key, True)
-    return outer.flag(key, False) or inner.flag(key, bool(family.defaults.get(key)))
+    return outer.flag(key, False) or inner.flag(key, bool(defaults.get(key)))

@@ -41,6 +41,15 @@ def opened(folder: Path) -> tuple[Tokenizer, SpecialTokens, ChatTemplate]:
     return tokenizer, special, ChatTemplate(source, **special.named)
 
 
+def in_parts(talk: dict[str, Any]) -> dict[str, Any]:
+    """Each text as a list of one part: LLaVA's template loses a text that is none, so llmc writes it so by itself."""
+    messages = copy.deepcopy(talk["messages"])
+    for message in messages:
+        if isinstance(message.get("content"), str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+    return {**talk, "messages": messages}
+
+
 def theirs(tokenizer: Any, talk: dict[str, Any]) -> str | Exception:
     """transformers' prompt, or why there is none."""
     talk = {"add_generation_prompt": True, **copy.deepcopy(talk)}
@@ -63,7 +72,7 @@ def test_prompts_and_special_tokens_are_those_of_transformers(name: str, tmp_pat
     assert tokenizer.encode("hi") == oracle("hi").input_ids
     told = set()
     for label, talk in EVERY_TALK.items():
-        expected = theirs(oracle, talk)
+        expected = theirs(oracle, in_parts(talk) if name == "llava" else talk)
         if isinstance(expected, Exception):
             with pytest.raises(LlmcError):
                 template.render(**talk)
@@ -75,7 +84,7 @@ def test_prompts_and_special_tokens_are_those_of_transformers(name: str, tmp_pat
             assert ids == fast(expected, add_special_tokens=False).input_ids, label
             if special.bos is not None and expected.startswith(tokenizer.text_of(special.bos)):
                 assert (ids[0], ids.count(special.bos)) == (special.bos, 1), label
-    assert "user" in told or name == "llava"
+    assert "user" in told
     assert (CONTENT_OF_PARTS in told) or name not in WITH_PARTS
     # the list of generation_config.json is heeded, and the template's mark of an end is among them
     generation, config = (read(folder, f"{kind}.json").get("eos_token_id") for kind in ("generation_config", "config"))

@@ -8,9 +8,10 @@ from ...runtime.errors import RecipeError
 from ...runtime.text.chat import ChatTemplate
 from ...runtime.text.tokenizer import Tokenizer
 
-_ANSWER = "The answer is 42."
+_ANSWER, _NEXT = "The answer is 42.", "Why 42?"
 QUESTION = ({"role": "user", "content": "Hello!"},)
 ANSWERED = (*QUESTION, {"role": "assistant", "content": _ANSWER})
+FOLLOWED = (*ANSWERED, {"role": "user", "content": _NEXT})
 
 
 def template_notes(template: ChatTemplate, tokenizer: Tokenizer, eos_ids: Collection[int], rows: int) -> Iterator[str]:
@@ -27,15 +28,27 @@ def template_notes(template: ChatTemplate, tokenizer: Tokenizer, eos_ids: Collec
         rendered = template.render(ANSWERED, add_generation_prompt=False)
     except RecipeError:
         return
-    _, found, tail = rendered.rpartition(_ANSWER)
-    behind = tokenizer.encode(tail, special=True, bos=False) if found else []
-    yield from _rowless(set(behind) - set(asked), tokenizer, rows)
-    marks = [token for token in behind if token in tokenizer.added_ids and not tokenizer.text_of(token).isspace()]
-    if marks and marks[0] not in eos_ids:
+    behind = _marks(rendered.rpartition(_ANSWER), tokenizer)
+    yield from _rowless({*behind} - {*asked}, tokenizer, rows)
+    if not behind or behind[0] in eos_ids:
+        return
+    try:  # the model writes on with what stands before the next question: its end token may come second (Cohere)
+        before, _, _ = template.render(FOLLOWED, add_generation_prompt=False).rpartition(_NEXT)
+        between = _marks(before.rpartition(_ANSWER), tokenizer)
+    except RecipeError:
+        between = behind
+    if {*between}.isdisjoint(eos_ids):
         yield (
-            f"answers will not stop: the chat template ends an answer with {tokenizer.text_of(marks[0])!r} "
-            f"(id {marks[0]}), which is no end token"
+            f"answers will not stop: the chat template ends an answer with {tokenizer.text_of(behind[0])!r} "
+            f"(id {behind[0]}), which is no end token"
         )
+
+
+def _marks(parts: tuple[str, str, str], tokenizer: Tokenizer) -> list[int]:
+    """The added tokens behind an answer: of the text before it, the answer, and the text behind it."""
+    _, found, tail = parts
+    ids = tokenizer.encode(tail, special=True, bos=False) if found else []
+    return [token for token in ids if token in tokenizer.added_ids and not tokenizer.text_of(token).isspace()]
 
 
 def _rowless(ids: Collection[int], tokenizer: Tokenizer, rows: int) -> Iterator[str]:

@@ -32,6 +32,19 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """What the constructors of transformers' tokenizer classes take for names that no file gives."""
+_OF_CLASS = {
+    "Qwen2Tokenizer": "qwen2 qwen3 qwen2_vl qwen2_5_vl qwen3_vl internvl",
+    "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
+    "CohereTokenizer": "cohere cohere2",
+    "GPT2Tokenizer": "starcoder2",
+}
+OF_MODEL_TYPE = {kind: name for name, kinds in _OF_CLASS.items() for kind in kinds.split()}
+"""The class of a model type whose files declare none."""
+_PLAIN = "mistral ministral ministral3 mistral3 ernie4_5 glm glm4 stablelm phi3 olmo2 olmo3 granite llava"
+PLAIN = frozenset(_PLAIN.split())
+"""Model types whose tokenizer has no class of its own, whatever their files declare."""
+UNHEARD = frozenset({"qwen2"})
+"""Model types whose files declare a class in vain."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +106,12 @@ def named_tokens(config: Texts, special_map: Texts, map_is_read: bool, kind: str
     return Named({name: text for name, text in texts.items() if text is not None}, origin, tuple(notes))
 
 
-def class_of(family: str, declared: str | None, byte_level: bool) -> str | None:
-    """The class that transformers' AutoTokenizer takes, by its model_type and the tokenizer_class of the files; None
-    for one without names of its own (`models/auto/tokenization_auto.py`)."""
+def class_of(model_type: str, declared: str | None, byte_level: bool) -> str | None:
+    """The class that transformers' AutoTokenizer takes, by the files' model_type and tokenizer_class; None for one
+    without names of its own (`models/auto/tokenization_auto.py`)."""
     declared = None if declared is None else declared.removesuffix("Fast")
-    if family == "mistral" or (declared == "LlamaTokenizer" and byte_level and family != "qwen2"):
+    forced = model_type in UNHEARD
+    if model_type in PLAIN or (declared == "LlamaTokenizer" and byte_level and not forced):
         return None
-    if family == "qwen2" or (family == "qwen3" and declared is None):
-        return "Qwen2Tokenizer"
-    return declared if declared in CLASSES else None
+    taken = declared if declared is not None and not forced else OF_MODEL_TYPE.get(model_type)
+    return taken if taken in CLASSES else None

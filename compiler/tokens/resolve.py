@@ -23,7 +23,7 @@ VOCABULARY = "tokenizer.json"
 class Sources:
     """What the files of a checkpoint say, tokenizer.json aside."""
 
-    family: str
+    model_type: str
     rows: int
     """Of the embedding: ids from here on have none."""
     bos: Mapping[str, int] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def resolve(sources: Sources, tokenizer: Tokenizer | None) -> SpecialTokens:
         sources.named,
         sources.special_map,
         sources.map_is_read,
-        class_of(sources.family, sources.tokenizer_class, tokenizer.byte_level),
+        class_of(sources.model_type, sources.tokenizer_class, tokenizer.byte_level),
     )
     bos, of_bos = _begins(sources, tokenizer, named.texts.get("bos_token"), named.origin.get("bos_token", ""))
     eos, of_eos = _ends(sources, tokenizer, named.texts.get("eos_token"), named.origin.get("eos_token", ""))

@@ -24,8 +24,9 @@ def sources_of(
     bos = {"config.json": config.bos_id if config.bos_given else None, "generation_config.json": generation.bos_id}
     eos = {"config.json": config.eos_ids if config.eos_given else (), "generation_config.json": generation.eos_ids}
     declared = tokenizer_config.get("tokenizer_class") or config.raw.get("tokenizer_class")
+    model_type = config.raw.get("model_type")  # a checkpoint of images and text has another one than its family
     return Sources(
-        family=config.family.name,
+        model_type=model_type if isinstance(model_type, str) else config.family.name,
         rows=config.decoder.vocab_size,
         bos={file: token for file, token in bos.items() if token is not None},
         eos={file: ids for file, ids in eos.items() if ids},

@@ -25,6 +25,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SAID = "answers will not stop: the chat template ends an answer with '<|im_end|>' (id 3), which is no end token"
 S = {"bos_token_id": "<s>", "eos_token_id": "</s>"}
 BYTES = Spelling("llama", "byte_level", QWEN, "<s>", {"bos_token": "<s>", "eos_token": "</s>"}, config=S)
 WORDS = Spelling("llama", "llama2", QWEN, "<s>", {"bos_token": "<s>", "eos_token": "</s>"}, config=S)
@@ -109,13 +110,12 @@ def test_a_name_that_no_file_gives_is_undefined(build: Build):
 @pytest.mark.parametrize(
     ("template", "said"),
     (
-        (
-            CHATML,
-            "answers will not stop: the chat template ends an answer with '<|im_end|>' (id 3), which is no end token",
-        ),
+        (CHATML, SAID),
         (CHATML.replace("<|im_end|>", "</s>"), ""),
         (CHATML.replace("<|im_end|>", "{{ eos_token }}"), ""),
         (CHATML.replace("<|im_end|>", "###"), ""),
+        (CHATML.replace("<|im_end|>", "<|im_end|></s>"), ""),
+        (CHATML.replace("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}"), SAID),
         ("{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} </s>{% endfor %}", ""),
         ("{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}a{% endfor %}", ""),
         ("{% for m in messages %}{{ m.role }}: {{ m.content[:3] }}<|im_end|>{% endfor %}", ""),

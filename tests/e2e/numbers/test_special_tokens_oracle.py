@@ -14,7 +14,9 @@ from support.samples.spellings import SPELLINGS, Spelling
 
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.tokenizer_check import Checked, start_check
-from llmc.compiler.tokens.names import CLASSES, NAMES
+from llmc.compiler.families import FAMILIES
+from llmc.compiler.tokens.names import CLASSES, NAMES, OF_MODEL_TYPE, PLAIN, UNHEARD
+from llmc.compiler.vision.table import ROWS
 from llmc.runtime.text.tokenizer import Tokenizer
 
 SAYS = {
@@ -85,6 +87,20 @@ def test_defaults_of_tokenizer_classes(name: str):
     parameters = inspect.signature(found.__init__).parameters
     defaults = {one: parameters[one].default for one in NAMES if one in parameters}
     assert CLASSES[name] == {one: text for one, text in defaults.items() if isinstance(text, str)}
+
+
+def test_tokenizer_classes_of_model_types():
+    """Of every type that llmc reads; a type that AutoTokenizer does not know takes the class that its files declare."""
+    from transformers.models.auto import tokenization_auto as auto
+
+    kinds = {one.name for one in FAMILIES.values()} | {row.model_type for row in ROWS.values()}
+    for kind in kinds | PLAIN | OF_MODEL_TYPE.keys():
+        known = auto.TOKENIZER_MAPPING_NAMES.get(kind)
+        plain = known == "TokenizersBackend"
+        assert (kind in PLAIN) == plain, kind
+        assert OF_MODEL_TYPE.get(kind) == (None if plain else known), kind
+        unheard = kind in auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS and not plain
+        assert (kind in UNHEARD) == unheard, kind
 
 
 @pytest.mark.parametrize("declared", (None, "PreTrainedTokenizerFast", "LlamaTokenizerFast", "GPT2Tokenizer", "Nobody"))

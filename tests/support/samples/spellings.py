@@ -11,12 +11,14 @@ from typing import Any
 from support.samples import vocabularies
 from tokenizers import AddedToken, processors
 
+from llmc.compiler.families import FAMILIES
+
 CONFIG = {
     **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"num_key_value_heads": 1, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu"},
     **{"tie_word_embeddings": False, "torch_dtype": "float32"},
 }
-ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+ARCHITECTURES = {family.name: family.architecture for family in FAMILIES.values()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Spelling:
 
             return {key: number(one) if key.endswith("_token_id") and one else one for key, one in values.items()}
 
-        name = {"architectures": [ARCHITECTURES[self.family] + "ForCausalLM"], "model_type": self.family}
+        name = {"architectures": [ARCHITECTURES[self.family]], "model_type": self.family}
         rows = {"vocab_size": raw.get_vocab_size() + 8}
         files = {
             "config.json": {**CONFIG, **name, **rows, **ids(self.config)},

@@ -65,7 +65,7 @@ def head_norm(
     (tokens, row), size = x.shape, weight.shape[-1]
     start, stop = columns or (0, row)
     assert isinstance(row, int) and isinstance(size, int) and isinstance(stop, int)
-    given: dict[str, Argument] = {"x": x, "weight": weight, "y": y} | ({} if bias is None else {"bias": bias})
+    given: dict[str, Argument] = {"x": x, "weight": weight, "y": y, **({} if bias is None else {"bias": bias})}
     block = next_power(size)
     return KernelCall(
         KERNEL,

@@ -54,7 +54,7 @@ def pointwise_kernel(
         bend = tl.exp(tl.minimum(number, tl.load(eps).to(tl.float32))) - 1.0 - number
         number = slope * number + tl.where(number > 0.0, above, bend * (slope + softplus(tl.load(alpha_n))))
     elif ACTIVATION == "relu2":
-        number = activate(number, "relu")
+        number = tl.maximum(number, 0.0, propagate_nan=tl.PropagateNan.ALL)
         number = number * number
     elif ACTIVATION is not None:
         number = activate(number, ACTIVATION)

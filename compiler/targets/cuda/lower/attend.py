@@ -78,8 +78,14 @@ def _attend(
     heads, kv_heads, size = (attribute(node, name) for name in ("heads", "kv_heads", "head_dim"))
     block_tables = at.input(f"block_tables{kind.suffix}", "i32", "sequences", at.profile.max_blocks)
     seq_lens = at.input("seq_lens", "i32", "sequences")
-    common: Heads = {"heads": heads, "kv_heads": kv_heads, "head_dim": size, "scale": attribute(node, "scale")}
-    common |= {"window": kind.window or 0, "order": neighbours.order_for(at, y, node.outputs[0])}
+    common: Heads = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": size,
+        "scale": attribute(node, "scale"),
+        "window": kind.window or 0,
+        "order": neighbours.order_for(at, y, node.outputs[0]),
+    }
     if CAPPED in node.overload.split("_"):
         common["softcap"] = attribute(node, "softcap")
     if "sinks" in given:

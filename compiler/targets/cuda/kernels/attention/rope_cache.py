@@ -258,7 +258,7 @@ def _operands(
 def _calls(sm: int) -> Iterator[KernelCall]:
     for stored in ("bf16", "u8") if sm >= FP8.minimum_sm else ("bf16",):
         operands = _operands(32, 8, 128, "bf16", stored, 128)
-        tables = Turn(*(Operand(name, "f32", (8192, 64)) for name in ("cos", "sin")))
+        tables = Turn(Operand("cos", "f32", (8192, 64)), Operand("sin", "f32", (8192, 64)))
         yield rope_cache(*operands, tables, heads=32, kv_heads=8, head_dim=128)
 
 

@@ -1,6 +1,7 @@
 """Runs the tests that are too long for every change, and keeps the result with its date and commit.
 
-python benchmarks/soak.py [--out benchmarks/results/soak.json]; `make soak` runs it.
+python benchmarks/soak.py [--out benchmarks/results/soak.json]; `make soak` runs it. With paths, of these alone, with what every
+run has: `python benchmarks/soak.py tests/e2e/numbers/families --out benchmarks/results/families.json`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PYTEST += ["-n", "auto", "--dist", "worksteal"]  # some tests take minutes, and 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
+    parser.add_argument("paths", nargs="*", help="tests to run, all of them; default: every test marked soak")
     options = parser.parse_args()
     # before the tests: half an hour later the checkout may be another, and without git there is no result to keep
     tested = {
@@ -34,7 +36,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         start = time.monotonic()
-        done = subprocess.run([sys.executable, *PYTEST, "-m", "soak", f"--junitxml={report}"], cwd=ROOT)
+        which = (
+            ["-o", "addopts=--import-mode=importlib --strict-markers", *options.paths]
+            if options.paths
+            else ["-m", "soak"]
+        )
+        done = subprocess.run([sys.executable, *PYTEST, *which, f"--junitxml={report}"], cwd=ROOT)
         seconds = time.monotonic() - start
         if not report.exists():
             sys.exit(f"no test ran: pytest ended with exit code {done.returncode}")

@@ -1,7 +1,7 @@
 """Runs the tests that are too long for every change, and keeps the result with its date and commit.
 
-python benchmarks/soak.py [--out benchmarks/results/soak.json]; `make soak` runs it. With paths, of these alone, with what every
-run has: `python benchmarks/soak.py tests/e2e/numbers/families --out benchmarks/results/families.json`.
+python benchmarks/soak.py [--out benchmarks/results/soak.json]; `make soak` runs it. With paths, all tests in them:
+`python benchmarks/soak.py tests/e2e/numbers/families --out benchmarks/results/families.json`.
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ WAITING = {
     "linear_fp8.BLOCKS=True": "checkpoints in FP8 with scales of blocks",
     "quantize_static": "checkpoints with calibrated activations",
     "linear_fp8.STATIC=True": "checkpoints with calibrated activations",
-    "linear_fp8.PROMOTE=False": "a measurement of what sums of 128 columns cost",
-    "linear_fp8.workspace=given": "FP8 activations in steps of few tokens",
-    "linear_fp8.counters=given": "FP8 activations in steps of few tokens",
+    "linear_fp8.PROMOTE=True": "a measurement of what it costs to add up in float32 every 128 columns",
+    "linear_stream": "a table of measured tiles",
+    "linear_gemm": "a table of measured tiles",
     "gated.ACTIVATION=relu": "a plan of it whose linear does not apply the activation",
     "gated.ACTIVATION=gelu*": "a plan of it whose linear does not apply the activation",
-    "linear_*.residual=given": "a pass that moves the addition into the linear",
+    "linear_f*.residual=given": "a pass that moves the addition into the linear",
 }
 """Patterns of what no lowering uses, and what each waits for. A lowering that uses what a line names removes it."""
 
@@ -92,6 +92,9 @@ def _plans(folder: Path) -> Iterator[Plan]:
         config = {**_BASE, **toy.config}
         graph = legal_graph(folder, "sm_90", quantize, fp8, config, toy.rules, records=toy.records)
         yield draft(graph, ProfileConfig(256, 64, "bfloat16", fp8), 90)[0]
+    for toy, fp4 in itertools.product(_TOYS[:3], ("nvfp4", "mxfp4")):
+        graph = legal_graph(folder, "sm_100", fp4, fp4, {**_BASE, **toy.config}, toy.rules)
+        yield draft(graph, ProfileConfig(256, 64, "bfloat16"), 100)[0]
     for toy, rank in itertools.product((_TOYS[0], _TOYS[2]), _RANKS):
         graph = legal_graph(folder, "sm_90", "fp8", config={**_BASE, **toy.config}, rank=("tp2-pp2", rank))
         yield draft(graph, ProfileConfig(256, 64, "bfloat16", rank=RankOf(rank, 2, 2)), 90)[0]

@@ -26,6 +26,8 @@ _NO_WEIGHTS = frozenset(("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", 
 scales of a quantized model."""
 ROPE = "rope tables are computed from the configuration"
 TIED = "bit-equal to the tied embedding"
+_OF_CACHES = re.compile(r"self_attn\.(k_proj|v_proj|k_norm)\.(weight|bias)")
+"""What makes keys and values: Gemma 4's files have it in layers that take those of another layer, too."""
 
 
 def why_named(name: str, shape: tuple[int, ...] | None, spec: DecoderSpec) -> str | None:
@@ -34,6 +36,10 @@ def why_named(name: str, shape: tuple[int, ...] | None, spec: DecoderSpec) -> st
         return ROPE
     if name == f"{spec.head}.weight" and spec.tied:
         return TIED
+    for index, layer in enumerate(spec.layers):
+        own = name.removeprefix(spec.layer.format(index))
+        if layer.mixer.source is not None and own != name and _OF_CACHES.fullmatch(own):
+            return f"layer {index} attends to the keys and values of layer {layer.mixer.source}"
     mask = shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     if name.rpartition(".")[2] in _BUFFERS or (mask and name.endswith(_MASKS)):
         return "a buffer that the model computes"

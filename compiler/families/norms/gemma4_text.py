@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from ....runtime.errors import Unsupported
+from ....runtime.errors import CheckpointError, Unsupported
+from ...config.fields import Fields
 from ...config.rope import RopeDefaults
 from ..reading import ConfigReader, Family
 from ..spec import Attention, DecoderSpec, LayerSpec, Linear, Norm, Parameter, PerLayerEmbedding, PerLayerInput
@@ -18,14 +18,24 @@ def _kinds(config: ConfigReader) -> list[str]:
     return [*(config.kind(index, 6) for index in range(config.layers - 1)), "full_attention"]
 
 
-def _own(config: ConfigReader, index: int, full: bool) -> dict[str, Any]:
+def _own(config: ConfigReader, index: int, full: bool) -> dict[str, int]:
     """Head size and key and value heads where a layer's differ: by its number, or for all layers that see all."""
     fields = config.fields
     if (listed := fields.table("per_layer_config")) is not None:  # of ten layers and more, "05" is the key of the sixth
-        return next((own for key, own in listed.items() if key.isdecimal() and int(key) == index), None) or {}
-    found = {"head_dim": fields.need_integer("global_head_dim", 2, 4096)} if full else {}
-    kv_heads = fields.integer("num_global_key_value_heads", 1, 4096)
-    return found | ({"num_key_value_heads": kv_heads} if full and kv_heads and config.flag("attention_k_eq_v") else {})
+        layers, keys = Fields(listed, f'"per_layer_config" of {fields.what}'), ("head_dim", "num_key_value_heads")
+        entry = next((key for key in listed if key.isdecimal() and int(key) == index), "")
+        own = Fields(layers.table(entry) or {}, f'"{entry}" of {layers.what}')
+        if strange := [key for key in own.values if key not in keys]:
+            raise own.refuse(strange[0], f"one of {', '.join(keys)}, which a layer may have of its own,")
+        found = {key: value for key in keys if (value := own.integer(key, 1, 4096)) is not None}
+    else:
+        kv_heads = fields.integer("num_global_key_value_heads", 1, 4096) if config.flag("attention_k_eq_v") else None
+        found = {"head_dim": fields.need_integer("global_head_dim", 2, 4096)} if full else {}
+        found |= {"num_key_value_heads": kv_heads} if full and kv_heads else {}
+    if config.heads % found.get("num_key_value_heads", 1):
+        asked = f"expected key and value heads of layer {index} that divide num_attention_heads ({config.heads})"
+        raise CheckpointError(f"{asked} in {fields.what}", found=str(found["num_key_value_heads"]))
+    return found
 
 
 def _mixer(config: ConfigReader, index: int, kinds: list[str]) -> Attention:

@@ -19,6 +19,8 @@ ALPHA = {"type": "dynamic", "factor": 1.0, "alpha": 50.0}
 
 
 def of(kind: str, **changes: Any) -> DecoderSpec:
+    if kind == "gemma4":
+        changes = {"vocab_size_per_layer_input": 200, "hidden_size_per_layer_input": 16} | changes
     names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3"}
     return read(f"{names.get(kind, kind.capitalize())}ForCausalLM", **changes)
 
@@ -95,6 +97,27 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
             {"head_dim": 2, "rope_scaling": ALPHA},
             '"head_dim" as a number over 2, as alpha has no value for it, in config.json\n  found: 2',
         ),
+        ("gemma4", {"enable_moe_block": True}, '"enable_moe_block" as false in config.json\n  found: true: experts'),
+        ("gemma4", {"use_bidirectional_attention": "all"}, "attention to later tokens"),
+        ("gemma4", {"num_kv_shared_layers": 1}, '"num_kv_shared_layers" as so few that a full_attention layer comes'),
+        ("gemma4", {"vocab_size_per_layer_input": 100}, '"vocab_size_per_layer_input" as at least vocab_size (200)'),
+        ("gemma4", {"per_layer_config": {"1": 512}}, 'expected "1" as an object in "per_layer_config" of config.json'),
+        (
+            "gemma4",
+            {"per_layer_config": {"1": {"head_dim": "512"}}},
+            '"head_dim" as an integer from 1 to 4096 in "1" of',
+        ),
+        (
+            "gemma4",
+            {"per_layer_config": {"1": {"sliding_window": 8}}},
+            '"sliding_window" as one of head_dim, num_key_va',
+        ),
+        (
+            "gemma4",
+            {"per_layer_config": {"1": {"num_key_value_heads": 3}}},
+            "key and value heads of layer 1 that divide",
+        ),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" as null in config.json'),
         ("granite", {"logits_scaling": 0.0}, '"logits_scaling" as a number over 0 and up to 1e+06'),
         ("granite", {"attention_multiplier": None}, '"attention_multiplier" as a number over 0'),
     ],

@@ -24,7 +24,7 @@ from ..linear.tiles import COUNTERS
 from .flash_parts import Parts, parts_of, splits_for, weigh_parts
 from .flash_prefill import LARGE, Heads, bound, capped
 from .pairs import cached_pairs, query_pairs
-from .reference import PAGE, AttentionOptions, paged
+from .reference import PAGE, AttentionOptions, in_order, paged
 
 ROWS = 16
 """Fewest rows of a tensor-core product; a smaller group of heads is padded."""
@@ -196,6 +196,8 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(4, 2, 16, cache="u8", size=2.0**60), (100, 5), 2),
         (AttentionOptions(3, 1, 80, softcap=30.0, cache="u8", size=2.0**-60), (67,), 1),
         (AttentionOptions(2, 1, 16, sinks=True, cache="u8"), (40, 129), 2),
+        (AttentionOptions(2, 1, 64, ordered=True), (40, 129), 1),
+        (AttentionOptions(4, 2, 64, ordered=True, cache="u8"), (40, 129), 2),
     ):
         made = paged(options, seq_lens, (1,) * len(seq_lens), seed=6)
         q, key, value, block_tables, lens, out = made.operands("q", "key", "value", "block_tables", "seq_lens", "out")
@@ -210,11 +212,12 @@ def _cases() -> Iterator[Case]:
             parts=parts_of(Operand.of, counters, options.heads, options.head_dim, splits),
             window=options.window,
             softcap=options.softcap,
+            order=options.order,
             sinks=made.operands("sinks")[0] if options.sinks else None,
         )
         names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
-        expected = {"out": made.expected}
+        expected = {"out": in_order(made.expected) if options.ordered else made.expected}
         if splits > 1:
             expected["counters"] = inputs["counters"] = torch.zeros(len(seq_lens), options.kv_heads, dtype=torch.int32)
         sizes = {"tokens": len(seq_lens), "sequences": len(seq_lens)}

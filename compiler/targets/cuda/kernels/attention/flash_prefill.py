@@ -20,7 +20,7 @@ from ..fp8 import MINIMUM_SM, from_e4m3
 from ..linear.dequantize import stored_column
 from ..linear.parts.common import dot
 from ..quantize_fp4 import narrow
-from .reference import PAGE, AttentionOptions, fp4_case, paged
+from .reference import PAGE, AttentionOptions, fp4_case, in_order, paged
 
 ROWS = 64
 """Queries x heads of a program."""
@@ -257,6 +257,8 @@ def _cases() -> Iterator[Case]:
         (AttentionOptions(2, 2, 80, cache="u8"), (65,), (65,)),
         (AttentionOptions(4, 2, 64, window=20, cache="u8"), (100, 85), (70, 2)),
         (AttentionOptions(2, 1, 32, softcap=5.0, sinks=True, cache="u8"), (70, 3), (9, 3)),
+        (AttentionOptions(2, 1, 64, ordered=True), (70, 3), (9, 3)),
+        (AttentionOptions(4, 2, 64, ordered=True, cache="u8"), (70, 3), (9, 3)),
     ):
         made = paged(options, seq_lens, new_tokens, seed=5)
         operands = made.operands("q", "key", "value", "block_tables", "query_start_loc", "seq_lens", "out")
@@ -269,12 +271,14 @@ def _cases() -> Iterator[Case]:
             sm=90 if options.head_dim <= 128 else 89,  # must fit the chip with the least shared memory
             window=options.window,
             softcap=options.softcap,
+            order=options.order,
             sinks=made.operands("sinks")[0] if options.sinks else None,
         )
         names = {operand.name for operand in call.arguments.values() if isinstance(operand, Operand)}
         inputs = {name: tensor for name, tensor in made.tensors.items() if name in names}
         sizes = {"tokens": sum(new_tokens), "sequences": len(seq_lens)}
-        yield Case(options.name, call, inputs, sizes, {"out": made.expected}, 2 * ROUNDING["bf16"])
+        out = in_order(made.expected) if options.ordered else made.expected
+        yield Case(options.name, call, inputs, sizes, {"out": out}, 2 * ROUNDING["bf16"])
     for format in GROUPS:
         yield fp4_case(attention_prefill, format)
 

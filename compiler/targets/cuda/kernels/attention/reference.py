@@ -14,6 +14,10 @@ from ..quantize_fp4 import narrow
 PAGE = 64
 
 
+ORDER = 8
+"""See `linear/parts/fused.py`."""
+
+
 @dataclass(frozen=True)
 class AttentionOptions:
     """The parameters of an attention case: see `flash_prefill.Heads`."""
@@ -26,6 +30,8 @@ class AttentionOptions:
     sinks: bool = False
     cache: str = "bf16"
     """The cache's dtype: "bf16", or "u8" for E4M3."""
+    ordered: bool = False
+    """The result lies in ORDER, as an 8-bit activation of a 4-bit weight does."""
     size: float = 1.0
     """About how large queries are, a power of two; scores do not depend on it."""
 
@@ -36,8 +42,19 @@ class AttentionOptions:
     @property
     def name(self) -> str:
         extra = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks, "fp8": self.cache == "u8"}
+        extra["ordered"] = self.ordered
         extra |= {"large": self.size > 1, "small": self.size < 1}
         return "-".join([f"{self.heads}-{self.kv_heads}x{self.head_dim}", *(name for name, on in extra.items() if on)])
+
+    @property
+    def order(self) -> int:
+        return ORDER if self.ordered else 0
+
+
+def in_order(result: torch.Tensor) -> torch.Tensor:
+    """The columns of a result [tokens, N] in ORDER; 128 divides N."""
+    parts = result.reshape(len(result), -1, 4, 4, 2, 4)
+    return parts.permute(0, 1, 3, 5, 2, 4).reshape(result.shape)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ SMALL = (
         "int8", 3, 266, 320, act="f16", activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 3, 4, 3), bias=True
     ),
     LinearCase("int8-g128", 1, 70, 256, activation="relu", tile=Tile(32, 64, 16, 1, 4, 1)),
+    LinearCase("fp8", 3, 70, 160, activation="gelu"),
     LinearCase("int4", 1, 128, 320, activation="silu", tile=Tile(64, 128, 16, 3, 4, 1)),
     LinearCase("int4-g128", 33, 70, 384, act="f16", activation="silu", max_tokens=64, tile=Tile(64, 128, 64, 3, 4, 1)),
     LinearCase("nvfp4", 3, 134, 432, activation="gelu_pytorch_tanh", tile=Tile(64, 128, 16, 2, 4, 1)),
@@ -101,6 +102,8 @@ LARGE = (
     LinearCase("mxfp4", 33, 40, 160, act="f16"),
     LinearCase("dense", 33, 134, 100, activation="silu", bias=True, tile=Tile(64, 32, 16, 1, 4, 3)),
     LinearCase("fp8", 3, 134, 96, activation="gelu_pytorch_tanh", tile=Tile(128, 64, 16, 1, 4, 1)),
+    LinearCase("dense", 33, 134, 100, activation="gelu", tile=Tile(64, 32, 16, 1, 4, 3)),
+    LinearCase("int8", 33, 134, 96, activation="relu", tile=Tile(64, 64, 32, 1, 4, 1)),
     LinearCase("nvfp4", 65, 266, 144, activation="silu", tile=Tile(128, 128, 32, 1, 8, 1)),
     LinearCase("dense", 70, 140, 256, residual=True, max_tokens=256, tile=Tile(64, 64, 32, 2, 4, 4), fused=True),
     LinearCase("dense", 200, 70, 64, residual=True, max_tokens=256, tile=Tile(64, 64, 256, 1, 8, 3), fused=True),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from support.checkpoints import CONFIG
+from support.samples.families import read
 
 from llmc.compiler.checkpoint.weights.unread import grouped, left_out_parts, part_of, why_unread
 from llmc.compiler.families.config import parse_config
@@ -62,6 +63,25 @@ def test_buffers(name: str, dtype: str, shape: tuple[int, ...]) -> None:
 )
 def test_what_could_be_a_weight(name: str, dtype: str, shape: tuple[int, ...]) -> None:
     assert reason(name, dtype, *shape) is None
+
+
+def test_keys_of_a_layer_that_takes_those_of_another() -> None:
+    """Published files of Gemma 4 E2B have them, and transformers 5.23 ignores them (Gemma4TextModel.__init__)."""
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    spec = read(
+        "Gemma4ForCausalLM",
+        num_hidden_layers=3,
+        layer_types=kinds,
+        num_kv_shared_layers=1,
+        hidden_size_per_layer_input=0,
+        head_dim=32,
+    )
+    found = {
+        name: why_unread(TensorInfo(f"model.layers.{name}.weight", "BF16", (8, 8), 0, 128), spec)
+        for name in ("2.self_attn.k_proj", "2.self_attn.v_proj", "2.self_attn.k_norm", "2.self_attn.q_proj", "1.mlp.x")
+    }
+    why = "layer 2 attends to the keys and values of layer 0"
+    assert [*found.values()] == [why, why, why, None, None]
 
 
 def test_names_of_layers_are_one_group() -> None:

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.samples.dense import SAMPLES
 from support.samples.families import (
+    PLANNED,
     WIDE,
     Case,
     answers,
     check_against_transformers,
     check_company,
     check_format,
+    check_simulated,
     difference,
+    uncompiled,
     write,
 )
 from support.samples.split_models import Model, compare
 
 from llmc.compiler.families import FAMILIES
+from llmc.compiler.targets.cuda import emit
 from llmc.quantize import FORMATS
 from llmc.runtime.cpu import executor as cpu
 
@@ -31,6 +36,8 @@ BOUND = 4e-5
 """max|a-b| / max|b| of logits: 1e-4 is promised, 1.7e-5 was measured, and a wrong constant moves them by 1e-3."""
 HERE = ("gemma2", "gemma4_text", "gemma3_text")
 """Families whose formats are tested in every run; of the first two, splits."""
+PLANS = ("granite_swa",)
+"""Families with what no other brings to launch plans: sinks. `test_wider.py` has plans of all that records can say."""
 OWN_FILES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -66,9 +73,12 @@ def test_logits_and_tokens_are_those_of_transformers(
     check_company(written, tmp_path, by_length=case.by_length)
 
 
+def _first(kind: str) -> Case:
+    return next(iter(SAMPLES[kind].cases.values()))
+
+
 def _wide(kind: str) -> Case:
-    first = next(iter(SAMPLES[kind].cases.values()))
-    return Case({**first.config, **WIDE, "num_hidden_layers": 2, **SAMPLES[kind].wide})
+    return Case({**_first(kind).config, **WIDE, "num_hidden_layers": 2, **SAMPLES[kind].wide})
 
 
 @pytest.mark.parametrize("quantize", ["none", *FORMATS])
@@ -79,9 +89,19 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, kind: str, quantize
 
 @pytest.mark.parametrize("kind", _params(dict.fromkeys((*HERE, *SAMPLES)), every=2))
 def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -> None:
-    model = Model.at(_written(tmp_path / "c", kind, next(iter(SAMPLES[kind].cases.values()))))
+    model = Model.at(_written(tmp_path / "c", kind, _first(kind)))
 
     def close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
         assert difference(found, expected) < BOUND, name
 
     compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+
+
+@pytest.mark.parametrize("quantize", ["none", pytest.param("int4", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", PLANS)
+def test_the_launch_plan_agrees_with_the_oracle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, quantize: str
+) -> None:
+    monkeypatch.setattr(emit, "compile_all", uncompiled)
+    config = {**_first(kind).config, **PLANNED, "num_hidden_layers": 2, **SAMPLES[kind].wide}
+    check_simulated(_written(tmp_path / "c", kind, Case(config, torch.bfloat16)), quantize, tmp_path, 100)

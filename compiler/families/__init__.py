@@ -11,6 +11,7 @@ __all__ = ["FAMILIES", "Family"]
 _FILES = (
     "llamas.ernie4_5",
     "llamas.granite",
+    "llamas.granite_swa",
     "llamas.hunyuan_v1_dense",
     "llamas.llama",
     "llamas.ministral3",

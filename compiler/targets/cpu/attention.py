@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ....passes.graph.attention import EACH, LAYER, SINKS
-from ....passes.graph.graph import Builder, attribute, width
+from ....passes.graph.graph import Builder, Graph, attribute, width
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
-from ....passes.rewrite.rule import Rule
+from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....runtime.cpu.slots import lengths_name
+from ....runtime.errors import Unsupported
 
 _ATTENTION = (
     "(int64[1,3] ids, int32[1] past, float[1,3,32] q, float[1,3,16] k, float[1,3,16] v, float[1,1,4,16] pk, "
@@ -165,6 +166,22 @@ class SharedToStandard(Rule):
         return _standard(g, attention, q, key, value, cached)
 
 
+class RefuseSinks(Pass):
+    """Refuses attention with sinks that is left: of ONNX Runtime's kernels only GroupQueryAttention takes them."""
+
+    def run(self, graph: Graph) -> Outcome:
+        for node in graph.nodes:
+            if node.op_type in ("CachedAttention", "SharedAttention") and SINKS in node.overload:
+                size = attribute(node, "head_dim")
+                shared = "attention to the cache of another layer"
+                raise Unsupported(
+                    f"cannot compute {node.op_type} ({node.outputs[0].name}) with sinks on the CPU",
+                    found=shared if size % 8 == 0 else f"a head size of {size}, which is no multiple of 8",
+                    fix="--target sm_90 or another GPU's, whose kernels take sinks with any head",
+                )
+        return Outcome()
+
+
 def _standard(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, value: ir.Value, past: ir.Value) -> ir.Value:
     """Standard Attention of q f32 [B, S, A*D] to a cache that holds the new tokens; `past` i64 [B] is without them."""
     split = g.ints(0, 0, -1, attribute(attention, "head_dim"))
@@ -284,11 +301,12 @@ class PositionsToRange(Rule):
         return g("Add", g("Unsqueeze", cached, g.ints(1)), steps)
 
 
-ATTENTION_RULES: tuple[Rule, ...] = (
+ATTENTION_RULES: tuple[Pass, ...] = (
     RopeAttentionToGroupQuery(),
     AttentionToGroupQuery(),
     AttentionToStandard(),
     SharedToStandard(),
+    RefuseSinks(),
     HeadNormToSimplified(),
     PositionsToRange(),
 )

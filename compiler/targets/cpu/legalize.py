@@ -10,7 +10,7 @@ from ....passes.graph import ops
 from ....passes.graph.graph import Builder, attribute, width
 from ....passes.graph.pointwise import RELU2, XIELU
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
-from ....passes.rewrite.rule import Rule
+from ....passes.rewrite.rule import Pass, Rule
 from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
 from .embedding import EmbeddingToGather
@@ -268,7 +268,7 @@ class SelectRowsToGather(Rule):
         return g("Gather", g("Reshape", x, g.ints(-1, width(x))), rows, axis=0)
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Pass, ...] = (
     *ATTENTION_RULES,
     EmbeddingToGather(),
     LinearToNbits(),

@@ -6,7 +6,7 @@ transformers is imported where it is used: it takes seconds, and every process t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from support.engines import NARROW, NARROW_BATCH, checkpoint_logits, quantized_l
 import llmc
 from llmc.compiler.families.config import parse_config
 from llmc.compiler.families.spec import DecoderSpec
+from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.load import load
+from llmc.runtime.plan.plan import MachineCode
 
 LENGTH, NEW = 40, 4
 """Prompt tokens; tokens generated at the end of the context."""
@@ -209,3 +211,9 @@ def check_simulated(checkpoint: Path, quantize: str, folder: Path, count: int) -
     expected = quantized_logits(path, quantize, ids, checkpoint)
     with load(path, make_device=SimulatedDevice) as engine:
         assert difference(engine.logits(ids), expected) < 3e-2
+
+
+def uncompiled(specializations: Sequence[Specialization], sm: int, **_: object) -> dict[Specialization, Cubin]:
+    """For `compile_all`: the interpreter runs no machine code, and a hundred kernels take minutes to compile."""
+    code = MachineCode("none", shared=0, registers=0, spills=0)
+    return {one: Cubin(sm, b"none", "none", one.types, code) for one in specializations}

@@ -43,7 +43,7 @@ EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
 
 def test_every_pass_has_an_example() -> None:
     without = [name for name, item in ALL.items() if not item.fires]
-    assert without == ["RefuseOthers"]  # rewrites nothing: tested below
+    assert without == ["RefuseSinks", "RefuseOthers"]  # they rewrite nothing: tested below
 
 
 @pytest.mark.parametrize(("item", "text"), FIRES, ids=lambda value: getattr(value, "name", None))
@@ -175,6 +175,20 @@ def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
             Unsupported, match=r"cannot compute (CachedAttention|Swish) \(y\) on a GPU\n  found: .* one linear"
         ):
             PASSES[-1].run(example.graph)
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("AttentionToStandard", "CachedAttention (y) with sinks on the CPU\n  found: a head size of 20, which is no"),
+        ("SharedToStandard", "SharedAttention (y) with sinks on the CPU\n  found: attention to the cache of another"),
+    ],
+)
+def test_sinks_that_no_kernel_of_the_cpu_takes_are_refused_by_name(rule: str, found: str) -> None:
+    example = graphs.parse(ALL[rule].refuses["there are sinks"])
+    with pytest.raises(Unsupported, match=re.escape(f"cannot compute {found}")) as caught:
+        run_phase(Phase("cpu", RULES, CPU_OPERATORS, during=LOGICAL), example.graph)
+    assert "--target sm_90" in caught.value.fix
 
 
 def _dump_of(graph: Graph, folder: Path) -> Dump:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.engines import NARROW, NARROW_BATCH, relative, small_checkpoint, some_ids
 from support.samples.dense import wider
+from support.samples.families import uncompiled
 
 from llmc.compiler.build import build
 from llmc.compiler.checkpoint.account import open_source
@@ -20,13 +21,11 @@ from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.probe import inputs_for
 from llmc.compiler.pipeline import lower
 from llmc.compiler.targets.cuda import emit
-from llmc.compiler.targets.cuda.cubins.compile import Cubin, Specialization
 from llmc.compiler.targets.simulate.device import SimulatedDevice
 from llmc.recipes.recipe import with_flags
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.load import load
 from llmc.runtime.numbers import f32_to_bf16
-from llmc.runtime.plan.plan import MachineCode
 
 BOUND = 3e-2
 """Largest max|a-b| / max|b| of logits: activations are bfloat16 between operators, of one layer or two."""
@@ -44,12 +43,6 @@ class _Source(RandomSource):
         return f32_to_bf16(np.float32(not name.endswith(".bias")) + np.float32(0.3) * random.astype(np.float32))[
             start:stop
         ]
-
-
-def _uncompiled(specializations: Sequence[Specialization], sm: int, **_: object) -> dict[Specialization, Cubin]:
-    """The interpreter runs no machine code, and a hundred kernels take minutes to compile."""
-    code = MachineCode("none", shared=0, registers=0, spills=0)
-    return {one: Cubin(sm, b"none", "none", one.types, code) for one in specializations}
 
 
 def _checkpoint(folder: Path, records: Callable[[DecoderSpec], DecoderSpec], layers: Sequence[int]) -> Checkpoint:
@@ -80,7 +73,7 @@ def test_logits_and_tokens_are_the_oracles(
     records: Callable[[DecoderSpec], DecoderSpec],
     layers: Sequence[int],
 ) -> None:
-    monkeypatch.setattr(emit, "compile_all", _uncompiled)
+    monkeypatch.setattr(emit, "compile_all", uncompiled)
     recipe = with_flags(None, targets=["sm_90"], max_batch=NARROW_BATCH)
     path = tmp_path / "a.llmc"
     build(_checkpoint(tmp_path / "c", records, layers), path, recipe)

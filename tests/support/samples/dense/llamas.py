@@ -12,6 +12,7 @@ _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_po
 _ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 1000.0}
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 _MINISTRAL3 = {"head_dim": 24, "pad_token_id": None}
+_GRANITE_SWA = {"num_hidden_layers": 3, "sliding_window": 8}
 _SMOLLM3 = {"pad_token_id": None, "num_hidden_layers": 4}
 
 
@@ -173,5 +174,48 @@ SAMPLES = (
             ),
             "no factors, yarn": Case({"num_key_value_heads": 1, "rope_parameters": _YARN}, torch.float16, sharded=True),
         },
+    ),
+    Sample(
+        "granite_swa",
+        {
+            "sinks, windows, a theta for each layer": Case(
+                {
+                    **_GRANITE_SWA,
+                    "layer_rope_theta": [0, 1e4, 3e2],
+                    "attention_multiplier": 0.3,
+                    "residual_multiplier": 0.5,
+                    "embedding_multiplier": 2.0,
+                    "logits_scaling": 8.0,
+                }
+            ),
+            "wide, one theta, biases, old spelling": Case(
+                {
+                    **_GRANITE_SWA,
+                    "hidden_size": 96,
+                    "attention_bias": True,
+                    "mlp_bias": True,
+                    "tie_word_embeddings": False,
+                    "rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 2.0},
+                },
+                torch.bfloat16,
+                old=True,
+            ),
+            "each fourth layer sees all, yarn": Case(
+                {**_GRANITE_SWA, "num_hidden_layers": 5, "num_key_value_heads": 1, "rope_parameters": _YARN},
+                torch.float16,
+                sharded=True,
+            ),
+            "listed kinds, thetas of a scaled rope": Case(
+                {
+                    **_GRANITE_SWA,
+                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                    "layer_rope_theta": [5e4, 0, 2e3],
+                    "rope_parameters": _YARN,
+                }
+            ),
+        },
+        wide={"layer_rope_theta": [0, 1e4]},
+        centres={"norm": 1.0, "sinks": 2.0},  # as large as a window of scores: without sinks, all is twice as large
+        old=lambda config: config.pop("layer_rope_theta"),
     ),
 )

@@ -21,7 +21,7 @@ ALPHA = {"type": "dynamic", "factor": 1.0, "alpha": 50.0}
 def of(kind: str, **changes: Any) -> DecoderSpec:
     if kind == "gemma4":
         changes = {"vocab_size_per_layer_input": 200, "hidden_size_per_layer_input": 16} | changes
-    names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3"}
+    names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3", "granite_swa": "GraniteSWA"}
     return read(f"{names.get(kind, kind.capitalize())}ForCausalLM", **changes)
 
 
@@ -120,6 +120,12 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
         ("gemma3", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" as null in config.json'),
         ("granite", {"logits_scaling": 0.0}, '"logits_scaling" as a number over 0 and up to 1e+06'),
         ("granite", {"attention_multiplier": None}, '"attention_multiplier" as a number over 0'),
+        ("granite_swa", {"sliding_window": None}, '"sliding_window" as an integer from 1 to 2147483647'),
+        ("granite_swa", {"layer_rope_theta": [1e4]}, "a list of 0 or a number over 1 for each of 2 layers in config"),
+        ("granite_swa", {"layer_rope_theta": 1e4}, "for each of 2 layers in config.json\n  found: 10000.0"),
+        ("granite_swa", {"layer_rope_theta": [0, 1]}, "found: [0, 1]"),
+        ("granite_swa", {"layer_rope_theta": [1e4, -1.0]}, "found: [10000.0, -1.0]"),
+        ("granite_swa", {"layer_rope_theta": [1e4, False]}, "found: [10000.0, false]"),
     ],
 )
 def test_refused_by_message(kind: str, changes: dict[str, Any], said: str) -> None:

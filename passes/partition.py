@@ -195,22 +195,14 @@ class _Rank:
         return (self.graph.build(node.metadata_props[BLOCK]).llmc("AllReduce", part),)
 
     def _over_all(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> tuple[ir.Value, ...]:
-        """A norm of all heads together: gathers them, and keeps its own part. Of equal heads the first are taken."""
-        b, part, whole = self.graph.build(node.metadata_props[BLOCK]), _given(inputs[0]), node.inputs[0]
-        cut = self._cut_behind(whole)
-        axis = len(dims(part)) - 1
-        firsts = [index for index, span in enumerate(cut.spans) if span not in cut.spans[:index]]
-        sizes = [stop - start for start, stop in cut.spans]
-        gathered = b.llmc("AllGather", part, axis=axis, sizes=sizes)
-        if len(firsts) < len(sizes):  # shards share heads
-            parts = self._split(b, gathered, sizes)
-            gathered = b("Concat", *(parts[index] for index in firsts), axis=axis)
-            gathered.type, gathered.shape = _given(whole).type, _given(whole).shape
-        (normed,) = self._emit(node, [gathered, *inputs[1:]], parts=False)
-        own = self._split(b, normed, [sizes[index] for index in firsts])
-        made = own[[cut.spans[index] for index in firsts].index(cut.spans[self.shard])]
-        self.sharded.add(made)
-        return (made,)
+        """A norm of all heads together: gathers them, and keeps its own part."""
+        b, part = self.graph.build(node.metadata_props[BLOCK]), _given(inputs[0])
+        sizes = [stop - start for start, stop in self._cut_behind(node.inputs[0]).spans]
+        whole = b.llmc("AllGather", part, axis=len(dims(part)) - 1, sizes=sizes)
+        (normed,) = self._emit(node, [whole, *inputs[1:]], parts=False)
+        own = self._split(b, normed, sizes)[self.shard]
+        self.sharded.add(own)
+        return (own,)
 
     def _cut_behind(self, value: ir.Value | None) -> Cut:
         """How the linear that makes a value is cut."""

@@ -11,6 +11,7 @@ _EXPERTS = "mixture of experts"
 _SHORT = "gated short convolutions"
 _MAMBA = "Mamba layers (a recurrent state)"
 _MAMBA2 = "Mamba 2 layers (a recurrent state)"
+_SOME_EXPERTS = "in most a mixture of experts"
 _DELTA = "gated delta net (linear attention with a recurrent state)"
 _KIMI = "Kimi delta attention (linear attention with a recurrent state)"
 _LATENT = "multi-head latent attention"
@@ -46,8 +47,8 @@ FOREIGN: Mapping[str, tuple[str, ...]] = {
     "mamba2 bamba": (_MAMBA2,),
     "zamba2": (_MAMBA2, "layers that share weights"),
     "falcon_h1": (_MAMBA2, "two mixers side by side"),
-    "granitemoehybrid": (_MAMBA2, _EXPERTS),
-    "nemotron_h nemotron_h_omni": (_MAMBA2, "one mixer or MLP a layer", _EXPERTS),
+    "granitemoehybrid": ("Mamba 2 layers (a recurrent state) in most", _SOME_EXPERTS),
+    "nemotron_h nemotron_h_omni": (_MAMBA2, "one mixer or MLP a layer", _SOME_EXPERTS),
     "lfm2 lfm2_vl": (_SHORT,),
     "lfm2_moe": (_SHORT, _EXPERTS),
     "lfm3 lfm3_vl": (_SHORT, "output gate of attention"),

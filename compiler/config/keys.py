@@ -42,6 +42,10 @@ _REASONS: dict[str, str] = {
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",
     "it belongs to heads for other tasks": """id2label label2id num_labels problem_type finetuning_task
         task_specific_params classifier_activation summary_type add_classification_head class_num pool_type""",
+    "it counts or names tokens": """dense_list im_start_id im_end_id im_newline_id mask_init_id org_vocab_size pad_id
+        text_start_id text_end_id image_token_id""",
+    "it says what the file is made of": "is_composition",
+    "it concerns how experts or ranks were laid out in training": "ep_size",
     "the tokenizer's own files say this": """tokenizer_class tokenizer_model_max_length tokenizer_padding_side prefix
         pad_token bos_token eos_token unk_token sep_token_id cls_token_id mask_token_id unk_token_id
         decoder_start_token_id use_fast_tokenizer padding_side add_bos_token add_eos_token chat_template

@@ -112,7 +112,7 @@ class _Assembly:
         table = w.parameter(extra.table.name, extra.table.shape)
         own = _scaled(b, b.llmc("Embedding", ids, table, overload=DENSE), extra.scale)
         made = _scaled(b, w.linear(b, x, extra.projection, ""), self.spec.hidden_size**-0.5)
-        return _scaled(b, b("Add", w.head_norm(b, made, extra.norm, ""), own), 2.0**-0.5)
+        return _scaled(b, b("Add", w.head_norm(b, made, extra.norm, "", extra.norm.size), own), 2.0**-0.5)
 
     def _layer(self, index: int, layer: LayerSpec, x: ir.Value, extra: ir.Value | None) -> ir.Value:
         w, b, prefix = self.weights, self.graph.build(f"layer.{index}"), self.spec.layer.format(index)
@@ -156,15 +156,15 @@ class _Assembly:
         return w.linear(b, b("Mul", b(op, gate, **attributes), up), mlp.down, prefix)
 
     def _attention(self, b: Builder, index: int, mixer: Attention, x: ir.Value, prefix: str) -> ir.Value:
-        w, g = self.weights, self.graph
+        w, g, size = self.weights, self.graph, mixer.head_dim
         q, k, v = (None if part is None else w.linear(b, x, part, prefix) for part in (mixer.q, mixer.k, mixer.v))
-        v = w.head_norm(b, k if v is None else v, mixer.v_norm, prefix)
+        v = w.head_norm(b, k if v is None else v, mixer.v_norm, prefix, size)
         rotated = []
         for value, norm, query in ((q, mixer.q_norm, True), (k, mixer.k_norm, False)):
             if not mixer.norm_after_rope:
-                value = w.head_norm(b, value, norm, prefix)
+                value = w.head_norm(b, value, norm, prefix, size)
             value = self.ropes.rotate(b, value, mixer, query=query)
-            rotated.append(w.head_norm(b, value, norm, prefix) if mixer.norm_after_rope else value)
+            rotated.append(w.head_norm(b, value, norm, prefix, size) if mixer.norm_after_rope else value)
         common: dict[str, Any] = {
             "heads": mixer.heads,
             "kv_heads": mixer.kv_heads,

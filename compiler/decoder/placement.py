@@ -111,6 +111,8 @@ def _wrong_tp(spec: DecoderSpec, tp: int, format_of: FormatOf) -> str:
         mixer, prefix = layer.mixer, spec.layer.format(index)
         if mixer.heads % tp or max(mixer.kv_heads, tp) % min(mixer.kv_heads, tp):
             return f"{mixer.heads} heads and {mixer.kv_heads} key and value heads in {prefix.rstrip('.')}"
+        if tp > mixer.kv_heads and mixer.k_norm is not None and mixer.k_norm.size != mixer.head_dim:
+            return f"a norm of all {mixer.kv_heads} key heads together in {prefix.rstrip('.')}"
         if layer.mlp.down.columns % tp:
             return f"an intermediate size of {layer.mlp.down.columns} in {prefix.rstrip('.')}"
         for linear, cut in _cuts(layer, tp):

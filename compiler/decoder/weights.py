@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ...passes.graph.attention import EACH
 from ...passes.graph.attention import LAYER as LAYER_NORM
-from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph, width
+from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import DENSE, overload_of
 from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, as_f32
 from ..checkpoint.weights.source import Source
@@ -40,11 +40,11 @@ class Weights:
         op = "LayerNormalization" if norm.kind == LAYER else "RMSNormalization"
         return b(op, x, *self._of_norm(norm, prefix), axis=-1, epsilon=norm.epsilon)
 
-    def head_norm(self, b: Builder, x: ir.Value | None, norm: Norm | None, prefix: str) -> ir.Value | None:
-        """The norm of each head in x f32 [B, S, N*D], or of all of x if the norm is as wide; x itself if None."""
+    def head_norm(self, b: Builder, x: ir.Value | None, norm: Norm | None, prefix: str, size: int) -> ir.Value | None:
+        """The norm of each head of `size` in x f32 [B, S, N*size], or of all of x if the norm is wider; x if None."""
         if norm is None or x is None:
             return x
-        if norm.size == width(x) and not norm.each:
+        if norm.size != size:
             return self.norm(b, x, norm, prefix)
         kinds = ((LAYER_NORM, norm.kind == LAYER), (EACH, norm.each), ("bias", norm.bias))
         overload = "_".join(name for name, has in kinds if has)

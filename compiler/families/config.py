@@ -113,7 +113,7 @@ def _alone(raw: Mapping[str, Any], accept: Collection[str], what: str, notes: li
     family = _family(Fields(values, what))
     if clash is not None:
         raise clash
-    ignored, accepted = classify_keys(values, accept, what, family.defaults)
+    ignored, accepted = classify_keys(values, accept, what, family.keys)
     return family, TextPart(values, what, ignored, accepted)
 
 
@@ -163,7 +163,7 @@ def _family(fields: Fields) -> Family:
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
-    family = FAMILIES.get(named[0])
+    family = FAMILIES.get(named[0]) or next((one for one in FAMILIES.values() if named[0] in one.also), None)
     if family is None:
         raise foreign(named[0], named[0])
     if model_type not in ("", family.name):

@@ -102,7 +102,7 @@ def _compare(values: Mapping[str, Any], family: Family) -> _Kin:
             read()
         except LlmcError as error:
             wrong[f"{error.asked}, found {error.found}"] = None
-    return _Kin(family, strange_keys(values, family.defaults), absent, tuple(wrong))
+    return _Kin(family, strange_keys(values, family.keys), absent, tuple(wrong))
 
 
 def _short(value: Any) -> str:

@@ -54,6 +54,17 @@ class Family:
     """Keys of a small config.json, beside its sizes, that turn on what an absent key leaves off."""
     verified: str = LOGITS
     """What its numbers were compared with."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of published files that have one value in all of them, which is what llmc computes."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Second names of keys, which published files have beside the first, with the same value."""
+    also: tuple[str, ...] = ()
+    """Other names of the architecture in published files."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All keys that it reads beside the common ones."""
+        return frozenset((*self.defaults, *self.fixed, *self.spelled))
 
 
 def _count(key: str, high: int) -> cached_property[int]:
@@ -240,6 +251,8 @@ class ConfigReader:
 
     def decoder(self, family: Family) -> DecoderSpec:
         """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
+        self.only(family.fixed)
+        self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
             expected = ("full_attention", "attention") if layer.mixer.window is None else ("sliding_attention",)

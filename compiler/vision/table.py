@@ -129,7 +129,7 @@ _IMAGES = """
     vision_soft_tokens_per_image image_seq_length image_grid_pinpoints spatial_merge_size projector_hidden_act
     projection_dim multimodal_projector_bias vision_feature_layer vision_feature_select_strategy ignore_index
     processor_class downsample_ratio dynamic_image_size force_image_size min_dynamic_patch max_dynamic_patch pad2square
-    ps_version select_layer use_thumbnail use_backbone_lora image_fold
+    ps_version select_layer use_thumbnail use_backbone_lora image_fold template
 """
 IMAGES = frozenset(_IMAGES.split())
 """Keys that concern images and sound, wherever a config has them."""

@@ -76,16 +76,17 @@ def text_part(
     else:
         where = f'"{row.config}" of {what}'
     kind = _kind(inner, row, families, where)
-    defaults = {**families[kind.family].defaults, **kind.defaults}
+    family = families[kind.family]
+    defaults, own = {**family.defaults, **kind.defaults}, family.keys | kind.defaults.keys()
     top, inside = dict(outer), dict(inner)
     ignored = {key: WHY_IGNORED for key in (*top, *inside) if key in IMAGES}
     for one in (top, inside):
         for key in IMAGES & one.keys():
             del one[key]
-    for key in (COMMON | defaults.keys()) & top.keys() - _EITHER:
+    for key in (COMMON | own) & top.keys() - _EITHER:
         _require_same(key, top.pop(key), inside.get(key, defaults.get(key)), row, what)
         ignored[key] = f"{row.config} alone says it of the text model"
-    lower, accepted = classify_keys(inside, [key for key in accept if key in inside], where, defaults)
+    lower, accepted = classify_keys(inside, [key for key in accept if key in inside], where, own)
     upper, more = classify_keys(top, [key for key in accept if key not in inside], what)
     values = {key: value for key, value in inside.items() if key not in ("architectures", "model_type")}
     values |= {key: top[key] for key in _WHOLE if top.get(key) is not None}

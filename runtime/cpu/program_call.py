@@ -66,7 +66,8 @@ class Call:
         ways = {
             way: {f"{way}.{name}": array[slots] for name, array in cache.arrays.items()} for way in ("past", "present")
         }
-        inputs, outputs = arrays | ways["past"], values | ways["present"]
+        # a later segment may read the cache that an earlier one has written
+        inputs, outputs = arrays | ways["past"] | ways["present"], values | ways["present"]
         self._steps: list[tuple[Step, Any]] = []
         for step in loaded.program.steps:
             if step.op == RUN:

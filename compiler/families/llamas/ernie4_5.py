@@ -26,5 +26,7 @@ FAMILY = Family(
         "eos_token_id": 2,
         "tie_word_embeddings": True,
     },
+    fixed={"use_rmsnorm": True, "compression_ratio": 1.0},
+    also=("Ernie4_5_ForCausalLM",),  # of the first files, beside remote code
     rope=RopeDefaults(500_000.0, interleaved=True),
 )

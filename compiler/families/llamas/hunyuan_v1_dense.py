@@ -35,4 +35,11 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
 
 _NORMS = {"rms_norm_eps": 1e-5, "use_qk_norm": None}
 _DEFAULTS = {key: value for key, value in LLAMA.defaults.items() if key != "mlp_bias"} | _NORMS
-FAMILY = Family("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _layer, defaults=_DEFAULTS, example={"head_dim": 128})
+FAMILY = Family(
+    "hunyuan_v1_dense",
+    "HunYuanDenseV1ForCausalLM",
+    _layer,
+    defaults=_DEFAULTS,
+    fixed={"norm_type": "rms", "use_rotary_pos_emb": True},
+    example={"head_dim": 128},
+)

@@ -45,6 +45,7 @@ FAMILY = Family(
         "final_logit_softcapping": 30.0,
         "cache_implementation": None,
     },
+    spelled={"sliding_window_size": "sliding_window"},
     decoder=capped,
     example={"query_pre_attn_scalar": 144},
 )

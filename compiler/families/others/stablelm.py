@@ -36,6 +36,8 @@ FAMILY = Family(
         "bos_token_id": 0,
         "eos_token_id": 0,
     },
+    fixed={"rotary_scaling_factor": 1.0, "rope_pct": 0.25},
+    spelled={"norm_eps": "layer_norm_eps"},
     rope=RopeDefaults(share=0.25),
     epsilon="layer_norm_eps",
     example={"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True},

@@ -191,8 +191,14 @@ def _standard(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, value:
         total = g("Add", past, g("Shape", q, start=1, end=2))
         y = g("Attention", query, key, value, None, None, None, total, is_causal=1, **given)
     else:
-        y = g("Attention", query, key, value, _window_mask(g, query, key, past, window), **given)
+        y = g("Attention", query, key, value, _window_mask(g, query, _buffer(g, key), past, window), **given)
     return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+
+
+def _buffer(g: Builder, key: ir.Value) -> ir.Value:
+    """The cache before the new tokens, which has the same capacity; every part of a rank can read an input."""
+    name = str(key.name).replace("present.", "past.", 1)
+    return next((value for value in g.graph.body.inputs if value.name == name), key)
 
 
 def _softcap(attention: ir.Node) -> dict[str, float]:

@@ -50,8 +50,9 @@ def segments(graph: Graph, model: Model, constant: Collection[str]) -> dict[str,
             name = f"segment-{len(files):03d}.onnx"
             files[name] = model(ordered, inputs, outputs)
             weights = _names(value for value in inputs if value.name in constant)
-            given = [value for value in inputs if value.producer() is not None]
-            left = [value for value in outputs if not str(value.name).startswith("present.")]
+            given, left = (
+                [one for one in some if one.producer() is not None and not _is_cache(one)] for some in (inputs, outputs)
+            )
             steps.append(Step(RUN, name, weights, _names(given), _names(left)))
             passed = [*given, *left]
         values |= {str(value.name): _shape(value) for value in passed}
@@ -59,10 +60,12 @@ def segments(graph: Graph, model: Model, constant: Collection[str]) -> dict[str,
 
 
 def _helpers(graph: Graph) -> set[ir.Node]:
-    """Nodes that compute from integer inputs of the graph alone."""
+    """Nodes that compute from integer inputs of the graph alone, and from the shapes of caches."""
     found: set[ir.Node] = set()
     for node in graph.nodes:
-        if node.domain == "" and node.op_type in _HELPERS and all(_is_helped(value, found) for value in node.inputs):
+        shape = node.op_type == "Shape" and node.inputs[0] is not None and str(node.inputs[0].name).startswith("past.")
+        helped = shape or all(_is_helped(value, found) for value in node.inputs)
+        if node.domain == "" and node.op_type in _HELPERS and helped:
             found.add(node)
     return found
 
@@ -101,6 +104,11 @@ def _with_helpers(nodes: Sequence[ir.Node], helpers: Collection[ir.Node]) -> lis
         for value in node.inputs:
             need(value)
     return [*needed, *nodes]
+
+
+def _is_cache(value: ir.Value) -> bool:
+    """Whether it is a cache with the new tokens, which segments find in the cache's own memory."""
+    return str(value.name).startswith("present.")
 
 
 def _leaves(value: ir.Value, inside: Collection[ir.Node]) -> bool:

@@ -27,6 +27,7 @@ from support.samples.families import (
 )
 from support.samples.split_models import Model, compare
 
+import llmc
 from llmc.compiler.families import FAMILIES
 from llmc.compiler.targets.cuda import emit
 from llmc.quantize import FORMATS
@@ -95,6 +96,21 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
         assert difference(found, expected) < BOUND, name
 
     compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+
+
+@pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], *SAMPLES)), every=1))
+def test_an_engine_of_ranks_says_what_one_process_does(tmp_path: Path, kind: str) -> None:
+    """Processes of tp2 and pp2 on the CPU, where a model has as few key and value heads as it may have."""
+    case = replace(_first(kind), config={**_first(kind).config, "num_key_value_heads": 1})
+    path = llmc.build(
+        _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", "tp2", "pp2"], max_context=48
+    )
+    found = []
+    for profile in ("cpu", "cpu-tp2", "cpu-pp2"):
+        with llmc.load(path, profile=profile) as engine:
+            prompts = [[5, 6, 7] * 5, [9, 8, 3]]
+            found.append([one.token_ids for one in engine.generate(prompts, max_tokens=24)])
+    assert found[0] == found[1] == found[2]
 
 
 def _plans() -> Iterator[object]:

@@ -117,6 +117,12 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
             {"per_layer_config": {"1": {"num_key_value_heads": 3}}},
             "key and value heads of layer 1 that divide",
         ),
+        (
+            "gemma2",
+            {"sliding_window": 8, "sliding_window_size": 9},
+            '"sliding_window_size" as 8 in config.json',
+        ),
+        ("hunyuan", {"head_dim": 16, "norm_type": "fused"}, 'expected "norm_type" as "rms" in config.json'),
         ("gemma3", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" as null in config.json'),
         ("granite", {"logits_scaling": 0.0}, '"logits_scaling" as a number over 0 and up to 1e+06'),
         ("granite", {"attention_multiplier": None}, '"attention_multiplier" as a number over 0'),
@@ -131,6 +137,16 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
 def test_refused_by_message(kind: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises((CheckpointError, Unsupported), match=re.escape(said)):
         of(kind, **changes)
+
+
+def test_keys_of_published_files_that_change_nothing() -> None:
+    assert of("gemma2", sliding_window=8, sliding_window_size=8) == of("gemma2", sliding_window=8)
+    same = {"dense_list": [64, 0], "norm_type": "rms", "use_rotary_pos_emb": True, "org_vocab_size": 200, "pad_id": 3}
+    assert of("hunyuan", head_dim=16, **same) == of("hunyuan", head_dim=16)
+    assert read("Ernie4_5_ForCausalLM", use_rmsnorm=True) == read("Ernie4_5ForCausalLM")
+    old = {"norm_eps": 1e-5, "rope_pct": 0.25, "rotary_scaling_factor": 1.0, "layer_norm_eps": 1e-5}
+    sizes = {"head_dim": ..., "num_attention_heads": 2}
+    assert read("StableLmForCausalLM", **sizes, **old) == read("StableLmForCausalLM", **sizes)
 
 
 def test_su_is_the_first_name_of_longrope() -> None:

@@ -36,7 +36,7 @@ _OF_CLASS = {
     "Qwen2Tokenizer": "qwen2 qwen3 qwen2_vl qwen2_5_vl qwen3_vl internvl",
     "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
     "CohereTokenizer": "cohere cohere2",
-    "GPT2Tokenizer": "starcoder2",
+    "GPT2Tokenizer": "starcoder2 phi",
 }
 OF_MODEL_TYPE = {kind: name for name, kinds in _OF_CLASS.items() for kind in kinds.split()}
 """The class of a model type whose files declare none."""

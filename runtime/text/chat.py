@@ -115,16 +115,21 @@ class ChatTemplate:
 
     @cached_property
     def _wants_parts(self) -> bool:
-        """Whether it drops a plain text and writes one that is a part of a message, as some models of images do."""
-        parts = [{"type": "text", "text": _TRIAL[0]["content"]}]
-        return not self._writes(_TRIAL) and self._writes([{**_TRIAL[0], "content": parts}])
+        """Whether it drops a plain text and writes one that is a part of a message, as some models of images do.
 
-    def _writes(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the trial's text is in what it writes."""
+        A template that writes the part as a whole, as one that cuts texts does, does not read parts.
+        """
+        text, other = _TRIAL[0]["content"], "another key"
+        whole = [{**_TRIAL[0], "content": [{"type": "text", "text": text, "note": other}]}]
+        written = "" if text in self._trial(_TRIAL) else self._trial(whole)
+        return text in written and other not in written
+
+    def _trial(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What it writes of a trial; nothing where it refuses it."""
         try:
-            return _TRIAL[0]["content"] in self._render(_checked(messages, {}))
+            return self._render(_checked(messages, {}))
         except LlmcError:  # the render that was asked for says why
-            return False
+            return ""
 
     def _render(self, given: dict[str, Any]) -> str:
         fuel = FUEL + FUEL_PER_CHAR * len(json.dumps(given))

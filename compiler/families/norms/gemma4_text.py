@@ -33,8 +33,10 @@ def _own(config: ConfigReader, index: int, full: bool) -> dict[str, int]:
         found = {"head_dim": fields.need_integer("global_head_dim", 2, 4096)} if full else {}
         found |= {"num_key_value_heads": kv_heads} if full and kv_heads else {}
     if config.heads % found.get("num_key_value_heads", 1):
-        asked = f"expected key and value heads of layer {index} that divide num_attention_heads ({config.heads})"
-        raise CheckpointError(f"{asked} in {fields.what}", found=str(found["num_key_value_heads"]))
+        raise CheckpointError(
+            f"expected key and value heads of layer {index} that divide num_attention_heads in {fields.what}",
+            found=f"{found['num_key_value_heads']} and {config.heads}",
+        )
     return found
 
 

@@ -212,6 +212,7 @@ ALWAYS: dict[str, set[str]] = {
     | {"--parallel"}  # profiles
     | {"--report", "--chat-template", "--force"},  # of an output that may be written anyway: as of rm and cp
     "recipes": set(),
+    "families": set(),
     "passes": {
         "--quantize",
         "--target",

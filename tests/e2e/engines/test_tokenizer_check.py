@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.samples.templates import LLAMA2, LLAMA31
+from support.samples.talking.templates import LLAMA2, LLAMA31
 from support.samples.tokenizers import byte_level_chat, pico, sentencepiece
 
 from llmc.compiler.checkpoint import tokenizer_check

@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 import pytest
-from support.samples.talks import TALKS
-from support.samples.templates import ALL, LLAMA2, LLAVA, QWEN2_VL
+from support.samples.talking.talks import TALKS
+from support.samples.talking.templates import ALL, LLAMA2, LLAVA, QWEN2_VL
 from support.samples.tokenizers import byte_level_chat, sentencepiece
 from tokenizers import Tokenizer as RawTokenizer
 

@@ -37,6 +37,9 @@ BOUND = 4e-5
 """max|a-b| / max|b| of logits: 1e-4 is promised, 1.7e-5 was measured, and a wrong constant moves them by 1e-3."""
 HERE = ("gemma2", "gemma4_text", "gemma3_text")
 """Families whose formats are tested in every run; of the first two, splits."""
+PLANNED = {"none": 3e-2, "int4": 6e-2}
+"""The same of launch plans of two layers, where activations and products of codes and scales are bfloat16; 2.0e-2 and
+5.1e-2 were measured."""
 PLANS = ("granite_swa",)
 """Families with what no other brings to launch plans: sinks. `test_wider.py` has plans of all that records can say."""
 OWN_FILES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -126,4 +129,4 @@ def test_the_launch_plan_agrees_with_the_oracle(
 ) -> None:
     monkeypatch.setattr(emit, "compile_all", uncompiled)
     case = replace(_wide(kind), dtype=torch.bfloat16)
-    check_simulated(_written(tmp_path / "c", kind, case), quantize, tmp_path, 40)
+    check_simulated(_written(tmp_path / "c", kind, case), quantize, tmp_path, 40, PLANNED[quantize])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.samples.talkers import CONTENT_OF_PARTS, EVERY_TALK, TALKERS, WITH_PARTS
+from support.samples.talking.talkers import CONTENT_OF_PARTS, EVERY_TALK, TALKERS, WITH_PARTS
 
 import llmc
 from llmc.compiler.build import build

@@ -21,8 +21,8 @@ def _spell_old(config: dict[str, Any]) -> None:
     layers = config.pop("per_layer_config")
     config["global_head_dim"] = layers["1"]["head_dim"]
     config["layer_types"] = _GEMMA4["layer_types"]
-    for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
-        config.pop(key)
+    for key in ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"):
+        config.pop(key, None)
     config["rope_parameters"] = None
 
 

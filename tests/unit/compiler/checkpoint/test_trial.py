@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.samples.templates import ALL
+from support.samples.talking.templates import ALL
 
 from llmc.compiler.checkpoint.trial import unsupported
 from llmc.runtime.errors import EngineError

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.samples.talks import ANSWER, CALL, TOOL, USER
-from support.samples.templates import ALL, CHATML, LLAMA2, LLAMA3, LLAMA31, PHI
+from support.samples.talking.talks import ANSWER, CALL, TOOL, USER
+from support.samples.talking.templates import ALL, CHATML, LLAMA2, LLAMA3, LLAMA31, PHI
 from support.samples.tokenizers import byte_level_chat
 
 from llmc.runtime.errors import CheckpointError, EngineError, LlmcError, RecipeError, Unsupported

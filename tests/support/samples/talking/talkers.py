@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from support.samples import published as plain
-from support.samples import published_parts as parts
 from support.samples.spellings import Spelling
-from support.samples.talks import ANSWER, SYSTEM, TALKS, TOOL, USER
-from support.samples.templates import ZEPHYR
+from support.samples.talking import published as plain
+from support.samples.talking import published_parts as parts
+from support.samples.talking.talks import ANSWER, SYSTEM, TALKS, TOOL, USER
+from support.samples.talking.templates import ZEPHYR
 
 _BACKEND = {"tokenizer_class": "PreTrainedTokenizerFast"}
 

@@ -177,7 +177,7 @@ def _check_tokenizer(data: bytes) -> None:
     from llmc.runtime.text.tokenizer import Tokenizer
 
     named = {"bos_token": "<s>", "eos_token": "</s>"}
-    sources = {"family": "llama", "rows": 64, "eos": {"config.json": [1]}, "named": named, "add_bos": True}
+    sources = {"model_type": "llama", "rows": 64, "eos": {"config.json": [1]}, "named": named, "add_bos": True}
     reply = tokenizer_check._work({"sources": sources, "template": None}, data)
     if "refused" in reply:
         raise CheckpointError(reply["refused"])

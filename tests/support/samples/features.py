@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .talks import ANSWER, SYSTEM, TOOL, TOOL_TALK, USER
-from .templates import ALL as WHOLE
+from .talking.talks import ANSWER, SYSTEM, TOOL, TOOL_TALK, USER
+from .talking.templates import ALL as WHOLE
 
 SMALL = {
     "white space": "a  \n  {% if true %}\n    b\n  {%- endif +%}\n  {%+ if true %} c\n{% endif -%}\n\n  d {#- gone -#} e\n{{- 1 }}\n {{ 2 -}}\n\n3\n",

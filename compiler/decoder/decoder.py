@@ -66,8 +66,10 @@ def build_spec(spec: DecoderSpec, source: Source, max_context: int, unused: dict
         Unsupported: a rope type has no value for the head size or the trained length.
     """
     spec, graph = spec.within(max_context), Graph.new(family)
-    ropes = Ropes(graph, spec.positions, max_context)
-    _Assembly(spec, graph, Weights(graph, source), ropes).assemble()
+    ids, past = graph.input("input_ids", "I64", ["B", "S"]), graph.input("past_lengths", "I32", ["B"])
+    rows = graph.input("logits_indices", "I64", ["R"])
+    ropes = Ropes(graph, graph.build("embed").llmc("Positions", ids, past), spec.positions, max_context)
+    _Assembly(spec, graph, Weights(graph, source), ropes, past).assemble(ids, rows)
     return Decoder(graph, spec, tuple(ropes.by_length), unused)
 
 
@@ -77,17 +79,14 @@ class _Assembly:
     graph: Graph
     weights: Weights
     ropes: Ropes
-    past: list[ir.Value] = field(default_factory=list)
+    past: ir.Value
+    """Tokens in each sequence's cache, i32 [B]."""
     present: dict[int, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     """Keys and values of a layer, with those of the new tokens."""
 
-    def assemble(self) -> None:
+    def assemble(self, ids: ir.Value, rows: ir.Value) -> None:
         spec, g, w = self.spec, self.graph, self.weights
-        ids = g.input("input_ids", "I64", ["B", "S"])
-        self.past.append(g.input("past_lengths", "I32", ["B"]))
-        rows = g.input("logits_indices", "I64", ["R"])
         embed = g.build("embed")
-        self.ropes.begin(embed.llmc("Positions", ids, self.past[0]))
         for layer in spec.layers:
             self.ropes.of(layer.mixer)
         table = w.parameter(f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
@@ -178,10 +177,10 @@ class _Assembly:
             common["softcap"] = mixer.softcap
         sinks = () if mixer.sinks is None else (w.parameter(f"{prefix}{mixer.sinks.name}", mixer.sinks.shape),)
         if mixer.source is not None:
-            return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past[0], *sinks, **common)
+            return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past, *sinks, **common)
         cache = ["B", mixer.kv_heads, "C", mixer.head_dim]
         caches = [g.input(f"past.{index}.{part}", "F32", cache) for part in ("key", "value")]
-        y, key, value = b.llmc("CachedAttention", *rotated, v, *caches, self.past[0], *sinks, outputs=3, **common)
+        y, key, value = b.llmc("CachedAttention", *rotated, v, *caches, self.past, *sinks, outputs=3, **common)
         key.name, value.name = f"present.{index}.key", f"present.{index}.value"
         g.body.outputs.extend([key, value])
         self.present[index] = key, value

@@ -34,16 +34,13 @@ class Ropes:
     """The ropes of one graph for `max_context` positions; `positions` are those that the model was trained for."""
 
     graph: Graph
+    rows: ir.Value
+    """The positions of the tokens, i64 [B, S]."""
     positions: int
     max_context: int
     known: list[_Rope] = field(default_factory=list)
     by_length: list[LengthRope] = field(default_factory=list)
     """Those whose tables are inputs of the graph."""
-    rows: list[ir.Value] = field(default_factory=list)
-
-    def begin(self, positions: ir.Value) -> None:
-        """Take the positions of the tokens, i64 [B, S]."""
-        self.rows.append(positions)
 
     def of(self, mixer: Attention) -> list[_Rope]:
         """The ropes of queries and of keys; makes their tables the first time."""
@@ -96,7 +93,7 @@ class Ropes:
         for name, data in zip((f"rope{number}.cos", f"rope{number}.sin"), tables, strict=True):
             canonical = Canonical(name, "F32", data.shape, Computed(data, how), group=name)
             values.append(self.graph.weight(name, self.graph.store(canonical)))
-        return values[0], values[1], self.rows[0]
+        return values[0], values[1], self.rows
 
 
 def _factors(temperature: Temperature, context: int) -> np.ndarray:

@@ -36,10 +36,11 @@ def why_named(name: str, shape: tuple[int, ...] | None, spec: DecoderSpec) -> st
         return ROPE
     if name == f"{spec.head}.weight" and spec.tied:
         return TIED
-    for index, layer in enumerate(spec.layers):
-        own = name.removeprefix(spec.layer.format(index))
-        if layer.mixer.source is not None and own != name and _OF_CACHES.fullmatch(own):
-            return f"layer {index} attends to the keys and values of layer {layer.mixer.source}"
+    shared = {index: source for index, layer in enumerate(spec.layers) if (source := layer.mixer.source) is not None}
+    for index, source in shared.items():
+        prefix = spec.layer.format(index)
+        if name.startswith(prefix) and _OF_CACHES.fullmatch(name.removeprefix(prefix)):
+            return f"layer {index} attends to the keys and values of layer {source}"
     mask = shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     if name.rpartition(".")[2] in _BUFFERS or (mask and name.endswith(_MASKS)):
         return "a buffer that the model computes"
@@ -54,8 +55,9 @@ def why_unread(info: TensorInfo, spec: DecoderSpec) -> str | None:
 
 def part_of(name: str, parts: Mapping[str, str]) -> str | None:
     """Of a tensor that belongs to a part beside the text model: that module, as the files spell it."""
-    module = name.removeprefix("model.").partition(".")[0]
-    return name[: len(name) - len(name.removeprefix("model."))] + module if module in parts else None
+    bare = name.removeprefix("model.")
+    module = bare.partition(".")[0]
+    return name.removesuffix(bare) + module if module in parts else None
 
 
 def left_out_parts(names: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:

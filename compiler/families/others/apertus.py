@@ -10,13 +10,10 @@ _SCALES = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 _ROPE = RopeDefaults(12e6)
 _ALONE = RopeDefaults(12e6, old={"rope_scaling": {**_SCALES, "original_max_position_embeddings": 8192}})
 """Of a config that names no scaling."""
-_ONLY = {"qk_norm": True, "post_norm": False, "mlp_bias": False}
-"""Of published files, and not read by transformers."""
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
     fields, bias = config.fields, config.flag("attention_bias")
-    config.only(_ONLY)
     scaled = fields.has("rope_parameters") or fields.table("rope_scaling") is not None
     if not scaled:  # transformers takes its own rope_parameters then, with their theta
         config.only({"rope_theta": _ROPE.theta})
@@ -36,7 +33,7 @@ FAMILY = Family(
         "attention_bias": None,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        **dict.fromkeys(_ONLY),
     },
+    fixed={"qk_norm": True, "post_norm": False, "mlp_bias": False},
     rope=_ROPE,
 )

@@ -8,7 +8,7 @@ from ...config.rope import RopeDefaults
 from ..reading import ConfigReader, Family
 from ..spec import LAYER, DecoderSpec, LayerSpec
 
-_ONLY = {
+_FIXED = {
     "use_parallel_block": True,
     "use_gated_activation": True,
     "use_qk_norm": False,
@@ -30,7 +30,6 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
 
 
 def _decoder(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
-    config.only(_ONLY)
     return replace(spec, logits_scale=config.fields.need_number("logit_scale", 0.0, 1e6, open_low=True))
 
 
@@ -48,8 +47,8 @@ FAMILY = Family(
         "bos_token_id": 5,
         "eos_token_id": 255001,
         "tie_word_embeddings": True,
-        **dict.fromkeys(_ONLY),
     },
+    fixed=_FIXED,
     decoder=_decoder,
     rope=RopeDefaults(interleaved=True),
     epsilon="layer_norm_eps",

@@ -5,12 +5,8 @@ from __future__ import annotations
 from ..reading import ConfigReader, Family
 from ..spec import LAYER, LayerSpec
 
-_ONLY = {"norm_type": "layer_norm", "mlp_type": "default", "scale_attn_weights": True}
-"""Of published files, and not read by transformers."""
-
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
-    config.only({**_ONLY, "layer_norm_epsilon": config.fields.values["norm_epsilon"]})
     bias = config.flag("use_bias")
     mixer = config.attention(bias=bias, output_bias=bias, window=config.integer("sliding_window", 1))
     before, inner = (config.norm(f"{name}_layernorm", kind=LAYER, bias=True) for name in ("input", "post_attention"))
@@ -31,7 +27,8 @@ FAMILY = Family(
         "bos_token_id": 50256,
         "eos_token_id": 50256,
         "tie_word_embeddings": True,
-        **dict.fromkeys((*_ONLY, "layer_norm_epsilon")),
     },
+    fixed={"norm_type": "layer_norm", "mlp_type": "default", "scale_attn_weights": True},
+    spelled={"layer_norm_epsilon": "norm_epsilon"},
     epsilon="norm_epsilon",
 )

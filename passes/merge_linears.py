@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..runtime.engine_file.bind import Concat, as_f32, stored
 from .graph import ops
-from .graph.graph import GATED, MODULE, ROLE, Graph, Quantized, block_of, width
+from .graph.graph import GATED, KEPT, MODULE, ROLE, Graph, Quantized, block_of, width
 from .rewrite.pattern import Depth, Miss
 from .rewrite.rule import Outcome, Pass, replace_value
 
@@ -61,7 +61,7 @@ def _by_input(graph: Graph) -> dict[tuple[ir.Value | None, str], list[ir.Node]]:
     """Linears of one input and one module: attention and MLP may read the same, but not each other's results."""
     groups: dict[tuple[ir.Value | None, str], list[ir.Node]] = {}
     for node in graph.nodes:
-        if (node.domain, node.op_type) == (ops.DOMAIN, "Linear"):
+        if (node.domain, node.op_type) == (ops.DOMAIN, "Linear") and node.metadata_props.get(ROLE) != KEPT:
             parent = node.metadata_props.get(MODULE, "").rpartition(".")[0]
             groups.setdefault((node.inputs[0], parent), []).append(node)
     return groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -11,7 +11,8 @@ from ..quantize import FORMATS
 from ..runtime.engine_file.bind import Stored
 from ..runtime.errors import Unsupported
 from .graph import ops
-from .graph.graph import BLOCK, MODULE, ROLE, Canonical, Graph, Quantized
+from .graph.experts import Mixture
+from .graph.graph import BLOCK, KEPT, MODULE, ROLE, Canonical, Graph, Quantized
 from .rewrite.pattern import Depth, Miss
 from .rewrite.rule import Outcome, Pass, replace_value
 
@@ -42,6 +43,9 @@ class QuantizeWeights(Pass):
         for node in [n for n in graph.nodes if (n.domain, n.op_type) == (ops.DOMAIN, "Linear")]:
             module = node.metadata_props.get(MODULE, "")
             chosen = self.format_of(module)
+            if node.metadata_props.get(ROLE) == KEPT:
+                outcome.note(Miss("it decides which experts compute", Depth.OPERATOR), node)
+                continue
             if ops.format_of(node) != ops.DENSE:
                 outcome.note(Miss("the weight is quantized already", Depth.OPERATOR), node)
                 continue
@@ -55,6 +59,8 @@ class QuantizeWeights(Pass):
             for user in [n for n, _ in weight.uses()]:
                 _quantize(graph, user, tensor, chosen, shares.get(tensor.name, (tensor.name,)))
             outcome.fired += 1
+        for node in [n for n in graph.nodes if (n.domain, n.op_type) == (ops.DOMAIN, "MoE")]:
+            outcome.fired += _quantize_experts(graph, node, self.format_of)
         if outcome.fired:
             graph.remove_dead()
         return outcome
@@ -65,7 +71,8 @@ def _groups(graph: Graph, format_of: Callable[[str], str]) -> dict[str, tuple[st
     so they share a global scale and lie next to each other in the file."""
     groups: dict[tuple[ir.Value | None, str, str], list[str]] = {}
     for node in graph.nodes:
-        if (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE):
+        linear = (node.domain, node.op_type, node.overload.removesuffix("_bias")) == (ops.DOMAIN, "Linear", ops.DENSE)
+        if linear and node.metadata_props.get(ROLE) != KEPT:
             module = node.metadata_props.get(MODULE, "")
             key = node.inputs[0], module.rpartition(".")[0], format_of(module)
             groups.setdefault(key, []).append(_tensor(graph, node.inputs[1]).name)
@@ -107,3 +114,52 @@ def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tu
         role=node.metadata_props.get(ROLE, ""),
     )
     replace_value(node.outputs[0], new)
+
+
+def _quantize_experts(graph: Graph, node: ir.Node, format_of: Callable[[str], str]) -> int:
+    """Choose the formats of both stacks of a MoE; each expert's weight is quantized by itself. 1 if one changed."""
+    mixture = Mixture.of(node.overload)
+    inputs, made, changed = iter(node.inputs[3:]), [], {}
+    for which, names in zip(("up", "down"), mixture.weights(), strict=True):
+        values = {name: next(inputs) for name in names}
+        if getattr(mixture, which) == "none":
+            tensor = _tensor(graph, values["weight"])
+            chosen = format_of(tensor.name.removesuffix(".weight"))
+            if chosen != "none":
+                del graph.canonical[tensor.name]  # the codes take its name
+                values = {**_stacked(graph, tensor, chosen), **{k: v for k, v in values.items() if k == "bias"}}
+                changed[which] = chosen
+        made += values.values()
+    if not changed:
+        return 0
+    b = graph.build(node.metadata_props[BLOCK], before=node)
+    attributes = {name: attr.value for name, attr in node.attributes.items()}
+    new = b.llmc(
+        "MoE",
+        *(*node.inputs[:3], *made),
+        overload=replace(mixture, **changed).overload,
+        name=node.metadata_props.get(MODULE, ""),
+        **attributes,
+    )
+    replace_value(node.outputs[0], new)
+    return 1
+
+
+def _stacked(graph: Graph, tensor: Stored, name: str) -> dict[str, ir.Value]:
+    """The components of a stack [E, N, K], each a stack of those of every expert."""
+    experts, rows, columns = tensor.shape
+    fmt = FORMATS[name]
+    if reason := fmt.check(rows, columns):
+        module = tensor.name.removesuffix(".weight")
+        raise Unsupported(f"cannot store {module} as {name}", found=reason, fix=f"a recipe rule with `{module}: none`")
+    stem, values = tensor.name.removesuffix("weight"), {}
+    for part in fmt.components(rows, columns):
+        canonical = Canonical(
+            f"{stem}{part.name}",
+            part.dtype,
+            (experts, *part.shape),
+            Quantized(name, tensor.name, part.name, (tensor.name,)),
+            group=f"{tensor.name}/{part.name}",
+        )
+        values[part.name] = graph.weight(f"{canonical.name}.{name}", graph.store(canonical))
+    return values

@@ -18,6 +18,7 @@ from ..checkpoint.weights.source import Source
 from ..families.spec import (
     Attention,
     DecoderSpec,
+    Experts,
     LayerSpec,
     Linear,
     Mlp,
@@ -26,6 +27,7 @@ from ..families.spec import (
     PerLayerInput,
     PlainMlp,
 )
+from .experts import experts_of
 from .rotary import Ropes
 from .weights import Weights
 
@@ -146,6 +148,8 @@ class _Assembly:
 
     def _mlp(self, b: Builder, mlp: Mlp, x: ir.Value, prefix: str) -> ir.Value:
         w = self.weights
+        if isinstance(mlp, Experts):
+            return experts_of(w, b, mlp, x, prefix, self._mlp)
         if isinstance(mlp, PlainMlp):
             parameters = [w.parameter(f"{prefix}{one.name}", one.shape) for one in mlp.parameters]
             h = b.llmc("Activation", w.linear(b, x, mlp.up, prefix), *parameters, overload=mlp.activation)

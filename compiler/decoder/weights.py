@@ -11,9 +11,10 @@ from ...passes.graph.attention import EACH
 from ...passes.graph.attention import LAYER as LAYER_NORM
 from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import DENSE, overload_of
+from ...quantize import FORMATS
 from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, as_f32
 from ..checkpoint.weights.source import Source
-from ..families.spec import LAYER, Linear, Norm
+from ..families.spec import LAYER, Linear, Norm, Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,24 @@ class Weights:
         weights = [self.parameter(name, shape) for name, shape in zip(names, shapes.values(), strict=True)]
         overload = overload_of(DENSE, bias=linear.bias)
         return b.llmc("Linear", x, *weights, overload=overload, name=f"{prefix}{linear.module}", role=role)
+
+    def stack(self, stack: Stack, prefix: str) -> tuple[str, list[ir.Value]]:
+        """The format in which the files have the weights of all experts, and its components; then their bias."""
+        (name, shape), *bias = stack.tensors(prefix)
+        fmt = next((one.format for one in stack.spellings if self._has(f"{prefix}{stack.module}", one.format)), "")
+        made = [self.parameter(name, shape)] if not fmt else self._components(f"{prefix}{stack.module}.", stack, fmt)
+        return fmt or "none", [*made, *(self.parameter(*one) for one in bias)]
+
+    def _has(self, module: str, fmt: str) -> bool:
+        return bool(fmt) and f"{module}.{FORMATS[fmt].layouts[-1].suffix}" in self.source.names
+
+    def _components(self, stem: str, stack: Stack, fmt: str) -> list[ir.Value]:
+        values = []
+        for part in FORMATS[fmt].components(stack.rows, stack.columns):
+            name, shape = f"{stem}{part.name}", (stack.experts, *part.shape)
+            expr = self.graph.store(Canonical(name, part.dtype, shape, Copied(name), group=name))
+            values.append(self.graph.weight(f"{name}.{fmt}", expr))
+        return values
 
     def norm(self, b: Builder, x: ir.Value, norm: Norm | None, prefix: str) -> ir.Value:
         """The norm over the last axis; x itself if there is none."""

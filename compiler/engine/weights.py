@@ -132,23 +132,25 @@ class _Stream:
     def quantize(self, name: str, parts: Sequence[tuple[Canonical, Quantized]]) -> list[str]:
         origin = parts[0][1]
         fmt = FORMATS[origin.format]
-        amax = self._group_amax(origin.shares) if fmt.shares_scale else None
+        alone = self.source.info(name).shape[2:] == ()  # one weight, and no stack of all experts' ones
+        amax = self._group_amax(origin.shares) if fmt.shares_scale and alone else None
         by_suffix = {part.suffix: tensor for tensor, part in parts}
         done = dict.fromkeys(by_suffix, 0)
         info = self.source.info(name)
         constant = _Constant(info.name)
         for rows in self._chunks(name):
             constant.see(rows)
-            try:
-                stored = fmt.quantize(as_torch(rows, info.dtype), amax)
-            except CheckpointError as error:
-                raise non_finite(info.name) from error
-            for suffix, data in stored.items():
-                tensor = by_suffix[suffix]
-                if not tensor.shape and done[suffix]:
-                    continue
-                self.writer.write(tensor.name, done[suffix], data)
-                done[suffix] += data.nbytes
+            for weight in (rows,) if alone else rows:
+                try:
+                    stored = fmt.quantize(as_torch(weight, info.dtype), amax)
+                except CheckpointError as error:
+                    raise non_finite(info.name) from error
+                for suffix, data in stored.items():
+                    tensor = by_suffix[suffix]
+                    if not tensor.shape and done[suffix]:
+                        continue
+                    self.writer.write(tensor.name, done[suffix], data)
+                    done[suffix] += data.nbytes
             self.advance(rows.nbytes)
         return constant.warnings()
 

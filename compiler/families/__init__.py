@@ -21,6 +21,7 @@ _FILES = (
     "llamas.qwen3",
     "llamas.seed_oss",
     "llamas.smollm3",
+    "mixtures.qwen3_moe",
     "norms.exaone4",
     "norms.gemma",
     "norms.gemma2",

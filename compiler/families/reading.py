@@ -57,7 +57,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keys of published files that have one value in all of them, which is what llmc computes."""
     spelled: Mapping[str, str] = field(default_factory=dict)
-    """Second names of keys, which published files have beside the first, with the same value."""
+    """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
 
@@ -84,6 +84,8 @@ class ConfigReader:
     """
 
     def __init__(self, values: Mapping[str, Any], family: Family, what: str) -> None:
+        second = {key: values[name] for name, key in family.spelled.items() if name in values and key not in values}
+        values = {**values, **second}
         absent = {key: value for key, value in family.defaults.items() if key not in values and value is not None}
         self.fields = Fields({**absent, **values}, what)
         self.family = family

@@ -36,6 +36,8 @@ class Linear:
     bias: bool = False
     part: tuple[str, int, int] | None = None
     """If the checkpoint stores it within a larger linear: that module, this one's first row, and the rows of all."""
+    kept: bool = False
+    """No recipe quantizes it: of few rows, it decides which experts compute."""
 
     def tensors(self, prefix: str) -> Shapes:
         yield f"{prefix}{self.module}.weight", (self.rows, self.columns)
@@ -81,17 +83,20 @@ class _Parts:
         for part in self.parts():
             yield from part.tensors(prefix)
 
-    def parts(self) -> Iterator[Parameter | Linear | Norm]:
+    def parts(self) -> Iterator[Parameter | Linear | Norm | Stack]:
         """The records of all tensors in it."""
         for value in vars(self).values():
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, _Parts):
                     yield from part.parts()
-                elif isinstance(part, Parameter | Linear | Norm):
+                elif isinstance(part, Parameter | Linear | Norm | Stack):
                     yield part
 
     def linears(self) -> tuple[Linear, ...]:
         return tuple(part for part in self.parts() if isinstance(part, Linear))
+
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(part for part in self.parts() if isinstance(part, Stack))
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,94 @@ class PlainMlp(_Parts):
     """Of the activation, in its order."""
 
 
-Mlp = GatedMlp | PlainMlp
+@dataclass(frozen=True)
+class Spelling:
+    """One way in which files store a weight of all experts.
+
+    Either each expert has tensors of its own, whose names have `{}` for its number: one, or gate and up. Or one tensor
+    is a stack of all, [E, out, in], or [E, in, out] if `turned`. Outputs of gate and up lie side by side, or take turns
+    if `alternate`.
+    """
+
+    names: tuple[str, ...]
+    turned: bool = False
+    alternate: bool = False
+    format: str = ""
+    """The weight format that it is stored in: `names` are then stacks of the components, in the format's order."""
+    biases: tuple[str, ...] = ()
+    """The tensors of biases, in the same order."""
+
+    @property
+    def separate(self) -> bool:
+        return "{}" in self.names[0]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Linears of all experts: for each expert x Wᵀ (+ bias), with W of [rows, columns].
+
+    It is one weight [E, rows, columns], called `{module}.weight`, and one bias [E, rows]. If `gated`, its rows take
+    turns: one of gate, the same one of up. Files spell it in one of several ways.
+    """
+
+    module: str
+    experts: int
+    rows: int
+    columns: int
+    spellings: tuple[Spelling, ...]
+    gated: bool = False
+    bias: bool = False
+
+    def tensors(self, prefix: str) -> Shapes:
+        yield f"{prefix}{self.module}.weight", (self.experts, self.rows, self.columns)
+        if self.bias:
+            yield f"{prefix}{self.module}.bias", (self.experts, self.rows)
+
+
+@dataclass(frozen=True)
+class Router(_Parts):
+    """Chooses the experts of a token, and their weights, from the logits of `linear`."""
+
+    kind: str
+    """A name of `passes/graph/experts.py`."""
+    linear: Linear
+    chosen: int
+    normed: bool = False
+    """The weights of a token are divided by their sum."""
+    factor: float = 1.0
+    """Of all weights."""
+    least: float = 1e-20
+    """No sum below this divides."""
+    bias: Parameter | None = None
+    """Added to the scores for the choice only."""
+    groups: int = 1
+    kept_groups: int = 1
+    best: int = 2
+    """A group's rank is the sum of so many of its highest scores."""
+    jitter: float = 0.0
+    """Of SPARSEMIXER."""
+
+
+@dataclass(frozen=True)
+class Experts(_Parts):
+    """The sum of weight * down(activation(gate(x)) * up(x)) over a token's experts, plus a shared expert."""
+
+    router: Router
+    gate_up: Stack
+    down: Stack
+    activation: str
+    alpha: float = 1.0
+    """Of the activation "limited" (`passes/graph/experts.py`), as is `limit`."""
+    limit: float = 0.0
+    scales_input: bool = False
+    """The weight multiplies the input of an expert and not its result."""
+    shared: GatedMlp | None = None
+    """An MLP that every token has."""
+    shared_gate: Linear | None = None
+    """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
+
+
+Mlp = GatedMlp | PlainMlp | Experts
 
 
 @dataclass(frozen=True)
@@ -245,14 +337,30 @@ class DecoderSpec:
             for end in (("weight", "bias") if linear.bias else ("weight",))
         }
 
+    def stacks(self) -> dict[str, Stack]:
+        """The linears of experts by module."""
+        return {
+            f"{self.layer.format(index)}{stack.module}": stack
+            for index, layer in enumerate(self.layers)
+            for stack in layer.stacks()
+        }
+
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of every linear by its module; a tied head is one too."""
+        """Rows and columns of every linear that a recipe may quantize, by its module; those of all experts are one, and a
+        tied head is one too."""
         tables = {f"{self.embedding}.weight", self.per_layer.table.name if self.per_layer else ""}
+        kept = {
+            f"{self.layer.format(index)}{one.module}.weight"
+            for index, layer in enumerate(self.layers)
+            for one in layer.linears()
+            if one.kept
+        }
         matrices = {
             name.removesuffix(".weight"): shape
             for name, shape in self.tensors().items()
-            if len(shape) == 2 and name not in tables
+            if len(shape) == 2 and name.endswith(".weight") and name not in tables | kept
         }
+        matrices |= {module: (stack.rows, stack.columns) for module, stack in self.stacks().items()}
         head = self.head, (self.vocab_size, self.hidden_size)
         return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
 

@@ -23,6 +23,7 @@ from ...quantize import FORMATS
 from ...quantize.chunks import on_all_cores
 from ...runtime.engine_file.bind import Expr, Stored, evaluate_weight
 from ...runtime.numbers import to_f32
+from .experts import mixture_result
 
 Read = Callable[[str, int, int], np.ndarray]
 """(canonical name, first row, row after the last; -1: to the end) to a raw array."""
@@ -87,13 +88,15 @@ class Oracle:
     def _block(self, graph: Graph, nodes: list[ir.Node], values: dict[str, np.ndarray], needed_later: set[str]) -> None:
         pending: list[ir.Node] = []
         for position, node in enumerate(nodes):
-            if not _is_large(graph, node):
+            mixture = (node.domain, node.op_type) == (ops.DOMAIN, "MoE")
+            if not mixture and not _is_large(graph, node):
                 pending.append(node)
                 continue
             later = {str(v.name) for other in nodes[position:] for v in other.inputs if v is not None}
             self._run_nodes(graph, pending, values, needed_later | later)
             pending = []
-            values[str(node.outputs[0].name)] = self._large(graph, node, values)
+            found = self._mixture(graph, node, values) if mixture else self._large(graph, node, values)
+            values[str(node.outputs[0].name)] = found
         self._run_nodes(graph, pending, values, needed_later)
 
     def _run_nodes(self, graph: Graph, nodes: list[ir.Node], values: dict[str, np.ndarray], wanted: set[str]) -> None:
@@ -168,6 +171,16 @@ class Oracle:
         if ops.has_bias(node):
             y += self._weight(str(node.inputs[-1].name)).array  # type: ignore[union-attr]
         return y
+
+    def _mixture(self, graph: Graph, node: ir.Node, values: dict[str, np.ndarray]) -> np.ndarray:
+        def read(value: ir.Value, expert: int) -> np.ndarray:
+            expr = graph.expr(value)
+            if isinstance(expr, Stored):
+                return self._read(expr.name, expert, expert + 1)[0]
+            return self._raw(graph, value)[expert]
+
+        x, experts, weights = (values[str(value.name)] for value in node.inputs[:3])  # type: ignore[union-attr]
+        return mixture_result(graph, node, x, experts, weights, read)
 
     def _rows(self, graph: Graph, fmt: str, weights: Sequence[ir.Value | None], start: int, stop: int) -> np.ndarray:
         """Rows of a large weight, ``f32 [stop - start, N]``; its components are single stored tensors (`_is_large`)."""

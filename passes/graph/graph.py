@@ -27,6 +27,8 @@ BLOCK, MODULE, ROLE = "block", "module", "role"
 """Keys of a node's metadata: its block, the module of the checkpoint that it computes, and its part in the model."""
 GATED = "gated"
 """The role of the two linears of a gated MLP, gate and up."""
+KEPT = "kept"
+"""The role of linears that no recipe quantizes, such as routers."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from . import activations, attention, collectives, pointwise
+from . import activations, attention, collectives, experts, pointwise
 from .pointwise import ACTIVATIONS
 
 DOMAIN = "llmc"
@@ -215,6 +215,8 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "Scale": lambda _: pointwise.SCALE,
     "Softcap": lambda _: pointwise.SOFTCAP,
     "Activation": pointwise.activation,
+    "Route": experts.route,
+    "MoE": experts.moe,
     "AddRMSNorm": lambda _: _ADD_RMS_NORM,
     "QuantizeActivations": activations.quantize_activations,
     **collectives.BODIES,

@@ -82,6 +82,11 @@ def _scatter_type(node: ir.Node) -> Typed:
     return _float(*shapes)
 
 
+def _route_type(node: ir.Node) -> Typed:
+    shape = [*_dims(node.inputs[0])[:-1], node.attributes["k"].value]
+    return [(ir.DataType.INT64, shape), (ir.DataType.FLOAT, shape)]
+
+
 _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "Linear"): _linear_type,
     (DOMAIN, "Embedding"): _embedding_type,
@@ -92,16 +97,18 @@ _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "GatedActivation"): _gated_type,
     (DOMAIN, "QuantizeActivations"): _like_first,
     **{(DOMAIN, op): _like_first for op in ("HeadNorm", "PartNorm", "SharedAttention", "RopeSharedAttention")},
-    **{(DOMAIN, op): _like_first for op in ("Scale", "Softcap", "Activation")},
+    **{(DOMAIN, op): _like_first for op in ("Scale", "Softcap", "Activation", "MoE")},
+    (DOMAIN, "Route"): _route_type,
     (DOMAIN, "AllReduce"): _like_first,
     (DOMAIN, "AllGather"): _gather_type,
     (DOMAIN, "ReduceScatter"): _scatter_type,
     (DOMAIN, "Send"): _like_first,
-    (DOMAIN, "SelectRows"): lambda n: _float([*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]]),
+    (DOMAIN, "SelectRows"): lambda n: [(_like_first(n)[0][0], [*_dims(n.inputs[1]), _dims(n.inputs[0])[-1]])],
     ("", "RMSNormalization"): lambda n: _float(_dims(n.inputs[0])),
     ("", "LayerNormalization"): lambda n: _float(_dims(n.inputs[0])),
     ("", "RotaryEmbedding"): lambda n: _float(_dims(n.inputs[0])),
     ("", "Add"): _like_first,
     ("", "Mul"): _like_first,
+    ("", "Sigmoid"): _like_first,
     **{("", op): _like_first for op, _ in ACTIVATIONS.values()},
 }

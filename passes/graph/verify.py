@@ -20,6 +20,7 @@ LOGICAL: frozenset[tuple[str, str]] = frozenset(
             "LayerNormalization",
             "RotaryEmbedding",
             "Slice",
+            "Sigmoid",
         )
     ]
     + [("", op) for op, _ in ops.ACTIVATIONS.values()]

@@ -16,9 +16,9 @@ _NAMES = {
     "": "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
     "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And LayerNormalization Softplus Exp Min "
-    "Greater Where",
+    "Greater Where TopK GatherElements ScatterElements ReduceSum Equal Expand Max",
     "com.microsoft": "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul "
-    "GatherBlockQuantized QuickGelu",
+    "GatherBlockQuantized QuickGelu QMoE",
 }
 CPU_OPERATORS = frozenset((domain, name) for domain, names in _NAMES.items() for name in names.split())
 """(domain, operator) pairs that a cpu profile's graph may use; they only compute."""

@@ -51,15 +51,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements `start` to `stop` of one axis of a stored tensor."""
+    """Elements `start` to `stop` of one axis of a stored tensor, or of such a part of one."""
 
-    of: Stored
+    of: Stored | Slice
     axis: int
     start: int
     stop: int
 
     def __post_init__(self) -> None:
-        _demand(isinstance(self.of, Stored), f"a slice of {_NAMES[type(self.of)]}: only stored tensors are cut")
+        _demand(isinstance(self.of, Stored | Slice), f"a slice of {_NAMES[type(self.of)]}: only stored tensors are cut")
         _demand(0 <= self.axis < len(self.of.shape), f"axis {self.axis} of shape {list(self.of.shape)}")
         size = self.of.shape[self.axis]
         _demand(0 <= self.start <= self.stop <= size, f"elements {self.start} to {self.stop} of {size}")
@@ -269,6 +269,8 @@ def is_view(expr: Expr, tensors: Mapping[str, TensorInfo]) -> bool:
     """True if evaluation returns a view of a mapped file with these `tensors`; memory planning counts all others."""
     if isinstance(expr, Stored):
         return True
+    if isinstance(expr, Slice):
+        return expr.axis == 0 and is_view(expr.of, tensors)
     if isinstance(expr, Concat):
         infos = [tensors.get(part.name) if isinstance(part, Stored) else None for part in expr.parts]
         follow = (a is not None and b is not None and _end(a) == (b.file, b.offset) for a, b in pairwise(infos))

@@ -15,6 +15,7 @@ import numpy as np
 from ....runtime.files.safetensors import TensorInfo
 from ...families.spec import DecoderSpec
 from .source import Source
+from .stacks import Stacked, places_of, read_names
 
 _OWN = "model."
 """The prefix that the decoder's own names have, of all tensors but the head."""
@@ -44,7 +45,7 @@ class Place:
 class Layout:
     """Where the tensors of one decoder lie, or should lie, in files that hold certain names."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, Place | Stacked]
     """By the decoder's names; also of a head that it does not read, because it is tied."""
     shapes: Mapping[str, _Shape]
     """Every tensor of the files that is read, with the shape that it must have."""
@@ -55,12 +56,15 @@ class Layout:
 
     @cached_property
     def _own(self) -> dict[str, str]:
-        return {place.tensor: name for name, place in self.places.items() if place.rows is None}
+        whole = {name: place for name, place in self.places.items() if isinstance(place, Place) and place.rows is None}
+        return {place.tensor: name for name, place in whole.items()}
 
 
 def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
     """The layout that fits the `names` of the files' tensors best; it may still name tensors that they lack."""
     present, shapes, fused = set(names), spec.tensors(), spec.fused()
+    stacks = {f"{module}.{end}": stack for module, stack in spec.stacks().items() for end in ("weight", "bias")}
+    shapes = {name: shape for name, shape in shapes.items() if name not in stacks}
     every = [*shapes, *(one for one, *_ in fused.values()), f"{spec.head}.weight"]
     body = _prefix([name.removeprefix(_OWN) for name in every if name.startswith(_OWN)], _BODIES, present)
     others = [name for name in every if not name.startswith(_OWN)]
@@ -74,7 +78,8 @@ def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
         parts.setdefault(one, []).append(name)
     # Some programs save the parts of a fused tensor as tensors of their own.
     split = {one for one, names in parts.items() if all(spelled(name) in present for name in names)}
-    places, stored = {}, {}
+    places: dict[str, Place | Stacked] = {}
+    stored: dict[str, _Shape] = {}
     for name, shape in shapes.items():
         one, first, total = fused.get(name, (name, 0, 0))
         if total and one not in split:
@@ -83,6 +88,11 @@ def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
         else:
             places[name] = Place(spelled(name))
             stored[spelled(name)] = shape
+    for module, stack in spec.stacks().items():
+        prefix = module.removesuffix(stack.module)
+        own, needed = places_of(stack, prefix, spelled, present)
+        places |= own
+        stored |= needed
     places.setdefault(f"{spec.head}.weight", Place(spelled(f"{spec.head}.weight")))
     return Layout(places, stored)
 
@@ -97,9 +107,17 @@ class Arranged:
 
     def __init__(self, files: Source, layout: Layout) -> None:
         self.stored, self._files = files.stored, files
-        self._places = {name: place for name, place in layout.places.items() if place.tensor in self.stored}
-        taken = {place.tensor for place in self._places.values()}
-        self.names: tuple[str, ...] = (*self._places, *(name for name in files.names if name not in taken))
+        one, stacks = {}, {}
+        for name, place in layout.places.items():
+            if isinstance(place, Stacked):
+                if all(tensor in self.stored for tensor in place.tensors()):
+                    stacks[name] = place
+            elif place.tensor in self.stored:
+                one[name] = place
+        self._places: Mapping[str, Place] = one
+        self._stacks: Mapping[str, Stacked] = stacks
+        taken = {place.tensor for place in one.values()} | read_names(stacks)
+        self.names: tuple[str, ...] = (*one, *stacks, *(name for name in files.names if name not in taken))
 
     def info(self, name: str) -> TensorInfo:
         """Dtype, shape and size; the name in it is that of the files.
@@ -107,6 +125,8 @@ class Arranged:
         Raises:
             CheckpointError: no tensor has that name.
         """
+        if name in self._stacks:
+            return self._stacks[name].info(self._files)
         place = self._places.get(name, Place(name))
         info = self._files.info(place.tensor)
         if place.rows is None:
@@ -117,6 +137,8 @@ class Arranged:
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the first axis in raw representation, a new array; thread-safe."""
+        if name in self._stacks:
+            return self._stacks[name].rows(self._files, start, stop)
         place = self._places.get(name, Place(name))
         if place.rows is not None and not 0 <= start <= stop <= place.rows:
             raise IndexError(f"rows {start} to {stop} of {name}, which has {place.rows}")

@@ -15,6 +15,8 @@ from ....runtime.progress import Progress
 from ..target import CompiledProfile, ProfileConfig
 from .segments import PROGRAM, segments
 
+_PACKS = ("MatMulNBits", "QMoE")
+"""Operators that pack their weights when a session is made."""
 EXACT, INT8_ACTIVATIONS = 1e-3, 1e-1
 """Tolerances of the probe. Measured: 5e-6 if all products are float32; up to 4e-2 (16 layers, random weights) if
 MatMulNBits rounds activations to int8."""
@@ -80,16 +82,23 @@ def _constant(graph: Graph) -> set[str]:
     ONNX Runtime copies initializers. The other weights are inputs, which it reads in place, from the mapped file or
     from the one converted copy.
     """
-    packed = {value.name for node in graph.nodes if node.op_type == "MatMulNBits" for value in node.inputs[1:] if value}
+    packed = {value.name for node in graph.nodes if node.op_type in _PACKS for value in node.inputs[1:] if value}
     return {name for name, expr in graph.weights.items() if name in packed or len(expr.shape) < 2}
 
 
 def _packed_bytes(node: ir.Node) -> int:
     """Bytes of the copy that MatMulNBits packs at load: codes, and per block a scale and a sum in float32."""
+    if node.op_type == "QMoE":
+        stacks = ((node.inputs[2], node.inputs[3]), (node.inputs[5], node.inputs[6]))
+        return sum(_numbers(codes) + 8 * _numbers(scales) for codes, scales in stacks)
     if node.op_type != "MatMulNBits":
         return 0
     rows, columns, bits, block = (attribute(node, key) for key in ("N", "K", "bits", "block_size"))
     return rows * columns * bits // 8 + rows * (columns // block) * 8
+
+
+def _numbers(value: ir.Value | None) -> int:
+    return math.prod(map(int, dims(value)))
 
 
 def _external(value: onnx.ValueInfoProto) -> onnx.TensorProto:

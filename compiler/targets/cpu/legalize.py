@@ -14,6 +14,7 @@ from ....passes.rewrite.rule import Pass, Rule
 from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
 from .embedding import EmbeddingToGather
+from .experts import MoEToProducts, MoEToQMoE, RouteToKernels
 from .nbits import NBITS, dequantized, nbits_weights
 
 ACCURACY_LEVEL = 4
@@ -273,6 +274,9 @@ RULES: tuple[Pass, ...] = (
     EmbeddingToGather(),
     LinearToNbits(),
     LinearToMatMul(),
+    RouteToKernels(),
+    MoEToQMoE(),
+    MoEToProducts(),
     AddNormToSkipNorm(),
     NormToSimplified(),
     GatedToElementwise(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -38,14 +39,17 @@ NBITS = {
 
 def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
     """Codes ``u8 [N, K]`` or ``u8 [N, K/2]`` and scales ``f32 [N, K/block]`` of a quantized weight."""
-    layout = NBITS[fmt]
-    exprs = [expr for value in values if (expr := graph.expr(value)) is not None]
-    codes, scale = exprs[0], exprs[1]
-    if not layout.doubled:
+    return nbits_of(fmt, [expr for value in values if (expr := graph.expr(value)) is not None])
+
+
+def nbits_of(fmt: str, components: Sequence[Expr]) -> tuple[Expr, Expr]:
+    """The same of the components of a weight, or of a stack of weights, whose codes are ``u8 [E, N, ...]``."""
+    codes, scale, *others = components
+    if not NBITS[fmt].doubled:
         return codes, scale
     halved: Expr = ToF32(scale, 0.5)
-    if len(exprs) == 3:
-        halved = Times(halved, Reshape(exprs[2], (1,)))
+    for one in others:
+        halved = Times(halved, one if one.shape else Reshape(one, (1,)))
     return E2M1ToNbits8(codes), halved
 
 

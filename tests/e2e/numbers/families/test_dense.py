@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.samples.dense import SAMPLES
+from support.samples.dense import SAMPLES as DENSE
 from support.samples.families import (
     WIDE,
     Case,
@@ -25,6 +25,7 @@ from support.samples.families import (
     uncompiled,
     write,
 )
+from support.samples.mixtures import SAMPLES as MIXTURES
 from support.samples.split_models import Model, compare
 
 import llmc
@@ -33,6 +34,7 @@ from llmc.compiler.targets.cuda import emit
 from llmc.quantize import FORMATS
 from llmc.runtime.cpu import executor as cpu
 
+SAMPLES = {**DENSE, **MIXTURES}
 BOUND = 4e-5
 """max|a-b| / max|b| of logits: 1e-4 is promised, 1.7e-5 was measured, and a wrong constant moves them by 1e-3."""
 HERE = ("gemma2", "gemma4_text", "gemma3_text")

@@ -1,0 +1,51 @@
+"""Puts a mixture of experts into the logical graph: router, chosen experts, shared expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from ...passes.graph.experts import LIMITED, SPARSEMIXER, Mixture, route_overload
+from ...passes.graph.graph import KEPT, Builder
+from ..families.spec import Experts, Mlp, Router
+from .weights import Weights
+
+OfMlp = Callable[[Builder, Mlp, ir.Value, str], ir.Value]
+
+
+def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: str, mlp: OfMlp) -> ir.Value:
+    """The result f32 [B, S, H] for x f32 [B, S, H]; `mlp` computes the shared expert."""
+    chosen, weights = _route(w, b, experts.router, x, prefix)
+    (up, of_up), (down, of_down) = (w.stack(one, prefix) for one in (experts.gate_up, experts.down))
+    mixture = Mixture(up, down, experts.activation, bias=experts.gate_up.bias, input=experts.scales_input)
+    limits = {"alpha": experts.alpha, "limit": experts.limit} if experts.activation == LIMITED else {}
+    module = f"{prefix}{experts.down.module.rpartition('.')[0]}"
+    y = b.llmc("MoE", x, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
+    if experts.shared is None:
+        return y
+    shared = mlp(b, experts.shared, x, prefix)
+    if experts.shared_gate is not None:
+        gate = w.linear(b, x, experts.shared_gate, prefix, role=KEPT)
+        shared = b("Mul", shared, b("Sigmoid", gate))
+    return b("Add", y, shared)
+
+
+def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> tuple[ir.Value, ir.Value]:
+    """Experts i64 [B, S, k] and their weights f32 [B, S, k]."""
+    logits = w.linear(b, x, router.linear, prefix, role=KEPT)
+    if router.kind == SPARSEMIXER:
+        return b.llmc("Route", logits, overload=SPARSEMIXER, outputs=2, k=router.chosen, jitter=router.jitter)
+    grouped = router.groups > 1
+    bias = router.bias and w.parameter(f"{prefix}{router.bias.name}", router.bias.shape)
+    return b.llmc(
+        "Route",
+        logits,
+        bias,
+        overload=route_overload(router.kind, biased=bias is not None, grouped=grouped, normed=router.normed),
+        outputs=2,
+        k=router.chosen,
+        factor=router.factor,
+        **({"least": router.least} if router.normed else {}),
+        **({"groups": router.groups, "kept": router.kept_groups, "best": router.best} if grouped else {}),
+    )

@@ -1,0 +1,9 @@
+"""One table of small models with mixtures of experts: configs that turn on each of a family's features."""
+
+from __future__ import annotations
+
+from support.samples.families import Sample
+from support.samples.mixtures import qwen
+
+SAMPLES: dict[str, Sample] = {sample.kind: sample for part in (qwen,) for sample in part.SAMPLES}
+"""By `model_type`."""

@@ -346,8 +346,10 @@ class DecoderSpec:
         }
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of every linear that a recipe may quantize, by its module; those of all experts are one, and a
-        tied head is one too."""
+        """Rows and columns of every linear that a recipe may quantize, by its module; a tied head is one too.
+
+        The linears of a layer's experts are one, of the size of each.
+        """
         tables = {f"{self.embedding}.weight", self.per_layer.table.name if self.per_layer else ""}
         kept = {
             f"{self.layer.format(index)}{one.module}.weight"

@@ -26,7 +26,7 @@ _ACTS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def mixture_result(
     graph: Graph, node: ir.Node, x: np.ndarray, experts: np.ndarray, weights: np.ndarray, read: ReadExpert
 ) -> np.ndarray:
-    """What a `MoE` computes (`passes/graph/experts.py`): f32 [..., H] for x f32 [..., H], experts and weights [..., k]."""
+    """What a `MoE` computes (`passes/graph/experts.py`) for x f32 [..., H], experts and weights [..., k]."""
     mixture = Mixture.of(node.overload)
     inputs = iter(node.inputs[3:])
     up, down = ({name: next(inputs) for name in names} for names in mixture.weights())

@@ -164,7 +164,10 @@ class Mixture:
     def weights(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The stored components of gate and up, and of down; each is a stack [E, ...]; biases come after them."""
         ends = ("bias",) if self.bias else ()
-        up, down = ((("weight",) if one == "none" else tuple(p.suffix for p in FORMATS[one].layouts)) for one in (self.up, self.down))
+        up, down = (
+            (("weight",) if one == "none" else tuple(p.suffix for p in FORMATS[one].layouts))
+            for one in (self.up, self.down)
+        )
         return (*up, *ends), (*down, *ends)
 
 

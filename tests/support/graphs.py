@@ -12,7 +12,9 @@ import onnxruntime as ort
 import torch
 
 from llmc.passes.graph import ops
+from llmc.passes.graph.experts import Mixture
 from llmc.passes.graph.graph import BLOCK, IR_VERSION, OPSETS, Canonical, Copied, Graph, Quantized, dims
+from llmc.passes.graph.types import infer
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Stored, evaluate_weight
 
@@ -39,6 +41,8 @@ def parse(text: str, seed: int = 0) -> Example:
     graph = Graph(ir.from_proto(model))
     for node in graph.nodes:
         node.metadata_props[BLOCK] = "layer.0"
+        if node.op_type == "Route":  # ONNX infers no shape through its definition
+            infer(node)
     tensors: dict[str, np.ndarray] = {}
     quantized = _quantized_inputs(graph, rng, tensors)
     inputs = {}
@@ -62,6 +66,8 @@ def _quantized_inputs(graph: Graph, rng: np.random.Generator, tensors: dict[str,
     """Codes and scales of one random weight for each quantized linear or embedding."""
     found: dict[str, Stored] = {}
     for node in graph.nodes:
+        if (node.domain, node.op_type) == (ops.DOMAIN, "MoE"):
+            found |= _stacks(node, rng, tensors)
         if node.domain != ops.DOMAIN or node.op_type not in ("Linear", "Embedding") or ops.format_of(node) == ops.DENSE:
             continue
         fmt = FORMATS[ops.format_of(node)]
@@ -73,6 +79,27 @@ def _quantized_inputs(graph: Graph, rng: np.random.Generator, tensors: dict[str,
             name = str(value.name)
             tensors[name] = np.asarray(parts[component.name]).reshape(component.shape)
             found[name] = Stored(name, component.dtype, component.shape)
+    return found
+
+
+def _stacks(node: ir.Node, rng: np.random.Generator, tensors: dict[str, np.ndarray]) -> dict[str, Stored]:
+    """The same of the experts' weights of a mixture."""
+    mixture, values = Mixture.of(node.overload), iter(node.inputs[3:])
+    found: dict[str, Stored] = {}
+    for name, suffixes in zip((mixture.up, mixture.down), mixture.weights(), strict=True):
+        own = {suffix: next(values) for suffix in suffixes}
+        if name == "none":
+            continue
+        fmt, (experts, rows, stored) = FORMATS[name], (int(d) for d in dims(own["weight"]))
+        columns = stored * fmt.layouts[0].step
+        made = [
+            fmt.quantize(torch.from_numpy(rng.normal(size=(rows, columns)).astype(np.float32))) for _ in range(experts)
+        ]
+        for part in fmt.components(rows, columns):
+            value = own[part.name]
+            assert value is not None
+            tensors[str(value.name)] = np.stack([np.asarray(one[part.name]) for one in made])
+            found[str(value.name)] = Stored(str(value.name), part.dtype, (experts, *part.shape))
     return found
 
 
@@ -88,6 +115,7 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     """All outputs by stock ONNX Runtime, weights as constants; operators of llmc run as their function bodies."""
     model = graph.to_proto()
     stored = {**tensors, **quantized(graph, tensors)}
+    model.graph.value_info.extend(value for value in model.graph.input if value.name in graph.weights)
     for name, expr in graph.bound().items():
         array = np.ascontiguousarray(evaluate_weight(expr, stored.__getitem__, initializer=name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
@@ -109,8 +137,11 @@ def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.n
     made: dict[str, np.ndarray] = {}
     for canonical in graph.canonical.values():
         if isinstance(origin := canonical.origin, Quantized) and canonical.name not in tensors:
-            parts = FORMATS[origin.format].quantize(torch.from_numpy(tensors[origin.tensor]), amax)
-            made[canonical.name] = np.asarray(parts[origin.suffix]).reshape(canonical.shape)
+            whole, fmt = torch.from_numpy(tensors[origin.tensor]), FORMATS[origin.format]
+            parts = [
+                fmt.quantize(one, amax if whole.ndim == 2 else None) for one in whole.reshape(-1, *whole.shape[-2:])
+            ]
+            made[canonical.name] = np.stack([np.asarray(one[origin.suffix]) for one in parts]).reshape(canonical.shape)
     return made
 
 

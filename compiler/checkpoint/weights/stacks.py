@@ -66,7 +66,9 @@ class Stacked:
 
     def _of(self, files: Source, expert: int) -> np.ndarray:
         infos = [files.info(name.format(expert)) for name in self.names]
-        parts = [files.rows(name.format(expert), 0, info.shape[0]) for name, info in zip(self.names, infos, strict=True)]
+        parts = [
+            files.rows(name.format(expert), 0, info.shape[0]) for name, info in zip(self.names, infos, strict=True)
+        ]
         return _take_turns(np.concatenate(parts), 0) if self.pairs else np.concatenate(parts)
 
 

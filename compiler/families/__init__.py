@@ -21,6 +21,7 @@ _FILES = (
     "llamas.qwen3",
     "llamas.seed_oss",
     "llamas.smollm3",
+    "mixtures.gpt_oss",
     "mixtures.qwen3_moe",
     "norms.exaone4",
     "norms.gemma",

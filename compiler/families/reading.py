@@ -60,6 +60,8 @@ class Family:
     """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
+    stored: tuple[str, ...] = ()
+    """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
 
     @property
     def keys(self) -> frozenset[str]:

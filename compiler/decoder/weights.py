@@ -12,7 +12,7 @@ from ...passes.graph.attention import LAYER as LAYER_NORM
 from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import DENSE, overload_of
 from ...quantize import FORMATS
-from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, as_f32
+from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, ToF32, as_f32
 from ..checkpoint.weights.source import Source
 from ..checkpoint.weights.stacks import stored_formats
 from ..families.spec import LAYER, Linear, Norm, Stack
@@ -89,6 +89,8 @@ class Weights:
             name, factor = f"{prefix}{norm.module}.weights", Concat(tuple(rows), 0)
         else:
             name, factor = names[0], self._stored(names[0], (norm.size,))
+        if norm.factor != 1.0:
+            factor = ToF32(factor, norm.factor)
         if norm.plus_one:
             factor = Plus(as_f32(factor), 1.0)
         bias = [self.parameter(f"{prefix}{norm.module}.bias", (norm.size,))] if norm.bias else []

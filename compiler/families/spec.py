@@ -61,12 +61,16 @@ class Norm:
     bias: bool = False
     each: int = 0
     """Heads that have a weight of their own each, stored as `{module}.norms.{head}.weight`; 0: one weight for all."""
+    parameter: str = "weight"
+    """The weight's name in the module."""
+    factor: float = 1.0
+    """Of the weight."""
 
     def weights(self, prefix: str) -> list[str]:
         """Names of its weights."""
         if self.each:
             return [f"{prefix}{self.module}.norms.{head}.weight" for head in range(self.each)]
-        return [f"{prefix}{self.module}.weight"] if self.module else []
+        return [f"{prefix}{self.module}.{self.parameter}"] if self.module else []
 
     def tensors(self, prefix: str) -> Shapes:
         yield from ((name, (self.size,)) for name in self.weights(prefix))
@@ -221,6 +225,10 @@ class Router(_Parts):
     """No sum below this divides."""
     bias: Parameter | None = None
     """Added to the scores for the choice only."""
+    norm: Norm | None = None
+    """Of what `linear` reads."""
+    scales: Parameter | None = None
+    """A factor of each expert's weights."""
     groups: int = 1
     kept_groups: int = 1
     best: int = 2
@@ -231,7 +239,10 @@ class Router(_Parts):
 
 @dataclass(frozen=True)
 class Experts(_Parts):
-    """The sum of weight * down(activation(gate(x)) * up(x)) over a token's experts, plus a shared expert."""
+    """post(the sum of weight * down(activation(gate(n)) * up(n)) over a token's experts), plus a shared expert.
+
+    n is norm(x); a norm of None does nothing. The router reads x.
+    """
 
     router: Router
     gate_up: Stack
@@ -246,6 +257,12 @@ class Experts(_Parts):
     """An MLP that every token has."""
     shared_gate: Linear | None = None
     """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
+    norm: Norm | None = None
+    post: Norm | None = None
+    shared_norm: Norm | None = None
+    """Of what `shared` reads."""
+    shared_post: Norm | None = None
+    """Of its result."""
 
 
 Mlp = GatedMlp | PlainMlp | Experts

@@ -97,7 +97,7 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
             {"head_dim": 2, "rope_scaling": ALPHA},
             '"head_dim" as a number over 2, as alpha has no value for it, in config.json\n  found: 2',
         ),
-        ("gemma4", {"enable_moe_block": True}, '"enable_moe_block" as false in config.json\n  found: true: experts'),
+        ("gemma4", {"enable_moe_block": True}, 'expected "num_experts" as an integer from 1 to 4096 in config.json'),
         ("gemma4", {"use_bidirectional_attention": "all"}, "attention to later tokens"),
         ("gemma4", {"num_kv_shared_layers": 1}, '"num_kv_shared_layers" as so few that a full_attention layer comes'),
         ("gemma4", {"vocab_size_per_layer_input": 100}, '"vocab_size_per_layer_input" as at least vocab_size (200)'),

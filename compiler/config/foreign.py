@@ -25,7 +25,6 @@ FOREIGN: Mapping[str, tuple[str, ...]] = {
     "granitemoe_swa": (_EXPERTS, "attention sinks"),
     "mimo_v2_flash": (_EXPERTS, "attention sinks", "values of another size than keys"),
     "jetmoe": (_EXPERTS, "attention heads chosen by a router"),
-    "llama4": (_EXPERTS, "attention in chunks"),
     "muse_spark": (_EXPERTS, "gated residuals"),
     "minicpm3 youtu": (_LATENT,),
     "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),

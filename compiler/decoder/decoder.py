@@ -177,12 +177,12 @@ class _Assembly:
             "kv_heads": mixer.kv_heads,
             "head_dim": mixer.head_dim,
             "scale": mixer.scale,
-            "overload": overload(window=mixer.window, softcap=mixer.softcap, sinks=mixer.sinks is not None),
+            "overload": overload(
+                window=mixer.window, chunk=mixer.chunk, softcap=mixer.softcap, sinks=mixer.sinks is not None
+            ),
         }
-        if mixer.window is not None:
-            common["window"] = mixer.window
-        if mixer.softcap is not None:
-            common["softcap"] = mixer.softcap
+        optional = {"window": mixer.window, "chunk": mixer.chunk, "softcap": mixer.softcap}
+        common |= {name: value for name, value in optional.items() if value is not None}
         sinks = () if mixer.sinks is None else (w.parameter(f"{prefix}{mixer.sinks.name}", mixer.sinks.shape),)
         if mixer.source is not None:
             return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past, *sinks, **common)

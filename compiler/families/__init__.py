@@ -22,6 +22,7 @@ _FILES = (
     "llamas.seed_oss",
     "llamas.smollm3",
     "mixtures.gpt_oss",
+    "mixtures.llama4_text",
     "mixtures.qwen3_moe",
     "norms.exaone4",
     "norms.gemma",

@@ -126,6 +126,8 @@ class Attention(_Parts):
     """Over each head."""
     window: int | None = None
     """Positions that a token attends to, its own included; None means its own and all before it."""
+    chunk: int | None = None
+    """Instead of a window: a token attends to those before it in its own chunk of so many positions."""
     norm_after_rope: bool = False
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap)."""
@@ -138,10 +140,11 @@ class Attention(_Parts):
 
 @dataclass(frozen=True)
 class Temperature:
-    """A query at a position is multiplied by 1 + beta * ln(1 + floor(position / original)) (Llama 4)."""
+    """A query at a position is multiplied by 1 + beta * ln(1 + floor((position + first) / original)) (Llama 4)."""
 
     beta: float
     original: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -395,12 +398,12 @@ class DecoderSpec:
         return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
 
     def within(self, context: int) -> DecoderSpec:
-        """The same decoder for at most `context` positions; removes windows that hold all of them."""
+        """The same decoder for at most `context` positions; removes windows and chunks that hold all of them."""
         return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))
 
 
 def _within(layer: LayerSpec, context: int) -> LayerSpec:
-    window = layer.mixer.window
-    if window is None or window < context:
-        return layer
-    return replace(layer, mixer=replace(layer.mixer, window=None))
+    window, chunk = (
+        None if size is None or size >= context else size for size in (layer.mixer.window, layer.mixer.chunk)
+    )
+    return replace(layer, mixer=replace(layer.mixer, window=window, chunk=chunk))

@@ -22,11 +22,9 @@ FOREIGN: Mapping[str, tuple[str, ...]] = {
     granitemoe granitemoeshared hunyuan_v1_moe hy_v3 kolibri1 laguna mellum minimax_m2 mixtral olmoe phimoe qwen2_moe
     qwen3_vl_moe solar_open step3p7
     zaya""": (_EXPERTS,),
-    "gpt_oss": (_EXPERTS, "attention sinks", "gates with limits"),
     "granitemoe_swa": (_EXPERTS, "attention sinks"),
     "mimo_v2_flash": (_EXPERTS, "attention sinks", "values of another size than keys"),
     "jetmoe": (_EXPERTS, "attention heads chosen by a router"),
-    "llama4": (_EXPERTS, "attention in chunks"),
     "muse_spark": (_EXPERTS, "gated residuals"),
     "minicpm3 youtu": (_LATENT,),
     "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),

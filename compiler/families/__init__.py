@@ -21,6 +21,8 @@ _FILES = (
     "llamas.qwen3",
     "llamas.seed_oss",
     "llamas.smollm3",
+    "mixtures.gpt_oss",
+    "mixtures.llama4_text",
     "mixtures.qwen3_moe",
     "norms.exaone4",
     "norms.gemma",

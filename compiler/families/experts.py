@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .reading import GATED, ConfigReader
 from .spec import Experts, GatedMlp, Linear, Router, Spelling, Stack
 
@@ -40,6 +42,16 @@ def router(
     """A router of this kind without a bias; `chosen` is the key of the number of experts of a token."""
     count = config.fields.need_integer(chosen, 1, experts)
     return Router(kind, Linear(module, experts, config.hidden_size, kept=True), count, normed=normed)
+
+
+def shared(config: ConfigReader, module: str, width: int, *, bias: bool = False) -> GatedMlp:
+    """An MLP that every token has, with this module's gate, up and down."""
+    made = config.mlp(width=width, bias=bias)
+    gate, up, down = (
+        replace(one, module=f"{module}.{name}_proj")
+        for name, one in (("gate", made.gate), ("up", made.up), ("down", made.down))
+    )
+    return replace(made, gate=gate, up=up, down=down)
 
 
 def mixture(

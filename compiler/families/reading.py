@@ -26,6 +26,12 @@ _ACTIVATIONS = {
 """Names in config.json, to those of `passes/graph/pointwise.py`; three of them are one formula."""
 GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """Activations that a gate may have."""
+_KINDS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
+    (False, False): ("full_attention", "attention"),
+    (True, False): ("sliding_attention",),
+    (False, True): ("chunked_attention",),
+}
+"""What `layer_types` may say of a layer with or without a window, with or without chunks."""
 _MAX_POSITIONS = 2**31 - 1
 LOGITS = "logits of transformers"
 """Of `Family.verified`: tests/e2e/numbers/families compares both."""
@@ -60,6 +66,8 @@ class Family:
     """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
+    stored: tuple[str, ...] = ()
+    """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -257,7 +265,7 @@ class ConfigReader:
         self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
-            expected = ("full_attention", "attention") if layer.mixer.window is None else ("sliding_attention",)
+            expected = _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")

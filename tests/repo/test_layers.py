@@ -23,7 +23,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("vision",), ("families",), ("tokens",), ("checkpoint",), ("decoder",)),
-        *(("oracle",), ("targets",), ("coverage", "divisible", "page"), ("pipeline", "engine"), ("planner",)),
+        *(("oracle",), ("targets",), ("coverage", "divisible", "page", "stored"), ("pipeline", "engine"), ("planner",)),
         *(("build", "deploy"), ("cache",)),
     ),
     ("compiler", "families"): (("spec",), ("reading",), ("llamas", "norms", "others"), ("kin",), ("config",)),

@@ -34,11 +34,13 @@ class RouteToKernels(Rule):
         "{ e, w = llmc.Route:softmax_normed<k=2, factor=1.0, least=0.0>(x) }",
         "(float[2,3,4] x, float[4] B) => (int64[2,3,2] e, float[2,3,2] w) "
         "{ e, w = llmc.Route:sigmoid_biased_grouped<k=2, factor=2.5, groups=2, kept=1, best=2>(x, B) }",
+        "(float[2,3,4] x, float[4] S) => (int64[2,3,2] e, float[2,3,2] w) "
+        "{ e, w = llmc.Route:softmax_normed_scaled<k=2, factor=1.0, least=0.0>(x, S) }",
     )
 
     @staticmethod
     def pattern(p: Patterns) -> tuple[Op, ...]:
-        root = p.llmc.Route("logits", "bias?").named("route")
+        root = p.llmc.Route("logits", "*others").named("route")
         return root, root.out(1)
 
     def rewrite(self, g: Builder, route: ir.Node) -> list[ir.Value]:

@@ -27,7 +27,6 @@ KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen2_moe": ("Qwen2", ("num_experts = 60", "shared_expert_intermediate_size")),
     "qwen3_moe": ("Qwen3", ("num_experts_per_tok = 8", "moe_intermediate_size = 768")),
     "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", "partial_rotary_factor")),
-    "llama4_text": ("Llama", ("attention_chunk_size = 8192 (attention in chunks)",)),
     "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
 """Nearest kin by type, and a part of what the refusal says of the difference."""

@@ -37,7 +37,7 @@ def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> 
     if router.kind == SPARSEMIXER:
         return b.llmc("Route", logits, overload=SPARSEMIXER, outputs=2, k=router.chosen, jitter=router.jitter)
     grouped = router.groups > 1
-    bias = router.bias and w.parameter(f"{prefix}{router.bias.name}", router.bias.shape)
+    bias = router.bias and w.vector(router.bias, prefix)
     return b.llmc(
         "Route",
         logits,

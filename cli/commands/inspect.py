@@ -162,7 +162,7 @@ engine {path}: {bytes!b}, format {format}
 
 
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
-    from ...runtime.engine_file.info import parts_left_out
+    from ...runtime.engine_file.info import drafts_left_out, parts_left_out
 
     facts = console.on_lines(facts)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
@@ -178,7 +178,7 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
         text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{more}"
         lines.append(console.fill(text, profile, name=name, more=more))
         lines += [_rank_text(rank) for rank in profile.get("ranks", ())]
-    lines += [f"  {part}" for part in parts_left_out(facts["unused"])]
+    lines += [f"  {part}" for part in (*parts_left_out(facts["unused"]), *drafts_left_out(facts["unused"]))]
     lines += [f"  section{name}: {text}" for name, text in _sections(facts, verbose).items()]
     lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
     if verbose:

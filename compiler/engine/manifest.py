@@ -69,6 +69,7 @@ def manifest_of(
             ropes=decoder.ropes or None,
             named_tokens=special.named,
             shared_layers=shared or None,
+            active_parameters=spec.active_parameters(),
         ),
         formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
         required_features=tuple(
@@ -109,7 +110,7 @@ def _lineage(tensor: Canonical, source: Source) -> Lineage:
     if isinstance(origin, Quantized):
         names += origin.shares
         how = f"{origin.format} {origin.suffix}, rounded to nearest"
-    return Lineage(tuple(dict.fromkeys(source.info(name).name for name in names)), how)
+    return Lineage(tuple(dict.fromkeys(file for name in names for file in source.files_of(name))), how)
 
 
 def _tools(recipe: Recipe) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 from ..config.rope import RopeConfig
 
@@ -329,6 +330,16 @@ class DecoderSpec:
         if self.head_bias:
             shapes[f"{self.head}.bias"] = (self.vocab_size,)
         return shapes
+
+    def active_parameters(self) -> int | None:
+        """Parameters that one token reads; None if it reads all, because no layer has experts."""
+        left_out = 0
+        for layer in self.layers:
+            if isinstance(layer.mlp, Experts):
+                experts, chosen = layer.mlp.gate_up.experts, layer.mlp.router.chosen
+                sizes = (prod(shape) for stack in layer.stacks() for _, shape in stack.tensors(""))
+                left_out += sum(size // experts * (experts - chosen) for size in sizes)
+        return sum(map(prod, self.tensors().values())) - left_out if self.stacks() else None
 
     def fused(self) -> dict[str, tuple[str, int, int]]:
         """Tensor that lies within a larger one of the checkpoint: that one, this one's first row, the rows of all."""

@@ -72,6 +72,8 @@ class ModelFacts:
     """Texts of bos_token, eos_token and the like, which chat templates read; since format 2.2."""
     shared_layers: tuple[int, ...] | None = None
     """Layers without a cache of their own, which attend to that of an earlier layer."""
+    active_parameters: int | None = None
+    """Those that one token reads, of a model with mixtures of experts."""
 
     @property
     def windows(self) -> tuple[int, ...]:

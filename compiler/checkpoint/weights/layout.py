@@ -137,6 +137,16 @@ class Arranged:
         offset = info.offset + place.first * row
         return replace(info, shape=(place.rows, *info.shape[1:]), offset=offset, nbytes=place.rows * row)
 
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """The tensors of the files that a tensor is made of, with `*` for the number of each expert.
+
+        Raises:
+            CheckpointError: no tensor has that name.
+        """
+        if name in self._stacks:
+            return tuple(one.replace("{}", "*") for one in self._stacks[name].names)
+        return (self.info(name).name,)
+
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the first axis in raw representation, a new array; thread-safe."""
         if name in self._stacks:

@@ -156,7 +156,7 @@ _UNKNOWN = {"name": None, "hub_id": None, "revision": None, "licence": None}
 _ENGINE = """\
 engine {path}: {bytes!b}, format {format}
   model {name}{hub}, licence {licence}; recipe {recipe}, digest {recipe_digest:.12}
-  {model[architecture]}: {model[parameters]:,} parameters, {layers} layers, hidden {model[hidden_size]}, \
+  {model[architecture]}: {model[parameters]:,} parameters{active}, {layers} layers, hidden {model[hidden_size]}, \
 {model[heads]} heads and {kv_heads}, vocabulary {model[vocab_size]}
   weights: {tensors} tensors, {tensor_bytes!b}; modules: {counts}"""
 
@@ -168,6 +168,8 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
+    active = facts["model"]["active_parameters"]
+    more["active"] = f" ({active:,} of them active)" if active is not None else ""
     lines = [console.fill(_ENGINE, {**facts, **more, **_origin(facts)})]
     if len(facts["files"]) > 1:
         text = "  file {name}: {bytes!b}, {tensors} tensors"

@@ -47,9 +47,8 @@ FAMILY = Family(
         "n_routed_experts": 8,
         "n_shared_experts": 1,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "n_group": 2,
-        "max_window_layers": 4,
-        "attention_bias": True,
+        "moe_intermediate_size": 128,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
     },
 )

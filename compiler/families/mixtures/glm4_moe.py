@@ -39,8 +39,9 @@ FAMILY = Family(
     example={
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 128,
         "n_group": 2,
+        "routed_scaling_factor": 2.5,
         "attention_bias": True,
         "use_qk_norm": True,
     },

@@ -81,7 +81,7 @@ FAMILY = Family(
     example={
         "num_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 128,
         "attention_bias": True,
         "mlp_bias": True,
     },

@@ -32,5 +32,5 @@ FAMILY = Family(
         "eos_token_id": 50279,
     },
     spelled={"num_local_experts": "num_experts"},
-    example={"num_experts": 8},
+    example={"num_experts": 8, "norm_topk_prob": True, "attention_bias": True},
 )

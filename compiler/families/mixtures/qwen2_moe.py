@@ -56,8 +56,9 @@ FAMILY = Family(
     example={
         "num_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
         "use_sliding_window": True,
     },
 )

@@ -49,7 +49,7 @@ def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> 
         return b.llmc("Route", logits, overload=SPARSEMIXER, outputs=2, k=router.chosen, jitter=router.jitter)
     grouped = router.groups > 1
     bias, scales = router.bias is not None, router.scales is not None
-    parameters = [w.parameter(f"{prefix}{one.name}", one.shape) for one in (router.bias, router.scales) if one]
+    parameters = [w.vector(one, prefix) for one in (router.bias, router.scales) if one]
     return b.llmc(
         "Route",
         logits,

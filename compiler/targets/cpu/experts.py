@@ -36,6 +36,7 @@ class RouteToKernels(Rule):
         "{ e, w = llmc.Route:sigmoid_biased_grouped<k=2, factor=2.5, groups=2, kept=1, best=2>(x, B) }",
         "(float[2,3,4] x, float[4] S) => (int64[2,3,2] e, float[2,3,2] w) "
         "{ e, w = llmc.Route:softmax_normed_scaled<k=2, factor=1.0, least=0.0>(x, S) }",
+        "(float[2,3,4] x) => (int64[2,3,2] e, float[2,3,2] w) { e, w = llmc.Route:sparsemixer<k=2, jitter=0.1>(x) }",
     )
 
     @staticmethod

@@ -246,6 +246,11 @@ class Experts(_Parts):
     shared_gate: Linear | None = None
     """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
 
+    @property
+    def module(self) -> str:
+        """The module of all experts."""
+        return self.down.module.rpartition(".")[0]
+
 
 Mlp = GatedMlp | PlainMlp | Experts
 

@@ -44,6 +44,8 @@ PLANNED = {"none": 3e-2, "int4": 6e-2}
 5.1e-2 were measured."""
 PLANS = ("granite_swa",)
 """Families with what no other brings to launch plans: sinks. `test_wider.py` has plans of all that records can say."""
+SPLITS = ("tp2", "pp2", "tp2-pp2")
+EXPERT_SPLITS = ("ep2", "ep4", "tp2-ep2", "tp2-ep2-pp2")
 OWN_FILES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -100,7 +102,7 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
     def close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
         assert difference(found, expected) < BOUND, name
 
-    compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+    compare(model, "none", (*SPLITS, *(EXPERT_SPLITS if kind in MIXTURES else ())), close)
 
 
 @pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], *SAMPLES)), every=1))

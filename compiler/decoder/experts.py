@@ -24,7 +24,7 @@ def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: st
     (up, of_up), (down, of_down) = (w.stack(one, prefix) for one in (experts.gate_up, experts.down))
     mixture = Mixture(up, down, experts.activation, bias=experts.gate_up.bias, input=experts.scales_input)
     limits = {"alpha": experts.alpha, "limit": experts.limit} if experts.activation == LIMITED else {}
-    module = f"{prefix}{experts.down.module.rpartition('.')[0]}"
+    module = f"{prefix}{experts.module}"
     read = w.norm(b, x, experts.norm, prefix)
     y = b.llmc("MoE", read, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
     y = w.norm(b, y, experts.post, prefix)

@@ -267,6 +267,11 @@ class Experts(_Parts):
     shared_post: Norm | None = None
     """Of its result."""
 
+    @property
+    def module(self) -> str:
+        """The module of all experts."""
+        return self.down.module.rpartition(".")[0]
+
 
 Mlp = GatedMlp | PlainMlp | Experts
 

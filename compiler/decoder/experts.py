@@ -15,7 +15,11 @@ OfMlp = Callable[[Builder, Mlp, ir.Value, str], ir.Value]
 
 
 def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: str, mlp: OfMlp) -> ir.Value:
-    """The result f32 [B, S, H] for x f32 [B, S, H]; `mlp` computes the shared expert."""
+    """The result f32 [B, S, H] for x f32 [B, S, H]; `mlp` computes the shared expert.
+
+    It comes first: so what computes the others can add it to them.
+    """
+    shared = _shared(w, b, experts, x, prefix, mlp)
     chosen, weights = _route(w, b, experts.router, x, prefix)
     (up, of_up), (down, of_down) = (w.stack(one, prefix) for one in (experts.gate_up, experts.down))
     mixture = Mixture(up, down, experts.activation, bias=experts.gate_up.bias, input=experts.scales_input)
@@ -24,14 +28,18 @@ def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: st
     read = w.norm(b, x, experts.norm, prefix)
     y = b.llmc("MoE", read, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
     y = w.norm(b, y, experts.post, prefix)
+    return y if shared is None else b("Add", y, shared)
+
+
+def _shared(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: str, mlp: OfMlp) -> ir.Value | None:
+    """What the expert that every token has computes, times the opening of its gate."""
     if experts.shared is None:
-        return y
+        return None
     shared = mlp(b, experts.shared, w.norm(b, x, experts.shared_norm, prefix), prefix)
     shared = w.norm(b, shared, experts.shared_post, prefix)
-    if experts.shared_gate is not None:
-        gate = w.linear(b, x, experts.shared_gate, prefix, role=KEPT)
-        shared = b("Mul", shared, b("Sigmoid", gate))
-    return b("Add", y, shared)
+    if experts.shared_gate is None:
+        return shared
+    return b("Mul", shared, b("Sigmoid", w.linear(b, x, experts.shared_gate, prefix, role=KEPT)))
 
 
 def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> tuple[ir.Value, ir.Value]:

@@ -63,6 +63,7 @@ SAMPLES = (
             ),
         },
         wide={
+            "attention_chunk_size": 64,  # one chunk, as no launch plan computes several
             "num_hidden_layers": 2,
             "intermediate_size": 128,
             "intermediate_size_mlp": 256,

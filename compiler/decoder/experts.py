@@ -24,7 +24,7 @@ def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: st
     (up, of_up), (down, of_down) = (w.stack(one, prefix) for one in (experts.gate_up, experts.down))
     mixture = Mixture(up, down, experts.activation, bias=experts.gate_up.bias, input=experts.scales_input)
     limits = {"alpha": experts.alpha, "limit": experts.limit} if experts.activation == LIMITED else {}
-    module = f"{prefix}{experts.down.module.rpartition('.')[0]}"
+    module = f"{prefix}{experts.module}"
     read = w.norm(b, x, experts.norm, prefix)
     y = b.llmc("MoE", read, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
     y = w.norm(b, y, experts.post, prefix)
@@ -49,7 +49,7 @@ def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> 
         return b.llmc("Route", logits, overload=SPARSEMIXER, outputs=2, k=router.chosen, jitter=router.jitter)
     grouped = router.groups > 1
     bias, scales = router.bias is not None, router.scales is not None
-    parameters = [w.parameter(f"{prefix}{one.name}", one.shape) for one in (router.bias, router.scales) if one]
+    parameters = [w.vector(one, prefix) for one in (router.bias, router.scales) if one]
     return b.llmc(
         "Route",
         logits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from ...quantize import FORMATS
 from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, ToF32, as_f32
 from ..checkpoint.weights.source import Source
 from ..checkpoint.weights.stacks import stored_formats
-from ..families.spec import LAYER, Linear, Norm, Stack
+from ..families.spec import LAYER, Linear, Norm, Parameter, Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,12 @@ class Weights:
     def parameter(self, tensor: str, shape: tuple[int, ...]) -> ir.Value:
         """A tensor of the checkpoint."""
         return self.graph.weight(tensor, self._stored(tensor, shape))
+
+    def vector(self, parameter: Parameter, prefix: str) -> ir.Value:
+        """A parameter as [n], whatever its shape in the files."""
+        stored = self._stored(f"{prefix}{parameter.name}", parameter.shape)
+        flat = stored if len(parameter.shape) == 1 else Reshape(stored, (prod(parameter.shape),))
+        return self.graph.weight(f"{prefix}{parameter.name}", flat)
 
     def _stored(self, tensor: str, shape: tuple[int, ...]) -> Expr:
         dtype = self.source.info(tensor).dtype

@@ -68,6 +68,8 @@ class Family:
     """Other names of the architecture in published files."""
     stored: tuple[str, ...] = ()
     """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -80,6 +82,8 @@ def _count(key: str, high: int) -> cached_property[int]:
     return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
 
 
+DRAFTS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of layers that draft tokens: published ones, and that of transformers 5."""
 DECIDED_WITH_OTHERS = ("bos_token_id", "eos_token_id")
 """Keys whose default counts only if no other file names the token: `tokens.resolve` says which is taken."""
 
@@ -254,6 +258,11 @@ class ConfigReader:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
 
+    def drafts(self) -> int:
+        """Layers of the files after the last one, which draft tokens; the key has two names."""
+        counts = {key: self.fields.integer(key, 0, 64, 0) for key in DRAFTS}
+        return max(counts.values())
+
     def last_norm(self, layers: Sequence[LayerSpec]) -> Norm:
         """The norm before the head, which is of the kind that the layers have."""
         known = [norm for one in layers[:1] for norm in (one.mixer_norm, one.mixer_post) if norm is not None]
@@ -276,5 +285,7 @@ class ConfigReader:
             layers=layers,
             norm=self.last_norm(layers),
             tied=self.flag("tie_word_embeddings"),
+            renamed=family.renamed,
+            drafts=self.drafts(),
         )
         return family.decoder(self, spec)

@@ -267,6 +267,11 @@ class Experts(_Parts):
     shared_post: Norm | None = None
     """Of its result."""
 
+    @property
+    def module(self) -> str:
+        """The module of all experts."""
+        return self.down.module.rpartition(".")[0]
+
 
 Mlp = GatedMlp | PlainMlp | Experts
 
@@ -332,6 +337,10 @@ class DecoderSpec:
     logits_scale: float = 1.0
     logits_softcap: float | None = None
     """Logits become softcap * tanh(logit / softcap)."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
+    drafts: int = 0
+    """Layers after the last one, in files only, that draft tokens; llmc leaves them out."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the decoder reads, with its shape."""

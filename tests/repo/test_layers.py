@@ -18,6 +18,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("graph",),
         ("rewrite",),
         ("placement",),
+        ("sums", "parts"),
         ("crossings",),
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
@@ -54,8 +55,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("fp8", "fp4"), ("native",), ("choose",)),
     ),
     ("runtime",): (
-        *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
-        *(("text", "sampling"),),
+        *(("errors", "dtypes", "experts"), ("guard",), ("environment", "numbers", "machine", "chips")),
+        *(("progress", "files"), ("text", "sampling")),
         *(
             ("engine_file", "scheduling", "parallel"),
             ("plan", "cpu"),

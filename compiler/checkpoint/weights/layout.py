@@ -81,7 +81,9 @@ def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
     head = _prefix(others, (_BODIES[body], *_BODIES.values()), present)
 
     def spelled(name: str) -> str:
-        return body + name.removeprefix(_OWN) if name.startswith(_OWN) else head + name
+        others = (name.replace(own, other) for own, other in spec.renamed if own in name)
+        names = [body + one.removeprefix(_OWN) if one.startswith(_OWN) else head + one for one in (name, *others)]
+        return next((one for one in names if one.format(0) in present), names[0])
 
     parts: dict[str, list[str]] = {}
     for name, (one, *_) in fused.items():

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ....runtime.dtypes import CONFIG_DTYPES
-from ....runtime.engine_file.info import parts_left_out
+from ....runtime.engine_file.info import drafts_left_out, parts_left_out
 from ....runtime.errors import CheckpointError, Unsupported, nearest
 from ....runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...families.config import Config
@@ -191,7 +191,7 @@ def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Confi
         judged = [
             name
             for name, info in infos.items()
-            if not why_named(own(name), info.shape, config.decoder) and not part_of(name, config.parts)
+            if not why_named(own(name), info.shape, config.decoder) and not part_of(name, config.parts, config.decoder)
         ]
     for name in judged:
         dtype = infos[name].dtype
@@ -213,12 +213,13 @@ def _unread(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> 
     why = {
         name: why_unread(replace(info, name=layout.own_name(name)), config.decoder)
         for name, info in infos.items()
-        if name not in layout.shapes and not part_of(name, config.parts)
+        if name not in layout.shapes and not part_of(name, config.parts, config.decoder)
     }
     buffers = [name for name, reason in why.items() if reason not in (None, ROPE, TIED)]
     warnings = [f"buffers that are no weights are not read: {grouped(buffers)}"] if buffers else []
     rest = (name for name in infos if name not in layout.shapes)
-    warnings += parts_left_out(left_out_parts(rest, config.parts))
+    parts = left_out_parts(rest, config.parts, config.decoder)
+    warnings += [*parts_left_out(parts), *drafts_left_out(parts)]
     if config.quantization and not layout.packed:
         warnings.append(
             f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"

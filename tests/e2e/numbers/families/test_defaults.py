@@ -20,7 +20,10 @@ SIZES: dict[str, int] = {
     "vocab_size": 262144,
 }
 """What every config.json says; 32 heads are a multiple of every default of key and value heads."""
-NEEDED: dict[str, dict[str, Any]] = {"hunyuan_v1_dense": {"head_dim": 8}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 8},
+}
 """What a family cannot do without, though its class has a default, with which transformers fails."""
 ELSEWHERE: dict[tuple[str, str], Any] = {
     ("cohere2", "sliding_window_pattern"): 4,

@@ -20,11 +20,9 @@ _STREAMS = "hyper-connections (several residual streams)"
 FOREIGN: Mapping[str, tuple[str, ...]] = {
     """afmoe aria beam cohere2_moe dbrx ernie4_5_vl_moe exaone_moe flex_olmo flint glm4v_moe granitemoeshared
     hunyuan_v1_moe kolibri1 laguna mellum qwen3_vl_moe solar_open step3p7 zaya""": (_EXPERTS,),
-    "gpt_oss": (_EXPERTS, "attention sinks", "gates with limits"),
     "granitemoe_swa": (_EXPERTS, "attention sinks"),
     "mimo_v2_flash": (_EXPERTS, "attention sinks", "values of another size than keys"),
     "jetmoe": (_EXPERTS, "attention heads chosen by a router"),
-    "llama4": (_EXPERTS, "attention in chunks"),
     "muse_spark": (_EXPERTS, "gated residuals"),
     "minicpm3 youtu": (_LATENT,),
     "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),

@@ -58,6 +58,7 @@ _OF_ATTENTION: Mapping[str, Callable[[Attention], object]] = {
     "qk-norm after rope": lambda mixer: mixer.norm_after_rope,
     "norms of values": lambda mixer: mixer.v_norm,
     "windows": lambda mixer: mixer.window,
+    "attention in chunks": lambda mixer: mixer.chunk,
     "layers without rope": lambda mixer: mixer.rope is None,
     "rope of a part of a head": lambda mixer: mixer.rope and _partial(mixer),
     "interleaved rope": lambda mixer: mixer.rope and mixer.rope.interleaved,

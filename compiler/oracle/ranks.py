@@ -32,7 +32,7 @@ def join(graphs: Sequence[Graph], split: Split) -> Graph:
     """
     joined = _Join(Graph.new("joined"), split)
     for stage in range(split.pp):
-        joined.stage([graphs[split.rank(stage, shard)] for shard in range(split.tp)], stage)
+        joined.stage([graphs[split.rank(stage, shard)] for shard in range(split.shards)], stage)
     return joined.graph
 
 
@@ -43,7 +43,7 @@ def inputs_of_ranks(inputs: Mapping[str, np.ndarray], spec: DecoderSpec, placeme
         for layer in range(*placement.stages[placement.split.stage(rank)]):
             if spec.layers[layer].mixer.source is not None:
                 continue
-            start, stop = kv_heads(spec.layers[layer].mixer, placement.split.tp)[placement.split.shard(rank)]
+            start, stop = kv_heads(spec.layers[layer].mixer, placement.split.shards)[placement.split.shard(rank)]
             for part in ("key", "value"):
                 name = f"past.{layer}.{part}"
                 found[own_name(rank, name)] = np.ascontiguousarray(inputs[name][:, start:stop])

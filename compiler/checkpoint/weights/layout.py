@@ -50,6 +50,16 @@ class Layout:
     shapes: Mapping[str, _Shape]
     """Every tensor of the files that is read, with the shape that it must have."""
 
+    @cached_property
+    def packed(self) -> frozenset[str]:
+        """Those that are codes or scales of a weight format; the others are plain floating point."""
+        return frozenset(
+            tensor
+            for place in self.places.values()
+            if isinstance(place, Stacked) and place.dtype
+            for tensor in place.tensors()
+        )
+
     def own_name(self, tensor: str) -> str:
         """The decoder's name of a whole tensor of the files, or the same name if it has none."""
         return self._own.get(tensor, tensor)

@@ -26,6 +26,8 @@ from .unread import ROPE, TIED, grouped, left_out_parts, part_of, why_named, why
 _MAX_TENSORS = 200_000
 """Of all shards together, which takes 2 s to read. The largest models of experts have 140,000, by name and scale."""
 _COMPARED_BYTES = 4 << 20
+PACKED = "U8"
+"""What files have codes and scales of experts as."""
 Copies = Mapping[str, list[tuple[OpenFile, TensorInfo]]]
 """Every tensor by name, in each shard that holds it, in order of the shards' names."""
 
@@ -178,7 +180,7 @@ def _same_bytes(one: tuple[OpenFile, int], other: tuple[OpenFile, int], nbytes: 
 
 
 def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> None:
-    """Refuse tensors that are read and not plain floating point.
+    """Refuse tensors that are read and neither plain floating point nor the bytes of a format that the family is in.
 
     If a tensor that is read is missing, or the configuration says that the weights are quantized, others may stand in
     for it: then all tensors but known buffers are judged.
@@ -193,7 +195,11 @@ def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Confi
         ]
     for name in judged:
         dtype = infos[name].dtype
-        if dtype not in CONFIG_DTYPES.values():
+        if name in layout.packed:
+            if dtype != PACKED:
+                asked = f"expected tensor {name!r} as {PACKED}, which holds codes and scales"
+                raise Unsupported(asked, found=dtype, fix="the files as they were published")
+        elif dtype not in CONFIG_DTYPES.values():
             method = f", quant_method {config.quantization!r}" if config.quantization else ""
             raise Unsupported(
                 f"expected tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
@@ -214,7 +220,7 @@ def _unread(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> 
     rest = (name for name in infos if name not in layout.shapes)
     parts = left_out_parts(rest, config.parts, config.decoder)
     warnings += [*parts_left_out(parts), *drafts_left_out(parts)]
-    if config.quantization:
+    if config.quantization and not layout.packed:
         warnings.append(
             f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"
         )

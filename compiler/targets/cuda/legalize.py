@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import MODULE, Builder, Graph
+from ....passes.graph.graph import MODULE, Builder, Graph, width
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
@@ -16,7 +16,10 @@ from ....runtime.errors import Unsupported
 from .fuse_attention import FuseRopeAttention, is_attention, why_not
 
 LEGAL = frozenset(
-    [("", op) for op in ("RMSNormalization", "LayerNormalization", "Add", "Mul", "Slice", "Split", "Constant")]
+    [
+        ("", op)
+        for op in ("RMSNormalization", "LayerNormalization", "Add", "Mul", "Sigmoid", "Slice", "Split", "Constant")
+    ]
     + [*ops.COLLECTIVES]
     + [
         (ops.DOMAIN, op)
@@ -35,6 +38,8 @@ LEGAL = frozenset(
             "Softcap",
             "Activation",
             "QuantizeActivations",
+            "Route",
+            "MoE",
         )
     ]
 )
@@ -88,11 +93,29 @@ class RefuseOthers(Pass):
         for node in graph.nodes:
             if (node.domain, node.op_type) not in LEGAL or not _FITS.get(node.op_type, lambda _: True)(node):
                 raise _refused(node, _APART)
-            if node.op_type == "Mul" and all(graph.expr(value) is None for value in node.inputs):
+            if not _SCALES.get(node.op_type, lambda *_: True)(graph, node):
                 raise _refused(node, "a product of two activations")
         return Outcome()
 
 
+def _is_gate(opening: ir.Node | None) -> bool:
+    """Whether this is the sigmoid of one number for each row."""
+    return opening is not None and opening.op_type == "Sigmoid" and width(opening.outputs[0]) == 1
+
+
+def _opens(graph: Graph, sigmoid: ir.Node) -> bool:
+    return _is_gate(sigmoid) and all(user.op_type == "Mul" for user, _ in sigmoid.outputs[0].uses())
+
+
+def _scales(graph: Graph, product: ir.Node) -> bool:
+    """Whether one factor is stored, or a gate's."""
+    return any(
+        graph.expr(value) is not None or _is_gate(value.producer()) for value in product.inputs if value is not None
+    )
+
+
+_SCALES: Mapping[str, Callable[[Graph, ir.Node], bool]] = {"Mul": _scales, "Sigmoid": _opens}
+"""Which products are computed, and what of them."""
 _ONE = "could not become one linear"
 _APART = f"q, k and v, or gate and up, that {_ONE}"
 _FITS: Mapping[str, Callable[[ir.Node], bool]] = {

@@ -71,6 +71,7 @@ SAMPLES = (
                 torch.float16,
             ),
         },
-        wide={"moe_intermediate_size": 128},
+        # All experts are chosen: rounding moves choices between near experts, and numbers with them.
+        wide={"moe_intermediate_size": 128, "num_experts": 4, "num_experts_per_tok": 4},
     ),
 )

@@ -27,7 +27,6 @@ KIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "exaone_moe": ("Exaone4", ("num_experts_per_tok = 8", "moe_intermediate_size = 1024")),
     "minimax": ("MiniMaxM2", ("linear_attn_alpha_factor = 1", '"layer_types" of full_attention')),
     "qwen3_next": ("Qwen3Moe", ("linear_num_key_heads = 16", "partial_rotary_factor")),
-    "llama4_text": ("Llama", ("attention_chunk_size = 8192 (attention in chunks)",)),
     "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
 """Nearest kin by type, and a part of what the refusal says of the difference."""

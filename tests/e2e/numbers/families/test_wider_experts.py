@@ -89,11 +89,11 @@ def _cut_what_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emit, "draft", cut_first)
 
 
-@pytest.mark.parametrize("layer", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("layer", [2, *(pytest.param(index, marks=pytest.mark.soak) for index in (3, 4))])
 def test_parts_of_the_experts_compute_together_what_all_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    """Steps of one token too: then a part has a row or none."""
+    """Steps of one token too: then a part has a row or none. A shared expert with a gate is added to both at once."""
     monkeypatch.setattr(emit, "compile_all", uncompiled)
     _cut_what_is_drafted(monkeypatch)
     answer = answers_of(tmp_path, wider.mixtures, (layer,))

@@ -174,7 +174,8 @@ def _what_is_added(at: Lowering, node: ir.Node) -> tuple[ir.Value, Operand | Non
     other = add.inputs[1 - place]
     pair = gated_by_sigmoid(other)
     if pair is not None and all(map(at.computed, pair)):
-        return add.outputs[0], *map(at.operand, pair)
+        summand, gate = map(at.operand, pair)
+        return add.outputs[0], summand, gate
     if other is not None and at.computed(other):
         return add.outputs[0], at.operand(other), None
     return y, None, None

@@ -52,7 +52,8 @@ def multiply_by_gate(at: Lowering, node: ir.Node) -> None:
     pair = gated_by_sigmoid(y)
     assert pair is not None
     if not _is_summand(y):
-        at.add(node, gated_sum(None, *map(at.operand, pair), at.result(y)))
+        x, gate = map(at.operand, pair)
+        at.add(node, gated_sum(None, x, gate, at.result(y)))
 
 
 def add_gated(at: Lowering, node: ir.Node) -> bool:
@@ -63,7 +64,8 @@ def add_gated(at: Lowering, node: ir.Node) -> bool:
     for one, other in (node.inputs, node.inputs[::-1]):
         pair = gated_by_sigmoid(other)
         if pair is not None and other is not None and not at.computed(other):
-            at.add(node, gated_sum(at.operand(one), *map(at.operand, pair), at.result(y)))
+            x, gate = map(at.operand, pair)
+            at.add(node, gated_sum(at.operand(one), x, gate, at.result(y)))
             return True
     return False
 

@@ -9,6 +9,11 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "biased.dots1",
+    "biased.ernie4_5_moe",
+    "biased.glm4_moe",
+    "biased.hy_v3",
+    "biased.minimax_m2",
     "llamas.ernie4_5",
     "llamas.granite",
     "llamas.granite_swa",
@@ -21,14 +26,9 @@ _FILES = (
     "llamas.qwen3",
     "llamas.seed_oss",
     "llamas.smollm3",
-    "mixtures.dots1",
-    "mixtures.ernie4_5_moe",
-    "mixtures.glm4_moe",
     "mixtures.gpt_oss",
     "mixtures.granitemoe",
-    "mixtures.hy_v3",
     "mixtures.llama4_text",
-    "mixtures.minimax_m2",
     "mixtures.mixtral",
     "mixtures.olmoe",
     "mixtures.phimoe",

@@ -54,7 +54,8 @@ def multiply_by_gate(at: Lowering, node: ir.Node) -> None:
     pair = gated_by_sigmoid(y)
     assert pair is not None
     if not _is_summand(y):
-        at.add(node, gated_sum(None, *map(at.operand, pair), at.result(y)))
+        x, gate = map(at.operand, pair)
+        at.add(node, gated_sum(None, x, gate, at.result(y)))
 
 
 def add_gated(at: Lowering, node: ir.Node) -> bool:
@@ -65,7 +66,8 @@ def add_gated(at: Lowering, node: ir.Node) -> bool:
     for one, other in (node.inputs, node.inputs[::-1]):
         pair = gated_by_sigmoid(other)
         if pair is not None and other is not None and not at.computed(other):
-            at.add(node, gated_sum(at.operand(one), *map(at.operand, pair), at.result(y)))
+            x, gate = map(at.operand, pair)
+            at.add(node, gated_sum(at.operand(one), x, gate, at.result(y)))
             return True
     return False
 
@@ -177,7 +179,8 @@ def _what_is_added(at: Lowering, node: ir.Node) -> tuple[ir.Value, Operand | Non
     other = add.inputs[1 - place]
     pair = gated_by_sigmoid(other)
     if pair is not None and all(map(at.computed, pair)):
-        return add.outputs[0], *map(at.operand, pair)
+        summand, gate = map(at.operand, pair)
+        return add.outputs[0], summand, gate
     if other is not None and at.computed(other):
         return add.outputs[0], at.operand(other), None
     return y, None, None

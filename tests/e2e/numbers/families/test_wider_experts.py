@@ -18,7 +18,7 @@ from llmc.passes.graph.experts import PART, Mixture
 from llmc.passes.graph.graph import BLOCK, Graph
 from llmc.passes.rewrite.rule import replace_value
 from llmc.quantize import FORMATS
-from llmc.runtime.engine_file.bind import Slice
+from llmc.runtime.engine_file.bind import Slice, Stored
 
 BOUNDS: Mapping[str, float] = {"none": 3e-2, **dict.fromkeys(FORMATS, 6e-2)}
 """Largest max|a-b| / max|b| of logits of one layer, as in `test_wider.py` and `test_dense.py`."""
@@ -65,11 +65,11 @@ def _cut(graph: Graph) -> None:
         g = graph.build(node.metadata_props.get(BLOCK, ""), node)
         attributes = {name: one.value for name, one in node.attributes.items()}
         made = []
-        for start, stop in ((0, 1), (1, node.inputs[3].shape[0])):
+        for start, stop in ((0, 1), (1, wider.EXPERTS)):
             stacks = []
             for value in node.inputs[3:]:
                 expr = graph.expr(value)
-                assert expr is not None
+                assert value is not None and isinstance(expr, Stored)
                 stacks.append(graph.weight(f"{value.name}.{start}", Slice(expr, 0, start, stop), widen=False))
             overload = f"{mixture.overload}__{PART}"
             made.append(g.llmc("MoE", *node.inputs[:3], *stacks, overload=overload, start=start, **attributes))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from llmc.compiler.families.spec import DecoderSpec, Experts, GatedMlp, Linear, Norm, Parameter, Router, Spelling, Stack
 from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 EXPERTS = 4
 _GROUPS = {"groups": 2, "kept_groups": 2}
-ROUTERS: Mapping[str, dict[str, object]] = {
+ROUTERS: Mapping[str, dict[str, Any]] = {
     "softmax": {"kind": SOFTMAX},
     "normed": {"kind": SOFTMAX, "normed": True},
     "sigmoid": {"kind": SIGMOID, "bias": True, "normed": True, "factor": 2.5, "best": 2, **_GROUPS},

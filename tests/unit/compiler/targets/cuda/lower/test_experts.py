@@ -76,7 +76,7 @@ def test_routers_and_gates_get_float32(tmp_path: Path) -> None:
             given = {"moe_route": "logits", "moe_combine": "gate"}.get(kernel(plan, launch))
             if given is not None:
                 number = _parameters(plan, launch).index(given)
-                assert program.buffers[launch.arguments[number].tensor].dtype == "f32"
+                assert program.buffers[str(launch.arguments[number].tensor)].dtype == "f32"
 
 
 def _parameters(plan: Plan, launch: Launch) -> list[str]:
@@ -104,7 +104,7 @@ def test_buffers_have_room_for_the_worst_choice(tmp_path: Path) -> None:
             block = plan.modules[launch.module].constants["BLOCK_M"]
             tokens = program.tokens if launch is launches[0] or program.decode else program.rows
             sizes = {"tokens": program.tokens, "rows": program.rows, "sequences": program.sequences}
-            table = program.buffers[launch.arguments[1].tensor]
+            table = program.buffers[str(launch.arguments[1].tensor)]
             rows = value(table.shape[0], sizes)
             assert rows % block == 0
             assert rows <= 4 * tokens + min(64, 4 * tokens) * (block - 1)

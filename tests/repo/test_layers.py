@@ -27,7 +27,9 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("oracle",), ("targets",), ("coverage", "divisible", "page", "stored"), ("pipeline", "engine"), ("planner",)),
         *(("build", "deploy"), ("cache",)),
     ),
-    ("compiler", "families"): (("spec",), ("reading",), ("llamas", "norms", "others"), ("kin",), ("config",)),
+    ("compiler", "families"): (
+        *(("spec",), ("reading",), ("experts",), ("llamas", "norms", "others"), ("mixtures",), ("kin",), ("config",)),
+    ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
         ("account", "described", "tokenizer_check"),

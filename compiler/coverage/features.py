@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...passes.graph.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 from ..families.spec import LAYER, Attention, DecoderSpec, Experts, GatedMlp, LayerSpec, Norm, PlainMlp
 
 _OF_DECODER: Mapping[str, Callable[[DecoderSpec], object]] = {

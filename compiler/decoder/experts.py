@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ...passes.graph.experts import LIMITED, SPARSEMIXER, Mixture, route_overload
+from ...passes.graph.experts import Mixture, route_overload
 from ...passes.graph.graph import KEPT, Builder
+from ...runtime.experts import LIMITED, SPARSEMIXER
 from ..families.spec import Experts, Mlp, Router
 from .weights import Weights
 

@@ -217,7 +217,7 @@ class Router(_Parts):
     """Chooses the experts of a token, and their weights, from the logits of `linear`."""
 
     kind: str
-    """A name of `passes/graph/experts.py`."""
+    """A name of `runtime/experts.py`."""
     linear: Linear
     chosen: int
     normed: bool = False
@@ -252,7 +252,7 @@ class Experts(_Parts):
     down: Stack
     activation: str
     alpha: float = 1.0
-    """Of the activation "limited" (`passes/graph/experts.py`), as is `limit`."""
+    """Of the activation "limited" (`runtime/experts.py`), as is `limit`."""
     limit: float = 0.0
     scales_input: bool = False
     """The weight multiplies the input of an expert and not its result."""

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...passes.graph.experts import LIMITED, Mixture
+from ...passes.graph.experts import Mixture
 from ...passes.graph.graph import Graph, attribute
 from ...quantize import FORMATS
 from ...runtime.engine_file.bind import Expr, Slice, Stored, ToF32
+from ...runtime.experts import LIMITED
 from ...runtime.numbers import to_f32
 
 ReadExpert = Callable[[ir.Value, int], np.ndarray]

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...quantize import FORMATS
+from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
-SOFTMAX, SIGMOID, CHOSEN, SPARSEMIXER = "softmax", "sigmoid", "chosen", "sparsemixer"
 ROUTERS: dict[str, str] = {
     SOFTMAX: "scores = Softmax <axis = -1> (logits)",
     SIGMOID: "scores = Sigmoid (logits)",
     CHOSEN: "scores = Identity (logits)",
 }
-"""Kinds of routers, each with its scores. CHOSEN is the softmax of the chosen logits alone (GPT-OSS). SPARSEMIXER
-(Phi 3.5 MoE, arXiv 2409.12136) chooses its two experts one after the other, and has no flags."""
+"""Kinds of routers, each with its scores; SPARSEMIXER has others, and no flags."""
 BIASED, GROUPED, NORMED, SCALED = "biased", "grouped", "normed", "scaled"
 """Flags in overloads of `Route`: a bias f32 [E] is added to the scores for the choice only; only experts of the best
 groups may be chosen (arXiv 2412.19437, section 2.1.2); the weights of a token are divided by their sum; each expert's
@@ -130,8 +129,6 @@ Route <k, jitter> (logits) => (experts, weights) {
   weights = Concat <axis = -1> (first_weight, second_weight)
 }"""
 
-LIMITED = "limited"
-"""The activation of GPT-OSS: (up + 1) * gate * sigmoid(alpha * gate), with gate at most `limit` and up within it."""
 INPUT, PART = "input", "part"
 """Flags in overloads of `MoE`: the weight multiplies an expert's input and not its result (Llama 4); the weights are
 those of the experts from `start` on, and a token's other experts add nothing."""

@@ -15,12 +15,13 @@ from support.samples.split_models import Model, compare
 from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.reading import ConfigReader
 from llmc.compiler.families.spec import Experts, LayerSpec, Linear, Spelling, Stack
-from llmc.passes.graph.experts import LIMITED, Mixture
+from llmc.passes.graph.experts import Mixture
 from llmc.passes.graph.graph import BLOCK, Graph, attribute, dims
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Slice, ToF32, stored
 from llmc.runtime.engine_file.split import Split
 from llmc.runtime.errors import Unsupported
+from llmc.runtime.experts import LIMITED
 
 NAME = "Qwen3MoeForCausalLM"
 CONFIG: dict[str, Any] = {

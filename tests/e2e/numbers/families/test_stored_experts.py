@@ -18,6 +18,10 @@ from support.samples.mixtures.published import Tensors, publish, stored, unpacke
 import llmc
 from llmc.compiler.build import build
 from llmc.compiler.checkpoint.account import open_source
+from llmc.compiler.engine import weights
+from llmc.compiler.engine.layout import default_reserve, lay_out
+from llmc.compiler.pipeline import lower
+from llmc.compiler.planner.build_price import build_sizes
 from llmc.recipes.recipe import QuantizeRule, Recipe
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.errors import CheckpointError, LlmcError, RecipeError, Unsupported
@@ -53,6 +57,24 @@ def test_an_engine_agrees_with_its_oracle_whatever_other_weights_are_in(
     published: Path, tmp_path: Path, quantize: str
 ) -> None:
     check_format(published, quantize, tmp_path, 40)
+
+
+def test_ranks_say_what_one_process_does(published: Path, tmp_path: Path) -> None:
+    path = llmc.build(published, tmp_path / "a.llmc", quantize="int8", parallel=["tp1", "ep2"], max_context=48)
+    found = []
+    for profile in ("cpu", "cpu-ep2"):
+        with llmc.load(path, profile=profile) as engine:
+            found.append([one.token_ids for one in engine.generate([[5, 6, 7] * 5, [9, 8, 3]], max_tokens=24)])
+    assert found[0] == found[1]
+
+
+def test_the_price_of_a_build_counts_them_as_they_are_stored(published: Path) -> None:
+    source, recipe = open_source(published), Recipe(default_format="int8")
+    tensors = lower(source, recipe, 48)[0].graph.canonical
+    groups = weights.groups(tensors)
+    sizes = build_sizes(source, recipe, 48, sections=5)
+    assert sizes.bytes == lay_out(groups, default_reserve(groups, 5), None)[0].end
+    assert sum(sizes.source_bytes.values()) == weights.source_bytes(tensors, source.source)
 
 
 def test_codes_and_scales_are_those_of_the_files(published: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llmc.compiler.families.spec import (
     Stack,
     Temperature,
 )
-from llmc.passes.graph.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 LLAMA = parse_config(json.dumps({**SIZES, "architectures": ["LlamaForCausalLM"]})).decoder
 FIRST = LLAMA.layers[0]

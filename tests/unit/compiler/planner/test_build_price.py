@@ -35,6 +35,12 @@ CONFIGS = {
         "moe_intermediate_size": 128,
         "mlp_only_layers": [1],
     },
+    "no rope, scaled queries": {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "num_local_experts": 2,
+        "no_rope_layer_interval": 2,
+    },
 }
 FACTS = BuildFacts(
     start_s=1.0,

@@ -14,20 +14,13 @@ from hypothesis import strategies as st
 from support.graphs import difference, run_operator
 
 from llmc.compiler.oracle.experts import mixture_result
-from llmc.passes.graph.experts import (
-    CHOSEN,
-    LIMITED,
-    ROUTERS,
-    SIGMOID,
-    SOFTMAX,
-    Mixture,
-    route_overload,
-)
+from llmc.passes.graph.experts import ROUTERS, Mixture, route_overload
 from llmc.passes.graph.graph import Canonical, Copied, Graph
 from llmc.passes.graph.inline import inlined
 from llmc.passes.graph.ops import DOMAIN
 from llmc.quantize import FORMATS
 from llmc.runtime.engine_file.bind import Stored
+from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX
 from llmc.runtime.numbers import RAW_DTYPE
 
 E, K = 6, 2

@@ -28,9 +28,10 @@ Qwen3 32B (within 25 %).
 The published engines are TensorRT-LLM, vLLM and SGLang. **llmc's own kernels have not been measured on a GPU**: a
 figure of the planner is that of a well-tuned stack which runs llmc's plan. As many requests run at once as the
 runtime's own budget has memory for, up to 2,048, and a step reads at most 8,192 tokens of prompts: TensorRT-LLM's
-defaults. With FP8 and FP4 weights, activations and cache are FP8 and the head is bf16, unless a row says otherwise; beside MXFP4 experts all else is bf16.
-All_reduces may be one-shot kernels, which these engines have beside NCCL's; `llmc plan` prices NCCL's, which llmc
-calls. A figure in brackets is the same row with one term put in that llmc's plans lack; see the end.
+defaults. With FP8 and FP4 weights, activations and cache are FP8 and the head is bf16, unless a row says otherwise;
+beside MXFP4 experts all else is bf16. All_reduces may be one-shot kernels, which these engines have beside NCCL's;
+`llmc plan` prices NCCL's, which llmc calls. A figure in brackets is the same row with one term put in that llmc's plans
+lack; see the end.
 
 ![Predicted against published throughput](planner.svg)
 """

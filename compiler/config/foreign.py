@@ -29,7 +29,7 @@ FOREIGN: Mapping[str, tuple[str, ...]] = {
     "llama4": (_EXPERTS, "attention in chunks"),
     "muse_spark": (_EXPERTS, "gated residuals"),
     "minicpm3 youtu": (_LATENT,),
-    "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),
+    "axk1 deepseek_v2 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),
     "axk2 deepseek_v32 dots3_note glm_moe_dsa mistral_large4": (_INDEXER, _LATENT, _EXPERTS),
     "hy_v4": (_INDEXER, _STREAMS, _LATENT, _EXPERTS),
     "deepseek_v4": (_INDEXER, _STREAMS, "compressed keys and values", "experts chosen by a hash", _EXPERTS),

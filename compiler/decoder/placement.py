@@ -14,7 +14,7 @@ from ...quantize import FORMATS
 from ...runtime.engine_file.manifest import LayerCache
 from ...runtime.engine_file.split import MAX_DEGREE, Split
 from ...runtime.errors import Unsupported
-from ..families.spec import Attention, DecoderSpec, LayerSpec, Linear, PlainMlp
+from ..families.spec import Attention, DecoderSpec, LayerSpec, Linear, PlainMlp, cache_of
 
 FormatOf = Callable[[str], str]
 """The weight format of a module, or "none"."""
@@ -61,7 +61,7 @@ def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, L
     """The caches of a rank, by layer."""
     split = placement.split
     return {
-        index: LayerCache(stop - start, mixer.head_dim, mixer.window)
+        index: cache_of(mixer, stop - start)
         for index in range(*placement.stages[split.stage(rank)])
         for mixer in (spec.layers[index].mixer,)
         if mixer.source is None

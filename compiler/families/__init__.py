@@ -9,6 +9,7 @@ from .reading import Family
 __all__ = ["FAMILIES", "Family"]
 
 _FILES = (
+    "latents.deepseek_v3",
     "llamas.ernie4_5",
     "llamas.granite",
     "llamas.granite_swa",

@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.rope import RopeConfig, RopeDefaults, parse_rope
-from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, Parameter, PlainMlp
+from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mixer, Mlp, Norm, Parameter, PlainMlp
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -242,7 +242,7 @@ class ConfigReader:
             activation, Linear(up, width, hidden, bias), Linear(down, hidden, width, bias), parameters=parameters
         )
 
-    def layer(self, mixer: Attention, mlp: Mlp) -> LayerSpec:
+    def layer(self, mixer: Mixer, mlp: Mlp) -> LayerSpec:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
 

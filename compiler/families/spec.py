@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+from ...runtime.engine_file.manifest import LayerCache
 from ..config.rope import RopeConfig
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -130,6 +131,52 @@ class Attention(_Parts):
     temperature: Temperature | None = None
     source: int | None = None
     """The layer whose keys and values it attends to; None: its own."""
+
+
+@dataclass(frozen=True)
+class Latent(_Parts):
+    """Multi-head latent attention (arXiv 2405.04434): what is cached is one row of `rank` + `rope_dim` numbers."""
+
+    heads: int
+    nope_dim: int
+    """Elements of a head of q and k that rope does not turn."""
+    rope_dim: int
+    value_dim: int
+    rank: int
+    scale: float
+    rope: RopeConfig
+    q: Linear
+    """Of the hidden state, or of `q_down`'s result."""
+    kv_down: Linear
+    """`rank` rows of the latent, then `rope_dim` rows of the key that all heads share."""
+    kv_norm: Norm
+    kv_up: Linear
+    """For each head `nope_dim` rows of keys, then `value_dim` rows of values."""
+    o: Linear
+    q_down: Linear | None = None
+    q_norm: Norm | None = None
+    """Of `q_down`'s result."""
+    temperature: Temperature | None = None
+
+    kv_heads = 1
+    window = None
+    source = None
+    softcap = None
+    sinks = None
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a cached row."""
+        return self.rank + self.rope_dim
+
+
+Mixer = Attention | Latent
+
+
+def cache_of(mixer: Mixer, kv_heads: int | None = None) -> LayerCache:
+    """What a layer keeps of each position; `kv_heads` are those of a rank."""
+    rank = mixer.rank if isinstance(mixer, Latent) else None
+    return LayerCache(mixer.kv_heads if kv_heads is None else kv_heads, mixer.head_dim, mixer.window, rank)
 
 
 @dataclass(frozen=True)
@@ -269,7 +316,7 @@ class LayerSpec(_Parts):
     """
 
     mixer_norm: Norm | None
-    mixer: Attention
+    mixer: Mixer
     mlp_norm: Norm | None
     mlp: Mlp
     mixer_post: Norm | None = None

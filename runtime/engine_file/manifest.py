@@ -44,6 +44,13 @@ class LayerCache:
     head_dim: int
     window: int | None = None
     """Positions that a token attends to, itself included, so that older ones are dropped; None: all."""
+    rank: int | None = None
+    """Of latent attention: a row holds keys and values, which are its first `rank` numbers; None: values are apart."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is stored of each position."""
+        return ("key", "value") if self.rank is None else ("key",)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _REASONS: dict[str, str] = {
         hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
         neftune_noise_alpha use_gradient_checkpointing label_smoothing z_loss_coefficient use_reentrant tf_legacy_loss
         use_bfloat16 xla_device fused_cross_entropy residual_dropout router_aux_loss_coef
-        router_jitter_noise router_z_loss_coef""",
+        router_jitter_noise router_z_loss_coef aux_loss_alpha seq_aux""",
     "it chooses what a transformers call returns": """use_cache return_dict output_attentions output_hidden_states
         output_scores output_past torchscript return_dict_in_generate output_router_logits use_return_dict
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",

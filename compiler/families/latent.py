@@ -1,4 +1,4 @@
-"""Multi-head latent attention as DeepSeek's families have it: keys of the config, and names of modules."""
+"""Multi-head latent attention and experts beside it, as DeepSeek's families have them: keys, and names of modules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...passes.graph.experts import SIGMOID
 from ..config.rope import RopeConfig
+from .experts import mixture, router, stacks
 from .reading import ConfigReader
-from .spec import Latent, Linear
+from .spec import DecoderSpec, Latent, LayerSpec, Linear, Mlp, Norm, Parameter, Router
 
 KEYS: Mapping[str, Any] = {
     "kv_lora_rank": 512,
@@ -19,12 +21,34 @@ KEYS: Mapping[str, Any] = {
     "qk_nope_head_dim": 128,
     "qk_head_dim": None,
 }
-"""Its keys, with the defaults of DeepSeek-V3."""
+"""The keys of latent attention, with the defaults of DeepSeek's families."""
+EXPERTS: Mapping[str, Any] = {
+    "moe_intermediate_size": 2048,
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "routed_scaling_factor": 2.5,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+}
+"""The keys of experts, with the defaults of DeepSeek-V3."""
+SPELLED = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+PUBLISHED: Mapping[str, Any] = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+"""Keys of published files that say what the routers of DeepSeek-V3's kind compute, which transformers does not read."""
+INDEXER: Mapping[str, Any] = {"index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64}
+"""The keys of an indexer, with the defaults of DeepSeek-V3.2."""
+_EPSILON = 1e-6
+"""Of the norms of latents, whatever `rms_norm_eps` says."""
+_CHOSEN = "an indexer chooses which keys each token sees, and llmc does not compute it"
 
 
-def latent(config: ConfigReader, *, interleaved: bool = True, bias: bool = False) -> Latent:
-    """Latent attention; queries have a rank of their own if `q_lora_rank` is given."""
-    fields, hidden, heads = config.fields, config.hidden_size, config.heads
+def latent(config: ConfigReader, *, interleaved: bool = True, rope: RopeConfig | None = None) -> Latent:
+    """Latent attention; queries have a rank of their own if `q_lora_rank` is given.
+
+    `rope` is by default that of a head of `qk_rope_head_dim` elements.
+    """
+    fields, hidden, heads, bias = config.fields, config.hidden_size, config.heads, config.flag("attention_bias")
     nope, rope_dim, value, rank = (
         fields.need_integer(key, 1, 2**16)
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
@@ -34,9 +58,11 @@ def latent(config: ConfigReader, *, interleaved: bool = True, bias: bool = False
     for key, known in (("qk_head_dim", (nope + rope_dim,)), ("head_dim", (rope_dim, nope + rope_dim))):
         if fields.has(key) and fields.values[key] not in known:
             raise fields.refuse(key, f"{' or '.join(map(str, known))}, as the other sizes say,")
+    if config.kv_heads != heads:
+        raise fields.refuse("num_key_value_heads", f"num_attention_heads ({heads}): latent attention has no groups,")
     given = fields.integer("q_lora_rank", 1, 2**16)
     queries, size = heads * (nope + rope_dim), given or hidden
-    rope = replace(config.rope(head_dim=rope_dim), interleaved=interleaved)
+    rope = replace(rope or config.rope(head_dim=rope_dim), size=0, interleaved=interleaved)
     return Latent(
         heads,
         nope,
@@ -47,12 +73,16 @@ def latent(config: ConfigReader, *, interleaved: bool = True, bias: bool = False
         rope,
         q=Linear("self_attn.q_b_proj" if given else "self_attn.q_proj", queries, size),
         kv_down=Linear("self_attn.kv_a_proj_with_mqa", rank + rope_dim, hidden, bias),
-        kv_norm=config.norm("self_attn.kv_a_layernorm", rank),
+        kv_norm=_norm(config, "self_attn.kv_a_layernorm", rank),
         kv_up=Linear("self_attn.kv_b_proj", heads * (nope + value), rank, kept=True),
         o=Linear("self_attn.o_proj", hidden, heads * value, bias),
         q_down=Linear("self_attn.q_a_proj", given, hidden, bias) if given else None,
-        q_norm=config.norm("self_attn.q_a_layernorm", given) if given else None,
+        q_norm=_norm(config, "self_attn.q_a_layernorm", given) if given else None,
     )
+
+
+def _norm(config: ConfigReader, module: str, size: int) -> Norm:
+    return replace(config.norm(module, size), epsilon=_EPSILON)
 
 
 def _temperature(rope: RopeConfig) -> float:
@@ -62,3 +92,70 @@ def _temperature(rope: RopeConfig) -> float:
     if rope.type == "default" or not all_dim or factor <= 1:
         return 1.0
     return (0.1 * all_dim * math.log(factor) + 1.0) ** 2
+
+
+def sparse(config: ConfigReader, index: int, first: int) -> bool:
+    """Whether a layer has experts: as `mlp_layer_types` says or, if that is absent, from layer `first` on."""
+    fields = config.fields
+    kinds = fields.values.get("mlp_layer_types")
+    if kinds is None:
+        return index >= first
+    if not isinstance(kinds, list) or len(kinds) != config.layers or {*kinds} - {"dense", "sparse"}:
+        raise fields.refuse("mlp_layer_types", f'a list of {config.layers} times "dense" or "sparse"')
+    return kinds[index] == "sparse"
+
+
+def grouped(config: ConfigReader, chooses: Router, best: int = 2) -> Router:
+    """The router that chooses among the experts of the `topk_group` best of `n_group` groups."""
+    fields, experts = config.fields, chooses.linear.rows
+    groups = fields.need_integer("n_group", 1, experts)
+    if experts % groups or experts // groups < best:
+        raise fields.refuse("n_group", f"a divisor of n_routed_experts ({experts}) with groups of {best} or more")
+    kept = fields.need_integer("topk_group", 1, groups)
+    if chooses.chosen > experts // groups * kept:
+        raise fields.refuse("topk_group", f"groups that have num_experts_per_tok ({chooses.chosen}) experts,")
+    return replace(chooses, groups=groups, kept_groups=kept, best=best)
+
+
+def plain_router(config: ConfigReader, kind: str, *, normed: bool) -> Router:
+    """The router of `mlp.gate` without groups; its weights are multiplied by `routed_scaling_factor`."""
+    experts = config.fields.need_integer("n_routed_experts", 1, 4096)
+    chooses = router(config, kind, experts, normed=normed)
+    return replace(chooses, factor=config.fields.need_number("routed_scaling_factor", 0.0, 1e6))
+
+
+def sigmoid_router(config: ConfigReader) -> Router:
+    """That of DeepSeek-V3: scores are sigmoids, the choice is biased, and by groups (arXiv 2412.19437, 2.1.2)."""
+    chooses = plain_router(config, SIGMOID, normed=config.flag("norm_topk_prob"))
+    bias = Parameter("mlp.gate.e_score_correction_bias", (chooses.linear.rows,))
+    return grouped(config, replace(chooses, bias=bias))
+
+
+def routed(config: ConfigReader, chooses: Router, *, bias: bool = False) -> Mlp:
+    """Experts, and beside them one shared MLP as wide as `n_shared_experts` of them."""
+    fields = config.fields
+    width = fields.need_integer("moe_intermediate_size", 1, 2**20)
+    shared = config.mlp(width=width * fields.need_integer("n_shared_experts", 1, 4096), bias=bias)
+    names = {name: replace(getattr(shared, name), module=f"mlp.shared_experts.{name}_proj") for name in _PARTS}
+    experts = stacks(config, "mlp.experts", chooses.linear.rows, width)
+    return mixture(config, chooses, experts, shared=replace(shared, **names))
+
+
+_PARTS = ("gate", "up", "down")
+
+
+def deepseek_layer(config: ConfigReader, index: int) -> LayerSpec:
+    """A layer of DeepSeek-V3's kind, in which rope turns neighbours."""
+    first = config.fields.need_integer("first_k_dense_replace", 0, 2048)
+    mlp = routed(config, sigmoid_router(config)) if sparse(config, index, first) else config.mlp()
+    return config.layer(latent(config), mlp)
+
+
+def up_to_indexer(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
+    """The decoder for as many positions as an indexer chooses: as long as they are all, it changes nothing."""
+    count = config.fields.need_integer("index_topk", 1, 2**31 - 1)
+    spec = replace(spec, left_out=(("self_attn.indexer", f"with at most {count} positions an indexer chooses all"),))
+    if count >= spec.positions:
+        return spec
+    config.notes.append(f"max_position_embeddings = {count}: beyond index_topk {_CHOSEN}")
+    return replace(spec, positions=count, limit=f"beyond index_topk {_CHOSEN}")

@@ -60,6 +60,8 @@ class Family:
     """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
+    kinds: tuple[str, ...] = ("full_attention", "attention")
+    """What `layer_types` calls layers without a window."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -257,7 +259,7 @@ class ConfigReader:
         self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
-            expected = ("full_attention", "attention") if layer.mixer.window is None else ("sliding_attention",)
+            expected = family.kinds if layer.mixer.window is None else ("sliding_attention",)
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")

@@ -359,6 +359,10 @@ class DecoderSpec:
     logits_scale: float = 1.0
     logits_softcap: float | None = None
     """Logits become softcap * tanh(logit / softcap)."""
+    limit: str = ""
+    """Why it is not computed for more positions, if the model was trained for more."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Modules of layers that are not computed, and why that changes nothing."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the decoder reads, with its shape."""

@@ -72,6 +72,8 @@ class Sample:
     """Around what the numbers of a tensor lie, by a part of its name, the first that fits; all others lie around 0."""
     old: Callable[[dict[str, Any]], None] = lambda config: None
     """Makes of a config.json what older files of the family spell; called after what all families have in common."""
+    one_kv_head: Mapping[str, Any] = field(default_factory=lambda: {"num_key_value_heads": 1})
+    """What gives a model as few key and value heads as it may have."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
 @pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], *SAMPLES)), every=1))
 def test_an_engine_of_ranks_says_what_one_process_does(tmp_path: Path, kind: str) -> None:
     """Processes of tp2 and pp2 on the CPU, where a model has as few key and value heads as it may have."""
-    case = replace(_first(kind), config={**_first(kind).config, "num_key_value_heads": 1})
+    case = replace(_first(kind), config={**_first(kind).config, **SAMPLES[kind].one_kv_head})
     path = llmc.build(
         _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", "tp2", "pp2"], max_context=48
     )

@@ -12,6 +12,7 @@ import numpy as np
 from ...passes.graph.graph import Canonical, Computed, Quantized
 from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.manifest import (
+    LATENT_LAYERS,
     LENGTH_ROPES,
     RANKS,
     SHARED_LAYERS,
@@ -26,7 +27,7 @@ from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.weights.source import Source
 from ..decoder.decoder import Decoder
-from ..families.spec import cache_of
+from ..families.spec import Latent, cache_of
 from ..targets import Tactics, target_named
 from ..tokens.resolve import SpecialTokens
 
@@ -78,6 +79,7 @@ def manifest_of(
                 (LENGTH_ROPES, decoder.ropes),
                 (RANKS, any(one.ranks for one in profiles.values())),
                 (SHARED_LAYERS, shared),
+                (LATENT_LAYERS, any(isinstance(mixer, Latent) for mixer in mixers)),
             )
             if used
         ),

@@ -14,14 +14,15 @@ import onnx_ir as ir
 from ....passes.graph.graph import Builder, Graph, attribute, dims, width
 from ....passes.graph.latent import TEMPERED
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
-from ....passes.rewrite.rule import Rule
+from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....runtime.engine_file.bind import Expr, Reshape, Slice, as_f32
+from ....runtime.errors import Unsupported
 
 _EXAMPLE = (
     "(float[1,3,24] q, float[1,3,8] c, float[1,3,8] k, float[20,8] W, float[6,4] C, float[6,4] S, int64[1,3] ids, "
-    "float[1,1,5,16] pk, int32[1] past) => (float[1,3,12] y, float[1,1,5,16] nk) { p = llmc.Positions(ids, past) "
+    "float[1,1,4,16] rows_key, int32[1] past) => (float[1,3,12] y, float[1,1,4,16] nk) { p = llmc.Positions(ids, past) "
     "y, nk = llmc.LatentAttention<heads=2, nope=4, rope=8, value=6, scale=0.3, interleaved=1>"
-    "(q, c, k, W, C, S, p, pk, past) }"
+    "(q, c, k, W, C, S, p, rows_key, past) }"
 )
 
 
@@ -30,14 +31,14 @@ class LatentToGroupQuery(Rule):
 
     fires = (
         _EXAMPLE,
-        _EXAMPLE.replace("pk, int32", "pk, float[6,1] F, int32")
-        .replace("pk, past)", "pk, past, F)")
+        _EXAMPLE.replace("rows_key, int32", "rows_key, float[6,1] F, int32")
+        .replace("rows_key, past)", "rows_key, past, F)")
         .replace("Attention<", "Attention:tempered<"),
     )
     refuses = {
         "a cached row is no multiple of 8": _EXAMPLE.replace("[1,3,8] c", "[1,3,4] c")
         .replace(",8] W", ",4] W")
-        .replace(",5,16]", ",5,12]")
+        .replace(",4,16]", ",4,12]")
     }
 
     @staticmethod
@@ -117,3 +118,18 @@ class LatentToGroupQuery(Rule):
         again.type, again.shape = cache.type, cache.shape
         g.graph.body.outputs.append(again)
         return y, present, again
+
+
+class RefuseLatents(Pass):
+    """Refuses latent attention that is left: GroupQueryAttention takes no rows of other sizes."""
+
+    def run(self, graph: Graph) -> Outcome:
+        for node in graph.nodes:
+            if node.op_type == "LatentAttention":
+                size = width(node.inputs[1]) + width(node.inputs[2])
+                raise Unsupported(
+                    f"cannot compute {node.op_type} ({node.outputs[0].name}) on the CPU",
+                    found=f"cached rows of {size} numbers (kv_lora_rank + qk_rope_head_dim), which is no multiple of 8",
+                    fix="a model whose rows are; those that are published have 320 or 576",
+                )
+        return Outcome()

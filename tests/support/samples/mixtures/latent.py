@@ -35,7 +35,7 @@ _YARN: dict[str, Any] = {
 }
 _WIDE: dict[str, Any] = {
     "num_key_value_heads": 4,
-    "head_dim": None,
+    "head_dim": 8,
     "kv_lora_rank": 128,
     "q_lora_rank": 128,
     "v_head_dim": 32,

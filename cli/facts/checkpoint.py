@@ -56,6 +56,8 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
 
 
 def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
+    from ...compiler.families.spec import cache_of
+
     config = checkpoint.config
     decoder = config.decoder
     mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
@@ -69,6 +71,7 @@ def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
         "heads": mixers[0].heads,
         "kv_heads": mixers[0].kv_heads,
         "head_dim": mixers[0].head_dim,
+        "latent_rank": cache_of(mixers[0]).rank,
         "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
         "vocab_size": decoder.vocab_size,
         "max_position_embeddings": decoder.positions,
@@ -137,10 +140,17 @@ def _shapes(infos: Iterable[TensorInfo]) -> Facts:
 _CHECKPOINT = """\
 checkpoint {path}{at}
   {architecture}: {layers} layers, hidden {hidden_size}, intermediate {intermediate_size}, \
-{heads} heads and {kv_heads} kv heads of {head_dim}
+{heads} heads and {cached}
   vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
   {tensors} tensors, {bytes!b}: {counts}
   bos {bos}, eos {eos_ids}"""
+
+
+def _cached(facts: Facts) -> str:
+    """What a layer keeps of a position."""
+    if facts["latent_rank"]:
+        return f"latent rows of {facts['head_dim']}"
+    return f"{facts['kv_heads']} kv heads of {facts['head_dim']}"
 
 
 def checkpoint_text(facts: Facts) -> str:
@@ -149,7 +159,16 @@ def checkpoint_text(facts: Facts) -> str:
     at = f" at {facts['revision']}" if facts["revision"] else ""
     counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
     if "rope" in facts:
-        lines = [console.fill(_CHECKPOINT, facts, at=at, head="tied" if facts["tied"] else "untied", counts=counts)]
+        lines = [
+            console.fill(
+                _CHECKPOINT,
+                facts,
+                at=at,
+                cached=_cached(facts),
+                head="tied" if facts["tied"] else "untied",
+                counts=counts,
+            )
+        ]
     else:
         lines = [f"checkpoint {facts['path']}{at}", *_what_files_say(facts)]
         lines.append(console.fill("  {tensors} tensors, {bytes!b}: {counts}", facts, counts=counts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...runtime.engine_file.rope import LengthRope
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.weights.source import Source
+from ..checkpoint.weights.stacks import stored_formats
 from ..families.spec import (
     Attention,
     DecoderSpec,
@@ -45,6 +47,8 @@ class Decoder:
     """Those whose tables are inputs of the graph."""
     unused: dict[str, str]
     """Unused tensor of the checkpoint, to the reason."""
+    stored: Mapping[str, str]
+    """Modules of experts that the files have in a weight format already, to that format."""
 
 
 def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
@@ -74,7 +78,7 @@ def build_spec(spec: DecoderSpec, source: Source, max_context: int, unused: dict
     rows = graph.input("logits_indices", "I64", ["R"])
     ropes = Ropes(graph, graph.build("embed").llmc("Positions", ids, past), spec.positions, max_context)
     _Assembly(spec, graph, Weights(graph, source), ropes, past).assemble(ids, rows)
-    return Decoder(graph, spec, tuple(ropes.by_length), unused)
+    return Decoder(graph, spec, tuple(ropes.by_length), unused, stored_formats(spec.stacks(), source.names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +180,12 @@ class _Assembly:
             "kv_heads": mixer.kv_heads,
             "head_dim": mixer.head_dim,
             "scale": mixer.scale,
-            "overload": overload(window=mixer.window, softcap=mixer.softcap, sinks=mixer.sinks is not None),
+            "overload": overload(
+                window=mixer.window, chunk=mixer.chunk, softcap=mixer.softcap, sinks=mixer.sinks is not None
+            ),
         }
-        if mixer.window is not None:
-            common["window"] = mixer.window
-        if mixer.softcap is not None:
-            common["softcap"] = mixer.softcap
+        optional = {"window": mixer.window, "chunk": mixer.chunk, "softcap": mixer.softcap}
+        common |= {name: value for name, value in optional.items() if value is not None}
         sinks = () if mixer.sinks is None else (w.parameter(f"{prefix}{mixer.sinks.name}", mixer.sinks.shape),)
         if mixer.source is not None:
             return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past, *sinks, **common)

@@ -72,7 +72,10 @@ def manifest_of(
             shared_layers=shared or None,
             active_parameters=spec.active_parameters(),
         ),
-        formats={o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
+        formats={
+            **{o.tensor: o.format for t in tensors.values() if isinstance(o := t.origin, Quantized)},
+            **{f"{module}.weight": fmt for module, fmt in decoder.stored.items()},
+        },
         required_features=tuple(
             name
             for name, used in (

@@ -37,7 +37,8 @@ class Config:
     eos_given: bool
     """False if `eos_ids` is the default of the architecture."""
     quantization: str
-    """The method of a load-time quantization, which may be a leftover; the tensors decide."""
+    """The method of a load-time quantization, which may be a leftover, or the format of stored experts; the tensors
+    decide."""
     ignored: Mapping[str, str]
     """Unused key to the reason."""
     accepted: tuple[str, ...]
@@ -87,7 +88,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in raw if key in REMOTE_CODE and raw[key]]
     reading = ConfigReader(values, family, part.what)
-    quantization = _quantization(reading.fields)
+    quantization = _quantization(reading.fields, family)
     decoder = reading.decoder(family)
     bos_id, eos_ids = _token_ids(reading.fields, values, decoder.vocab_size, notes)
     return Config(
@@ -193,8 +194,11 @@ def _dtype(fields: Fields, notes: list[str]) -> str | None:
     return _DTYPES[name]
 
 
-def _quantization(fields: Fields) -> str:
-    """ "" or "bitsandbytes", whose settings stay in merged models because it quantizes while loading."""
+def _quantization(fields: Fields, family: Family) -> str:
+    """ "", a format that files of the family are stored in, or "bitsandbytes".
+
+    The settings of the last stay in merged models, because it quantizes while loading.
+    """
     for key in ("quantization_config", "compression_config"):
         settings = fields.table(key)
         if settings is None:
@@ -203,7 +207,7 @@ def _quantization(fields: Fields) -> str:
         method = Fields(settings, f'"{key}" of {fields.what}').text(
             "quant_method", "bitsandbytes" if loading else "unnamed"
         )
-        if method != "bitsandbytes":
+        if method not in ("bitsandbytes", *family.stored):
             raise Unsupported(
                 f'expected a checkpoint that is not quantized yet ("{key}" absent or null) in {fields.what}',
                 found=f'quant_method "{method}"',

@@ -26,6 +26,12 @@ _ACTIVATIONS = {
 """Names in config.json, to those of `passes/graph/pointwise.py`; three of them are one formula."""
 GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """Activations that a gate may have."""
+_KINDS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
+    (False, False): ("full_attention", "attention"),
+    (True, False): ("sliding_attention",),
+    (False, True): ("chunked_attention",),
+}
+"""What `layer_types` may say of a layer with or without a window, with or without chunks."""
 _MAX_POSITIONS = 2**31 - 1
 LOGITS = "logits of transformers"
 """Of `Family.verified`: tests/e2e/numbers/families compares both."""
@@ -60,8 +66,12 @@ class Family:
     """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
-    kinds: tuple[str, ...] = ("full_attention", "attention")
-    """What `layer_types` calls layers without a window."""
+    kinds: tuple[str, ...] = ()
+    """What `layer_types` calls its layers, if it has names of its own for them."""
+    stored: tuple[str, ...] = ()
+    """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -74,6 +84,8 @@ def _count(key: str, high: int) -> cached_property[int]:
     return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
 
 
+DRAFTS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of layers that draft tokens: published ones, and that of transformers 5."""
 DECIDED_WITH_OTHERS = ("bos_token_id", "eos_token_id")
 """Keys whose default counts only if no other file names the token: `tokens.resolve` says which is taken."""
 
@@ -248,6 +260,11 @@ class ConfigReader:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
 
+    def drafts(self) -> int:
+        """Layers of the files after the last one, which draft tokens; the key has two names."""
+        counts = {key: self.fields.integer(key, 0, 64, 0) for key in DRAFTS}
+        return max(counts.values())
+
     def last_norm(self, layers: Sequence[LayerSpec]) -> Norm:
         """The norm before the head, which is of the kind that the layers have."""
         known = [norm for one in layers[:1] for norm in (one.mixer_norm, one.mixer_post) if norm is not None]
@@ -259,7 +276,7 @@ class ConfigReader:
         self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
-            expected = family.kinds if layer.mixer.window is None else ("sliding_attention",)
+            expected = family.kinds or _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")
@@ -270,5 +287,7 @@ class ConfigReader:
             layers=layers,
             norm=self.last_norm(layers),
             tied=self.flag("tie_word_embeddings"),
+            renamed=family.renamed,
+            drafts=self.drafts(),
         )
         return family.decoder(self, spec)

@@ -62,12 +62,16 @@ class Norm:
     bias: bool = False
     each: int = 0
     """Heads that have a weight of their own each, stored as `{module}.norms.{head}.weight`; 0: one weight for all."""
+    parameter: str = "weight"
+    """The weight's name in the module."""
+    factor: float = 1.0
+    """Of the weight."""
 
     def weights(self, prefix: str) -> list[str]:
         """Names of its weights."""
         if self.each:
             return [f"{prefix}{self.module}.norms.{head}.weight" for head in range(self.each)]
-        return [f"{prefix}{self.module}.weight"] if self.module else []
+        return [f"{prefix}{self.module}.{self.parameter}"] if self.module else []
 
     def tensors(self, prefix: str) -> Shapes:
         yield from ((name, (self.size,)) for name in self.weights(prefix))
@@ -123,6 +127,8 @@ class Attention(_Parts):
     """Over each head."""
     window: int | None = None
     """Positions that a token attends to, its own included; None means its own and all before it."""
+    chunk: int | None = None
+    """Instead of a window: a token attends to those before it in its own chunk of so many positions."""
     norm_after_rope: bool = False
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap)."""
@@ -160,6 +166,7 @@ class Latent(_Parts):
 
     kv_heads = 1
     window = None
+    chunk = None
     source = None
     softcap = None
     sinks = None
@@ -181,10 +188,11 @@ def cache_of(mixer: Mixer, kv_heads: int | None = None) -> LayerCache:
 
 @dataclass(frozen=True)
 class Temperature:
-    """A query at a position is multiplied by 1 + beta * ln(1 + floor(position / original)) (Llama 4)."""
+    """A query at a position is multiplied by 1 + beta * ln(1 + floor((position + first) / original)) (Llama 4)."""
 
     beta: float
     original: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -268,6 +276,10 @@ class Router(_Parts):
     """No sum below this divides."""
     bias: Parameter | None = None
     """Added to the scores for the choice only."""
+    norm: Norm | None = None
+    """Of what `linear` reads."""
+    scales: Parameter | None = None
+    """A factor of each expert's weights."""
     groups: int = 1
     kept_groups: int = 1
     best: int = 2
@@ -278,7 +290,10 @@ class Router(_Parts):
 
 @dataclass(frozen=True)
 class Experts(_Parts):
-    """The sum of weight * down(activation(gate(x)) * up(x)) over a token's experts, plus a shared expert."""
+    """post(the sum of weight * down(activation(gate(n)) * up(n)) over a token's experts), plus a shared expert.
+
+    n is norm(x); a norm of None does nothing. The router reads x.
+    """
 
     router: Router
     gate_up: Stack
@@ -293,6 +308,17 @@ class Experts(_Parts):
     """An MLP that every token has."""
     shared_gate: Linear | None = None
     """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
+    norm: Norm | None = None
+    post: Norm | None = None
+    shared_norm: Norm | None = None
+    """Of what `shared` reads."""
+    shared_post: Norm | None = None
+    """Of its result."""
+
+    @property
+    def module(self) -> str:
+        """The module of all experts."""
+        return self.down.module.rpartition(".")[0]
 
 
 Mlp = GatedMlp | PlainMlp | Experts
@@ -363,6 +389,10 @@ class DecoderSpec:
     """Why it is not computed for more positions, if the model was trained for more."""
     left_out: tuple[tuple[str, str], ...] = ()
     """Modules of layers that are not computed, and why that changes nothing."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
+    drafts: int = 0
+    """Layers after the last one, in files only, that draft tokens; llmc leaves them out."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the decoder reads, with its shape."""
@@ -429,12 +459,14 @@ class DecoderSpec:
         return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
 
     def within(self, context: int) -> DecoderSpec:
-        """The same decoder for at most `context` positions; removes windows that hold all of them."""
+        """The same decoder for at most `context` positions; removes windows and chunks that hold all of them."""
         return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))
 
 
 def _within(layer: LayerSpec, context: int) -> LayerSpec:
-    window = layer.mixer.window
-    if window is None or window < context:
+    if isinstance(layer.mixer, Latent):
         return layer
-    return replace(layer, mixer=replace(layer.mixer, window=None))
+    window, chunk = (
+        None if size is None or size >= context else size for size in (layer.mixer.window, layer.mixer.chunk)
+    )
+    return replace(layer, mixer=replace(layer.mixer, window=window, chunk=chunk))

@@ -32,7 +32,7 @@ def join(graphs: Sequence[Graph], split: Split) -> Graph:
     """
     joined = _Join(Graph.new("joined"), split)
     for stage in range(split.pp):
-        joined.stage([graphs[split.rank(stage, shard)] for shard in range(split.tp)], stage)
+        joined.stage([graphs[split.rank(stage, shard)] for shard in range(split.shards)], stage)
     return joined.graph
 
 
@@ -44,7 +44,7 @@ def inputs_of_ranks(inputs: Mapping[str, np.ndarray], spec: DecoderSpec, placeme
             mixer = spec.layers[layer].mixer
             if mixer.source is not None:
                 continue
-            start, stop = kv_heads(mixer, placement.split.tp)[placement.split.shard(rank)]
+            start, stop = kv_heads(mixer, placement.split.shards)[placement.split.shard(rank)]
             for part in cache_of(mixer).parts:
                 name = f"past.{layer}.{part}"
                 found[own_name(rank, name)] = np.ascontiguousarray(inputs[name][:, start:stop])

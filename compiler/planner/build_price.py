@@ -18,7 +18,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
-from ..families.spec import DecoderSpec, LayerSpec, Linear, PlainMlp, Temperature
+from ..families.spec import DecoderSpec, Experts, LayerSpec, Linear, PlainMlp, Temperature
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
@@ -168,8 +168,9 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
         shared = dict(_shared(layer))
         for name, shape in layer.tensors(prefix):
             module = name.removesuffix(".weight").removeprefix(prefix)
-            if module not in shared or len(shape) != 2:
+            if (module not in shared or len(shape) != 2) and len(shape) != 3:
                 yield [(name, shape)], "none"
+        yield from (one for one in _stacks(layer, prefix, recipe) if one[1] == "none")
         for linears in dict.fromkeys(shared.values()):
             by_format: defaultdict[str, list[Linear]] = defaultdict(list)
             for linear in linears:
@@ -185,13 +186,24 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
         yield [(f"{spec.head}.weight", (spec.vocab_size, spec.hidden_size))], head
     elif head != "none":  # the table shares the head's codes
         yield [table], head
+    for index, layer in enumerate(spec.layers):  # experts are quantized after all linears
+        yield from (one for one in _stacks(layer, spec.layer.format(index), recipe) if one[1] != "none")
+
+
+def _stacks(layer: LayerSpec, prefix: str, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """The weights of experts, each of which lies alone, and their formats."""
+    for one in layer.stacks():
+        module = f"{prefix}{one.module}"
+        yield [(f"{module}.weight", (one.experts, one.rows, one.columns))], recipe.format_of(module)
 
 
 def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
-    """The linears of a layer by module, each with those of its input and parent module."""
-    mixer, mlp, extra = layer.mixer, layer.mlp, layer.extra
-    first = (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
-    alone = (mixer.o, mlp.down, *(() if extra is None else (extra.gate, extra.projection)))
+    """The linears of a layer by module, each with those of its input and parent module; experts are not among them."""
+    mixer, extra = layer.mixer, layer.extra
+    mlp = layer.mlp.shared if isinstance(layer.mlp, Experts) else layer.mlp
+    first = () if mlp is None else (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
+    last = () if mlp is None else (mlp.down,)
+    alone = (mixer.o, *last, *(() if extra is None else (extra.gate, extra.projection)))
     for linears in (tuple(filter(None, (mixer.q, mixer.k, mixer.v))), first, *((one,) for one in alone)):
         for linear in linears:
             yield linear.module, linears
@@ -203,10 +215,13 @@ def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
         return [infos]
     from ...quantize import FORMATS
 
-    parts = [FORMATS[fmt].components(one.shape[0], one.shape[1]) for one in infos]
-    stems = [one.name.removesuffix("weight") for one in infos]
+    parts = [FORMATS[fmt].components(*one.shape[-2:]) for one in infos]
+    stems = [(one.name.removesuffix("weight"), one.shape[:-2]) for one in infos]
     return [
-        [Stored(f"{stem}{part.name}", part.dtype, part.shape) for stem, part in zip(stems, column, strict=True)]
+        [
+            Stored(f"{stem}{part.name}", part.dtype, (*experts, *part.shape))
+            for (stem, experts), part in zip(stems, column, strict=True)
+        ]
         for column in zip(*parts, strict=True)
     ]
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from support.dumps import legal_graph
 from support.samples.dense import wider
+from support.samples.mixtures import wider as experts
 
 from llmc.compiler.families.spec import DecoderSpec
 from llmc.compiler.targets import ProfileConfig
@@ -29,7 +30,6 @@ from llmc.runtime.plan.plan import Plan
 
 pytestmark = pytest.mark.soak
 WAITING = {
-    "moe_*": "families with experts",
     "probe_*": "nothing: benchmarks measure launches and memory with them",
     "quantize_blocks": "checkpoints in FP8 with scales of blocks",
     "linear_fp8.BLOCKS=True": "checkpoints in FP8 with scales of blocks",
@@ -57,6 +57,12 @@ class _Toy:
 
 _BASE = {"hidden_size": 256, "intermediate_size": 256}
 """Wide enough for blocks of 128 weights; no weight is ever made."""
+_MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+}
 _TOYS = (
     _Toy(),
     _Toy({"hidden_size": 2048, "intermediate_size": 2048}),  # parts of K
@@ -64,9 +70,11 @@ _TOYS = (
     _Toy({"architectures": ["Qwen3ForCausalLM"]}),
     _Toy({"architectures": ["MistralForCausalLM"], "sliding_window": 64}),
     _Toy({"tie_word_embeddings": True}, {"*.down_proj": "none", "lm_head": "int4"}),
+    _Toy(_MIXTURE),
+    _Toy({**_MIXTURE, "hidden_size": 2048, "moe_intermediate_size": 2048}),  # parts of K
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""
-_WIDER = (_Toy(records=wider.attention), _Toy(records=wider.around), _Toy(records=wider.activations))
+_WIDER = tuple(_Toy(records=one) for one in (wider.attention, wider.around, wider.activations, experts.mixtures))
 """Records that no config of the toy gives; their linears are those of the others."""
 _RANKS = (1, 2)
 """Ranks of tp2-pp2 that cut activations for the next stage, and that join them."""

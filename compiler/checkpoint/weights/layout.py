@@ -50,6 +50,16 @@ class Layout:
     shapes: Mapping[str, _Shape]
     """Every tensor of the files that is read, with the shape that it must have."""
 
+    @cached_property
+    def packed(self) -> frozenset[str]:
+        """Those that are codes or scales of a weight format; the others are plain floating point."""
+        return frozenset(
+            tensor
+            for place in self.places.values()
+            if isinstance(place, Stacked) and place.dtype
+            for tensor in place.tensors()
+        )
+
     def own_name(self, tensor: str) -> str:
         """The decoder's name of a whole tensor of the files, or the same name if it has none."""
         return self._own.get(tensor, tensor)
@@ -71,7 +81,9 @@ def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
     head = _prefix(others, (_BODIES[body], *_BODIES.values()), present)
 
     def spelled(name: str) -> str:
-        return body + name.removeprefix(_OWN) if name.startswith(_OWN) else head + name
+        others = (name.replace(own, other) for own, other in spec.renamed if own in name)
+        names = [body + one.removeprefix(_OWN) if one.startswith(_OWN) else head + one for one in (name, *others)]
+        return next((one for one in names if one.format(0) in present), names[0])
 
     parts: dict[str, list[str]] = {}
     for name, (one, *_) in fused.items():

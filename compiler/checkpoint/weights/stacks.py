@@ -122,6 +122,16 @@ def _places(
     return places, shapes
 
 
+def stored_formats(stacks: Mapping[str, Stack], names: Collection[str]) -> dict[str, str]:
+    """The formats of those stacks, by module, that a source with these `names` has in a weight format already."""
+    return {
+        module: one.format
+        for module, stack in stacks.items()
+        for one in stack.spellings
+        if one.format and f"{module}.{FORMATS[one.format].layouts[-1].suffix}" in names
+    }
+
+
 def read_names(places: Mapping[str, object]) -> set[str]:
     """All tensors of the files that stacks among `places` need."""
     return {name for place in places.values() if isinstance(place, Stacked) for name in place.tensors()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ...families.spec import RMS, Attention, DecoderSpec, Latent
-from .fuse_attention import LATE_NORMS, WINDOW
+from .fuse_attention import CHUNKS, LATE_NORMS, WINDOW
 
 LATENT = "latent attention"
 SOME_BIASES = "q, k and v of which only some have a bias"
 
 _OF_ATTENTION: Mapping[str, Callable[[Attention], bool]] = {
+    CHUNKS: lambda mixer: mixer.chunk is not None,
     LATE_NORMS: lambda mixer: mixer.norm_after_rope and not _plain(mixer),
     SOME_BIASES: lambda mixer: len({part.bias for part in (mixer.q, mixer.k, mixer.v) if part is not None}) > 1,
 }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import MODULE, Builder, Graph
+from ....passes.graph.graph import MODULE, Builder, Graph, width
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
@@ -16,7 +16,10 @@ from ....runtime.errors import Unsupported
 from .fuse_attention import FuseRopeAttention, is_attention, why_not
 
 LEGAL = frozenset(
-    [("", op) for op in ("RMSNormalization", "LayerNormalization", "Add", "Mul", "Slice", "Split", "Constant")]
+    [
+        ("", op)
+        for op in ("RMSNormalization", "LayerNormalization", "Add", "Mul", "Sigmoid", "Slice", "Split", "Constant")
+    ]
     + [*ops.COLLECTIVES]
     + [
         (ops.DOMAIN, op)
@@ -35,6 +38,8 @@ LEGAL = frozenset(
             "Softcap",
             "Activation",
             "QuantizeActivations",
+            "Route",
+            "MoE",
         )
     ]
 )
@@ -88,15 +93,28 @@ class RefuseOthers(Pass):
         for node in graph.nodes:
             if (node.domain, node.op_type) not in LEGAL or not _FITS.get(node.op_type, lambda _: True)(node):
                 raise _refused(node, _APART)
-            if node.op_type == "Mul" and all(graph.expr(value) is None for value in node.inputs):
+            if node.op_type == "Mul" and not _scales(graph, node):
                 raise _refused(node, "a product of two activations")
         return Outcome()
+
+
+def _scales(graph: Graph, product: ir.Node) -> bool:
+    """Whether one factor is stored, or opens the gate of a row."""
+    return any(graph.expr(value) is not None or _opens(value) for value in product.inputs)
+
+
+def _opens(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "Sigmoid" and width(node.outputs[0]) == 1
 
 
 _ONE = "could not become one linear"
 _APART = f"q, k and v, or gate and up, that {_ONE}"
 _FITS: Mapping[str, Callable[[ir.Node], bool]] = {
     "Split": lambda node: all(user.op_type in ("Add", "Send") for one in node.outputs for user, _ in one.uses()),
+    "Sigmoid": lambda node: (
+        _opens(node.outputs[0]) and all(user.op_type == "Mul" for user, _ in node.outputs[0].uses())
+    ),
     "GatedActivation": lambda node: node.overload.startswith("merged_") == (len(node.inputs) == 1),
 }
 

@@ -12,7 +12,7 @@ from .call import Operand
 from .kernels import embed, gated, norm, pointwise, quantize_activations, quantize_fp4
 from .kernels.linear import fp4
 from .kernels.linear.choose import linear
-from .lower import attend, collectives, neighbours, rowwise
+from .lower import attend, collectives, experts, neighbours, rowwise
 from .lowering import CudaProfile, Lowering, Shared, StepShape, fp4_group
 from .tuning.tactics import tile_key
 
@@ -70,7 +70,8 @@ def _linear(at: Lowering, node: ir.Node) -> None:
     else:
         codes, (result, activation) = at.operand(x), _through_activation(node.outputs[0])
     norm = None if x in at.quantized or activation else neighbours.following_norm(at, node)
-    y = at.result(result if norm is None else norm.outputs[1], "f32" if ops.makes_logits(node) else None)
+    exact = ops.makes_logits(node) or experts.is_exact(node)
+    y = at.result(result if norm is None else norm.outputs[1], "f32" if exact else None)
     residual, fused = neighbours.around(at, codes, y, result, norm, format=fmt, activation=activation)
     most = at.shape.limit(str(codes.shape[0]))
     stored = fmt if scales is None else "fp8"
@@ -161,6 +162,7 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "RopeAttention": attend.rope_attention,
     "RopeSharedAttention": attend.rope_shared_attention,
     **rowwise.LOWER,
+    **experts.LOWER,
     "Positions": lambda at, node: None,  # an input of the step
     **collectives.LOWER,
 }

@@ -146,13 +146,17 @@ class Model:
         if isinstance(origin, Copied):
             return self._source(origin.tensor)
         fmt = FORMATS[origin.format]
+        source = self._source(origin.tensor)
+        if source.ndim == 3:  # experts, each by itself
+            return np.stack([np.asarray(fmt.quantize(torch.from_numpy(one), None)[origin.suffix]) for one in source])
         largest = max(float(np.abs(self._source(name)).max()) for name in origin.shares) if fmt.shares_scale else None
-        return np.asarray(fmt.quantize(torch.from_numpy(self._source(origin.tensor)), largest)[origin.suffix])
+        return np.asarray(fmt.quantize(torch.from_numpy(source), largest)[origin.suffix])
 
     def _source(self, tensor: str) -> np.ndarray:
         """A stored tensor; biases, which random checkpoints have as zeros, are numbers that a sum must have once."""
         found = self.checkpoint.source.rows(tensor, 0, (self.checkpoint.source.info(tensor).shape or (1,))[0])
-        return found + np.linspace(-0.5, 0.5, found.size, dtype=np.float32) if tensor.endswith(".bias") else found
+        numbers = np.linspace(-0.5, 0.5, found.size, dtype=np.float32).reshape(found.shape)
+        return found + numbers if tensor.endswith(".bias") else found
 
 
 Check = Callable[[str, np.ndarray, np.ndarray], None]

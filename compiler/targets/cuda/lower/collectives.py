@@ -16,6 +16,7 @@ from .....passes.placement import spans
 from ..call import CollectiveCall, Operand, product
 from ..kernels import columns
 from ..lowering import Lowering
+from . import experts
 
 
 def _all_reduce(at: Lowering, node: ir.Node) -> None:
@@ -74,7 +75,9 @@ def _recv(at: Lowering, node: ir.Node) -> None:
 
 
 def _add(at: Lowering, node: ir.Node) -> None:
-    """A sum that no norm follows: with a bias, or with what is sent; one of the two may be columns of a Split."""
+    """A sum that no norm follows: with a bias, a shared expert or what is sent; one may be columns of a Split."""
+    if experts.add_gated(at, node):
+        return
     values = sorted(node.inputs, key=lambda value: _is_cut(value) or at.profile.graph.expr(value) is not None)
     (first, _), (other, start) = (_columns(at, value) for value in values)
     at.add(node, columns.add(first, other, at.result(node.outputs[0]), start=start))

@@ -12,6 +12,7 @@ from ..call import KernelCall, Operand
 from ..kernels import columns, pointwise
 from ..kernels.head_norm import head_norm
 from ..lowering import Lowering
+from . import experts
 
 
 def _norm(at: Lowering, node: ir.Node, x: Operand, y: Operand, columns: tuple[int, int] | None = None) -> None:
@@ -52,7 +53,10 @@ def _activation(at: Lowering, node: ir.Node, x: Operand, y: Operand) -> KernelCa
 
 
 def _multiply(at: Lowering, node: ir.Node) -> None:
-    """A value times a stored number."""
+    """A value times a stored number, or times the opening of its gate."""
+    if experts.gated_by_sigmoid(node.outputs[0]) is not None:
+        experts.multiply_by_gate(at, node)
+        return
     x, scalar = sorted(node.inputs, key=lambda value: at.profile.graph.expr(value) is not None)
     at.add(node, pointwise.multiply(at.operand(x), at.operand(scalar), at.result(node.outputs[0])))
 

@@ -44,6 +44,8 @@ PLANNED = {"none": 3e-2, "int4": 6e-2}
 5.1e-2 were measured."""
 PLANS = ("granite_swa",)
 """Families with what no other brings to launch plans: sinks. `test_wider.py` has plans of all that records can say."""
+SPLITS = ("tp2", "pp2", "tp2-pp2")
+EXPERT_SPLITS = ("ep2", "ep4", "tp2-ep2", "tp2-ep2-pp2")
 OWN_FILES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -100,22 +102,23 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
     def close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
         assert difference(found, expected) < BOUND, name
 
-    compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+    compare(model, "none", (*SPLITS, *(EXPERT_SPLITS if kind in MIXTURES else ())), close)
 
 
 @pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], *SAMPLES)), every=1))
 def test_an_engine_of_ranks_says_what_one_process_does(tmp_path: Path, kind: str) -> None:
-    """Processes of tp2 and pp2 on the CPU, where a model has as few key and value heads as it may have."""
+    """Processes on the CPU, where a model has as few key and value heads as it may have."""
+    splits = ("tp2", "ep2", "tp2-ep2") if kind in MIXTURES else ("tp2", "pp2")
     case = replace(_first(kind), config={**_first(kind).config, **SAMPLES[kind].one_kv_head})
     path = llmc.build(
-        _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", "tp2", "pp2"], max_context=48
+        _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", *splits], max_context=48
     )
     found = []
-    for profile in ("cpu", "cpu-tp2", "cpu-pp2"):
+    for profile in ("cpu", *(f"cpu-{split}" for split in splits)):
         with llmc.load(path, profile=profile) as engine:
             prompts = [[5, 6, 7] * 5, [9, 8, 3]]
             found.append([one.token_ids for one in engine.generate(prompts, max_tokens=24)])
-    assert found[0] == found[1] == found[2]
+    assert all(one == found[0] for one in found)
 
 
 def _plans() -> Iterator[object]:

@@ -59,6 +59,8 @@ _APERTUS = (
 _EXAONE = ("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]")
 _ROLES = ("<|start_of_role|>", "<|end_of_role|>")
 _GLM = ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<|observation|>")
+_HARMONY = ("<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|constrain|>")
+_LLAMA4 = ("<|header_start|>", "<|header_end|>", "<|python_start|>", "<|python_end|>", "<|image|>")
 _QWEN = {"tokenizer_class": "Qwen2Tokenizer"}
 _HUNYUAN = ("<\uff5chy_User\uff5c>", "<\uff5chy_Assistant\uff5c>", "<\uff5chy_place▁holder▁no▁3\uff5c>")
 
@@ -78,6 +80,15 @@ TALKERS: dict[str, Spelling] = {
     "olmo 2": _talker("llama", plain.OLMO2, _PHI[:3], "<|endoftext|>", "<|endoftext|>", ends=["<|endoftext|>"]),
     "olmo 3": _talker("llama", plain.OLMO3, _IM, "<|endoftext|>", "<|endoftext|>", ends=[_IM[1], "<|endoftext|>"]),
     "exaone 4": _talker("llama", plain.EXAONE4, _EXAONE, "[BOS]", "[|endofturn|]", ends=["[|endofturn|]"]),
+    "gpt-oss": _talker(
+        *("gpt_oss", plain.GPT_OSS, _HARMONY, "<|startoftext|>", "<|return|>"),
+        ends=["<|return|>", "<|endoftext|>", "<|call|>"],
+    ),
+    "llama 4": _talker(
+        *("llama4_text", parts.LLAMA4, _LLAMA4, "<|begin_of_text|>", "<|eot|>"),
+        ends=["<|end_of_text|>", "<|eom|>", "<|eot|>"],
+        front="<|begin_of_text|>",
+    ),
     "hunyuan": _talker(
         *("llama", plain.HUNYUAN, _HUNYUAN, "<\uff5chy_begin▁of▁sentence\uff5c>", "<\uff5chy_place▁holder▁no▁2\uff5c>"),
         ends=["<\uff5chy_place▁holder▁no▁2\uff5c>"],
@@ -151,6 +162,7 @@ _VARIABLES = {
     "no thinking": {"messages": [{**SYSTEM, "content": "/no_think Be brief."}, USER, ANSWER, USER]},
     "thinking budget": {"messages": [USER], "thinking_budget": 0},
     "documents": {"messages": [USER], "documents": [{"title": "a", "text": "b"}], "controls": ["citations"]},
+    "effort": {"messages": [SYSTEM, USER], "reasoning_effort": "high", "model_identity": "You are another."},
     "safety": {"messages": [USER], "safety_mode": "STRICT"},
 }
 EVERY_TALK: dict[str, dict[str, Any]] = {**TALKS, **TALKS_OF_PARTS, **_VARIABLES}

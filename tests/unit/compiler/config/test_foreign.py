@@ -51,7 +51,7 @@ def test_each_name_is_there_once_and_is_no_family():
         ("DeepseekV3ForCausalLM", "kimi_k2", "multi-head latent attention"),
         ("Gemma3nForConditionalGeneration", "", "AltUp (several residual streams)"),
         ("BertModel", "", "attention to later tokens (an encoder: it generates no text)"),
-        ("Llama4ForCausalLM", "llama4_text", "mixture of experts"),
+        ("DeepseekV32ForCausalLM", "deepseek_v32", "sparse attention (an indexer chooses keys)"),
     ],
 )
 def test_what_is_missing_is_found_by_either_name(architecture: str, model_type: str, first: str):

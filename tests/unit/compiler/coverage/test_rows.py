@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.paths import ROOT
-from support.samples.dense import SAMPLES
+from support.samples.dense import SAMPLES as DENSE
 from support.samples.mixtures import SAMPLES as MIXTURES
 
 from llmc.compiler.coverage.rows import Row, example, rows, wrappers
@@ -54,4 +54,4 @@ def test_what_no_class_of_transformers_computes_says_what_was_compared():
 def test_what_is_called_verified_has_samples():
     """test_dense.py compares all samples; four older families have files of their own."""
     own = {path.stem.removeprefix("test_") for path in (ROOT / "tests/e2e/numbers/families").glob("test_*.py")}
-    assert {family.name for family in FAMILIES.values()} <= own | {*SAMPLES, *MIXTURES}
+    assert {family.name for family in FAMILIES.values()} <= own | {*DENSE, *MIXTURES}

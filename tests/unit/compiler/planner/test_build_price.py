@@ -27,6 +27,14 @@ CONFIGS = {
     "untied": {"tie_word_embeddings": False},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
     "biases": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+    "experts": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "mlp_only_layers": [1],
+    },
 }
 FACTS = BuildFacts(
     start_s=1.0,

@@ -42,6 +42,7 @@ def routed(
     *,
     k: int,
     bias: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
     normed: bool = False,
     factor: float = 1.0,
     least: float = 1e-20,
@@ -66,7 +67,7 @@ def routed(
         weights = np.exp(weights - weights.max()) / np.exp(weights - weights.max()).sum()
     if normed:
         weights = weights / max(weights.sum(), least)
-    return experts, weights * factor
+    return experts, weights * factor * (1 if scales is None else scales[experts])
 
 
 @given(
@@ -76,23 +77,25 @@ def routed(
     st.booleans(),
     st.sampled_from([(1, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2)]),
     st.integers(1, 3),
+    st.booleans(),
 )
 def test_every_router_chooses_and_weighs_as_its_formula_says(
-    seed: int, kind: str, biased: bool, normed: bool, groups: tuple[int, int, int], k: int
+    seed: int, kind: str, biased: bool, normed: bool, groups: tuple[int, int, int], k: int, scaled: bool
 ) -> None:
     random = np.random.default_rng(seed)
     logits = random.normal(size=(2, 3, 12)).astype(np.float32)
-    bias = random.normal(size=12).astype(np.float32) if biased else None
+    bias, scales = (random.normal(size=12).astype(np.float32) if has else None for has in (biased, scaled))
     normed = normed and kind != CHOSEN
     count, kept, best = groups
     grouped = {"groups": count, "kept": kept, "best": best} if count > 1 else {}
-    overload = route_overload(kind, biased=biased, grouped=count > 1, normed=normed)
-    inputs = {"logits": logits} | ({} if bias is None else {"bias": bias})
+    overload = route_overload(kind, biased=biased, grouped=count > 1, normed=normed, scaled=scaled)
+    inputs = {"logits": logits, "bias": bias, "scales": scales}
+    inputs = {name: value for name, value in inputs.items() if value is not None}
     sums = {"least": 0.5} if normed else {}
     experts, weights = run_operator("Route", overload, inputs, ["e", "w"], k=k, factor=1.5, **sums, **grouped)
     assert experts.dtype == np.int64 and experts.shape == weights.shape == (2, 3, k)
     for at in np.ndindex(2, 3):
-        expected = routed(logits[at], kind, k=k, bias=bias, normed=normed, factor=1.5, **sums, **grouped)
+        expected = routed(logits[at], kind, k=k, bias=bias, scales=scales, normed=normed, factor=1.5, **sums, **grouped)
         assert experts[at].tolist() == expected[0].tolist()
         np.testing.assert_allclose(weights[at], expected[1], rtol=1e-5, atol=1e-6)
 

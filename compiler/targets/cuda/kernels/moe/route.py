@@ -7,18 +7,74 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 import triton
 import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
-from ..linear.cases import torch_dtype
 from ..sampling.candidates import ordered
+from . import routing as moe_routing
+from .routing import Routing
 
-MAX_EXPERTS, MAX_CHOSEN = 256, 8
-SCORES = ("softmax", "sigmoid")
+MAX_EXPERTS, MAX_CHOSEN = 512, 16
 SCORES_OF_PROGRAM = 1024
 """Scores that a program of `route` processes."""
+
+
+@triton.jit
+def hit_of(key, COLUMNS: tl.constexpr):
+    """(the place of the largest key in each row [BLOCK], where it is [BLOCK, COLUMNS]); of equal ones the first."""
+    best = tl.argmax(key, axis=1, tie_break_left=True)
+    return best, tl.arange(0, COLUMNS)[None, :] == best[:, None]
+
+
+@triton.jit
+def only(values, hit):
+    """The value at the place that `hit` marks in each row, whatever the others are."""
+    return tl.sum(tl.where(hit, values, 0.0), axis=1)
+
+
+@triton.jit
+def in_best_groups(
+    rank,
+    real,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+    KEPT: tl.constexpr,
+    BEST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """rank [BLOCK, COLUMNS], -inf outside the KEPT groups with the largest sums of their BEST highest ranks."""
+    ROOM: tl.constexpr = COLUMNS // EACH
+    key = tl.reshape(tl.where(real, ordered(rank), 0), [BLOCK * ROOM, EACH])
+    number = tl.reshape(rank, [BLOCK * ROOM, EACH])
+    sums = tl.zeros([BLOCK * ROOM], tl.float32)
+    for _ in tl.static_range(BEST):
+        _best, hit = hit_of(key, EACH)
+        sums += only(number, hit)
+        key = tl.where(hit, 0, key)
+    group = tl.arange(0, ROOM)[None, :]
+    sums = tl.reshape(sums, [BLOCK, ROOM])
+    sums = tl.where(sums == sums, sums, float("-inf"))
+    key = tl.where(group < GROUPS, ordered(sums), 0)
+    open = tl.zeros([BLOCK, ROOM], tl.int32)
+    for _ in tl.static_range(KEPT):
+        _best, hit = hit_of(key, ROOM)
+        open = tl.where(hit, 1, open)
+        key = tl.where(hit, 0, key)
+    open = tl.reshape(tl.broadcast_to(open[:, :, None], [BLOCK, ROOM, EACH]), [BLOCK, COLUMNS])
+    return tl.where(open > 0, rank, float("-inf"))
+
+
+@triton.jit
+def share_near(logit, known, best, BAND: tl.constexpr):
+    """The share of the largest of `known` [BLOCK, COLUMNS], `best` [BLOCK], in the softmax of those near it.
+
+    Near is what lies no more than BAND below it, as a part of the larger of it and the absolute value of `logit`.
+    """
+    floor = tl.maximum(tl.abs(logit), best[:, None])
+    far = (best[:, None] - logit) / floor > BAND
+    return 1.0 / tl.sum(tl.where(far, 0.0, tl.exp(known - best[:, None])), axis=1)
 
 
 @triton.jit
@@ -30,45 +86,73 @@ def route_kernel(
     tokens,
     EXPERTS: tl.constexpr,
     CHOSEN: tl.constexpr,
-    SCORE: tl.constexpr,
-    RENORMALIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    NORMED: tl.constexpr,
+    LEAST: tl.constexpr,
     FACTOR: tl.constexpr,
+    GROUPS: tl.constexpr,
+    KEPT: tl.constexpr,
+    BEST: tl.constexpr,
+    BAND: tl.constexpr,
+    EACH: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """logits [tokens, EXPERTS] -> experts i32 and weights f32 [tokens, CHOSEN], the highest first; see `route`.
 
-    All logits, even NaN, give CHOSEN different experts in range, because later kernels use them as addresses.
+    All logits, even NaN, give CHOSEN different experts in range, because later kernels use them as addresses. A group
+    has EACH columns, a power of two, some of which are no experts.
     """
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, COLUMNS)
     slot = tl.arange(0, SLOTS)
-    inside = (token[:, None] < tokens) & (column[None, :] < EXPERTS)
-    logit = tl.load(logits + token[:, None].to(tl.int64) * EXPERTS + column[None, :], inside, 0.0).to(tl.float32)
-    if SCORE == "softmax":
-        known = tl.where(column[None, :] < EXPERTS, logit, float("-inf"))
-        score = tl.exp(known - tl.max(known, axis=1)[:, None])
+    SIZE: tl.constexpr = EXPERTS // GROUPS
+    group = column // EACH
+    expert_of = group * SIZE + column % EACH
+    known = (group < GROUPS) & (column % EACH < SIZE)
+    real = (token[:, None] < tokens) & known[None, :]
+    address = token[:, None].to(tl.int64) * EXPERTS + expert_of[None, :]
+    logit = tl.load(logits + address, real, 0.0).to(tl.float32)
+    logit = tl.where(known[None, :], logit, float("-inf"))
+    if KIND == "softmax":
+        score = tl.exp(logit - tl.max(logit, axis=1)[:, None])
         score = score / tl.sum(score, axis=1)[:, None]
-    else:
+    elif KIND == "sigmoid":
         score = 1.0 / (1.0 + tl.exp(-logit))
-    # Different logits may round to equal scores, so without a bias experts are ranked by logits.
-    rank = logit
+    else:
+        score = logit
+    # Different logits may round to equal scores, so without a bias or groups experts are ranked by logits.
+    rank = logit if GROUPS == 1 else score
     if bias is not None:
-        rank = score + tl.load(bias + column, column < EXPERTS, 0.0).to(tl.float32)[None, :]
-    rank = tl.where(rank == rank, rank, float("-inf"))
-    # Columns past the end or already chosen get 0, which is below the order of every number.
-    key = tl.where(column[None, :] < EXPERTS, ordered(rank), 0)
+        rank = score + tl.load(bias + expert_of, known, 0.0).to(tl.float32)[None, :]
+    rank = tl.where(known[None, :] & (rank == rank), rank, float("-inf"))
+    if GROUPS > 1:
+        rank = in_best_groups(rank, known[None, :], GROUPS, EACH, KEPT, BEST, COLUMNS, BLOCK)
+    # Columns that are no expert, or already chosen, get 0, which is below the order of every number.
+    key = tl.where(known[None, :], ordered(rank), 0)
     expert = tl.zeros([BLOCK, SLOTS], tl.int32)
     weight = tl.zeros([BLOCK, SLOTS], tl.float32)
+    rest = logit
     for turn in tl.static_range(CHOSEN):
-        best = tl.argmax(key, axis=1, tie_break_left=True)
-        hit = column[None, :] == best[:, None]
+        best, hit = hit_of(key, COLUMNS)
         key = tl.where(hit, 0, key)
-        expert = tl.where(slot[None, :] == turn, best[:, None], expert)
-        weight = tl.where(slot[None, :] == turn, tl.sum(tl.where(hit, score, 0.0), axis=1)[:, None], weight)
-    if RENORMALIZE:
-        weight = weight / (tl.sum(weight, axis=1)[:, None] + 1e-20)
+        own = only(score, hit)
+        if KIND == "sparsemixer":
+            own_weight = share_near(logit, rest, own, BAND)
+            rest = tl.where(hit, float("-inf"), rest)
+        else:
+            own_weight = own
+        chosen = best // EACH * SIZE + best % EACH
+        expert = tl.where(slot[None, :] == turn, chosen[:, None], expert)
+        weight = tl.where(slot[None, :] == turn, own_weight[:, None], weight)
+    if KIND == "chosen":
+        weight = tl.where(slot[None, :] < CHOSEN, weight, float("-inf"))
+        weight = tl.exp(weight - tl.max(weight, axis=1)[:, None])
+        weight = weight / tl.sum(weight, axis=1)[:, None]
+    if NORMED:
+        sums = tl.sum(weight, axis=1)
+        weight = weight / tl.maximum(sums, LEAST, propagate_nan=tl.PropagateNan.ALL)[:, None]
     weight *= FACTOR
     address = token[:, None].to(tl.int64) * CHOSEN + slot[None, :]
     wanted = (token[:, None] < tokens) & (slot[None, :] < CHOSEN)
@@ -80,36 +164,32 @@ KERNEL = Kernel("moe_route", route_kernel)
 
 
 def check_experts(experts: int, chosen: int) -> None:
+    """Whether kernels take so many.
+
+    Raises:
+        ValueError: they do not.
+    """
     if experts > MAX_EXPERTS or not 1 <= chosen <= min(MAX_CHOSEN, experts):
         raise ValueError(f"{chosen} of {experts} experts: at most {MAX_CHOSEN} of at most {MAX_EXPERTS}")
 
 
 def route(
-    logits: Operand,
-    experts: Operand,
-    weights: Operand,
-    *,
-    score: str,
-    renormalize: bool = False,
-    factor: float = 1.0,
-    bias: Operand | None = None,
+    logits: Operand, experts: Operand, weights: Operand, routing: Routing, *, bias: Operand | None = None
 ) -> KernelCall:
     """logits [tokens, E] -> the k highest experts i32 [tokens, k] (of equals the lower id), weights f32 [tokens, k].
 
-    `score` is "softmax" over all experts or "sigmoid". With `renormalize` the k weights sum to 1 (for softmax this is
-    the softmax of the k logits); they are then multiplied by `factor`. `bias` [E] is added to the scores for the choice
-    only (DeepSeek-AI, "DeepSeek-V3 technical report", 2024, section 2.1.2).
+    What is computed is the definition of `Route`. `bias` [E] is added to the scores for the choice only (DeepSeek-AI,
+    "DeepSeek-V3 technical report", 2024, section 2.1.2).
 
     Raises:
-        ValueError: more than 256 experts, k not from 1 to min(8, E), or an unknown score.
+        ValueError: more than 512 experts, or k not from 1 to min(16, E).
     """
     tokens, count = logits.shape
     chosen = experts.shape[-1]
-    assert isinstance(count, int) and isinstance(chosen, int)
+    assert isinstance(count, int) and isinstance(chosen, int) and count % routing.groups == 0
     check_experts(count, chosen)
-    if score not in SCORES:
-        raise ValueError(f"route: score {score!r}, not one of {SCORES}")
-    columns = next_power(count)
+    each = next_power(count // routing.groups)
+    columns = each * next_power(routing.groups)
     block = max(1, SCORES_OF_PROGRAM // columns)
     arguments = {"logits": logits, "experts": experts, "weights": weights, "tokens": str(tokens)}
     return KernelCall(
@@ -119,9 +199,15 @@ def route(
             **({"bias": None} if bias is None else {}),
             "EXPERTS": count,
             "CHOSEN": chosen,
-            "SCORE": score,
-            "RENORMALIZE": renormalize,
-            "FACTOR": factor,
+            "KIND": routing.kind,
+            "NORMED": routing.normed,
+            "LEAST": routing.least,
+            "FACTOR": routing.factor,
+            "GROUPS": routing.groups,
+            "KEPT": routing.kept,
+            "BEST": min(routing.best, count // routing.groups),
+            "BAND": 2 * routing.jitter,
+            "EACH": each,
             "COLUMNS": columns,
             "SLOTS": next_power(chosen),
             "BLOCK": block,
@@ -133,63 +219,12 @@ def route(
     )
 
 
-def chosen_experts(
-    logits: torch.Tensor, chosen: int, score: str, renormalize: bool, factor: float, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference of `route` in f64: (experts, weights), both [tokens, k]."""
-    exact = logits.double()
-    scores = exact.softmax(dim=1) if score == "softmax" else exact.sigmoid()
-    rank = scores if bias is None else scores + bias.double()
-    experts = rank.sort(dim=1, descending=True, stable=True).indices[:, :chosen]
-    weights = scores.gather(1, experts)
-    if renormalize:
-        weights = weights / weights.sum(dim=1, keepdim=True)
-    return experts, weights * factor
-
-
-def _call(
-    count: int, chosen: int, dtype: str, score: str, renormalize: bool, factor: float, bias: str | None
-) -> KernelCall:
-    return route(
-        Operand("logits", dtype, ("tokens", count)),
-        Operand("experts", "i32", ("tokens", chosen)),
-        Operand("weights", "f32", ("tokens", chosen)),
-        score=score,
-        renormalize=renormalize,
-        factor=factor,
-        bias=None if bias is None else Operand("bias", bias, (count,)),
-    )
-
-
 def _cases() -> Iterator[Case]:
-    random = torch.Generator().manual_seed(3)
-    for tokens, count, chosen, dtype, score, renormalize, factor, bias in (
-        (1, 8, 2, "bf16", "softmax", True, 1.0, None),
-        (33, 5, 1, "f32", "softmax", False, 1.0, None),
-        (33, 32, 4, "f16", "softmax", True, 1.0, "f32"),
-        (17, 256, 8, "f32", "sigmoid", True, 2.5, "f32"),
-        (300, 4, 4, "bf16", "sigmoid", False, 0.5, None),
-    ):
-        logits = (torch.randn(tokens, count, generator=random) * 2).to(torch_dtype(dtype))
-        logits[0] = 1.0
-        inputs = {"logits": logits}
-        if bias is not None:
-            inputs["bias"] = torch.randn(count, generator=random).to(torch_dtype(bias))
-        call = _call(count, chosen, dtype, score, renormalize, factor, bias)
-        experts, weights = chosen_experts(logits, chosen, score, renormalize, factor, inputs.get("bias"))
-        name = f"route-{score}-{dtype}-{tokens}x{count}-{chosen}"
-        yield Case(name, call, inputs, {"tokens": tokens}, {"experts": experts, "weights": weights}, 1e-6)
-    wild = torch.full((4, 5), float("nan"))
-    wild[1, 3], wild[2], wild[3] = float("inf"), float("-inf"), torch.tensor([-1e30, 90.0, 100.0, 100.0, -0.0])
-    experts = torch.tensor([[0, 1, 2], [3, 0, 1], [0, 1, 2], [2, 3, 1]])
-    call = _call(5, 3, "f32", "sigmoid", False, 1.0, None)
-    yield Case("route-wild", call, {"logits": wild}, {"tokens": 4}, {"experts": experts}, 0.0)
+    return moe_routing.cases(route)
 
 
 def _calls(sm: int) -> Iterator[KernelCall]:
-    yield _call(8, 2, "bf16", "softmax", True, 1.0, None)
-    yield _call(32, 4, "bf16", "softmax", True, 1.0, None)
-    yield _call(256, 8, "f32", "sigmoid", True, 2.5, "f32")
+    return moe_routing.calls(route)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -43,6 +43,13 @@ def tile_rows(block, N: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
+def gate_and_up(acc, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, RUN: tl.constexpr):
+    """The two halves [BLOCK_N / 2, tokens] of a tile of sums [BLOCK_N, tokens] whose rows alternate in runs."""
+    acc = tl.reshape(acc, [BLOCK_N // (2 * RUN), 2, RUN, BLOCK_M])
+    return tl.split(tl.reshape(tl.permute(acc, [0, 2, 3, 1]), [BLOCK_N // 2, BLOCK_M, 2]))
+
+
+@triton.jit
 def finish_rows(
     acc,
     block,
@@ -148,9 +155,7 @@ def finish_tile(
             *(N, BLOCK_N, BLOCK_M, ORDER),
         )
     else:
-        acc = add_bias(acc, row, bias, N)
-        acc = tl.reshape(acc, [BLOCK_N // (2 * RUN), 2, RUN, BLOCK_M])
-        gate, up = tl.split(tl.reshape(tl.permute(acc, [0, 2, 3, 1]), [BLOCK_N // 2, BLOCK_M, 2]))
+        gate, up = gate_and_up(add_bias(acc, row, bias, N), BLOCK_N, BLOCK_M, RUN)
         column = block * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         address = token[None, :].to(tl.int64) * (N // 2) + stored_column(column, ORDER)[:, None]
         product = activate(gate, ACTIVATION) * up

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...passes.graph.experts import SIGMOID
 from ..config.rope import RopeConfig
-from .experts import mixture, router, stacks
+from .experts import count, deepseek_router, with_shared
 from .reading import ConfigReader
-from .spec import DecoderSpec, Latent, LayerSpec, Linear, Mlp, Norm, Parameter, Router
+from .spec import DecoderSpec, Latent, LayerSpec, Linear, Mlp, Norm
 
 KEYS: Mapping[str, Any] = {
     "kv_lora_rank": 512,
@@ -105,50 +104,17 @@ def sparse(config: ConfigReader, index: int, first: int) -> bool:
     return kinds[index] == "sparse"
 
 
-def grouped(config: ConfigReader, chooses: Router, best: int = 2) -> Router:
-    """The router that chooses among the experts of the `topk_group` best of `n_group` groups."""
-    fields, experts = config.fields, chooses.linear.rows
-    groups = fields.need_integer("n_group", 1, experts)
-    if experts % groups or experts // groups < best:
-        raise fields.refuse("n_group", f"a divisor of n_routed_experts ({experts}) with groups of {best} or more")
-    kept = fields.need_integer("topk_group", 1, groups)
-    if chooses.chosen > experts // groups * kept:
-        raise fields.refuse("topk_group", f"groups that have num_experts_per_tok ({chooses.chosen}) experts,")
-    return replace(chooses, groups=groups, kept_groups=kept, best=best)
-
-
-def plain_router(config: ConfigReader, kind: str, *, normed: bool) -> Router:
-    """The router of `mlp.gate` without groups; its weights are multiplied by `routed_scaling_factor`."""
-    experts = config.fields.need_integer("n_routed_experts", 1, 4096)
-    chooses = router(config, kind, experts, normed=normed)
-    return replace(chooses, factor=config.fields.need_number("routed_scaling_factor", 0.0, 1e6))
-
-
-def sigmoid_router(config: ConfigReader) -> Router:
-    """That of DeepSeek-V3: scores are sigmoids, the choice is biased, and by groups (arXiv 2412.19437, 2.1.2)."""
-    chooses = plain_router(config, SIGMOID, normed=config.flag("norm_topk_prob"))
-    bias = Parameter("mlp.gate.e_score_correction_bias", (chooses.linear.rows,))
-    return grouped(config, replace(chooses, bias=bias))
-
-
-def routed(config: ConfigReader, chooses: Router, *, bias: bool = False) -> Mlp:
-    """Experts, and beside them one shared MLP as wide as `n_shared_experts` of them."""
-    fields = config.fields
-    width = fields.need_integer("moe_intermediate_size", 1, 2**20)
-    shared = config.mlp(width=width * fields.need_integer("n_shared_experts", 1, 4096), bias=bias)
-    names = {name: replace(getattr(shared, name), module=f"mlp.shared_experts.{name}_proj") for name in _PARTS}
-    experts = stacks(config, "mlp.experts", chooses.linear.rows, width)
-    return mixture(config, chooses, experts, shared=replace(shared, **names))
-
-
-_PARTS = ("gate", "up", "down")
+def mixture_or_dense(config: ConfigReader, index: int, first: int) -> Mlp:
+    """DeepSeek-V3's experts where `sparse` says so."""
+    if not sparse(config, index, first):
+        return config.mlp()
+    return with_shared(config, deepseek_router(config, count(config, "n_routed_experts")))
 
 
 def deepseek_layer(config: ConfigReader, index: int) -> LayerSpec:
     """A layer of DeepSeek-V3's kind, in which rope turns neighbours."""
     first = config.fields.need_integer("first_k_dense_replace", 0, 2048)
-    mlp = routed(config, sigmoid_router(config)) if sparse(config, index, first) else config.mlp()
-    return config.layer(latent(config), mlp)
+    return config.layer(latent(config), mixture_or_dense(config, index, first))
 
 
 def up_to_indexer(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:

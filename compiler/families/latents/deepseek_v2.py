@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ....passes.graph.experts import SOFTMAX
-from ..latent import EXPERTS, KEYS, SPELLED, grouped, latent, plain_router, routed
+from ..experts import count, grouped, router, scaled, with_shared
+from ..latent import EXPERTS, KEYS, SPELLED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
@@ -17,9 +18,9 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
     method = fields.text("topk_method", _GREEDY)
     if method not in (_GREEDY, _GROUPED):
         raise fields.refuse("topk_method", f"{_GREEDY} or {_GROUPED}")
-    chooses = plain_router(config, SOFTMAX, normed=False)  # transformers reads no norm_topk_prob
+    chooses = scaled(config, router(config, SOFTMAX, count(config, "n_routed_experts")))  # norm_topk_prob is not read
     chooses = grouped(config, chooses, best=1) if method == _GROUPED else chooses
-    return config.layer(latent(config), routed(config, chooses, bias=bias))
+    return config.layer(latent(config), with_shared(config, chooses, bias=bias))
 
 
 FAMILY = Family(

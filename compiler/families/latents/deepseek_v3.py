@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent, routed, sigmoid_router
+from ..experts import deepseek_mixture
+from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
-    dense = index < config.fields.need_integer("first_k_dense_replace", 0, 2048)
-    mlp = config.mlp() if dense else routed(config, sigmoid_router(config))
-    return config.layer(latent(config, interleaved=config.flag("rope_interleave")), mlp)
+    mixer = latent(config, interleaved=config.flag("rope_interleave"))
+    return config.layer(mixer, deepseek_mixture(config, index))
 
 
 FAMILY = Family(

@@ -17,7 +17,6 @@ FAMILY = Family(
         "num_key_value_heads": 128,
         "max_position_embeddings": 163840,
         "rms_norm_eps": 1e-6,
-        "head_dim": 64,
         "first_k_dense_replace": 3,
         "mlp_layer_types": None,
         "attention_bias": False,

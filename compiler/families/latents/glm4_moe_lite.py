@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent, routed, sigmoid_router, sparse
+from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent, mixture_or_dense
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
-    mlp = routed(config, sigmoid_router(config)) if sparse(config, index, 1) else config.mlp()
-    return config.layer(latent(config, interleaved=config.flag("rope_interleave")), mlp)
+    mixer = latent(config, interleaved=config.flag("rope_interleave"))
+    return config.layer(mixer, mixture_or_dense(config, index, 1))
 
 
 FAMILY = Family(

@@ -8,7 +8,8 @@ from ....passes.graph.experts import SOFTMAX
 from ....runtime.errors import Unsupported
 from ...config.fields import Fields
 from ...config.rope import RopeConfig, RopeDefaults
-from ..latent import EXPERTS, KEYS, SPELLED, grouped, latent, plain_router, routed
+from ..experts import count, grouped, router, scaled, with_shared
+from ..latent import EXPERTS, KEYS, SPELLED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec, Temperature
 
@@ -43,8 +44,8 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
     mixer = replace(mixer, temperature=temperature)
     if index < config.fields.need_integer("first_k_dense_replace", 0, 2048):
         return config.layer(mixer, config.mlp())
-    chooses = grouped(config, plain_router(config, SOFTMAX, normed=config.flag("norm_topk_prob")))
-    return config.layer(mixer, routed(config, chooses))
+    chooses = router(config, SOFTMAX, count(config, "n_routed_experts"), normed=config.flag("norm_topk_prob"))
+    return config.layer(mixer, with_shared(config, grouped(config, scaled(config, chooses))))
 
 
 FAMILY = Family(

@@ -3,6 +3,14 @@
 Queries are multiplied by a head's rows of keys, so that they meet the cached rows themselves, and the mixed rows by its
 rows of values. All heads share the rows: one head of keys, whose first numbers are also the values. GroupQueryAttention
 takes the same buffer as keys and as values, and writes the same numbers to it twice.
+
+Other forms were measured beside it (ONNX Runtime 1.31, two busy cores, 16 heads of DeepSeek-V2-Lite, seconds, which
+compare within a row). Keys and values of each head, expanded from all cached rows at each step: 0.086 instead of 0.012
+for a token after 512 and 0.99 instead of 0.068 after 4096, so one form for both must be absorbed; for 512 tokens it
+takes 0.48 (Attention) instead of 0.77 without a cache, and 2.0 (MultiHeadAttention) instead of 8.0 with 4096 positions.
+Two products over the rows, of all heads at once: 0.076 instead of 0.148 for a token after 4096, as each head of the
+kernel reads all rows anew, but 1.9 instead of 1.3 and 18 instead of 11 for 512 tokens. One graph serves prompts and
+single tokens; the faster form of each needs one graph for either.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_an_example_has_keys_of_its_family_only(family):
 def test_what_no_class_of_transformers_computes_says_what_was_compared():
     assert ROWS["kimi_k2"].verified == "logits of transformers, computed as `deepseek_v3`"
     assert ROWS["glm_moe_dsa"].verified == "logits of transformers, up to index_topk positions"
-    assert "no more positions than an indexer chooses" in ROWS["deepseek_v32"].optional
+    assert "no more positions than an indexer chooses" in ROWS["deepseek_v32"].features
 
 
 def test_what_is_called_verified_has_samples():

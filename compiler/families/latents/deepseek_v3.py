@@ -28,9 +28,9 @@ FAMILY = Family(
         "attention_bias": False,
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "num_nextn_predict_layers": None,
+        "num_mtp_layers": 1,
     },
     fixed=PUBLISHED,
-    spelled=SPELLED,
+    spelled={**SPELLED, "num_nextn_predict_layers": "num_mtp_layers"},
     example={"num_key_value_heads": 4, "n_routed_experts": 16, "n_group": 4, "topk_group": 2},
 )

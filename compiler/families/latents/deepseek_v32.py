@@ -23,7 +23,6 @@ FAMILY = Family(
         "mlp_bias": False,
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "num_nextn_predict_layers": None,
     },
     fixed={**PUBLISHED, "rope_interleave": True},
     spelled={"num_experts": "n_routed_experts", **SPELLED},

@@ -36,7 +36,6 @@ FAMILY = Family(
         "attention_bias": False,
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "num_nextn_predict_layers": None,
     },
     fixed={**PUBLISHED, "first_k_dense_replace": 1},
     spelled=SPELLED,

@@ -30,6 +30,8 @@ _SHAPES = {  # hidden size, layers, heads, inner size
     "Llama 70B": (8192, 80, 64, 28672),
     "Llama 405B": (16384, 126, 128, 53248),
     "Qwen3 32B": (5120, 64, 64, 25600),
+    "Qwen3 30B-A3B": (2048, 48, 32, 6144),
+    "Qwen3 235B-A22B": (4096, 94, 64, 12288),
 }
 _QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -38,6 +40,21 @@ _QWEN3 = {
     "max_position_embeddings": 40960,
     "rms_norm_eps": 1e-06,
     "rope_theta": 1000000.0,
+}
+_EXPERTS = {  # inner size of one of 128 experts, of which 8 compute a token
+    "Qwen3 30B-A3B": 768,
+    "Qwen3 235B-A22B": 1536,
+}
+_QWEN3_MOE = {
+    **_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
 }
 _HEAD = (QuantizeRule("lm_head", "none"),)
 """Published checkpoints in FP8 and FP4 keep the head in bf16."""
@@ -56,19 +73,21 @@ RECIPES = {
 def subject(model: str) -> Subject:
     hidden, layers, heads, inner = _SHAPES[model]
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
-    family = _QWEN3 if model.startswith("Qwen3") else {}
+    family: dict[str, object] = {**_QWEN3} if model.startswith("Qwen3") else {}
+    if model in _EXPERTS:
+        family = {**_QWEN3_MOE, "moe_intermediate_size": _EXPERTS[model]}
     text = json.dumps({**_LLAMA, **family, **sizes, "intermediate_size": inner})
     return Subject(parse_config(text), "bfloat16", "BF16")
 
 
 @cache
-def _formats(model: str, tp: int) -> AllFormats:
-    return AllFormats(Logical(subject(model)), tp)
+def _formats(model: str, tp: int, ep: int) -> AllFormats:
+    return AllFormats(Logical(subject(model)), tp, ep)
 
 
 @cache
-def pieces(model: str, recipe: str, tp: int) -> Pieces:
-    found = _formats(model, tp).pieces(RECIPES[recipe])
+def pieces(model: str, recipe: str, tp: int, ep: int = 1) -> Pieces:
+    found = _formats(model, tp, ep).pieces(RECIPES[recipe])
     if isinstance(found, Refused):
-        raise ValueError(f"{model}, {recipe}, {tp} shards: {found.reason}")
+        raise ValueError(f"{model}, {recipe}, {tp * ep} shards: {found.reason}")
     return found

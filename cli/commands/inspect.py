@@ -168,7 +168,7 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
-    active = facts["model"]["active_parameters"]
+    active = facts["model"].get("active_parameters")
     more["active"] = f" ({active:,} of them active)" if active is not None else ""
     lines = [console.fill(_ENGINE, {**facts, **more, **_origin(facts)})]
     if len(facts["files"]) > 1:

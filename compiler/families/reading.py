@@ -63,7 +63,9 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keys of published files that have one value in all of them, which is what llmc computes."""
     spelled: Mapping[str, str] = field(default_factory=dict)
-    """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
+    """Second names of keys, which published files have beside the first, with the same value."""
+    mapped: Mapping[str, str] = field(default_factory=dict)
+    """The same of keys that count also where the first is absent: `attribute_map` of its config class."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
     kinds: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Family:
     @property
     def keys(self) -> frozenset[str]:
         """All keys that it reads beside the common ones."""
-        return frozenset((*self.defaults, *self.fixed, *self.spelled))
+        return frozenset((*self.defaults, *self.fixed, *self.spelled, *self.mapped))
 
 
 def _count(key: str, high: int) -> cached_property[int]:
@@ -98,7 +100,7 @@ class ConfigReader:
     """
 
     def __init__(self, values: Mapping[str, Any], family: Family, what: str) -> None:
-        second = {key: values[name] for name, key in family.spelled.items() if name in values and key not in values}
+        second = {key: values[name] for name, key in family.mapped.items() if name in values and key not in values}
         values = {**values, **second}
         absent = {key: value for key, value in family.defaults.items() if key not in values and value is not None}
         self.fields = Fields({**absent, **values}, what)
@@ -273,7 +275,7 @@ class ConfigReader:
     def decoder(self, family: Family) -> DecoderSpec:
         """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
         self.only(family.fixed)
-        self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
+        self.only({name: self.fields.values.get(key) for name, key in (family.spelled | family.mapped).items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
             expected = family.kinds or _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]

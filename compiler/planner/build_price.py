@@ -15,6 +15,7 @@ from ...recipes.recipe import Recipe
 from ...runtime.costs.facts import BuildFacts
 from ...runtime.engine_file.bind import Stored
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.weights.stacks import stored_formats
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
@@ -127,7 +128,8 @@ def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, section
     numbers: defaultdict[str, int] = defaultdict(int)
     copied, quantized = _tables(checkpoint.config.decoder, context), []
     made: dict[Hashable, _Group] = {}  # of one layer and of all like it: their tensors' names do not matter here
-    for tensors, fmt in _grouped(checkpoint.config.decoder, recipe):
+    stored = stored_formats(checkpoint.config.decoder.stacks(), checkpoint.source.names)
+    for tensors, fmt in _grouped(checkpoint.config.decoder, recipe, stored):
         key = fmt, tuple((checkpoint.source.info(name).dtype, shape) for name, shape in tensors)
         group = made[key] = made.get(key) or _group(checkpoint, tensors, fmt)
         source[fmt] += group.source_bytes
@@ -152,8 +154,13 @@ def _group(checkpoint: Checkpoint, tensors: list[tuple[str, tuple[int, ...]]], f
     return _Group(sum(one.nbytes for one in infos), sum(prod(one.shape) for one in infos), _stored(infos, fmt))
 
 
-def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
-    """Tensors that lie next to each other, and their weight format: what `passes/quantize_weights.py` decides."""
+def _grouped(
+    spec: DecoderSpec, recipe: Recipe, stored: Mapping[str, str]
+) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """Tensors that lie next to each other, and their weight format: what `passes/quantize_weights.py` decides.
+
+    Modules that files have `stored` in a format already are copied.
+    """
     table = (f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
     head = recipe.format_of(spec.head)
     if not spec.tied or head == "none":
@@ -170,7 +177,7 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
             module = name.removesuffix(".weight").removeprefix(prefix)
             if (module not in shared or len(shape) != 2) and len(shape) != 3:
                 yield [(name, shape)], "none"
-        yield from (one for one in _stacks(layer, prefix, recipe) if one[1] == "none")
+        yield from (one for one in _stacks(layer, prefix, recipe, stored) if one[1] == "none")
         for linears in dict.fromkeys(shared.values()):
             by_format: defaultdict[str, list[Linear]] = defaultdict(list)
             for linear in linears:
@@ -187,14 +194,22 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
     elif head != "none":  # the table shares the head's codes
         yield [table], head
     for index, layer in enumerate(spec.layers):  # experts are quantized after all linears
-        yield from (one for one in _stacks(layer, spec.layer.format(index), recipe) if one[1] != "none")
+        yield from (one for one in _stacks(layer, spec.layer.format(index), recipe, stored) if one[1] != "none")
 
 
-def _stacks(layer: LayerSpec, prefix: str, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
-    """The weights of experts, each of which lies alone, and their formats."""
+def _stacks(
+    layer: LayerSpec, prefix: str, recipe: Recipe, stored: Mapping[str, str]
+) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """The weights of experts, each of which lies alone, and their formats; each component of a stored one."""
     for one in layer.stacks():
         module = f"{prefix}{one.module}"
-        yield [(f"{module}.weight", (one.experts, one.rows, one.columns))], recipe.format_of(module)
+        if module in stored:
+            from ...quantize import FORMATS
+
+            for part in FORMATS[stored[module]].components(one.rows, one.columns):
+                yield [(f"{module}.{part.name}", (one.experts, *part.shape))], "none"
+        else:
+            yield [(f"{module}.weight", (one.experts, one.rows, one.columns))], recipe.format_of(module)
 
 
 def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
@@ -237,18 +252,18 @@ def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
 
 def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
     """The rotary tables that an engine stores: those that do not depend on a sequence's length."""
-    kinds: list[tuple[RopeConfig, int, Temperature | None]] = []
+    kinds: list[tuple[RopeConfig | None, int, Temperature | None]] = []
     factors: set[Temperature] = set()
     for mixer in (layer.mixer for layer in spec.layers):
         latent = isinstance(mixer, Latent)
         if latent and mixer.temperature is not None:
             factors.add(mixer.temperature)
         for scaled in dict.fromkeys((None,) if latent else (mixer.temperature, None)):
-            size = mixer.rope_dim if latent else mixer.head_dim
-            if mixer.rope is not None and (settings := (mixer.rope, size, scaled)) not in kinds:
+            settings = mixer.rope, mixer.rope_dim if latent else mixer.head_dim, scaled
+            if (mixer.rope or mixer.temperature) and settings not in kinds:
                 kinds.append(settings)
-    turned = [(rope, rope.rotated(size)) for rope, size, _ in kinds]
-    fixed = [size for rope, size in turned if length_rope(rope, size, spec.positions, context) is None]
+    turned = [(rope, rope.rotated(size) if rope else size) for rope, size, _ in kinds]
+    fixed = [size for rope, size in turned if not rope or length_rope(rope, size, spec.positions, context) is None]
     tables = [[Stored(f"temperature.{at}", "F32", (context, 1))] for at in range(len(factors))]
     return tables + [
         [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"

@@ -212,7 +212,9 @@ class _Reading:
 
     def _attention(self, node: GraphNode) -> Attention:
         shapes = (self.shapes.get(name) or self.caches.get(name) or () for name in node.inputs[1:])
-        _, kv_heads, _, head_dim = map(_size, next(shape for shape in shapes if len(shape) == 4))
+        cache = next(shape for shape in shapes if len(shape) == 4)
+        _, kv_heads, _, head_dim = map(_size, cache)
+        self.caches.update(dict.fromkeys(node.outputs[1:], cache))  # which later layers may read
         query = self.values[node.inputs[0]].width  # with keys and values, where they are packed
         heads = node.numbers.get("num_heads", (query // max(head_dim, 1),))[0]
         self.values[node.outputs[0]] = _Value("token", heads * head_dim)

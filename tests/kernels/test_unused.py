@@ -30,6 +30,7 @@ from llmc.runtime.plan.plan import Plan
 
 pytestmark = pytest.mark.soak
 WAITING = {
+    "moe_gated_sum": "an operator between the experts and the sum with a shared expert that has a gate",
     "probe_*": "nothing: benchmarks measure launches and memory with them",
     "quantize_blocks": "checkpoints in FP8 with scales of blocks",
     "linear_fp8.BLOCKS=True": "checkpoints in FP8 with scales of blocks",

@@ -42,7 +42,7 @@ FAMILY = Family(
         "routed_scaling_factor": 1.0,
     },
     fixed={"scoring_func": "noaux_tc", "moe_layer_freq": 1},
-    spelled={"num_local_experts": "n_routed_experts"},
+    mapped={"num_local_experts": "n_routed_experts"},
     example={
         "n_routed_experts": 8,
         "n_shared_experts": 1,

@@ -64,7 +64,7 @@ FAMILY = Family(
     decoder=lambda config, spec: replace(spec, head_bias=config.flag("use_bias")),
     rope=ERNIE.rope,
     fixed={**ERNIE.fixed, "moe_gate": "topk", "moe_gate_act": "softmax", "moe_use_aux_free": True},
-    spelled={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    mapped={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
     renamed=((".moe_statics.", ".gate.moe_statics."),),
     example={"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 128, "use_bias": True},
 )

@@ -35,7 +35,7 @@ FAMILY = Family(
         "num_mtp_layers": 1,
     },
     rope=RopeDefaults(share=0.5),
-    spelled={"num_local_experts": "n_routed_experts", "num_nextn_predict_layers": "num_mtp_layers"},
+    mapped={"num_local_experts": "n_routed_experts", "num_nextn_predict_layers": "num_mtp_layers"},
     example={
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,

@@ -80,7 +80,8 @@ FAMILY = Family(
         "swiglu_limit": 7.0,
     },
     fixed={"hidden_act": "silu", "initial_context_length": 4096},
-    spelled={"experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"},
+    mapped={"num_experts": "num_local_experts"},
+    spelled={"experts_per_token": "num_experts_per_tok"},
     stored=(MXFP4,),
     example={"num_local_experts": 4, "num_experts_per_tok": 2},
 )

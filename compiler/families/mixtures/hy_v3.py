@@ -72,7 +72,8 @@ FAMILY = Family(
         "moe_router_enable_expert_bias": True,
         "first_k_dense_replace": 1,
     },
-    spelled={"num_local_experts": "num_experts", "expert_hidden_dim": "moe_intermediate_size"},
+    mapped={"num_local_experts": "num_experts"},
+    spelled={"expert_hidden_dim": "moe_intermediate_size"},
     renamed=(
         (".router.gate.", ".gate."),
         (".expert_bias", ".e_score_correction_bias"),

@@ -64,7 +64,7 @@ FAMILY = Family(
         "layernorm_linear_attention_beta": 1.0,
         "layernorm_mlp_beta": 1.0,
     },
-    spelled={"num_experts": "num_local_experts"},
+    mapped={"num_experts": "num_local_experts"},
     renamed=(RENAMED,),
     example={"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 64},
 )

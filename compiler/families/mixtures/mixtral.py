@@ -36,7 +36,7 @@ FAMILY = Family(
         "eos_token_id": 2,
     },
     rope=RopeDefaults(1_000_000.0),
-    spelled={"num_experts": "num_local_experts"},
+    mapped={"num_experts": "num_local_experts"},
     renamed=(RENAMED,),
     example={"num_local_experts": 4},
 )

@@ -31,6 +31,6 @@ FAMILY = Family(
         "norm_topk_prob": False,
         "eos_token_id": 50279,
     },
-    spelled={"num_local_experts": "num_experts"},
+    mapped={"num_local_experts": "num_experts"},
     example={"num_experts": 8, "norm_topk_prob": True, "attention_bias": True},
 )

@@ -49,6 +49,6 @@ FAMILY = Family(
         "norm_topk_prob": False,
         "mlp_only_layers": None,
     },
-    spelled={"num_local_experts": "num_experts"},
+    mapped={"num_local_experts": "num_experts"},
     example={"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 128},
 )

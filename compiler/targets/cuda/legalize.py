@@ -93,28 +93,33 @@ class RefuseOthers(Pass):
         for node in graph.nodes:
             if (node.domain, node.op_type) not in LEGAL or not _FITS.get(node.op_type, lambda _: True)(node):
                 raise _refused(node, _APART)
-            if node.op_type == "Mul" and not _scales(graph, node):
+            if not _SCALES.get(node.op_type, lambda *_: True)(graph, node):
                 raise _refused(node, "a product of two activations")
         return Outcome()
 
 
+def _is_gate(opening: ir.Node | None) -> bool:
+    """Whether this is the sigmoid of one number for each row."""
+    return opening is not None and opening.op_type == "Sigmoid" and width(opening.outputs[0]) == 1
+
+
+def _opens(graph: Graph, sigmoid: ir.Node) -> bool:
+    return _is_gate(sigmoid) and all(user.op_type == "Mul" for user, _ in sigmoid.outputs[0].uses())
+
+
 def _scales(graph: Graph, product: ir.Node) -> bool:
-    """Whether one factor is stored, or opens the gate of a row."""
-    return any(graph.expr(value) is not None or _opens(value) for value in product.inputs)
+    """Whether one factor is stored, or a gate's."""
+    return any(
+        graph.expr(value) is not None or _is_gate(value.producer()) for value in product.inputs if value is not None
+    )
 
 
-def _opens(value: ir.Value | None) -> bool:
-    node = value.producer() if value is not None else None
-    return node is not None and node.op_type == "Sigmoid" and width(node.outputs[0]) == 1
-
-
+_SCALES: Mapping[str, Callable[[Graph, ir.Node], bool]] = {"Mul": _scales, "Sigmoid": _opens}
+"""Which products are computed, and what of them."""
 _ONE = "could not become one linear"
 _APART = f"q, k and v, or gate and up, that {_ONE}"
 _FITS: Mapping[str, Callable[[ir.Node], bool]] = {
     "Split": lambda node: all(user.op_type in ("Add", "Send") for one in node.outputs for user, _ in one.uses()),
-    "Sigmoid": lambda node: (
-        _opens(node.outputs[0]) and all(user.op_type == "Mul" for user, _ in node.outputs[0].uses())
-    ),
     "GatedActivation": lambda node: node.overload.startswith("merged_") == (len(node.inputs) == 1),
 }
 

@@ -178,6 +178,25 @@ def test_what_no_gpu_launch_computes_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("(float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y) { s = Sigmoid(a) y = Mul(b, s) }", "Sigmoid (s)"),
+        ("(float[2,3,1] a) => (float[2,3,1] y) { s = Sigmoid(a) y = Relu(s) }", "Sigmoid (s)"),
+        ("(float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y) { y = Mul(a, b) }", "Mul (y)"),
+        ("(float[2,3,1] a, float[2,3,8] b) => (float[2,3,8] y) { s = Sigmoid(a) y = Mul(b, s) }", ""),
+    ],
+)
+def test_a_gpu_multiplies_by_what_is_stored_or_by_a_gate_of_rows(text: str, refused: str) -> None:
+    graph = graphs.parse(text).graph
+    if not refused:
+        PASSES[-1].run(graph)
+        return
+    with pytest.raises(Unsupported, match=re.escape(f"cannot compute {refused} on a GPU")) as caught:
+        PASSES[-1].run(graph)
+    assert "a product of two activations" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("rule", "found"),
     [
         ("AttentionToStandard", "CachedAttention (y) with sinks on the CPU\n  found: a head size of 20, which is no"),

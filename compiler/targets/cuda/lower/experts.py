@@ -10,7 +10,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from .....passes.graph.experts import GROUPED, NORMED, Mixture
+from .....passes.graph.experts import BIASED, GROUPED, NORMED, SCALED, Mixture
 from .....passes.graph.graph import attribute, width
 from .....runtime.plan.formula import value as value_of
 from ..call import Operand
@@ -24,6 +24,8 @@ from ..kernels.moe.tiles import Product, tiles_of, whole_if_many
 from ..lowering import Lowering
 
 _EXACT = ("Route", "Sigmoid")
+_PARAMETERS = ((BIASED, "bias"), (SCALED, "scales"))
+"""Inputs of `Route` after its logits, by the flag that they come with, in their order."""
 
 
 def is_exact(linear: ir.Node) -> bool:
@@ -52,7 +54,8 @@ def multiply_by_gate(at: Lowering, node: ir.Node) -> None:
     pair = gated_by_sigmoid(y)
     assert pair is not None
     if not _is_summand(y):
-        at.add(node, gated_sum(None, *map(at.operand, pair), at.result(y)))
+        x, gate = map(at.operand, pair)
+        at.add(node, gated_sum(None, x, gate, at.result(y)))
 
 
 def add_gated(at: Lowering, node: ir.Node) -> bool:
@@ -63,7 +66,8 @@ def add_gated(at: Lowering, node: ir.Node) -> bool:
     for one, other in (node.inputs, node.inputs[::-1]):
         pair = gated_by_sigmoid(other)
         if pair is not None and other is not None and not at.computed(other):
-            at.add(node, gated_sum(at.operand(one), *map(at.operand, pair), at.result(y)))
+            x, gate = map(at.operand, pair)
+            at.add(node, gated_sum(at.operand(one), x, gate, at.result(y)))
             return True
     return False
 
@@ -78,10 +82,11 @@ def _route(at: Lowering, node: ir.Node) -> None:
     names = {"factor", "jitter", *(["least"] if NORMED in flags else [])}
     names |= {"groups", "kept", "best"} if GROUPED in flags else set()
     given = {name: attribute(node, name) for name in names if name in node.attributes}
-    logits, bias = node.inputs[0], at.operand(node.inputs[1]) if len(node.inputs) > 1 else None
+    logits, *others = map(at.operand, node.inputs)
+    given_to = dict(zip((name for flag, name in _PARAMETERS if flag in flags), others, strict=True))
     experts, weights = (at.result(one, dtype) for one, dtype in zip(node.outputs, ("i32", "f32"), strict=True))
     routing = Routing(kind, normed=NORMED in flags, **given)
-    at.add(node, route(at.operand(logits), experts, weights, routing, bias=bias))
+    at.add(node, route(logits, experts, weights, routing, **given_to))
 
 
 def _mixture(at: Lowering, node: ir.Node) -> None:
@@ -174,7 +179,8 @@ def _what_is_added(at: Lowering, node: ir.Node) -> tuple[ir.Value, Operand | Non
     other = add.inputs[1 - place]
     pair = gated_by_sigmoid(other)
     if pair is not None and all(map(at.computed, pair)):
-        return add.outputs[0], *map(at.operand, pair)
+        summand, gate = map(at.operand, pair)
+        return add.outputs[0], summand, gate
     if other is not None and at.computed(other):
         return add.outputs[0], at.operand(other), None
     return y, None, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.commands import Outcome
 from support.engines import checkpoint_logits
 from support.samples.families import some_ids, write
 from support.samples.mixtures import SAMPLES
 
+import llmc
 from llmc.compiler.checkpoint.account import check_tensors, open_source
 from llmc.runtime.errors import CheckpointError
 
 IDS = some_ids(12, 5, 200)
+
+
+STACKED = ("gpt_oss", "llama4_text")
+"""Families whose published files are those stacks."""
 
 
 def _kinds() -> Iterator[object]:
@@ -43,7 +49,8 @@ def test_files_as_transformers_has_the_tensors_in_memory(tmp_path: Path, kind: s
     model: Any = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
     model.save_pretrained(tmp_path / "b", save_original_format=False)
     names = [{*load_file(folder / "model.safetensors")} for folder in (published, tmp_path / "b")]
-    assert any(name.endswith("experts.gate_up_proj") for name in names[1]) and names[0] != names[1]
+    assert any(name.endswith("experts.gate_up_proj") for name in names[1])
+    assert (names[0] == names[1]) == (kind in STACKED)
     assert np.array_equal(checkpoint_logits(tmp_path / "b", IDS), checkpoint_logits(published, IDS))
 
 
@@ -55,7 +62,7 @@ def _with(folder: Path, more: Mapping[str, torch.Tensor], config: Mapping[str, A
     (folder / "config.json").write_text(json.dumps({**values, **config}))
 
 
-def test_a_layer_that_drafts_tokens_is_left_out_in_one_line(tmp_path: Path) -> None:
+def test_a_layer_that_drafts_tokens_is_left_out_in_one_line(tmp_path: Path, call: Callable[..., Outcome]) -> None:
     """As GLM-4.5's files have it: a whole layer after the last one, with linears and norms of its own."""
     folder = _written(tmp_path / "c", "glm4_moe")
     expected = checkpoint_logits(folder, IDS)
@@ -70,6 +77,10 @@ def test_a_layer_that_drafts_tokens_is_left_out_in_one_line(tmp_path: Path) -> N
     assert check_tensors(checkpoint) == {"model.layers.3": said}
     assert [one for one in checkpoint.warnings if "drafts" in one] == [f"left out: {said} of model.layers.3"]
     assert np.array_equal(checkpoint_logits(folder, IDS), expected)
+    engine = llmc.build(folder, tmp_path / "a.llmc", max_context=16)
+    shown = call("inspect", engine).out
+    assert f"  left out: {said} of model.layers.3\n" in shown
+    assert " parameters (" in shown and " of them active), 3 layers" in shown
 
 
 def test_layers_that_the_config_does_not_count_are_refused(tmp_path: Path) -> None:

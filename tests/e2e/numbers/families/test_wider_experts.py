@@ -18,7 +18,7 @@ from llmc.passes.graph.experts import PART, Mixture
 from llmc.passes.graph.graph import BLOCK, Graph
 from llmc.passes.rewrite.rule import replace_value
 from llmc.quantize import FORMATS
-from llmc.runtime.engine_file.bind import Slice
+from llmc.runtime.engine_file.bind import Slice, Stored
 
 BOUNDS: Mapping[str, float] = {"none": 3e-2, **dict.fromkeys(FORMATS, 6e-2)}
 """Largest max|a-b| / max|b| of logits of one layer, as in `test_wider.py` and `test_dense.py`."""
@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 128}
 
 def _layers() -> Iterator[object]:
     """Every layer; every format with one that has biases and limits, and with a shared expert."""
-    for index in range(7):
+    for index in range(8):
         yield pytest.param(index, "none", id=f"{index}", marks=[] if index == 3 else [pytest.mark.soak])
     for quantize in FORMATS:
         for index in (2, 3):
@@ -65,11 +65,11 @@ def _cut(graph: Graph) -> None:
         g = graph.build(node.metadata_props.get(BLOCK, ""), node)
         attributes = {name: one.value for name, one in node.attributes.items()}
         made = []
-        for start, stop in ((0, 1), (1, node.inputs[3].shape[0])):
+        for start, stop in ((0, 1), (1, wider.EXPERTS)):
             stacks = []
             for value in node.inputs[3:]:
                 expr = graph.expr(value)
-                assert expr is not None
+                assert value is not None and isinstance(expr, Stored)
                 stacks.append(graph.weight(f"{value.name}.{start}", Slice(expr, 0, start, stop), widen=False))
             overload = f"{mixture.overload}__{PART}"
             made.append(g.llmc("MoE", *node.inputs[:3], *stacks, overload=overload, start=start, **attributes))
@@ -89,11 +89,11 @@ def _cut_what_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emit, "draft", cut_first)
 
 
-@pytest.mark.parametrize("layer", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("layer", [2, *(pytest.param(index, marks=pytest.mark.soak) for index in (3, 4))])
 def test_parts_of_the_experts_compute_together_what_all_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    """Steps of one token too: then a part has a row or none."""
+    """Steps of one token too: then a part has a row or none. A shared expert with a gate is added to both at once."""
     monkeypatch.setattr(emit, "compile_all", uncompiled)
     _cut_what_is_drafted(monkeypatch)
     answer = answers_of(tmp_path, wider.mixtures, (layer,))

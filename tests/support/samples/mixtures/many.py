@@ -61,7 +61,14 @@ SAMPLES = (
         "olmoe",
         {
             "normed weights, biases": Case(
-                {**_PLAIN, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True, "attention_bias": True}
+                {
+                    **_PLAIN,
+                    "num_experts": 8,
+                    "num_experts_per_tok": 3,
+                    "norm_topk_prob": True,
+                    "attention_bias": True,
+                    "num_key_value_heads": 4,
+                }
             ),
             "one kv head, old spelling": Case(
                 {**_PLAIN, "num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 1},
@@ -120,7 +127,7 @@ SAMPLES = (
     Sample(
         "minimax_m2",
         {
-            "half of a head turns": Case({**_LOCAL, "head_dim": 24, "rotary_dim": 12}),
+            "half of a head turns": Case({**_LOCAL, "head_dim": 24, "rotary_dim": 12, "num_key_value_heads": 4}),
             "old spelling, one kv head": Case(
                 {**_LOCAL, "head_dim": 16, "num_key_value_heads": 1, "rotary_dim": 8},
                 torch.bfloat16,

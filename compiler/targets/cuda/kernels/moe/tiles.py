@@ -12,8 +12,8 @@ from ..linear.tiles import COUNTERS, Tile
 
 SMALL_M = 64
 """Up to this many rows, an expert is bound by reading its weights."""
-_LARGEST_M = 128
-"""Rows of experts differ in number, so larger blocks would mostly hold padding."""
+_LARGEST_M, _ROWS_FOR_LARGEST = 128, 192
+"""An expert's last block is half full on average: of fewer rows the largest blocks would hold too few."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def tiles_of(products: Sequence[Product], *, each: int, busy: int, sm: int) -> l
     found = [tile_for(kind, one.weights, one.n * busy, one.k, one.format, each, sm) for one in products]
     # With gathered rows a third stage makes some formats spill on chips with little shared memory.
     most = 2 if SHARED[sm] <= 100 << 10 else max(tile.stages for tile in found)
-    block_m = min(_LARGEST_M, *(tile.block_m for tile in found))
+    block_m = min(_LARGEST_M if each >= _ROWS_FOR_LARGEST else SMALL_M, *(tile.block_m for tile in found))
     return [replace(one, stages=min(one.stages, most)) for one in (_with_rows(tile, block_m) for tile in found)]
 
 

@@ -122,7 +122,8 @@ SAMPLES = (
             ),
             "all experts chosen": Case({**_PLAIN, **_ALL_OF_THREE, "hidden_size": 96}, torch.float16),
         },
-        wide={"num_local_experts": 3, "intermediate_size": 128},
+        # scores of wide heads would be so steep that rounding moves them
+        wide={"num_local_experts": 3, "intermediate_size": 128, "attention_multiplier": 0.1},
     ),
     Sample(
         "minimax_m2",

@@ -19,7 +19,7 @@ from ..checkpoint.weights.stacks import stored_formats
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
-from ..families.spec import DecoderSpec, Experts, Latent, LayerSpec, Linear, Mixer, PlainMlp, Temperature
+from ..families.spec import DecoderSpec, Experts, Latent, LayerSpec, Linear, Mixer, Norm, PlainMlp, Temperature
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
@@ -126,7 +126,7 @@ def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, section
     """Header and weights of the engine, and what is read for them; `sections` is the number of sections."""
     source: defaultdict[str, int] = defaultdict(int)
     numbers: defaultdict[str, int] = defaultdict(int)
-    copied, quantized = _tables(checkpoint.config.decoder, context), []
+    copied, quantized = [*_tables(checkpoint.config.decoder, context), *_ones(checkpoint.config.decoder)], []
     made: dict[Hashable, _Group] = {}  # of one layer and of all like it: their tensors' names do not matter here
     stored = stored_formats(checkpoint.config.decoder.stacks(), checkpoint.source.names)
     for tensors, fmt in _grouped(checkpoint.config.decoder, recipe, stored):
@@ -268,6 +268,12 @@ def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
     return tables + [
         [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"
     ]
+
+
+def _ones(spec: DecoderSpec) -> list[list[Stored]]:
+    """The factors that an engine stores for norms without a weight: one for each size."""
+    norms = (part for layer in spec.layers for part in layer.parts() if isinstance(part, Norm))
+    return [[Stored(f"ones.{size}", "F32", (size,))] for size in {norm.size for norm in norms if not norm.module}]
 
 
 def _section_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:

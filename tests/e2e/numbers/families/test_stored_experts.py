@@ -60,12 +60,13 @@ def test_an_engine_agrees_with_its_oracle_whatever_other_weights_are_in(
 
 
 def test_ranks_say_what_one_process_does(published: Path, tmp_path: Path) -> None:
+    """But for the rounding of activations to int8, which a whole mixture and its parts do in other kernels."""
     path = llmc.build(published, tmp_path / "a.llmc", quantize="int8", parallel=["tp1", "ep2"], max_context=48)
     found = []
     for profile in ("cpu", "cpu-ep2"):
         with llmc.load(path, profile=profile) as engine:
-            found.append([one.token_ids for one in engine.generate([[5, 6, 7] * 5, [9, 8, 3]], max_tokens=24)])
-    assert found[0] == found[1]
+            found.append(engine.logits(some_ids(20, 5, CONFIG["vocab_size"])))
+    assert difference(found[1], found[0]) < 2e-2
 
 
 def test_the_price_of_a_build_counts_them_as_they_are_stored(published: Path) -> None:

@@ -71,7 +71,7 @@ def build(
                 for file, text in profile.listing().items():
                     shown.write(f"{name}.{file}", text)
             write_page(shown)
-        listed, sections = sections_of(profiles, rank_caches(recipe, decoder.spec), context, recipe.max_batch)
+        listed, sections = sections_of(profiles, rank_caches(recipe, decoder), context, recipe.max_batch)
         sections |= {f"{TOKENIZER_SECTIONS}{name}": data for name, data in sorted(checkpoint.tokenizer.items())}
     chunk = weights.chunk_bytes(memory_limit)
     room = sum(map(len, sections.values())) + MAX_BYTES

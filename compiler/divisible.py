@@ -25,13 +25,13 @@ Linears = Mapping[str, tuple[int, int]]
 """Rows and columns of a weight by the module's name."""
 
 
-def require_storable(recipe: Recipe, spec: DecoderSpec) -> None:
-    """Check every linear's shape against its format.
+def require_storable(recipe: Recipe, spec: DecoderSpec, stored: Collection[str] = ()) -> None:
+    """Check every linear's shape against its format, but those that files have `stored` in a format already.
 
     Raises:
         Unsupported: a format cannot store some; proposes one rule, and shows the recipe that has it.
     """
-    linears = spec.linears()
+    linears = {name: shape for name, shape in spec.linears().items() if name not in stored}
     reasons = {name: why for name in linears if (why := _reason(recipe.format_of(name), linears[name]))}
     if not reasons:
         return

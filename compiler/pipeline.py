@@ -23,12 +23,13 @@ from ..runtime.engine_file.split import target_of
 from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
 from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.weights.stacks import stored_formats
 from .decoder.decoder import Decoder, build
 from .decoder.placement import caches_of
 from .decoder.placement import place as place_ranks
 from .divisible import require_storable
-from .families.spec import DecoderSpec
 from .page import write_page
+from .stored import formats_of, kept_notes, require_kept
 from .targets import Precision, target_named
 
 DEFAULT_CONTEXT = 4096
@@ -50,14 +51,15 @@ def context_of(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 def idle_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What each setting of a recipe that changes nothing for this checkpoint is, and why, for the user."""
-    linears = checkpoint.config.decoder.linears()
+    spec = checkpoint.config.decoder
+    linears, stored = spec.linears(), stored_formats(spec.stacks(), checkpoint.source.names)
     said = [f"{key} {getattr(recipe, key)} changes nothing: {why}" for key, (why, _) in recipe.idle().items()]
     for index, rule in enumerate(recipe.rules):
         matched = [name for name in linears if fnmatchcase(name, rule.match)]
         later = recipe.rules[index + 1 :]
         if matched and all(any(fnmatchcase(name, one.match) for one in later) for name in matched):
             said.append(f"rule {rule.match!r} ({rule.format}) changes nothing: later rules match all that it does")
-    return tuple(said)
+    return (*said, *kept_notes(recipe, stored))
 
 
 def lower(
@@ -74,24 +76,26 @@ def lower(
         PassCrash: a pass or the partition crashes, or leaves a graph that breaks a rule.
     """
     decoder = build(checkpoint, context)
-    _require_matches(recipe, decoder.graph)
-    require_storable(recipe, decoder.spec)
-    placements = _placements(recipe, decoder.spec)
+    _require_matches(recipe, decoder)
+    require_kept(recipe, decoder.spec.linears(), decoder.stored)
+    require_storable(recipe, decoder.spec, decoder.stored)
+    placements = _placements(recipe, decoder)
     if dump is not None:
         dump.placements = plain(placements)
     legal, reports = _run(decoder.graph, recipe, placements, dump, None)
     return decoder, legal, reports
 
 
-def _placements(recipe: Recipe, spec: DecoderSpec) -> tuple[Placement, ...]:
-    return tuple(place_ranks(spec, split, recipe.format_of) for split in recipe.splits if split.ranks > 1)
+def _placements(recipe: Recipe, decoder: Decoder) -> tuple[Placement, ...]:
+    format_of = formats_of(recipe, decoder.stored)
+    return tuple(place_ranks(decoder.spec, split, format_of) for split in recipe.splits if split.ranks > 1)
 
 
-def rank_caches(recipe: Recipe, spec: DecoderSpec) -> dict[str, dict[int, LayerCache]]:
+def rank_caches(recipe: Recipe, decoder: Decoder) -> dict[str, dict[int, LayerCache]]:
     """The caches of each rank of the recipe's splits, by label, each by layer."""
     return {
-        label: caches_of(spec, placement, rank)
-        for placement in _placements(recipe, spec)
+        label: caches_of(decoder.spec, placement, rank)
+        for placement in _placements(recipe, decoder)
         for target in recipe.targets
         for rank, label in enumerate(placement.split.labels(target))
     }
@@ -231,9 +235,11 @@ def _phases(recipe: Recipe, profile: str, place: Place | None) -> list[tuple[Pha
     return [(current, passes.index(place.next)), *((phase, 0) for phase in later)]
 
 
-def _require_matches(recipe: Recipe, graph: Graph) -> None:
+def _require_matches(recipe: Recipe, decoder: Decoder) -> None:
     """Refuse a rule that matches no linear: it is a mistake of its author."""
-    linears = [node.metadata_props.get(MODULE, "") for node in graph.nodes if node.op_type == "Linear"]
+    nodes = decoder.graph.nodes
+    linears = [node.metadata_props.get(MODULE, "") for node in nodes if node.op_type == "Linear"]
+    linears += decoder.spec.stacks()
     for rule in recipe.rules:
         if not any(fnmatchcase(name, rule.match) for name in linears):
             raise RecipeError(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .graph import ops
-from .graph.graph import BLOCK, MODULE
-from .placement import COLUMNS, Cut, Placement
+from .graph.graph import BLOCK
+from .placement import Placement
+from .sums import Sums
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,21 @@ def stage_of(node: ir.Node, placement: Placement) -> int | None:
     return placement.stage_of(node.metadata_props[BLOCK])
 
 
-def crossings(where: Mapping[ir.Node, int | None], placement: Placement) -> list[Crossing]:
+def crossings(where: Mapping[ir.Node, int | None], sums: Sums) -> list[Crossing]:
     found = []
     for node, source in where.items():
         for value in node.outputs if source is not None else ():
             readers = {stage for user, _ in value.uses() if (stage := where[user]) is not None}
-            summand = None if source in readers or placement.split.tp == 1 else _summand(node, placement)
+            summand = None if source in readers or sums.placement.split.shards == 1 else _summand(node, sums)
             for reader in sorted(readers - {source}):
                 found.append(Crossing(value, int(source or 0), reader, summand, len(found)))
     return found
 
 
-def _summand(add: ir.Node, placement: Placement) -> int | None:
-    """Which input of an Add is the result of a linear cut by columns, read by nothing else; None if none is."""
+def _summand(add: ir.Node, sums: Sums) -> int | None:
+    """Which input of an Add is a sum over shards that nothing else reads; None if none is."""
     for index, value in enumerate(add.inputs if add.op_type == "Add" else ()):
-        linear = value.producer() if value is not None else None
-        if value is None or linear is None or len(value.uses()) > 1 or linear.op_type != "Linear":
-            continue
-        cut = cut_of(linear, placement)
-        if cut is not None and cut.axis == COLUMNS and not ops.has_bias(linear):
+        made = value.producer() if value is not None else None
+        if value is not None and made is not None and len(value.uses()) == 1 and sums.adds_up(made):
             return index
     return None
-
-
-def cut_of(linear: ir.Node, placement: Placement) -> Cut | None:
-    return placement.cut_of(linear.metadata_props[BLOCK], linear.metadata_props.get(MODULE, ""))

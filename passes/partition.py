@@ -2,28 +2,30 @@
 
 Tensor parallelism is that of Megatron-LM (arXiv 1909.08053): a linear cut by rows gives each shard some of its
 results, one cut by columns gives each shard a summand, which AllReduce adds up. The embedding and the head are cut by
-rows of the vocabulary. Pipeline parallelism: a stage receives the values of earlier stages that it reads. Each shard
-sends one part of such a value and the receivers gather the parts; the parts of a sum come from a ReduceScatter.
+rows of the vocabulary. Experts give summands too: a shard has some of them, or a part of each of some. All shards have
+the same tokens, so none are sent to where their experts are. Pipeline parallelism: a stage receives the values of
+earlier stages that it reads. Each shard sends one part of such a value and the receivers gather the parts; the parts of
+a sum come from a ReduceScatter.
 
 Weight formats are chosen before this pass and linears are merged after it, so it cuts stored tensors, between blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 
-from ..quantize import FORMATS
-from ..runtime.engine_file.bind import Concat, Expr, Slice, Stored
-from .crossings import Crossing, crossings, cut_of, stage_of
-from .graph import attention, ops
-from .graph.attention import SINKS
+from ..runtime.engine_file.bind import Concat, Expr
+from .crossings import Crossing, crossings, stage_of
+from .graph import ops
+from .graph.experts import Mixture
 from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, width
-from .graph.pointwise import ACTIVATIONS
+from .parts import BY_PARTS, OVER_ALL, columns, expert_parts, linear_parts, per_head, row_part
 from .placement import COLUMNS, ROWS, Cut, Placement, spans
+from .sums import Sums, cut_of
 
 
 def partition(graph: Graph, placement: Placement, ranks: Collection[int] | None = None) -> Iterator[Graph]:
@@ -34,9 +36,10 @@ def partition(graph: Graph, placement: Placement, ranks: Collection[int] | None 
     """
     split = placement.split
     where = {node: stage_of(node, placement) for node in graph.nodes}
-    sent = crossings(where, placement)
+    sums = Sums.of(graph.nodes, placement)
+    sent = crossings(where, sums)
     for rank in range(split.ranks) if ranks is None else sorted(ranks):
-        yield _Rank(graph, placement, split.stage(rank), split.shard(rank)).build(where, sent)
+        yield _Rank(graph, placement, sums, split.stage(rank), split.shard(rank)).build(where, sent)
 
 
 @dataclass
@@ -45,6 +48,7 @@ class _Rank:
 
     whole: Graph
     placement: Placement
+    sums: Sums
     stage: int
     shard: int
     graph: Graph = field(init=False)
@@ -80,13 +84,17 @@ class _Rank:
             "Embedding": self._embedding,
             "CachedAttention": self._attention,
             "SharedAttention": self._attention,
+            "LatentAttention": self._latent,
+            "MoE": self._experts,
         }
-        made = (special.get(node.op_type, self._same) if self.placement.split.tp > 1 else self._same)(node)
+        made = (special.get(node.op_type, self._same) if self.placement.split.shards > 1 else self._same)(node)
+        if self.sums.adds_up(node):
+            made = (self.graph.build(node.metadata_props[BLOCK]).llmc("AllReduce", *made),)
         self.values.update(zip(node.outputs, made, strict=True))
 
     def _inputs(self, node: ir.Node) -> list[ir.Value | None]:
         """The node's inputs on this rank; of an input with a row or a number for each head, those of this shard."""
-        cut = _per_head(node) if self.placement.split.tp > 1 else None
+        cut = per_head(node) if self.placement.split.shards > 1 else None
         return [
             None if value is None else self._of_heads(node.inputs[0], value) if index == cut else self._value(value)
             for index, value in enumerate(node.inputs)
@@ -108,14 +116,12 @@ class _Rank:
     def _same(self, node: ir.Node) -> tuple[ir.Value, ...]:
         """The node on this rank's values. What it makes of parts are parts, if it works on each element or head."""
         inputs, changed = self._inputs(node), {}
-        if node.op_type in _OVER_ALL and inputs[0] in self.sharded:
+        if node.op_type in OVER_ALL and inputs[0] in self.sharded:
             return self._over_all(node, inputs)
         parts = [value in self.sharded for value in inputs if value is not None and self._varies(value)]
         if any(parts) and node.op_type == "RotaryEmbedding":
             changed["num_heads"] = attribute(node, "num_heads") * width(inputs[0]) // width(node.inputs[0])
-        elif (any(parts) and node.op_type not in _BY_PARTS) or (
-            len({*parts}) > 1 and node.op_type != "CachedAttention"
-        ):
+        elif (any(parts) and node.op_type not in BY_PARTS) or (len({*parts}) > 1 and node.op_type != "CachedAttention"):
             raise ValueError(f"{node.name} cannot compute a part of {node.op_type}")
         return self._emit(node, inputs, parts=any(parts), **changed)
 
@@ -162,10 +168,11 @@ class _Rank:
         components = self._cut(node.inputs[1 : len(node.inputs) - biased], fmt, cut)
         bias = node.inputs[-1] if biased else None
         b = self.graph.build(node.metadata_props[BLOCK])
-        if cut.axis == COLUMNS:  # the bias is added to the sum, once
+        if cut.axis == COLUMNS:
             (part,) = self._emit(node, [x, *components], parts=False, overload=ops.overload_of(fmt))
-            total = b.llmc("AllReduce", part)
-            return (total if bias is None else b("Add", total, self._value(bias)),)
+            if bias is None:
+                return (part,)
+            return (b("Add", b.llmc("AllReduce", part), self._value(bias)),)  # the bias is added to the sum, once
         biases = () if bias is None else self._cut([bias], ops.DENSE, cut)
         (part,) = self._emit(node, [x, *components, *biases], parts=True)
         if node.metadata_props[BLOCK] != "head":
@@ -175,16 +182,22 @@ class _Rank:
 
     def _cut(self, components: Sequence[ir.Value | None], fmt: str, cut: Cut) -> list[ir.Value]:
         """This shard's part of the stored components of a weight, or of a bias."""
-        start, stop = cut.spans[self.shard]
-        layouts = FORMATS[fmt].layouts if fmt != ops.DENSE else (None,)
-        made = []
-        for value, layout in zip(components, layouts, strict=True):
-            expr = self.whole.expr(value)
-            assert isinstance(expr, Stored) and value is not None
-            step = 1 if layout is None else layout.step
-            axes = "nk" if layout is None else layout.axes
-            made.append(self.graph.weight(str(value.name), _sliced(expr, axes, cut.axis, start, stop, step)))
-        return made
+        return self._weights(components, linear_parts(self.whole, components, fmt, cut, self.shard))
+
+    def _weights(self, values: Sequence[ir.Value | None], parts: Iterable[Expr]) -> list[ir.Value]:
+        return [self.graph.weight(str(_given(value).name), expr) for value, expr in zip(values, parts, strict=True)]
+
+    def _experts(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """A summand: what this shard's part of the experts adds."""
+        inputs = [self._value(_given(value)) for value in node.inputs[:3]]
+        if self.sharded & {*inputs}:
+            raise ValueError(f"{node.name} cannot read a part of its input")
+        first, parts = expert_parts(self.whole, node, self.placement, self.shard)
+        inputs += self._weights(node.inputs[3:], parts)
+        if self.placement.split.ep == 1:
+            return self._emit(node, inputs, parts=False)
+        overload = replace(Mixture.of(node.overload), part=True).overload
+        return self._emit(node, inputs, parts=False, overload=overload, start=first)
 
     def _embedding(self, node: ir.Node) -> tuple[ir.Value, ...]:
         cut = Cut(ROWS, self.placement.vocabulary)
@@ -200,7 +213,7 @@ class _Rank:
         sizes = [stop - start for start, stop in self._cut_behind(node.inputs[0]).spans]
         whole = b.llmc("AllGather", part, axis=len(dims(part)) - 1, sizes=sizes)
         (normed,) = self._emit(node, [whole, *inputs[1:]], parts=False)
-        own = self._split(b, normed, sizes)[self.shard]
+        own = columns(b, normed, sizes)[self.shard]
         self.sharded.add(own)
         return (own,)
 
@@ -215,11 +228,10 @@ class _Rank:
 
     def _of_heads(self, value: ir.Value | None, weight: ir.Value | None) -> ir.Value:
         """This shard's rows of a weight with one row, or one number, for each head."""
-        expr, per_head = self.whole.expr(weight), width(value) // int(dims(weight)[0])
-        start, stop = (at // per_head for at in self._cut_behind(value).spans[self.shard])
-        assert expr is not None and weight is not None
-        cut = Concat(expr.parts[start:stop], 0) if isinstance(expr, Concat) else _row_part(expr, start, stop)
-        return self.graph.weight(str(weight.name), cut)
+        expr, each = self.whole.expr(weight), width(value) // int(dims(weight)[0])
+        start, stop = (at // each for at in self._cut_behind(value).spans[self.shard])
+        joined = Concat(expr.parts[start:stop], 0) if isinstance(expr, Concat) else None
+        return self.graph.weight(str(_given(weight).name), joined or row_part(self.whole, weight, start, stop))
 
     def _attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
         inputs = self._inputs(node)
@@ -238,13 +250,28 @@ class _Rank:
         self.sharded.add(made[0])
         return made
 
+    def _latent(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """This shard's heads; all shards have the same rows in their caches."""
+        q, latent, key, weight, *others = node.inputs
+        own, rows = self._value(_given(q)), (self._value(_given(latent)), self._value(_given(key)))
+        if own not in self.sharded or not self.sharded.isdisjoint(rows):
+            raise ValueError(f"{node.name} cannot compute some of its heads")
+        start, stop = self._cut_behind(q).spans[self.shard]
+        each = width(q) // attribute(node, "heads")
+        first, last = (at // each * int(dims(weight)[0]) // attribute(node, "heads") for at in (start, stop))
+        part = self.graph.weight(str(_given(weight).name), row_part(self.whole, weight, first, last))
+        inputs = (own, *rows, part, *(None if one is None else self._value(one) for one in others))
+        made = self._emit(node, inputs, parts=False, heads=(stop - start) // each)
+        self.sharded.add(made[0])
+        return made
+
     def _received(self, crossing: Crossing) -> ir.Value:
         split, value = self.placement.split, crossing.value
         b = self.graph.build(f"layer.{self.placement.stages[self.stage][0]}")
         received = b.llmc("Recv", peer=split.rank(crossing.source, self.shard), number=crossing.number)
         sizes = self._sizes(value)
         received.type, received.shape = value.type, ir.Shape([*dims(value)[:-1], sizes[self.shard]])
-        return received if split.tp == 1 else b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
+        return received if split.shards == 1 else b.llmc("AllGather", received, axis=len(dims(value)) - 1, sizes=sizes)
 
     def _sent(self, crossing: Crossing) -> ir.Value:
         split, value = self.placement.split, self.values[crossing.value]
@@ -258,7 +285,7 @@ class _Rank:
             )
             terms[1 - crossing.summand] = self._own(b, _given(rest))
             value = b("Add", *terms)
-        elif split.tp > 1:
+        elif split.shards > 1:
             value = self._own(b, value)
         sent = b.llmc("Send", value, peer=split.rank(crossing.reader, self.shard), number=crossing.number)
         sent.name = f"sent.{crossing.number}"
@@ -266,32 +293,11 @@ class _Rank:
 
     def _sizes(self, value: ir.Value) -> list[int]:
         """Widths of the parts of a value that shards send."""
-        return [stop - start for start, stop in spans(width(value), self.placement.split.tp)]
+        return [stop - start for start, stop in spans(width(value), self.placement.split.shards)]
 
     def _own(self, b: Builder, value: ir.Value) -> ir.Value:
         """This shard's part of a value that all shards have."""
-        return self._split(b, value, self._sizes(value))[self.shard]
-
-    @staticmethod
-    def _split(b: Builder, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
-        parts = b("Split", value, b.ints(*sizes), outputs=len(sizes), axis=len(dims(value)) - 1)
-        parts = parts if isinstance(parts, tuple) else (parts,)
-        for part, size in zip(parts, sizes, strict=True):
-            part.type, part.shape = value.type, ir.Shape([*dims(value)[:-1], size])
-        return parts
-
-
-_BY_PARTS = {"Add", "Mul", "Scale", "HeadNorm", "SelectRows", "Activation", *(op for op, _ in ACTIVATIONS.values())}
-"""Operators that compute a part of their result from the same part of their inputs."""
-_OVER_ALL = {"RMSNormalization", "LayerNormalization"}
-"""Operators that need all of the last axis."""
-
-
-def _per_head(node: ir.Node) -> int | None:
-    """The input of a node that has a row or a number for each head, if one has."""
-    if node.op_type in ("CachedAttention", "SharedAttention") and SINKS in node.overload:
-        return len(node.inputs) - 1
-    return 1 if node.op_type == "HeadNorm" and attention.EACH in node.overload else None
+        return columns(b, value, self._sizes(value))[self.shard]
 
 
 def _given(value: ir.Value | None) -> ir.Value:
@@ -303,15 +309,3 @@ def _made(value: ir.Value | None) -> ir.Node:
     node = _given(value).producer()
     assert node is not None
     return node
-
-
-def _row_part(expr: Expr, start: int, stop: int) -> Expr:
-    assert isinstance(expr, Stored)
-    return Slice(expr, 0, start, stop)
-
-
-def _sliced(stored: Stored, axes: str, axis: int, start: int, stop: int, step: int) -> Expr:
-    """Rows or columns of one stored component of a weight [n, k]; `step` weights along k share an element of it."""
-    if axis == ROWS:
-        return Slice(stored, 0, start, stop) if "n" in axes else stored
-    return Slice(stored, 1, start // step, stop // step) if "k" in axes else stored

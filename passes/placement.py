@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..runtime.engine_file.split import Split
@@ -22,6 +22,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class ExpertsCut:
+    """What each shard has of a mixture's experts: which ones, and which of their inner elements."""
+
+    experts: tuple[Span, ...]
+    inner: tuple[Span, ...]
+    """Columns of down; rows of gate, and the same rows of up."""
+
+
+@dataclass(frozen=True)
 class Placement:
     """What each rank has of a model."""
 
@@ -32,6 +41,8 @@ class Placement:
     """By module; all shards have the whole weights of other linears."""
     vocabulary: tuple[Span, ...]
     """Rows of the embedding and of the head, per shard."""
+    mixtures: Mapping[str, ExpertsCut] = field(default_factory=dict)
+    """By module of the experts."""
 
     def __post_init__(self) -> None:
         """Check the spans, which may come from a saved graph.
@@ -40,9 +51,11 @@ class Placement:
             ValueError: a span is missing or empty, or one of `stages` or `vocabulary` does not begin at the last's end.
         """
         rows = {f"the cut of {module}": cut.spans for module, cut in self.cuts.items()}
+        rows |= {f"experts of {module}": cut.experts for module, cut in self.mixtures.items()}
+        rows |= {f"inner elements of {module}": cut.inner for module, cut in self.mixtures.items()}
         rows |= {"the vocabulary": self.vocabulary, "the stages": self.stages}
         for what, parts in rows.items():
-            count = self.split.pp if what == "the stages" else self.split.tp
+            count = self.split.pp if what == "the stages" else self.split.shards
             if len(parts) != count or any(len(part) != 2 or part[0] >= part[1] for part in parts):
                 raise ValueError(f"{what} {parts}: expected {count} spans")
         for parts in (self.stages, self.vocabulary):

@@ -18,7 +18,7 @@ class BuildFlags(TypedDict, total=False):
     targets: Sequence[str] | str | None
     """Targets or names of GPUs; in a text, commas separate them."""
     parallel: Sequence[str] | str | None
-    """Splits over ranks, such as tp2 or tp4-pp2; in a text, commas separate them. A build also takes "auto"."""
+    """Splits over ranks, such as tp4-pp2 or tp2-ep2; in a text, commas separate them. A build also takes "auto"."""
     max_context: int | None
     """Tokens of a sequence."""
     max_batch: int | None

@@ -61,7 +61,7 @@ def wrong_number(key: str, value: int, largest: int) -> Wrong | None:
 
 def wrong_parallel(names: tuple[str, ...]) -> Wrong | None:
     """Why `names` are refused as splits over ranks, or None."""
-    asked = "expected parallel to name splits such as tp1, tp2, pp2 or tp4-pp2, each once"
+    asked = "expected parallel to name splits such as tp1, tp2, pp2, tp4-pp2 or tp2-ep4, each once"
     try:
         splits = [Split.parse(name) for name in names]
     except ValueError as error:

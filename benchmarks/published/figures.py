@@ -1,4 +1,4 @@
-"""Published throughput and latency of dense models, as values: what was run, on what, and where it was read."""
+"""Published throughput and latency of models, as values: what was run, on what, and where it was read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class Deployment:
     pp: int = 1
     recipe: str = "fp8"
     """Of `models.py`."""
+    ep: int = 1
 
     @property
     def gpus(self) -> int:
-        return self.tp * self.pp
+        return self.tp * self.pp * self.ep
 
     @property
     def split(self) -> str:
-        return Split(self.tp, self.pp).name
+        return Split(self.tp, self.pp, self.ep).name
 
     def __str__(self) -> str:
         return f"{self.model}, {self.gpus}x{self.chip}, {self.split}, {self.recipe}"
@@ -181,7 +182,49 @@ MODELOPT = Table(
         )
     ),
 )
-TABLES = (ON_H100, ON_H200, SWEEP, ON_B200, LATER_FP8, LATER_FP4, MODELOPT, LARGE_SWEEP)
+LARGE_EXPERTS = Table(
+    "Experts on H200, FP8",
+    REPORTED,
+    _OVERVIEW,
+    tuple(
+        _figures(
+            Deployment("Qwen3 235B-A22B", "h200", 8),
+            (30429, 42821, 26852, 28026, 23789, 22061, 3331, 16672, 3623, 1876),
+        )
+    ),
+)
+EXPERTS = Table(
+    "Experts in FP4",
+    REPORTED,
+    _OVERVIEW,
+    (
+        *_figures(
+            Deployment("Qwen3 30B-A3B", "b200", recipe="nvfp4"),
+            (39827, 37844, 24953, 27817, 25828, 22051, 6251, 17554, 6142, 2944),
+        ),
+        *(
+            figure
+            for tp, found in {1: 9910, 2: 16431, 4: 24046, 8: 31785}.items()
+            for figure in _figures(
+                Deployment("Qwen3 30B-A3B", "rtxpro6000", tp, recipe="nvfp4"), (found,), ((1000, 1000),)
+            )
+        ),
+    ),
+)
+GPT_OSS = Table(
+    "GPT-OSS, experts in MXFP4",
+    REPORTED,
+    _LATER,
+    (
+        *_figures(Deployment("GPT-OSS 120B", "h200", recipe="mxfp4 experts"), (6868, 3543, 1828, 519), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "h200", recipe="mxfp4 experts"), (13858, 12743, 4015, 915), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "h100", recipe="mxfp4 experts"), (11557, 8617, 3366, 785), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "b200", recipe="mxfp4 experts"), (53812, 34702, 11904, 2645), _LONGER),
+    ),
+)
+NARROW_EXPERTS = (LARGE_EXPERTS, EXPERTS)
+"""Whose engines multiply the experts' own format, of 8 or 4 bits."""
+TABLES = (ON_H100, ON_H200, SWEEP, ON_B200, LATER_FP8, LATER_FP4, MODELOPT, LARGE_SWEEP, *NARROW_EXPERTS, GPT_OSS)
 
 TENSOR, PIPELINE = Deployment("Llama 405B", "h200", 8), Deployment("Llama 405B", "h200", 1, 8)
 RATIOS = {"latency": 5.6, "throughput": 1.5}
@@ -199,10 +242,18 @@ LATENCIES = (
 )
 MORE_LATENCIES = (
     Latency(Deployment("Qwen3 32B", "gb200", 2, recipe="nvfp4"), "TensorRT-LLM 1.2", 4000, 1000, 256, 53877, 53.5),
+    Latency(
+        Deployment("Qwen3 235B-A22B", "h100", ep=4, recipe="fp8, cache bf16"),
+        "TensorRT-LLM 1.0",
+        1024,
+        128,
+        32,
+        253,
+        31.2,
+    ),
+    Latency(Deployment("Qwen3 235B-A22B", "h200", 2, recipe="fp8, cache bf16"), "vLLM 0.12", 1000, 100, 16, 244, 52.2),
 )
 """Reported only."""
 
-NOT_PRICED = (
-    "Qwen3-235B-A22B, Qwen3-30B-A3B, gpt-oss-120B and -20B, DeepSeek-R1, Llama 4 Maverick, MiniMax-M2.5, Qwen3.5-397B"
-)
-"""Models of the same sources with experts, which no family of llmc has yet."""
+NOT_PRICED = "DeepSeek-R1, Llama 4 Maverick, MiniMax-M2.5, Qwen3.5-397B"
+"""Models of the same sources whose families llmc has not, or had not when this was written."""

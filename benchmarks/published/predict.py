@@ -14,14 +14,14 @@ from .figures import Deployment, Figure, Latency
 from .models import PROMPT_TOKENS, RECIPES, pieces
 
 
-def throughput(figure: Figure, rates: Rates) -> Served:
-    """With as many requests at once as there is memory for.
+def throughput(figure: Figure, rates: Rates, other: Machine | None = None) -> Served:
+    """With as many requests at once as there is memory for; `other`: on this machine instead, with the same memory.
 
     Raises:
         ValueError: there is memory for none.
     """
     found = figure.deployment
-    return served(found, figure.input, figure.output, room(found, figure.input, figure.output), rates)
+    return served(found, figure.input, figure.output, room(found, figure.input, figure.output), rates, other)
 
 
 def latency(row: Latency, rates: Rates) -> Served:
@@ -31,10 +31,12 @@ def latency(row: Latency, rates: Rates) -> Served:
     return server.waves(load, row.requests) if row.waves else server.served(load, row.requests)
 
 
-def served(deployment: Deployment, input: int, output: int, requests: int, rates: Rates) -> Served:
+def served(
+    deployment: Deployment, input: int, output: int, requests: int, rates: Rates, other: Machine | None = None
+) -> Served:
     """With so many requests at once."""
     load = Workload(input, output, PROMPT_TOKENS)
-    return _pricer(deployment, load, rates).server(machine(deployment), deployment.pp).served(load, requests)
+    return _pricer(deployment, load, rates).server(other or machine(deployment), deployment.pp).served(load, requests)
 
 
 @cache
@@ -56,5 +58,5 @@ def machine(deployment: Deployment) -> Machine:
 
 def _pricer(deployment: Deployment, load: Workload, rates: Rates) -> Pricer:
     """TensorRT-LLM, vLLM and SGLang have all_reduces that read the memory of their peers beside NCCL's."""
-    made = pieces(deployment.model, deployment.recipe, deployment.tp)
+    made = pieces(deployment.model, deployment.recipe, deployment.tp, deployment.ep)
     return Pricer(made, RECIPES[deployment.recipe], load, rates, Link.seconds_with_peers)

@@ -156,18 +156,20 @@ _UNKNOWN = {"name": None, "hub_id": None, "revision": None, "licence": None}
 _ENGINE = """\
 engine {path}: {bytes!b}, format {format}
   model {name}{hub}, licence {licence}; recipe {recipe}, digest {recipe_digest:.12}
-  {model[architecture]}: {model[parameters]:,} parameters, {layers} layers, hidden {model[hidden_size]}, \
+  {model[architecture]}: {model[parameters]:,} parameters{active}, {layers} layers, hidden {model[hidden_size]}, \
 {model[heads]} heads and {kv_heads}, vocabulary {model[vocab_size]}
   weights: {tensors} tensors, {tensor_bytes!b}; modules: {counts}"""
 
 
 def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
-    from ...runtime.engine_file.info import parts_left_out
+    from ...runtime.engine_file.info import drafts_left_out, parts_left_out
 
     facts = console.on_lines(facts)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(facts["formats"].values()).items()))
     caches = facts["model"]["caches"]
     more = {"layers": len(caches), "kv_heads": _kv_heads(caches), "counts": counts or "none quantized"}
+    active = facts["model"].get("active_parameters")
+    more["active"] = f" ({active:,} of them active)" if active is not None else ""
     lines = [console.fill(_ENGINE, {**facts, **more, **_origin(facts)})]
     if len(facts["files"]) > 1:
         text = "  file {name}: {bytes!b}, {tensors} tensors"
@@ -178,7 +180,7 @@ def _engine_text(facts: dict[str, Any], verbose: bool) -> str:
         text = "  profile {name}: target {target}, context {max_context}, batch {max_batch}{more}"
         lines.append(console.fill(text, profile, name=name, more=more))
         lines += [_rank_text(rank) for rank in profile.get("ranks", ())]
-    lines += [f"  {part}" for part in parts_left_out(facts["unused"])]
+    lines += [f"  {part}" for part in (*parts_left_out(facts["unused"]), *drafts_left_out(facts["unused"]))]
     lines += [f"  section{name}: {text}" for name, text in _sections(facts, verbose).items()]
     lines.append(f"  made by {', '.join(f'{name} {version}' for name, version in facts['tools'].items())}")
     if verbose:
@@ -222,12 +224,12 @@ def _origin(facts: dict[str, Any]) -> dict[str, str]:
 
 def _kv_heads(caches: list[dict[str, Any]]) -> str:
     """What layers keep of a position, equal ones once."""
-    kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window")) for one in caches)
+    kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window"), one.get("rank")) for one in caches)
     return ", ".join(
-        f"{heads} kv head{'s' * (heads != 1)} of {size}"
+        (f"latent rows of {size}" if rank else f"{heads} kv head{'s' * (heads != 1)} of {size}")
         + (f", window {window}" if window else "")
         + (f" ({layers} of {len(caches)} layers)" if len(kinds) > 1 else "")
-        for (heads, size, window), layers in kinds.items()
+        for (heads, size, window, rank), layers in kinds.items()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, LlmcError, Unsupported
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ...compiler.checkpoint.checkpoint import Checkpoint
     from ...compiler.checkpoint.described import Described
     from ...compiler.checkpoint.tokenizer_check import Checked
+    from ...compiler.families.spec import DecoderSpec
     from ...runtime.files.safetensors import TensorInfo
 
 Facts = dict[str, Any]
@@ -56,21 +58,27 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
 
 
 def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
+    from ...compiler.families.spec import cache_of
+
     config = checkpoint.config
     decoder = config.decoder
-    mixers, mlp = [layer.mixer for layer in decoder.layers], decoder.layers[0].mlp
+    mixers, widths = [layer.mixer for layer in decoder.layers], _widths(decoder)
     return {
         "path": str(checkpoint.path),
         "revision": checkpoint.revision,
         "architecture": config.family.architecture,
         "hidden_size": decoder.hidden_size,
-        "intermediate_size": mlp.up.rows,
+        "intermediate_size": next(iter(widths), None),
         "layers": len(decoder.layers),
         "heads": mixers[0].heads,
         "kv_heads": mixers[0].kv_heads,
         "head_dim": mixers[0].head_dim,
+        "latent_rank": cache_of(mixers[0]).rank,
         "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
         "vocab_size": decoder.vocab_size,
+        "parameters": sum(prod(shape) for shape in decoder.tensors().values()),
+        "active_parameters": decoder.active_parameters(),
+        "experts": _experts(decoder),
         "max_position_embeddings": decoder.positions,
         "rope": next((mixer.rope.type for mixer in mixers if mixer.rope is not None), None),
         "tied": decoder.tied,
@@ -82,6 +90,30 @@ def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
         "ignored_config": dict(config.ignored),
         "accepted_config": list(config.accepted),
         "warnings": [*checkpoint.warnings, *(text.notes if text else ())],
+    }
+
+
+def _widths(decoder: DecoderSpec) -> list[int]:
+    """The inner size of the MLP of each layer that has one without a router."""
+    from ...compiler.families.spec import Experts
+
+    return [layer.mlp.down.columns for layer in decoder.layers if not isinstance(layer.mlp, Experts)]
+
+
+def _experts(decoder: DecoderSpec) -> Facts | None:
+    """The mixtures of a model, those of its first layer that has one; None without any."""
+    from ...compiler.families.spec import Experts
+
+    mixtures = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, Experts)]
+    if not mixtures:
+        return None
+    first = mixtures[0]
+    return {
+        "layers": len(mixtures),
+        "count": first.down.experts,
+        "active": first.router.chosen,
+        "intermediate_size": first.down.columns,
+        "shared_intermediate_size": first.shared.down.columns if first.shared else None,
     }
 
 
@@ -136,11 +168,29 @@ def _shapes(infos: Iterable[TensorInfo]) -> Facts:
 
 _CHECKPOINT = """\
 checkpoint {path}{at}
-  {architecture}: {layers} layers, hidden {hidden_size}, intermediate {intermediate_size}, \
-{heads} heads and {kv_heads} kv heads of {head_dim}
+  {architecture}: {layers} layers, hidden {hidden_size}{intermediate}, \
+{heads} heads and {cached}
   vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
   {tensors} tensors, {bytes!b}: {counts}
   bos {bos}, eos {eos_ids}"""
+
+
+def _cached(facts: Facts) -> str:
+    """What a layer keeps of a position."""
+    if facts["latent_rank"]:
+        return f"latent rows of {facts['head_dim']}"
+    return f"{facts['kv_heads']} kv heads of {facts['head_dim']}"
+
+
+_EXPERTS = """\
+  {experts[layers]} layers with experts: {experts[active]} of {experts[count]} for a token, \
+intermediate {experts[intermediate_size]}{shared}
+  {parameters:,} parameters, {active_parameters:,} of them active"""
+
+
+def _shared(experts: Facts) -> str:
+    width = experts["shared_intermediate_size"]
+    return f", and a shared one of {width}" if width else ""
 
 
 def checkpoint_text(facts: Facts) -> str:
@@ -149,7 +199,11 @@ def checkpoint_text(facts: Facts) -> str:
     at = f" at {facts['revision']}" if facts["revision"] else ""
     counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
     if "rope" in facts:
-        lines = [console.fill(_CHECKPOINT, facts, at=at, head="tied" if facts["tied"] else "untied", counts=counts)]
+        more = {"intermediate": f", intermediate {facts['intermediate_size']}" if facts["intermediate_size"] else ""}
+        more |= {"cached": _cached(facts), "head": "tied" if facts["tied"] else "untied"}
+        lines = [console.fill(_CHECKPOINT, facts, at=at, counts=counts, **more)]
+        if facts["experts"]:
+            lines.insert(1, console.fill(_EXPERTS, facts, shared=_shared(facts["experts"])))
     else:
         lines = [f"checkpoint {facts['path']}{at}", *_what_files_say(facts)]
         lines.append(console.fill("  {tensors} tensors, {bytes!b}: {counts}", facts, counts=counts))

@@ -67,7 +67,7 @@ class Wish:
     def for_checkpoint(self, checkpoint: Checkpoint) -> Recipe:
         """The recipe to build with. Unless it was asked for, a quantized checkpoint stays as it is and others get int8.
 
-        No quantized checkpoint gets here yet: `open_checkpoint` refuses tensors that are not plain floating point.
+        Of quantized checkpoints `open_checkpoint` takes those whose experts are stored in a weight format.
         """
         source, plain = checkpoint.source, CONFIG_DTYPES.values()
         read = checkpoint.config.decoder.tensors().keys() & set(source.names)

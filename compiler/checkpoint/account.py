@@ -57,7 +57,7 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
             wrong.append((name, f"expected {list(expected)}, found {list(infos[name].shape)}", ()))
     unused = {}
     for name, info in infos.items():
-        if name in shapes or part_of(name, parts):
+        if name in shapes or part_of(name, parts, spec):
             continue
         if reason := why_unread(replace(info, name=layout.own_name(name)), spec):
             unused[name] = reason
@@ -72,7 +72,7 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
             found=f"{len(wrong)} disagreements:\n    " + "\n    ".join(lines),
             fix="a config.json that belongs to these weights",
         )
-    return unused | left_out_parts((name for name in infos if name not in shapes), parts)
+    return unused | left_out_parts((name for name in infos if name not in shapes), parts, spec)
 
 
 def account(checkpoint: Checkpoint) -> dict[str, str]:

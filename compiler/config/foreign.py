@@ -18,19 +18,15 @@ _LATENT = "multi-head latent attention"
 _INDEXER = "sparse attention (an indexer chooses keys)"
 _STREAMS = "hyper-connections (several residual streams)"
 FOREIGN: Mapping[str, tuple[str, ...]] = {
-    """afmoe aria beam cohere2_moe dbrx dots1 ernie4_5_moe ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4v_moe
-    granitemoe granitemoeshared hunyuan_v1_moe hy_v3 kolibri1 laguna mellum minimax_m2 mixtral olmoe phimoe qwen2_moe
-    qwen3_vl_moe solar_open step3p7
-    zaya""": (_EXPERTS,),
-    "gpt_oss": (_EXPERTS, "attention sinks", "gates with limits"),
+    """afmoe aria beam cohere2_moe dbrx ernie4_5_vl_moe exaone_moe flex_olmo flint glm4v_moe granitemoeshared
+    hunyuan_v1_moe kolibri1 laguna mellum qwen3_vl_moe solar_open step3p7 zaya""": (_EXPERTS,),
     "granitemoe_swa": (_EXPERTS, "attention sinks"),
     "mimo_v2_flash": (_EXPERTS, "attention sinks", "values of another size than keys"),
     "jetmoe": (_EXPERTS, "attention heads chosen by a router"),
-    "llama4": (_EXPERTS, "attention in chunks"),
     "muse_spark": (_EXPERTS, "gated residuals"),
     "minicpm3 youtu": (_LATENT,),
-    "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite kimi_k25 longcat_flash mistral4": (_LATENT, _EXPERTS),
-    "axk2 deepseek_v32 dots3_note glm_moe_dsa mistral_large4": (_INDEXER, _LATENT, _EXPERTS),
+    "axk1 kimi_k25 longcat_flash": (_LATENT, _EXPERTS),
+    "axk2 dots3_note mistral_large4": (_INDEXER, _LATENT, _EXPERTS),
     "hy_v4": (_INDEXER, _STREAMS, _LATENT, _EXPERTS),
     "deepseek_v4": (_INDEXER, _STREAMS, "compressed keys and values", "experts chosen by a hash", _EXPERTS),
     "glm5_next": (_INDEXER, _STREAMS, _KIMI, _LATENT, _EXPERTS),

@@ -17,6 +17,7 @@ _COMMON = """
     head_dim vocab_size max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings dtype torch_dtype
     bos_token_id eos_token_id pad_token_id initializer_range layer_types text_config rope_parameters rope_scaling
     rope_theta partial_rotary_factor original_max_position_embeddings quantization_config compression_config
+    num_nextn_predict_layers num_mtp_layers
 """
 COMMON = frozenset(_COMMON.split())
 """Keys that every family reads."""
@@ -37,7 +38,8 @@ _REASONS: dict[str, str] = {
         hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
         neftune_noise_alpha use_gradient_checkpointing label_smoothing z_loss_coefficient use_reentrant tf_legacy_loss
         use_bfloat16 xla_device fused_cross_entropy residual_dropout router_aux_loss_coef
-        router_jitter_noise router_z_loss_coef""",
+        router_jitter_noise router_z_loss_coef input_jitter_noise aux_loss_alpha seq_aux moe_capacity
+        moe_multimodal_dispatch_use_allgather""",
     "it chooses what a transformers call returns": """use_cache return_dict output_attentions output_hidden_states
         output_scores output_past torchscript return_dict_in_generate output_router_logits use_return_dict
         keys_to_ignore_at_inference tie_last_hidden_states cache_implementation is_decoder""",
@@ -46,6 +48,10 @@ _REASONS: dict[str, str] = {
     "it counts or names tokens": """dense_list im_start_id im_end_id im_newline_id mask_init_id org_vocab_size pad_id
         text_start_id text_end_id image_token_id""",
     "it says what the file is made of": "is_composition",
+    "it concerns layers that draft tokens, which are left out": """num_mtp_modules mtp_transformer_layers use_mtp
+        mtp_loss_scaling_factor multi_token_pred_lambda enable_mtp_magic_send""",
+    "it says in how many bits a result is rounded; llmc's reference has 32": """enable_lm_head_fp32
+        enable_moe_fp32_combine enable_attention_fp32_softmax""",
     "it concerns how experts or ranks were laid out in training": "ep_size",
     "the tokenizer's own files say this": """tokenizer_class tokenizer_model_max_length tokenizer_padding_side prefix
         pad_token bos_token eos_token unk_token sep_token_id cls_token_id mask_token_id unk_token_id

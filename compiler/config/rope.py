@@ -216,8 +216,8 @@ def _need(fields: Fields, key: str, low: float, high: float, *, open_low: bool =
 def _read_llama3(fields: Fields, size: int, parameters: dict[str, Any]) -> None:
     low = _need(fields, "low_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
     high = _need(fields, "high_freq_factor", 0.0, _MAX_FACTOR, open_low=True)
-    if high <= low:
-        raise fields.refuse("high_freq_factor", f"a number over low_freq_factor ({low:g})")
+    if high < low:
+        raise fields.refuse("high_freq_factor", f"a number of at least low_freq_factor ({low:g})")
     parameters.update(low_freq_factor=low, high_freq_factor=high)
 
 

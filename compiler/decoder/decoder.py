@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,19 @@ import onnx_ir as ir
 
 from ...passes.graph.attention import overload
 from ...passes.graph.graph import GATED, Builder, Graph
+from ...passes.graph.latent import TEMPERED
 from ...passes.graph.ops import DENSE
 from ...passes.graph.pointwise import ACTIVATIONS
 from ...runtime.engine_file.rope import LengthRope
 from ..checkpoint.account import account
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.weights.source import Source
+from ..checkpoint.weights.stacks import stored_formats
 from ..families.spec import (
     Attention,
     DecoderSpec,
     Experts,
+    Latent,
     LayerSpec,
     Linear,
     Mlp,
@@ -43,6 +47,8 @@ class Decoder:
     """Those whose tables are inputs of the graph."""
     unused: dict[str, str]
     """Unused tensor of the checkpoint, to the reason."""
+    stored: Mapping[str, str]
+    """Modules of experts that the files have in a weight format already, to that format."""
 
 
 def build(checkpoint: Checkpoint, max_context: int) -> Decoder:
@@ -72,7 +78,7 @@ def build_spec(spec: DecoderSpec, source: Source, max_context: int, unused: dict
     rows = graph.input("logits_indices", "I64", ["R"])
     ropes = Ropes(graph, graph.build("embed").llmc("Positions", ids, past), spec.positions, max_context)
     _Assembly(spec, graph, Weights(graph, source), ropes, past).assemble(ids, rows)
-    return Decoder(graph, spec, tuple(ropes.by_length), unused)
+    return Decoder(graph, spec, tuple(ropes.by_length), unused, stored_formats(spec.stacks(), source.names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +128,8 @@ class _Assembly:
             return _scaled(b, w.norm(b, result, norm, prefix), layer.residual_scale)
 
         h = w.norm(b, x, layer.mixer_norm, prefix)
-        mixed = w.linear(b, self._attention(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
+        attend = self._latent if isinstance(layer.mixer, Latent) else self._attention
+        mixed = w.linear(b, attend(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
         mixed = part(mixed, layer.mixer_post)
         if layer.parallel:
             x = b("Add", b("Add", x, mixed), part(self._mlp(b, layer.mlp, h, prefix), layer.mlp_post))
@@ -173,12 +180,12 @@ class _Assembly:
             "kv_heads": mixer.kv_heads,
             "head_dim": mixer.head_dim,
             "scale": mixer.scale,
-            "overload": overload(window=mixer.window, softcap=mixer.softcap, sinks=mixer.sinks is not None),
+            "overload": overload(
+                window=mixer.window, chunk=mixer.chunk, softcap=mixer.softcap, sinks=mixer.sinks is not None
+            ),
         }
-        if mixer.window is not None:
-            common["window"] = mixer.window
-        if mixer.softcap is not None:
-            common["softcap"] = mixer.softcap
+        optional = {"window": mixer.window, "chunk": mixer.chunk, "softcap": mixer.softcap}
+        common |= {name: value for name, value in optional.items() if value is not None}
         sinks = () if mixer.sinks is None else (w.parameter(f"{prefix}{mixer.sinks.name}", mixer.sinks.shape),)
         if mixer.source is not None:
             return b.llmc("SharedAttention", rotated[0], *self.present[mixer.source], self.past, *sinks, **common)
@@ -188,6 +195,35 @@ class _Assembly:
         key.name, value.name = f"present.{index}.key", f"present.{index}.value"
         g.body.outputs.extend([key, value])
         self.present[index] = key, value
+        return y
+
+    def _latent(self, b: Builder, index: int, mixer: Latent, x: ir.Value, prefix: str) -> ir.Value:
+        w, q = self.weights, x
+        if mixer.q_down is not None:
+            q = w.norm(b, w.linear(b, x, mixer.q_down, prefix), mixer.q_norm, prefix)
+        q = w.linear(b, q, mixer.q, prefix)
+        both = w.linear(b, x, mixer.kv_down, prefix)
+        latent, key = b("Split", both, b.ints(mixer.rank, mixer.rope_dim), axis=-1, outputs=2)
+        for value, size in ((latent, mixer.rank), (key, mixer.rope_dim)):
+            value.type, value.shape = x.type, ir.Shape(["B", "S", size])
+        latent = w.norm(b, latent, mixer.kv_norm, prefix)
+        up = w.parameter(f"{prefix}{mixer.kv_up.module}.weight", (mixer.kv_up.rows, mixer.kv_up.columns))
+        cos, sin, rows, factors = self.ropes.tables(mixer)
+        past = self.graph.input(f"past.{index}.key", "F32", ["B", 1, "C", mixer.head_dim])
+        y, present = b.llmc(
+            "LatentAttention",
+            *(q, latent, key, up, cos, sin, rows, past, self.past, factors),
+            overload=TEMPERED if factors is not None else "",
+            outputs=2,
+            heads=mixer.heads,
+            nope=mixer.nope_dim,
+            rope=mixer.rope_dim,
+            value=mixer.value_dim,
+            scale=mixer.scale,
+            interleaved=int(mixer.rope.interleaved),
+        )
+        present.name = f"present.{index}.key"
+        self.graph.body.outputs.append(present)
         return y
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ...passes.graph.experts import LIMITED, SPARSEMIXER, Mixture, route_overload
+from ...passes.graph.experts import Mixture, route_overload
 from ...passes.graph.graph import KEPT, Builder
+from ...runtime.experts import LIMITED, SPARSEMIXER
 from ..families.spec import Experts, Mlp, Router
 from .weights import Weights
 
@@ -24,8 +25,10 @@ def experts_of(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: st
     (up, of_up), (down, of_down) = (w.stack(one, prefix) for one in (experts.gate_up, experts.down))
     mixture = Mixture(up, down, experts.activation, bias=experts.gate_up.bias, input=experts.scales_input)
     limits = {"alpha": experts.alpha, "limit": experts.limit} if experts.activation == LIMITED else {}
-    module = f"{prefix}{experts.down.module.rpartition('.')[0]}"
-    y = b.llmc("MoE", x, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
+    module = f"{prefix}{experts.module}"
+    read = w.norm(b, x, experts.norm, prefix)
+    y = b.llmc("MoE", read, chosen, weights, *of_up, *of_down, overload=mixture.overload, name=module, **limits)
+    y = w.norm(b, y, experts.post, prefix)
     return y if shared is None else b("Add", y, shared)
 
 
@@ -33,7 +36,8 @@ def _shared(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: str, 
     """What the expert that every token has computes, times the opening of its gate."""
     if experts.shared is None:
         return None
-    shared = mlp(b, experts.shared, x, prefix)
+    shared = mlp(b, experts.shared, w.norm(b, x, experts.shared_norm, prefix), prefix)
+    shared = w.norm(b, shared, experts.shared_post, prefix)
     if experts.shared_gate is None:
         return shared
     return b("Mul", shared, b("Sigmoid", w.linear(b, x, experts.shared_gate, prefix, role=KEPT)))
@@ -41,16 +45,17 @@ def _shared(w: Weights, b: Builder, experts: Experts, x: ir.Value, prefix: str, 
 
 def _route(w: Weights, b: Builder, router: Router, x: ir.Value, prefix: str) -> tuple[ir.Value, ir.Value]:
     """Experts i64 [B, S, k] and their weights f32 [B, S, k]."""
-    logits = w.linear(b, x, router.linear, prefix, role=KEPT)
+    logits = w.linear(b, w.norm(b, x, router.norm, prefix), router.linear, prefix, role=KEPT)
     if router.kind == SPARSEMIXER:
         return b.llmc("Route", logits, overload=SPARSEMIXER, outputs=2, k=router.chosen, jitter=router.jitter)
     grouped = router.groups > 1
-    bias = router.bias and w.parameter(f"{prefix}{router.bias.name}", router.bias.shape)
+    bias, scales = router.bias is not None, router.scales is not None
+    parameters = [w.vector(one, prefix) for one in (router.bias, router.scales) if one]
     return b.llmc(
         "Route",
         logits,
-        bias,
-        overload=route_overload(router.kind, biased=bias is not None, grouped=grouped, normed=router.normed),
+        *parameters,
+        overload=route_overload(router.kind, biased=bias, grouped=grouped, normed=router.normed, scaled=scales),
         outputs=2,
         k=router.chosen,
         factor=router.factor,

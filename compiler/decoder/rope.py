@@ -77,12 +77,12 @@ def _proportional(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
 
 
 def _llama3(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
-    """Llama 3.1: long wavelengths divided by the factor, short ones kept, a linear blend between."""
+    """Llama 3.1: long wavelengths divided by the factor, short ones kept, a linear blend between, if anything is."""
     base = _base_frequencies(rope.theta, dim)
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = _number(rope, "original_max_position_embeddings")
     wavelength = 2 * math.pi / base
-    smooth = (original / wavelength - low) / (high - low)
+    smooth = (original / wavelength - low) / (high - low or 1.0)
     blended = (1 - smooth) * base / factor + smooth * base
     scaled = np.where(wavelength > original / low, base / factor, blended)
     return np.where(wavelength < original / high, base, scaled), 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +13,10 @@ from ...passes.graph.attention import LAYER as LAYER_NORM
 from ...passes.graph.graph import Builder, Canonical, Computed, Copied, Graph
 from ...passes.graph.ops import DENSE, overload_of
 from ...quantize import FORMATS
-from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, as_f32
+from ...runtime.engine_file.bind import Concat, Expr, Plus, Reshape, ToF32, as_f32
 from ..checkpoint.weights.source import Source
-from ..families.spec import LAYER, Linear, Norm, Stack
+from ..checkpoint.weights.stacks import stored_formats
+from ..families.spec import LAYER, Linear, Norm, Parameter, Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +39,10 @@ class Weights:
     def stack(self, stack: Stack, prefix: str) -> tuple[str, list[ir.Value]]:
         """The format in which the files have the weights of all experts, and its components; then their bias."""
         (name, shape), *bias = stack.tensors(prefix)
-        fmt = next((one.format for one in stack.spellings if self._has(f"{prefix}{stack.module}", one.format)), "")
-        made = [self.parameter(name, shape)] if not fmt else self._components(f"{prefix}{stack.module}.", stack, fmt)
+        module = f"{prefix}{stack.module}"
+        fmt = stored_formats({module: stack}, self.source.names).get(module, "")
+        made = self._components(f"{module}.", stack, fmt) if fmt else [self.parameter(name, shape)]
         return fmt or "none", [*made, *(self.parameter(*one) for one in bias)]
-
-    def _has(self, module: str, fmt: str) -> bool:
-        return bool(fmt) and f"{module}.{FORMATS[fmt].layouts[-1].suffix}" in self.source.names
 
     def _components(self, stem: str, stack: Stack, fmt: str) -> list[ir.Value]:
         values = []
@@ -73,6 +73,12 @@ class Weights:
         """A tensor of the checkpoint."""
         return self.graph.weight(tensor, self._stored(tensor, shape))
 
+    def vector(self, parameter: Parameter, prefix: str) -> ir.Value:
+        """A parameter as [n], whatever its shape in the files."""
+        stored = self._stored(f"{prefix}{parameter.name}", parameter.shape)
+        flat = stored if len(parameter.shape) == 1 else Reshape(stored, (prod(parameter.shape),))
+        return self.graph.weight(f"{prefix}{parameter.name}", flat)
+
     def _stored(self, tensor: str, shape: tuple[int, ...]) -> Expr:
         dtype = self.source.info(tensor).dtype
         shape = shape or (1,)  # sources give a scalar as one row
@@ -90,6 +96,8 @@ class Weights:
             name, factor = f"{prefix}{norm.module}.weights", Concat(tuple(rows), 0)
         else:
             name, factor = names[0], self._stored(names[0], (norm.size,))
+        if norm.factor != 1.0:
+            factor = ToF32(factor, norm.factor)
         if norm.plus_one:
             factor = Plus(as_f32(factor), 1.0)
         bias = [self.parameter(f"{prefix}{norm.module}.bias", (norm.size,))] if norm.bias else []

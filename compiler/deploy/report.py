@@ -52,6 +52,7 @@ class CandidateReport:
     """As `llmc build --parallel` takes it."""
     tp: int
     pp: int
+    ep: int
     copies: int
     """Of the model, on the machine."""
     quantize: str
@@ -183,6 +184,7 @@ def candidate_report(choice: Choice, build: BuildFigures) -> CandidateReport:
         parallel=one.split.name,
         tp=one.split.tp,
         pp=one.split.pp,
+        ep=one.split.ep,
         copies=one.copies,
         quantize=one.recipe.default_format,
         activations=one.recipe.activations,

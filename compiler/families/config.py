@@ -13,7 +13,7 @@ from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from ..vision.table import Kind, Row
 from ..vision.text_model import TextPart, row_of, text_part
-from . import FAMILIES
+from . import FAMILIES, REMOTE
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
 from .spec import DecoderSpec
@@ -37,7 +37,8 @@ class Config:
     eos_given: bool
     """False if `eos_ids` is the default of the architecture."""
     quantization: str
-    """The method of a load-time quantization, which may be a leftover; the tensors decide."""
+    """The method of a load-time quantization, which may be a leftover, or the format of stored experts; the tensors
+    decide."""
     ignored: Mapping[str, str]
     """Unused key to the reason."""
     accepted: tuple[str, ...]
@@ -52,17 +53,20 @@ class Config:
     @property
     def rope_is_dynamic(self) -> bool:
         """True if the rope type extends the model to any context, beyond the positions it was trained for."""
-        return all(rope.type == "dynamic" for layer in self.decoder.layers if (rope := layer.mixer.rope))
+        return not self.decoder.limit and all(
+            rope.type == "dynamic" for layer in self.decoder.layers if (rope := layer.mixer.rope)
+        )
 
     def require_positions(self, asked: int, refusal: str, flag: str) -> None:
         """Check that the model has so many positions; `refusal` begins the error, `flag` is what sets them.
 
         Raises:
-            RecipeError: it was trained for fewer, and its rope type is not dynamic.
+            RecipeError: it was trained, or is computed, for fewer, and its rope type is not dynamic.
         """
         limit = self.decoder.positions
         if asked > limit and not self.rope_is_dynamic:
-            raise RecipeError(refusal, found=f"a model of {limit} positions", fix=f"{flag} {limit} or less")
+            why = self.decoder.limit and f": {self.decoder.limit}"
+            raise RecipeError(refusal, found=f"a model of {limit} positions{why}", fix=f"{flag} {limit} or less")
 
 
 def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str = "config.json") -> Config:
@@ -84,7 +88,7 @@ def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str =
     notes += [f"accepting {key} changes nothing: {ignored[key]}" for key in sorted(ignored.keys() & set(accept))]
     notes += [f"{key}: {HARMLESS[key]}" for key in raw if key in REMOTE_CODE and raw[key]]
     reading = ConfigReader(values, family, part.what)
-    quantization = _quantization(reading.fields)
+    quantization = _quantization(reading.fields, family)
     decoder = reading.decoder(family)
     bos_id, eos_ids = _token_ids(reading.fields, values, decoder.vocab_size, notes)
     return Config(
@@ -157,12 +161,15 @@ def _family(fields: Fields) -> Family:
         )
 
     if not named:
-        implied = [family for family in FAMILIES.values() if family.name == model_type]
+        implied = [family for family in (*FAMILIES.values(), *REMOTE.values()) if family.name == model_type]
         if not implied:
             raise foreign(f'no architectures, model_type "{model_type}"', "")
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
+    remote = REMOTE.get(model_type)
+    if remote is not None and remote.architecture == named[0]:
+        return remote
     family = FAMILIES.get(named[0]) or next((one for one in FAMILIES.values() if named[0] in one.also), None)
     if family is None:
         raise foreign(named[0], named[0])
@@ -187,8 +194,11 @@ def _dtype(fields: Fields, notes: list[str]) -> str | None:
     return _DTYPES[name]
 
 
-def _quantization(fields: Fields) -> str:
-    """ "" or "bitsandbytes", whose settings stay in merged models because it quantizes while loading."""
+def _quantization(fields: Fields, family: Family) -> str:
+    """ "", a format that files of the family are stored in, or "bitsandbytes".
+
+    The settings of the last stay in merged models, because it quantizes while loading.
+    """
     for key in ("quantization_config", "compression_config"):
         settings = fields.table(key)
         if settings is None:
@@ -197,7 +207,7 @@ def _quantization(fields: Fields) -> str:
         method = Fields(settings, f'"{key}" of {fields.what}').text(
             "quant_method", "bitsandbytes" if loading else "unnamed"
         )
-        if method != "bitsandbytes":
+        if method not in ("bitsandbytes", *family.stored):
             raise Unsupported(
                 f'expected a checkpoint that is not quantized yet ("{key}" absent or null) in {fields.what}',
                 found=f'quant_method "{method}"',

@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.rope import RopeConfig, RopeDefaults, parse_rope
-from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, Parameter, PlainMlp
+from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mixer, Mlp, Norm, Parameter, PlainMlp
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -26,6 +26,12 @@ _ACTIVATIONS = {
 """Names in config.json, to those of `passes/graph/pointwise.py`; three of them are one formula."""
 GATED = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """Activations that a gate may have."""
+_KINDS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
+    (False, False): ("full_attention", "attention"),
+    (True, False): ("sliding_attention",),
+    (False, True): ("chunked_attention",),
+}
+"""What `layer_types` may say of a layer with or without a window, with or without chunks."""
 _MAX_POSITIONS = 2**31 - 1
 LOGITS = "logits of transformers"
 """Of `Family.verified`: tests/e2e/numbers/families compares both."""
@@ -57,14 +63,22 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keys of published files that have one value in all of them, which is what llmc computes."""
     spelled: Mapping[str, str] = field(default_factory=dict)
-    """Second names of keys, which published files have beside the first, with the same value, or instead of it."""
+    """Second names of keys, which published files have beside the first, with the same value."""
+    mapped: Mapping[str, str] = field(default_factory=dict)
+    """The same of keys that count also where the first is absent: `attribute_map` of its config class."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
+    kinds: tuple[str, ...] = ()
+    """What `layer_types` calls its layers, if it has names of its own for them."""
+    stored: tuple[str, ...] = ()
+    """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
 
     @property
     def keys(self) -> frozenset[str]:
         """All keys that it reads beside the common ones."""
-        return frozenset((*self.defaults, *self.fixed, *self.spelled))
+        return frozenset((*self.defaults, *self.fixed, *self.spelled, *self.mapped))
 
 
 def _count(key: str, high: int) -> cached_property[int]:
@@ -72,6 +86,8 @@ def _count(key: str, high: int) -> cached_property[int]:
     return cached_property(lambda reading: reading.fields.need_integer(key, 1, high))
 
 
+DRAFTS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of layers that draft tokens: published ones, and that of transformers 5."""
 DECIDED_WITH_OTHERS = ("bos_token_id", "eos_token_id")
 """Keys whose default counts only if no other file names the token: `tokens.resolve` says which is taken."""
 
@@ -84,7 +100,7 @@ class ConfigReader:
     """
 
     def __init__(self, values: Mapping[str, Any], family: Family, what: str) -> None:
-        second = {key: values[name] for name, key in family.spelled.items() if name in values and key not in values}
+        second = {key: values[name] for name, key in family.mapped.items() if name in values and key not in values}
         values = {**values, **second}
         absent = {key: value for key, value in family.defaults.items() if key not in values and value is not None}
         self.fields = Fields({**absent, **values}, what)
@@ -242,9 +258,14 @@ class ConfigReader:
             activation, Linear(up, width, hidden, bias), Linear(down, hidden, width, bias), parameters=parameters
         )
 
-    def layer(self, mixer: Attention, mlp: Mlp) -> LayerSpec:
+    def layer(self, mixer: Mixer, mlp: Mlp) -> LayerSpec:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
+
+    def drafts(self) -> int:
+        """Layers of the files after the last one, which draft tokens; the key has two names."""
+        counts = {key: self.fields.integer(key, 0, 64, 0) for key in DRAFTS}
+        return max(counts.values())
 
     def last_norm(self, layers: Sequence[LayerSpec]) -> Norm:
         """The norm before the head, which is of the kind that the layers have."""
@@ -254,10 +275,10 @@ class ConfigReader:
     def decoder(self, family: Family) -> DecoderSpec:
         """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
         self.only(family.fixed)
-        self.only({name: self.fields.values.get(key) for name, key in family.spelled.items()})
+        self.only({name: self.fields.values.get(key) for name, key in (family.spelled | family.mapped).items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
-            expected = ("full_attention", "attention") if layer.mixer.window is None else ("sliding_attention",)
+            expected = family.kinds or _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")
@@ -268,5 +289,7 @@ class ConfigReader:
             layers=layers,
             norm=self.last_norm(layers),
             tied=self.flag("tie_word_embeddings"),
+            renamed=family.renamed,
+            drafts=self.drafts(),
         )
         return family.decoder(self, spec)

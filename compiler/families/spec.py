@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
+from ...runtime.engine_file.manifest import LayerCache
 from ..config.rope import RopeConfig
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -60,12 +62,16 @@ class Norm:
     bias: bool = False
     each: int = 0
     """Heads that have a weight of their own each, stored as `{module}.norms.{head}.weight`; 0: one weight for all."""
+    parameter: str = "weight"
+    """The weight's name in the module."""
+    factor: float = 1.0
+    """Of the weight."""
 
     def weights(self, prefix: str) -> list[str]:
         """Names of its weights."""
         if self.each:
             return [f"{prefix}{self.module}.norms.{head}.weight" for head in range(self.each)]
-        return [f"{prefix}{self.module}.weight"] if self.module else []
+        return [f"{prefix}{self.module}.{self.parameter}"] if self.module else []
 
     def tensors(self, prefix: str) -> Shapes:
         yield from ((name, (self.size,)) for name in self.weights(prefix))
@@ -121,6 +127,8 @@ class Attention(_Parts):
     """Over each head."""
     window: int | None = None
     """Positions that a token attends to, its own included; None means its own and all before it."""
+    chunk: int | None = None
+    """Instead of a window: a token attends to those before it in its own chunk of so many positions."""
     norm_after_rope: bool = False
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap)."""
@@ -132,11 +140,59 @@ class Attention(_Parts):
 
 
 @dataclass(frozen=True)
+class Latent(_Parts):
+    """Multi-head latent attention (arXiv 2405.04434): what is cached is one row of `rank` + `rope_dim` numbers."""
+
+    heads: int
+    nope_dim: int
+    """Elements of a head of q and k that rope does not turn."""
+    rope_dim: int
+    value_dim: int
+    rank: int
+    scale: float
+    rope: RopeConfig
+    q: Linear
+    """Of the hidden state, or of `q_down`'s result."""
+    kv_down: Linear
+    """`rank` rows of the latent, then `rope_dim` rows of the key that all heads share."""
+    kv_norm: Norm
+    kv_up: Linear
+    """For each head `nope_dim` rows of keys, then `value_dim` rows of values."""
+    o: Linear
+    q_down: Linear | None = None
+    q_norm: Norm | None = None
+    """Of `q_down`'s result."""
+    temperature: Temperature | None = None
+
+    kv_heads = 1
+    window = None
+    chunk = None
+    source = None
+    softcap = None
+    sinks = None
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a cached row."""
+        return self.rank + self.rope_dim
+
+
+Mixer = Attention | Latent
+
+
+def cache_of(mixer: Mixer, kv_heads: int | None = None) -> LayerCache:
+    """What a layer keeps of each position; `kv_heads` are those of a rank."""
+    rank = mixer.rank if isinstance(mixer, Latent) else None
+    return LayerCache(mixer.kv_heads if kv_heads is None else kv_heads, mixer.head_dim, mixer.window, rank)
+
+
+@dataclass(frozen=True)
 class Temperature:
-    """A query at a position is multiplied by 1 + beta * ln(1 + floor(position / original)) (Llama 4)."""
+    """A query at a position is multiplied by 1 + beta * ln(1 + floor((position + first) / original)) (Llama 4)."""
 
     beta: float
     original: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,7 +265,7 @@ class Router(_Parts):
     """Chooses the experts of a token, and their weights, from the logits of `linear`."""
 
     kind: str
-    """A name of `passes/graph/experts.py`."""
+    """A name of `runtime/experts.py`."""
     linear: Linear
     chosen: int
     normed: bool = False
@@ -220,6 +276,10 @@ class Router(_Parts):
     """No sum below this divides."""
     bias: Parameter | None = None
     """Added to the scores for the choice only."""
+    norm: Norm | None = None
+    """Of what `linear` reads."""
+    scales: Parameter | None = None
+    """A factor of each expert's weights."""
     groups: int = 1
     kept_groups: int = 1
     best: int = 2
@@ -230,14 +290,17 @@ class Router(_Parts):
 
 @dataclass(frozen=True)
 class Experts(_Parts):
-    """The sum of weight * down(activation(gate(x)) * up(x)) over a token's experts, plus a shared expert."""
+    """post(the sum of weight * down(activation(gate(n)) * up(n)) over a token's experts), plus a shared expert.
+
+    n is norm(x); a norm of None does nothing. The router reads x.
+    """
 
     router: Router
     gate_up: Stack
     down: Stack
     activation: str
     alpha: float = 1.0
-    """Of the activation "limited" (`passes/graph/experts.py`), as is `limit`."""
+    """Of the activation "limited" (`runtime/experts.py`), as is `limit`."""
     limit: float = 0.0
     scales_input: bool = False
     """The weight multiplies the input of an expert and not its result."""
@@ -245,6 +308,17 @@ class Experts(_Parts):
     """An MLP that every token has."""
     shared_gate: Linear | None = None
     """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
+    norm: Norm | None = None
+    post: Norm | None = None
+    shared_norm: Norm | None = None
+    """Of what `shared` reads."""
+    shared_post: Norm | None = None
+    """Of its result."""
+
+    @property
+    def module(self) -> str:
+        """The module of all experts."""
+        return self.down.module.rpartition(".")[0]
 
 
 Mlp = GatedMlp | PlainMlp | Experts
@@ -268,7 +342,7 @@ class LayerSpec(_Parts):
     """
 
     mixer_norm: Norm | None
-    mixer: Attention
+    mixer: Mixer
     mlp_norm: Norm | None
     mlp: Mlp
     mixer_post: Norm | None = None
@@ -311,6 +385,14 @@ class DecoderSpec:
     logits_scale: float = 1.0
     logits_softcap: float | None = None
     """Logits become softcap * tanh(logit / softcap)."""
+    limit: str = ""
+    """Why it is not computed for more positions, if the model was trained for more."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Modules of layers that are not computed, and why that changes nothing."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, each with the part that other files have in its place."""
+    drafts: int = 0
+    """Layers after the last one, in files only, that draft tokens; llmc leaves them out."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the decoder reads, with its shape."""
@@ -325,6 +407,16 @@ class DecoderSpec:
         if self.head_bias:
             shapes[f"{self.head}.bias"] = (self.vocab_size,)
         return shapes
+
+    def active_parameters(self) -> int | None:
+        """Parameters that one token reads; None if it reads all, because no layer has experts."""
+        left_out = 0
+        for layer in self.layers:
+            if isinstance(layer.mlp, Experts):
+                experts, chosen = layer.mlp.gate_up.experts, layer.mlp.router.chosen
+                sizes = (prod(shape) for stack in layer.stacks() for _, shape in stack.tensors(""))
+                left_out += sum(size // experts * (experts - chosen) for size in sizes)
+        return sum(map(prod, self.tensors().values())) - left_out if self.stacks() else None
 
     def fused(self) -> dict[str, tuple[str, int, int]]:
         """Tensor that lies within a larger one of the checkpoint: that one, this one's first row, the rows of all."""
@@ -367,12 +459,14 @@ class DecoderSpec:
         return {name: (shape[0], shape[1]) for name, shape in (*matrices.items(), head)}
 
     def within(self, context: int) -> DecoderSpec:
-        """The same decoder for at most `context` positions; removes windows that hold all of them."""
+        """The same decoder for at most `context` positions; removes windows and chunks that hold all of them."""
         return replace(self, layers=tuple(_within(layer, context) for layer in self.layers))
 
 
 def _within(layer: LayerSpec, context: int) -> LayerSpec:
-    window = layer.mixer.window
-    if window is None or window < context:
+    if isinstance(layer.mixer, Latent):
         return layer
-    return replace(layer, mixer=replace(layer.mixer, window=None))
+    window, chunk = (
+        None if size is None or size >= context else size for size in (layer.mixer.window, layer.mixer.chunk)
+    )
+    return replace(layer, mixer=replace(layer.mixer, window=window, chunk=chunk))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...passes.graph.experts import LIMITED, Mixture
+from ...passes.graph.experts import Mixture
 from ...passes.graph.graph import Graph, attribute
 from ...quantize import FORMATS
+from ...runtime.engine_file.bind import Expr, Slice, Stored, ToF32
+from ...runtime.experts import LIMITED
 from ...runtime.numbers import to_f32
 
 ReadExpert = Callable[[ir.Value, int], np.ndarray]
@@ -43,6 +46,17 @@ def mixture_result(
         made = _linear(graph, _act(node, mixture, pairs), down, mixture.down, int(expert), read)
         y.index_add_(0, rows, made if mixture.input else made * share)
     return y.numpy().reshape(x.shape)
+
+
+def of_expert(expr: Expr, expert: int) -> tuple[Expr, int]:
+    """The part [1, ...] of one expert of a stack, as an expression of the row of the stored stack that is returned."""
+    if isinstance(expr, Stored):
+        return replace(expr, shape=(1, *expr.shape[1:])), expert
+    if isinstance(expr, Slice) and expr.axis == 0:
+        return of_expert(expr.of, expr.start + expert)
+    assert isinstance(expr, Slice | ToF32)
+    of, row = of_expert(expr.of, expert)
+    return replace(expr, of=of), row
 
 
 def _linear(

@@ -23,7 +23,7 @@ from ...quantize import FORMATS
 from ...quantize.chunks import on_all_cores
 from ...runtime.engine_file.bind import Expr, Stored, evaluate_weight
 from ...runtime.numbers import to_f32
-from .experts import mixture_result
+from .experts import mixture_result, of_expert
 
 Read = Callable[[str, int, int], np.ndarray]
 """(canonical name, first row, row after the last; -1: to the end) to a raw array."""
@@ -174,10 +174,10 @@ class Oracle:
 
     def _mixture(self, graph: Graph, node: ir.Node, values: dict[str, np.ndarray]) -> np.ndarray:
         def read(value: ir.Value, expert: int) -> np.ndarray:
-            expr = graph.expr(value)
-            if isinstance(expr, Stored):
-                return self._read(expr.name, expert, expert + 1)[0]
-            return self._raw(graph, value)[expert]
+            whole = graph.expr(value)
+            assert whole is not None
+            expr, row = of_expert(whole, expert)
+            return expr.evaluate(lambda name: self._read(name, row, row + 1))[0]
 
         x, experts, weights = (values[str(value.name)] for value in node.inputs[:3])  # type: ignore[union-attr]
         return mixture_result(graph, node, x, experts, weights, read)

@@ -90,10 +90,10 @@ class Logical:
 
 
 class AllFormats:
-    """Lowers a model with `tp` shards; recipes that differ only in formats share the legal graphs."""
+    """Lowers a model with `tp` * `ep` shards; recipes that differ only in formats share the legal graphs."""
 
-    def __init__(self, logical: Logical, tp: int) -> None:
-        self._logical, self._tp = logical, tp
+    def __init__(self, logical: Logical, tp: int, ep: int = 1) -> None:
+        self._logical, self._tp, self._ep = logical, tp, ep
         self._bases: dict[Hashable, tuple[Reformatted, ...]] = {}
 
     def pieces(self, recipe: Recipe) -> Pieces | Refused:
@@ -105,19 +105,19 @@ class AllFormats:
             except Unsupported as error:
                 return Refused(recipe, None, f"{error.asked}: {error.found}")
         try:
-            skeleton.placement(tp)
+            skeleton.placement(tp, self._ep)
             graphs = self._graphs(skeleton, recipe, context)
         except Unsupported as error:
             return Refused(recipe, tp, f"{error.asked}: {error.found}")
-        return pieces_of(graphs, skeleton, recipe, context, tp, self._logical.subject.dtype)
+        return pieces_of(graphs, skeleton, recipe, context, tp, self._logical.subject.dtype, self._ep)
 
     def _graphs(self, skeleton: Skeleton, recipe: Recipe, context: int) -> tuple[Graph, ...]:
         shared = structure(skeleton)
         if shared is None or recipe.activations in FP4_FORMATS:  # these are for linears in their own format
-            return legal_graphs(self._logical.graph(skeleton, context), skeleton, recipe, self._tp)
+            return legal_graphs(self._logical.graph(skeleton, context), skeleton, recipe, self._tp, self._ep)
         key = shared, recipe.targets[0], recipe.activations, recipe.kv, context
         if key not in self._bases:
             base = on_base(skeleton)
-            legal = legal_graphs(self._logical.graph(base, context), base, recipe, self._tp)
+            legal = legal_graphs(self._logical.graph(base, context), base, recipe, self._tp, self._ep)
             self._bases[key] = tuple(map(Reformatted, legal))
         return tuple(one.to(skeleton) for one in self._bases[key])

@@ -15,10 +15,11 @@ from ...recipes.recipe import Recipe
 from ...runtime.costs.facts import BuildFacts
 from ...runtime.engine_file.bind import Stored
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.weights.stacks import stored_formats
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
-from ..families.spec import DecoderSpec, LayerSpec, Linear, PlainMlp, Temperature
+from ..families.spec import DecoderSpec, Experts, Latent, LayerSpec, Linear, Mixer, PlainMlp, Temperature
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
@@ -127,7 +128,8 @@ def build_sizes(checkpoint: Checkpoint, recipe: Recipe, context: int, *, section
     numbers: defaultdict[str, int] = defaultdict(int)
     copied, quantized = _tables(checkpoint.config.decoder, context), []
     made: dict[Hashable, _Group] = {}  # of one layer and of all like it: their tensors' names do not matter here
-    for tensors, fmt in _grouped(checkpoint.config.decoder, recipe):
+    stored = stored_formats(checkpoint.config.decoder.stacks(), checkpoint.source.names)
+    for tensors, fmt in _grouped(checkpoint.config.decoder, recipe, stored):
         key = fmt, tuple((checkpoint.source.info(name).dtype, shape) for name, shape in tensors)
         group = made[key] = made.get(key) or _group(checkpoint, tensors, fmt)
         source[fmt] += group.source_bytes
@@ -152,8 +154,13 @@ def _group(checkpoint: Checkpoint, tensors: list[tuple[str, tuple[int, ...]]], f
     return _Group(sum(one.nbytes for one in infos), sum(prod(one.shape) for one in infos), _stored(infos, fmt))
 
 
-def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
-    """Tensors that lie next to each other, and their weight format: what `passes/quantize_weights.py` decides."""
+def _grouped(
+    spec: DecoderSpec, recipe: Recipe, stored: Mapping[str, str]
+) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """Tensors that lie next to each other, and their weight format: what `passes/quantize_weights.py` decides.
+
+    Modules that files have `stored` in a format already are copied.
+    """
     table = (f"{spec.embedding}.weight", (spec.vocab_size, spec.hidden_size))
     head = recipe.format_of(spec.head)
     if not spec.tied or head == "none":
@@ -168,8 +175,9 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
         shared = dict(_shared(layer))
         for name, shape in layer.tensors(prefix):
             module = name.removesuffix(".weight").removeprefix(prefix)
-            if module not in shared or len(shape) != 2:
+            if (module not in shared or len(shape) != 2) and len(shape) != 3:
                 yield [(name, shape)], "none"
+        yield from (one for one in _stacks(layer, prefix, recipe, stored) if one[1] == "none")
         for linears in dict.fromkeys(shared.values()):
             by_format: defaultdict[str, list[Linear]] = defaultdict(list)
             for linear in linears:
@@ -185,16 +193,44 @@ def _grouped(spec: DecoderSpec, recipe: Recipe) -> Iterator[tuple[list[tuple[str
         yield [(f"{spec.head}.weight", (spec.vocab_size, spec.hidden_size))], head
     elif head != "none":  # the table shares the head's codes
         yield [table], head
+    for index, layer in enumerate(spec.layers):  # experts are quantized after all linears
+        yield from (one for one in _stacks(layer, spec.layer.format(index), recipe, stored) if one[1] != "none")
+
+
+def _stacks(
+    layer: LayerSpec, prefix: str, recipe: Recipe, stored: Mapping[str, str]
+) -> Iterator[tuple[list[tuple[str, tuple[int, ...]]], str]]:
+    """The weights of experts, each of which lies alone, and their formats; each component of a stored one."""
+    for one in layer.stacks():
+        module = f"{prefix}{one.module}"
+        if module in stored:
+            from ...quantize import FORMATS
+
+            for part in FORMATS[stored[module]].components(one.rows, one.columns):
+                yield [(f"{module}.{part.name}", (one.experts, *part.shape))], "none"
+        else:
+            yield [(f"{module}.weight", (one.experts, one.rows, one.columns))], recipe.format_of(module)
 
 
 def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
-    """The linears of a layer by module, each with those of its input and parent module."""
-    mixer, mlp, extra = layer.mixer, layer.mlp, layer.extra
-    first = (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
-    alone = (mixer.o, mlp.down, *(() if extra is None else (extra.gate, extra.projection)))
-    for linears in (tuple(filter(None, (mixer.q, mixer.k, mixer.v))), first, *((one,) for one in alone)):
+    """The linears of a layer by module, each with those of its input and parent module; experts are not among them."""
+    mixer, extra = layer.mixer, layer.extra
+    mlp = layer.mlp.shared if isinstance(layer.mlp, Experts) else layer.mlp
+    first = () if mlp is None else (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
+    last = () if mlp is None else (mlp.down,)
+    alone = (mixer.o, *last, *(() if extra is None else (extra.gate, extra.projection)))
+    for linears in (*_of_mixer(mixer), first, *((one,) for one in alone)):
         for linear in linears:
             yield linear.module, linears
+
+
+def _of_mixer(mixer: Mixer) -> Iterator[tuple[Linear, ...]]:
+    """The linears before attention, those of one input together."""
+    if isinstance(mixer, Latent):
+        yield mixer.q_down or mixer.q, mixer.kv_down
+        yield (mixer.q,) if mixer.q_down else ()
+    else:
+        yield tuple(filter(None, (mixer.q, mixer.k, mixer.v)))
 
 
 def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
@@ -203,24 +239,33 @@ def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
         return [infos]
     from ...quantize import FORMATS
 
-    parts = [FORMATS[fmt].components(one.shape[0], one.shape[1]) for one in infos]
-    stems = [one.name.removesuffix("weight") for one in infos]
+    parts = [FORMATS[fmt].components(*one.shape[-2:]) for one in infos]
+    stems = [(one.name.removesuffix("weight"), one.shape[:-2]) for one in infos]
     return [
-        [Stored(f"{stem}{part.name}", part.dtype, part.shape) for stem, part in zip(stems, column, strict=True)]
+        [
+            Stored(f"{stem}{part.name}", part.dtype, (*experts, *part.shape))
+            for (stem, experts), part in zip(stems, column, strict=True)
+        ]
         for column in zip(*parts, strict=True)
     ]
 
 
 def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
     """The rotary tables that an engine stores: those that do not depend on a sequence's length."""
-    kinds: list[tuple[RopeConfig, int, Temperature | None]] = []
+    kinds: list[tuple[RopeConfig | None, int, Temperature | None]] = []
+    factors: set[Temperature] = set()
     for mixer in (layer.mixer for layer in spec.layers):
-        for scaled in dict.fromkeys((mixer.temperature, None)):
-            if mixer.rope is not None and (settings := (mixer.rope, mixer.head_dim, scaled)) not in kinds:
+        latent = isinstance(mixer, Latent)
+        if latent and mixer.temperature is not None:
+            factors.add(mixer.temperature)
+        for scaled in dict.fromkeys((None,) if latent else (mixer.temperature, None)):
+            settings = mixer.rope, mixer.rope_dim if latent else mixer.head_dim, scaled
+            if (mixer.rope or mixer.temperature) and settings not in kinds:
                 kinds.append(settings)
-    turned = [(rope, rope.rotated(size)) for rope, size, _ in kinds]
-    fixed = [size for rope, size in turned if length_rope(rope, size, spec.positions, context) is None]
-    return [
+    turned = [(rope, rope.rotated(size) if rope else size) for rope, size, _ in kinds]
+    fixed = [size for rope, size in turned if not rope or length_rope(rope, size, spec.positions, context) is None]
+    tables = [[Stored(f"temperature.{at}", "F32", (context, 1))] for at in range(len(factors))]
+    return tables + [
         [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"
     ]
 

@@ -90,7 +90,7 @@ Timed = Callable[[Link, str, int, int], float]
 
 
 class Pricer:
-    """Prices the splits of one recipe and one degree of tensor parallelism."""
+    """Prices the splits of one recipe and one number of shards."""
 
     def __init__(
         self, pieces: Pieces, recipe: Recipe, load: Workload, rates: Rates, timed: Timed = Link.seconds
@@ -105,7 +105,7 @@ class Pricer:
 
         A copy inside a host is the same in all machines with its chip and link, so it is priced once.
         """
-        ranks = self._pieces.tp * pp
+        ranks = self._pieces.shards * pp
         hosts = 1 if ranks <= machine.gpus_per_host else (machine.gpus_per_host, machine.network)
         each = None if batch is None else -(-batch // (machine.gpus // ranks))
         key = machine.chip.name, machine.link, hosts, pp, each
@@ -114,7 +114,7 @@ class Pricer:
         return replace(self._known[key], machine=machine)
 
     def _candidate(self, machine: Machine, pp: int, batch: int | None) -> Candidate:
-        split = Split(self._pieces.tp, pp)
+        split = self._pieces.split(pp)
         pieces, needs, most = self.memory(machine, pp)
         recipe = replace(self._recipe, parallel=(split.name,))
         made = Candidate(
@@ -144,7 +144,7 @@ class Pricer:
         if key not in self._clocks:
             self._clocks[key] = Clock(pieces, machine.chip, self._rates)
         clock = self._clocks[key]
-        moved = exchanges(machine, Split(self._pieces.tp, pp), self._rates, self._timed)
+        moved = exchanges(machine, self._pieces.split(pp), self._rates, self._timed)
         return Server(pieces, pieces.skeleton.model_stages(pp), clock, moved, self._rates)
 
     def memory(self, machine: Machine, pp: int) -> tuple[Pieces, Needs, int]:
@@ -159,7 +159,7 @@ class Pricer:
 
     def _memory(self, pieces: Pieces, machine: Machine, pp: int) -> tuple[Needs, int]:
         stages = pieces.skeleton.model_stages(pp)
-        free = usable(machine.chip.memory, pieces.tp * pp)
+        free = usable(machine.chip.memory, pieces.shards * pp)
         length = self._load.input + self._load.output
         needs, most = [], self._recipe.max_batch
         for stage in {*stages}:
@@ -175,14 +175,14 @@ class Pricer:
 
 def exchanges(machine: Machine, split: Split, rates: Rates, timed: Timed = Link.seconds) -> list[Exchange]:
     """The times of the collectives of each stage's first shard, by the links that its ranks have."""
-    group = machine.link_of(split.tp) if split.tp > machine.gpus_per_host else machine.link
+    group = machine.link_of(split.shards) if split.shards > machine.gpus_per_host else machine.link
 
     def exchange(next_stage: Link, collective: str, exchanged: int) -> float:
         if collective == "recv":  # the sender's time
             return 0.0
         if collective == "send":
             return timed(next_stage, collective, exchanged, 2) / rates.link
-        return timed(group, collective, exchanged, split.tp) / rates.link
+        return timed(group, collective, exchanged, split.shards) / rates.link
 
     inside = partial(exchange, machine.link)
     outside = inside if machine.network is None else partial(exchange, machine.network)

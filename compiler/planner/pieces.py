@@ -78,10 +78,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The blocks of a skeleton for one degree of tensor parallelism."""
+    """The blocks of a skeleton for one number of shards."""
 
     skeleton: Skeleton
     tp: int
+    ep: int
     blocks: Mapping[str, Block]
     plans: tuple[Plan, ...]
     """Of the first shard of each stage of the skeleton; modules of launches in `blocks` are those of `merged`."""
@@ -95,7 +96,15 @@ class Pieces:
     @cached_property
     def in_steps(self) -> Pieces:
         """The pieces of plans without copies of weights (`runtime/plan/copies.py`)."""
-        return _sorted(self.skeleton, self.tp, tuple(map(in_steps, self.plans)), self._named)
+        return _sorted(self.skeleton, self.tp, self.ep, tuple(map(in_steps, self.plans)), self._named)
+
+    @property
+    def shards(self) -> int:
+        return self.tp * self.ep
+
+    def split(self, pp: int) -> Split:
+        """Of the whole model, with so many stages."""
+        return Split(self.tp, pp, self.ep)
 
     @property
     def copies(self) -> bool:
@@ -170,13 +179,13 @@ class Pieces:
         return replace(self.merged, tensors=tensors, programs=tuple(programs), caches=tuple(self.caches(stage)))
 
 
-def legal_graphs(logical: Graph, skeleton: Skeleton, recipe: Recipe, tp: int) -> tuple[Graph, ...]:
+def legal_graphs(logical: Graph, skeleton: Skeleton, recipe: Recipe, tp: int, ep: int = 1) -> tuple[Graph, ...]:
     """The legal graph of the first shard of each stage; `logical` is the skeleton's graph after the model passes.
 
     Raises:
-        Unsupported: this model and its formats cannot be split into `tp` shards, or the target lacks a precision.
+        Unsupported: this model and its formats cannot be split like this, or the target lacks a precision.
     """
-    target, placement = target_named(recipe.targets[0]), skeleton.placement(tp)
+    target, placement = target_named(recipe.targets[0]), skeleton.placement(tp, ep)
     split = placement.split
     graphs = tuple(partition(logical, placement, [split.rank(stage, 0) for stage in range(split.pp)]))
     for graph in graphs:
@@ -185,26 +194,30 @@ def legal_graphs(logical: Graph, skeleton: Skeleton, recipe: Recipe, tp: int) ->
     return graphs
 
 
-def pieces_of(graphs: Sequence[Graph], skeleton: Skeleton, recipe: Recipe, context: int, tp: int, dtype: str) -> Pieces:
+def pieces_of(
+    graphs: Sequence[Graph], skeleton: Skeleton, recipe: Recipe, context: int, tp: int, dtype: str, ep: int = 1
+) -> Pieces:
     """The pieces of legal graphs, for the recipe's first target."""
-    sm, split = SM[recipe.targets[0]], Split(tp, len(graphs))
+    sm, split = SM[recipe.targets[0]], Split(tp, len(graphs), ep)
     plans: list[Plan] = []
     for stage, graph in enumerate(graphs):
-        rank = RankOf(split.rank(stage, 0), tp, split.pp)
+        rank = RankOf(split.rank(stage, 0), split.shards, split.pp)
         config = ProfileConfig(context, recipe.max_batch, dtype, recipe.kv, rank=rank)
         plans.append(draft(graph, config, sm, shapes=priced_shapes(recipe.max_batch, context))[0])
     named = tuple({str(node.name): node.metadata_props[BLOCK] for node in graph.nodes} for graph in graphs)
-    return _sorted(skeleton, tp, tuple(plans), named)
+    return _sorted(skeleton, tp, ep, tuple(plans), named)
 
 
-def _sorted(skeleton: Skeleton, tp: int, plans: tuple[Plan, ...], named: tuple[Mapping[str, str], ...]) -> Pieces:
+def _sorted(
+    skeleton: Skeleton, tp: int, ep: int, plans: tuple[Plan, ...], named: tuple[Mapping[str, str], ...]
+) -> Pieces:
     """The pieces of the plans of a skeleton's stages; `named` has the blocks of launches by label."""
     blocks: dict[str, Block] = defaultdict(Block)
     modules = 0
     for plan, of in zip(plans, named, strict=True):
-        _sort(plan, of, blocks, skeleton.short, tp, modules)
+        _sort(plan, of, blocks, skeleton.short, tp * ep, modules)
         modules += len(plan.modules)
-    return Pieces(skeleton, tp, dict(blocks), plans, named)
+    return Pieces(skeleton, tp, ep, dict(blocks), plans, named)
 
 
 def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
@@ -218,7 +231,7 @@ def priced_shapes(max_batch: int, context: int) -> tuple[StepShape, ...]:
 
 
 def _sort(
-    plan: Plan, of: Mapping[str, str], blocks: dict[str, Block], spec: DecoderSpec, tp: int, modules: int
+    plan: Plan, of: Mapping[str, str], blocks: dict[str, Block], spec: DecoderSpec, shards: int, modules: int
 ) -> None:
     """Add a plan's launches, weights and caches to the blocks of its graph; `modules` plans before it have."""
     made = copies_of(plan)
@@ -242,7 +255,7 @@ def _sort(
         for name, tensor in plan.tensors.items():
             if tensor.kind == "cache" and tensor.shape[0] == cache.size:
                 layer = int(name.split(".")[1])
-                heads = spec.layers[layer].mixer.heads // tp
+                heads = spec.layers[layer].mixer.heads // shards
                 one = Cached(
                     position_bytes(plan, cache, [tensor]),
                     position_operations([tensor], heads),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from multiprocessing import get_context
 
 from ...recipes.goal import Goal
@@ -16,12 +17,15 @@ from ...recipes.recipe import Recipe
 from ...runtime.chips import target_for
 from ...runtime.dtypes import FP4_FORMATS
 from ...runtime.machine import cpu_count
+from ..families.spec import DecoderSpec
 from .all_formats import AllFormats, Logical, Refused, Subject
 from .candidates import Candidate, Pricer
 from .choose import Choice, chosen
 from .rates import FITTED, Rates
 from .serve import Workload
 
+Degrees = tuple[int, int]
+"""Of tensor and of expert parallelism; shards of a stage are their product."""
 _WITH_FP8, _WITHOUT_FP8 = "sm_90", "sm_80"
 """The targets that are lowered for all chips with and without FP8: their tiles differ from those of others, and so does
 the code, but neither what launches read and compute nor the bytes of buffers, weights and caches."""
@@ -74,8 +78,7 @@ def plan(
     Candidates that this model or a target does not support are in `refused`.
     """
     most = max(machine.gpus for machine in machines)
-    heads = [layer.mixer.heads for layer in subject.config.decoder.layers]
-    degrees = [tp for tp in range(1, most + 1) if not any(one % tp for one in heads)]
+    degrees = _degrees(subject.config.decoder, most)
     logical = Logical(subject)
     logical.prepare(recipes)
     price = partial(_candidates, logical, machines, recipes, load, batch, rates)
@@ -86,8 +89,19 @@ def plan(
     return Planned(goal, load, chosen(candidates, goal, load), tuple(refused))
 
 
+def _degrees(spec: DecoderSpec, most: int) -> list[Degrees]:
+    """Tensor and expert parallelism of up to `most` shards that cut no head.
+
+    Experts are cut like all else, or are whole, or in halves: of some more ways between these none is tried.
+    """
+    shards = [one for one in range(1, most + 1) if not any(layer.mixer.heads % one for layer in spec.layers)]
+    experts = min((stack.experts for stack in spec.stacks().values()), default=1)
+    tps = {one: dict.fromkeys((one, *((1, 2) if one % 2 == 0 else (1,)))) for one in shards}
+    return [(tp, one // tp) for one in shards for tp in tps[one] if one // tp <= experts]
+
+
 _Found = list[Candidate | Refused]
-_Price = Callable[[int], _Found]
+_Price = Callable[[Degrees], _Found]
 
 
 def _candidates(
@@ -97,13 +111,14 @@ def _candidates(
     load: Workload,
     batch: int | None,
     rates: Rates,
-    tp: int,
+    degrees: Degrees,
 ) -> _Found:
-    """Every recipe and number of stages, with `tp` shards, on the machines that the recipe is for."""
-    formats, layers = AllFormats(logical, tp), len(logical.subject.config.decoder.layers)
+    """Every recipe and number of stages, with so many shards, on the machines that the recipe is for."""
+    shards = prod(degrees)
+    formats, layers = AllFormats(logical, *degrees), len(logical.subject.config.decoder.layers)
     found: _Found = []
     for recipe in recipes:
-        fitting = [one for one in machines if one.gpus >= tp and _priced_with(recipe, one)]
+        fitting = [one for one in machines if one.gpus >= shards and _priced_with(recipe, one)]
         pieces = formats.pieces(recipe) if fitting else None
         if isinstance(pieces, Refused):
             found.append(pieces)
@@ -112,7 +127,7 @@ def _candidates(
             smaller = cache(partial(_pricer_of_batch, formats, recipe, load, rates))
             for machine in fitting:
                 target = target_for(machine.chip.sm) or recipe.targets[0]
-                for pp in range(1, min(layers, machine.gpus // tp) + 1):
+                for pp in range(1, min(layers, machine.gpus // shards) + 1):
                     made = pricer.candidate(machine, pp, batch)
                     if batch is None and not made.most:
                         made = _of_smaller_batch(smaller, recipe, made) or made
@@ -145,7 +160,7 @@ def _of_smaller_batch(pricer_of: Callable[[int], Pricer | None], recipe: Recipe,
     return None
 
 
-def _on_all_cores(price: _Price, degrees: Sequence[int], *, few: bool) -> Iterator[_Found]:
+def _on_all_cores(price: _Price, degrees: Sequence[Degrees], *, few: bool) -> Iterator[_Found]:
     """What `price` gives for each degree, in order; `few`: it is less work than starting processes.
 
     Other processes are forks, which share what this one has imported: one that starts anew imports for longer than it
@@ -169,6 +184,6 @@ def _begin(price: _Price) -> None:
     _prices[:] = [price]
 
 
-def _priced(degree: int) -> _Found:
+def _priced(degrees: Degrees) -> _Found:
     (price,) = _prices
-    return price(degree)
+    return price(degrees)

@@ -29,8 +29,11 @@ _QUANTIZED = ("Linear", "Embedding")
 def structure(skeleton: Skeleton) -> Hashable | None:
     """What legal graphs of a skeleton depend on beside its records: which modules are quantized.
 
-    None if linears of a layer have several formats: then their merging depends on which.
+    None if linears of a layer have several formats: then their merging depends on which. None with experts too, whose
+    operators have their formats in them.
     """
+    if skeleton.short.stacks():
+        return None
     formats = {module: skeleton.short_format(module) for module in skeleton.short.linears()}
     for index, layer in enumerate(skeleton.short.layers):
         prefix = skeleton.short.layer.format(index)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from ...passes.placement import Placement, Span
 from ...quantize import FORMATS
@@ -91,14 +92,14 @@ class Skeleton:
         ends = range(len(self.distinct) + 2, len(self.layers) + 1, 2)
         return tuple(zip((0, *ends), ends, strict=False))
 
-    def placement(self, tp: int) -> Placement:
-        """What each rank of the skeleton has, with `tp` shards of each of its stages.
+    def placement(self, tp: int, ep: int = 1) -> Placement:
+        """What each rank of the skeleton has, with `tp` * `ep` shards of each of its stages.
 
         Raises:
             Unsupported: this model and its formats cannot be split like this.
         """
-        placed = place(self.short, Split(tp, 1), self.short_format)
-        return replace(placed, split=Split(tp, len(self.stages)), stages=self.stages)
+        placed = place(self.short, Split(tp, 1, ep), self.short_format)
+        return replace(placed, split=Split(tp, len(self.stages), ep), stages=self.stages)
 
     @cached_property
     def _known(self) -> dict[Span, Mapping[str, int]]:
@@ -171,10 +172,12 @@ class Skeleton:
 
 
 def matrices(layer: LayerSpec) -> tuple[str, ...]:
-    """Modules of the linears of a layer, relative to it."""
-    return tuple(name.removesuffix(".weight") for name, shape in layer.tensors("") if len(shape) == 2)
+    """Modules of the linears of a layer that a recipe may quantize, relative to it; those of all experts are one."""
+    kept = {f"{one.module}.weight" for one in layer.linears() if one.kept}
+    names = [name for name, shape in layer.tensors("") if len(shape) > 1 and name.endswith(".weight")]
+    return tuple(name.removesuffix(".weight") for name in names if name not in kept)
 
 
 def _weights_of(layer: LayerSpec) -> int:
-    """Weights of the linears of a layer."""
-    return sum(shape[0] * shape[1] for _, shape in layer.tensors("") if len(shape) == 2)
+    """Weights of the linears of a layer, those of all experts too."""
+    return sum(prod(shape) for name, shape in layer.tensors("") if len(shape) > 1 and name.endswith(".weight"))

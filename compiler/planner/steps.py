@@ -17,7 +17,7 @@ from ...runtime.plan.price import seen_of
 from .pieces import Pieces, Work
 from .rates import Rates
 
-_PRODUCTS = ("linear_large", "linear_small", "linear_fp8", "linear_fp4")
+_PRODUCTS = ("linear_large", "linear_small", "linear_fp8", "linear_fp4", "moe_linear")
 
 
 class Exchange(Protocol):

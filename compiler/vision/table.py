@@ -46,6 +46,7 @@ class Kind:
 _VISUAL = {"visual": TOWER}
 _TOWER = {"vision_tower": TOWER, "multi_modal_projector": PROJECTOR}
 _REMOTE = {"vision_model": TOWER, "mlp1": PROJECTOR}
+_LLAMA4 = {"vision_model": TOWER, "multi_modal_projector": PROJECTOR}
 _GEMMA4 = {"vision_tower": TOWER, "embed_vision": PROJECTOR, "audio_tower": SOUND, "embed_audio": SOUND_PROJECTOR}
 
 _TABLE = (
@@ -60,6 +61,7 @@ _TABLE = (
     ),
     Row("InternVLForConditionalGeneration", "internvl", "qwen2", _TOWER, tied=True),
     Row("InternVLChatModel", "internvl_chat", "llama", _REMOTE, config="llm_config"),
+    Row("Llama4ForConditionalGeneration", "llama4", "llama4_text", _LLAMA4),
     Row("LlavaForConditionalGeneration", "llava", "llama", _TOWER),
     Row("Mistral3ForConditionalGeneration", "mistral3", "mistral", _TOWER, tied=True),
     Row("NVLM_D_Model", "NVLM_D", "qwen2", _REMOTE, config="llm_config"),
@@ -97,7 +99,9 @@ _GEMMA3, _GEMMA4_SIZES = _sizes(2304, 9216, 26, 8, 4, 262208), _sizes(2304, 9216
 KINDS: dict[str, Kind] = {
     "llama": Kind("LlamaForCausalLM", _sizes(4096, 11008, 32, 32, None, 32000)),
     "mistral": Kind("MistralForCausalLM", _sizes(4096, 14336, 32, 32, 8, 32000)),
+    "mistral4": Kind("Mistral4ForCausalLM", _sizes(4096, 12288, 36, 32, 32, 131072)),
     "qwen2": Kind("Qwen2ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),
+    "llama4_text": Kind("Llama4ForCausalLM", _sizes(5120, 8192, 48, 40, 8, 202048)),
     "qwen3": Kind("Qwen3ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,

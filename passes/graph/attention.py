@@ -60,17 +60,19 @@ def _norm_of_heads(overload: str, x: str, y: str) -> str:
   {y} = Reshape (normed, joined)"""
 
 
-WINDOWED, CAPPED, SINKS = "windowed", "capped", "sinks"
-"""In overloads of attention: a token attends to `window` positions, its own included; scores become
-softcap * tanh(score / softcap); a score for each head has no value."""
+WINDOWED, CHUNKED, CAPPED, SINKS = "windowed", "chunked", "capped", "sinks"
+"""In overloads of attention: a token attends to `window` positions, its own included; or to those of its own `chunk`,
+of which the first begins at position 0; scores become softcap * tanh(score / softcap); a score for each head has no
+value."""
 NORMED, AFTER, PARTIAL, UNTURNED, APART = "normed", "after", "partial", "unturned", "apart"
 """In overloads of attention with rope: heads of q and k are normed, and that after rope; rope turns the first
 `rotary_embedding_dim` elements of a head, or none; q has tables of its own."""
 
 
-def overload(*, window: int | None, softcap: float | None = None, sinks: bool = False) -> str:
-    """The overload of attention with these features."""
-    features = ((WINDOWED, window is not None), (CAPPED, softcap is not None), (SINKS, sinks))
+def overload(*, window: int | None, chunk: int | None = None, softcap: float | None = None, sinks: bool = False) -> str:
+    """The overload of attention with these features, of which a window and chunks are never together."""
+    capped = softcap is not None
+    features = ((WINDOWED, window is not None), (CHUNKED, chunk is not None), (CAPPED, capped), (SINKS, sinks))
     return "_".join(name for name, has in features if has)
 
 
@@ -95,6 +97,13 @@ _NEAR = """
   near = Less (distance, reach)
   mask = And (seen, near)"""
 """A new token attends to itself and to the `window` - 1 tokens before it."""
+_TOGETHER = """
+  length = Constant <value_int: int = @chunk> ()
+  own_chunk = Div (position, length)
+  chunks = Div (columns, length)
+  together = Equal (own_chunk, chunks)
+  mask = And (seen, together)"""
+"""A new token attends to itself and to the tokens before it in its own chunk."""
 _WITH_SINKS = """
   a_count = Constant <value_int: int = @heads> ()
   k_count = Constant <value_int: int = @kv_heads> ()
@@ -139,15 +148,14 @@ def _softmax(overload: str) -> str:
     new = "\n  new = Shape <start = 1, end = 2> (q)"
     capped = CAPPED in overload
     cap = ", softcap: float = @softcap" if capped else ""
+    part = _NEAR if WINDOWED in overload else _TOGETHER if CHUNKED in overload else ""
     if SINKS in overload:
-        text = _WITH_SINKS.format(
-            mask="mask" if WINDOWED in overload else "seen", scores="capped" if capped else "scaled"
-        )
+        text = _WITH_SINKS.format(mask="mask" if part else "seen", scores="capped" if capped else "scaled")
         text = text.replace("\n  masked =", _SOFTCAPPED) if capped else text
-        return f"{new}{_MASK}{_NEAR if WINDOWED in overload else ''}{text}"
-    if WINDOWED in overload:
+        return f"{new}{_MASK}{part}{text}"
+    if part:
         attention = f"Attention <scale: float = @scale{cap}> (qt, present_key, present_value, mask)"
-        return f"{new}{_MASK}{_NEAR}\n  a = {attention}"
+        return f"{new}{_MASK}{part}\n  a = {attention}"
     attention = f"Attention <is_causal = 1, scale: float = @scale{cap}> (qt, present_key, present_value, , , , total)"
     return f"{new}\n  total = Add (past, new)\n  a = {attention}"
 
@@ -183,7 +191,8 @@ def _attention_steps(overload: str) -> str:
 
 
 def _attributes(overload: str) -> str:
-    return (", window" if WINDOWED in overload else "") + (", softcap" if CAPPED in overload else "")
+    named = ((WINDOWED, "window"), (CHUNKED, "chunk"), (CAPPED, "softcap"))
+    return "".join(f", {name}" for kind, name in named if kind in overload)
 
 
 def _sinks(overload: str) -> str:

@@ -9,27 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...quantize import FORMATS
+from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
-SOFTMAX, SIGMOID, CHOSEN, SPARSEMIXER = "softmax", "sigmoid", "chosen", "sparsemixer"
 ROUTERS: dict[str, str] = {
     SOFTMAX: "scores = Softmax <axis = -1> (logits)",
     SIGMOID: "scores = Sigmoid (logits)",
     CHOSEN: "scores = Identity (logits)",
 }
-"""Kinds of routers, each with its scores. CHOSEN is the softmax of the chosen logits alone (GPT-OSS). SPARSEMIXER
-(Phi 3.5 MoE, arXiv 2409.12136) chooses its two experts one after the other, and has no flags."""
-BIASED, GROUPED, NORMED = "biased", "grouped", "normed"
+"""Kinds of routers, each with its scores; SPARSEMIXER has others, and no flags."""
+BIASED, GROUPED, NORMED, SCALED = "biased", "grouped", "normed", "scaled"
 """Flags in overloads of `Route`: a bias f32 [E] is added to the scores for the choice only; only experts of the best
-groups may be chosen (arXiv 2412.19437, section 2.1.2); the weights of a token are divided by their sum."""
+groups may be chosen (arXiv 2412.19437, section 2.1.2); the weights of a token are divided by their sum; each expert's
+weight is multiplied by its own scale (Gemma 4)."""
 
 
-def route_overload(kind: str, *, biased: bool = False, grouped: bool = False, normed: bool = False) -> str:
+def route_overload(
+    kind: str, *, biased: bool = False, grouped: bool = False, normed: bool = False, scaled: bool = False
+) -> str:
     """The overload of a router of this kind with these flags."""
-    return "_".join((kind, *(flag for flag, has in ((BIASED, biased), (GROUPED, grouped), (NORMED, normed)) if has)))
+    flags = ((BIASED, biased), (GROUPED, grouped), (NORMED, normed), (SCALED, scaled))
+    return "_".join((kind, *(flag for flag, has in flags if has)))
 
 
 def route(overload: str) -> str:
-    """logits f32 [..., E], perhaps a bias f32 [E] -> experts i64 [..., k] and their weights f32 [..., k].
+    """logits f32 [..., E], perhaps a bias, perhaps scales f32 [E] -> experts i64 [..., k], their weights f32 [..., k].
 
     Attributes: k; factor, which multiplies the weights; least, below which no sum of weights is divided by; with groups
     `groups`, of which the `kept` with the largest sum of their `best` highest scores are open. Without bias and groups
@@ -38,10 +41,11 @@ def route(overload: str) -> str:
     kind, *flags = overload.split("_")
     if kind == SPARSEMIXER:
         return _SPARSEMIXER
-    bias, grouped = BIASED in flags, GROUPED in flags
+    bias, grouped, scaled = BIASED in flags, GROUPED in flags, SCALED in flags
     shares = _SHARES if NORMED in flags else "shares = Identity (raw)"
+    inputs = f"logits{', bias' * bias}{', scales' * scaled}"
     return f"""
-Route <k, factor{", least" * (NORMED in flags)}{", groups, kept, best" * grouped}> (logits{", bias" * bias})
+Route <k, factor{", least" * (NORMED in flags)}{", groups, kept, best" * grouped}> ({inputs})
     => (experts, weights) {{
   first = Constant <value_ints = [0]> ()
   last = Constant <value_ints = [-1]> ()
@@ -55,7 +59,7 @@ Route <k, factor{", least" * (NORMED in flags)}{", groups, kept, best" * grouped
   raw = {"Softmax <axis = -1> (own)" if kind == CHOSEN else "Identity (own)"}
   {shares}
   by = Constant <value_float: float = @factor> ()
-  weights = Mul (shares, by)
+  {_SCALES if scaled else "weights = Mul (shares, by)"}
 }}"""
 
 
@@ -63,6 +67,9 @@ _SHARES = """most = ReduceSum <keepdims = 1> (raw, last)
   floor = Constant <value_float: float = @least> ()
   total = Max (most, floor)
   shares = Div (raw, total)"""
+_SCALES = """common = Mul (shares, by)
+  each_own = Gather <axis = 0> (scales, experts)
+  weights = Mul (common, each_own)"""
 _GROUPS = """size = Shape (logits)
   lead = Shape <end = -1> (logits)
   width = Shape <start = -1> (logits)
@@ -122,8 +129,6 @@ Route <k, jitter> (logits) => (experts, weights) {
   weights = Concat <axis = -1> (first_weight, second_weight)
 }"""
 
-LIMITED = "limited"
-"""The activation of GPT-OSS: (up + 1) * gate * sigmoid(alpha * gate), with gate at most `limit` and up within it."""
 INPUT, PART = "input", "part"
 """Flags in overloads of `MoE`: the weight multiplies an expert's input and not its result (Llama 4); the weights are
 those of the experts from `start` on, and a token's other experts add nothing."""

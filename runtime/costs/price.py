@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .facts import TOKENS, CpuFacts, ProductFacts
-from .nodes import Attention, Elements, Node, Per, Product
+from .nodes import Attention, Elements, Mixture, Node, Per, Product
 
 NUMBER_BYTES = 4
 """Activations and caches are float32."""
@@ -89,16 +89,28 @@ def price_node(node: Node, step: Step, facts: CpuFacts) -> NodePrice:
         KeyError: no product of these bits was measured.
     """
     match node:
-        case Product():
-            count = step.count(node.per)
-            weight_s = seconds_per_weight(facts.product(node.bits, node.block), count)
-            seconds = facts.product_s + node.weights * weight_s
-            return NodePrice(node, node.bytes, 2 * node.weights * count, seconds)
+        case Product() | Mixture():
+            return _products(node, step, facts)
         case Attention():
             return _attention(node, step, facts)
         case Elements():
             count = node.width * step.count(node.per)
             return NodePrice(node, 0, count, facts.node_s + count * facts.element_s[node.kind])
+
+
+def _products(node: Product | Mixture, step: Step, facts: CpuFacts) -> NodePrice:
+    """An expert takes what it does with its share of the tokens, times the chance that it has some."""
+    if isinstance(node, Mixture):
+        parts = [_products(one, step, facts) for one in (node.up, node.down)]
+        read, operations, seconds = (
+            node.experts * sum(getattr(one, key) for one in parts) for key in ("bytes", "operations", "seconds")
+        )
+        return NodePrice(node, read, operations, seconds)
+    count = step.count(node.per)
+    read, tokens = node.read(count), node.tokens(count)
+    weight_s = seconds_per_weight(facts.product(node.bits, node.block), tokens / read)
+    seconds = (facts.product_s + node.weights * weight_s) * read
+    return NodePrice(node, round(node.bytes * read), round(2 * node.weights * tokens), seconds)
 
 
 def host_seconds(nodes: Iterable[Node], step: Step, facts: CpuFacts) -> float:
@@ -110,7 +122,7 @@ def host_seconds(nodes: Iterable[Node], step: Step, facts: CpuFacts) -> float:
     return facts.step_s + step.wanted * (heads[-1] if heads else 0) * facts.logit_s
 
 
-def seconds_per_weight(facts: ProductFacts, tokens: int) -> float:
+def seconds_per_weight(facts: ProductFacts, tokens: float) -> float:
     """Seconds for each weight of a product with so many tokens: a line between measured ones, beyond them the last
     one's speed."""
     points = list(zip(TOKENS, facts.weight_s, strict=True))
@@ -138,10 +150,12 @@ def prefill_seconds(nodes: Sequence[Node], facts: CpuFacts, *, tokens: int, chun
 
 def _attention(node: Attention, step: Step, facts: CpuFacts) -> NodePrice:
     """A new token reads keys and values of all positions before it and its own; a token of many has its share of a
-    product of all new tokens with all positions, as the kernel computes what it then masks."""
+    product of all new tokens with all positions, as the kernel computes what it then masks. Rows of latent attention
+    are read anew by each head, as keys and as values: no core's cache holds them (`targets/cpu/latent.py`)."""
     positions = step.context + step.tokens
     seen = positions if node.window is None else min(positions, node.window + step.tokens - 1)
-    read = 2 * NUMBER_BYTES * node.kv_heads * node.head_dim * seen * step.sequences
+    readers = node.heads if node.values_are_keys else node.kv_heads
+    read = 2 * NUMBER_BYTES * readers * node.head_dim * seen * step.sequences
     operations = 4 * node.heads * node.head_dim * seen * step.tokens * step.sequences
     # one token's products are bound by reading; those of many by their operations
     by_operations = operations * facts.attention_operation_s if step.tokens > 1 else 0.0

@@ -16,7 +16,7 @@ _NAMES = {
     "": "Add Mul Sub Div Gather Reshape Transpose Split Concat Shape Cast Constant Sigmoid Swish Gelu MatMul Gemm "
     "RMSNormalization SimplifiedLayerNormalization ReduceMax Unsqueeze Squeeze Slice Identity Softmax Tanh "
     "Relu Range RotaryEmbedding TensorScatter Attention Less GreaterOrEqual And LayerNormalization Softplus Exp Min "
-    "Greater Where TopK GatherElements ScatterElements ReduceSum Equal Expand Max",
+    "Greater Where TopK GatherElements ScatterElements ReduceSum Equal Expand Max Abs",
     "com.microsoft": "GroupQueryAttention MatMulNBits SkipSimplifiedLayerNormalization FusedMatMul "
     "GatherBlockQuantized QuickGelu QMoE",
 }

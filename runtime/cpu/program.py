@@ -74,7 +74,7 @@ def read_program(data: bytes, split: Split, rank: int, files: Mapping[str, str],
             far = step.peer < split.ranks and split.stage(step.peer) != split.stage(rank)
             demand(far, f"peer {step.peer} of rank {rank} in {split.name}")
         else:
-            _check_group(program, step, split.shard(rank), split.tp, demand)
+            _check_group(program, step, split.shard(rank), split.shards, demand)
     return program
 
 

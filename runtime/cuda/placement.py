@@ -106,7 +106,10 @@ def file_segments(expr: Expr, offset: int) -> list[Segment] | None:
             return file_segments(of, offset)
         case Slice(of=of, axis=axis, start=start, stop=stop) if math.prod(of.shape[:axis]) == 1:
             row = _bytes(of) // of.shape[axis] if of.shape[axis] else 0
-            return [Segment(of.name, start * row, stop * row, offset)]
+            whole = file_segments(of, 0)
+            return whole and [
+                Segment(one.tensor, one.start + start * row, one.start + stop * row, offset) for one in whole
+            ]
         case Concat(parts=parts, axis=axis) if math.prod(expr.shape[:axis]) == 1:
             joined: list[Segment] = []
             for part in parts:

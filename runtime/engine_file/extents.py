@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..files.safetensors import TensorInfo
 from ..numbers import RAW_DTYPE
-from .bind import Concat, Expr, Slice, Stored, Times
+from .bind import Concat, Expr, Reshape, Slice, Stored, Times
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,13 @@ class Extents:
 
 def extents(expr: Expr, tensors: Mapping[str, TensorInfo]) -> Iterator[Extents]:
     """The bytes that an expression reads; tensors that the file does not have are left to `evaluate_weight`."""
-    if isinstance(expr, Stored | Slice):
-        info = tensors.get(expr.name if isinstance(expr, Stored) else expr.of.name)
-        if info is not None:
-            yield _of(expr, info)
+    if isinstance(expr, Slice) and isinstance(expr.of, Reshape):  # parts of each head: others read the rest of them
+        yield from extents(expr.of, tensors)
+    elif isinstance(expr, Stored | Slice):
+        leaf, spans = _box(expr)
+        if leaf.name in tensors:
+            info = tensors[leaf.name]
+            yield from _runs(leaf.shape, spans, RAW_DTYPE[leaf.dtype].itemsize, info.file, info.offset)
     elif isinstance(expr, Concat):
         for part in expr.parts:
             yield from extents(part, tensors)
@@ -40,13 +43,34 @@ def extents(expr: Expr, tensors: Mapping[str, TensorInfo]) -> Iterator[Extents]:
             yield from extents(expr.by, tensors)
 
 
-def _of(expr: Stored | Slice, info: TensorInfo) -> Extents:
+def _box(expr: Stored | Slice) -> tuple[Stored, list[tuple[int, int]]]:
+    """The tensor that slices of slices read, and what they read of each of its axes."""
     if isinstance(expr, Stored):
-        return Extents(info.file, info.offset, info.nbytes, info.nbytes, 1)
-    inner = math.prod(expr.of.shape[expr.axis + 1 :]) * RAW_DTYPE[expr.dtype].itemsize
-    step = expr.of.shape[expr.axis] * inner
-    count = math.prod(expr.of.shape[: expr.axis])
-    return Extents(info.file, info.offset + expr.start * inner, (expr.stop - expr.start) * inner, step, count)
+        return expr, [(0, size) for size in expr.shape]
+    leaf, spans = _box(expr.of)
+    first, _ = spans[expr.axis]
+    spans[expr.axis] = first + expr.start, first + expr.stop
+    return leaf, spans
+
+
+def _runs(
+    shape: tuple[int, ...], spans: Sequence[tuple[int, int]], item: int, file: int, offset: int
+) -> Iterator[Extents]:
+    """A box of a tensor: as one row of runs if one axis is cut, else as one for each element of the first such axis."""
+    cut = [axis for axis, (span, size) in enumerate(zip(spans, shape, strict=True)) if span != (0, size)]
+    if not cut:
+        nbytes = math.prod(shape) * item
+        yield Extents(file, offset, nbytes, nbytes, 1)
+        return
+    first, (start, stop) = cut[0], spans[cut[0]]
+    inner = math.prod(shape[first + 1 :]) * item
+    step, count = shape[first] * inner, math.prod(shape[:first])
+    if len(cut) == 1:
+        yield Extents(file, offset + start * inner, (stop - start) * inner, step, count)
+        return
+    for before in range(count):
+        for at in range(start, stop):
+            yield from _runs(shape[first + 1 :], spans[first + 1 :], item, file, offset + before * step + at * inner)
 
 
 def page_runs(parts: Iterable[Extents]) -> dict[int, list[tuple[int, int]]]:

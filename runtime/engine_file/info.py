@@ -18,6 +18,19 @@ def left_out(part: str, tensors: int) -> str:
     return f"{part}{_LEFT_OUT}{tensors} tensor{'s' * (tensors != 1)}"
 
 
+_DRAFTING = "an extra layer that drafts tokens"
+
+
+def drafting(tensors: int) -> str:
+    """The reason of a module, or a layer after the last one, that predicts further tokens."""
+    return f"{_DRAFTING}: {tensors} tensor{'s' * (tensors != 1)}"
+
+
+def drafts_left_out(unused: Mapping[str, str]) -> list[str]:
+    """Those among the unused tensors of a manifest, in words."""
+    return [f"left out: {reason} of {name}" for name, reason in unused.items() if reason.startswith(_DRAFTING)]
+
+
 def parts_left_out(unused: Mapping[str, str]) -> list[str]:
     """The parts among the unused tensors of a manifest, in words."""
     return [f"{reason} of {name}" for name, reason in unused.items() if _LEFT_OUT in reason]

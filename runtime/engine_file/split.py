@@ -1,4 +1,4 @@
-"""How a model is split over ranks: tensor parallel inside a pipeline stage, pipeline parallel over stages."""
+"""How a model is split over ranks: tensor and expert parallel inside a stage, pipeline parallel over stages."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from dataclasses import dataclass
 
 MAX_DEGREE = 256
 _RANK = ".rank-"
-_TEXT = re.compile(r"(?:tp([1-9][0-9]{0,2}))?(?:(?:^|(?<=[0-9])-)pp([1-9][0-9]{0,2}))?")
+_DEGREE = "(?:(?:^|(?<=[0-9])-){}([1-9][0-9]{{0,2}}))?"
+_TEXT = re.compile("".join(_DEGREE.format(key) for key in ("tp", "ep", "pp")))
 
 
 @dataclass(frozen=True, order=True)
 class Split:
-    """`tp` shards of each of `pp` stages; rank = stage * tp + shard.
+    """`pp` stages of `tp * ep` shards each; rank = stage * shards + shard.
+
+    Experts are in `ep` groups of whole experts, each of `tp` shards that have a part of every expert of their group;
+    shard = group * tp + its place in the group. All else is cut over all shards of a stage.
 
     Raises:
-        ValueError: a degree is not from 1 to MAX_DEGREE.
+        ValueError: a degree, or the number of shards, is not from 1 to MAX_DEGREE.
     """
 
     tp: int = 1
     pp: int = 1
+    ep: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tp <= MAX_DEGREE or not 1 <= self.pp <= MAX_DEGREE:
-            raise ValueError(f"degrees {self.tp} and {self.pp}: each is from 1 to {MAX_DEGREE}")
+        if not 1 <= self.tp <= MAX_DEGREE or not 1 <= self.pp <= MAX_DEGREE or not 1 <= self.ep <= MAX_DEGREE:
+            degrees = [str(self.tp), *([str(self.ep)] if self.ep != 1 else [])]
+            raise ValueError(f"degrees {', '.join(degrees)} and {self.pp}: each is from 1 to {MAX_DEGREE}")
+        if self.shards > MAX_DEGREE:
+            raise ValueError(f"tp{self.tp}-ep{self.ep} of {self.shards} shards: a stage has at most {MAX_DEGREE}")
 
     @staticmethod
     def parse(text: str) -> Split:
@@ -34,18 +42,24 @@ class Split:
         """
         found = _TEXT.fullmatch(text)
         if not text or found is None:
-            raise ValueError(f"{text!r}: a split is tpN, ppM or tpN-ppM, such as tp4-pp2")
-        return Split(*(int(degree or 1) for degree in found.groups()))
+            raise ValueError(f"{text!r}: a split is tpN, epN, ppN, or some in this order, such as tp4-pp2 or tp2-ep4")
+        tp, ep, pp = (int(degree or 1) for degree in found.groups())
+        return Split(tp, pp, ep)
+
+    @property
+    def shards(self) -> int:
+        """The ranks of a stage."""
+        return self.tp * self.ep
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.pp
+        return self.shards * self.pp
 
     @property
     def name(self) -> str:
         """Degrees of 1 are left out, but that of one rank: "tp1"."""
-        degrees = [f"{key}{degree}" for key, degree in (("tp", self.tp), ("pp", self.pp)) if degree > 1]
-        return "-".join(degrees) or "tp1"
+        degrees = (("tp", self.tp), ("ep", self.ep), ("pp", self.pp))
+        return "-".join(f"{key}{degree}" for key, degree in degrees if degree > 1) or "tp1"
 
     def profile(self, target: str) -> str:
         """The name of the profile of this split for a target."""
@@ -57,14 +71,18 @@ class Split:
         return (profile,) if self.ranks == 1 else tuple(label_of(profile, rank) for rank in range(self.ranks))
 
     def rank(self, stage: int, shard: int) -> int:
-        return stage * self.tp + shard
+        return stage * self.shards + shard
 
     def stage(self, rank: int) -> int:
-        return rank // self.tp
+        return rank // self.shards
 
     def shard(self, rank: int) -> int:
-        """Its place in its tensor-parallel group, which holds the ranks of its stage."""
-        return rank % self.tp
+        """Its place in the group of the ranks of its stage."""
+        return rank % self.shards
+
+    def group(self, shard: int) -> tuple[int, int]:
+        """The group of experts of a shard, and its place in it."""
+        return divmod(shard, self.tp)
 
 
 def label_of(profile: str, rank: int) -> str:

@@ -52,10 +52,11 @@ class Collective:
 
 @dataclass(frozen=True)
 class RankOf:
-    """The rank of a job that a plan is for, and the degrees of its split (`engine_file/split.py`)."""
+    """The rank of a job that a plan is for, and the shape of its split (`engine_file/split.py`)."""
 
     number: int
     tp: int
+    """The shards of each stage, those of experts included."""
     pp: int
 
     @staticmethod
@@ -63,7 +64,7 @@ class RankOf:
         """The rank of a label, such as "sm_90-tp2.rank-1"; of the name of a profile without ranks, the only one."""
         profile, rank = parts_of(label)
         split = Split.parse(split_name(profile))
-        return RankOf(rank or 0, split.tp, split.pp)
+        return RankOf(rank or 0, split.shards, split.pp)
 
     @property
     def split(self) -> Split:

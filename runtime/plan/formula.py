@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from ..errors import EngineError
+from ..experts import expected_experts
 
 SIZES = ("tokens", "sequences", "rows")
 """New tokens of the step, their sequences, and rows: positions whose logits are computed."""
@@ -27,7 +28,9 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 def value(formula: str | int, sizes: Mapping[str, int]) -> int:
     """The formula's value, at least 0.
 
-    Allowed: whole numbers, the names in `sizes`, + - * //, parentheses, cdiv, min and max of two arguments.
+    Allowed: whole numbers, the names in `sizes`, + - * //, parentheses, cdiv, min and max of two arguments, and
+    spread(bytes, experts, chosen, tokens): of the bytes of all experts, those of the experts that a step is expected to
+    read (`runtime/experts.py`).
 
     Raises:
         EngineError: the formula has anything else, a division by zero, or a value below 0 or above 2^62.
@@ -36,7 +39,7 @@ def value(formula: str | int, sizes: Mapping[str, int]) -> int:
         return formula
     try:
         result = _parse(formula)(sizes)
-    except (ZeroDivisionError, KeyError, RecursionError) as error:
+    except (ZeroDivisionError, KeyError, RecursionError, ValueError, OverflowError) as error:
         raise _refusal(formula, f"{type(error).__name__} {error}") from None
     if not 0 <= result <= _MAX_VALUE:
         raise _refusal(formula, f"the value {result}")
@@ -64,10 +67,19 @@ def _compiled(node: ast.expr, formula: str) -> CheckedFormula:
             function = _OPERATORS[type(op)]
         case ast.Call(func=ast.Name(id=name), args=[left, right], keywords=[]) if name in _FUNCTIONS:
             function = _FUNCTIONS[name]
+        case ast.Call(func=ast.Name(id="spread"), args=[_, _, _, _] as given, keywords=[]):
+            parts = [_compiled(one, formula) for one in given]
+            return lambda sizes: _spread(*(one(sizes) for one in parts))
         case _:
             raise _refusal(formula, type(node).__name__)
     one, other = _compiled(left, formula), _compiled(right, formula)
     return lambda sizes: function(one(sizes), other(sizes))
+
+
+def _spread(nbytes: int, experts: int, chosen: int, tokens: int) -> int:
+    if not 0 < chosen <= experts or tokens < 0:
+        raise ValueError(f"{chosen} of {experts} experts for {tokens} tokens")
+    return round(nbytes * expected_experts(experts, chosen, tokens) / experts)
 
 
 def _refusal(formula: str, found: str) -> EngineError:

@@ -36,7 +36,7 @@ def _together(programs: Sequence[Program], left: Sequence[Waiting], split: Split
     """Pass the collectives that all ranks of a stage have reached; False if there are none."""
     moved = False
     for stage in range(split.pp):
-        ranks = [split.rank(stage, shard) for shard in range(split.tp)]
+        ranks = [split.rank(stage, shard) for shard in range(split.shards)]
         while all(left[rank] for rank in ranks):
             next_ = [(rank, left[rank][0][1]) for rank in ranks]
             if next_[0][1].op in ("Send", "Recv") or len({_exchanged(programs[rank], one) for rank, one in next_}) > 1:

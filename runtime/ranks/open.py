@@ -85,14 +85,14 @@ def _job(part: Part) -> Job:
     split, place = part.split, launched()
     if place is None:
         told = _Told(str(part.engine.path.absolute()), part.profile, part.threads, part.max_batch, debug_level())
-        return spawn(serve, asdict(told), ranks=split.ranks, tp=split.tp)
+        return spawn(serve, asdict(told), ranks=split.ranks, tp=split.shards)
     if _led:
         raise RecipeError(
             f"cannot load profile {part.profile!r} of {part.engine.path}",
             found="a launcher's ranks serve one engine, and they have",
             fix="without a launcher, each engine starts ranks of its own on this machine",
         )
-    job = join(place, ranks=split.ranks, tp=split.tp, profile=part.profile)
+    job = join(place, ranks=split.ranks, tp=split.shards, profile=part.profile)
     _led = True
     return job
 

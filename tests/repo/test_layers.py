@@ -18,15 +18,19 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("graph",),
         ("rewrite",),
         ("placement",),
+        ("sums", "parts"),
         ("crossings",),
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("vision",), ("families",), ("tokens",), ("checkpoint",), ("decoder",)),
-        *(("oracle",), ("targets",), ("coverage", "divisible", "page"), ("pipeline", "engine"), ("planner",)),
+        *(("oracle",), ("targets",), ("coverage", "divisible", "page", "stored"), ("pipeline", "engine"), ("planner",)),
         *(("build", "deploy"), ("cache",)),
     ),
-    ("compiler", "families"): (("spec",), ("reading",), ("llamas", "norms", "others"), ("kin",), ("config",)),
+    ("compiler", "families"): (
+        *(("spec",), ("reading",), ("experts",), ("llamas", "norms", "others"), ("mixtures",), ("biased",), ("kin",)),
+        ("config",),
+    ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
         ("account", "described", "tokenizer_check"),
@@ -54,8 +58,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("fp8", "fp4"), ("native",), ("choose",)),
     ),
     ("runtime",): (
-        *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips"), ("progress", "files")),
-        *(("text", "sampling"),),
+        *(("errors", "dtypes", "experts"), ("guard",), ("environment", "numbers", "machine", "chips")),
+        *(("progress", "files"), ("text", "sampling")),
         *(
             ("engine_file", "scheduling", "parallel"),
             ("plan", "cpu"),

@@ -125,10 +125,37 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [str(value.name) for value in graph.body.outputs]
     cached = {name: inputs["past"] for value in kept if (name := str(value.name)).startswith("window_lengths.")}
+    again = {  # the second name of rows that are keys and values
+        name: inputs[f"{stem}key"]
+        for value in kept
+        if (name := str(value.name)) not in inputs
+        if (stem := name.removesuffix("value")) != name and f"{stem}key" in inputs
+    }
+    cached |= again
+    names = [name for value in graph.body.outputs if (name := str(value.name)).removeprefix("present.") not in again]
     results = session.run(names, {**inputs, **cached})
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+
+def run_operator(
+    op: str, overload: str, inputs: Mapping[str, np.ndarray], outputs: list[str], **attributes: object
+) -> list[np.ndarray]:
+    """The results of one operator's definition in ONNX Runtime."""
+    helper = onnx.helper
+    node = helper.make_node(op, list(inputs), outputs, domain=ops.DOMAIN, **attributes)
+    node.overload = overload
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    graph = helper.make_graph([node], "g", values, [onnx.ValueInfoProto(name=name) for name in outputs])
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(ops.DOMAIN, 1)]
+    functions = [ops.function(op, overload)]
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=IR_VERSION)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, dict(inputs))
 
 
 def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -50,6 +50,16 @@ class Layout:
     shapes: Mapping[str, _Shape]
     """Every tensor of the files that is read, with the shape that it must have."""
 
+    @cached_property
+    def packed(self) -> frozenset[str]:
+        """Those that are codes or scales of a weight format; the others are plain floating point."""
+        return frozenset(
+            tensor
+            for place in self.places.values()
+            if isinstance(place, Stacked) and place.dtype
+            for tensor in place.tensors()
+        )
+
     def own_name(self, tensor: str) -> str:
         """The decoder's name of a whole tensor of the files, or the same name if it has none."""
         return self._own.get(tensor, tensor)
@@ -71,7 +81,9 @@ def layout_of(names: Collection[str], spec: DecoderSpec) -> Layout:
     head = _prefix(others, (_BODIES[body], *_BODIES.values()), present)
 
     def spelled(name: str) -> str:
-        return body + name.removeprefix(_OWN) if name.startswith(_OWN) else head + name
+        others = (name.replace(own, other) for own, other in spec.renamed if own in name)
+        names = [body + one.removeprefix(_OWN) if one.startswith(_OWN) else head + one for one in (name, *others)]
+        return next((one for one in names if one.format(0) in present), names[0])
 
     parts: dict[str, list[str]] = {}
     for name, (one, *_) in fused.items():
@@ -134,6 +146,16 @@ class Arranged:
         row = info.nbytes // max((1, *info.shape[:1]))
         offset = info.offset + place.first * row
         return replace(info, shape=(place.rows, *info.shape[1:]), offset=offset, nbytes=place.rows * row)
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """The tensors of the files that a tensor is made of, with `*` for the number of each expert.
+
+        Raises:
+            CheckpointError: no tensor has that name.
+        """
+        if name in self._stacks:
+            return tuple(one.replace("{}", "*") for one in self._stacks[name].names)
+        return (self.info(name).name,)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the first axis in raw representation, a new array; thread-safe."""

@@ -58,6 +58,9 @@ class RandomSource:
             )
         return info
 
+    def files_of(self, name: str) -> tuple[str, ...]:
+        return (self.info(name).name,)
+
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in raw representation, a new array [stop - start, ...]."""
         shape = self.info(name).shape or (1,)  # a scalar counts as one row

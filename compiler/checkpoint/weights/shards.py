@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ....runtime.dtypes import CONFIG_DTYPES
-from ....runtime.engine_file.info import parts_left_out
+from ....runtime.engine_file.info import drafts_left_out, parts_left_out
 from ....runtime.errors import CheckpointError, Unsupported, nearest
 from ....runtime.files.safetensors import MAX_HEADER_BYTES, Header, TensorInfo, parse_header, read_header_bytes
 from ...families.config import Config
@@ -26,6 +26,8 @@ from .unread import ROPE, TIED, grouped, left_out_parts, part_of, why_named, why
 _MAX_TENSORS = 200_000
 """Of all shards together, which takes 2 s to read. The largest models of experts have 140,000, by name and scale."""
 _COMPARED_BYTES = 4 << 20
+PACKED = "U8"
+"""What files have codes and scales of experts as."""
 Copies = Mapping[str, list[tuple[OpenFile, TensorInfo]]]
 """Every tensor by name, in each shard that holds it, in order of the shards' names."""
 
@@ -178,7 +180,7 @@ def _same_bytes(one: tuple[OpenFile, int], other: tuple[OpenFile, int], nbytes: 
 
 
 def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> None:
-    """Refuse tensors that are read and not plain floating point.
+    """Refuse tensors that are read and neither plain floating point nor the bytes of a format that the family is in.
 
     If a tensor that is read is missing, or the configuration says that the weights are quantized, others may stand in
     for it: then all tensors but known buffers are judged.
@@ -189,11 +191,15 @@ def _check_dtypes(infos: Mapping[str, TensorInfo], layout: Layout, config: Confi
         judged = [
             name
             for name, info in infos.items()
-            if not why_named(own(name), info.shape, config.decoder) and not part_of(name, config.parts)
+            if not why_named(own(name), info.shape, config.decoder) and not part_of(name, config.parts, config.decoder)
         ]
     for name in judged:
         dtype = infos[name].dtype
-        if dtype not in CONFIG_DTYPES.values():
+        if name in layout.packed:
+            if dtype != PACKED:
+                asked = f"expected tensor {name!r} as {PACKED}, which holds codes and scales"
+                raise Unsupported(asked, found=dtype, fix="the files as they were published")
+        elif dtype not in CONFIG_DTYPES.values():
             method = f", quant_method {config.quantization!r}" if config.quantization else ""
             raise Unsupported(
                 f"expected tensor {name!r} as one of {', '.join(CONFIG_DTYPES.values())}",
@@ -207,13 +213,14 @@ def _unread(infos: Mapping[str, TensorInfo], layout: Layout, config: Config) -> 
     why = {
         name: why_unread(replace(info, name=layout.own_name(name)), config.decoder)
         for name, info in infos.items()
-        if name not in layout.shapes and not part_of(name, config.parts)
+        if name not in layout.shapes and not part_of(name, config.parts, config.decoder)
     }
     buffers = [name for name, reason in why.items() if reason not in (None, ROPE, TIED)]
     warnings = [f"buffers that are no weights are not read: {grouped(buffers)}"] if buffers else []
     rest = (name for name in infos if name not in layout.shapes)
-    warnings += parts_left_out(left_out_parts(rest, config.parts))
-    if config.quantization:
+    parts = left_out_parts(rest, config.parts, config.decoder)
+    warnings += [*parts_left_out(parts), *drafts_left_out(parts)]
+    if config.quantization and not layout.packed:
         warnings.append(
             f"quantization_config ({config.quantization}) is a leftover: every tensor is plain floating point"
         )

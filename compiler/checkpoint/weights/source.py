@@ -32,6 +32,14 @@ class Source(Protocol):
         """Rows [start, stop) of the first axis in raw representation, a new array; thread-safe."""
         ...
 
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """The tensors of the files that a tensor is made of, with `*` for the number of each expert.
+
+        Raises:
+            CheckpointError: no tensor has that name.
+        """
+        ...
+
 
 class FileSource:
     """Tensors of safetensors files, read with pread, because mapped pages would count as memory of this process."""
@@ -51,6 +59,9 @@ class FileSource:
 
     def info(self, name: str) -> TensorInfo:
         return self._find(name)[1]
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        return (self.info(name).name,)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop); a scalar counts as one row and gives an array [1]."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ....quantize import FORMATS
 from ....runtime.files.safetensors import TensorInfo
 from ....runtime.numbers import RAW_DTYPE
 from ...families.spec import Spelling, Stack
 from .source import Source
 
+SCALES = "weight_scale"
+"""The suffix of scales, by which a weight in a format is known; `quantize/formats` has it."""
 Spelled = Callable[[str], str]
 """The name that files have for a name of the decoder."""
 
@@ -100,6 +101,8 @@ def _places(
     pairs, size = stack.gated and not spelling.alternate, (stack.rows, stack.columns)
     places, shapes = {}, {}
     if spelling.format:
+        from ....quantize import FORMATS  # imports torch, which nobody needs to know what other files hold
+
         layouts = FORMATS[spelling.format].layouts
         for name, part in zip(names, layouts, strict=True):
             shape = part.shape(*size)
@@ -120,6 +123,16 @@ def _places(
         each = (stack.rows // len(biases),)
         shapes |= dict.fromkeys(place.tensors(), each if place.separate else (stack.experts, stack.rows))
     return places, shapes
+
+
+def stored_formats(stacks: Mapping[str, Stack], names: Collection[str]) -> dict[str, str]:
+    """The formats of those stacks, by module, that a source with these `names` has in a weight format already."""
+    return {
+        module: one.format
+        for module, stack in stacks.items()
+        for one in stack.spellings
+        if one.format and f"{module}.{SCALES}" in names
+    }
 
 
 def read_names(places: Mapping[str, object]) -> set[str]:

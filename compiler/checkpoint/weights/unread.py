@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ....runtime.engine_file.info import left_out
+from ....runtime.engine_file.info import drafting, left_out
 from ....runtime.files.safetensors import TensorInfo
 from ...families.spec import DecoderSpec
 
@@ -26,6 +26,8 @@ _NO_WEIGHTS = frozenset(("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", 
 scales of a quantized model."""
 ROPE = "rope tables are computed from the configuration"
 TIED = "bit-equal to the tied embedding"
+_DRAFTS = re.compile(r"(?P<module>(?:model\.|language_model\.)*(?:mtp(?:_[a-z_]+)?|layers\.(?P<layer>\d+)))\.")
+"""Of what drafts tokens: modules of its own, or layers after the last one, of which a config says how many."""
 _OF_CACHES = re.compile(r"self_attn\.(k_proj|v_proj|k_norm)\.(weight|bias)")
 """What makes keys and values: Gemma 4's files have it in layers that take those of another layer, too."""
 
@@ -41,6 +43,9 @@ def why_named(name: str, shape: tuple[int, ...] | None, spec: DecoderSpec) -> st
         prefix = spec.layer.format(index)
         if name.startswith(prefix) and _OF_CACHES.fullmatch(name.removeprefix(prefix)):
             return f"layer {index} attends to the keys and values of layer {source}"
+    for module, why in spec.left_out:
+        if re.search(rf"\.\d+\.{re.escape(module)}\.", name):
+            return why
     mask = shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     if name.rpartition(".")[2] in _BUFFERS or (mask and name.endswith(_MASKS)):
         return "a buffer that the model computes"
@@ -53,17 +58,23 @@ def why_unread(info: TensorInfo, spec: DecoderSpec) -> str | None:
     return why_named(info.name, info.shape, spec) or integers
 
 
-def part_of(name: str, parts: Mapping[str, str]) -> str | None:
-    """Of a tensor that belongs to a part beside the text model: that module, as the files spell it."""
+def part_of(name: str, parts: Mapping[str, str], spec: DecoderSpec) -> str | None:
+    """Of a tensor that belongs to a part beside the text model, or to layers that draft tokens: that module, as the
+    files spell it."""
     bare = name.removeprefix("model.")
     module = bare.partition(".")[0]
-    return name.removesuffix(bare) + module if module in parts else None
+    if module in parts:
+        return name.removesuffix(bare) + module
+    found = _DRAFTS.match(name)
+    layers = range(len(spec.layers), len(spec.layers) + spec.drafts)
+    return found["module"] if found and (found["layer"] is None or int(found["layer"]) in layers) else None
 
 
-def left_out_parts(names: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:
+def left_out_parts(names: Iterable[str], parts: Mapping[str, str], spec: DecoderSpec) -> dict[str, str]:
     """{module that is left out: what it is, and how many of the tensors are in it}."""
-    counts = Counter(module for name in names if (module := part_of(name, parts)))
-    return {module: left_out(parts[module.removeprefix("model.")], count) for module, count in counts.items()}
+    counts = Counter(module for name in names if (module := part_of(name, parts, spec)))
+    what = {module: parts.get(module.removeprefix("model.")) for module in counts}
+    return {module: left_out(one, counts[module]) if one else drafting(counts[module]) for module, one in what.items()}
 
 
 def grouped(names: Iterable[str]) -> str:

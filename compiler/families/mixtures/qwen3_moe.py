@@ -1,11 +1,9 @@
-"""Qwen 3 MoE: Qwen 3 with softmax-routed experts in most layers."""
+"""Qwen 3 MoE: Qwen 3 with softmax-routed experts in most layers; all layers have a window or none."""
 
 from __future__ import annotations
 
-from ....passes.graph.experts import SOFTMAX
+from ....runtime.experts import SOFTMAX
 from ..experts import mixture, router, stacks
-from ..llamas.qwen2 import window
-from ..llamas.qwen3 import FAMILY as QWEN3
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec, Mlp
 
@@ -28,7 +26,8 @@ def _mlp(config: ConfigReader, index: int) -> Mlp:
 
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
     bias = config.flag("attention_bias")
-    mixer = config.attention(bias=bias, output_bias=bias, norms=True, window=window(config, index))
+    window = config.integer("sliding_window", 1) if config.flag("use_sliding_window") else None
+    mixer = config.attention(bias=bias, output_bias=bias, norms=True, window=window)
     return config.layer(mixer, _mlp(config, index))
 
 
@@ -37,7 +36,12 @@ FAMILY = Family(
     "Qwen3MoeForCausalLM",
     _layer,
     defaults={
-        **QWEN3.defaults,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": None,
+        "use_sliding_window": None,
+        "sliding_window": 4096,
         "decoder_sparse_step": 1,
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,
@@ -45,6 +49,6 @@ FAMILY = Family(
         "norm_topk_prob": False,
         "mlp_only_layers": None,
     },
-    spelled={"num_local_experts": "num_experts"},
-    example={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    mapped={"num_local_experts": "num_experts"},
+    example={"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 128},
 )

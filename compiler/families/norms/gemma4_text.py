@@ -1,14 +1,27 @@
-"""Gemma 4: larger heads in layers that see all, values that may be keys, shared caches, per-layer embeddings."""
+"""Gemma 4: larger heads in layers that see all, values that may be keys, shared caches, experts beside the MLP."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ....runtime.errors import CheckpointError, Unsupported
+from ....runtime.experts import SOFTMAX
 from ...config.fields import Fields
 from ...config.rope import RopeDefaults
+from ..experts import router, stacks
 from ..reading import ConfigReader, Family
-from ..spec import Attention, DecoderSpec, LayerSpec, Linear, Norm, Parameter, PerLayerEmbedding, PerLayerInput
+from ..spec import (
+    Attention,
+    DecoderSpec,
+    Experts,
+    GatedMlp,
+    LayerSpec,
+    Linear,
+    Norm,
+    Parameter,
+    PerLayerEmbedding,
+    PerLayerInput,
+)
 from .gemma2 import FAMILY as GEMMA2
 from .gemma2 import capped
 
@@ -65,6 +78,29 @@ def _mixer(config: ConfigReader, index: int, kinds: list[str]) -> Attention:
     return replace(mixer, k=None, v=None, k_norm=None, v_norm=None, source=sources[-1])
 
 
+def _mixture(config: ConfigReader, mlp: GatedMlp) -> Experts:
+    """Experts beside the dense MLP; both and the router read the residual stream, each through a norm of its own."""
+    fields, hidden = config.fields, config.hidden_size
+    experts = fields.need_integer("num_experts", 1, 4096)
+    before, after = "pre_feedforward_layernorm", "post_feedforward_layernorm"
+    chooses = replace(
+        router(config, SOFTMAX, experts, "top_k_experts", module="router.proj", normed=True),
+        norm=replace(config.norm("router"), parameter="scale", factor=hidden**-0.5),
+        scales=Parameter("router.per_expert_scale", (experts,)),
+    )
+    width = fields.need_integer("moe_intermediate_size", 1, 2**20)
+    return Experts(
+        chooses,
+        *stacks(config, "experts", experts, width),
+        mlp.activation,
+        shared=mlp,
+        norm=config.norm(f"{before}_2"),
+        post=config.norm(f"{after}_2"),
+        shared_norm=config.norm(before),
+        shared_post=config.norm(f"{after}_1"),
+    )
+
+
 def _layer(config: ConfigReader, index: int) -> LayerSpec:
     kinds, hidden = _kinds(config), config.hidden_size
     mixer, activation = _mixer(config, index, kinds), config.activation("hidden_activation")
@@ -79,7 +115,8 @@ def _layer(config: ConfigReader, index: int) -> LayerSpec:
         config.norm("post_per_layer_input_norm"),
     )
     scalar = Parameter("layer_scalar", (1,))
-    return LayerSpec(before, mixer, inner, mlp, after, last, extra=extra if size else None, scalar=scalar)
+    layer = LayerSpec(before, mixer, inner, mlp, after, last, extra=extra if size else None, scalar=scalar)
+    return replace(layer, mlp_norm=None, mlp=_mixture(config, mlp)) if config.flag("enable_moe_block") else layer
 
 
 def _extra_size(config: ConfigReader) -> int:
@@ -87,8 +124,6 @@ def _extra_size(config: ConfigReader) -> int:
 
 
 def _decoder(config: ConfigReader, spec: DecoderSpec) -> DecoderSpec:
-    if config.flag("enable_moe_block"):
-        raise Unsupported(f'expected "enable_moe_block" as false in {config.fields.what}', found="true: experts")
     if config.fields.values.get("use_bidirectional_attention") not in (None, "vision"):  # of images, that is
         asked = f'expected "use_bidirectional_attention" as null or "vision" in {config.fields.what}'
         raise Unsupported(asked, found="attention to later tokens")

@@ -33,6 +33,10 @@ def _windowed(text: str) -> str:
     return text.replace("CachedAttention<", "CachedAttention:windowed<window=2, ")
 
 
+def _chunked(text: str) -> str:
+    return text.replace("CachedAttention<", "CachedAttention:chunked<chunk=2, ")
+
+
 def _with_head(size: int) -> str:
     text = _ATTENTION.replace("int32", "int").replace(",8]", f",{size // 2}]").replace("32", str(2 * size))
     return text.replace("16", str(size)).replace("int[", "int32[")
@@ -68,6 +72,7 @@ class RopeAttentionToGroupQuery(Rule):
         "what is rotated is no multiple of 16": _partial(8),
         "the head size is no multiple of 16": _with_head(24),
         "the layer has a window": _windowed(_ATTENTION),
+        "the layer has chunks": _chunked(_ATTENTION),
     }
 
     @staticmethod
@@ -85,6 +90,7 @@ class RopeAttentionToGroupQuery(Rule):
         require(producer is not None and producer.op_type == "Positions", "positions do not follow the cache")
         require(attribute(attention, "head_dim") % 16 == 0, "the head size is no multiple of 16")
         require(attribute(attention, "window") is None, "the layer has a window")
+        require(attribute(attention, "chunk") is None, "the layer has chunks")
 
     def rewrite(
         self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, rope_q: ir.Node, attention: ir.Node
@@ -105,10 +111,14 @@ class AttentionToGroupQuery(_AnyAttention):
     """Cached attention whose rope GroupQueryAttention does not support: rope stays a separate operator."""
 
     fires = (_with_head(24), _windowed(_ATTENTION), _capped(_windowed(_ATTENTION)), _sinks(_with_head(24)))
-    refuses = {"the head size is no multiple of 8": _with_head(20)}
+    refuses = {
+        "the head size is no multiple of 8": _with_head(20),
+        "the layer has chunks": _chunked(_ATTENTION),
+    }
 
     def check(self, attention: ir.Node) -> None:
         require(attribute(attention, "head_dim") % 8 == 0, "the head size is no multiple of 8")
+        require(attribute(attention, "chunk") is None, "the layer has chunks")
 
     def rewrite(
         self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, attention: ir.Node
@@ -117,9 +127,10 @@ class AttentionToGroupQuery(_AnyAttention):
 
 
 class AttentionToStandard(_AnyAttention):
-    """Cached attention of any head size becomes the standard Attention over a cache updated by TensorScatter."""
+    """Cached attention of any head size, or in chunks, becomes the standard Attention over a cache updated by
+    TensorScatter. A layer with chunks keeps all positions."""
 
-    fires = (_with_head(20), _windowed(_with_head(20)), _capped(_with_head(20)))
+    fires = (_with_head(20), _windowed(_with_head(20)), _capped(_with_head(20)), _chunked(_ATTENTION))
     refuses = {"there are sinks": _sinks(_with_head(20))}
 
     def check(self, attention: ir.Node) -> None:
@@ -186,12 +197,12 @@ def _standard(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, value:
     """Standard Attention of q f32 [B, S, A*D] to a cache that holds the new tokens; `past` i64 [B] is without them."""
     split = g.ints(0, 0, -1, attribute(attention, "head_dim"))
     query = g("Transpose", g("Reshape", q, split), perm=[0, 2, 1, 3])
-    window, given = attribute(attention, "window"), {"scale": attribute(attention, "scale"), **_softcap(attention)}
-    if window is None:
+    given = {"scale": attribute(attention, "scale"), **_softcap(attention)}
+    if attribute(attention, "window") is None and attribute(attention, "chunk") is None:
         total = g("Add", past, g("Shape", q, start=1, end=2))
         y = g("Attention", query, key, value, None, None, None, total, is_causal=1, **given)
     else:
-        y = g("Attention", query, key, value, _window_mask(g, query, _buffer(g, key), past, window), **given)
+        y = g("Attention", query, key, value, _mask(g, attention, query, _buffer(g, key), past), **given)
     return g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
 
 
@@ -218,14 +229,19 @@ def _cached(g: Builder, attention: ir.Node, past: ir.Value | None) -> ir.Value:
     )
 
 
-def _window_mask(g: Builder, q: ir.Value, key: ir.Value, past: ir.Value, window: int) -> ir.Value:
-    """The cache positions that each new token attends to, ``bool [B, 1, S, C]``: at most `window`, itself included."""
+def _mask(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, past: ir.Value) -> ir.Value:
+    """The cache positions that each new token attends to, ``bool [B, 1, S, C]``: at most `window`, itself included, or
+    those of its chunk."""
     zero, one = g("Constant", value_int=0), g("Constant", value_int=1)
     steps = g("Range", zero, g("Squeeze", g("Shape", q, start=2, end=3), g.ints(0)), one)
     columns = g("Range", zero, g("Squeeze", g("Shape", key, start=2, end=3), g.ints(0)), one)
     position = g("Add", g("Unsqueeze", past, g.ints(1, 2, 3)), g("Unsqueeze", steps, g.ints(0, 1, 3)))
     distance = g("Sub", position, columns)
-    near = g("Less", distance, g("Constant", value_int=window))
+    if (chunk := attribute(attention, "chunk")) is not None:
+        length = g("Constant", value_int=chunk)
+        near = g("Equal", g("Div", position, length), g("Div", columns, length))
+    else:
+        near = g("Less", distance, g("Constant", value_int=attribute(attention, "window")))
     return g("And", g("GreaterOrEqual", distance, zero), near)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ....passes.graph.graph import Graph, attribute, dims
 from ....passes.graph.ops import is_collective
+from ....runtime.costs.nodes import CpuGraph, GraphNode, nodes_of, read_bytes
 from ....runtime.engine_file.bind import WEIGHTS_LOCATION
 from ....runtime.progress import Progress
 from ..target import CompiledProfile, ProfileConfig
@@ -43,9 +44,8 @@ def emit(graph: Graph, config: ProfileConfig, progress: Progress) -> CompiledPro
     else:
         main, sections = "graph.onnx", {"graph.onnx": model(list(graph.nodes), graph.body.inputs, graph.body.outputs)}
     packed = sum(map(_packed_bytes, graph.nodes))
-    dense = sum(4 * math.prod(map(int, dims(node.inputs[1]))) for node in graph.nodes if node.op_type == "FusedMatMul")
     as_inputs = [name for name in graph.weights if name not in constant]
-    needs = {"packed_bytes": packed, "step_bytes": packed + dense, "weights_as_inputs": as_inputs}
+    needs = {"packed_bytes": packed, "step_bytes": _step_bytes(graph), "weights_as_inputs": as_inputs}
     return CompiledProfile(sections, main, graph.bound(), needs, INT8_ACTIVATIONS if packed else EXACT)
 
 
@@ -74,6 +74,22 @@ def _model(
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
     return proto.SerializeToString(deterministic=True)
+
+
+def _step_bytes(graph: Graph) -> int:
+    """Bytes of weights that a decode step of one sequence reads: of experts, those that its token chooses."""
+    shapes = {
+        str(one.name): tuple(size if isinstance(size, int) else "" for size in dims(one)) for one in graph.body.inputs
+    }
+    return read_bytes(nodes_of(CpuGraph(tuple(map(_node, graph.nodes)), shapes)), tokens=1)
+
+
+def _node(node: ir.Node) -> GraphNode:
+    kinds = (ir.AttributeType.INT, ir.AttributeType.INTS)
+    values = {name: one.value for name, one in node.attributes.items() if one.type in kinds}
+    numbers = {name: (value,) if isinstance(value, int) else value for name, value in values.items()}
+    names = ["" if one is None else str(one.name) for one in node.inputs]
+    return GraphNode(node.domain, node.op_type, names, [str(one.name) for one in node.outputs], numbers)
 
 
 def _constant(graph: Graph) -> set[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ....passes.graph.experts import LIMITED, Mixture
+from ....passes.graph.experts import Mixture
 from ....passes.graph.graph import Builder, Graph, attribute, width
 from ....passes.graph.inline import inlined
 from ....passes.graph.pointwise import ACTIVATIONS
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
-from ....runtime.engine_file.bind import Expr, Reshape, Slice, Stored, Times, ToF32, as_f32
+from ....runtime.engine_file.bind import Expr, Reshape, Slice, Stored, Times, ToF32, as_f32, stored
+from ....runtime.experts import LIMITED
 from .nbits import NBITS, nbits_of
 
 _SIZES = "(float[2,3,64] x, float[2,3,4] l, "
@@ -34,11 +35,14 @@ class RouteToKernels(Rule):
         "{ e, w = llmc.Route:softmax_normed<k=2, factor=1.0, least=0.0>(x) }",
         "(float[2,3,4] x, float[4] B) => (int64[2,3,2] e, float[2,3,2] w) "
         "{ e, w = llmc.Route:sigmoid_biased_grouped<k=2, factor=2.5, groups=2, kept=1, best=2>(x, B) }",
+        "(float[2,3,4] x, float[4] S) => (int64[2,3,2] e, float[2,3,2] w) "
+        "{ e, w = llmc.Route:softmax_normed_scaled<k=2, factor=1.0, least=0.0>(x, S) }",
+        "(float[2,3,4] x) => (int64[2,3,2] e, float[2,3,2] w) { e, w = llmc.Route:sparsemixer<k=2, jitter=0.1>(x) }",
     )
 
     @staticmethod
     def pattern(p: Patterns) -> tuple[Op, ...]:
-        root = p.llmc.Route("logits", "bias?").named("route")
+        root = p.llmc.Route("logits", "*others").named("route")
         return root, root.out(1)
 
     def rewrite(self, g: Builder, route: ir.Node) -> list[ir.Value]:
@@ -253,15 +257,14 @@ def _components(graph: Graph, moe: ir.Node) -> tuple[dict[str, Expr], dict[str, 
 
 
 def _stem(stack: dict[str, Expr]) -> str:
-    expr = stack["weight"]
-    while not isinstance(expr, Stored):
-        assert isinstance(expr, Slice)
-        expr = expr.of
-    return expr.name
+    (tensor,) = stored(stack["weight"])
+    return tensor.name
 
 
 def _expert(expr: Expr, expert: int) -> Expr:
     """One expert's part of a stack [E, ...], a part of the file where the stack is one."""
+    if isinstance(expr, ToF32):
+        return ToF32(_expert(expr.of, expert), expr.factor)
     assert isinstance(expr, Stored | Slice)
     return Reshape(Slice(expr, 0, expert, expert + 1), expr.shape[1:])
 

@@ -19,6 +19,7 @@ from ....runtime.engine_file.rope import POSITIONS
 SHARED = "SharedAttention"
 LATE_NORMS = "norms behind rope that are not one RMSNorm of heads for q and one for k"
 WINDOW = "layers that share a cache with another window"
+CHUNKS = "attention in chunks, beyond the first"
 ONE_LINEAR = "q, k and v that could not become one linear"
 _TURN = ("interleaved", "rotary_embedding_dim")
 _ATTENTION = (
@@ -135,6 +136,7 @@ class _Read:
 
 
 def _read(graph: Graph, node: ir.Node) -> _Read:
+    require(attribute(node, "chunk") is None, CHUNKS)
     shared = node.op_type == SHARED
     parts = tuple(_Heads.of(value) for value in node.inputs[: 1 if shared else 3])
     turned = parts[:2]

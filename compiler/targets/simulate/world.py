@@ -96,7 +96,7 @@ class World:
             if op == "recv":
                 continue  # done with its send
             if peer is None:
-                group = [split.rank(split.stage(number), shard) for shard in range(split.tp)]
+                group = [split.rank(split.stage(number), shard) for shard in range(split.shards)]
             else:
                 group = [number, peer]
             there = [at for one in group if (found := self._streams.get(one)) and (at := found.at) is not None]

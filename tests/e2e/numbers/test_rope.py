@@ -80,7 +80,7 @@ SWEEP = [
         rope_theta=(1e4, 5e5),
         factor=(1.0, 8.0, 32.0),
         low_freq_factor=(1.0, 2.0),
-        high_freq_factor=(2.5, 4.0),
+        high_freq_factor=(2.0, 2.5, 4.0),
         original_max_position_embeddings=(16, 64, 8192),
     ),
     *_sweep(

@@ -15,6 +15,7 @@ from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.decoder.decoder import Decoder, build
 from llmc.compiler.decoder.placement import place
+from llmc.compiler.families.spec import cache_of
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.ranks import inputs_of_ranks, join
 from llmc.passes import model_passes, run_phase
@@ -125,7 +126,7 @@ class Model:
             if layer.mixer.source is not None:
                 continue
             shape = (len(ids), layer.mixer.kv_heads, CONTEXT, layer.mixer.head_dim)
-            for part in ("key", "value"):
+            for part in cache_of(layer.mixer).parts:
                 name = f"{index}.{part}"
                 tables[f"past.{name}"] = np.zeros(shape, np.float32) if caches is None else caches[f"present.{name}"]
         given = {"input_ids": ids, "logits_indices": np.array(rows), "past_lengths": np.array(past, np.int32)}
@@ -145,13 +146,17 @@ class Model:
         if isinstance(origin, Copied):
             return self._source(origin.tensor)
         fmt = FORMATS[origin.format]
+        source = self._source(origin.tensor)
+        if source.ndim == 3:  # experts, each by itself
+            return np.stack([np.asarray(fmt.quantize(torch.from_numpy(one), None)[origin.suffix]) for one in source])
         largest = max(float(np.abs(self._source(name)).max()) for name in origin.shares) if fmt.shares_scale else None
-        return np.asarray(fmt.quantize(torch.from_numpy(self._source(origin.tensor)), largest)[origin.suffix])
+        return np.asarray(fmt.quantize(torch.from_numpy(source), largest)[origin.suffix])
 
     def _source(self, tensor: str) -> np.ndarray:
         """A stored tensor; biases, which random checkpoints have as zeros, are numbers that a sum must have once."""
         found = self.checkpoint.source.rows(tensor, 0, (self.checkpoint.source.info(tensor).shape or (1,))[0])
-        return found + np.linspace(-0.5, 0.5, found.size, dtype=np.float32) if tensor.endswith(".bias") else found
+        numbers = np.linspace(-0.5, 0.5, found.size, dtype=np.float32).reshape(found.shape)
+        return found + numbers if tensor.endswith(".bias") else found
 
 
 Check = Callable[[str, np.ndarray, np.ndarray], None]

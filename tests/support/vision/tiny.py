@@ -87,6 +87,16 @@ KINDS: dict[str, Kind] = {
         _TWO,
         {"tie_word_embeddings": False},
     ),
+    "llama4": Kind(
+        "Llama4ForConditionalGeneration",
+        "llama4",
+        {
+            **{"model_type": "llama4_text", "head_dim": 16, "num_local_experts": 4, "intermediate_size_mlp": 96},
+            **{"interleave_moe_layer_step": 2, "attention_chunk_size": 8, "no_rope_layer_interval": 2},
+        },
+        {**_TOWER, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+        ("vision_model", "multi_modal_projector"),
+    ),
     "llava": Kind(
         "LlavaForConditionalGeneration", "llava", {"model_type": "llama"}, {**_TOWER, "projection_dim": 16}, _TWO
     ),

@@ -113,9 +113,15 @@ def test_the_last_matching_rule_decides():
             "  try: quantize nvfp4, or no activations",
         ),
         ("version: 1\nparallel: {tensor: 4}\n", "r.yaml:2:11: expected a list, found keys and values"),
-        ("version: 1\nparallel: []\n", "r.yaml:2:1: expected parallel to name splits such as tp1, tp2, pp2 or tp4-pp2"),
-        ("version: 1\nparallel: [tp2, tp2-pp1]\n", "tp4-pp2, each once, found tp2, tp2-pp1"),
-        ("version: 1\nparallel: [pp2-tp2]\n", "'pp2-tp2': a split is tpN, ppM or tpN-ppM, such as tp4-pp2"),
+        (
+            "version: 1\nparallel: []\n",
+            "r.yaml:2:1: expected parallel to name splits such as tp1, tp2, pp2, tp4-pp2 or tp2-ep4",
+        ),
+        ("version: 1\nparallel: [tp2, tp2-pp1]\n", "tp2-ep4, each once, found tp2, tp2-pp1"),
+        (
+            "version: 1\nparallel: [pp2-tp2]\n",
+            "'pp2-tp2': a split is tpN, epN, ppN, or some in this order, such as tp4-pp2 or tp2-ep4",
+        ),
         ("version: 1\ngates: []\n", "r.yaml:2:1: 'gates' is not built yet"),
         ("max_batch: 4\n", "r.yaml:1:1: expected 'version: 1'"),
         ("version: 1\nquantize: &a {default: int4}\n", "r.yaml:2:11: anchors and aliases are not used here"),

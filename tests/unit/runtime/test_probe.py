@@ -62,6 +62,18 @@ def test_the_error_is_relative_to_the_largest_logit():
     assert compare(PROBE, wrong, 0.26).ok
 
 
+def test_of_a_model_with_experts_the_median_position_counts():
+    """Rounding changes one position's choice of experts; what changes most positions is an error."""
+    largest, best = LOGITS[-8:].max(), [row[0][0] for row in PROBE.top]
+    for count, ok in ((3, True), (5, False)):
+        wrong = LOGITS[-8:].copy()
+        wrong[range(count), best[:count]] -= 0.5 * largest
+        assert compare(PROBE, wrong, 0.1, routed=True).ok is ok
+        assert not compare(PROBE, wrong, 0.1).ok
+    wrong[0, 0] = np.nan
+    assert compare(PROBE, wrong, 0.1, routed=True).max_error == float("inf")
+
+
 def test_what_the_probe_does_not_hold_is_not_compared():
     wrong = LOGITS.copy()
     wrong[0] += 100
@@ -124,9 +136,9 @@ def test_a_wrong_weight_with_right_digests_fails_the_probe(
 def test_a_kernel_that_computes_something_else_fails_the_probe(path: Path, monkeypatch: pytest.MonkeyPatch):
     real = probes.compare
 
-    def perturbed(probe: Probe, logits: np.ndarray, tolerance: float) -> probes.ProbeReport:
+    def perturbed(probe: Probe, logits: np.ndarray, tolerance: float, *, routed: bool) -> probes.ProbeReport:
         noise = np.random.default_rng(1).normal(size=logits.shape) * np.abs(logits).max() * tolerance
-        return real(probe, (logits + noise).astype(np.float32), tolerance)
+        return real(probe, (logits + noise).astype(np.float32), tolerance, routed=routed)
 
     monkeypatch.setattr(probes, "compare", perturbed)
     assert not replay(path).ok

@@ -10,7 +10,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from .....passes.graph.experts import GROUPED, NORMED, Mixture
+from .....passes.graph.experts import BIASED, GROUPED, NORMED, SCALED, Mixture
 from .....passes.graph.graph import attribute, width
 from .....runtime.plan.formula import value as value_of
 from ..call import Operand
@@ -24,6 +24,8 @@ from ..kernels.moe.tiles import Product, tiles_of, whole_if_many
 from ..lowering import Lowering
 
 _EXACT = ("Route", "Sigmoid")
+_PARAMETERS = ((BIASED, "bias"), (SCALED, "scales"))
+"""Inputs of `Route` after its logits, by the flag that they come with, in their order."""
 
 
 def is_exact(linear: ir.Node) -> bool:
@@ -80,10 +82,11 @@ def _route(at: Lowering, node: ir.Node) -> None:
     names = {"factor", "jitter", *(["least"] if NORMED in flags else [])}
     names |= {"groups", "kept", "best"} if GROUPED in flags else set()
     given = {name: attribute(node, name) for name in names if name in node.attributes}
-    logits, bias = node.inputs[0], at.operand(node.inputs[1]) if len(node.inputs) > 1 else None
+    logits, *others = map(at.operand, node.inputs)
+    given_to = dict(zip((name for flag, name in _PARAMETERS if flag in flags), others, strict=True))
     experts, weights = (at.result(one, dtype) for one, dtype in zip(node.outputs, ("i32", "f32"), strict=True))
     routing = Routing(kind, normed=NORMED in flags, **given)
-    at.add(node, route(at.operand(logits), experts, weights, routing, bias=bias))
+    at.add(node, route(logits, experts, weights, routing, **given_to))
 
 
 def _mixture(at: Lowering, node: ir.Node) -> None:

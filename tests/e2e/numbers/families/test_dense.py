@@ -1,6 +1,7 @@
 """Every dense family against transformers, in every weight format against the oracle, and split over ranks.
 
-`make test` has the first case of each family; formats of three families and splits of two. `make soak` has all.
+`make test` has the first case of each family; formats of three families, splits of two and of one with experts.
+`make soak` has all.
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ PLANNED = {"none": 3e-2, "int4": 6e-2}
 5.1e-2 were measured."""
 PLANS = ("granite_swa",)
 """Families with what no other brings to launch plans: sinks. `test_wider.py` has plans of all that records can say."""
+SPLITS = ("tp2", "pp2", "tp2-pp2")
+EXPERTS = "qwen3_moe"
+"""The mixture whose splits are tested in every run."""
+NORM_OF_KEYS = ("olmoe", "minimax_m2")
+"""Mixtures with a norm of all key heads together, of which shards cannot have the same."""
+EXPERT_SPLITS = ("ep2", "ep4", "tp2-ep2", "tp2-ep2-pp2")
 OWN_FILES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -93,29 +100,32 @@ def test_every_format_agrees_with_its_oracle(tmp_path: Path, kind: str, quantize
     check_format(_written(tmp_path / "c", kind, _wide(kind)), quantize, tmp_path, 40)
 
 
-@pytest.mark.parametrize("kind", _params(dict.fromkeys((*HERE, *SAMPLES)), every=2))
+@pytest.mark.parametrize("kind", _params(dict.fromkeys((*HERE[:2], EXPERTS, *SAMPLES)), every=3))
 def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -> None:
-    model = Model.at(_written(tmp_path / "c", kind, _first(kind)))
+    heads = {"num_key_value_heads": 4} if kind in NORM_OF_KEYS else {}
+    case = replace(_first(kind), config={**_first(kind).config, **heads})
+    model = Model.at(_written(tmp_path / "c", kind, case))
 
     def close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
         assert difference(found, expected) < BOUND, name
 
-    compare(model, "none", ("tp2", "pp2", "tp2-pp2"), close)
+    compare(model, "none", (*SPLITS, *(EXPERT_SPLITS if kind in MIXTURES else ())), close)
 
 
-@pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], *SAMPLES)), every=1))
+@pytest.mark.parametrize("kind", _params(dict.fromkeys((HERE[1], EXPERTS, *SAMPLES)), every=2))
 def test_an_engine_of_ranks_says_what_one_process_does(tmp_path: Path, kind: str) -> None:
-    """Processes of tp2 and pp2 on the CPU, where a model has as few key and value heads as it may have."""
-    case = replace(_first(kind), config={**_first(kind).config, "num_key_value_heads": 1})
+    """Processes on the CPU, where a model has as few key and value heads as it may have."""
+    splits = ("tp2", "ep2", "tp2-ep2") if kind in MIXTURES else ("tp2", "pp2")
+    case = replace(_first(kind), config={**_first(kind).config, **SAMPLES[kind].one_kv_head})
     path = llmc.build(
-        _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", "tp2", "pp2"], max_context=48
+        _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", *splits], max_context=48
     )
     found = []
-    for profile in ("cpu", "cpu-tp2", "cpu-pp2"):
+    for profile in ("cpu", *(f"cpu-{split}" for split in splits)):
         with llmc.load(path, profile=profile) as engine:
             prompts = [[5, 6, 7] * 5, [9, 8, 3]]
             found.append([one.token_ids for one in engine.generate(prompts, max_tokens=24)])
-    assert found[0] == found[1] == found[2]
+    assert all(one == found[0] for one in found)
 
 
 def _plans() -> Iterator[object]:

@@ -36,6 +36,8 @@ SOUND: dict[str, Any] = {
     "subsampling_conv_channels": [4, 4],
 }
 """The audio tower of the smaller Gemma 4."""
+EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+"""The largest Gemma 4."""
 QWEN = {"model.language_model.": "model.", "model.": ""}
 OLD: dict[str, Mapping[str, str]] = {
     **dict.fromkeys(("gemma3", "internvl", "llava", "mistral3"), LLAVA),
@@ -97,6 +99,7 @@ def test_files_of_transformers_4(tmp_path: Path, name: str):
         ("qwen2_vl", {}, {"tie_word_embeddings": True}),
         ("qwen2_5_vl", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, {}),
         pytest.param("gemma4", {}, {"audio_config": SOUND}, marks=pytest.mark.soak),
+        pytest.param("gemma4", EXPERTS, {}, marks=pytest.mark.soak),
         pytest.param("qwen3_vl", {"attention_bias": True}, {"tie_word_embeddings": True}, marks=pytest.mark.soak),
         pytest.param(
             "gemma3", {"use_bidirectional_attention": False, "num_hidden_layers": 7}, {}, marks=pytest.mark.soak

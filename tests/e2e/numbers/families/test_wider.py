@@ -27,7 +27,7 @@ def _layers(records: Callable[[DecoderSpec], DecoderSpec], *layers: int, soak: b
     ("records", "layers"),
     [
         _layers(wider.attention, 0, 5, soak=False),
-        *(_layers(wider.attention, index) for index in range(1, 5)),
+        *(_layers(wider.attention, index) for index in (1, 2, 3, 4, 6)),
         _layers(wider.around, 0, 1, soak=False),
         *(_layers(wider.activations, index) for index in range(9)),
     ],

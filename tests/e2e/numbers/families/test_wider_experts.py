@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 128}
 
 def _layers() -> Iterator[object]:
     """Every layer; every format with one that has biases and limits, and with a shared expert."""
-    for index in range(7):
+    for index in range(8):
         yield pytest.param(index, "none", id=f"{index}", marks=[] if index == 3 else [pytest.mark.soak])
     for quantize in FORMATS:
         for index in (2, 3):

@@ -35,6 +35,7 @@ _GEMMA4: dict[str, Any] = {
     "hidden_size_per_layer_input": 16,
     "layer_types": [*_THREE[:2], *_THREE, "full_attention"],
 }
+_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 
 
 def _spell_rope_old(config: dict[str, Any]) -> None:
@@ -114,6 +115,20 @@ SAMPLES = (
                 torch.bfloat16,
             ),
             "global_head_dim, default ropes": Case(_GEMMA4, old=True),
+            "experts beside the MLP": Case({**_GEMMA4, **_EXPERTS}),
+            "all experts, values are keys, no sharing": Case(
+                {
+                    **_GEMMA4,
+                    **_EXPERTS,
+                    "top_k_experts": 4,
+                    "num_global_key_value_heads": 1,
+                    "attention_k_eq_v": True,
+                    "num_kv_shared_layers": 0,
+                    "hidden_size_per_layer_input": 0,
+                },
+                torch.bfloat16,
+                sharded=True,
+            ),
         },
         wide={
             "num_hidden_layers": 4,
@@ -123,7 +138,7 @@ SAMPLES = (
             "hidden_size_per_layer_input": 128,
             "final_logit_softcapping": 30.0,
         },
-        centres={"q_norm": 0.2, "norm": 1.0, "scalar": 1.0},
+        centres={"q_norm": 0.2, "norm": 1.0, "scalar": 1.0, "router.scale": 8.0, "per_expert_scale": 1.0},
         old=_spell_old,
     ),
 )

@@ -29,8 +29,8 @@ def _norm(name: str, size: int, **more: object) -> Norm:
 
 
 def attention(spec: DecoderSpec) -> DecoderSpec:
-    """Six layers: caps with sinks, a part of a head, tables of q, norms of each kind, no rope, keys as values, a cache
-    of another layer."""
+    """Seven layers: caps with sinks, a part of a head, tables of q, norms of each kind, no rope, keys as values, a
+    cache of another layer, tables of q without rope."""
     layer = spec.layers[0]
     mixer = layer.mixer
     heads, kv_heads, size = mixer.heads, mixer.kv_heads, mixer.head_dim
@@ -47,6 +47,7 @@ def attention(spec: DecoderSpec) -> DecoderSpec:
         replace(mixer, rope=replace(part, interleaved=True), **each),
         replace(mixer, v=None, v_norm=_norm("", size), **of_heads),
         replace(mixer, k=None, v=None, source=0, window=20, softcap=5.0, rope=part, q_norm=of_heads["q_norm"]),
+        replace(mixer, rope=None, temperature=Temperature(0.5, 16, first=1)),
     )
     return replace(spec, layers=tuple(replace(layer, mixer=one) for one in mixers))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from support.samples.families import Sample
-from support.samples.mixtures import qwen
+from support.samples.mixtures import deepseek, gpt_oss, latent, llama4, many, qwen
 
-SAMPLES: dict[str, Sample] = {sample.kind: sample for part in (qwen,) for sample in part.SAMPLES}
+SAMPLES: dict[str, Sample] = {
+    sample.kind: sample for part in (deepseek, gpt_oss, latent, llama4, many, qwen) for sample in part.SAMPLES
+}
 """By `model_type`."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmc.compiler.families.spec import DecoderSpec, Experts, GatedMlp, Linear, Parameter, Router, Spelling, Stack
-from llmc.passes.graph.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from llmc.compiler.families.spec import DecoderSpec, Experts, GatedMlp, Linear, Norm, Parameter, Router, Spelling, Stack
+from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 EXPERTS = 4
 _GROUPS = {"groups": 2, "kept_groups": 2}
@@ -17,9 +17,14 @@ ROUTERS: Mapping[str, dict[str, Any]] = {
     "sigmoid": {"kind": SIGMOID, "bias": True, "normed": True, "factor": 2.5, "best": 2, **_GROUPS},
     "chosen": {"kind": CHOSEN},
     "groups": {"kind": SOFTMAX, "best": 1, "factor": 0.5, **_GROUPS},
+    "scaled": {"kind": SOFTMAX, "normed": True, "scales": True},
     "sparsemixer": {"kind": SPARSEMIXER, "jitter": 1.0},
 }
 """With a jitter of 1 all experts are near the best, where rounding moves none across the border."""
+
+
+_NORMS = ("norm", "post", "shared_norm", "shared_post")
+"""Of `Experts`."""
 
 
 def _stack(module: str, experts: int, rows: int, columns: int, *, gated: bool = False, bias: bool = False) -> Stack:
@@ -38,6 +43,7 @@ def experts_of(
     scales_input: bool = False,
     shared: bool = False,
     gate: bool = False,
+    norms: bool = False,
 ) -> Experts:
     """A mixture as wide as the plain MLP; by default all experts compute a token, as rounding moves choices."""
     mlp, hidden = spec.layers[0].mlp, spec.hidden_size
@@ -45,11 +51,12 @@ def experts_of(
     width = mlp.down.columns
     given = dict(ROUTERS[router])
     experts = 2 if given["kind"] == SPARSEMIXER and not chosen else experts
-    chosen_bias = Parameter("mlp.gate.bias", (experts,)) if given.pop("bias", False) else None
+    for name in ("bias", "scales"):
+        given[name] = Parameter(f"mlp.gate.{name}", (experts,)) if given.pop(name, False) else None
+    before = Norm("mlp.gate", hidden, 1e-5, parameter="scale", factor=hidden**-0.5) if norms else None
+    linear = Linear("mlp.gate", experts, hidden, kept=True)
     return Experts(
-        Router(
-            linear=Linear("mlp.gate", experts, hidden, kept=True), chosen=chosen or experts, bias=chosen_bias, **given
-        ),
+        Router(linear=linear, chosen=chosen or experts, norm=before, **given),
         _stack("mlp.experts.gate_up", experts, 2 * width, hidden, gated=True, bias=bias),
         _stack("mlp.experts.down", experts, hidden, width, bias=bias),
         activation,
@@ -58,11 +65,13 @@ def experts_of(
         scales_input=scales_input,
         shared=mlp if shared else None,
         shared_gate=Linear("mlp.shared_gate", 1, hidden, kept=True) if gate else None,
+        **({name: Norm(name, hidden, 1e-5) for name in _NORMS} if norms else {}),
     )
 
 
 def mixtures(spec: DecoderSpec) -> DecoderSpec:
-    """Seven layers: every router, every activation, biases, weights on inputs, shared experts with and without gate."""
+    """Eight layers: every router, every activation, biases, weights on inputs, shared experts with and without gate,
+    norms of all parts."""
     made = (
         experts_of(spec, "softmax"),
         experts_of(spec, "sigmoid", "gelu", shared=True),
@@ -71,6 +80,7 @@ def mixtures(spec: DecoderSpec) -> DecoderSpec:
         experts_of(spec, "sigmoid", "relu", scales_input=True, bias=True, shared=True),
         experts_of(spec, "sparsemixer"),
         experts_of(spec, "groups"),
+        experts_of(spec, "scaled", "gelu_pytorch_tanh", shared=True, norms=True),
     )
     return replace(spec, layers=tuple(replace(spec.layers[0], mlp=one) for one in made))
 

@@ -198,3 +198,63 @@ You are in strict safety mode.
 STABLELM_ZEPHYR = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
 STABLELM2 = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']}}{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + '\n'}}{% endif %}{% endfor %}{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 STARCODER2 = "{{bos_token}}{{'You are a coding assistant.\n\n'}}\n{%- for message in messages %}\n    {%- if message['role'] == 'system' %}\n{{ raise_exception('System messages are not allowed in this template.') }}\n    {%- else %}\n        {%- if message['role'] == 'user' %}\n{{'### Instruction\n' + message['content'] + '\n\n'}}\n        {%- else %}\n{{'### Response\n' + message['content'] + eos_token + '\n\n'}}\n        {%- endif %}\n    {%- endif %}\n{%- endfor %}\n{{'### Response\n'}}"
+GPT_OSS = r"""{%- macro type_of(one) -%}
+    {%- if one.type is defined and one.type is iterable and one.type is not string and one.type is not mapping and one.type[0] is defined -%}{{- one.type | join(" | ") }}
+    {%- elif one.type == "string" -%}{{- '"' + one.enum | join('" | "') + '"' if one.enum else "string" }}
+    {%- elif one.type in ("number", "integer") -%}{{- "number" }}
+    {%- else -%}{{- "any" }}{%- endif -%}
+{%- endmacro -%}
+{%- macro namespace_of(name, tools) -%}
+    {{- "## " + name + "\n\nnamespace " + name + " {\n\n" }}
+    {%- for tool in tools %}{%- set tool = tool.function %}
+        {{- "// " + tool.description + "\ntype " + tool.name + " = (" }}
+        {%- if tool.parameters and tool.parameters.properties -%}
+            {{- "_: {\n" }}
+            {%- for key, one in tool.parameters.properties.items() %}
+                {{- key + ("" if key in (tool.parameters.required or []) else "?") + ": " + type_of(one) }}
+                {%- if one.default is defined -%}{{- ", // default: " + one.default | tojson }}{%- endif -%}
+                {%- if not loop.last %}{{- ",\n" }}{%- endif -%}
+            {%- endfor %}
+            {{- ",\n}) => any;\n" }}
+        {%- else -%}{{- "\n}) => any;\n" }}{%- endif -%}
+    {%- endfor %}
+    {{- "\n} // namespace " + name }}
+{%- endmacro -%}
+{{- "<|start|>system<|message|>" }}
+{%- if model_identity is not defined %}{%- set model_identity = "You are a model." %}{%- endif %}
+{{- model_identity + "\nCurrent date: " + strftime_now("%Y-%m-%d") + "\n\n" }}
+{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}
+{{- "Reasoning: " + reasoning_effort + "\n\n# Valid channels: analysis, commentary, final.<|end|>" }}
+{%- if messages[0].role == "developer" or messages[0].role == "system" %}
+    {%- set developer = messages[0].content %}{%- set rest = messages[1:] %}
+{%- else %}{%- set developer = "" %}{%- set rest = messages %}{%- endif %}
+{%- if developer or tools %}
+    {{- "<|start|>developer<|message|>" }}
+    {%- if developer %}{{- "# Instructions\n\n" }}{{- developer }}{%- endif %}
+    {%- if tools -%}{{- "\n\n# Tools\n\n" }}{{- namespace_of("functions", tools) }}{%- endif -%}
+    {{- "<|end|>" }}
+{%- endif %}
+{%- set last = namespace(name=none) %}
+{%- for message in rest -%}
+    {%- if message.role == 'assistant' -%}
+        {%- if "content" in message and "<|channel|>final<|message|>" in message.content %}{{- raise_exception("Give the thinking in the 'thinking' field.") }}{%- endif %}
+        {%- if "tool_calls" in message %}
+            {%- set call = message.tool_calls[0] %}{%- if call.function %}{%- set call = call.function %}{%- endif %}
+            {%- if message.content and message.thinking %}{{- raise_exception("Cannot pass both content and thinking with tool calls!") }}
+            {%- elif message.content %}{{- "<|start|>assistant<|channel|>analysis<|message|>" + message.content + "<|end|>" }}{%- endif %}
+            {{- "<|start|>assistant to=functions." + call.name + "<|channel|>commentary json<|message|>" }}{{- call.arguments | tojson }}{{- "<|end|>" }}
+            {%- set last.name = call.name %}
+        {%- elif loop.last and not add_generation_prompt %}
+            {%- if "thinking" in message %}{{- "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}{%- endif %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|return|>" }}
+        {%- else %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|end|>" }}{%- set last.name = none %}
+        {%- endif %}
+    {%- elif message.role == 'tool' -%}
+        {%- if last.name is none %}{{- raise_exception("Message has tool role, but there was no tool call before it!") }}{%- endif %}
+        {{- "<|start|>functions." + last.name + " to=assistant<|channel|>commentary<|message|>" + message.content | tojson + "<|end|>" }}
+    {%- elif message.role == 'user' -%}{{- "<|start|>user<|message|>" + message.content + "<|end|>" }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|start|>assistant
+{%- endif -%}"""

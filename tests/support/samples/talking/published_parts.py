@@ -184,3 +184,40 @@ QWEN3_VL = r"""{%- set image_count = namespace(value=0) %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 LLAVA = "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'][0]['text'] }}{% else %}{{ message['role'].upper() + ': ' }}{% endif %}{# images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}{# then all text #}{% if message['role'] == 'user' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}{% elif message['role'] == 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}{{ content['text'] + eos_token }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 INTERNVL = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'video' %}{{ '<video>\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+LLAMA4 = r"""{{- bos_token }}
+{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
+{%- if not tools_in_user_message is defined %}{%- set tools_in_user_message = true %}{%- endif %}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- macro listed() %}{%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- "\n\n" }}{%- endfor %}{%- endmacro %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- if messages[0]['content'] is string %}{%- set system_message = messages[0]['content'] | trim %}
+    {%- else %}{%- set system_message = messages[0]['content'][0]['text'] | trim %}{%- endif %}
+    {%- set messages = messages[1:] %}{%- set given = true %}
+{%- else %}{%- set given = false %}{%- endif %}
+{%- if given %}
+    {{- "<|header_start|>system<|header_end|>\n\n" }}
+    {%- if tools is not none %}{{- "Environment: ipython\n" }}{%- endif %}
+    {%- if tools is not none and not tools_in_user_message %}{{- "Respond with JSON for a function call.\n\n" + listed() }}{%- endif %}
+    {{- system_message }}{{- "<|eot|>" }}
+{%- endif %}
+{%- if tools_in_user_message and not tools is none %}
+    {%- if messages | length != 0 %}{%- set first = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}
+    {%- else %}{{- raise_exception("Cannot put tools in the first user message when there is none!") }}{%- endif %}
+    {{- '<|header_start|>user<|header_end|>\n\n' -}}{{- "Given these functions, respond with JSON for a function call.\n\n" + listed() }}{{- first + "<|eot|>" }}
+{%- endif %}
+{%- macro content_of(message) %}
+    {%- if message['content'] is string %}{{- message['content'] }}
+    {%- else %}{%- for part in message['content'] %}{%- if part['type'] == 'image' %}{{- '<|image|>' }}{%- elif part['type'] == 'text' %}{{- part['text'] }}{%- endif %}{%- endfor %}{%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|header_start|>' + message['role'] + '<|header_end|>\n\n' + content_of(message) + "<|eot|>" }}
+    {%- elif 'tool_calls' in message and message.tool_calls | length > 0 %}
+        {{- '<|header_start|>assistant<|header_end|>\n\n<|python_start|>' + content_of(message) + '<|python_end|>' }}
+        {%- for call in message.tool_calls %}{{- '{"name": "' + call.function.name + '", "parameters": ' }}{{- call.function.arguments | tojson }}{{- "}" }}{%- endfor %}
+        {{- "<|eot|>" }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<|header_start|>ipython<|header_end|>\n\n" }}{%- if message.content is mapping or message.content is iterable %}{{- message.content | tojson }}{%- else %}{{- message.content }}{%- endif %}{{- "<|eot|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|header_start|>assistant<|header_end|>\n\n' }}{%- endif %}"""

@@ -5,47 +5,27 @@ A model type that llmc does not compute is written as Llama's, with the class of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from support.samples.spellings import Spelling
 from support.samples.talking import published as plain
 from support.samples.talking import published_parts as parts
+from support.samples.talking import talkers_of_latents, talkers_of_mixtures
+from support.samples.talking.talker import BACKEND as _BACKEND
+from support.samples.talking.talker import GLM as _GLM
+from support.samples.talking.talker import IM as _IM
+from support.samples.talking.talker import PHI as _PHI
+from support.samples.talking.talker import QWEN as _QWEN
+from support.samples.talking.talker import ROLES as _ROLES
+from support.samples.talking.talker import talker as _talker
 from support.samples.talking.talks import ANSWER, SYSTEM, TALKS, TOOL, USER
 from support.samples.talking.templates import ZEPHYR
-
-_BACKEND = {"tokenizer_class": "PreTrainedTokenizerFast"}
-
-
-def _talker(
-    family: str,
-    template: str,
-    tokens: Sequence[str],
-    bos: str | None,
-    eos: str,
-    *,
-    ends: Sequence[str] | None,
-    front: str = "",
-    kind: str = "byte_level",
-    named: Mapping[str, Any] = _BACKEND,
-) -> Spelling:
-    """`ends` are those of generation_config.json, if it has any; `front` is what the post-processor adds."""
-    ids = {"bos_token_id": bos, "eos_token_id": eos}
-    return Spelling(
-        *(family, kind, [*dict.fromkeys((*tokens, *filter(None, (bos, eos)), *(ends or ())))], front),
-        tokenizer={**named, "bos_token": bos, "eos_token": eos},
-        config=ids,
-        generation=None if ends is None else {**ids, "eos_token_id": [*ends]},
-        template=template,
-    )
-
 
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GEMMA: dict[str, Any] = {
     **{"kind": "gemma", "front": "<bos>", "named": {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}},
 }
-_IM = ("<|im_start|>", "<|im_end|>")
-_PHI = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 _INST = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]")
 _VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 _COHERE = (
@@ -57,9 +37,8 @@ _APERTUS = (
     *("<|user_end|>", "<|assistant_start|>", "<|tools_prefix|>", "<|tools_suffix|>"),
 )
 _EXAONE = ("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]")
-_ROLES = ("<|start_of_role|>", "<|end_of_role|>")
-_GLM = ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<|observation|>")
-_QWEN = {"tokenizer_class": "Qwen2Tokenizer"}
+_HARMONY = ("<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|constrain|>")
+_LLAMA4 = ("<|header_start|>", "<|header_end|>", "<|python_start|>", "<|python_end|>", "<|image|>")
 _HUNYUAN = ("<\uff5chy_User\uff5c>", "<\uff5chy_Assistant\uff5c>", "<\uff5chy_place▁holder▁no▁3\uff5c>")
 
 TALKERS: dict[str, Spelling] = {
@@ -78,6 +57,15 @@ TALKERS: dict[str, Spelling] = {
     "olmo 2": _talker("llama", plain.OLMO2, _PHI[:3], "<|endoftext|>", "<|endoftext|>", ends=["<|endoftext|>"]),
     "olmo 3": _talker("llama", plain.OLMO3, _IM, "<|endoftext|>", "<|endoftext|>", ends=[_IM[1], "<|endoftext|>"]),
     "exaone 4": _talker("llama", plain.EXAONE4, _EXAONE, "[BOS]", "[|endofturn|]", ends=["[|endofturn|]"]),
+    "gpt-oss": _talker(
+        *("gpt_oss", plain.GPT_OSS, _HARMONY, "<|startoftext|>", "<|return|>"),
+        ends=["<|return|>", "<|endoftext|>", "<|call|>"],
+    ),
+    "llama 4": _talker(
+        *("llama4_text", parts.LLAMA4, _LLAMA4, "<|begin_of_text|>", "<|eot|>"),
+        ends=["<|end_of_text|>", "<|eom|>", "<|eot|>"],
+        front="<|begin_of_text|>",
+    ),
     "hunyuan": _talker(
         *("llama", plain.HUNYUAN, _HUNYUAN, "<\uff5chy_begin▁of▁sentence\uff5c>", "<\uff5chy_place▁holder▁no▁2\uff5c>"),
         ends=["<\uff5chy_place▁holder▁no▁2\uff5c>"],
@@ -125,11 +113,14 @@ TALKERS: dict[str, Spelling] = {
         named={"tokenizer_class": "LlamaTokenizer", "add_bos_token": True},
     ),
     "internvl": _talker("qwen2", parts.INTERNVL, ("<IMG_CONTEXT>", *_IM), None, "<|im_end|>", ends=None, named=_QWEN),
+    **talkers_of_mixtures.TALKERS,
+    **talkers_of_latents.TALKERS,
     "zephyr": _talker("mistral", ZEPHYR, (), "<s>", "</s>", ends=["</s>"], front="<s>", kind="llama2"),
 }
 
 
 WITH_PARTS = {name for name, one in TALKERS.items() if one.template in vars(parts).values()} - {"apertus"}
+WITH_PARTS |= talkers_of_mixtures.WITH_PARTS | talkers_of_latents.WITH_PARTS
 """Models whose template reads a list of parts; Apertus reads an object with one."""
 
 
@@ -151,6 +142,7 @@ _VARIABLES = {
     "no thinking": {"messages": [{**SYSTEM, "content": "/no_think Be brief."}, USER, ANSWER, USER]},
     "thinking budget": {"messages": [USER], "thinking_budget": 0},
     "documents": {"messages": [USER], "documents": [{"title": "a", "text": "b"}], "controls": ["citations"]},
+    "effort": {"messages": [SYSTEM, USER], "reasoning_effort": "high", "model_identity": "You are another."},
     "safety": {"messages": [USER], "safety_mode": "STRICT"},
 }
 EVERY_TALK: dict[str, dict[str, Any]] = {**TALKS, **TALKS_OF_PARTS, **_VARIABLES}

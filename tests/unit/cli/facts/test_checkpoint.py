@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.commands import Outcome, edit
 from support.paths import PICO
+from support.samples.families import write
+from support.samples.mixtures import SAMPLES
 from transformers import CONFIG_MAPPING
 
 Call = Callable[..., Outcome]
@@ -39,6 +41,28 @@ def facts(call: Call, where: object, *flags: str) -> dict[str, Any]:
 def test_one_that_can_be_built(call: Call):
     found = facts(call, PICO)
     assert (found["buildable"], found["reason"], "shapes" in found) == (True, None, False)
+
+
+def test_a_mixture_of_experts(call: Call, tmp_path: Path):
+    """Two of eight experts of 3 * 64 * 32 numbers compute a token, in two of three layers."""
+    sample = SAMPLES["qwen2_moe"]
+    found = facts(call, write(tmp_path / "c", "qwen2_moe", next(iter(sample.cases.values())), sample=sample))
+    assert found["experts"] == {
+        **{"layers": 2, "count": 8, "active": 2, "intermediate_size": 32, "shared_intermediate_size": 48}
+    }
+    assert found["parameters"] - found["active_parameters"] == 2 * 6 * 3 * 64 * 32
+    stored = load_file(tmp_path / "c" / "model.safetensors").values()
+    assert (found["parameters"], found["intermediate_size"]) == (sum(one.numel() for one in stored), 96)
+    said = "2 layers with experts: 2 of 8 for a token, intermediate 32, and a shared one of 48"
+    counts = f"{found['parameters']:,} parameters, {found['active_parameters']:,} of them active"
+    assert f"  {said}\n  {counts}\n" in found["text"] and "hidden 64, intermediate 96, 4 heads" in found["text"]
+
+
+def test_experts_in_every_layer(call: Call, tmp_path: Path):
+    sample = SAMPLES["mixtral"]
+    found = facts(call, write(tmp_path / "c", "mixtral", next(iter(sample.cases.values())), sample=sample))
+    assert (found["intermediate_size"], found["experts"]["shared_intermediate_size"]) == (None, None)
+    assert "hidden 64, 4 heads" in found["text"] and "3 of 8 for a token, intermediate 48\n" in found["text"]
 
 
 @pytest.mark.parametrize(

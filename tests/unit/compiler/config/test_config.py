@@ -155,7 +155,7 @@ def test_accepting_a_key_that_cannot_be_accepted() -> None:
         ),
         ({"rope_scaling": {"type": "linear", "fctor": 2.0}}, "\"fctor\": 2.0 (did you mean 'factor'?)"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, '"low_freq_factor" as a number'),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, '"high_freq_factor" as a number over low_freq_factor (1)'),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, '"high_freq_factor" as a number of at least low_freq_f'),
         ({"rope_scaling": {"type": "yarn"}}, '"factor" as a number, or original_max_position_embeddings'),
         (
             {"rope_scaling": YARN | {"beta_slow": 40}},

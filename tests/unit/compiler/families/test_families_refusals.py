@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 from support.samples.families import read
 
-from llmc.compiler.families.spec import DecoderSpec, Temperature
+from llmc.compiler.families.spec import DecoderSpec, Experts, Temperature
 from llmc.runtime.errors import CheckpointError, Unsupported
 
 SLIDING = ["sliding_attention", "full_attention"]
 NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}, "sliding_attention": None}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "moe_intermediate_size": 32}
 ALPHA = {"type": "dynamic", "factor": 1.0, "alpha": 50.0}
 
 
 def of(kind: str, **changes: Any) -> DecoderSpec:
     if kind == "gemma4":
         changes = {"vocab_size_per_layer_input": 200, "hidden_size_per_layer_input": 16} | changes
-    names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3", "granite_swa": "GraniteSWA"}
+    names = {"hunyuan": "HunYuanDenseV1", "smollm3": "SmolLM3", "granite_swa": "GraniteSWA", "gpt_oss": "GptOss"}
     return read(f"{names.get(kind, kind.capitalize())}ForCausalLM", **changes)
 
 
@@ -97,7 +98,7 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
             {"head_dim": 2, "rope_scaling": ALPHA},
             '"head_dim" as a number over 2, as alpha has no value for it, in config.json\n  found: 2',
         ),
-        ("gemma4", {"enable_moe_block": True}, '"enable_moe_block" as false in config.json\n  found: true: experts'),
+        ("gemma4", {"enable_moe_block": True}, 'expected "num_experts" as an integer from 1 to 4096 in config.json'),
         ("gemma4", {"use_bidirectional_attention": "all"}, "attention to later tokens"),
         ("gemma4", {"num_kv_shared_layers": 1}, '"num_kv_shared_layers" as so few that a full_attention layer comes'),
         ("gemma4", {"vocab_size_per_layer_input": 100}, '"vocab_size_per_layer_input" as at least vocab_size (200)'),
@@ -132,6 +133,17 @@ def of(kind: str, **changes: Any) -> DecoderSpec:
         ("granite_swa", {"layer_rope_theta": [0, 1]}, "found: [0, 1]"),
         ("granite_swa", {"layer_rope_theta": [1e4, -1.0]}, "found: [10000.0, -1.0]"),
         ("granite_swa", {"layer_rope_theta": [1e4, False]}, "found: [10000.0, false]"),
+        ("gemma4", {**GEMMA4_EXPERTS, "top_k_experts": 5}, '"top_k_experts" as an integer from 1 to 4 in config.json'),
+        ("gpt_oss", {"sliding_window": None}, '"sliding_window" as an integer from 1 to 2147483647'),
+        ("gpt_oss", {"swiglu_limit": 0.0}, '"swiglu_limit" as a number over 0 and up to 1e+06 in config.json'),
+        ("gpt_oss", {"hidden_act": "gelu"}, 'expected "hidden_act" as "silu" in config.json\n  found: "gelu"'),
+        ("gpt_oss", {"experts_per_token": 2, "num_experts_per_tok": 4}, '"experts_per_token" as 4 in config.json'),
+        ("gpt_oss", {"initial_context_length": 8192}, '"initial_context_length" as 4096 in config.json'),
+        ("llama4", {"no_rope_layers": [1]}, '"no_rope_layers" as a list of 0 or 1 for each of 2 layers in config.json'),
+        ("llama4", {"no_rope_layers": [1, 2]}, "found: [1, 2]"),
+        ("llama4", {"moe_layers": ["1"]}, '"moe_layers" as a list of numbers of layers in config.json'),
+        ("llama4", {"attention_chunk_size": None}, '"attention_chunk_size" as an integer from 1 to 2147483647'),
+        ("llama4", {"layer_types": ["sliding_attention"] * 2}, '"layer_types" of full_attention in config.json'),
     ],
 )
 def test_refused_by_message(kind: str, changes: dict[str, Any], said: str) -> None:
@@ -147,6 +159,34 @@ def test_keys_of_published_files_that_change_nothing() -> None:
     old = {"norm_eps": 1e-5, "rope_pct": 0.25, "rotary_scaling_factor": 1.0, "layer_norm_eps": 1e-5}
     sizes = {"head_dim": ..., "num_attention_heads": 2}
     assert read("StableLmForCausalLM", **sizes, **old) == read("StableLmForCausalLM", **sizes)
+    published = {
+        "experts_per_token": 4,
+        "initial_context_length": 4096,
+        "rope_theta": 150000,
+        "output_router_logits": False,
+    }
+    yarn = {**YARN, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    yarn |= {"original_max_position_embeddings": 4096}
+    stored = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    published |= {"rope_scaling": yarn, "router_aux_loss_coef": 0.9, "quantization_config": stored}
+    assert of("gpt_oss", num_experts_per_tok=4, **published) == of("gpt_oss")
+    scout = {"cache_implementation": "hybrid", "for_llm_compressor": False, "moe_layers": [0, 1], "no_rope_layers": []}
+    scout |= {"router_jitter_noise": 0.0, "_attn_implementation_autoset": True, "rope_theta": 500000.0}
+    assert of("llama4", **scout) == of("llama4")
+
+
+def test_layers_of_llama_4_differ_by_three_patterns() -> None:
+    """Rope and chunks, or neither and hotter queries; experts or a wider MLP; chunks go where one holds the context."""
+    spec = of("llama4", num_hidden_layers=4, interleave_moe_layer_step=2, attention_chunk_size=32)
+    mixers = [layer.mixer for layer in spec.layers]
+    assert [mixer.chunk for mixer in mixers] == [32, 32, 32, None]
+    assert (
+        [mixer.rope is None for mixer in mixers] == [mixer.q_norm is None for mixer in mixers] == [False] * 3 + [True]
+    )
+    assert [mixer.temperature for mixer in mixers] == [None] * 3 + [Temperature(0.1, 8192, first=1)]
+    assert [isinstance(layer.mlp, Experts) for layer in spec.layers] == [False, True, False, True]
+    assert [layer.mixer.chunk for layer in spec.within(33).layers] == [32, 32, 32, None]
+    assert [layer.mixer.chunk for layer in spec.within(32).layers] == [None] * 4
 
 
 def test_su_is_the_first_name_of_longrope() -> None:

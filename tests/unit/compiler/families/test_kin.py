@@ -23,15 +23,14 @@ NO_DEFAULT = {"gemma4_assistant"}
 COMPUTED = {row.model_type for row in (*rows(), *wrappers())}
 FOREIGN = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - COMPUTED - NO_DEFAULT)
 KIN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "mixtral": ("Mistral", ("num_experts_per_tok = 2", "num_local_experts = 8")),
-    "qwen2_moe": ("Qwen2", ("num_experts = 60", "shared_expert_intermediate_size")),
-    "qwen3_moe": ("Qwen3", ("num_experts_per_tok = 8", "moe_intermediate_size = 768")),
-    "qwen3_next": ("Qwen3", ("linear_num_key_heads = 16", "partial_rotary_factor")),
-    "llama4_text": ("Llama", ("attention_chunk_size = 8192 (attention in chunks)",)),
+    "granitemoeshared": ("GraniteMoe", ("shared_intermediate_size = 0",)),
+    "exaone_moe": ("Exaone4", ("num_experts_per_tok = 8", "moe_intermediate_size = 1024")),
+    "minimax": ("MiniMaxM2", ("linear_attn_alpha_factor = 1", '"layer_types" of full_attention')),
+    "qwen3_next": ("Qwen3Moe", ("linear_num_key_heads = 16", "partial_rotary_factor")),
     "nemotron": ("Llama", ("norm_eps = 1e-05",)),
 }
 """Nearest kin by type, and a part of what the refusal says of the difference."""
-SAME_FIELDS = {"helium": "Llama", "olmo": "Olmo2"}
+SAME_FIELDS = {"helium": "Llama", "olmo": "Olmo2", "flex_olmo": "Olmoe"}
 """Kin whose config shows no difference: norms and rotation differ in code alone."""
 NONE_NEAR = ("gpt2", "bloom", "mpt", "rwkv", "mamba", "xlnet", "bart", "ctrl")
 
@@ -151,19 +150,19 @@ def test_what_is_missing_stands_before_the_kin():
     error = refusal(written("qwen3_next"))
     assert error.found.startswith(
         "Qwen3NextForCausalLM (not computed: gated delta net (linear attention with a recurrent state), "
-        "output gate of attention, mixture of experts), nearest to Qwen3ForCausalLM; fields that differ:\n    "
+        "output gate of attention, mixture of experts), nearest to Qwen3MoeForCausalLM; fields that differ:\n    "
     )
 
 
 def test_what_is_missing_of_a_text_model_is_named():
-    inner = {**LLAMA, "model_type": "qwen3_moe"}
+    inner = {**LLAMA, "model_type": "exaone_moe"}
     error = refusal({"architectures": ["InternVLForConditionalGeneration"], "text_config": inner})
-    assert error.found == 'model_type "qwen3_moe" (not computed: mixture of experts)'
+    assert error.found == 'model_type "exaone_moe" (not computed: mixture of experts)'
 
 
 def test_a_long_list_of_fields_is_cut():
-    found = refusal(written("deepseek_v3")).found
-    assert len(re.findall(r"\w+ = ", found)) == 8 and " and 9 more\n" in found + "\n"
+    found = refusal(written("exaone_moe")).found
+    assert len(re.findall(r"\w+ = ", found)) == 8 and " and 2 more\n" in found + "\n"
 
 
 @pytest.mark.parametrize(
@@ -180,9 +179,9 @@ def test_a_type_that_transformers_computes_with_other_code():
     """transformers chooses the code by model_type."""
     error = refusal({**LLAMA, "architectures": ["LlamaForCausalLM"], "model_type": "internlm3"})
     assert error.found.startswith('LlamaForCausalLM of model_type "internlm3", nearest to LlamaForCausalLM')
-    error = refusal({"model_type": "mixtral", **{key: LLAMA[key] for key in ("hidden_size", "vocab_size")}})
+    error = refusal({"model_type": "exaone_moe", **{key: LLAMA[key] for key in ("hidden_size", "vocab_size")}})
     assert error.found.startswith(
-        'no architectures, model_type "mixtral" (not computed: mixture of experts), near none'
+        'no architectures, model_type "exaone_moe" (not computed: mixture of experts), near none'
     )
 
 

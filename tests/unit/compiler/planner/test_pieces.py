@@ -41,7 +41,15 @@ WINDOWS: dict[str, Any] = {
     "max_window_layers": 3,
     "tie_word_embeddings": True,
 }
-CONFIGS = {"llama": {}, "windows": WINDOWS}
+EXPERTS: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "mlp_only_layers": [2],
+}
+CONFIGS = {"llama": {}, "windows": WINDOWS, "experts": EXPERTS}
 FP8 = Recipe(default_format="fp8", activations="fp8", kv="fp8", targets=("sm_90",), max_batch=BATCH)
 INT4 = Recipe(default_format="int4", rules=(QuantizeRule("lm_head", "int8"),), targets=("sm_90",), max_batch=BATCH)
 MIXED_FORMATS = Recipe(
@@ -60,13 +68,13 @@ def config_of(name: str) -> Config:
 
 
 @cache
-def formats_of(name: str, tp: int) -> AllFormats:
-    return AllFormats(Logical(Subject(config_of(name), "bfloat16", "BF16")), tp)
+def formats_of(name: str, tp: int, ep: int = 1) -> AllFormats:
+    return AllFormats(Logical(Subject(config_of(name), "bfloat16", "BF16")), tp, ep)
 
 
 @cache
-def pieces_of(name: str, recipe: str, tp: int) -> Pieces:
-    found = formats_of(name, tp).pieces(replace(RECIPES[recipe], max_context=CONTEXT))
+def pieces_of(name: str, recipe: str, tp: int, ep: int = 1) -> Pieces:
+    found = formats_of(name, tp, ep).pieces(replace(RECIPES[recipe], max_context=CONTEXT))
     assert isinstance(found, Pieces)
     return found
 
@@ -89,9 +97,17 @@ def real_plans(name: str, recipe: str, split: Split) -> list[tuple[Span, Plan]]:
     for rank, graph in zip(ranks, graphs, strict=True):
         run_phase(profile_passes(merge_gated=target.merge_gated), graph)
         run_phase(target.legalize(Precision(found.activations, found.kv)), graph)
-        config = ProfileConfig(CONTEXT, BATCH, "bfloat16", found.kv, rank=RankOf(rank, split.tp, split.pp))
+        config = ProfileConfig(CONTEXT, BATCH, "bfloat16", found.kv, rank=RankOf(rank, split.shards, split.pp))
         plans.append(draft(graph, config, 90)[0])
     return list(zip(placement.stages, plans, strict=True))
+
+
+def _alike(works: Counter[Work]) -> Counter[Work]:
+    """Without the padding of the tables of rows by expert: tiles decide it, which steps of few rows do not share."""
+    found: Counter[Work] = Counter()
+    for work, times in works.items():
+        found[replace(work, bytes="") if work.kernel == "moe_sort" else work] += times
+    return +found
 
 
 @pytest.mark.parametrize(
@@ -100,11 +116,12 @@ def real_plans(name: str, recipe: str, split: Split) -> list[tuple[Span, Plan]]:
         *(("llama", "fp8", split) for split in ("tp1", "tp2", "tp2-pp3")),
         *(("windows", "int4", split) for split in ("tp1", "pp3", "tp4-pp2")),
         *(("llama", "mixed", split) for split in ("tp1", "pp7")),
+        *(("experts", "fp8", split) for split in ("tp1", "ep2-pp2", "tp2-ep4")),
     ],
 )
 def test_blocks_counted_are_the_real_plans(name: str, recipe: str, split: str):
     degrees = Split.parse(split)
-    pieces = pieces_of(name, recipe, degrees.tp)
+    pieces = pieces_of(name, recipe, degrees.tp, degrees.ep)
     shapes = step_shapes(BATCH, CONTEXT)
     for stage, plan in real_plans(name, recipe, degrees):
         counts = pieces.skeleton.blocks(stage)
@@ -117,13 +134,13 @@ def test_blocks_counted_are_the_real_plans(name: str, recipe: str, split: str):
                 for work, times in pieces.blocks[block].work[number].items():
                     counted[work] += count * times
             expected = Counter(work_of(launch, plan, real) for launch in plan.programs[real].launches)
-            assert +counted == expected, f"stage {stage}, program {number}"
+            assert _alike(counted) == _alike(expected), f"stage {stage}, program {number}"
         weights = [aligned(one.bytes({})) for one in plan.tensors.values() if one.kind == "weight"]
         assert pieces.weights(stage) == sum(weights)
         assert pieces.caches(stage).keys() == {*plan.caches}
         for kind, cached in pieces.caches(stage).items():
             tensors = [one for one in plan.tensors.values() if one.kind == "cache" and one.shape[0] == kind.size]
-            heads = config_of(name).decoder.layers[0].mixer.heads // degrees.tp
+            heads = config_of(name).decoder.layers[0].mixer.heads // degrees.shards
             found = (cached.position, cached.operations)
             assert found == (position_bytes(plan, kind, tensors), position_operations(tensors, heads))
         for slots in (1, 5, BATCH):

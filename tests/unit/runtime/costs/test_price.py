@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmc.runtime.costs.facts import TOKENS, CpuFacts, ProductFacts
-from llmc.runtime.costs.nodes import Attention, Elements, Product
+from llmc.runtime.costs.nodes import Attention, Elements, Mixture, Product
 from llmc.runtime.costs.price import (
     Step,
     decode_seconds,
@@ -53,6 +53,20 @@ def test_a_product_counts_tokens_or_wanted_rows():
     assert (head.seconds, head.operations) == (100 + 192 * 1.0, 2 * 192)
     # 64 codes of 4 bits, and a scale and a sum in float32 for each of two blocks
     assert one.bytes == 32 + 2 * 8
+
+
+def test_experts_take_their_share_of_the_tokens_times_the_chance_of_one():
+    """2 tokens choose 2 of 4 experts: one has a token with 0.75, and then 4 / 3 of them."""
+    expert = Product(rows=2, columns=32, bits=4, block=32, per="token", share=(2, 4))
+    found = price_node(expert, Step(tokens=2), FACTS)
+    assert found.seconds == pytest.approx(0.75 * (100 + 64 * 4 / 3))
+    assert (found.bytes, found.operations) == (round(0.75 * 48), 2 * 64)
+    both = price_node(Mixture(expert, expert), Step(tokens=2), FACTS)
+    assert (both.seconds, both.bytes, both.operations) == (
+        pytest.approx(8 * found.seconds),
+        8 * found.bytes,
+        8 * found.operations,
+    )
 
 
 def test_a_layout_that_was_not_measured_takes_the_nearest_block():

@@ -247,6 +247,9 @@ def test_what_lies_in_the_file_as_it_is_used():
     assert file_segments(Reshape(Concat((b, a), 0), (3, 6)), 0) == [Segment("b", 0, 24, 0), Segment("a", 0, 12, 24)]
     assert file_segments(Slice(b, 0, 1, 3), 0) == [Segment("b", 6, 18, 0)]
     assert file_segments(Concat((Slice(b, 0, 3, 4), a), 0), 0) == [Segment("b", 18, 24, 0), Segment("a", 0, 12, 6)]
+    assert file_segments(Slice(Slice(b, 0, 1, 3), 0, 1, 2), 0) == [Segment("b", 12, 18, 0)]
+    assert file_segments(Slice(Slice(b, 0, 1, 2), 1, 1, 3), 5) == [Segment("b", 8, 12, 5)]
+    assert file_segments(Slice(Slice(b, 1, 0, 2), 0, 1, 2), 0) is None
     assert file_segments(Concat((a, a), 1), 0) is None
     assert file_segments(Slice(b, 1, 0, 2), 0) is None
     row = Stored("r", "U8", (1, 8))

@@ -28,12 +28,14 @@ def covered(parts: list[Extents], size: int) -> np.ndarray:
 
 @st.composite
 def expressions(draw: st.DrawFn) -> tuple[Stored, Expr]:
-    rows, columns = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    stored = Stored("t", "BF16", (rows, columns))
-    axis = draw(st.integers(0, 1))
-    size = stored.shape[axis]
-    start = draw(st.integers(0, size))
-    cut = Slice(stored, axis, start, draw(st.integers(start, size)))
+    shape = draw(st.lists(st.integers(1, 6), min_size=2, max_size=3))
+    stored = Stored("t", "BF16", tuple(shape))
+    cut: Stored | Slice = stored
+    for _ in range(draw(st.integers(1, 3))):  # a slice, perhaps of slices
+        axis = draw(st.integers(0, len(shape) - 1))
+        size = cut.shape[axis]
+        start = draw(st.integers(0, size))
+        cut = Slice(cut, axis, start, draw(st.integers(start, size)))
     return stored, draw(st.sampled_from([stored, cut, ToF32(cut), Concat((cut, cut), axis)]))
 
 

@@ -23,6 +23,16 @@ def test_sizes_and_operators():
     assert value(7, SIZES) == 7
 
 
+def test_experts_are_read_as_far_as_tokens_choose_them():
+    """All of a token's experts, then more and more of them: 1 - (1 - 8 / 128)^tokens of 128000 bytes."""
+    sizes = [0, 1, 2, 16, 256, 8192]
+    assert [value("spread(128 * 1000, 128, 8, tokens)", {"tokens": tokens}) for tokens in sizes] == [
+        *(0, 8000, 15500, 82423),
+        *(128000, 128000),
+    ]
+    assert value("spread(77, 4, 4, rows)", SIZES) == 77
+
+
 @pytest.mark.parametrize(
     "formula",
     [
@@ -32,6 +42,10 @@ def test_sizes_and_operators():
         "open('x')",
         "cdiv(1)",
         "cdiv(1, 0)",
+        "spread(8, 4, 2)",
+        "spread(8, 4, 0, 1)",
+        "spread(8, 4, 5, 1)",
+        "spread(8, 0, 1, 1)",
         "min(1, 2, 3)",
         "tokens / 2",
         "tokens ** 9",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmc.runtime.engine_file.info import left_out, parts_left_out
+from llmc.runtime.engine_file.info import drafting, drafts_left_out, left_out, parts_left_out
 from llmc.runtime.errors import Unsupported
 from llmc.runtime.text.images import no_images, refuse_images
 
@@ -16,12 +16,14 @@ def test_parts_are_among_the_unused_tensors_in_words():
         "lm_head.weight": "bit-equal to the tied embedding",
         "model.visual": left_out("vision tower", 390),
         "mlp1": left_out("projector of images", 1),
+        "model.layers.46": drafting(401),
     }
     assert parts_left_out(unused) == [
         "vision tower left out: 390 tensors of model.visual",
         "projector of images left out: 1 tensor of mlp1",
     ]
-    assert parts_left_out({}) == []
+    assert drafts_left_out(unused) == ["left out: an extra layer that drafts tokens: 401 tensors of model.layers.46"]
+    assert parts_left_out({}) == drafts_left_out({}) == []
 
 
 def test_the_refusal_names_the_parts_or_says_that_there_were_none():

@@ -223,8 +223,8 @@ def moe_linear(
     made, k = y.shape[-1], x.shape[-1]
     assert isinstance(made, int) and isinstance(k, int) and tile.block_m == tables.block_m
     n = 2 * made if ending else made
-    # The weights of an expert with a token are read once; there are at most as many as assignments.
-    read = [product(tables.busy, f"({o.bytes}) // {tables.experts}") for o in (*weights, *([bias] if bias else []))]
+    # The weights of an expert with a token are read once.
+    read = [tables.read(one.bytes) for one in (*weights, *([bias] if bias else []))]
     rows = {"assignment_of_row": tables.assignment_of_row, "expert_of_block": tables.expert_of_block}
     added = {"bias": bias, "shares": shares, "workspace": workspace, "counters": counters}
     fixed: dict[str, Constant] = {"CHOSEN": tables.chosen, "GATHER": gather, "ALPHA": None, "LIMIT": None}

@@ -81,6 +81,7 @@ def share_near(logit, known, best, BAND: tl.constexpr):
 def route_kernel(
     logits,
     bias,
+    scales,
     experts,
     weights,
     tokens,
@@ -154,6 +155,8 @@ def route_kernel(
         sums = tl.sum(weight, axis=1)
         weight = weight / tl.maximum(sums, LEAST, propagate_nan=tl.PropagateNan.ALL)[:, None]
     weight *= FACTOR
+    if scales is not None:
+        weight *= tl.load(scales + expert).to(tl.float32)
     address = token[:, None].to(tl.int64) * CHOSEN + slot[None, :]
     wanted = (token[:, None] < tokens) & (slot[None, :] < CHOSEN)
     tl.store(experts + address, expert, wanted)
@@ -174,12 +177,18 @@ def check_experts(experts: int, chosen: int) -> None:
 
 
 def route(
-    logits: Operand, experts: Operand, weights: Operand, routing: Routing, *, bias: Operand | None = None
+    logits: Operand,
+    experts: Operand,
+    weights: Operand,
+    routing: Routing,
+    *,
+    bias: Operand | None = None,
+    scales: Operand | None = None,
 ) -> KernelCall:
     """logits [tokens, E] -> the k highest experts i32 [tokens, k] (of equals the lower id), weights f32 [tokens, k].
 
     What is computed is the definition of `Route`. `bias` [E] is added to the scores for the choice only (DeepSeek-AI,
-    "DeepSeek-V3 technical report", 2024, section 2.1.2).
+    "DeepSeek-V3 technical report", 2024, section 2.1.2), `scales` [E] multiply the weights.
 
     Raises:
         ValueError: more than 512 experts, or k not from 1 to min(16, E).
@@ -192,11 +201,12 @@ def route(
     columns = each * next_power(routing.groups)
     block = max(1, SCORES_OF_PROGRAM // columns)
     arguments = {"logits": logits, "experts": experts, "weights": weights, "tokens": str(tokens)}
+    optional = {"bias": bias, "scales": scales}
     return KernelCall(
         KERNEL,
-        {**arguments, **({} if bias is None else {"bias": bias})},
+        {**arguments, **{name: one for name, one in optional.items() if one is not None}},
         {
-            **({"bias": None} if bias is None else {}),
+            **{name: None for name, one in optional.items() if one is None},
             "EXPERTS": count,
             "CHOSEN": chosen,
             "KIND": routing.kind,
@@ -214,7 +224,7 @@ def route(
         },
         (f"cdiv({tokens}, {block})",),
         writes=("experts", "weights"),
-        bytes=total(*(o.bytes for o in (logits, experts, weights, bias) if o is not None)),
+        bytes=total(*(o.bytes for o in (logits, experts, weights, bias, scales) if o is not None)),
         operations=product(tokens, (5 + 2 * chosen) * count),
     )
 

@@ -26,7 +26,11 @@ class Routing:
 
 
 def chosen_experts(
-    logits: torch.Tensor, chosen: int, routing: Routing, bias: torch.Tensor | None = None
+    logits: torch.Tensor,
+    chosen: int,
+    routing: Routing,
+    bias: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference of `route` in f64: (experts, weights), both [tokens, k]."""
     exact = logits.double()
@@ -47,7 +51,8 @@ def chosen_experts(
         weights = weights.softmax(dim=1)
     if routing.normed:
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=routing.least)
-    return experts, weights * routing.factor
+    weights = weights * routing.factor
+    return experts, weights if scales is None else weights * scales.double()[experts]
 
 
 def _sparsemixer(logits: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,47 +69,56 @@ def _sparsemixer(logits: torch.Tensor, jitter: float) -> tuple[torch.Tensor, tor
 
 
 def _call(
-    build: Callable[..., KernelCall], count: int, chosen: int, dtype: str, routing: Routing, bias: str | None
+    build: Callable[..., KernelCall],
+    count: int,
+    chosen: int,
+    dtype: str,
+    routing: Routing,
+    bias: str | None,
+    scales: str | None = None,
 ) -> KernelCall:
     return build(
         Operand("logits", dtype, ("tokens", count)),
         Operand("experts", "i32", ("tokens", chosen)),
         Operand("weights", "f32", ("tokens", chosen)),
         routing,
-        bias=None if bias is None else Operand("bias", bias, (count,)),
+        **{name: Operand(name, one, (count,)) for name, one in (("bias", bias), ("scales", scales)) if one},
     )
 
 
-SPECS: tuple[tuple[int, int, int, str, Routing, str | None], ...] = (
-    (1, 8, 2, "f32", Routing("softmax", normed=True), None),
-    (33, 5, 1, "f32", Routing("softmax"), None),
-    (33, 32, 4, "f16", Routing("softmax", normed=True), "f32"),
-    (5, 512, 10, "f32", Routing("softmax", normed=True), None),
-    (5, 160, 6, "f32", Routing("softmax", factor=16.0, groups=8, kept=3), None),
-    (17, 256, 8, "f32", Routing("sigmoid", True, 1e-20, 2.5, groups=8, kept=4, best=2), "f32"),
-    (9, 18, 3, "f32", Routing("sigmoid", True, 1e-20, groups=3, kept=2, best=2), "bf16"),
-    (3, 6, 2, "f32", Routing("sigmoid", True, 4.0), None),
-    (300, 4, 4, "bf16", Routing("sigmoid", factor=0.5), None),
-    (9, 128, 1, "f32", Routing("sigmoid"), None),
-    (33, 32, 4, "f32", Routing("chosen"), None),
-    (3, 40, 16, "bf16", Routing("chosen"), "f32"),
-    (65, 16, 2, "f32", Routing("sparsemixer", jitter=0.01), None),
-    (65, 5, 2, "f32", Routing("sparsemixer", jitter=0.4), None),
+SPECS: tuple[tuple[int, int, int, str, Routing, str | None, str | None], ...] = (
+    (1, 8, 2, "f32", Routing("softmax", normed=True), None, None),
+    (33, 5, 1, "f32", Routing("softmax"), None, None),
+    (33, 32, 4, "f16", Routing("softmax", normed=True), "f32", None),
+    (5, 512, 10, "f32", Routing("softmax", normed=True), None, None),
+    (5, 160, 6, "f32", Routing("softmax", factor=16.0, groups=8, kept=3), None, None),
+    (17, 256, 8, "f32", Routing("sigmoid", True, 1e-20, 2.5, groups=8, kept=4, best=2), "f32", None),
+    (9, 18, 3, "f32", Routing("sigmoid", True, 1e-20, groups=3, kept=2, best=2), "bf16", None),
+    (3, 6, 2, "f32", Routing("sigmoid", True, 4.0), None, None),
+    (300, 4, 4, "bf16", Routing("sigmoid", factor=0.5), None, None),
+    (9, 128, 1, "f32", Routing("sigmoid"), None, None),
+    (33, 32, 4, "f32", Routing("chosen"), None, None),
+    (3, 40, 16, "bf16", Routing("chosen"), "f32", None),
+    (33, 128, 8, "f32", Routing("softmax", normed=True), None, "bf16"),
+    (5, 6, 2, "f32", Routing("sigmoid", factor=2.0), "f32", "f32"),
+    (65, 16, 2, "f32", Routing("sparsemixer", jitter=0.01), None, None),
+    (65, 5, 2, "f32", Routing("sparsemixer", jitter=0.4), None, None),
 )
-"""Tokens, experts, chosen, dtypes of logits and bias; of the shapes of Qwen 3, DeepSeek V2 and V3, Llama 4, GPT-OSS."""
+"""Tokens, experts, chosen, dtypes of logits, bias and scales; of Qwen 3's shapes, DeepSeek's, Llama 4's, GPT-OSS's."""
 
 
 def cases(build: Callable[..., KernelCall]) -> Iterator[Case]:
     """Every spec, with a row of equal logits; and rows of numbers that are not finite."""
     random = torch.Generator().manual_seed(3)
-    for tokens, count, chosen, dtype, routing, bias in SPECS:
+    for tokens, count, chosen, dtype, routing, bias, scales in SPECS:
         logits = (torch.randn(tokens, count, generator=random) * 2).to(torch_dtype(dtype))
         logits[0] = 1.0
         inputs = {"logits": logits}
-        if bias is not None:
-            inputs["bias"] = torch.randn(count, generator=random).to(torch_dtype(bias))
-        call = _call(build, count, chosen, dtype, routing, bias)
-        experts, weights = chosen_experts(logits, chosen, routing, inputs.get("bias"))
+        for parameter, one in (("bias", bias), ("scales", scales)):
+            if one is not None:
+                inputs[parameter] = torch.randn(count, generator=random).to(torch_dtype(one))
+        call = _call(build, count, chosen, dtype, routing, bias, scales)
+        experts, weights = chosen_experts(logits, chosen, routing, inputs.get("bias"), inputs.get("scales"))
         name = f"route-{routing.kind}-{dtype}-{tokens}x{count}-{chosen}"
         yield Case(name, call, inputs, {"tokens": tokens}, {"experts": experts, "weights": weights}, 1e-6)
     yield from _wild(build)
@@ -128,10 +142,11 @@ def _wild(build: Callable[..., KernelCall]) -> Iterator[Case]:
 
 
 def calls(build: Callable[..., KernelCall]) -> Iterator[KernelCall]:
-    """Of Mixtral, GPT-OSS, Qwen 3, Qwen 3 Next, DeepSeek V3 and Phi 3.5 MoE."""
+    """Of Mixtral, GPT-OSS, Qwen 3, Qwen 3 Next, DeepSeek V3, Gemma 4 and Phi 3.5 MoE."""
     yield _call(build, 8, 2, "f32", Routing("softmax", True), None)
     yield _call(build, 32, 4, "f32", Routing("chosen"), None)
     yield _call(build, 128, 8, "f32", Routing("softmax", True), None)
     yield _call(build, 512, 10, "f32", Routing("softmax", True), None)
     yield _call(build, 256, 8, "f32", Routing("sigmoid", True, 1e-20, 2.5, groups=8, kept=4, best=2), "f32")
+    yield _call(build, 128, 8, "f32", Routing("softmax", True), None, "bf16")
     yield _call(build, 16, 2, "f32", Routing("sparsemixer", jitter=0.01), None)

@@ -153,10 +153,9 @@ class Sorted:
             else (f"cdiv({product(self.tokens, self.chosen * self.experts)}, {self.of})")
         )
 
-    @property
-    def busy(self) -> str:
-        """The most experts that have one of these rows: what of their weights is read."""
-        return f"min({self.experts}, {self.expected})"
+    def read(self, nbytes: str) -> str:
+        """Of the bytes of all these experts, those of the experts that have a row, as is to be expected: for prices."""
+        return f"spread({nbytes}, {self.of}, {self.chosen}, {self.tokens})"
 
 
 def sort_rows(experts: Operand, tables: Sorted, *, begin: int = 0) -> KernelCall:

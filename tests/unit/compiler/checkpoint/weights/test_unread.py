@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.checkpoints import CONFIG
@@ -94,8 +95,26 @@ def test_names_of_layers_are_one_group() -> None:
 def test_a_part_that_is_left_out_is_there_once():
     parts = {"visual": "vision tower", "mlp1": "projector of images"}
     names = ["model.visual.a.weight", "model.visual.b.0.bias", "mlp1.0.weight", "model.norm.weight", "visuals.x"]
-    assert [part_of(name, parts) for name in names] == ["model.visual", "model.visual", "mlp1", None, None]
-    assert left_out_parts(names, parts) == {
+    assert [part_of(name, parts, SPEC) for name in names] == ["model.visual", "model.visual", "mlp1", None, None]
+    assert left_out_parts(names, parts, SPEC) == {
         "model.visual": "vision tower left out: 2 tensors",
         "mlp1": "projector of images left out: 1 tensor",
     }
+
+
+def test_layers_that_draft_tokens_are_there_once():
+    """GLM and DeepSeek number them on, ERNIE and Qwen give them modules of their own."""
+    last = len(SPEC.layers)
+    numbered = [f"model.layers.{last}.mlp.experts.{one}.up_proj.weight" for one in range(300)]
+    numbered += [f"model.layers.{last}.eh_proj.weight", f"model.language_model.layers.{last + 1}.enorm.weight"]
+    named = ["mtp.fc.weight", "model.mtp_block.0.mlp.gate.weight", "model.mtp_linear_proj.0.weight"]
+    other = ["model.layers.0.x", f"model.layers.{last + 2}.x", "mtpx.y", "model.norm.mtp.weight", "mtp"]
+    drafting = replace(SPEC, drafts=2)
+    assert left_out_parts([*numbered, *named, *other], {}, drafting) == {
+        f"model.layers.{last}": "an extra layer that drafts tokens: 301 tensors",
+        f"model.language_model.layers.{last + 1}": "an extra layer that drafts tokens: 1 tensor",
+        "mtp": "an extra layer that drafts tokens: 1 tensor",
+        "model.mtp_block": "an extra layer that drafts tokens: 1 tensor",
+        "model.mtp_linear_proj": "an extra layer that drafts tokens: 1 tensor",
+    }
+    assert [part_of(name, {}, SPEC) for name in numbered] == [None] * len(numbered)

@@ -12,7 +12,7 @@ from support.samples.dense import wider
 from support.samples.families import read
 
 from llmc.compiler.families.spec import DecoderSpec
-from llmc.compiler.targets.cuda.fuse_attention import LATE_NORMS, ONE_LINEAR, WINDOW
+from llmc.compiler.targets.cuda.fuse_attention import CHUNKS, LATE_NORMS, ONE_LINEAR, WINDOW
 from llmc.compiler.targets.cuda.gaps import SOME_BIASES, gaps
 from llmc.runtime.errors import Unsupported
 
@@ -35,6 +35,10 @@ def _some_biases(spec: DecoderSpec) -> DecoderSpec:
     return _with(spec, lambda mixer: replace(mixer, k=replace(mixer.k, bias=True)), 1)
 
 
+def _chunks(spec: DecoderSpec) -> DecoderSpec:
+    return _with(spec, lambda mixer: replace(mixer, chunk=8), 3)
+
+
 @pytest.mark.parametrize("records", [wider.attention, wider.around, wider.activations])
 def test_all_that_the_records_say_has_a_launch_plan(
     tmp_path: Path, records: Callable[[DecoderSpec], DecoderSpec]
@@ -49,6 +53,7 @@ def test_all_that_the_records_say_has_a_launch_plan(
         (_late, LATE_NORMS, LATE_NORMS),
         (_other_window, WINDOW, WINDOW),
         (_some_biases, SOME_BIASES, ONE_LINEAR),
+        (_chunks, CHUNKS, CHUNKS),
     ],
 )
 def test_a_gap_is_refused_with_its_words(

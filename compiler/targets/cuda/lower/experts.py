@@ -18,7 +18,7 @@ from ..kernels.linear.tiles import Tile
 from ..kernels.moe.combine import gated_sum, moe_combine
 from ..kernels.moe.linear import Ending, moe_linear
 from ..kernels.moe.route import route
-from ..kernels.moe.routing import Routing
+from ..kernels.moe.selection import Routing
 from ..kernels.moe.sort import Sorted, sort_rows
 from ..kernels.moe.tiles import Product, tiles_of, whole_if_many
 from ..lowering import Lowering

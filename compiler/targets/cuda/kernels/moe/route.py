@@ -12,8 +12,8 @@ import triton.language as tl
 
 from ...call import Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..sampling.candidates import ordered
-from . import routing as moe_routing
-from .routing import Routing
+from . import selection
+from .selection import Routing
 
 MAX_EXPERTS, MAX_CHOSEN = 512, 16
 SCORES_OF_PROGRAM = 1024
@@ -230,11 +230,11 @@ def route(
 
 
 def _cases() -> Iterator[Case]:
-    return moe_routing.cases(route)
+    return selection.cases(route)
 
 
 def _calls(sm: int) -> Iterator[KernelCall]:
-    return moe_routing.calls(route)
+    return selection.calls(route)
 
 
 SUITE = Suite((KERNEL,), _cases, _calls)

@@ -4,8 +4,8 @@ python benchmarks/experts_cpu.py [--layers 4] [--rounds 7] [--tokens 48]     wri
 
 The mixture has layers of Qwen3-30B-A3B: 128 experts of 768, of which 8 compute a token. The dense model has one MLP of
 8 x 768 = 6144 in their place, the same attention and the same head, so a decode step reads as many bytes of weights but
-for the routers. Both have random weights in int4. They decode in turns, in one process; medians are compared, whole and
-without the head: its time is that of the same model with one layer, less what a layer takes.
+for the routers. Both have random weights in int4. They decode in turns, in one process; medians are compared. Without
+the head: a layer takes the difference between the model and the same one with one layer, by the layers between them.
 """
 
 from __future__ import annotations

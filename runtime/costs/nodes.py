@@ -202,13 +202,11 @@ class _Reading:
             node.numbers[key][0] for key in ("expert_weight_bits", "fc2_expert_weight_bits", "block_size", "k")
         )
         self.values[node.outputs[0]] = _Value(per, down[1])
-        return Mixture(
-            *(
-                Product(rows, columns * 8 // width, width, block, per, node.block, (chosen, experts))
-                for (experts, rows, columns), width in ((up, bits), (down, others))
-            ),
-            node.block,
+        products = (
+            Product(rows, columns * 8 // width, width, block, per, node.block, (chosen, experts))
+            for (experts, rows, columns), width in ((up, bits), (down, others))
         )
+        return Mixture(next(products), next(products), node.block)
 
     def _attention(self, node: GraphNode) -> Attention:
         shapes = (self.shapes.get(name) or self.caches.get(name) or () for name in node.inputs[1:])

@@ -102,7 +102,7 @@ def test_shards_have_each_element_of_each_expert_once(model: Model, name: str, f
     graphs, whole = model.ranks(split, fmt), model.decoder(fmt).graph
     for number, node in enumerate(mixtures(whole)):
         starts = []
-        owned = {str(value.name): np.zeros(dims(value), int) for value in node.inputs[3:]}
+        owned = {str(value.name): np.zeros([int(size) for size in dims(value)], int) for value in node.inputs[3:]}
         for graph in graphs:
             own = mixtures(graph)[number]
             assert Mixture.of(own.overload).part == (split.ep > 1)

@@ -50,7 +50,7 @@ _DEEPSEEK = (
 )
 _ENDS = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
 _LLAMA: dict[str, Any] = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
-_SIZES: dict[str, Any] = {"num_key_value_heads": 4, "num_experts_per_tok": 2, "n_routed_experts": 8, "n_group": 1}
+_SIZES: dict[str, Any] = {"num_key_value_heads": 2, "num_experts_per_tok": 2, "n_routed_experts": 8, "n_group": 1}
 _SIZES |= {"topk_group": 1}
 
 TALKERS: dict[str, Spelling] = {

@@ -9,7 +9,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.runtime.engine_file.bind import Concat, Expr, Slice, Stored, ToF32, evaluate_weight
+from llmc.runtime.engine_file.bind import (
+    Concat,
+    Expr,
+    Reshape,
+    Slice,
+    Stored,
+    ToF32,
+    evaluate_weight,
+    from_json,
+    to_json,
+)
 from llmc.runtime.engine_file.extents import Extents, extents, page_runs
 from llmc.runtime.files.safetensors import TensorInfo
 
@@ -66,3 +76,16 @@ def test_runs_are_the_pages_of_the_bytes(parts: list[tuple[int, int, int, int]])
     for start, stop in runs:
         found[start:stop] = True
     assert (found.reshape(-1, mmap.PAGESIZE).any(axis=1) == pages).all()
+
+
+def test_parts_of_heads_are_those_elements_and_name_all_rows_among_which_they_lie():
+    """Keys and values of a weight [heads * (N + V), L]: a rank that reads the ones reads the others too."""
+    stored = Stored("t", "BF16", (6, 4))
+    heads = Reshape(Slice(stored, 0, 0, 6), (2, 3, 4))
+    keys, values = Slice(heads, 1, 0, 1), Slice(heads, 1, 1, 3)
+    whole = np.arange(24, dtype=np.uint16).reshape(6, 4)
+    for part, expected in ((keys, whole[[0, 3]]), (values, whole[[1, 2, 4, 5]])):
+        assert from_json(to_json(part)) == part
+        assert np.array_equal(part.evaluate(lambda _: whole).reshape(-1, 4), expected)
+        (found,) = extents(part, {"t": TensorInfo("t", "BF16", (6, 4), AT, 48)})
+        assert (found.offset, found.nbytes, found.count) == (AT, 48, 1)

@@ -23,6 +23,8 @@ from .kernels.sampling import tokens as token_kernels
 from .kernels.sampling.operands import Chosen, SampledRows
 from .tuning.tactics import Key
 
+CACHED = ("RopeAttention", "MergedLatentAttention")
+"""Operators that write to a cache of their own."""
 BIASES = 32
 """Biased tokens of a request that the device can add; a request with more is sampled on the host."""
 
@@ -75,7 +77,7 @@ class CudaProfile:
     @property
     def kv_caches(self) -> tuple[KVCache, ...]:
         """The kinds of cache of all layers; the one without a window comes first."""
-        kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type == "RopeAttention"}
+        kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type in CACHED}
         return tuple(sorted(kinds, key=lambda kind: kind.window or 0))
 
 

@@ -23,6 +23,8 @@ FILES = (
     "gated",
     "head_norm",
     "latent.decode",
+    "latent.first_norm",
+    "latent.prefill",
     "latent.product",
     "latent.rows",
     "linear.expand_fp8",

@@ -31,6 +31,7 @@ def latent_decode_kernel(
     SCALE: tl.constexpr,
     MAX_BLOCKS: tl.constexpr,
     SPLITS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     M: tl.constexpr,
     DIM: tl.constexpr,
     TURN: tl.constexpr,
@@ -42,14 +43,15 @@ def latent_decode_kernel(
     MAX_BLOCKS], seq_lens i32 [sequences] -> mixed [sequences, HEADS, RANK]; with more than one split mixed f32
     [sequences, HEADS, SPLITS, RANK] and lse f32 [sequences, HEADS, SPLITS] (base 2). A length of 0 gives zeros.
 
-    Grid: sequences, blocks of M heads, splits.
+    Grid: sequences, blocks of MEMBERS heads, splits.
     """
     sequence = tl.program_id(0)
     split = tl.program_id(2)
-    head = tl.program_id(1) * M + tl.arange(0, M)
-    wanted = head < HEADS
-    at = sequence.to(tl.int64) * HEADS + head
-    latent, turned = load_queries(query, at, wanted, RANK, ROPE, DIM, TURN)
+    member = tl.arange(0, M)
+    head = tl.program_id(1) * MEMBERS + member
+    wanted = (member < MEMBERS) & (head < HEADS)
+    start = sequence.to(tl.int64) * HEADS
+    latent, turned = load_queries(query + start * (RANK + ROPE), head, wanted, RANK, ROPE, DIM, TURN)
     length = tl.load(seq_lens + sequence)
     share = ((length + PAGE - 1) // PAGE + SPLITS - 1) // SPLITS * PAGE
     first = split * share
@@ -61,11 +63,12 @@ def latent_decode_kernel(
     divisor = tl.where(norm > 0.0, norm, 1.0)
     acc = acc / divisor[:, None]
     dim = tl.arange(0, DIM)[None, :]
-    place = at
+    place = head
     if SPLITS > 1:
-        place = at * SPLITS + split
-        tl.store(lse + place, tl.where(norm > 0.0, highest + tl.log2(divisor), -1e30), wanted)
-    tl.store(mixed + place[:, None] * RANK + dim, acc.to(mixed.dtype.element_ty), wanted[:, None] & (dim < RANK))
+        place = head * SPLITS + split
+        tl.store(lse + start * SPLITS + place, tl.where(norm > 0.0, highest + tl.log2(divisor), -1e30), wanted)
+    target = mixed + start * SPLITS * RANK + place[:, None] * RANK + dim
+    tl.store(target, acc.to(mixed.dtype.element_ty), wanted[:, None] & (dim < RANK))
 
 
 KERNEL = Kernel("latent_decode", latent_decode_kernel)
@@ -105,6 +108,7 @@ def latent_decode(
             "SCALE": scale,
             "MAX_BLOCKS": block_tables.shape[1],  # type: ignore[dict-item]
             "SPLITS": splits,  # type: ignore[dict-item]
+            "MEMBERS": block.members,
             "M": block.rows,
             "DIM": shape.dim,
             "TURN": shape.turn,

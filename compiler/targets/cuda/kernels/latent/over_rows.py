@@ -55,10 +55,10 @@ def mix_rows(
     for start in range(first, stop, TILE):
         other = start + tl.arange(0, TILE)
         stored = other < stop
-        base = tl.load(table + start // PAGE).to(tl.int64) * PAGE + start % PAGE
-        offset = (base + tl.arange(0, TILE))[:, None] * (RANK + ROPE)
-        cached = load_cached(rows, offset + dim, stored[:, None] & (dim < RANK), latent.dtype)
-        keys = load_cached(rows, offset + RANK + turn, stored[:, None] & (turn < ROPE), latent.dtype)
+        here = rows + (tl.load(table + start // PAGE).to(tl.int64) * PAGE + start % PAGE) * (RANK + ROPE)
+        offset = tl.arange(0, TILE)[:, None] * (RANK + ROPE)
+        cached = load_cached(here, offset + dim, stored[:, None] & (dim < RANK), latent.dtype)
+        keys = load_cached(here, offset + RANK + turn, stored[:, None] & (turn < ROPE), latent.dtype)
         scores = dot(turned, tl.trans(keys), tl.zeros([M, TILE], tl.float32), EMULATE)
         scores = dot(latent, tl.trans(cached), scores, EMULATE) * (SCALE * 1.4426950408889634)
         seen = (other[None, :] <= position[:, None]) & stored[None, :]

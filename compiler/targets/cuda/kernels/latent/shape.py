@@ -14,6 +14,8 @@ MOST = 64
 """Most rows of a program: its sums of 512 columns fill half of the registers of a multiprocessor."""
 _ROOMY = 200 << 10
 """Bytes of shared memory with which a program can have MOST rows: chips that have it read both operands from there."""
+_TILE = 32
+"""Positions at a time; of 64, programs of MOST rows spill registers."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,24 @@ class Block:
 
     rows: int
     """Heads x queries."""
+    members: int
+    """Heads, a power of two."""
     tile: int
     """Positions, a divisor of PAGE."""
     warps: int
     stages: int
 
 
-def block_for(shape: LatentShape, sm: int) -> Block:
-    """The block of a chip. A cached row is read once for all heads of a program."""
-    roomy = SHARED[sm] >= _ROOMY
-    rows = min(max(next_power(shape.heads), LEAST), MOST if roomy else LEAST)
-    return Block(rows, PAGE if roomy else 32, 8, 2 if roomy else 1)
+def block_for(shape: LatentShape, sm: int, queries: int = 1) -> Block:
+    """The block of a chip, for programs that may have up to `queries` queries. It has LEAST or MOST rows.
+
+    A cached row is read once for all heads and queries of a program.
+    """
+    fills = queries * next_power(shape.heads) >= MOST
+    rows = MOST if SHARED[sm] >= _ROOMY and fills else LEAST
+    return Block(rows, min(max(next_power(shape.heads), 1), rows), _TILE, 8, 2)
 
 
 def head_blocks(shape: LatentShape, block: Block) -> int:
     """Programs that share the heads of a query: how often a cached row is read."""
-    return -(-shape.heads // block.rows)
+    return -(-shape.heads // block.members)

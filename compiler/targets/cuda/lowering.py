@@ -23,7 +23,8 @@ from .kernels.sampling import tokens as token_kernels
 from .kernels.sampling.operands import Chosen, SampledRows
 from .tuning.tactics import Key
 
-CACHED = ("RopeAttention", "MergedLatentAttention")
+LATENT = "MergedLatentAttention"
+CACHED = ("RopeAttention", LATENT)
 """Operators that write to a cache of their own."""
 BIASES = 32
 """Biased tokens of a request that the device can add; a request with more is sampled on the host."""
@@ -71,8 +72,13 @@ class CudaProfile:
         """
         window = attribute(node, "window")
         if window is None:
-            return KVCache(self.max_blocks)
+            return KVCache(self.max_blocks, rank=self._rank(node))
         return KVCache(min(-(-(window + self.max_prefill) // BLOCK_TOKENS) + 1, self.max_blocks), window)
+
+    @staticmethod
+    def _rank(node: ir.Node) -> int | None:
+        """The values' numbers of a latent attention's row: as many as its norm has weights."""
+        return None if node.op_type != LATENT else width(node.inputs[2])
 
     @property
     def kv_caches(self) -> tuple[KVCache, ...]:

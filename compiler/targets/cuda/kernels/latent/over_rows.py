@@ -57,7 +57,8 @@ def mix_rows(
         stored = other < stop
         here = rows + (tl.load(table + start // PAGE).to(tl.int64) * PAGE + start % PAGE) * (RANK + ROPE)
         offset = tl.arange(0, TILE)[:, None] * (RANK + ROPE)
-        cached = load_cached(here, offset + dim, stored[:, None] & (dim < RANK), latent.dtype)
+        whole = stored[:, None] if RANK == DIM else stored[:, None] & (dim < RANK)
+        cached = load_cached(here, offset + dim, whole, latent.dtype)
         keys = load_cached(here, offset + RANK + turn, stored[:, None] & (turn < ROPE), latent.dtype)
         scores = dot(turned, tl.trans(keys), tl.zeros([M, TILE], tl.float32), EMULATE)
         scores = dot(latent, tl.trans(cached), scores, EMULATE) * (SCALE * 1.4426950408889634)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ....passes.graph import ops
-from ....passes.graph.graph import Graph, attribute, block_of
+from ....passes.graph.graph import Graph, attribute, block_of, width
 from ....passes.rewrite.pattern import Miss, require
 from ....passes.rewrite.rule import Outcome, Pass, replace_value
 from ....runtime.engine_file.rope import POSITIONS
@@ -15,6 +15,9 @@ from ....runtime.engine_file.rope import POSITIONS
 LATENT = "LatentAttention"
 NO_NORM = "a latent without an RMS norm of its own"
 APART = "a latent and a key that are not the columns of one linear"
+WIDEST = 512
+"""Numbers of a latent, whose sums fill a program's registers."""
+WIDE = f"a latent of more than {WIDEST} numbers"
 QUERIES = "queries that are neither a linear's nor the first columns of the latent's"
 _EXAMPLE = (
     "(int64[1,3] ids, int32[1] past, float[1,3,40] x, float[1,3,24] q, float[8] N, float[20,8] W, float[6,4] C, "
@@ -64,6 +67,11 @@ class FuseLatentAttention(Pass):
         NO_NORM: _ALONE.replace("c = RMSNormalization<axis=-1, epsilon=0.001>(r, N)", "c = Relu(r)"),
         APART: _ALONE.replace("(q, c, k,", "(q, c, r,"),
         QUERIES: _RANKED.replace("RMSNormalization<axis=-1, epsilon=0.002>(f, M)", "Relu(f)"),
+        WIDE: _ALONE.replace("float[1,3,16] x", "float[1,3,528] x")
+        .replace("value_ints=[8,8]", "value_ints=[520,8]")
+        .replace("float[8] N", "float[520] N")
+        .replace("[20,8] W", "[20,520] W")
+        .replace("[1,1,5,16]", "[1,1,5,528]"),
         "positions do not follow the cache": _ALONE.replace("p = llmc.Positions(ids, past)", "p = Identity(ids)"),
     }
 
@@ -110,6 +118,7 @@ def _read(node: ir.Node) -> _Read:
     parts = _producer(norm.inputs[0], "Split")
     require(parts is not None and [*parts.outputs] == [norm.inputs[0], key], APART)
     assert parts is not None and parts.inputs[0] is not None
+    require(width(norm.outputs[0]) <= WIDEST, WIDE)
     positions = node.inputs[6]
     made = _producer(positions, "Positions") is not None
     require(made or (positions is not None and positions.name == POSITIONS), "positions do not follow the cache")

@@ -57,11 +57,11 @@ def latent_decode_kernel(
     first = split * share
     acc, norm, highest = mix_rows(
         *(latent, turned, rows, block_tables + sequence * MAX_BLOCKS),
-        *(tl.zeros([M], tl.int32) + length, first, tl.minimum(first + share, length)),
-        *(SCALE, RANK, ROPE, M, DIM, TURN, TILE, PAGE, EMULATE),
+        *(length, first, tl.minimum(first + share, length)),
+        *(SCALE, RANK, ROPE, M, DIM, TURN, TILE, PAGE, False, EMULATE),
     )
     divisor = tl.where(norm > 0.0, norm, 1.0)
-    acc = acc / divisor[:, None]
+    acc = acc * (1.0 / divisor)[:, None]
     dim = tl.arange(0, DIM)[None, :]
     place = head
     if SPLITS > 1:

@@ -39,11 +39,12 @@ def mix_rows(
     TURN: tl.constexpr,
     TILE: tl.constexpr,
     PAGE: tl.constexpr,
+    CAUSAL: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
     """Queries latent [M, DIM] and turned [M, TURN] attend to positions first .. stop of rows [blocks, PAGE, RANK +
-    ROPE] up to their own position i32 [M] -> (mixed latents f32 [M, DIM], which their norm f32 [M] has yet to divide,
-    the norm, the highest score f32 [M] in base 2).
+    ROPE] -> (mixed latents f32 [M, DIM], which their norm f32 [M] has yet to divide, the norm, the highest score f32
+    [M] in base 2). With CAUSAL each goes up to its own position i32 [M]; else none is before `stop`.
 
     `table` points to the sequence's block ids, and TILE divides PAGE and first.
     """
@@ -62,7 +63,9 @@ def mix_rows(
         keys = load_cached(here, offset + RANK + turn, stored[:, None] & (turn < ROPE), latent.dtype)
         scores = dot(turned, tl.trans(keys), tl.zeros([M, TILE], tl.float32), EMULATE)
         scores = dot(latent, tl.trans(cached), scores, EMULATE) * (SCALE * 1.4426950408889634)
-        seen = (other[None, :] <= position[:, None]) & stored[None, :]
+        seen = stored[None, :]
+        if CAUSAL:
+            seen = seen & (other[None, :] <= position[:, None])
         scores = tl.where(seen, scores, -1e30)
         above = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.where(seen, tl.exp2(scores - above[:, None]), 0.0)

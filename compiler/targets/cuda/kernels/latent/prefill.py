@@ -67,12 +67,13 @@ def latent_prefill_kernel(
         at = token * HEADS + head
         start = (begin + first).to(tl.int64) * HEADS
         latent, turned = load_queries(query + start * (RANK + ROPE), at, wanted, RANK, ROPE, DIM, TURN)
+        old = length - count + first
         acc, norm, _ = mix_rows(
             *(latent, turned, rows, block_tables + sequence * MAX_BLOCKS),
-            *(length - count + first + token, 0, tl.minimum(length, length - count + first + QUERIES)),
-            *(SCALE, RANK, ROPE, M, DIM, TURN, TILE, PAGE, EMULATE),
+            *(old + token, 0, tl.minimum(length, old + QUERIES)),
+            *(SCALE, RANK, ROPE, M, DIM, TURN, TILE, PAGE, QUERIES > 1, EMULATE),
         )
-        acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
+        acc = acc * (1.0 / tl.where(norm > 0.0, norm, 1.0))[:, None]
         dim = tl.arange(0, DIM)[None, :]
         target = mixed + start * RANK + at[:, None] * RANK + dim
         tl.store(target, acc.to(mixed.dtype.element_ty), wanted[:, None] & (dim < RANK))

@@ -258,7 +258,7 @@ def _sort(
                 heads = spec.layers[layer].mixer.heads // shards
                 one = Cached(
                     position_bytes(plan, cache, [tensor]),
-                    position_operations([tensor], heads),
+                    position_operations([tensor], heads, cache.rank),
                     tensor.bytes({cache.size: 1}),
                 )
                 caches = blocks[f"layer.{layer}"].caches

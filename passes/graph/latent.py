@@ -19,9 +19,46 @@ def latent_attention(overload: str) -> str:
     rows times the latent. Rope turns the last R elements of a head of q, and the shared key.
     """
     tempered = TEMPERED in overload
+    inputs = f"q, latent, key, weight, cos, sin, positions, past_key, past_lengths{', factors' * tempered}"
     return f"""
-LatentAttention <heads, nope, rope, value, scale, interleaved>
-  (q, latent, key, weight, cos, sin, positions, past_key, past_lengths{", factors" * tempered}) => (y, present_key) {{
+LatentAttention <heads, nope, rope, value, scale, interleaved> ({inputs}) => (y, present_key) {{{_SIZES}
+{_steps("q", tempered)}
+}}"""
+
+
+def merged_latent_attention(overload: str) -> str:
+    """LatentAttention of results of linears as they are: queries are the first A*(N+R) columns of q, and the last L+R
+    columns of x are the latent before its RMS norm with norm f32 [L], and the shared key. q and x may be one value.
+    """
+    tempered = TEMPERED in overload
+    inputs = f"q, x, norm, weight, cos, sin, positions, past_key, past_lengths{', factors' * tempered}"
+    return f"""
+MergedLatentAttention <heads, nope, rope, value, scale, interleaved, epsilon> ({inputs}) => (y, present_key) {{{_SIZES}
+  size = Add (n_size, r_size)
+  columns = Mul (a_size, size)
+  first_q = Slice (q, first, columns, minus)
+  width = Shape <start = -1> (x)
+  middle = Sub (width, r_size)
+  rank = Shape (norm)
+  begin = Sub (middle, rank)
+  raw = Slice (x, begin, middle, minus)
+  latent = RMSNormalization <axis = -1, epsilon: float = @epsilon> (raw, norm)
+  key = Slice (x, middle, width, minus)
+{_steps("first_q", tempered)}
+}}"""
+
+
+FIRST_NORM = """
+FirstNorm <epsilon> (x, weight) => (y) {
+  none = Constant <value_ints = [0]> ()
+  axis = Constant <value_ints = [-1]> ()
+  size = Shape (weight)
+  part = Slice (x, none, size, axis)
+  y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (part, weight)
+}"""
+"""x f32 [B, S, W], weight f32 [H] -> y f32 [B, S, H], the RMS norm of the first H columns of x."""
+
+_SIZES = """
   first = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
   minus = Constant <value_ints = [-1]> ()
@@ -35,8 +72,12 @@ LatentAttention <heads, nope, rope, value, scale, interleaved>
   r_size = Unsqueeze (r_count, first)
   v_size = Unsqueeze (v_count, first)
   by_head = Concat <axis = 0> (zeros, a_size, minus)
-  joined = Concat <axis = 0> (zeros, minus)
-  q_heads = Reshape (q, by_head)
+  joined = Concat <axis = 0> (zeros, minus)"""
+
+
+def _steps(q: str, tempered: bool) -> str:
+    """Lines from the queries, latent and key to y and present_key."""
+    return f"""  q_heads = Reshape ({q}, by_head)
   of_q = Concat <axis = 0> (n_size, r_size)
   q_nope, q_raw = Split <axis = -1> (q_heads, of_q)
   q_flat = Reshape (q_raw, joined)
@@ -68,8 +109,7 @@ LatentAttention <heads, nope, rope, value, scale, interleaved>
   total = Add (past, new)
   a = Attention <is_causal = 1, scale: float = @scale> (qt, k, v, , , , total)
   at = Transpose <perm = [0, 2, 1, 3]> (a)
-  y = Reshape (at, joined)
-}}"""
+  y = Reshape (at, joined)"""
 
 
 _FACTORS = """axes = Constant <value_ints = [2]> ()

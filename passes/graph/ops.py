@@ -211,6 +211,8 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "SharedAttention": attention.shared_attention,
     "RopeSharedAttention": attention.rope_shared_attention,
     "LatentAttention": latent.latent_attention,
+    "MergedLatentAttention": latent.merged_latent_attention,
+    "FirstNorm": lambda _: latent.FIRST_NORM,
     "HeadNorm": attention.head_norm,
     "PartNorm": attention.part_norm,
     "Scale": lambda _: pointwise.SCALE,

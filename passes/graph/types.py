@@ -92,12 +92,18 @@ def _latent_type(node: ir.Node) -> Typed:
     return _float([*_dims(node.inputs[0])[:-1], width], _dims(node.inputs[7]))
 
 
+def _first_norm_type(node: ir.Node) -> Typed:
+    return _float([*_dims(node.inputs[0])[:-1], *_dims(node.inputs[1])])
+
+
 _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "Linear"): _linear_type,
     (DOMAIN, "Embedding"): _embedding_type,
     (DOMAIN, "Positions"): lambda n: [(ir.DataType.INT64, _dims(n.inputs[0]))],
     (DOMAIN, "CachedAttention"): _attention_type,
     (DOMAIN, "LatentAttention"): _latent_type,
+    (DOMAIN, "MergedLatentAttention"): _latent_type,
+    (DOMAIN, "FirstNorm"): _first_norm_type,
     (DOMAIN, "RopeAttention"): _rope_attention_type,
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,

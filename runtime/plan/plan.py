@@ -33,6 +33,8 @@ class KVCache:
     the sequence, so the latest positions overwrite positions outside the window."""
     window: int | None = None
     """Positions that a token attends to, itself included; None: all."""
+    rank: int | None = None
+    """Of latent attention: numbers of a cached row that are values too; None: values have tensors of their own."""
 
     @property
     def suffix(self) -> str:

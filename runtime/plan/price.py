@@ -105,7 +105,7 @@ def price(
         tensors = [one for one in plan.tensors.values() if one.kind == "cache" and one.shape[0] == cache.size]
         seen = seen_of(cache, context)
         read += position_bytes(plan, cache, tensors) * seen * sizes["sequences"]
-        operations += position_operations(tensors, heads) * seen * sizes["tokens"]
+        operations += position_operations(tensors, heads, cache.rank) * seen * sizes["tokens"]
     lines.append(Line(CACHE, "", (), read, operations, roofline.seconds(read, operations)))
     return Price(sizes, context, tuple(lines))
 
@@ -181,12 +181,13 @@ def position_bytes(plan: Plan, cache: KVCache, tensors: Iterable[Tensor]) -> int
     return sum(tensor.bytes({cache.size: 1}) for tensor in tensors) // plan.block_tokens
 
 
-def position_operations(tensors: Iterable[Tensor], heads: int) -> int:
+def position_operations(tensors: Iterable[Tensor], heads: int, rank: int | None = None) -> int:
     """Operations of one new token with one position of these cache tensors.
 
-    A multiplication and an addition per element of a key or value, for each of `heads` query heads.
+    A multiplication and an addition per element of a key or value, for each of `heads` query heads. A row of latent
+    attention is a key, and its first `rank` numbers are a value.
     """
-    return 2 * heads * sum(value(one.shape[3], {}) for one in tensors)
+    return 2 * heads * sum(value(one.shape[3], {}) + (rank or 0) for one in tensors)
 
 
 def line_of(plan: Plan, launch: Launch | Collective, sizes: Mapping[str, int], roofline: Roofline) -> Line:

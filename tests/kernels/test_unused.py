@@ -75,6 +75,21 @@ _TOYS = (
     _Toy({**_MIXTURE, "hidden_size": 2048, "moe_intermediate_size": 2048}),  # parts of K
 )
 """Every form that can be lowered is in one of them: a family that brings a form brings its line."""
+_LATENT = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 128,
+    "q_lora_rank": 256,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+}
+"""Latent attention in layers without experts."""
+_LATENTS = (
+    _Toy(_LATENT),
+    _Toy({**_LATENT, "q_lora_rank": None, "rope_interleave": False}, records=wider.tempered),
+)
 _WIDER = tuple(_Toy(records=one) for one in (wider.attention, wider.around, wider.activations, experts.mixtures))
 """Records that no config of the toy gives; their linears are those of the others."""
 _RANKS = (1, 2)
@@ -96,8 +111,12 @@ def _forms(kernel: Kernel, constants: Mapping[str, object]) -> Iterator[str]:
 
 def _plans(folder: Path) -> Iterator[Plan]:
     """The plans of every toy in every format, with FP8 activations and cache and without."""
-    every = itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8"))
-    for toy, quantize, fp8 in (*every, *itertools.product(_WIDER, ("none", "fp8"), ("none", "fp8"))):
+    every = (
+        *itertools.product(_TOYS, ("none", *FORMATS), ("none", "fp8")),
+        *itertools.product(_WIDER, ("none", "fp8"), ("none", "fp8")),
+        *itertools.product(_LATENTS, ("none", "int4"), ("none", "fp8")),
+    )
+    for toy, quantize, fp8 in every:
         config = {**_BASE, **toy.config}
         graph = legal_graph(folder, "sm_90", quantize, fp8, config, toy.rules, records=toy.records)
         yield draft(graph, ProfileConfig(256, 64, "bfloat16", fp8), 90)[0]

@@ -42,7 +42,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
             ("kernels",),
             ("cubins",),
             ("evidence", "tuning"),
-            ("arena", "fuse_attention", "lowering"),
+            ("arena", "fuse_attention", "fuse_latent", "lowering"),
             ("gaps", "legalize"),
             ("fp4", "lower"),
             ("operators", "listing"),
@@ -51,7 +51,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
     ),
     ("compiler", "targets", "cuda", "kernels"): (
         *(("assembly", "fp8"), ("fp4",), ("gated", "quantize_activations", "quantize_fp4"), ("linear",)),
-        *(("attention", "sampling", "columns", "embed", "head_norm", "norm", "pointwise", "probe"), ("moe",)),
+        *(("attention", "sampling", "columns", "embed", "head_norm", "norm", "pointwise", "probe"), ("latent", "moe")),
     ),
     ("compiler", "targets", "cuda", "kernels", "linear"): (
         *(("dequantize", "shape"), ("many",), ("tiles",), ("parts",), ("cases",), ("small", "large", "expand_fp8")),

@@ -13,6 +13,7 @@ from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....passes.simplify import Simplify
 from ....runtime.errors import Unsupported
+from . import fuse_latent
 from .fuse_attention import FuseRopeAttention, is_attention, why_not
 
 LEGAL = frozenset(
@@ -32,6 +33,8 @@ LEGAL = frozenset(
             "Positions",
             "RopeAttention",
             "RopeSharedAttention",
+            "MergedLatentAttention",
+            "FirstNorm",
             "PartNorm",
             "HeadNorm",
             "Scale",
@@ -90,6 +93,8 @@ class RefuseOthers(Pass):
         for node in graph.nodes:
             if is_attention(node):
                 raise _refused(node, why_not(graph, node))
+            if fuse_latent.is_latent(node):
+                raise _refused(node, fuse_latent.why_not(node))
         for node in graph.nodes:
             if (node.domain, node.op_type) not in LEGAL or not _FITS.get(node.op_type, lambda _: True)(node):
                 raise _refused(node, _APART)
@@ -134,4 +139,4 @@ def _refused(node: ir.Node, found: str) -> Unsupported:
     )
 
 
-PASSES: tuple[Pass, ...] = (FuseRopeAttention(), Simplify(), RefuseOthers())
+PASSES: tuple[Pass, ...] = (FuseRopeAttention(), fuse_latent.FuseLatentAttention(), Simplify(), RefuseOthers())

@@ -23,6 +23,9 @@ from .kernels.sampling import tokens as token_kernels
 from .kernels.sampling.operands import Chosen, SampledRows
 from .tuning.tactics import Key
 
+LATENT = "MergedLatentAttention"
+CACHED = ("RopeAttention", LATENT)
+"""Operators that write to a cache of their own."""
 BIASES = 32
 """Biased tokens of a request that the device can add; a request with more is sampled on the host."""
 
@@ -69,13 +72,18 @@ class CudaProfile:
         """
         window = attribute(node, "window")
         if window is None:
-            return KVCache(self.max_blocks)
+            return KVCache(self.max_blocks, rank=self._rank(node))
         return KVCache(min(-(-(window + self.max_prefill) // BLOCK_TOKENS) + 1, self.max_blocks), window)
+
+    @staticmethod
+    def _rank(node: ir.Node) -> int | None:
+        """The values' numbers of a latent attention's row: as many as its norm has weights."""
+        return None if node.op_type != LATENT else width(node.inputs[2])
 
     @property
     def kv_caches(self) -> tuple[KVCache, ...]:
         """The kinds of cache of all layers; the one without a window comes first."""
-        kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type == "RopeAttention"}
+        kinds = {self.kv_cache(node) for node in self.graph.nodes if node.op_type in CACHED}
         return tuple(sorted(kinds, key=lambda kind: kind.window or 0))
 
 

@@ -12,7 +12,7 @@ from .call import Operand
 from .kernels import embed, gated, norm, pointwise, quantize_activations, quantize_fp4
 from .kernels.linear import fp4
 from .kernels.linear.choose import linear
-from .lower import attend, collectives, experts, neighbours, rowwise
+from .lower import attend, collectives, experts, latent, neighbours, rowwise
 from .lowering import CudaProfile, Lowering, Shared, StepShape, fp4_group
 from .tuning.tactics import tile_key
 
@@ -161,6 +161,8 @@ LOWER: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "SelectRows": _select_rows,
     "RopeAttention": attend.rope_attention,
     "RopeSharedAttention": attend.rope_shared_attention,
+    "MergedLatentAttention": latent.latent_attention,
+    "FirstNorm": latent.first_norm,
     **rowwise.LOWER,
     **experts.LOWER,
     "Positions": lambda at, node: None,  # an input of the step

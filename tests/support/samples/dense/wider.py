@@ -52,6 +52,13 @@ def attention(spec: DecoderSpec) -> DecoderSpec:
     return replace(spec, layers=tuple(replace(layer, mixer=one) for one in mixers))
 
 
+def tempered(spec: DecoderSpec) -> DecoderSpec:
+    """Queries of latent attention times factors of their positions."""
+    temperature = Temperature(0.5, 16)
+    layers = (replace(layer, mixer=replace(layer.mixer, temperature=temperature)) for layer in spec.layers)
+    return replace(spec, layers=tuple(layers))
+
+
 def around(spec: DecoderSpec) -> DecoderSpec:
     """Two layers: LayerNorms and side by side; norms behind, factors, per-layer embeddings, capped logits."""
     layer, hidden = spec.layers[0], spec.hidden_size

@@ -129,14 +129,16 @@ class Subject:
     def decode(self, tokens: int, seed: int) -> float:
         """Seconds of a token after a prompt; tokens are random, so that each chooses other experts."""
         ids = np.random.default_rng(seed).integers(0, SHAPE["vocab_size"], PROMPT + tokens).tolist()
-        self._step(tuple(ids[:PROMPT]), 0)
+        self._step(tuple(ids[:PROMPT]), 0, seed)
         started = time.perf_counter()
         for at in range(PROMPT, PROMPT + tokens):
-            self._step((ids[at],), at)
-        return (time.perf_counter() - started) / tokens
+            self._step((ids[at],), at, seed)
+        seconds = (time.perf_counter() - started) / tokens
+        self._executor.release(seed)
+        return seconds
 
-    def _step(self, ids: tuple[int, ...], start: int) -> None:
-        self._executor.submit((ScheduledSequence(0, ids, start, ((0,),), None, PROMPT),))
+    def _step(self, ids: tuple[int, ...], start: int, sequence: int) -> None:
+        self._executor.submit((ScheduledSequence(sequence, ids, start, ((0,),), None, PROMPT),))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ class _Rank:
             "Embedding": self._embedding,
             "CachedAttention": self._attention,
             "SharedAttention": self._attention,
+            "LatentAttention": self._latent,
             "MoE": self._experts,
         }
         made = (special.get(node.op_type, self._same) if self.placement.split.shards > 1 else self._same)(node)
@@ -246,6 +247,21 @@ class _Rank:
         if not {q, *(() if shared else others[:2])} <= self.sharded:
             raise ValueError(f"{node.name} cannot compute some of its heads")
         made = self._emit(node, inputs, parts=False, heads=width(q) // size, kv_heads=kv_heads)
+        self.sharded.add(made[0])
+        return made
+
+    def _latent(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """This shard's heads; all shards have the same rows in their caches."""
+        q, latent, key, weight, *others = node.inputs
+        own, rows = self._value(_given(q)), (self._value(_given(latent)), self._value(_given(key)))
+        if own not in self.sharded or not self.sharded.isdisjoint(rows):
+            raise ValueError(f"{node.name} cannot compute some of its heads")
+        start, stop = self._cut_behind(q).spans[self.shard]
+        each = width(q) // attribute(node, "heads")
+        first, last = (at // each * int(dims(weight)[0]) // attribute(node, "heads") for at in (start, stop))
+        part = self.graph.weight(str(_given(weight).name), row_part(self.whole, weight, first, last))
+        inputs = (own, *rows, part, *(None if one is None else self._value(one) for one in others))
+        made = self._emit(node, inputs, parts=False, heads=(stop - start) // each)
         self.sharded.add(made[0])
         return made
 

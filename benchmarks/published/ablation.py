@@ -17,8 +17,8 @@ from llmc.compiler.planner.serve import Workload
 from llmc.recipes.machines.link import Link
 from llmc.runtime.chips import Chip
 
-from . import predict
-from .figures import MIXTURES, MODELOPT, Figure
+from . import figures, predict
+from .figures import MODELOPT, Figure
 from .models import PROMPT_TOKENS, RECIPES, W4A4, pieces
 
 FP4_PRODUCTS, FP8_ATTENTION, NARROW_EXPERTS = "Products of FP4", "Attention in FP8", "Experts in FP8 and FP4"
@@ -28,7 +28,7 @@ Ablation = Callable[[Figure, Rates], float]
 
 def missing(figure: Figure) -> tuple[str, Ablation] | None:
     """What is known to be missing from the prediction of a figure."""
-    if any(figure in table.figures for table in MIXTURES):
+    if any(figure in table.figures for table in figures.NARROW_EXPERTS):
         return NARROW_EXPERTS, with_narrow_experts
     if figure.deployment.recipe == "nvfp4":
         return FP4_PRODUCTS, with_fp4_products

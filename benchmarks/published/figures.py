@@ -211,8 +211,20 @@ EXPERTS = Table(
         ),
     ),
 )
-MIXTURES = (LARGE_EXPERTS, EXPERTS)
-TABLES = (ON_H100, ON_H200, SWEEP, ON_B200, LATER_FP8, LATER_FP4, MODELOPT, LARGE_SWEEP, *MIXTURES)
+GPT_OSS = Table(
+    "GPT-OSS, experts in MXFP4",
+    REPORTED,
+    _LATER,
+    (
+        *_figures(Deployment("GPT-OSS 120B", "h200", recipe="mxfp4 experts"), (6868, 3543, 1828, 519), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "h200", recipe="mxfp4 experts"), (13858, 12743, 4015, 915), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "h100", recipe="mxfp4 experts"), (11557, 8617, 3366, 785), _LONGER),
+        *_figures(Deployment("GPT-OSS 20B", "b200", recipe="mxfp4 experts"), (53812, 34702, 11904, 2645), _LONGER),
+    ),
+)
+NARROW_EXPERTS = (LARGE_EXPERTS, EXPERTS)
+"""Whose engines multiply the experts' own format, of 8 or 4 bits."""
+TABLES = (ON_H100, ON_H200, SWEEP, ON_B200, LATER_FP8, LATER_FP4, MODELOPT, LARGE_SWEEP, *NARROW_EXPERTS, GPT_OSS)
 
 TENSOR, PIPELINE = Deployment("Llama 405B", "h200", 8), Deployment("Llama 405B", "h200", 1, 8)
 RATIOS = {"latency": 5.6, "throughput": 1.5}
@@ -243,5 +255,5 @@ MORE_LATENCIES = (
 )
 """Reported only."""
 
-NOT_PRICED = "gpt-oss-120B and -20B, DeepSeek-R1, Llama 4 Maverick, MiniMax-M2.5, Qwen3.5-397B"
+NOT_PRICED = "DeepSeek-R1, Llama 4 Maverick, MiniMax-M2.5, Qwen3.5-397B"
 """Models of the same sources whose families llmc has not, or had not when this was written."""

@@ -56,6 +56,32 @@ _QWEN3_MOE = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
+_GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "num_attention_heads": 64,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "intermediate_size": 2880,
+    "sliding_window": 128,
+    "attention_bias": True,
+    "vocab_size": 201088,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 150000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "hidden_act": "silu",
+    "swiglu_limit": 7.0,
+}
+_GPT_OSS_SIZES = {"GPT-OSS 20B": (24, 32), "GPT-OSS 120B": (36, 128)}
+"""Layers and experts."""
 _HEAD = (QuantizeRule("lm_head", "none"),)
 """Published checkpoints in FP8 and FP4 keep the head in bf16."""
 _FP8 = Recipe(default_format="fp8", rules=_HEAD, activations="fp8", targets=("sm_90",), max_batch=MAX_BATCH)
@@ -66,11 +92,16 @@ RECIPES = {
     "nvfp4": replace(_FP8, default_format="nvfp4", kv="fp8"),
     W4A4: replace(_FP8, default_format="nvfp4", kv="fp8", activations="nvfp4", targets=("sm_100",)),
     "bf16": Recipe(targets=("sm_90",), max_batch=MAX_BATCH),
+    "mxfp4 experts": Recipe(rules=(QuantizeRule("*.mlp.experts.*", "mxfp4"),), targets=("sm_90",), max_batch=MAX_BATCH),
 }
 """By name; sm_90's plans stand for those of all chips with FP8, and sm_100's for those of all with FP4."""
 
 
 def subject(model: str) -> Subject:
+    if model in _GPT_OSS_SIZES:
+        layers, experts = _GPT_OSS_SIZES[model]
+        own = {**_GPT_OSS, "num_hidden_layers": layers, "num_local_experts": experts}
+        return Subject(parse_config(json.dumps({**_LLAMA, **own})), "bfloat16", "BF16")
     hidden, layers, heads, inner = _SHAPES[model]
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
     family: dict[str, object] = {**_QWEN3} if model.startswith("Qwen3") else {}

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from .ablation import FP4_PRODUCTS, FP8_ATTENTION
-from .figures import EXPERTS, LARGE_EXPERTS, MODELOPT, ON_B200, SWEEP
+from .figures import EXPERTS, GPT_OSS, LARGE_EXPERTS, MODELOPT, ON_B200, SWEEP
 
 Row = Mapping[str, Any]
 _HEAD = """\
@@ -28,9 +28,10 @@ Qwen3 32B (within 25 %).
 The published engines are TensorRT-LLM, vLLM and SGLang. **llmc's own kernels have not been measured on a GPU**: a
 figure of the planner is that of a well-tuned stack which runs llmc's plan. As many requests run at once as the
 runtime's own budget has memory for, up to 2,048, and a step reads at most 8,192 tokens of prompts: TensorRT-LLM's
-defaults. With FP8 and FP4 weights, activations and cache are FP8 and the head is bf16, unless a row says otherwise.
-All_reduces may be one-shot kernels, which these engines have beside NCCL's; `llmc plan` prices NCCL's, which llmc
-calls. A figure in brackets is the same row with one term put in that llmc's plans lack; see the end.
+defaults. With FP8 and FP4 weights, activations and cache are FP8 and the head is bf16, unless a row says otherwise;
+beside MXFP4 experts all else is bf16. All_reduces may be one-shot kernels, which these engines have beside NCCL's;
+`llmc plan` prices NCCL's, which llmc calls. A figure in brackets is the same row with one term put in that llmc's plans
+lack; see the end.
 
 ![Predicted against published throughput](planner.svg)
 """
@@ -93,9 +94,10 @@ _MISSES = """
 * **Experts.** A step is priced as reading the experts that its tokens are expected to choose, all alike: of E experts,
   of which a token chooses k, E x (1 - (1 - k / E)^tokens). Real routers are less even, and then fewer are read. llmc's
   experts multiply 16-bit numbers whatever their format; at the rate of FP8 the median error of the large model goes
-  from {large} to {large_with}, at that of FP4 of the small one from {experts} to {experts_with}. Tensor parallelism
-  of a small mixture over PCIe is bound by AllReduce here, {tp8} with 8 GPUs; what the published engine does there
-  instead, the figures do not say. No constant was fitted to these rows.
+  from {large} to {large_with}, at that of FP4 of the small one from {experts} to {experts_with}. GPT-OSS is
+  {hopper} on Hopper and {blackwell} on B200. Tensor parallelism of a small mixture over PCIe is bound by
+  AllReduce here, {tp8} with 8 GPUs; what the published engine does there instead, the figures do not say. No constant
+  was fitted to these rows.
 * **Not priced:** {not_priced}.
 """
 
@@ -172,8 +174,8 @@ def _latencies(found: Row) -> Iterator[str]:
 
 def _misses(found: Mapping[str, Any]) -> str:
     tables = {table["title"]: table for table in found["tables"]}
-    b200, sweep, modelopt, large, experts = (
-        tables[one.title] for one in (ON_B200, SWEEP, MODELOPT, LARGE_EXPERTS, EXPERTS)
+    b200, sweep, modelopt, large, experts, gpt_oss = (
+        tables[one.title] for one in (ON_B200, SWEEP, MODELOPT, LARGE_EXPERTS, EXPERTS, GPT_OSS)
     )
     return _MISSES.format(
         fp4_products=FP4_PRODUCTS,
@@ -187,6 +189,8 @@ def _misses(found: Mapping[str, Any]) -> str:
         one_stage=_range(sweep, "tp1"),
         eight_stages=_range(sweep, "pp8"),
         not_priced=found["not_priced"],
+        hopper=_on(gpt_oss, ("1xh100", "1xh200")),
+        blackwell=_on(gpt_oss, ("1xb200",)),
         tp8=_range(experts, "tp8", "predicted"),
         large=_percent(large["median"]),
         large_with=_percent(large["with_missing"]["median"]),
@@ -202,6 +206,11 @@ def _ratios_of(table: Row, key: str) -> list[float]:
 def _range(table: Row, split: str, key: str = "with_missing") -> str:
     found = [row[key] / row["published"] for row in table["rows"] if row["split"] == split]
     return f"{min(found):.2f}x to {max(found):.2f}x" if len(found) > 1 else f"{found[0]:.2f}x"
+
+
+def _on(table: Row, machines: Sequence[str]) -> str:
+    found = [row["predicted"] / row["published"] for row in table["rows"] if row["machine"] in machines]
+    return f"{min(found):.2f}x to {max(found):.2f}x"
 
 
 def _pair(values: Sequence[float]) -> str:

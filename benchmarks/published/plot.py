@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 _SIZE, _LEFT, _TOP, _ROOM = 560, 70, 20, 240
 """Of the square of the axes, in pixels; and what is beside it."""
-_LEAST, _MOST = 40.0, 60000.0
+_LEAST, _MOST = 40.0, 100000.0
 _TICKS = (100, 300, 1000, 3000, 10000, 30000)
 _COLOURS = (
     "#777777",
@@ -22,6 +22,7 @@ _COLOURS = (
     "#009090",
     "#d08000",
     "#303090",
+    "#60a0a0",
 )
 _BAND = 0.25
 """The lines beside that of equality: predictions that are 25 % too high or too low."""

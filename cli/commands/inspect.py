@@ -224,12 +224,12 @@ def _origin(facts: dict[str, Any]) -> dict[str, str]:
 
 def _kv_heads(caches: list[dict[str, Any]]) -> str:
     """What layers keep of a position, equal ones once."""
-    kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window")) for one in caches)
+    kinds = Counter((one["kv_heads"], one["head_dim"], one.get("window"), one.get("rank")) for one in caches)
     return ", ".join(
-        f"{heads} kv head{'s' * (heads != 1)} of {size}"
+        (f"latent rows of {size}" if rank else f"{heads} kv head{'s' * (heads != 1)} of {size}")
         + (f", window {window}" if window else "")
         + (f" ({layers} of {len(caches)} layers)" if len(kinds) > 1 else "")
-        for (heads, size, window), layers in kinds.items()
+        for (heads, size, window, rank), layers in kinds.items()
     )
 
 

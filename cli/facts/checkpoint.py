@@ -58,6 +58,8 @@ def checkpoint_facts(where: str, accept_config: Collection[str], *, tensors: boo
 
 
 def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
+    from ...compiler.families.spec import cache_of
+
     config = checkpoint.config
     decoder = config.decoder
     mixers, widths = [layer.mixer for layer in decoder.layers], _widths(decoder)
@@ -71,6 +73,7 @@ def _built_from(checkpoint: Checkpoint, text: Checked | None) -> Facts:
         "heads": mixers[0].heads,
         "kv_heads": mixers[0].kv_heads,
         "head_dim": mixers[0].head_dim,
+        "latent_rank": cache_of(mixers[0]).rank,
         "windows": dict(Counter(str(mixer.window) for mixer in mixers if mixer.window is not None)),
         "vocab_size": decoder.vocab_size,
         "parameters": sum(prod(shape) for shape in decoder.tensors().values()),
@@ -166,10 +169,17 @@ def _shapes(infos: Iterable[TensorInfo]) -> Facts:
 _CHECKPOINT = """\
 checkpoint {path}{at}
   {architecture}: {layers} layers, hidden {hidden_size}{intermediate}, \
-{heads} heads and {kv_heads} kv heads of {head_dim}
+{heads} heads and {cached}
   vocabulary {vocab_size}, {head} head, context {max_position_embeddings}, rope {rope}
   {tensors} tensors, {bytes!b}: {counts}
   bos {bos}, eos {eos_ids}"""
+
+
+def _cached(facts: Facts) -> str:
+    """What a layer keeps of a position."""
+    if facts["latent_rank"]:
+        return f"latent rows of {facts['head_dim']}"
+    return f"{facts['kv_heads']} kv heads of {facts['head_dim']}"
 
 
 _EXPERTS = """\
@@ -189,9 +199,9 @@ def checkpoint_text(facts: Facts) -> str:
     at = f" at {facts['revision']}" if facts["revision"] else ""
     counts = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
     if "rope" in facts:
-        width = f", intermediate {facts['intermediate_size']}" if facts["intermediate_size"] else ""
-        head = "tied" if facts["tied"] else "untied"
-        lines = [console.fill(_CHECKPOINT, facts, at=at, intermediate=width, head=head, counts=counts)]
+        more = {"intermediate": f", intermediate {facts['intermediate_size']}" if facts["intermediate_size"] else ""}
+        more |= {"cached": _cached(facts), "head": "tied" if facts["tied"] else "untied"}
+        lines = [console.fill(_CHECKPOINT, facts, at=at, counts=counts, **more)]
         if facts["experts"]:
             lines.insert(1, console.fill(_EXPERTS, facts, shared=_shared(facts["experts"])))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
-from ..families.spec import LAYER, Attention, DecoderSpec, Experts, GatedMlp, LayerSpec, Norm, PlainMlp
+from ..families.spec import LAYER, Attention, DecoderSpec, Experts, GatedMlp, Latent, LayerSpec, Norm, PlainMlp
 
 _OF_DECODER: Mapping[str, Callable[[DecoderSpec], object]] = {
     "different head sizes": lambda spec: _differ(spec, "head_dim"),
@@ -20,6 +20,7 @@ _OF_DECODER: Mapping[str, Callable[[DecoderSpec], object]] = {
     "scaled logits": lambda spec: spec.logits_scale != 1.0,
     "capped logits": lambda spec: spec.logits_softcap is not None,
     "bias of the head": lambda spec: spec.head_bias,
+    "no more positions than an indexer chooses": lambda spec: spec.limit,
 }
 _OF_LAYER: Mapping[str, Callable[[LayerSpec], object]] = {
     "LayerNorm": lambda layer: any(norm.kind == LAYER for norm in _norms(layer)),
@@ -69,12 +70,25 @@ _OF_ATTENTION: Mapping[str, Callable[[Attention], object]] = {
     "values that are the keys": lambda mixer: mixer.source is None and mixer.v is None,
     "keys and values shared by layers": lambda mixer: mixer.source is not None,
 }
+_OF_LATENT: Mapping[str, Callable[[Latent], object]] = {
+    "latent attention": lambda mixer: True,
+    "queries of a low rank": lambda mixer: mixer.q_down,
+    "biases of ranks": lambda mixer: mixer.kv_down.bias,
+    "bias of the output": lambda mixer: mixer.o.bias,
+    "interleaved rope": lambda mixer: mixer.rope.interleaved,
+    "queries scaled by their position": lambda mixer: mixer.temperature,
+    "own scale of scores": lambda mixer: mixer.scale != (mixer.nope_dim + mixer.rope_dim) ** -0.5,
+}
 
 
 def features(spec: DecoderSpec) -> tuple[str, ...]:
     """What some layer, or what is around the layers, has beyond Llama's."""
     found = [words for words, has in _OF_LAYER.items() if any(map(has, spec.layers))]
-    found += [words for words, has in _OF_ATTENTION.items() if any(has(layer.mixer) for layer in spec.layers)]
+    mixers = [layer.mixer for layer in spec.layers]
+    usual = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    latent = [mixer for mixer in mixers if isinstance(mixer, Latent)]
+    found += [words for words, has in _OF_ATTENTION.items() if any(map(has, usual))]
+    found += [words for words, has in _OF_LATENT.items() if any(map(has, latent))]
     mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
     found += [words for words, has in _OF_EXPERTS.items() if any(map(has, mixtures))]
     found += sorted(

@@ -12,7 +12,7 @@ from ...runtime.chips import TARGETS
 from ...runtime.engine_file.split import Split
 from ...runtime.errors import LlmcError
 from ..decoder.placement import place
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, REMOTE, Family
 from ..families.config import parse_config
 from ..families.reading import LOGITS
 from ..families.spec import DecoderSpec
@@ -94,7 +94,7 @@ def _text_family(kind: str) -> str:
 
 def rows() -> tuple[Row, ...]:
     """A row for each family, in the order of the table of families."""
-    return tuple(map(_row, FAMILIES.values()))
+    return tuple(map(_row, (*FAMILIES.values(), *REMOTE.values())))
 
 
 def example(family: Family) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...passes.graph.attention import overload
 from ...passes.graph.graph import GATED, Builder, Graph
+from ...passes.graph.latent import TEMPERED
 from ...passes.graph.ops import DENSE
 from ...passes.graph.pointwise import ACTIVATIONS
 from ...runtime.engine_file.rope import LengthRope
@@ -21,6 +22,7 @@ from ..families.spec import (
     Attention,
     DecoderSpec,
     Experts,
+    Latent,
     LayerSpec,
     Linear,
     Mlp,
@@ -126,7 +128,8 @@ class _Assembly:
             return _scaled(b, w.norm(b, result, norm, prefix), layer.residual_scale)
 
         h = w.norm(b, x, layer.mixer_norm, prefix)
-        mixed = w.linear(b, self._attention(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
+        attend = self._latent if isinstance(layer.mixer, Latent) else self._attention
+        mixed = w.linear(b, attend(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
         mixed = part(mixed, layer.mixer_post)
         if layer.parallel:
             x = b("Add", b("Add", x, mixed), part(self._mlp(b, layer.mlp, h, prefix), layer.mlp_post))
@@ -192,6 +195,35 @@ class _Assembly:
         key.name, value.name = f"present.{index}.key", f"present.{index}.value"
         g.body.outputs.extend([key, value])
         self.present[index] = key, value
+        return y
+
+    def _latent(self, b: Builder, index: int, mixer: Latent, x: ir.Value, prefix: str) -> ir.Value:
+        w, q = self.weights, x
+        if mixer.q_down is not None:
+            q = w.norm(b, w.linear(b, x, mixer.q_down, prefix), mixer.q_norm, prefix)
+        q = w.linear(b, q, mixer.q, prefix)
+        both = w.linear(b, x, mixer.kv_down, prefix)
+        latent, key = b("Split", both, b.ints(mixer.rank, mixer.rope_dim), axis=-1, outputs=2)
+        for value, size in ((latent, mixer.rank), (key, mixer.rope_dim)):
+            value.type, value.shape = x.type, ir.Shape(["B", "S", size])
+        latent = w.norm(b, latent, mixer.kv_norm, prefix)
+        up = w.parameter(f"{prefix}{mixer.kv_up.module}.weight", (mixer.kv_up.rows, mixer.kv_up.columns))
+        cos, sin, rows, factors = self.ropes.tables(mixer)
+        past = self.graph.input(f"past.{index}.key", "F32", ["B", 1, "C", mixer.head_dim])
+        y, present = b.llmc(
+            "LatentAttention",
+            *(q, latent, key, up, cos, sin, rows, past, self.past, factors),
+            overload=TEMPERED if factors is not None else "",
+            outputs=2,
+            heads=mixer.heads,
+            nope=mixer.nope_dim,
+            rope=mixer.rope_dim,
+            value=mixer.value_dim,
+            scale=mixer.scale,
+            interleaved=int(mixer.rope.interleaved),
+        )
+        present.name = f"present.{index}.key"
+        self.graph.body.outputs.append(present)
         return y
 
 

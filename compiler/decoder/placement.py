@@ -15,7 +15,7 @@ from ...quantize import FORMATS
 from ...runtime.engine_file.manifest import LayerCache
 from ...runtime.engine_file.split import MAX_DEGREE, Split
 from ...runtime.errors import Unsupported
-from ..families.spec import Attention, DecoderSpec, Experts, LayerSpec, Linear, PlainMlp
+from ..families.spec import Attention, DecoderSpec, Experts, Latent, LayerSpec, Linear, Mixer, PlainMlp, cache_of
 
 FormatOf = Callable[[str], str]
 """The weight format of a module, or "none"."""
@@ -64,7 +64,7 @@ def caches_of(spec: DecoderSpec, placement: Placement, rank: int) -> dict[int, L
     """The caches of a rank, by layer."""
     split = placement.split
     return {
-        index: LayerCache(stop - start, mixer.head_dim, mixer.window)
+        index: cache_of(mixer, stop - start)
         for index in range(*placement.stages[split.stage(rank)])
         for mixer in (spec.layers[index].mixer,)
         if mixer.source is None
@@ -95,7 +95,7 @@ def _refused(split: Split, reason: str, works: Sequence[Split]) -> Unsupported:
     return Unsupported(f"cannot split this model as {split.name}", found=reason, fix=fix)
 
 
-def kv_heads(mixer: Attention, tp: int) -> tuple[Span, ...]:
+def kv_heads(mixer: Mixer, tp: int) -> tuple[Span, ...]:
     """The key and value heads of each shard; more shards than heads have the same ones."""
     if tp <= mixer.kv_heads:
         return spans(mixer.kv_heads, tp)
@@ -103,18 +103,29 @@ def kv_heads(mixer: Attention, tp: int) -> tuple[Span, ...]:
 
 
 def _cuts(layer: LayerSpec, tp: int) -> Iterator[tuple[Linear, Cut]]:
-    mixer, mlp = layer.mixer, layer.mlp
-    own = _times(spans(mixer.heads, tp), mixer.head_dim)
-    shared = _times(kv_heads(mixer, tp), mixer.head_dim)
-    yield mixer.q, Cut(ROWS, own)
-    yield from ((one, Cut(ROWS, shared)) for one in (mixer.k, mixer.v) if one is not None)
-    yield mixer.o, Cut(COLUMNS, own)
-    mlp = mlp.shared if isinstance(mlp, Experts) else mlp
+    mlp = layer.mlp.shared if isinstance(layer.mlp, Experts) else layer.mlp
+    yield from _of_latent(layer.mixer, tp) if isinstance(layer.mixer, Latent) else _of_attention(layer.mixer, tp)
     if mlp is not None:
         inner = spans(mlp.down.columns, tp)
         first = (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
         yield from ((one, Cut(ROWS, inner)) for one in first)
         yield mlp.down, Cut(COLUMNS, inner)
+
+
+def _of_attention(mixer: Attention, tp: int) -> Iterator[tuple[Linear, Cut]]:
+    own = _times(spans(mixer.heads, tp), mixer.head_dim)
+    shared = _times(kv_heads(mixer, tp), mixer.head_dim)
+    yield mixer.q, Cut(ROWS, own)
+    yield from ((one, Cut(ROWS, shared)) for one in (mixer.k, mixer.v) if one is not None)
+    yield mixer.o, Cut(COLUMNS, own)
+
+
+def _of_latent(mixer: Latent, tp: int) -> Iterator[tuple[Linear, Cut]]:
+    """Each shard has whole heads; what makes the rows of the cache, and the ranks of queries, it has whole."""
+    heads = spans(mixer.heads, tp)
+    yield mixer.q, Cut(ROWS, _times(heads, mixer.nope_dim + mixer.rope_dim))
+    yield mixer.kv_up, Cut(ROWS, _times(heads, mixer.nope_dim + mixer.value_dim))
+    yield mixer.o, Cut(COLUMNS, _times(heads, mixer.value_dim))
 
 
 def _of_experts(experts: Experts, split: Split) -> ExpertsCut:
@@ -158,8 +169,10 @@ def _wrong_shards(spec: DecoderSpec, tp: int, format_of: FormatOf) -> str:
     for index, layer in enumerate(spec.layers):
         mixer, prefix = layer.mixer, spec.layer.format(index)
         if mixer.heads % tp or max(mixer.kv_heads, tp) % min(mixer.kv_heads, tp):
-            return f"{mixer.heads} heads and {mixer.kv_heads} key and value heads in {prefix.rstrip('.')}"
-        if tp > mixer.kv_heads and mixer.k_norm is not None and mixer.k_norm.size != mixer.head_dim:
+            others = "" if isinstance(mixer, Latent) else f" and {mixer.kv_heads} key and value heads"
+            return f"{mixer.heads} heads{others} in {prefix.rstrip('.')}"
+        norm = mixer.k_norm if isinstance(mixer, Attention) else None
+        if tp > mixer.kv_heads and norm is not None and norm.size != mixer.head_dim:
             return f"a norm of all {mixer.kv_heads} key heads together in {prefix.rstrip('.')}"
         mlp = layer.mlp.shared if isinstance(layer.mlp, Experts) else layer.mlp
         if mlp is not None and mlp.down.columns % tp:

@@ -12,7 +12,7 @@ from ...passes.graph.graph import Builder, Canonical, Computed, Graph
 from ...runtime.engine_file.rope import POSITIONS, LengthRope, table_inputs
 from ...runtime.errors import Unsupported
 from ..config.rope import RopeConfig
-from ..families.spec import Attention, Temperature
+from ..families.spec import Attention, Latent, Mixer, Temperature
 from .rope import length_rope, rope_tables
 
 _Settings = tuple[RopeConfig | None, int, Temperature | None]
@@ -43,10 +43,12 @@ class Ropes:
     by_length: list[LengthRope] = field(default_factory=list)
     """Those whose tables are inputs of the graph."""
 
-    def of(self, mixer: Attention) -> list[_Rope]:
+    def of(self, mixer: Mixer) -> list[_Rope]:
         """The ropes of queries and of keys; makes their tables the first time."""
         if mixer.rope is None and mixer.temperature is None:
             return []
+        if isinstance(mixer, Latent):
+            return [self._find(mixer.rope, mixer.rope_dim, None)]
         return [self._find(mixer.rope, mixer.head_dim, temperature) for temperature in (mixer.temperature, None)]
 
     def rotate(self, b: Builder, x: ir.Value | None, mixer: Attention, *, query: bool) -> ir.Value | None:
@@ -60,6 +62,17 @@ class Ropes:
         changed |= {"interleaved": 1} if mixer.rope and mixer.rope.interleaved else {}
         heads = mixer.heads if query else mixer.kv_heads
         return b("RotaryEmbedding", x, rope.cos, rope.sin, rope.rows, num_heads=heads, **changed)
+
+    def tables(self, mixer: Latent) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
+        """cos and sin f32 [P, R/2], positions of the tokens i64 [B, S], and factors of queries f32 [P, 1], if any."""
+        (rope,) = self.of(mixer)
+        if mixer.temperature is None:
+            return rope.cos, rope.sin, rope.rows, None
+        data = _factors(mixer.temperature, self.max_context)
+        name = f"temperature.{mixer.temperature.original}.{mixer.temperature.beta}"
+        how = "factors of queries by position"
+        stored = self.graph.store(Canonical(name, "F32", data.shape, Computed(data, how), group=name))
+        return rope.cos, rope.sin, rope.rows, self.graph.weight(name, stored)
 
     def _find(self, rope: RopeConfig | None, head_dim: int, temperature: Temperature | None) -> _Rope:
         settings = (rope, head_dim, temperature)

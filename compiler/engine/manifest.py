@@ -12,11 +12,11 @@ import numpy as np
 from ...passes.graph.graph import Canonical, Computed, Quantized
 from ...recipes.recipe import Recipe, name_of
 from ...runtime.engine_file.manifest import (
+    LATENT_LAYERS,
     LENGTH_ROPES,
     RANKS,
     SHARED_LAYERS,
     CheckpointFacts,
-    LayerCache,
     Lineage,
     Manifest,
     ModelFacts,
@@ -27,6 +27,7 @@ from ...runtime.files.strict_json import canonical
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.weights.source import Source
 from ..decoder.decoder import Decoder
+from ..families.spec import Latent, cache_of
 from ..targets import Tactics, target_named
 from ..tokens.resolve import SpecialTokens
 
@@ -58,7 +59,7 @@ def manifest_of(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
             heads=mixers[0].heads,
-            caches=tuple(LayerCache(mixer.kv_heads, mixer.head_dim, mixer.window) for mixer in mixers),
+            caches=tuple(cache_of(mixer) for mixer in mixers),
             max_context=context,
             parameters=sum(int(np.prod(shape)) for shape in spec.tensors().values()),
             dtype=c.dtype or "",
@@ -81,6 +82,7 @@ def manifest_of(
                 (LENGTH_ROPES, decoder.ropes),
                 (RANKS, any(one.ranks for one in profiles.values())),
                 (SHARED_LAYERS, shared),
+                (LATENT_LAYERS, any(isinstance(mixer, Latent) for mixer in mixers)),
             )
             if used
         ),

@@ -6,9 +6,20 @@ from importlib import import_module
 
 from .reading import Family
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "REMOTE", "Family"]
 
 _FILES = (
+    "biased.dots1",
+    "biased.ernie4_5_moe",
+    "biased.glm4_moe",
+    "biased.hy_v3",
+    "biased.minimax_m2",
+    "latents.deepseek_v2",
+    "latents.deepseek_v3",
+    "latents.deepseek_v32",
+    "latents.glm4_moe_lite",
+    "latents.glm_moe_dsa",
+    "latents.mistral4",
     "llamas.ernie4_5",
     "llamas.granite",
     "llamas.granite_swa",
@@ -21,14 +32,9 @@ _FILES = (
     "llamas.qwen3",
     "llamas.seed_oss",
     "llamas.smollm3",
-    "mixtures.dots1",
-    "mixtures.ernie4_5_moe",
-    "mixtures.glm4_moe",
     "mixtures.gpt_oss",
     "mixtures.granitemoe",
-    "mixtures.hy_v3",
     "mixtures.llama4_text",
-    "mixtures.minimax_m2",
     "mixtures.mixtral",
     "mixtures.olmoe",
     "mixtures.phimoe",
@@ -56,3 +62,5 @@ FAMILIES: dict[str, Family] = {
     for family in sorted((import_module(f".{file}", __name__).FAMILY for file in _FILES), key=lambda one: one.name)
 }
 """Family by architecture, as `architectures` in config.json names it."""
+REMOTE: dict[str, Family] = {family.name: family for family in (import_module(".latents.kimi_k2", __name__).FAMILY,)}
+"""Families of code outside of transformers, by `model_type`: they name the architecture of another family."""

@@ -13,7 +13,7 @@ from ..config.foreign import missing
 from ..config.keys import COMMON, HARMLESS, REMOTE_CODE, classify_keys
 from ..vision.table import Kind, Row
 from ..vision.text_model import TextPart, row_of, text_part
-from . import FAMILIES
+from . import FAMILIES, REMOTE
 from .kin import nearest_kin
 from .reading import ConfigReader, Family
 from .spec import DecoderSpec
@@ -53,17 +53,20 @@ class Config:
     @property
     def rope_is_dynamic(self) -> bool:
         """True if the rope type extends the model to any context, beyond the positions it was trained for."""
-        return all(rope.type == "dynamic" for layer in self.decoder.layers if (rope := layer.mixer.rope))
+        return not self.decoder.limit and all(
+            rope.type == "dynamic" for layer in self.decoder.layers if (rope := layer.mixer.rope)
+        )
 
     def require_positions(self, asked: int, refusal: str, flag: str) -> None:
         """Check that the model has so many positions; `refusal` begins the error, `flag` is what sets them.
 
         Raises:
-            RecipeError: it was trained for fewer, and its rope type is not dynamic.
+            RecipeError: it was trained, or is computed, for fewer, and its rope type is not dynamic.
         """
         limit = self.decoder.positions
         if asked > limit and not self.rope_is_dynamic:
-            raise RecipeError(refusal, found=f"a model of {limit} positions", fix=f"{flag} {limit} or less")
+            why = self.decoder.limit and f": {self.decoder.limit}"
+            raise RecipeError(refusal, found=f"a model of {limit} positions{why}", fix=f"{flag} {limit} or less")
 
 
 def parse_config(data: bytes | str, *, accept: Collection[str] = (), what: str = "config.json") -> Config:
@@ -158,12 +161,15 @@ def _family(fields: Fields) -> Family:
         )
 
     if not named:
-        implied = [family for family in FAMILIES.values() if family.name == model_type]
+        implied = [family for family in (*FAMILIES.values(), *REMOTE.values()) if family.name == model_type]
         if not implied:
             raise foreign(f'no architectures, model_type "{model_type}"', "")
         return implied[0]
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", "a list of one name")
+    remote = REMOTE.get(model_type)
+    if remote is not None and remote.architecture == named[0]:
+        return remote
     family = FAMILIES.get(named[0]) or next((one for one in FAMILIES.values() if named[0] in one.also), None)
     if family is None:
         raise foreign(named[0], named[0])

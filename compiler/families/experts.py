@@ -62,21 +62,26 @@ def router(
 
 def deepseek_router(config: ConfigReader, experts: int) -> Router:
     """The router of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): a bias, groups of experts, a factor."""
-    fields = config.fields
+    made = scaled(config, router(config, SIGMOID, experts, normed=config.flag("norm_topk_prob")))
+    return replace(grouped(config, made), bias=Parameter(BIAS, (experts,)))
+
+
+def scaled(config: ConfigReader, made: Router) -> Router:
+    """The router with `routed_scaling_factor`."""
+    return replace(made, factor=config.fields.need_number("routed_scaling_factor", 0.0, 1e6, open_low=True))
+
+
+def grouped(config: ConfigReader, made: Router, best: int = 2) -> Router:
+    """The router with `n_group` groups of experts, whose rank is the sum of their `best` highest scores."""
+    fields, experts = config.fields, made.linear.rows
     groups = fields.integer("n_group", 1, experts, 1)
-    if groups > 1 and (experts % groups or experts // groups < 2):
-        raise fields.refuse("n_group", f"a number that divides {experts} experts into groups of two or more")
+    if groups > 1 and (experts % groups or experts // groups < best):
+        size = "two or more" if best == 2 else "one size"
+        raise fields.refuse("n_group", f"a number that divides {experts} experts into groups of {size}")
     kept = fields.integer("topk_group", 1, groups, 1)
-    made = router(config, SIGMOID, experts, normed=config.flag("norm_topk_prob"))
     if made.chosen > experts // groups * kept:
         raise fields.refuse("num_experts_per_tok", f"at most {experts // groups * kept}, those of the kept groups,")
-    return replace(
-        made,
-        factor=fields.need_number("routed_scaling_factor", 0.0, 1e6, open_low=True),
-        bias=Parameter(BIAS, (experts,)),
-        groups=groups,
-        kept_groups=kept,
-    )
+    return replace(made, groups=groups, kept_groups=kept, best=best if groups > 1 else made.best)
 
 
 def shared(config: ConfigReader, module: str, width: int, *, bias: bool = False) -> GatedMlp:
@@ -108,11 +113,15 @@ def deepseek_mixture(config: ConfigReader, index: int) -> GatedMlp | Experts:
     """The MLP of a layer of DeepSeek-V3's kind: dense in the first layers, with shared experts in the others."""
     if index < config.fields.need_integer("first_k_dense_replace", 0, 4096):
         return config.mlp()
-    experts, width = count(config, "n_routed_experts"), inner(config)
-    beside = config.fields.need_integer("n_shared_experts", 1, 1024)
+    return with_shared(config, deepseek_router(config, count(config, "n_routed_experts")))
+
+
+def with_shared(config: ConfigReader, chooses: Router, *, bias: bool = False) -> Experts:
+    """Experts, and beside them one MLP as wide as `n_shared_experts` of them, whose linears may have biases."""
+    width, beside = inner(config), config.fields.need_integer("n_shared_experts", 1, 1024)
     return mixture(
         config,
-        deepseek_router(config, experts),
-        stacks(config, "mlp.experts", experts, width),
-        shared=shared(config, "mlp.shared_experts", beside * width),
+        chooses,
+        stacks(config, "mlp.experts", chooses.linear.rows, width),
+        shared=shared(config, "mlp.shared_experts", beside * width, bias=bias),
     )

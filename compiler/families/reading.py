@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import CheckpointError, Unsupported
 from ..config.fields import Fields, shown
 from ..config.rope import RopeConfig, RopeDefaults, parse_rope
-from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mlp, Norm, Parameter, PlainMlp
+from .spec import RMS, Attention, DecoderSpec, GatedMlp, LayerSpec, Linear, Mixer, Mlp, Norm, Parameter, PlainMlp
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -68,6 +68,8 @@ class Family:
     """The same of keys that count also where the first is absent: `attribute_map` of its config class."""
     also: tuple[str, ...] = ()
     """Other names of the architecture in published files."""
+    kinds: tuple[str, ...] = ()
+    """What `layer_types` calls its layers, if it has names of its own for them."""
     stored: tuple[str, ...] = ()
     """Weight formats that published files have experts in: the `quant_method`, and `Spelling.format` of stacks."""
     renamed: tuple[tuple[str, str], ...] = ()
@@ -256,7 +258,7 @@ class ConfigReader:
             activation, Linear(up, width, hidden, bias), Linear(down, hidden, width, bias), parameters=parameters
         )
 
-    def layer(self, mixer: Attention, mlp: Mlp) -> LayerSpec:
+    def layer(self, mixer: Mixer, mlp: Mlp) -> LayerSpec:
         """A layer with a norm before its mixer and one before its MLP."""
         return LayerSpec(self.norm("input_layernorm"), mixer, self.norm("post_attention_layernorm"), mlp)
 
@@ -276,7 +278,7 @@ class ConfigReader:
         self.only({name: self.fields.values.get(key) for name, key in (family.spelled | family.mapped).items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
-            expected = _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]
+            expected = family.kinds or _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]
             if kind not in expected:
                 asked = f'expected "layer_types" of {expected[0]} in {self.fields.what}'
                 raise Unsupported(asked, found=f"{shown(kind)} in layer {index}")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+from ...runtime.engine_file.manifest import LayerCache
 from ..config.rope import RopeConfig
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -136,6 +137,53 @@ class Attention(_Parts):
     temperature: Temperature | None = None
     source: int | None = None
     """The layer whose keys and values it attends to; None: its own."""
+
+
+@dataclass(frozen=True)
+class Latent(_Parts):
+    """Multi-head latent attention (arXiv 2405.04434): what is cached is one row of `rank` + `rope_dim` numbers."""
+
+    heads: int
+    nope_dim: int
+    """Elements of a head of q and k that rope does not turn."""
+    rope_dim: int
+    value_dim: int
+    rank: int
+    scale: float
+    rope: RopeConfig
+    q: Linear
+    """Of the hidden state, or of `q_down`'s result."""
+    kv_down: Linear
+    """`rank` rows of the latent, then `rope_dim` rows of the key that all heads share."""
+    kv_norm: Norm
+    kv_up: Linear
+    """For each head `nope_dim` rows of keys, then `value_dim` rows of values."""
+    o: Linear
+    q_down: Linear | None = None
+    q_norm: Norm | None = None
+    """Of `q_down`'s result."""
+    temperature: Temperature | None = None
+
+    kv_heads = 1
+    window = None
+    chunk = None
+    source = None
+    softcap = None
+    sinks = None
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a cached row."""
+        return self.rank + self.rope_dim
+
+
+Mixer = Attention | Latent
+
+
+def cache_of(mixer: Mixer, kv_heads: int | None = None) -> LayerCache:
+    """What a layer keeps of each position; `kv_heads` are those of a rank."""
+    rank = mixer.rank if isinstance(mixer, Latent) else None
+    return LayerCache(mixer.kv_heads if kv_heads is None else kv_heads, mixer.head_dim, mixer.window, rank)
 
 
 @dataclass(frozen=True)
@@ -294,7 +342,7 @@ class LayerSpec(_Parts):
     """
 
     mixer_norm: Norm | None
-    mixer: Attention
+    mixer: Mixer
     mlp_norm: Norm | None
     mlp: Mlp
     mixer_post: Norm | None = None
@@ -337,6 +385,10 @@ class DecoderSpec:
     logits_scale: float = 1.0
     logits_softcap: float | None = None
     """Logits become softcap * tanh(logit / softcap)."""
+    limit: str = ""
+    """Why it is not computed for more positions, if the model was trained for more."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Modules of layers that are not computed, and why that changes nothing."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Parts of tensors' names, each with the part that other files have in its place."""
     drafts: int = 0
@@ -412,6 +464,8 @@ class DecoderSpec:
 
 
 def _within(layer: LayerSpec, context: int) -> LayerSpec:
+    if isinstance(layer.mixer, Latent):
+        return layer
     window, chunk = (
         None if size is None or size >= context else size for size in (layer.mixer.window, layer.mixer.chunk)
     )

@@ -12,7 +12,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.probe import POSITIONS as PROBED
 from ...runtime.probe import Probe, probe_ids, probe_of
 from ..decoder.decoder import Decoder
-from ..families.spec import DecoderSpec
+from ..families.spec import DecoderSpec, cache_of
 from .oracle import Oracle, Read
 
 
@@ -39,7 +39,7 @@ def inputs_for(
         **{
             f"past.{index}.{part}": np.zeros((1, mixer.kv_heads, count, mixer.head_dim), np.float32)
             for index, mixer in mixers.items()
-            for part in ("key", "value")
+            for part in cache_of(mixer).parts
         },
     }
 

@@ -14,7 +14,7 @@ from ...passes.graph.ops import is_collective
 from ...passes.placement import Placement
 from ...runtime.engine_file.split import Split
 from ..decoder.placement import kv_heads
-from ..families.spec import DecoderSpec
+from ..families.spec import DecoderSpec, cache_of
 
 _OF_EACH_RANK = ("past.", "present.")
 """Inputs and outputs with other values on each rank; all others are the same on all."""
@@ -41,10 +41,11 @@ def inputs_of_ranks(inputs: Mapping[str, np.ndarray], spec: DecoderSpec, placeme
     found = {name: value for name, value in inputs.items() if not name.startswith(_OF_EACH_RANK)}
     for rank in range(placement.split.ranks):
         for layer in range(*placement.stages[placement.split.stage(rank)]):
-            if spec.layers[layer].mixer.source is not None:
+            mixer = spec.layers[layer].mixer
+            if mixer.source is not None:
                 continue
-            start, stop = kv_heads(spec.layers[layer].mixer, placement.split.shards)[placement.split.shard(rank)]
-            for part in ("key", "value"):
+            start, stop = kv_heads(mixer, placement.split.shards)[placement.split.shard(rank)]
+            for part in cache_of(mixer).parts:
                 name = f"past.{layer}.{part}"
                 found[own_name(rank, name)] = np.ascontiguousarray(inputs[name][:, start:stop])
     return found

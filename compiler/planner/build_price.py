@@ -19,7 +19,7 @@ from ..checkpoint.weights.stacks import stored_formats
 from ..config.rope import RopeConfig
 from ..decoder.rope import length_rope
 from ..engine.layout import default_reserve, whole_end
-from ..families.spec import DecoderSpec, Experts, LayerSpec, Linear, Norm, PlainMlp, Temperature
+from ..families.spec import DecoderSpec, Experts, Latent, LayerSpec, Linear, Mixer, Norm, PlainMlp, Temperature
 
 KERNEL_S = 1.4
 """Seconds to compile a kernel of a GPU's profile on one core, an assumption: the 28 kernels of README's sm_90 profile
@@ -219,9 +219,18 @@ def _shared(layer: LayerSpec) -> Iterator[tuple[str, tuple[Linear, ...]]]:
     first = () if mlp is None else (mlp.up,) if isinstance(mlp, PlainMlp) else (mlp.gate, mlp.up)
     last = () if mlp is None else (mlp.down,)
     alone = (mixer.o, *last, *(() if extra is None else (extra.gate, extra.projection)))
-    for linears in (tuple(filter(None, (mixer.q, mixer.k, mixer.v))), first, *((one,) for one in alone)):
+    for linears in (*_of_mixer(mixer), first, *((one,) for one in alone)):
         for linear in linears:
             yield linear.module, linears
+
+
+def _of_mixer(mixer: Mixer) -> Iterator[tuple[Linear, ...]]:
+    """The linears before attention, those of one input together."""
+    if isinstance(mixer, Latent):
+        yield mixer.q_down or mixer.q, mixer.kv_down
+        yield (mixer.q,) if mixer.q_down else ()
+    else:
+        yield tuple(filter(None, (mixer.q, mixer.k, mixer.v)))
 
 
 def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
@@ -244,14 +253,19 @@ def _stored(infos: list[Stored], fmt: str) -> list[list[Stored]]:
 def _tables(spec: DecoderSpec, context: int) -> list[list[Stored]]:
     """The rotary tables that an engine stores: those that do not depend on a sequence's length."""
     kinds: list[tuple[RopeConfig | None, int, Temperature | None]] = []
+    factors: set[Temperature] = set()
     for mixer in (layer.mixer for layer in spec.layers):
-        for scaled in dict.fromkeys((mixer.temperature, None)):
-            settings = mixer.rope, mixer.head_dim, scaled
+        latent = isinstance(mixer, Latent)
+        if latent and mixer.temperature is not None:
+            factors.add(mixer.temperature)
+        for scaled in dict.fromkeys((None,) if latent else (mixer.temperature, None)):
+            settings = mixer.rope, mixer.rope_dim if latent else mixer.head_dim, scaled
             if (mixer.rope or mixer.temperature) and settings not in kinds:
                 kinds.append(settings)
     turned = [(rope, rope.rotated(size) if rope else size) for rope, size, _ in kinds]
     fixed = [size for rope, size in turned if not rope or length_rope(rope, size, spec.positions, context) is None]
-    return [
+    tables = [[Stored(f"temperature.{at}", "F32", (context, 1))] for at in range(len(factors))]
+    return tables + [
         [Stored(f"rope.{at}.{part}", "F32", (context, size // 2))] for at, size in enumerate(fixed) for part in "cs"
     ]
 

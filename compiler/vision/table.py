@@ -99,6 +99,7 @@ _GEMMA3, _GEMMA4_SIZES = _sizes(2304, 9216, 26, 8, 4, 262208), _sizes(2304, 9216
 KINDS: dict[str, Kind] = {
     "llama": Kind("LlamaForCausalLM", _sizes(4096, 11008, 32, 32, None, 32000)),
     "mistral": Kind("MistralForCausalLM", _sizes(4096, 14336, 32, 32, 8, 32000)),
+    "mistral4": Kind("Mistral4ForCausalLM", _sizes(4096, 12288, 36, 32, 32, 131072)),
     "qwen2": Kind("Qwen2ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),
     "llama4_text": Kind("Llama4ForCausalLM", _sizes(5120, 8192, 48, 40, 8, 202048)),
     "qwen3": Kind("Qwen3ForCausalLM", _sizes(4096, 22016, 32, 32, 32, 151936)),

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from ...quantize import FORMATS
-from . import activations, attention, collectives, experts, pointwise
+from . import activations, attention, collectives, experts, latent, pointwise
 from .pointwise import ACTIVATIONS
 
 DOMAIN = "llmc"
@@ -210,6 +210,7 @@ _BODIES: dict[str, Callable[[str], str]] = {
     "RopeAttention": attention.rope_attention,
     "SharedAttention": attention.shared_attention,
     "RopeSharedAttention": attention.rope_shared_attention,
+    "LatentAttention": latent.latent_attention,
     "HeadNorm": attention.head_norm,
     "PartNorm": attention.part_norm,
     "Scale": lambda _: pointwise.SCALE,

@@ -87,11 +87,17 @@ def _route_type(node: ir.Node) -> Typed:
     return [(ir.DataType.INT64, shape), (ir.DataType.FLOAT, shape)]
 
 
+def _latent_type(node: ir.Node) -> Typed:
+    width = node.attributes["heads"].value * node.attributes["value"].value
+    return _float([*_dims(node.inputs[0])[:-1], width], _dims(node.inputs[7]))
+
+
 _INFER: dict[tuple[str, str], Callable[[ir.Node], Typed]] = {
     (DOMAIN, "Linear"): _linear_type,
     (DOMAIN, "Embedding"): _embedding_type,
     (DOMAIN, "Positions"): lambda n: [(ir.DataType.INT64, _dims(n.inputs[0]))],
     (DOMAIN, "CachedAttention"): _attention_type,
+    (DOMAIN, "LatentAttention"): _latent_type,
     (DOMAIN, "RopeAttention"): _rope_attention_type,
     (DOMAIN, "AddRMSNorm"): lambda n: _float(_dims(n.inputs[0]), _dims(n.inputs[0])),
     (DOMAIN, "GatedActivation"): _gated_type,

@@ -5,6 +5,7 @@ Widths follow from weights and attributes alone, so a graph needs no types of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -97,6 +98,8 @@ class Attention:
     window: int | None = None
     """Positions that a token reads; None: all."""
     label: str | None = None
+    values_are_keys: bool = False
+    """Rows of latent attention, which all heads share."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +176,10 @@ class _Reading:
             return self._mixture(node, per)
         if node.op in _DENSE:
             shape = tuple(map(_size, self.shapes.get(node.inputs[1], ())))
-            if len(shape) != 2 or not all(shape):
-                raise ValueError(f"{node.op} {node.outputs[0]} has no weight of two dimensions")
-            rows, columns = shape if node.numbers.get("transB", (0,))[0] else shape[::-1]
-            return self._product(node, Product(rows, columns, 32, 0, per, node.block))
+            if len(shape) not in (2, 3) or not all(shape):
+                raise ValueError(f"{node.op} {node.outputs[0]} has no weight of two dimensions, or three")
+            *heads, rows, columns = shape if node.numbers.get("transB", (0,))[0] else (*shape[:-2], *shape[:-3:-1])
+            return self._product(node, Product(math.prod(heads) * rows, columns, 32, 0, per, node.block))
         if node.op in ("GroupQueryAttention", "Attention"):
             return self._attention(node)
         if node.op == "Constant":
@@ -216,7 +219,8 @@ class _Reading:
         heads = node.numbers.get("num_heads", (query // max(head_dim, 1),))[0]
         self.values[node.outputs[0]] = _Value("token", heads * head_dim)
         window = node.numbers.get("local_window_size", (0,))[0]
-        return Attention(heads, kv_heads, head_dim, window or None, node.block)
+        same = node.op == "GroupQueryAttention" and len(node.inputs) > 2 and node.inputs[1] == node.inputs[2] != ""
+        return Attention(heads, kv_heads, head_dim, window or None, node.block, same)
 
     def _elements(self, node: GraphNode, given: Sequence[_Value], per: Per) -> Elements:
         width = max((one.width for one in given), default=0)

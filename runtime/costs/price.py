@@ -150,10 +150,12 @@ def prefill_seconds(nodes: Sequence[Node], facts: CpuFacts, *, tokens: int, chun
 
 def _attention(node: Attention, step: Step, facts: CpuFacts) -> NodePrice:
     """A new token reads keys and values of all positions before it and its own; a token of many has its share of a
-    product of all new tokens with all positions, as the kernel computes what it then masks."""
+    product of all new tokens with all positions, as the kernel computes what it then masks. Rows of latent attention
+    are read anew by each head, as keys and as values: no core's cache holds them (`targets/cpu/latent.py`)."""
     positions = step.context + step.tokens
     seen = positions if node.window is None else min(positions, node.window + step.tokens - 1)
-    read = 2 * NUMBER_BYTES * node.kv_heads * node.head_dim * seen * step.sequences
+    readers = node.heads if node.values_are_keys else node.kv_heads
+    read = 2 * NUMBER_BYTES * readers * node.head_dim * seen * step.sequences
     operations = 4 * node.heads * node.head_dim * seen * step.tokens * step.sequences
     # one token's products are bound by reading; those of many by their operations
     by_operations = operations * facts.attention_operation_s if step.tokens > 1 else 0.0

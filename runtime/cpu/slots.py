@@ -31,7 +31,7 @@ def buffer_shape(cache: LayerCache, positions: int) -> tuple[int, int, int]:
 
 def sequence_bytes(caches: Iterable[LayerCache], positions: int) -> int:
     """Memory of a sequence's keys and values in these layers."""
-    return 4 * len(PARTS) * sum(math.prod(buffer_shape(cache, positions)) for cache in caches)
+    return 4 * sum(len(cache.parts) * math.prod(buffer_shape(cache, positions)) for cache in caches)
 
 
 def lengths_name(window: int | None) -> str:
@@ -52,7 +52,8 @@ class SlotCaches:
     """Buffers of all layers for the committed slots.
 
     `arrays` ``f32 [slots, K, C, D]`` and `lengths` ``i32 [slots]``, the positions in each slot's buffers, are named as
-    the graph's inputs. Both are new objects when slots or positions are added or given up.
+    the graph's inputs; rows of latent attention have both names. Both are new objects when slots or positions are
+    added or given up.
     """
 
     def __init__(self, layers: Mapping[int, LayerCache], context: int, windows: Collection[int] = ()) -> None:
@@ -60,7 +61,9 @@ class SlotCaches:
         self.arrays: dict[str, np.ndarray] = {}
         groups = dict.fromkeys((None, *windows, *(cache.window for cache in layers.values())))
         self.lengths = {lengths_name(one): np.zeros(0, np.int32) for one in groups}
-        self._layers = {f"{layer}.{part}": cache for layer, cache in layers.items() for part in PARTS}
+        self._layers = {f"{layer}.{part}": cache for layer, cache in layers.items() for part in cache.parts}
+        self._second = {f"{layer}.value": f"{layer}.key" for layer, cache in layers.items() if cache.rank is not None}
+        """The second name of an array, to the first."""
         self._groups = [
             _Group(one, lengths_name(one), tuple(name for name, cache in self._layers.items() if cache.window == one))
             for one in groups
@@ -184,6 +187,8 @@ class SlotCaches:
         sources = [self.slot(block) for block in blocks if block in self._blocks]
         kept = slice(0, len(sources))
         lengths = {group.lengths: np.zeros(count, np.int32) for group in self._groups}
+        for second in self._second:
+            self.arrays.pop(second, None)
         for group in self._groups:
             lengths[group.lengths][kept] = self.lengths[group.lengths][sources]
             for name in group.arrays:
@@ -192,6 +197,7 @@ class SlotCaches:
                     length = lengths[group.lengths][slot]
                     arrays[name][slot, :, :length] = old[source, :, :length]
         self._filled = lengths[lengths_name(None)].astype(np.int64)
+        arrays |= {second: arrays[first] for second, first in self._second.items()}
         self.arrays, self.lengths, self._blocks, self._positions = arrays, lengths, blocks, positions
 
 

@@ -51,15 +51,18 @@ class Stored:
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements `start` to `stop` of one axis of a stored tensor, or of such a part of one."""
+    """Elements `start` to `stop` of one axis of a stored tensor, of a part of one, or of one in another shape."""
 
-    of: Stored | Slice
+    of: Stored | Slice | Reshape
     axis: int
     start: int
     stop: int
 
     def __post_init__(self) -> None:
-        _demand(isinstance(self.of, Stored | Slice), f"a slice of {_NAMES[type(self.of)]}: only stored tensors are cut")
+        _demand(
+            isinstance(self.of, Stored | Slice | Reshape),
+            f"a slice of {_NAMES[type(self.of)]}: only stored tensors are cut",
+        )
         _demand(0 <= self.axis < len(self.of.shape), f"axis {self.axis} of shape {list(self.of.shape)}")
         size = self.of.shape[self.axis]
         _demand(0 <= self.start <= self.stop <= size, f"elements {self.start} to {self.stop} of {size}")

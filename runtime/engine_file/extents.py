@@ -11,7 +11,7 @@ import numpy as np
 
 from ..files.safetensors import TensorInfo
 from ..numbers import RAW_DTYPE
-from .bind import Concat, Expr, Slice, Stored, Times
+from .bind import Concat, Expr, Reshape, Slice, Stored, Times
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Extents:
 
 def extents(expr: Expr, tensors: Mapping[str, TensorInfo]) -> Iterator[Extents]:
     """The bytes that an expression reads; tensors that the file does not have are left to `evaluate_weight`."""
-    if isinstance(expr, Stored | Slice):
+    if isinstance(expr, Slice) and isinstance(expr.of, Reshape):  # parts of each head: others read the rest of them
+        yield from extents(expr.of, tensors)
+    elif isinstance(expr, Stored | Slice):
         leaf, spans = _box(expr)
         if leaf.name in tensors:
             info = tensors[leaf.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,9 @@ SHARDS = "shards"
 """The engine has several files, of which the manifest lists those after the first."""
 SHARED_LAYERS = "shared_layers"
 """Some layers attend to the cache of an earlier one."""
-FEATURES = frozenset({LENGTH_ROPES, RANKS, SHARDS, SHARED_LAYERS})
+LATENT_LAYERS = "latent_layers"
+"""Some layers have latent attention, whose cache is one row a position (`LayerCache.rank`)."""
+FEATURES = frozenset({LENGTH_ROPES, RANKS, SHARDS, SHARED_LAYERS, LATENT_LAYERS})
 """Names that this reader accepts in `required_features`."""
 MAX_FILES = 256
 """Of an engine: each takes a file descriptor of the processes that run it, which often have 1024."""
@@ -44,6 +46,13 @@ class LayerCache:
     head_dim: int
     window: int | None = None
     """Positions that a token attends to, itself included, so that older ones are dropped; None: all."""
+    rank: int | None = None
+    """Of latent attention: a row holds keys and values, which are its first `rank` numbers; None: values are apart."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is stored of each position."""
+        return ("key", "value") if self.rank is None else ("key",)
 
 
 @dataclass(frozen=True)
@@ -238,10 +247,28 @@ def _check_split(name: str, profile: Profile, where: str) -> None:
         raise EngineError(asked, found=f"{ranks} rank{'s' * (ranks != 1)}")
 
 
+def check_ranks(caches: Iterable[LayerCache], where: str) -> None:
+    """Check caches of latent attention: rows for all heads, whose first numbers are the values, of all positions.
+
+    Raises:
+        EngineError: there are other such caches in `where`.
+    """
+    for cache in caches:
+        if cache.rank is not None and not (
+            0 < cache.rank < cache.head_dim and cache.kv_heads == 1 and not cache.window
+        ):
+            raise EngineError(f"expected a rank only of one head's rows that are longer, in {where}", found=f"{cache}")
+
+
 def _check(manifest: Manifest, what: str) -> None:
     """Checks digests, names of sections, texts that are shown, and that windows hold at least one position."""
     if 0 in manifest.model.windows:
         raise EngineError(f"expected windows of at least one position in {what}.model.caches", found="[0]")
+    check_ranks(manifest.model.caches, f"{what}.model.caches")
+    latent = any(cache.rank is not None for cache in manifest.model.caches)
+    if latent != (LATENT_LAYERS in manifest.required_features):
+        found = f"{'some' if latent else 'no'} caches with a rank"
+        raise EngineError(f"expected {LATENT_LAYERS!r} in {what}.required_features if there are such", found=found)
     check_ropes(manifest.model.ropes or (), what)
     split, shards = SHARDS in manifest.required_features, manifest.shards or ()
     if split != (manifest.shards is not None) or split != (0 < len(shards) < MAX_FILES):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..errors import EngineError
 from ..files.records import read
 from ..files.strict_json import loads
-from .manifest import LayerCache, ModelFacts, Profile
+from .manifest import LayerCache, ModelFacts, Profile, check_ranks
 from .split import Split, parts_of
 
 
@@ -29,6 +29,7 @@ def rank_profile(name: str, profiles: Mapping[str, Profile], section: Callable[[
     found: Profile = read(Profile, loads(section(ranks[rank]), what=where, error=EngineError), where)
     if found.caches is None or any(not layer.isdecimal() for layer in found.caches):
         raise EngineError(f"expected caches by number of layer in {where}", found=f"{[*(found.caches or ())]}"[:80])
+    check_ranks(found.caches.values(), f"caches of {where}")
     return replace(found, split=whole.split)
 
 

@@ -125,8 +125,15 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [str(value.name) for value in graph.body.outputs]
     cached = {name: inputs["past"] for value in kept if (name := str(value.name)).startswith("window_lengths.")}
+    again = {  # the second name of rows that are keys and values
+        name: inputs[f"{stem}key"]
+        for value in kept
+        if (name := str(value.name)) not in inputs
+        if (stem := name.removesuffix("value")) != name and f"{stem}key" in inputs
+    }
+    cached |= again
+    names = [name for value in graph.body.outputs if (name := str(value.name)).removeprefix("present.") not in again]
     results = session.run(names, {**inputs, **cached})
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 

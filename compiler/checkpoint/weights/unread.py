@@ -43,6 +43,9 @@ def why_named(name: str, shape: tuple[int, ...] | None, spec: DecoderSpec) -> st
         prefix = spec.layer.format(index)
         if name.startswith(prefix) and _OF_CACHES.fullmatch(name.removeprefix(prefix)):
             return f"layer {index} attends to the keys and values of layer {source}"
+    for module, why in spec.left_out:
+        if re.search(rf"\.\d+\.{re.escape(module)}\.", name):
+            return why
     mask = shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     if name.rpartition(".")[2] in _BUFFERS or (mask and name.endswith(_MASKS)):
         return "a buffer that the model computes"

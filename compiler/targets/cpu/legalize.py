@@ -15,6 +15,7 @@ from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
 from .embedding import EmbeddingToGather
 from .experts import MoEToProducts, MoEToQMoE, RouteToKernels
+from .latent import LatentToGroupQuery, RefuseLatents
 from .nbits import NBITS, dequantized, nbits_weights
 
 ACCURACY_LEVEL = 4
@@ -270,6 +271,8 @@ class SelectRowsToGather(Rule):
 
 
 RULES: tuple[Pass, ...] = (
+    LatentToGroupQuery(),
+    RefuseLatents(),
     *ATTENTION_RULES,
     EmbeddingToGather(),
     LinearToNbits(),

@@ -72,6 +72,8 @@ class Sample:
     """Around what the numbers of a tensor lie, by a part of its name, the first that fits; all others lie around 0."""
     old: Callable[[dict[str, Any]], None] = lambda config: None
     """Makes of a config.json what older files of the family spell; called after what all families have in common."""
+    one_kv_head: Mapping[str, Any] = field(default_factory=lambda: {"num_key_value_heads": 1})
+    """What gives a model as few key and value heads as it may have."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,21 @@ def read(architecture: str, **changes: object) -> DecoderSpec:
     return parse_config(json.dumps({key: value for key, value in values.items() if value is not ...})).decoder
 
 
+def language_models() -> Any:
+    """transformers' AutoModelForCausalLM, with a class that its table does not have."""
+    from transformers import AutoModelForCausalLM, Mistral4Config, Mistral4ForCausalLM
+
+    AutoModelForCausalLM.register(Mistral4Config, Mistral4ForCausalLM, exist_ok=True)
+    return AutoModelForCausalLM
+
+
 def write(folder: Path, kind: str, case: Case, seed: int = 0, sample: Sample | None = None) -> Path:
     """A checkpoint with random numbers everywhere, norms and biases too, large enough that attention is not uniform."""
     sample = sample or Sample(kind, {})
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**CONFIG, **case.config}))
+    model: Any = language_models().from_config(AutoConfig.for_model(kind, **{**CONFIG, **case.config}))
     with torch.no_grad():
         stored = model.state_dict().keys()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -131,9 +141,7 @@ def _spell_old(path: Path, old: Callable[[dict[str, Any]], None]) -> None:
 
 def answers(path: Path, length: int = LENGTH) -> Written:
     """What transformers computes without a cache."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model: Any = language_models().from_pretrained(path, dtype=torch.float32).eval()
     ids = np.random.default_rng(1).integers(0, CONFIG["vocab_size"], length).tolist()
     continuation = _without_cache(model, ids[: length - NEW])
     return Written(path, ids, _logits(model, ids), continuation)
@@ -175,9 +183,7 @@ def check_company(written: Written, folder: Path, *, by_length: bool = False) ->
 
     Transformers has its cache, unless the rope is `by_length`.
     """
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(written.path, dtype=torch.float32).eval()
+    model: Any = language_models().from_pretrained(written.path, dtype=torch.float32).eval()
     prompts = [written.ids[:length] for length in (3, 17, len(written.ids) - NEW)]
     path = llmc.build(written.path, folder / "b.llmc", max_context=len(written.ids), max_batch=3)
     with llmc.load(path) as engine:

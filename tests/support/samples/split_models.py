@@ -15,6 +15,7 @@ from llmc.compiler.checkpoint.account import open_source
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.decoder.decoder import Decoder, build
 from llmc.compiler.decoder.placement import place
+from llmc.compiler.families.spec import cache_of
 from llmc.compiler.oracle.oracle import Oracle
 from llmc.compiler.oracle.ranks import inputs_of_ranks, join
 from llmc.passes import model_passes, run_phase
@@ -125,7 +126,7 @@ class Model:
             if layer.mixer.source is not None:
                 continue
             shape = (len(ids), layer.mixer.kv_heads, CONTEXT, layer.mixer.head_dim)
-            for part in ("key", "value"):
+            for part in cache_of(layer.mixer).parts:
                 name = f"{index}.{part}"
                 tables[f"past.{name}"] = np.zeros(shape, np.float32) if caches is None else caches[f"present.{name}"]
         given = {"input_ids": ids, "logits_indices": np.array(rows), "past_lengths": np.array(past, np.int32)}

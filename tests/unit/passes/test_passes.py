@@ -43,7 +43,7 @@ EVERYTHING = {*LOGICAL, *CPU_OPERATORS, ("", "Softmax"), ("", "Relu")}
 
 def test_every_pass_has_an_example() -> None:
     without = [name for name, item in ALL.items() if not item.fires]
-    assert without == ["RefuseSinks", "RefuseOthers"]  # they rewrite nothing: tested below
+    assert without == ["RefuseLatents", "RefuseSinks", "RefuseOthers"]  # they rewrite nothing: tested below
 
 
 @pytest.mark.parametrize(("item", "text"), FIRES, ids=lambda value: getattr(value, "name", None))
@@ -208,6 +208,17 @@ def test_sinks_that_no_kernel_of_the_cpu_takes_are_refused_by_name(rule: str, fo
     with pytest.raises(Unsupported, match=re.escape(f"cannot compute {found}")) as caught:
         run_phase(Phase("cpu", RULES, CPU_OPERATORS, during=LOGICAL), example.graph)
     assert "--target sm_90" in caught.value.fix
+
+
+def test_rows_of_latents_that_no_kernel_of_the_cpu_takes_are_refused_by_name() -> None:
+    example = graphs.parse(ALL["LatentToGroupQuery"].refuses["a cached row is no multiple of 8"])
+    with pytest.raises(Unsupported) as caught:
+        run_phase(Phase("cpu", RULES, CPU_OPERATORS, during=LOGICAL), example.graph)
+    assert str(caught.value) == (
+        "cannot compute LatentAttention (y) on the CPU\n  found: cached rows of 12 numbers (kv_lora_rank + "
+        "qk_rope_head_dim), which is no multiple of 8\n  try: a model whose rows are; those that are published have "
+        "320 or 576"
+    )
 
 
 def _dump_of(graph: Graph, folder: Path) -> Dump:

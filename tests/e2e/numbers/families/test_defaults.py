@@ -20,9 +20,12 @@ SIZES: dict[str, int] = {
     "vocab_size": 262144,
 }
 """What every config.json says; 32 heads are a multiple of every default of key and value heads."""
+_ONE_EACH = {"num_key_value_heads": 32}
 NEEDED: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "hunyuan_v1_dense": {"head_dim": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), _ONE_EACH),
 }
 """What a family cannot do without, though its class has a default, with which transformers fails."""
 ELSEWHERE: dict[tuple[str, str], Any] = {

@@ -116,7 +116,7 @@ def test_ranks_compute_together_what_the_whole_does(tmp_path: Path, kind: str) -
 def test_an_engine_of_ranks_says_what_one_process_does(tmp_path: Path, kind: str) -> None:
     """Processes on the CPU, where a model has as few key and value heads as it may have."""
     splits = ("tp2", "ep2", "tp2-ep2") if kind in MIXTURES else ("tp2", "pp2")
-    case = replace(_first(kind), config={**_first(kind).config, "num_key_value_heads": 1})
+    case = replace(_first(kind), config={**_first(kind).config, **SAMPLES[kind].one_kv_head})
     path = llmc.build(
         _written(tmp_path / "c", kind, case), tmp_path / "a.llmc", parallel=["tp1", *splits], max_context=48
     )

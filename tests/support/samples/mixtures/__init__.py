@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from support.samples.families import Sample
-from support.samples.mixtures import deepseek, gpt_oss, llama4, many, qwen
+from support.samples.mixtures import deepseek, gpt_oss, latent, llama4, many, qwen
 
 SAMPLES: dict[str, Sample] = {
-    sample.kind: sample for part in (deepseek, gpt_oss, llama4, many, qwen) for sample in part.SAMPLES
+    sample.kind: sample for part in (deepseek, gpt_oss, latent, llama4, many, qwen) for sample in part.SAMPLES
 }
 """By `model_type`."""

@@ -11,7 +11,7 @@ from typing import Any
 from support.samples.spellings import Spelling
 from support.samples.talking import published as plain
 from support.samples.talking import published_parts as parts
-from support.samples.talking import talkers_of_mixtures
+from support.samples.talking import talkers_of_latents, talkers_of_mixtures
 from support.samples.talking.talker import BACKEND as _BACKEND
 from support.samples.talking.talker import GLM as _GLM
 from support.samples.talking.talker import IM as _IM
@@ -114,12 +114,13 @@ TALKERS: dict[str, Spelling] = {
     ),
     "internvl": _talker("qwen2", parts.INTERNVL, ("<IMG_CONTEXT>", *_IM), None, "<|im_end|>", ends=None, named=_QWEN),
     **talkers_of_mixtures.TALKERS,
+    **talkers_of_latents.TALKERS,
     "zephyr": _talker("mistral", ZEPHYR, (), "<s>", "</s>", ends=["</s>"], front="<s>", kind="llama2"),
 }
 
 
 WITH_PARTS = {name for name, one in TALKERS.items() if one.template in vars(parts).values()} - {"apertus"}
-WITH_PARTS |= talkers_of_mixtures.WITH_PARTS
+WITH_PARTS |= talkers_of_mixtures.WITH_PARTS | talkers_of_latents.WITH_PARTS
 """Models whose template reads a list of parts; Apertus reads an object with one."""
 
 

@@ -48,10 +48,10 @@ def test_each_name_is_there_once_and_is_no_family():
         ("Qwen3NextForCausalLM", "qwen3_next", "gated delta net (linear attention with a recurrent state)"),
         ("Qwen3_5MoeForCausalLM", "", "gated delta net (linear attention with a recurrent state)"),
         ("GPT2LMHeadModel", "", "learned embeddings of positions"),
-        ("DeepseekV3ForCausalLM", "kimi_k2", "multi-head latent attention"),
+        ("AXK1ForCausalLM", "axk1", "multi-head latent attention"),
         ("Gemma3nForConditionalGeneration", "", "AltUp (several residual streams)"),
         ("BertModel", "", "attention to later tokens (an encoder: it generates no text)"),
-        ("DeepseekV32ForCausalLM", "deepseek_v32", "sparse attention (an indexer chooses keys)"),
+        ("AXK2ForCausalLM", "axk2", "sparse attention (an indexer chooses keys)"),
     ],
 )
 def test_what_is_missing_is_found_by_either_name(architecture: str, model_type: str, first: str):

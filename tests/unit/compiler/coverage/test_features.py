@@ -11,7 +11,10 @@ import pytest
 from llmc.compiler.config.rope import RopeConfig
 from llmc.compiler.coverage.features import features
 from llmc.compiler.coverage.rows import SIZES
+from llmc.compiler.families import FAMILIES
 from llmc.compiler.families.config import parse_config
+from llmc.compiler.families.latent import KEYS, latent
+from llmc.compiler.families.reading import ConfigReader
 from llmc.compiler.families.spec import (
     LAYER,
     Experts,
@@ -49,6 +52,16 @@ OF_ATTENTION: dict[str, dict[str, Any]] = {
     "attention sinks": {"sinks": Parameter("s", (4,))},
     "values that are the keys": {"v": None},
     "keys and values shared by layers": {"source": 0, "k": None, "v": None},
+}
+LATENT = latent(ConfigReader({**SIZES, **KEYS, "num_key_value_heads": 4}, FAMILIES["DeepseekV3ForCausalLM"], "x"))
+BARE = replace(LATENT, rope=replace(LATENT.rope, interleaved=False), q_down=None, q_norm=None)
+OF_LATENT: dict[str, dict[str, Any]] = {
+    "queries of a low rank": {"q_down": LATENT.q_down},
+    "biases of ranks": {"kv_down": replace(LATENT.kv_down, bias=True)},
+    "bias of the output": {"o": replace(LATENT.o, bias=True)},
+    "interleaved rope": {"rope": LATENT.rope},
+    "queries scaled by their position": {"temperature": Temperature(0.1, 64)},
+    "own scale of scores": {"scale": 1.0},
 }
 OF_LAYER: dict[str, dict[str, Any]] = {
     "LayerNorm": {"mixer_norm": replace(NORM, kind=LAYER)},
@@ -95,6 +108,7 @@ OF_DECODER: dict[str, dict[str, Any]] = {
     "scaled logits": {"logits_scale": 0.5},
     "capped logits": {"logits_softcap": 30.0},
     "bias of the head": {"head_bias": True},
+    "no more positions than an indexer chooses": {"limit": "why"},
 }
 
 
@@ -106,6 +120,16 @@ def test_llama_has_nothing_beyond_itself():
 def test_of_attention(words: str):
     mixer = replace(MIXER, **OF_ATTENTION[words])
     assert features(replace(LLAMA, layers=(replace(FIRST, mixer=mixer),))) == (words,)
+
+
+def test_of_latent_attention_only_its_own_words_are_said():
+    assert features(replace(LLAMA, layers=(replace(FIRST, mixer=BARE),))) == ("latent attention",)
+
+
+@pytest.mark.parametrize("words", OF_LATENT)
+def test_of_latent_attention(words: str):
+    mixer = replace(BARE, **OF_LATENT[words])
+    assert features(replace(LLAMA, layers=(replace(FIRST, mixer=mixer),))) == ("latent attention", words)
 
 
 @pytest.mark.parametrize("words", OF_LAYER)

@@ -8,7 +8,7 @@ from support.samples.dense import SAMPLES as DENSE
 from support.samples.mixtures import SAMPLES as MIXTURES
 
 from llmc.compiler.coverage.rows import Row, example, rows, wrappers
-from llmc.compiler.families import FAMILIES
+from llmc.compiler.families import FAMILIES, REMOTE
 from llmc.runtime.chips import TARGETS
 from llmc.runtime.dtypes import WEIGHT_FORMATS
 
@@ -16,7 +16,7 @@ ROWS = {row.model_type: row for row in rows()}
 
 
 def test_every_family_has_a_row():
-    assert [row.architecture for row in ROWS.values()] == [*FAMILIES]
+    assert [row.architecture for row in rows()] == [*FAMILIES, *(one.architecture for one in REMOTE.values())]
 
 
 def test_a_model_of_images_names_its_text_model_and_what_is_left_out():
@@ -43,6 +43,12 @@ def test_an_example_has_keys_of_its_family_only(family):
     from llmc.compiler.config.keys import COMMON
 
     assert {*example(family)} <= COMMON.union(family.defaults, family.example)
+
+
+def test_what_no_class_of_transformers_computes_says_what_was_compared():
+    assert ROWS["kimi_k2"].verified == "logits of transformers, computed as `deepseek_v3`"
+    assert ROWS["glm_moe_dsa"].verified == "logits of transformers, up to index_topk positions"
+    assert "no more positions than an indexer chooses" in ROWS["deepseek_v32"].features
 
 
 def test_what_is_called_verified_has_samples():

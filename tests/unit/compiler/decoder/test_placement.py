@@ -80,6 +80,30 @@ def test_linears_are_cut_as_megatron_cuts_them():
     assert caches_of(spec_of(), found, 5) == dict.fromkeys(range(*found.stages[1]), LayerCache(1, 128, None))
 
 
+LATENT: dict[str, Any] = {
+    **{"architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": 8, "head_dim": 8, "kv_lora_rank": 24},
+    **{"q_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": 9},
+}
+
+
+def test_latent_attention_is_cut_by_heads_and_its_rows_are_whole():
+    found = placed("tp4-pp2", **LATENT)
+    layer = {
+        name.removeprefix("model.layers.0.self_attn."): cut for name, cut in found.cuts.items() if ".0.self" in name
+    }
+    assert layer == {
+        "q_b_proj": Cut(ROWS, spans(8 * 24, 4)),
+        "kv_b_proj": Cut(ROWS, spans(8 * 28, 4)),
+        "o_proj": Cut(COLUMNS, spans(8 * 12, 4)),
+    }, "what makes the rows of the cache, and the rank of queries, is whole"
+    cache = LayerCache(1, 32, None, 24)
+    assert [caches_of(spec_of(**LATENT), found, rank) for rank in (0, 3)] == [
+        dict.fromkeys(range(*found.stages[0]), cache)
+    ] * 2
+    with pytest.raises(Unsupported, match=r"tp16 for 8 heads in model\.layers\.0\n"):
+        placed("tp16", **LATENT)
+
+
 def test_stages_have_equal_bytes_of_weights_with_embedding_and_head():
     """A layer has 128 * 6144 weights, and the vocabulary of 12288 two layers' in the embedding and two in the head."""
     assert placed("pp2", num_hidden_layers=4).stages == ((0, 2), (2, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.engines import small_checkpoint
@@ -23,7 +24,12 @@ RECIPES = {
     "head": Recipe(default_format="int4", rules=(QuantizeRule("lm_head", "none"),)),
     "mixed": Recipe(default_format="nvfp4", rules=MIXED),
 }
-CONFIGS = {
+LATENT = {
+    **{"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "kv_lora_rank": 128, "q_lora_rank": 128},
+    **{"qk_nope_head_dim": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "first_k_dense_replace": 1, "n_group": 1},
+    **{"topk_group": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+}
+CONFIGS: dict[str, dict[str, Any]] = {
     "untied": {"tie_word_embeddings": False},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
     "biases": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
@@ -40,6 +46,18 @@ CONFIGS = {
         "model_type": "llama4_text",
         "num_local_experts": 2,
         "no_rope_layer_interval": 2,
+    },
+}
+LATENTS: dict[str, dict[str, Any]] = {
+    "all ranks": {**LATENT, "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"},
+    "queries without a rank, factors": {
+        **LATENT,
+        **{"architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "q_lora_rank": None},
+        "rope_parameters": {
+            **{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0},
+            "llama_4_scaling_beta": 0.1,
+        },
+        "rope_theta": None,
     },
 }
 FACTS = BuildFacts(
@@ -76,6 +94,12 @@ def test_bytes_are_those_of_the_layout(name: str):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_bytes_of_other_models_are_those_of_the_layout(tmp_path: Path, config: str, recipe: str):
     require_exact(small_checkpoint(tmp_path / config, **CONFIGS[config]), RECIPES[recipe])
+
+
+@pytest.mark.parametrize("recipe", ["none", "int8"])
+@pytest.mark.parametrize("config", LATENTS)
+def test_bytes_of_latent_attention_are_those_of_the_layout(tmp_path: Path, config: str, recipe: str):
+    require_exact(small_checkpoint(tmp_path / config, **LATENTS[config]), RECIPES[recipe])
 
 
 def test_seconds_and_memory_follow_from_the_facts():

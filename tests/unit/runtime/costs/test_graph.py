@@ -76,6 +76,23 @@ def test_other_forms_of_attention_are_read(tmp_path: Path, config: dict[str, obj
     assert {one.window for one in found} == ({8} if attention == "window" else {None})
 
 
+def test_latent_attention_has_products_of_heads_and_rows_that_all_heads_read(tmp_path: Path):
+    """4 heads of 16 + 8 and values of 12, over rows of 24 + 8."""
+    config = {
+        **{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_attention_heads": 4},
+        **{"num_key_value_heads": 4, "head_dim": 8, "kv_lora_rank": 24, "q_lora_rank": 32, "qk_nope_head_dim": 16},
+        **{"qk_rope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": 9, "num_hidden_layers": 2},
+    }
+    checkpoint = small_checkpoint(tmp_path / "model", tokenizer=False, **config)
+    nodes, _, step_bytes = read(build_engine(checkpoint, tmp_path / "e.llmc", Recipe(max_context=64)).path)
+    assert [one for one in nodes if isinstance(one, Attention)] == [Attention(4, 1, 32, values_are_keys=True)] * 2
+    products = [one for one in nodes if isinstance(one, Product)]
+    assert sum(one.bytes for one in products) == step_bytes
+    sizes = Counter((one.rows, one.columns) for one in products)
+    assert sizes[4 * 24, 16] == 2, "queries meet the keys of each head"
+    assert sizes[4 * 12, 24] == 2, "what is mixed becomes values"
+
+
 def test_a_product_without_a_known_weight_is_refused():
     data = model([Op("", "MatMul", ["x", "x"], ["y"])], [Typed("x", F32, ["B", "S", 8])], [])
     with pytest.raises(EngineError, match="expected a graph that this llmc can price in a test"):

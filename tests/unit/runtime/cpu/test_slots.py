@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmc.runtime.cpu.pool import SlotPool
-from llmc.runtime.cpu.slots import LEAST_POSITIONS, PARTS, SlotCaches
+from llmc.runtime.cpu.slots import LEAST_POSITIONS, PARTS, SlotCaches, sequence_bytes
 from llmc.runtime.engine_file.manifest import LayerCache
 from llmc.runtime.errors import ResourceError
 from llmc.runtime.scheduling.executor import Lease
 
-LAYERS = (LayerCache(2, 3), LayerCache(1, 4, 5), LayerCache(3, 2, 16), LayerCache(1, 4, 5))
+LAYERS = (LayerCache(2, 3), LayerCache(1, 4, 5), LayerCache(3, 2, 16), LayerCache(1, 4, 5), LayerCache(1, 6, None, 4))
 CONTEXT, SLOTS, LONGEST = 24, 3, 5
 """Positions of a sequence, sequences, tokens of a step: at most the smallest window."""
 
@@ -146,8 +146,25 @@ def test_slots_and_positions_are_committed_as_sequences_need_them():
     caches.keep([4])
     assert caches.blocks == (4,)
     check(caches, 4, [8, 9])
-    assert caches.bytes(3) == 4 * 2 * 3 * (2 * 3 + 4 + 3 * 2 + 4)
-    assert caches.bytes(30) == 4 * 2 * (30 * 2 * 3 + 10 * 4 + 30 * 3 * 2 + 10 * 4), "a window's buffer ends at twice it"
+    assert caches.bytes(3) == 4 * (2 * 3 * (2 * 3 + 4 + 3 * 2 + 4) + 3 * 6), "rows of latent attention count once"
+    windowed = 2 * (30 * 2 * 3 + 10 * 4 + 30 * 3 * 2 + 10 * 4)
+    assert caches.bytes(30) == 4 * (windowed + 30 * 6), "a window's buffer ends at twice it"
+    assert sequence_bytes(LAYERS, 30) == caches.bytes(30)
+
+
+def test_rows_of_latent_attention_are_one_array_under_two_names():
+    caches = SlotCaches({0: LayerCache(1, 6, None, 4), 1: LayerCache(2, 6)}, 5000)
+    for block, positions in ((7, 10), (4, 3000), (9, 10)):
+        caches.commit(block, positions)
+        assert caches.arrays["0.value"] is caches.arrays["0.key"]
+        assert caches.arrays["1.value"] is not caches.arrays["1.key"]
+    caches.keep([9, 4])
+    assert caches.arrays["0.value"] is caches.arrays["0.key"] and caches.arrays["0.key"].shape[0] == 2
+    caches.arrays["0.key"][:] = np.arange(2)[:, None, None, None]
+    caches.advance(slice(0, 2), 3)
+    caches.move_to_front([9])
+    assert caches.blocks == (9, 4)
+    assert caches.arrays["0.key"][:, 0, 2, 5].tolist() == [1.0, 0.0], "exchanged once, not twice"
 
 
 def test_only_whose_buffer_is_full_is_compacted():

@@ -179,6 +179,23 @@ def test_any_value_replaced_gives_only_the_error(sample: Manifest, data: st.Data
             lambda m: m["model"]["caches"][0].update(window=0),
             "windows of at least one position in m.llmc: manifest.model.caches",
         ),
+        (
+            lambda m: m["model"]["caches"][0].update(rank=1),
+            "expected 'latent_layers' in m.llmc: manifest.required_features if there are such\n  found: some caches",
+        ),
+        (
+            lambda m: m.update(required_features=["latent_layers"]),
+            "expected 'latent_layers' in m.llmc: manifest.required_features if there are such\n  found: no caches",
+        ),
+        *(
+            (
+                lambda m, change=change: m["model"]["caches"][0].update(change),
+                "expected a rank only of one head's rows that are longer, in m.llmc: manifest.model.caches\n"
+                "  found: LayerCache(",
+            )
+            for change in ({"rank": 0}, {"rank": 2}, {"rank": 3}, {"rank": 1, "kv_heads": 2}, {"rank": 1, "window": 5})
+        ),
+        (lambda m: m["model"]["caches"][0].update(rank=-1), "manifest.model.caches"),
     ],
 )
 def test_refuses(sample: Manifest, change: Any, message: str) -> None:
@@ -217,6 +234,14 @@ def test_what_is_unknown_has_no_key(sample: Manifest) -> None:
     assert "recipe_name" not in json.loads(sample.to_json())
     old = replace(sample, format="2.0")
     assert Manifest.from_json(old.to_json(), what="m") == old
+
+
+def test_rows_of_latent_attention_need_a_reader_that_knows_them(sample: Manifest) -> None:
+    caches = (LayerCache(1, 2), LayerCache(1, 576, None, 512))
+    made = replace(sample, model=replace(sample.model, caches=caches), required_features=("latent_layers",))
+    assert Manifest.from_json(made.to_json(), what="m") == made
+    assert [cache.parts for cache in caches] == [("key", "value"), ("key",)]
+    assert b'"rank"' not in sample.to_json()
 
 
 def test_section_names() -> None:

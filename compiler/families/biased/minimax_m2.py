@@ -9,10 +9,10 @@ from ....runtime.experts import SIGMOID
 from ...config.fields import shown
 from ...config.rope import RopeConfig, RopeDefaults
 from ..experts import W1_W3_W2, count, mixture, router, stacks
+from ..mixtures.mixtral import BLOCK, RENAMED
 from ..norms.olmo2 import attention
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec, Parameter
-from .mixtral import BLOCK, RENAMED
 
 _THETA = 5_000_000.0
 

@@ -1,0 +1,1 @@
+"""Families whose routers choose experts with a bias, one file each."""

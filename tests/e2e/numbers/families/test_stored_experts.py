@@ -40,7 +40,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_transformers_computes_the_same_from_the_same_files(published: Path, tmp_path: Path) -> None:
     """transformers decodes the blocks while it loads them; llmc's oracle decodes them where it multiplies."""
-    from transformers import AutoModelForCausalLM, Mxfp4Config
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
     ids = some_ids(40, 5, CONFIG["vocab_size"])
     load: Any = AutoModelForCausalLM.from_pretrained

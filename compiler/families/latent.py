@@ -32,7 +32,7 @@ EXPERTS: Mapping[str, Any] = {
     "norm_topk_prob": True,
 }
 """The keys of experts, with the defaults of DeepSeek-V3."""
-SPELLED = {"num_local_experts": "n_routed_experts"}
+MAPPED = {"num_local_experts": "n_routed_experts"}
 PUBLISHED: Mapping[str, Any] = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
 """Keys of published files that say what the routers of DeepSeek-V3's kind compute, which transformers does not read."""
 INDEXER: Mapping[str, Any] = {"index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64}

@@ -27,7 +27,10 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("oracle",), ("targets",), ("coverage", "divisible", "page", "stored"), ("pipeline", "engine"), ("planner",)),
         *(("build", "deploy"), ("cache",)),
     ),
-    ("compiler", "families"): (("spec",), ("reading",), ("llamas", "norms", "others"), ("kin",), ("config",)),
+    ("compiler", "families"): (
+        *(("spec",), ("reading",), ("experts",), ("latent",), ("llamas", "norms", "others"), ("latents", "mixtures")),
+        *(("kin",), ("config",)),
+    ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),
         ("account", "described", "tokenizer_check"),

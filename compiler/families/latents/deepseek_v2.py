@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....passes.graph.experts import SOFTMAX
 from ..experts import count, grouped, router, scaled, with_shared
-from ..latent import EXPERTS, KEYS, SPELLED, latent
+from ..latent import EXPERTS, KEYS, MAPPED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
@@ -48,7 +48,7 @@ FAMILY = Family(
         "eos_token_id": 2,
     },
     fixed={"scoring_func": "softmax", "moe_layer_freq": 1},
-    spelled={"num_experts": "n_routed_experts", **SPELLED},
+    mapped={"num_experts": "n_routed_experts", **MAPPED},
     example={
         "num_key_value_heads": 4,
         "num_experts_per_tok": 2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..experts import deepseek_mixture
-from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent
+from ..latent import EXPERTS, KEYS, MAPPED, PUBLISHED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
@@ -31,6 +31,6 @@ FAMILY = Family(
         "num_mtp_layers": 1,
     },
     fixed=PUBLISHED,
-    spelled={**SPELLED, "num_nextn_predict_layers": "num_mtp_layers"},
+    mapped={**MAPPED, "num_nextn_predict_layers": "num_mtp_layers"},
     example={"num_key_value_heads": 4, "n_routed_experts": 16, "n_group": 4, "topk_group": 2},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..latent import EXPERTS, INDEXER, KEYS, PUBLISHED, SPELLED, deepseek_layer, up_to_indexer
+from ..latent import EXPERTS, INDEXER, KEYS, MAPPED, PUBLISHED, deepseek_layer, up_to_indexer
 from ..reading import LOGITS, Family
 
 FAMILY = Family(
@@ -25,7 +25,7 @@ FAMILY = Family(
         "eos_token_id": 1,
     },
     fixed={**PUBLISHED, "rope_interleave": True},
-    spelled={"num_experts": "n_routed_experts", **SPELLED},
+    mapped={"num_experts": "n_routed_experts", **MAPPED},
     kinds=("indexed_attention",),
     verified=f"{LOGITS}, up to index_topk positions",
     example={"num_key_value_heads": 4, "n_routed_experts": 16, "n_group": 4, "topk_group": 2, "index_topk": 64},

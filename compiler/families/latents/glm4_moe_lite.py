@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..latent import EXPERTS, KEYS, PUBLISHED, SPELLED, latent, mixture_or_dense
+from ..latent import EXPERTS, KEYS, MAPPED, PUBLISHED, latent, mixture_or_dense
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec
 
@@ -38,6 +38,6 @@ FAMILY = Family(
         "eos_token_id": 1,
     },
     fixed={**PUBLISHED, "first_k_dense_replace": 1},
-    spelled=SPELLED,
+    mapped=MAPPED,
     example={"num_key_value_heads": 4},
 )

@@ -9,7 +9,7 @@ from ....runtime.errors import Unsupported
 from ...config.fields import Fields
 from ...config.rope import RopeConfig, RopeDefaults
 from ..experts import count, grouped, router, scaled, with_shared
-from ..latent import EXPERTS, KEYS, SPELLED, latent
+from ..latent import EXPERTS, KEYS, MAPPED, latent
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec, Temperature
 
@@ -72,6 +72,6 @@ FAMILY = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    spelled=SPELLED,
+    mapped=MAPPED,
     example={"num_key_value_heads": 4},
 )

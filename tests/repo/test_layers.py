@@ -28,8 +28,8 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("build", "deploy"), ("cache",)),
     ),
     ("compiler", "families"): (
-        *(("spec",), ("reading",), ("experts",), ("llamas", "norms", "others"), ("mixtures",), ("biased",), ("kin",)),
-        ("config",),
+        *(("spec",), ("reading",), ("experts",), ("latent",), ("llamas", "norms", "others"), ("mixtures",), ("biased",)),
+        *(("latents",), ("kin",), ("config",)),
     ),
     ("compiler", "checkpoint"): (
         *(("folder",), ("card", "digest", "no_checkpoint", "trial"), ("hub", "weights"), ("checkpoint",)),

@@ -79,7 +79,11 @@ _LATENT = {
 """Latent attention in layers without experts."""
 _LATENTS = (
     _Toy(_LATENT),
-    _Toy({**_LATENT, "q_lora_rank": None, "rope_interleave": False}, records=wider.tempered),
+    # enough heads that no sequence of the largest batch is split
+    _Toy(
+        {**_LATENT, "q_lora_rank": None, "rope_interleave": False, "num_attention_heads": 32},
+        records=wider.tempered,
+    ),
 )
 _WIDER = (_Toy(records=wider.attention), _Toy(records=wider.around), _Toy(records=wider.activations))
 """Records that no config of the toy gives; their linears are those of the others."""

@@ -88,7 +88,11 @@ _LATENT = {
 """Latent attention in layers without experts."""
 _LATENTS = (
     _Toy(_LATENT),
-    _Toy({**_LATENT, "q_lora_rank": None, "rope_interleave": False}, records=wider.tempered),
+    # enough heads that no sequence of the largest batch is split
+    _Toy(
+        {**_LATENT, "q_lora_rank": None, "rope_interleave": False, "num_attention_heads": 32},
+        records=wider.tempered,
+    ),
 )
 _WIDER = tuple(_Toy(records=one) for one in (wider.attention, wider.around, wider.activations, experts.mixtures))
 """Records that no config of the toy gives; their linears are those of the others."""

@@ -150,14 +150,12 @@ def test_requests_together_get_what_they_get_alone(engine: Path) -> None:
 def test_a_prompt_reads_the_rows_of_an_equal_one_before_it(engine: Path, checkpoint: Path) -> None:
     prompt = some_ids(70, 9, NARROW["vocab_size"])
     with _executor(engine, 1) as executor:
-        tokens, scheduler = [], Scheduler(executor)
-        for _ in range(2):
-            request = Request(tuple(prompt), 3)
+        scheduler, (first, second) = Scheduler(executor), (Request(tuple(prompt), 3) for _ in range(2))
+        for request in (first, second):
             run_some(scheduler, [request], 1)
-            tokens.append(request.tokens)
-    assert request.lease.cached == 64 and tokens[0] == tokens[1]
-    rows = quantized_logits(engine, "none", [*prompt, *tokens[1]], checkpoint)[69:-1]
-    margin = rows.max(axis=1) - rows[np.arange(3), tokens[1]]
+    assert second.lease.cached == 64 and first.tokens == second.tokens
+    rows = quantized_logits(engine, "none", [*prompt, *second.tokens], checkpoint)[69:-1]
+    margin = rows.max(axis=1) - rows[np.arange(3), second.tokens]
     assert (margin <= 6e-2 * np.abs(rows).max()).all()
 
 

@@ -32,7 +32,8 @@ def latent_attention(at: Lowering, node: ir.Node) -> None:
     result, kind = node.outputs[0], at.profile.kv_cache(node)
     rank = at.operand(norm).shape[0]
     assert isinstance(rank, int)
-    shape = LatentShape(*(attribute(node, name) for name in ("heads", "nope", "rope", "value")), rank)
+    heads, nope, rope, value = (attribute(node, name) for name in ("heads", "nope", "rope", "value"))
+    shape = LatentShape(heads, nope, rope, value, rank)
     factors = at.operand(others[0]) if TEMPERED in node.overload else None
     positions, slots = (at.input(name, "i32", "tokens") for name in ("positions", f"slot_mapping{kind.suffix}"))
     rows, queries, up = at.cache(past, kind), at.operand(q), at.operand(weight)

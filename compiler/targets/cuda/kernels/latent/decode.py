@@ -2,6 +2,9 @@
 values. Splits of a sequence leave their parts to the product with the rows of values, which weighs them.
 """
 
+# Triton's type stubs reject plain numbers as constexprs.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

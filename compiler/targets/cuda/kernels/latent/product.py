@@ -2,8 +2,8 @@
 its values' rows. So neither keys nor values of a head are ever stored.
 """
 
-# Triton's type stubs reject plain numbers as constexprs, and its loops.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Triton's type stubs reject plain numbers as constexprs, and its loops; branches are of constants.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -84,16 +84,16 @@ def latent_rows_kernel(
         tl.store(target + RANK + second, as_stored(b, rows), kept)
     else:
         head = (tl.program_id(1) - 1) * BLOCK + tl.arange(0, BLOCK)[:, None]
-        inside = (head < HEADS) & (pair < ROPE // 2)
-        source = q + token * Q_WIDTH + head * (NOPE + ROPE) + NOPE
-        a, b = turned_pairs(source, token, positions, cos, sin, inside, ROPE, HALF, first, second)
+        is_query = (head < HEADS) & (pair < ROPE // 2)
+        own = q + token * Q_WIDTH + head * (NOPE + ROPE) + NOPE
+        first_turned, second_turned = turned_pairs(own, token, positions, cos, sin, is_query, ROPE, HALF, first, second)
         if factors is not None:
             factor = tl.load(factors + tl.load(positions + token)).to(tl.float32)
-            a = a * factor
-            b = b * factor
-        target = query + (token * HEADS + head) * ROW + RANK
-        tl.store(target + first, a.to(query.dtype.element_ty), inside)
-        tl.store(target + second, b.to(query.dtype.element_ty), inside)
+            first_turned = first_turned * factor
+            second_turned = second_turned * factor
+        place = query + (token * HEADS + head) * ROW + RANK
+        tl.store(place + first, first_turned.to(query.dtype.element_ty), is_query)
+        tl.store(place + second, second_turned.to(query.dtype.element_ty), is_query)
 
 
 KERNEL = Kernel("latent_rows", latent_rows_kernel)

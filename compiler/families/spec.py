@@ -1,112 +1,47 @@
 """The records that describe a decoder, one per layer; the decoder and the cache layout read them.
 
 Module names are those of the checkpoint, inside a layer relative to it. A new architectural option is a new field,
-whose default is the value that all families had before.
+whose default is the value that all families had before. Smaller records are in `parts.py` and `mlps.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 from ...runtime.engine_file.manifest import LayerCache
 from ..config.rope import RopeConfig
+from .mlps import Experts, GatedMlp, Mlp, PlainMlp, Router
+from .parts import LAYER, RMS, Linear, Norm, Parameter, Parts, Shapes, Spelling, Stack
 
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
-"""Tensor names and shapes."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor of its own."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    def tensors(self, prefix: str) -> Shapes:
-        yield f"{prefix}{self.name}", self.shape
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A module that computes x Wᵀ (+ bias); the weight W is [rows, columns], the bias [rows]."""
-
-    module: str
-    rows: int
-    columns: int
-    bias: bool = False
-    part: tuple[str, int, int] | None = None
-    """If the checkpoint stores it within a larger linear: that module, this one's first row, and the rows of all."""
-    kept: bool = False
-    """No recipe quantizes it: of few rows, it decides which experts compute."""
-
-    def tensors(self, prefix: str) -> Shapes:
-        yield f"{prefix}{self.module}.weight", (self.rows, self.columns)
-        if self.bias:
-            yield f"{prefix}{self.module}.bias", (self.rows,)
+__all__ = [
+    "LAYER",
+    "RMS",
+    "Attention",
+    "DecoderSpec",
+    "Experts",
+    "GatedMlp",
+    "Latent",
+    "LayerSpec",
+    "Linear",
+    "Mixer",
+    "Mlp",
+    "Norm",
+    "Parameter",
+    "PerLayerEmbedding",
+    "PerLayerInput",
+    "PlainMlp",
+    "Router",
+    "Shapes",
+    "Spelling",
+    "Stack",
+    "Temperature",
+    "cache_of",
+]
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A norm over the last `size` elements: by their root mean square, or of a LayerNorm (arXiv 1607.06450)."""
-
-    module: str
-    """ "" if it has no weight."""
-    size: int
-    epsilon: float
-    kind: str = "rms"
-    """RMS or LAYER."""
-    plus_one: bool = False
-    """The factor is 1 + weight."""
-    bias: bool = False
-    each: int = 0
-    """Heads that have a weight of their own each, stored as `{module}.norms.{head}.weight`; 0: one weight for all."""
-    parameter: str = "weight"
-    """The weight's name in the module."""
-    factor: float = 1.0
-    """Of the weight."""
-
-    def weights(self, prefix: str) -> list[str]:
-        """Names of its weights."""
-        if self.each:
-            return [f"{prefix}{self.module}.norms.{head}.weight" for head in range(self.each)]
-        return [f"{prefix}{self.module}.{self.parameter}"] if self.module else []
-
-    def tensors(self, prefix: str) -> Shapes:
-        yield from ((name, (self.size,)) for name in self.weights(prefix))
-        if self.bias:
-            yield f"{prefix}{self.module}.bias", (self.size,)
-
-
-RMS, LAYER = "rms", "layer"
-
-
-class _Parts:
-    """A record with the tensors of its fields, in their order."""
-
-    def tensors(self, prefix: str) -> Shapes:
-        for part in self.parts():
-            yield from part.tensors(prefix)
-
-    def parts(self) -> Iterator[Parameter | Linear | Norm | Stack]:
-        """The records of all tensors in it."""
-        for value in vars(self).values():
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, _Parts):
-                    yield from part.parts()
-                elif isinstance(part, Parameter | Linear | Norm | Stack):
-                    yield part
-
-    def linears(self) -> tuple[Linear, ...]:
-        return tuple(part for part in self.parts() if isinstance(part, Linear))
-
-    def stacks(self) -> tuple[Stack, ...]:
-        return tuple(part for part in self.parts() if isinstance(part, Stack))
-
-
-@dataclass(frozen=True)
-class Attention(_Parts):
+class Attention(Parts):
     """Softmax attention over cached keys and values; q and k are normed (optional) and rotated (optional)."""
 
     heads: int
@@ -140,7 +75,7 @@ class Attention(_Parts):
 
 
 @dataclass(frozen=True)
-class Latent(_Parts):
+class Latent(Parts):
     """Multi-head latent attention (arXiv 2405.04434): what is cached is one row of `rank` + `rope_dim` numbers."""
 
     heads: int
@@ -196,136 +131,7 @@ class Temperature:
 
 
 @dataclass(frozen=True)
-class GatedMlp(_Parts):
-    """down(activation(gate(x)) * up(x))."""
-
-    activation: str
-    gate: Linear
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True)
-class PlainMlp(_Parts):
-    """down(activation(up(x)))."""
-
-    activation: str
-    up: Linear
-    down: Linear
-    parameters: tuple[Parameter, ...] = ()
-    """Of the activation, in its order."""
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """One way in which files store a weight of all experts.
-
-    Either each expert has tensors of its own, whose names have `{}` for its number: one, or gate and up. Or one tensor
-    is a stack of all, [E, out, in], or [E, in, out] if `turned`. Outputs of gate and up lie side by side, or take turns
-    if `alternate`.
-    """
-
-    names: tuple[str, ...]
-    turned: bool = False
-    alternate: bool = False
-    format: str = ""
-    """The weight format that it is stored in: `names` are then stacks of the components, in the format's order."""
-    biases: tuple[str, ...] = ()
-    """The tensors of biases, in the same order."""
-
-    @property
-    def separate(self) -> bool:
-        return "{}" in self.names[0]
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Linears of all experts: for each expert x Wᵀ (+ bias), with W of [rows, columns].
-
-    It is one weight [E, rows, columns], called `{module}.weight`, and one bias [E, rows]. If `gated`, its rows take
-    turns: one of gate, the same one of up. Files spell it in one of several ways.
-    """
-
-    module: str
-    experts: int
-    rows: int
-    columns: int
-    spellings: tuple[Spelling, ...]
-    gated: bool = False
-    bias: bool = False
-
-    def tensors(self, prefix: str) -> Shapes:
-        yield f"{prefix}{self.module}.weight", (self.experts, self.rows, self.columns)
-        if self.bias:
-            yield f"{prefix}{self.module}.bias", (self.experts, self.rows)
-
-
-@dataclass(frozen=True)
-class Router(_Parts):
-    """Chooses the experts of a token, and their weights, from the logits of `linear`."""
-
-    kind: str
-    """A name of `runtime/experts.py`."""
-    linear: Linear
-    chosen: int
-    normed: bool = False
-    """The weights of a token are divided by their sum."""
-    factor: float = 1.0
-    """Of all weights."""
-    least: float = 1e-20
-    """No sum below this divides."""
-    bias: Parameter | None = None
-    """Added to the scores for the choice only."""
-    norm: Norm | None = None
-    """Of what `linear` reads."""
-    scales: Parameter | None = None
-    """A factor of each expert's weights."""
-    groups: int = 1
-    kept_groups: int = 1
-    best: int = 2
-    """A group's rank is the sum of so many of its highest scores."""
-    jitter: float = 0.0
-    """Of SPARSEMIXER."""
-
-
-@dataclass(frozen=True)
-class Experts(_Parts):
-    """post(the sum of weight * down(activation(gate(n)) * up(n)) over a token's experts), plus a shared expert.
-
-    n is norm(x); a norm of None does nothing. The router reads x.
-    """
-
-    router: Router
-    gate_up: Stack
-    down: Stack
-    activation: str
-    alpha: float = 1.0
-    """Of the activation "limited" (`runtime/experts.py`), as is `limit`."""
-    limit: float = 0.0
-    scales_input: bool = False
-    """The weight multiplies the input of an expert and not its result."""
-    shared: GatedMlp | None = None
-    """An MLP that every token has."""
-    shared_gate: Linear | None = None
-    """The result of `shared` is multiplied by the sigmoid of this linear of one row."""
-    norm: Norm | None = None
-    post: Norm | None = None
-    shared_norm: Norm | None = None
-    """Of what `shared` reads."""
-    shared_post: Norm | None = None
-    """Of its result."""
-
-    @property
-    def module(self) -> str:
-        """The module of all experts."""
-        return self.down.module.rpartition(".")[0]
-
-
-Mlp = GatedMlp | PlainMlp | Experts
-
-
-@dataclass(frozen=True)
-class PerLayerInput(_Parts):
+class PerLayerInput(Parts):
     """x + norm(projection(activation(gate(x)) * the layer's part of the per-layer embedding)) (Gemma 3n, Gemma 4)."""
 
     activation: str
@@ -335,7 +141,7 @@ class PerLayerInput(_Parts):
 
 
 @dataclass(frozen=True)
-class LayerSpec(_Parts):
+class LayerSpec(Parts):
     """x = x + scale * mixer_post(mixer(mixer_norm(x))); x = x + scale * mlp_post(mlp(mlp_norm(x))).
 
     A norm of None does nothing. If `parallel`, the MLP reads what the mixer reads, and both are added at once.
@@ -355,7 +161,7 @@ class LayerSpec(_Parts):
 
 
 @dataclass(frozen=True)
-class PerLayerEmbedding(_Parts):
+class PerLayerEmbedding(Parts):
     """A second embedding of [layers * width] columns: (scale * table[ids] + norm(projection(x) * H^-0.5)) * 2^-0.5."""
 
     table: Parameter

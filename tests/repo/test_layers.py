@@ -28,7 +28,17 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("build", "deploy"), ("cache",)),
     ),
     ("compiler", "families"): (
-        *(("spec",), ("reading",), ("experts",), ("latent",), ("llamas", "norms", "others"), ("mixtures",), ("biased",)),
+        *(
+            ("parts",),
+            ("mlps",),
+            ("spec",),
+            ("reading",),
+            ("experts",),
+            ("latent",),
+            ("llamas", "norms", "others"),
+            ("mixtures",),
+            ("biased",),
+        ),
         *(("latents",), ("kin",), ("config",)),
     ),
     ("compiler", "checkpoint"): (

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from ...families.spec import RMS, Attention, DecoderSpec, Latent
 from .fuse_attention import CHUNKS, LATE_NORMS, WINDOW
+from .fuse_latent import WIDE, WIDEST
 
-LATENT = "latent attention"
 SOME_BIASES = "q, k and v of which only some have a bias"
 
 _OF_ATTENTION: Mapping[str, Callable[[Attention], bool]] = {
@@ -19,11 +19,15 @@ _OF_ATTENTION: Mapping[str, Callable[[Attention], bool]] = {
 
 def gaps(spec: DecoderSpec) -> tuple[str, ...]:
     """The features of a decoder that no launch plan computes; none if a build for sm_* takes it."""
-    latent = [LATENT] if any(isinstance(layer.mixer, Latent) for layer in spec.layers) else []
+    wide = any(isinstance(layer.mixer, Latent) and layer.mixer.rank > WIDEST for layer in spec.layers)
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
     found = [words for words, has in _OF_ATTENTION.items() if any(map(has, mixers))]
     shared = [(mixer, mixers[mixer.source]) for mixer in mixers if mixer.source is not None]
-    return (*latent, *found, *([WINDOW] if any(mixer.window != source.window for mixer, source in shared) else []))
+    return (
+        *([WIDE] if wide else []),
+        *found,
+        *([WINDOW] if any(mixer.window != source.window for mixer, source in shared) else []),
+    )
 
 
 def _plain(mixer: Attention) -> bool:

@@ -22,6 +22,7 @@ from ..runtime.engine_file.manifest import LayerCache
 from ..runtime.engine_file.split import target_of
 from ..runtime.errors import DISTRIBUTION, LlmcError, RecipeError, nearest
 from ..runtime.files.records import plain, read
+from .as_stored import formats_of, kept_notes, require_kept
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.weights.stacks import stored_formats
 from .decoder.decoder import Decoder, build
@@ -29,7 +30,6 @@ from .decoder.placement import caches_of
 from .decoder.placement import place as place_ranks
 from .divisible import require_storable
 from .page import write_page
-from .stored import formats_of, kept_notes, require_kept
 from .targets import Precision, target_named
 
 DEFAULT_CONTEXT = 4096

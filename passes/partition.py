@@ -20,10 +20,10 @@ import onnx_ir as ir
 
 from ..runtime.engine_file.bind import Concat, Expr
 from .crossings import Crossing, crossings, stage_of
+from .cuts import BY_PARTS, OVER_ALL, columns, expert_parts, linear_parts, per_head, row_part
 from .graph import ops
 from .graph.experts import Mixture
 from .graph.graph import BLOCK, MODULE, ROLE, Builder, Graph, attribute, dims, width
-from .parts import BY_PARTS, OVER_ALL, columns, expert_parts, linear_parts, per_head, row_part
 from .placement import COLUMNS, ROWS, Cut, Placement, spans
 from .sums import Sums, cut_of
 

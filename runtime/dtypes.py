@@ -1,4 +1,4 @@
-"""Every number type and weight format by name: the one table of their names in files, plans, kernels and numpy."""
+"""Names that all packages share: number types in one table, weight formats, kinds of routers and activations."""
 
 from __future__ import annotations
 
@@ -67,3 +67,8 @@ FP4_FORMATS = ("nvfp4", "mxfp4")
 """Formats that FP4 tensor cores multiply, if both sides of a product have the same."""
 ACTIVATION_FORMATS = (*REDUCED_FORMATS, *FP4_FORMATS)
 """Formats of activations in large products."""
+SOFTMAX, SIGMOID, CHOSEN, SPARSEMIXER = "softmax", "sigmoid", "chosen", "sparsemixer"
+"""Kinds of routers of experts by their scores, in records and graphs. CHOSEN is the softmax of the chosen logits alone
+(GPT-OSS). SPARSEMIXER (Phi 3.5 MoE, arXiv 2409.12136) chooses its two experts one after the other."""
+LIMITED = "limited"
+"""The activation of GPT-OSS: (up + 1) * gate * sigmoid(alpha * gate), with gate at most `limit` and up within it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from ...runtime.dtypes import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 from ..families.spec import LAYER, Attention, DecoderSpec, Experts, GatedMlp, Latent, LayerSpec, Norm, PlainMlp
 
 _OF_DECODER: Mapping[str, Callable[[DecoderSpec], object]] = {

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ...passes.graph.experts import Mixture, route_overload
 from ...passes.graph.graph import KEPT, Builder
-from ...runtime.experts import LIMITED, SPARSEMIXER
+from ...runtime.dtypes import LIMITED, SPARSEMIXER
 from ..families.spec import Experts, Mlp, Router
 from .weights import Weights
 

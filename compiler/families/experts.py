@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...runtime.experts import SIGMOID
+from ...runtime.dtypes import SIGMOID
 from .reading import GATED, ConfigReader
 from .spec import Experts, GatedMlp, Linear, Parameter, Router, Spelling, Stack
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parts import Linear, Norm, Parameter, Parts, Stack
+from .records import Linear, Norm, Parameter, Parts, Stack
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Router(Parts):
     """Chooses the experts of a token, and their weights, from the logits of `linear`."""
 
     kind: str
-    """A name of `runtime/experts.py`."""
+    """A name of `runtime/dtypes.py`."""
     linear: Linear
     chosen: int
     normed: bool = False
@@ -68,7 +68,7 @@ class Experts(Parts):
     down: Stack
     activation: str
     alpha: float = 1.0
-    """Of the activation "limited" (`runtime/experts.py`), as is `limit`."""
+    """Of the activation "limited" (`runtime/dtypes.py`), as is `limit`."""
     limit: float = 0.0
     scales_input: bool = False
     """The weight multiplies the input of an expert and not its result."""

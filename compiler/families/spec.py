@@ -1,7 +1,7 @@
 """The records that describe a decoder, one per layer; the decoder and the cache layout read them.
 
 Module names are those of the checkpoint, inside a layer relative to it. A new architectural option is a new field,
-whose default is the value that all families had before. Smaller records are in `parts.py` and `mlps.py`.
+whose default is the value that all families had before. Smaller records are in `records.py` and `mlps.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import prod
 from ...runtime.engine_file.manifest import LayerCache
 from ..config.rope import RopeConfig
 from .mlps import Experts, GatedMlp, Mlp, PlainMlp, Router
-from .parts import LAYER, RMS, Linear, Norm, Parameter, Parts, Shapes, Spelling, Stack
+from .records import LAYER, RMS, Linear, Norm, Parameter, Parts, Shapes, Spelling, Stack
 
 __all__ = [
     "LAYER",

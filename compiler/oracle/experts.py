@@ -12,8 +12,8 @@ import torch
 from ...passes.graph.experts import Mixture
 from ...passes.graph.graph import Graph, attribute
 from ...quantize import FORMATS
+from ...runtime.dtypes import LIMITED
 from ...runtime.engine_file.bind import Expr, Slice, Stored, ToF32
-from ...runtime.experts import LIMITED
 from ...runtime.numbers import to_f32
 
 ReadExpert = Callable[[ir.Value, int], np.ndarray]

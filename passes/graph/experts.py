@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...quantize import FORMATS
-from ...runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from ...runtime.dtypes import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 ROUTERS: dict[str, str] = {
     SOFTMAX: "scores = Softmax <axis = -1> (logits)",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..experts import expected_experts
+from ..plan.formula import expected_experts
 
 Per = Literal["token", "row", "step"]
 """What a node computes its numbers for: each new token, each wanted row of logits, or once."""

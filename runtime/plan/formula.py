@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from ..errors import EngineError
-from ..experts import expected_experts
 
 SIZES = ("tokens", "sequences", "rows")
 """New tokens of the step, their sequences, and rows: positions whose logits are computed."""
@@ -25,12 +24,20 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
+def expected_experts(experts: int, chosen: int, tokens: float) -> float:
+    """The expected number of experts that some token chose, if each of `tokens` chooses `chosen` of all alike.
+
+    Routers are not that even, and neighbouring tokens choose alike: so this is what can be said before a model runs.
+    """
+    return experts * (1.0 - (1.0 - chosen / experts) ** tokens)
+
+
 def value(formula: str | int, sizes: Mapping[str, int]) -> int:
     """The formula's value, at least 0.
 
     Allowed: whole numbers, the names in `sizes`, + - * //, parentheses, cdiv, min and max of two arguments, and
     spread(bytes, experts, chosen, tokens): of the bytes of all experts, those of the experts that a step is expected to
-    read (`runtime/experts.py`).
+    read (`expected_experts`).
 
     Raises:
         EngineError: the formula has anything else, a division by zero, or a value below 0 or above 2^62.

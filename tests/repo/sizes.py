@@ -19,63 +19,67 @@ HELD: dict[str, int] = {
     ".": 181,  # plan; calls that do not fit their parameters are refused
     "cli": 157,  # --debug for every command; --format json; a refusal of the system names its path
     "cli/cache": 190,  # llmc run CHECKPOINT, llmc cache
-    "cli/commands": 1598,  # kernels --evidence; doctor --measure; run --image
+    "cli/commands": 1600,  # kernels --evidence; doctor --measure; run --image
     "cli/common": 731,  # examples of llmc families; a flag given twice and an empty value are refused
-    "cli/facts": 368,  # llmc families; small_builds.py: what doctor --measure learns of builds
+    "cli/facts": 406,  # llmc families; small_builds.py: what doctor --measure learns of builds
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 318,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
-    "compiler": 512,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
+    "compiler": 541,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 1002,  # card.py: name and licence of a model
-    "compiler/checkpoint/weights": 388,  # layout.py: prefixes, and tensors within larger ones
-    "compiler/config": 505,  # foreign.py: what is missing of models that are refused by name
-    "compiler/coverage": 210,  # the table of families: features, formats, targets, splits
-    "compiler/decoder": 514,  # weights.py and rotary.py: norms, ropes and parts of many kinds
-    "compiler/deploy": 768,  # around the planner: what was asked, models, records, the frontier, builds by a plan
-    "compiler/engine": 744,  # report.py and memory planning came from build.py
-    "compiler/families": 630,  # one place for what 27 families read
+    "compiler/checkpoint/weights": 538,  # layout.py: prefixes, and tensors within larger ones
+    "compiler/config": 508,  # foreign.py: what is missing of models that are refused by name
+    "compiler/coverage": 252,  # the table of families: features, formats, targets, splits
+    "compiler/decoder": 687,  # weights.py and rotary.py: norms, ropes and parts of many kinds
+    "compiler/deploy": 770,  # around the planner: what was asked, models, records, the frontier, builds by a plan
+    "compiler/engine": 763,  # report.py and memory planning came from build.py
+    "compiler/families": 1003,  # one place for what 50 families read: layers, experts, latents
+    "compiler/families/biased": 277,  # five families whose experts a bias chooses
+    "compiler/families/latents": 240,  # seven families with latent attention
     "compiler/families/llamas": 295,  # twelve families
-    "compiler/families/norms": 339,  # nine families
+    "compiler/families/mixtures": 407,  # eight families with experts
+    "compiler/families/norms": 371,  # nine families
     "compiler/families/others": 191,  # six families
-    "compiler/oracle": 375,
-    "compiler/planner": 1172,
+    "compiler/oracle": 454,
+    "compiler/planner": 1233,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
-    "compiler/targets/cpu": 705,  # attention with caps, sinks and shared caches; activations without a gate
-    "compiler/targets/cuda": 1023,  # fuse_attention.py, gaps.py; operators by themselves went to lower
+    "compiler/targets/cpu": 1073,  # attention with caps, sinks and shared caches; activations without a gate
+    "compiler/targets/cuda": 1188,  # fuse_attention.py, gaps.py; operators by themselves went to lower
     "compiler/targets/cuda/cubins": 1021,  # native.py, nvrtc.py: kernels in CUDA C++
     "compiler/targets/cuda/evidence": 206,  # native kernels beside Triton's, from machine code
-    "compiler/targets/cuda/kernels": 1270,  # one check of kernel files for reports and all others
+    "compiler/targets/cuda/kernels": 1274,  # one check of kernel files for reports and all others
     "compiler/targets/cuda/kernels/attention": 937,  # rope_reference.py
+    "compiler/targets/cuda/kernels/latent": 1004,
     "compiler/targets/cuda/kernels/linear": 1495,  # routes of tiles
     "compiler/targets/cuda/kernels/linear/native": 206,  # calls, cases and tiles of two kernels in CUDA C++
-    "compiler/targets/cuda/kernels/linear/parts": 525,
-    "compiler/targets/cuda/kernels/moe": 645,
+    "compiler/targets/cuda/kernels/linear/parts": 527,
+    "compiler/targets/cuda/kernels/moe": 1043,
     "compiler/targets/cuda/kernels/sampling": 958,
-    "compiler/targets/cuda/lower": 301,  # attention, norms and single elements of all families
+    "compiler/targets/cuda/lower": 522,  # attention, norms and single elements of all families
     "compiler/targets/cuda/tuning": 506,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 367,  # quick.py: simulated steps take half the time
     "compiler/tokens": 285,
-    "compiler/vision": 197,  # text models of checkpoints of images
-    "passes": 725,  # crossings.py; norms of all heads on ranks; caps, factors and activations
-    "passes/graph": 1025,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
-    "passes/rewrite": 384,  # captures are named, typed and checked when a rule is made; named depths
+    "compiler/vision": 201,  # text models of checkpoints of images
+    "passes": 879,  # crossings.py; norms of all heads on ranks; caps, factors and activations
+    "passes/graph": 1369,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
+    "passes/rewrite": 409,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 255,  # activations.py: 4-bit activations
     "quantize/formats": 254,
     "recipes": 718,  # goal.py and units.py: goals of plans; which activations go with which weights
     "recipes/machines": 233,
-    "runtime": 1259,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
-    "runtime/costs": 681,  # steps of cpu profiles are priced from measured facts
-    "runtime/cpu": 889,  # notes
-    "runtime/cuda": 1305,  # tensor_maps.py
+    "runtime": 1264,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
+    "runtime/costs": 758,  # steps of cpu profiles are priced from measured facts
+    "runtime/cpu": 893,  # notes
+    "runtime/cuda": 1308,  # tensor_maps.py
     "runtime/cuda/exchange": 236,
-    "runtime/engine_file": 1170,  # info.py: what an engine says of itself
+    "runtime/engine_file": 1229,  # info.py: what an engine says of itself
     "runtime/files": 692,  # an older output in an input folder
     "runtime/guard": 212,
     "runtime/parallel": 893,
     "runtime/parallel/data": 548,
-    "runtime/plan": 1097,  # where PTX lies
+    "runtime/plan": 1107,  # where PTX lies
     "runtime/ranks": 556,
     "runtime/sampling": 245,
     "runtime/scheduling": 688,  # notes

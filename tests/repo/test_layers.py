@@ -18,18 +18,18 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         ("graph",),
         ("rewrite",),
         ("placement",),
-        ("sums", "parts"),
+        ("sums", "cuts"),
         ("crossings",),
         ("fuse_add_norm", "fuse_gated", "merge_linears", "partition", "quantize_weights", "select_rows", "simplify"),
     ),
     ("compiler",): (
         *(("kernel_imports",), ("config",), ("vision",), ("families",), ("tokens",), ("checkpoint",), ("decoder",)),
-        *(("oracle",), ("targets",), ("coverage", "divisible", "page", "stored"), ("pipeline", "engine"), ("planner",)),
-        *(("build", "deploy"), ("cache",)),
+        *(("oracle",), ("targets",), ("coverage", "divisible", "page", "as_stored"), ("pipeline", "engine")),
+        *(("planner",), ("build", "deploy"), ("cache",)),
     ),
     ("compiler", "families"): (
         *(
-            ("parts",),
+            ("records",),
             ("mlps",),
             ("spec",),
             ("reading",),
@@ -68,7 +68,7 @@ ORDER: dict[Parts, tuple[tuple[str, ...], ...]] = {
         *(("fp8", "fp4"), ("native",), ("choose",)),
     ),
     ("runtime",): (
-        *(("errors", "dtypes", "experts"), ("guard",), ("environment", "numbers", "machine", "chips")),
+        *(("errors", "dtypes"), ("guard",), ("environment", "numbers", "machine", "chips")),
         *(("progress", "files"), ("text", "sampling")),
         *(
             ("engine_file", "scheduling", "parallel"),

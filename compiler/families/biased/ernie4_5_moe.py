@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ..experts import count, inner, mixture, router, shared, stacks
 from ..llamas.ernie4_5 import FAMILY as ERNIE
 from ..reading import ConfigReader, Family

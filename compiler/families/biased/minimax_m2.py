@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ....runtime.dtypes import SIGMOID
 from ....runtime.errors import Unsupported
-from ....runtime.experts import SIGMOID
 from ...config.fields import shown
 from ...config.rope import RopeConfig, RopeDefaults
 from ..experts import W1_W3_W2, count, mixture, router, stacks

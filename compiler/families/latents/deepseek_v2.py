@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ..experts import count, grouped, router, scaled, with_shared
 from ..latent import EXPERTS, KEYS, MAPPED, latent
 from ..reading import ConfigReader, Family

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ....runtime.dtypes import SOFTMAX
 from ....runtime.errors import Unsupported
-from ....runtime.experts import SOFTMAX
 from ...config.fields import Fields
 from ...config.rope import RopeConfig, RopeDefaults
 from ..experts import count, grouped, router, scaled, with_shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ....runtime.experts import CHOSEN, LIMITED
+from ....runtime.dtypes import CHOSEN, LIMITED
 from ...config.rope import RopeDefaults
 from ..experts import router
 from ..reading import ConfigReader, Family

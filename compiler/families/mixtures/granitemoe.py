@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ....runtime.experts import CHOSEN
+from ....runtime.dtypes import CHOSEN
 from ..experts import count, mixture, router
 from ..llamas.granite import FAMILY as GRANITE
 from ..reading import ConfigReader, Family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ....runtime.experts import SIGMOID
+from ....runtime.dtypes import SIGMOID
 from ...config.rope import RopeDefaults
 from ..experts import mixture, router, shared
 from ..reading import ConfigReader, Family

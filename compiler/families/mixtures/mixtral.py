@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ...config.rope import RopeDefaults
 from ..experts import W1_W3_W2, count, mixture, router, stacks
 from ..reading import ConfigReader, Family

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ..experts import count, mixture, router, stacks
 from ..norms.olmo2 import attention
 from ..reading import ConfigReader, Family

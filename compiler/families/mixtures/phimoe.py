@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ....runtime.dtypes import SPARSEMIXER
 from ....runtime.errors import Unsupported
-from ....runtime.experts import SPARSEMIXER
 from ...config.fields import Fields
 from ...config.rope import RopeConfig, RopeDefaults
 from ..experts import W1_W3_W2, mixture, router, stacks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ..experts import inner, mixture, router, shared, stacks
 from ..llamas.qwen2 import FAMILY as QWEN2
 from ..reading import ConfigReader, Family

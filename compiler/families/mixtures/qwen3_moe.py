@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....runtime.experts import SOFTMAX
+from ....runtime.dtypes import SOFTMAX
 from ..experts import mixture, router, stacks
 from ..reading import ConfigReader, Family
 from ..spec import LayerSpec, Mlp

@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from ....passes.graph.experts import Mixture
 from ....passes.graph.graph import Builder, Graph, attribute, width
-from ....passes.graph.inline import inlined
 from ....passes.graph.pointwise import ACTIVATIONS
+from ....passes.rewrite.inline import inlined
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
+from ....runtime.dtypes import LIMITED
 from ....runtime.engine_file.bind import Expr, Reshape, Slice, Stored, Times, ToF32, as_f32, stored
-from ....runtime.experts import LIMITED
 from .nbits import NBITS, nbits_of
 
 _SIZES = "(float[2,3,64] x, float[2,3,4] l, "

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from .....passes.graph.graph import attribute
 from .....passes.graph.latent import TEMPERED
 from ..call import Operand
-from ..kernels.latent import decode, prefill, product
+from ..kernels.latent import prefill, product, rows_decode
 from ..kernels.latent.first_norm import first_norm as norm_columns
 from ..kernels.latent.rows import latent_rows
 from ..kernels.latent.shape import LatentShape
@@ -69,12 +69,12 @@ def _attend(
         mixed = at.buffer(name, at.profile.activation, "tokens", shape.heads, shape.rank)
         at.add(node, prefill.latent_prefill(query, rows, tables, starts, seq_lens, mixed, shape, scale=scale, sm=sm))
         return mixed, None
-    splits = decode.decode_splits(shape, at.shape.sequences, at.profile.max_blocks, sm)
+    splits = rows_decode.decode_splits(shape, at.shape.sequences, at.profile.max_blocks, sm)
     lead, lse = ("sequences", shape.heads), None
     if splits > 1:
         mixed = at.buffer(name, "f32", *lead, splits, shape.rank)
         lse = at.buffer(f"{name}.lse", "f32", *lead, splits)
     else:
         mixed = at.buffer(name, at.profile.activation, *lead, shape.rank)
-    at.add(node, decode.latent_decode(query, rows, tables, seq_lens, mixed, shape, scale=scale, sm=sm, lse=lse))
+    at.add(node, rows_decode.latent_decode(query, rows, tables, seq_lens, mixed, shape, scale=scale, sm=sm, lse=lse))
     return mixed, lse

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmc.compiler.families.spec import DecoderSpec, Experts, GatedMlp, Linear, Norm, Parameter, Router, Spelling, Stack
-from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from llmc.runtime.dtypes import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 EXPERTS = 4
 _GROUPS = {"groups": 2, "kept_groups": 2}

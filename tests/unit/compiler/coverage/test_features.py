@@ -26,7 +26,7 @@ from llmc.compiler.families.spec import (
     Stack,
     Temperature,
 )
-from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
+from llmc.runtime.dtypes import CHOSEN, LIMITED, SIGMOID, SOFTMAX, SPARSEMIXER
 
 LLAMA = parse_config(json.dumps({**SIZES, "architectures": ["LlamaForCausalLM"]})).decoder
 FIRST = LLAMA.layers[0]

@@ -16,11 +16,11 @@ from support.graphs import difference, run_operator
 from llmc.compiler.oracle.experts import mixture_result
 from llmc.passes.graph.experts import ROUTERS, Mixture, route_overload
 from llmc.passes.graph.graph import Canonical, Copied, Graph
-from llmc.passes.graph.inline import inlined
 from llmc.passes.graph.ops import DOMAIN
+from llmc.passes.rewrite.inline import inlined
 from llmc.quantize import FORMATS
+from llmc.runtime.dtypes import CHOSEN, LIMITED, SIGMOID, SOFTMAX
 from llmc.runtime.engine_file.bind import Stored
-from llmc.runtime.experts import CHOSEN, LIMITED, SIGMOID, SOFTMAX
 from llmc.runtime.numbers import RAW_DTYPE
 
 E, K = 6, 2

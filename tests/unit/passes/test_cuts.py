@@ -18,10 +18,10 @@ from llmc.compiler.families.spec import Experts, LayerSpec, Linear, Spelling, St
 from llmc.passes.graph.experts import Mixture
 from llmc.passes.graph.graph import BLOCK, Graph, attribute, dims
 from llmc.quantize import FORMATS
+from llmc.runtime.dtypes import LIMITED
 from llmc.runtime.engine_file.bind import Slice, ToF32, stored
 from llmc.runtime.engine_file.split import Split
 from llmc.runtime.errors import Unsupported
-from llmc.runtime.experts import LIMITED
 
 NAME = "Qwen3MoeForCausalLM"
 CONFIG: dict[str, Any] = {

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from support.graphs import run_operator
 
-from llmc.runtime.experts import SPARSEMIXER
+from llmc.runtime.dtypes import SPARSEMIXER
 
 
 def test_sparsemixer_is_that_of_transformers() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from . import ops
-from .graph import Builder
+from ..graph import ops
+from ..graph.graph import Builder
 
 
 def inlined(b: Builder, node: ir.Node) -> list[ir.Value]:

@@ -128,9 +128,11 @@ class _Assembly:
             return _scaled(b, w.norm(b, result, norm, prefix), layer.residual_scale)
 
         h = w.norm(b, x, layer.mixer_norm, prefix)
-        attend = self._latent if isinstance(layer.mixer, Latent) else self._attention
-        mixed = w.linear(b, attend(b, index, layer.mixer, h, prefix), layer.mixer.o, prefix)
-        mixed = part(mixed, layer.mixer_post)
+        if isinstance(layer.mixer, Latent):
+            mixed = self._latent(b, index, layer.mixer, h, prefix)
+        else:
+            mixed = self._attention(b, index, layer.mixer, h, prefix)
+        mixed = part(w.linear(b, mixed, layer.mixer.o, prefix), layer.mixer_post)
         if layer.parallel:
             x = b("Add", b("Add", x, mixed), part(self._mlp(b, layer.mlp, h, prefix), layer.mlp_post))
         else:

@@ -275,7 +275,7 @@ class ConfigReader:
     def decoder(self, family: Family) -> DecoderSpec:
         """The whole decoder; refuses `layer_types` that contradict the windows of the layers."""
         self.only(family.fixed)
-        self.only({name: self.fields.values.get(key) for name, key in (family.spelled | family.mapped).items()})
+        self.only({name: self.fields.values.get(key) for name, key in {**family.spelled, **family.mapped}.items()})
         layers = tuple(family.layer(self, index) for index in range(self.layers))
         for index, (kind, layer) in enumerate(zip(self.kinds() or (), layers, strict=False)):
             expected = family.kinds or _KINDS[layer.mixer.window is not None, layer.mixer.chunk is not None]

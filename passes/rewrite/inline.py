@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import onnx_ir as ir
 
@@ -15,7 +17,7 @@ def inlined(b: Builder, node: ir.Node) -> list[ir.Value]:
     values: dict[str, ir.Value | None] = dict(zip(function.input, node.inputs, strict=False))
     values[""] = None
     for proto in function.node:
-        attributes = {one.name: _value(one, node) for one in proto.attribute}
+        attributes: dict[str, Any] = {one.name: _value(one, node) for one in proto.attribute}
         made = b(
             proto.op_type,
             *(values[name] for name in proto.input),
@@ -27,7 +29,7 @@ def inlined(b: Builder, node: ir.Node) -> list[ir.Value]:
     return [value for name in function.output if (value := values[name]) is not None]
 
 
-def _value(attribute: onnx.AttributeProto, node: ir.Node) -> object:
+def _value(attribute: onnx.AttributeProto, node: ir.Node) -> Any:
     if attribute.ref_attr_name:
         return node.attributes[attribute.ref_attr_name].value
     made = ir.from_proto(attribute)

@@ -27,11 +27,11 @@ class Extents:
 
 def extents(expr: Expr, tensors: Mapping[str, TensorInfo]) -> Iterator[Extents]:
     """The bytes that an expression reads; tensors that the file does not have are left to `evaluate_weight`."""
-    if isinstance(expr, Slice) and isinstance(expr.of, Reshape):  # parts of each head: others read the rest of them
-        yield from extents(expr.of, tensors)
-    elif isinstance(expr, Stored | Slice):
+    if isinstance(expr, Stored | Slice):
         leaf, spans = _box(expr)
-        if leaf.name in tensors:
+        if isinstance(leaf, Reshape):  # parts of each head: others read the rest of them
+            yield from extents(leaf, tensors)
+        elif leaf.name in tensors:
             info = tensors[leaf.name]
             yield from _runs(leaf.shape, spans, RAW_DTYPE[leaf.dtype].itemsize, info.file, info.offset)
     elif isinstance(expr, Concat):
@@ -43,9 +43,9 @@ def extents(expr: Expr, tensors: Mapping[str, TensorInfo]) -> Iterator[Extents]:
             yield from extents(expr.by, tensors)
 
 
-def _box(expr: Stored | Slice) -> tuple[Stored, list[tuple[int, int]]]:
-    """The tensor that slices of slices read, and what they read of each of its axes."""
-    if isinstance(expr, Stored):
+def _box(expr: Stored | Slice | Reshape) -> tuple[Stored | Reshape, list[tuple[int, int]]]:
+    """What slices of slices are cut from, and what they read of each of its axes."""
+    if not isinstance(expr, Slice):
         return expr, [(0, size) for size in expr.shape]
     leaf, spans = _box(expr.of)
     first, _ = spans[expr.axis]

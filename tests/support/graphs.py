@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,7 +140,7 @@ def run(graph: Graph, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np
 
 
 def run_operator(
-    op: str, overload: str, inputs: Mapping[str, np.ndarray], outputs: list[str], **attributes: object
+    op: str, overload: str, inputs: Mapping[str, np.ndarray], outputs: list[str], **attributes: Any
 ) -> list[np.ndarray]:
     """The results of one operator's definition in ONNX Runtime."""
     helper = onnx.helper
@@ -155,7 +156,8 @@ def run_operator(
     model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=IR_VERSION)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options).run(None, dict(inputs))
+    results = ort.InferenceSession(model.SerializeToString(), options).run(None, dict(inputs))
+    return [np.asarray(result) for result in results]
 
 
 def quantized(graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from ...families.config import Config
 from ..digest import Files
 from ..folder import INDEX, Folder, OpenFile, Weights, find_weights, refuse_hard_link
 from ..no_checkpoint import ADAPTER, no_checkpoint
-from .layout import Arranged, Layout, layout_of
+from .layout import Arranged, Layout, Place, layout_of
 from .source import FileSource
 from .unread import ROPE, TIED, grouped, left_out_parts, part_of, why_named, why_unread
 
@@ -88,8 +88,8 @@ def open_weights(files: Files, config: Config) -> tuple[Arranged, Config, list[s
 def _with_stored_head(config: Config, names: Collection[str]) -> Config:
     """The config, which says that the head is not the embedding if there is one whose presence decides."""
     decoder = config.decoder
-    head = layout_of(names, decoder).places[f"{decoder.head}.weight"].tensor
-    if not config.stored_head_counts or head not in names:
+    place = layout_of(names, decoder).places[f"{decoder.head}.weight"]
+    if not config.stored_head_counts or not isinstance(place, Place) or place.tensor not in names:
         return config
     return replace(config, decoder=replace(decoder, tied=False))
 

@@ -9,6 +9,7 @@ import pytest
 from support.paths import SAMPLES
 
 from llmc.compiler.families.config import parse_config
+from llmc.compiler.families.spec import GatedMlp
 
 PUBLIC: dict[str, dict[str, Any]] = json.loads((SAMPLES / "llama_configs.json").read_text())
 USED_BY_LLAMA = {
@@ -31,6 +32,7 @@ def test_public_config_needs_no_flag_and_reads_as_transformers_reads_it(name: st
     layer = decoder.layers[0]
     assert decoder.layers == (layer,) * theirs.num_hidden_layers
     assert layer.mixer_norm is not None and layer.mixer.rope is not None
+    assert isinstance(layer.mlp, GatedMlp)
     found = {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": layer.mlp.up.rows,

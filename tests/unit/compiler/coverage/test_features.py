@@ -71,7 +71,7 @@ OF_LAYER: dict[str, dict[str, Any]] = {
     "attention and MLP side by side": {"parallel": True},
     "scaled residuals": {"residual_scale": 0.5},
     "a factor of each layer": {"scalar": Parameter("s", (1,))},
-    "MLP without a gate": {"mlp": PlainMlp("silu", Linear("up", 1024, 512), MLP.down)},
+    "MLP without a gate": {"mlp": PlainMlp("silu", Linear("up", 1024, 512), Linear("down", 512, 1024))},
     "fused gate and up": {"mlp": replace(MLP, gate=Linear("gate", 1024, 512, part=("gate_up", 0, 2048)))},
     "MLP biases": {"mlp": replace(MLP, down=replace(MLP.down, bias=True))},
     "relu in the MLP": {"mlp": replace(MLP, activation="relu")},

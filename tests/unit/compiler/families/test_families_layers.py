@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.samples.families import read
 
-from llmc.compiler.families.spec import LAYER, GatedMlp, PlainMlp
+from llmc.compiler.families.spec import LAYER, Attention, GatedMlp, PlainMlp
 from llmc.runtime.errors import CheckpointError, LlmcError, Unsupported
 
 
@@ -65,7 +65,7 @@ def test_switches() -> None:
     assert row.mlp_norm is not None and not row.parallel and side.mlp_norm is None and side.parallel
     assert row.mixer.q_norm is None
     normed = read("StableLmForCausalLM", qk_layernorm=True).layers[0].mixer
-    assert normed.q_norm is not None and normed.k_norm is not None
+    assert isinstance(normed, Attention) and normed.q_norm is not None and normed.k_norm is not None
     assert (normed.q_norm.each, normed.k_norm.each, normed.q_norm.kind) == (4, 2, LAYER)
     coder = read("Starcoder2ForCausalLM", sliding_window=8, use_bias=False).layers[0]
     assert coder.mixer.window == 8 and not any(linear.bias for linear in coder.linears())

@@ -270,5 +270,5 @@ def test_an_inlined_definition_has_the_same_numbers() -> None:
     found = ort.InferenceSession(proto.SerializeToString(), options).run(
         None, {name: array.astype(np.float32) for name, array in feeds.items()}
     )
-    assert (found[0] == found[2]).all() and (found[1] == found[3]).all()
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[3])
     assert not [node for node in graph.nodes if node.domain == DOMAIN and node.op_type != "Route"]

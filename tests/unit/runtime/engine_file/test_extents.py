@@ -41,6 +41,7 @@ def expressions(draw: st.DrawFn) -> tuple[Stored, Expr]:
     shape = draw(st.lists(st.integers(1, 6), min_size=2, max_size=3))
     stored = Stored("t", "BF16", tuple(shape))
     cut: Stored | Slice = stored
+    axis = 0
     for _ in range(draw(st.integers(1, 3))):  # a slice, perhaps of slices
         axis = draw(st.integers(0, len(shape) - 1))
         size = cut.shape[axis]

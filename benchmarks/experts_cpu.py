@@ -6,6 +6,9 @@ The mixture has layers of Qwen3-30B-A3B: 128 experts of 768, of which 8 compute 
 8 x 768 = 6144 in their place, the same attention and the same head, so a decode step reads as many bytes of weights but
 for the routers. Both have random weights in int4. They decode in turns, in one process; medians are compared. Without
 the head: a layer takes the difference between the model and the same one with one layer, by the layers between them.
+
+A third engine is the mixture without QMoE: a product for each expert (`compiler/targets/cpu/experts.py`). A prompt of
+256 tokens is timed too: there each expert has a few rows, and the dense model's weights are read once for all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import Any
 import numpy as np
 
 import llmc
+from llmc.compiler.targets import cpu
+from llmc.compiler.targets.cpu.experts import MoEToQMoE
 from llmc.runtime.cpu.executor import CpuExecutor
 from llmc.runtime.engine_file.file import EngineFile
 from llmc.runtime.machine import cpu_count, cpu_name
@@ -59,8 +64,9 @@ MIXTURE = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
-MODELS = {"mixture": MIXTURE, "dense": DENSE}
-CONTEXT, PROMPT = 256, 16
+MODELS = {"mixture": MIXTURE, "dense": DENSE, "products": MIXTURE}
+"""What is built; products are the mixture by a product for each expert."""
+CONTEXT, PROMPT, LONG = 512, 16, 256
 
 
 def main() -> None:
@@ -75,13 +81,17 @@ def main() -> None:
     }
     busy = os.getloadavg()[0]
     times: dict[tuple[str, int], list[float]] = {key: [] for key in subjects}
+    prompts: dict[str, list[float]] = {name: [] for name in MODELS}
     for number in range(options.rounds + 1):
         for key in sorted(subjects, reverse=bool(number % 2)):
             found = subjects[key].decode(options.tokens, seed=number)
+            prompt = subjects[key].prompt(seed=number) if key[1] == options.layers else None
             if number:  # the first round warms up
                 times[key].append(found)
+                prompts[key[0]] += [] if prompt is None else [prompt]
     seconds = {key: median(found) for key, found in times.items()}
     layer = {name: (seconds[name, options.layers] - seconds[name, 1]) / (options.layers - 1) for name in MODELS}
+    prompt_ms = {name: round(1000 * median(found), 1) for name, found in prompts.items()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -98,6 +108,9 @@ def main() -> None:
         "layer_ms": {name: round(1000 * one, 3) for name, one in layer.items()},
         "ratio": round(seconds["mixture", options.layers] / seconds["dense", options.layers], 3),
         "ratio_of_layers": round(layer["mixture"] / layer["dense"], 3),
+        "ratio_of_products": round(seconds["products", options.layers] / seconds["dense", options.layers], 3),
+        "ratio_of_layers_of_products": round(layer["products"] / layer["dense"], 3),
+        "prompt_ms": prompt_ms,
         "goal": GOAL,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
@@ -105,6 +118,8 @@ def main() -> None:
         f"a token of {options.layers} layers and the head: {result['token_ms']} ms, {result['ratio']}x (goal: {GOAL}x)"
     )
     print(f"a layer alone: {result['layer_ms']} ms, {result['ratio_of_layers']}x")
+    print(f"by products: a token {result['ratio_of_products']}x, a layer {result['ratio_of_layers_of_products']}x")
+    print(f"a prompt of {LONG} tokens: {prompt_ms} ms")
 
 
 def built(work: Path, name: str, layers: int) -> Path:
@@ -114,7 +129,13 @@ def built(work: Path, name: str, layers: int) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({**MODELS[name], "num_hidden_layers": layers}))
-        llmc.build(folder, path, quantize="int4", max_context=CONTEXT, random_weights=0)
+        kept = cpu.RULES
+        if name == "products":
+            cpu.RULES = tuple(rule for rule in kept if not isinstance(rule, MoEToQMoE))
+        try:
+            llmc.build(folder, path, quantize="int4", max_context=CONTEXT, random_weights=0)
+        finally:
+            cpu.RULES = kept
     return path
 
 
@@ -137,8 +158,17 @@ class Subject:
         self._executor.release(seed)
         return seconds
 
-    def _step(self, ids: tuple[int, ...], start: int, sequence: int) -> None:
-        self._executor.submit((ScheduledSequence(sequence, ids, start, ((0,),), None, PROMPT),))
+    def prompt(self, seed: int) -> float:
+        """Seconds of a prompt of LONG random tokens."""
+        ids = np.random.default_rng(seed).integers(0, SHAPE["vocab_size"], LONG).tolist()
+        started = time.perf_counter()
+        self._step(tuple(ids), 0, seed, LONG)
+        seconds = time.perf_counter() - started
+        self._executor.release(seed)
+        return seconds
+
+    def _step(self, ids: tuple[int, ...], start: int, sequence: int, prompt: int = PROMPT) -> None:
+        self._executor.submit((ScheduledSequence(sequence, ids, start, ((0,),), None, prompt),))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,15 @@ class Stack:
     gated: bool = False
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        """Check that every spelling names biases, if there are any.
+
+        Raises:
+            ValueError: one does not.
+        """
+        if self.bias and not all(one.biases for one in self.spellings):
+            raise ValueError(f"{self.module} has a bias, and a spelling without one")
+
     def tensors(self, prefix: str) -> Shapes:
         yield f"{prefix}{self.module}.weight", (self.experts, self.rows, self.columns)
         if self.bias:

@@ -122,9 +122,14 @@ class _Stream:
 
     def copy(self, tensor: Canonical, origin: Copied) -> list[str]:
         stored = self.source.info(origin.tensor).name
-        done, constant = 0, _Constant(stored)
+        done, experts, constant = 0, 0, _Constant(stored)
         for rows in self._chunks(origin.tensor):
-            _check(rows, tensor.dtype, stored)
+            if len(tensor.shape) == 3:
+                for at, weight in enumerate(rows, start=experts):
+                    _check(weight, tensor.dtype, _of_expert(self.source, origin.tensor, at))
+            else:
+                _check(rows, tensor.dtype, stored)
+            experts += len(rows)
             constant.see(rows)
             self.writer.write(tensor.name, done, rows)
             done += rows.nbytes
@@ -140,20 +145,21 @@ class _Stream:
         by_suffix = {part.suffix: tensor for tensor, part in parts}
         done = dict.fromkeys(by_suffix, 0)
         info = self.source.info(name)
-        constant = _Constant(info.name)
+        constant, experts = _Constant(info.name), 0
         for rows in self._chunks(name):
             constant.see(rows)
-            for weight in (rows,) if alone else rows:
+            for at, weight in enumerate((rows,) if alone else rows, start=experts):
                 try:
                     stored = fmt.quantize(as_torch(weight, info.dtype), amax)
                 except CheckpointError as error:
-                    raise non_finite(info.name) from error
+                    raise non_finite(info.name if alone else _of_expert(self.source, name, at)) from error
                 for suffix, data in stored.items():
                     tensor = by_suffix[suffix]
                     if not tensor.shape and done[suffix]:
                         continue
                     self.writer.write(tensor.name, done[suffix], data)
                     done[suffix] += data.nbytes
+            experts += len(rows)
             self.advance(rows.nbytes)
         return constant.warnings()
 
@@ -195,6 +201,11 @@ def _check(rows: np.ndarray, dtype: str, name: str) -> None:
             found="255, which is NaN" if rows.max() == 255 else str(rows.max()),
             fix="a checkpoint whose weights are all finite",
         )
+
+
+def _of_expert(source: Source, name: str, expert: int) -> str:
+    """The files' tensors with an expert's part of a stack, for an error."""
+    return " or ".join(one.replace("*", str(expert)) for one in source.files_of(name))
 
 
 def as_torch(rows: np.ndarray, dtype: str) -> torch.Tensor:

@@ -33,14 +33,16 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
 }
 """What the constructors of transformers' tokenizer classes take for names that no file gives."""
 _OF_CLASS = {
-    "Qwen2Tokenizer": "qwen2 qwen3 qwen2_vl qwen2_5_vl qwen3_vl internvl",
+    "Qwen2Tokenizer": "qwen2 qwen3 qwen2_moe qwen3_moe qwen2_vl qwen2_5_vl qwen3_vl internvl",
     "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
     "CohereTokenizer": "cohere cohere2",
     "GPT2Tokenizer": "starcoder2 phi",
+    "GPTNeoXTokenizer": "olmoe",
 }
 OF_MODEL_TYPE = {kind: name for name, kinds in _OF_CLASS.items() for kind in kinds.split()}
 """The class of a model type whose files declare none."""
-_PLAIN = "mistral ministral ministral3 mistral3 ernie4_5 glm glm4 stablelm phi3 olmo2 olmo3 granite llava"
+_PLAIN = """mistral ministral ministral3 mistral3 ernie4_5 glm glm4 stablelm phi3 olmo2 olmo3 granite llava ernie4_5_moe
+    glm4_moe glm4_moe_lite granitemoe minimax_m2 mixtral phimoe"""
 PLAIN = frozenset(_PLAIN.split())
 """Model types whose tokenizer has no class of its own, whatever their files declare."""
 UNHEARD = frozenset({"qwen2"})

@@ -60,6 +60,8 @@ class Call:
         self._loaded, self._cache, self._slots, self._tokens = loaded, cache, slots, tokens
         self._label = f"a step of {tokens} tokens of each of {batch} sequences"
         values = allocate(loaded.program, {"B": batch, "S": tokens, "R": rows})
+        self._values = values
+        """Sessions are bound to addresses: what passes between two segments has no other owner."""
         self.logits = values.get(LOGITS, np.empty((0, 0), np.float32))
         lengths = {name: array[slots] for name, array in cache.lengths.items()}
         arrays = {"input_ids": self.ids, "logits_indices": self.rows, **lengths, **self.tables.inputs, **values}

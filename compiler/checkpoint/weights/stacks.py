@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ....runtime.files.safetensors import TensorInfo
-from ....runtime.numbers import RAW_DTYPE
+from ....runtime.numbers import RAW_DTYPE, to_f32
 from ...families.spec import Spelling, Stack
 from .source import Source
 
@@ -48,27 +48,36 @@ class Stacked:
 
     def info(self, files: Source) -> TensorInfo:
         """Dtype, shape and size of the whole stack; the name is that of a tensor of the files."""
-        first = next(self.tensors())
-        found = files.info(first)
-        dtype = self.dtype or found.dtype
+        found = files.info(next(self.tensors()))
+        dtype = self.dtype or self._common(files)
         size = int(np.prod(self.shape)) * self.experts * RAW_DTYPE[dtype].itemsize
         return replace(found, dtype=dtype, shape=(self.experts, *self.shape), nbytes=size)
+
+    def _common(self, files: Source) -> str:
+        """The dtype that all its tensors have; F32, which holds the numbers of each, if they differ."""
+        found = (
+            {files.info(name).dtype for name in self.tensors()} if self.separate else {files.info(self.names[0]).dtype}
+        )
+        return next(iter(found)) if len(found) == 1 else "F32"
 
     def rows(self, files: Source, start: int, stop: int) -> np.ndarray:
         """The experts from `start` to `stop`, [stop - start, ...], a new array."""
         if not 0 <= start <= stop <= self.experts:
             raise IndexError(f"experts {start} to {stop} of {self.names[0]}, which has {self.experts}")
         if self.separate:
-            made = [self._of(files, expert) for expert in range(start, stop)]
+            wide = self._common(files) == "F32"
+            made = [self._of(files, expert, wide) for expert in range(start, stop)]
             return np.stack(made) if made else np.empty((0, *self.shape), RAW_DTYPE[self.info(files).dtype])
         read = files.rows(self.names[0], start, stop)
         read = np.moveaxis(read, 1, 2) if self.turned else read.reshape(len(read), *self.shape)
         return np.ascontiguousarray(_take_turns(read, 1) if self.pairs else read)
 
-    def _of(self, files: Source, expert: int) -> np.ndarray:
+    def _of(self, files: Source, expert: int, wide: bool) -> np.ndarray:
         infos = [files.info(name.format(expert)) for name in self.names]
         parts = [
-            files.rows(name.format(expert), 0, info.shape[0]) for name, info in zip(self.names, infos, strict=True)
+            np.asarray(to_f32(rows, info.dtype)) if wide else rows
+            for name, info in zip(self.names, infos, strict=True)
+            for rows in (files.rows(name.format(expert), 0, info.shape[0]),)
         ]
         return _take_turns(np.concatenate(parts), 0) if self.pairs else np.concatenate(parts)
 

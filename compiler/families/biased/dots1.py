@@ -41,7 +41,7 @@ FAMILY = Family(
         "norm_topk_prob": False,
         "routed_scaling_factor": 1.0,
     },
-    fixed={"scoring_func": "noaux_tc", "moe_layer_freq": 1},
+    fixed={"scoring_func": "noaux_tc", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     mapped={"num_local_experts": "n_routed_experts"},
     example={
         "n_routed_experts": 8,

@@ -81,7 +81,9 @@ class LatentToGroupQuery(Rule):
         met = g("Reshape", met, g("Concat", lead, g.ints(heads, rank), axis=0))
         query = g("Concat", met, g("Reshape", turned, g.ints(0, 0, heads, rope)), axis=-1)
         if TEMPERED in attention.overload:
-            query = g("Mul", query, g("Unsqueeze", g("Gather", factors[0], positions, axis=0), g.ints(2)))
+            by = g("Unsqueeze", g("Gather", factors[0], positions, axis=0), g.ints(2))
+            by.type, by.shape = q.type, ir.Shape([*dims(positions), 1, 1])  # layers share it, and so may segments
+            query = g("Mul", query, by)
         query = g("Reshape", query, g.ints(0, 0, -1))
         query.type, query.shape = q.type, ir.Shape([*dims(q)[:-1], heads * (rank + rope)])
         rows = g("Concat", latent, g("RotaryEmbedding", key, cos, sin, positions, num_heads=1, **turn), axis=-1)

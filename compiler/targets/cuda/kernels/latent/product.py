@@ -17,6 +17,7 @@ import triton.language as tl
 from ...call import ROUNDING, Argument, Case, Kernel, KernelCall, Operand, Suite, next_power, product, total
 from ..attention.reference import ORDER as IN_ORDER
 from ..attention.reference import in_order
+from ..linear.cases import torch_dtype
 from ..linear.dequantize import stored_column
 from ..linear.parts.common import dot
 from .shape import LEAST, LatentShape
@@ -210,7 +211,6 @@ class _Case:
 
 
 _SMALL, _ODD = LatentShape(3, 16, 8, 32, 64), LatentShape(2, 24, 8, 20, 48)
-_TORCH = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def _cases() -> Iterator[Case]:
@@ -229,11 +229,11 @@ def _cases() -> Iterator[Case]:
 
 def _weight(random: torch.Generator, one: _Case) -> torch.Tensor:
     rows = one.shape.heads * (one.shape.nope + one.shape.value)
-    return torch.randn(rows, one.shape.rank, generator=random).to(_TORCH[one.weight])
+    return torch.randn(rows, one.shape.rank, generator=random).to(torch_dtype(one.weight))
 
 
 def _queries_case(random: torch.Generator, one: _Case) -> Case:
-    shape, act = one.shape, _TORCH[one.act]
+    shape, act = one.shape, torch_dtype(one.act)
     q = torch.randn(one.tokens, shape.heads * shape.head + one.merged, generator=random).to(act)
     weight, query = _weight(random, one), torch.randn(one.tokens, shape.heads, shape.row, generator=random).to(act)
     positions = torch.randperm(one.tokens, generator=random).to(torch.int32)
@@ -259,7 +259,7 @@ def _queries_case(random: torch.Generator, one: _Case) -> Case:
 
 
 def _values_case(random: torch.Generator, one: _Case) -> Case:
-    shape, act = one.shape, _TORCH[one.act]
+    shape, act = one.shape, torch_dtype(one.act)
     weight, lead = _weight(random, one), (one.tokens, shape.heads)
     rows = weight.float().reshape(shape.heads, -1, shape.rank)[:, shape.nope :]
     given = Operand("mixed", one.act, ("tokens", shape.heads, shape.rank))

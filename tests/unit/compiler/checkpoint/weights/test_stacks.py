@@ -132,3 +132,19 @@ def test_a_stack_tells_every_tensor_it_needs() -> None:
     place = Stacked(("a.{}", "b.{}"), 2, (4, 3))
     assert [*place.tensors()] == ["a.0", "a.1", "b.0", "b.1"]
     assert [*replace(place, names=("c",)).tensors()] == ["c"]
+
+
+@pytest.mark.parametrize("odd", ["experts.1.gate.weight", "experts.0.gate.weight", "experts.2.up.weight"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_experts_of_several_dtypes_become_float32(tmp_path: Path, odd: str, dtype: torch.dtype) -> None:
+    """Raw numbers of bf16 are integers to numpy, which would join them with floats by value."""
+    spelling, tensors = FILES["separate"]
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    mixed = {name: halves[name].to(dtype) if name == odd else halves[name].float() for name in halves}
+    files = source(tmp_path / "c", mixed)
+    place = places_of(stack(spelling), "", str, files.names)[0]["experts.gate_up_proj.weight"]
+    rows = place.rows(files, 0, EXPERTS)
+    assert place.info(files).dtype == "F32" and rows.dtype == np.float32
+    expected = WHOLE.to(torch.bfloat16).float()
+    assert np.array_equal(rows, expected.numpy()) or dtype == torch.float16
+    assert np.array_equal(rows, expected.numpy())

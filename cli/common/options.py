@@ -170,7 +170,7 @@ BUILD_FLAGS: Mapping[str, Any] = {
         str | None,
         flag(
             "--parallel",
-            "Splits over ranks to build profiles for, as tp1,tp2,tp4-pp2; auto: the best by --for and --goal.",
+            "Splits over ranks to build profiles for, as tp1,tp4-pp2,ep4; auto: the best by --for and --goal.",
             default="the recipe's, tp1",
             metavar="LIST",
             group=RECIPE,

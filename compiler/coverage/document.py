@@ -44,8 +44,8 @@ def legend() -> tuple[str, ...]:
     """What the words of the table stand for."""
     return (
         f"All formats: none, {', '.join(WEIGHT_FORMATS)}; a block must divide the width of a linear.",
-        f"All targets: {', '.join(TARGETS)}. All splits: tpN and ppM, where N divides the heads and the MLP's width;",
-        "  of models with experts also epE (docs/parallel.md).",
+        f"All targets: {', '.join(TARGETS)}. All splits: tpN and ppM, where N divides the heads and the MLP's"
+        " width; epE of models with experts.",
         f"{LOGITS.capitalize()}: those of 5.23.0 in fp32, on small random weights; greedy tokens are equal.",
     )
 

@@ -28,13 +28,13 @@ HELD: dict[str, int] = {
     "compiler": 541,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 1002,  # card.py: name and licence of a model
-    "compiler/checkpoint/weights": 538,  # layout.py: prefixes, and tensors within larger ones
+    "compiler/checkpoint/weights": 545,  # layout.py: prefixes, and tensors within larger ones
     "compiler/config": 508,  # foreign.py: what is missing of models that are refused by name
-    "compiler/coverage": 252,  # the table of families: features, formats, targets, splits
-    "compiler/decoder": 687,  # weights.py and rotary.py: norms, ropes and parts of many kinds
+    "compiler/coverage": 253,  # the table of families: features, formats, targets, splits
+    "compiler/decoder": 689,  # weights.py and rotary.py: norms, ropes and parts of many kinds
     "compiler/deploy": 770,  # around the planner: what was asked, models, records, the frontier, builds by a plan
-    "compiler/engine": 763,  # report.py and memory planning came from build.py
-    "compiler/families": 1003,  # one place for what 50 families read: layers, experts, latents
+    "compiler/engine": 771,  # report.py and memory planning came from build.py
+    "compiler/families": 1006,  # one place for what 50 families read: layers, experts, latents
     "compiler/families/biased": 277,  # five families whose experts a bias chooses
     "compiler/families/latents": 240,  # seven families with latent attention
     "compiler/families/llamas": 295,  # twelve families
@@ -44,7 +44,7 @@ HELD: dict[str, int] = {
     "compiler/oracle": 454,
     "compiler/planner": 1233,
     "compiler/targets": 107,  # tactics came from cuda/tuning, CompiledProfile
-    "compiler/targets/cpu": 1073,  # attention with caps, sinks and shared caches; activations without a gate
+    "compiler/targets/cpu": 1075,  # attention with caps, sinks and shared caches; activations without a gate
     "compiler/targets/cuda": 1188,  # fuse_attention.py, gaps.py; operators by themselves went to lower
     "compiler/targets/cuda/cubins": 1021,  # native.py, nvrtc.py: kernels in CUDA C++
     "compiler/targets/cuda/evidence": 206,  # native kernels beside Triton's, from machine code
@@ -60,18 +60,18 @@ HELD: dict[str, int] = {
     "compiler/targets/cuda/tuning": 506,
     "compiler/targets/null": 11,
     "compiler/targets/simulate": 367,  # quick.py: simulated steps take half the time
-    "compiler/tokens": 285,
+    "compiler/tokens": 287,
     "compiler/vision": 201,  # text models of checkpoints of images
     "passes": 879,  # crossings.py; norms of all heads on ranks; caps, factors and activations
     "passes/graph": 1369,  # saved.py: graphs as files and back; activations.py: what 4-bit activations mean
-    "passes/rewrite": 409,  # captures are named, typed and checked when a rule is made; named depths
+    "passes/rewrite": 410,  # captures are named, typed and checked when a rule is made; named depths
     "quantize": 255,  # activations.py: 4-bit activations
     "quantize/formats": 254,
     "recipes": 718,  # goal.py and units.py: goals of plans; which activations go with which weights
     "recipes/machines": 233,
     "runtime": 1264,  # several engines are scored at once; a device is made of contents; the probe is replayed in steps
     "runtime/costs": 758,  # steps of cpu profiles are priced from measured facts
-    "runtime/cpu": 893,  # notes
+    "runtime/cpu": 894,  # notes
     "runtime/cuda": 1308,  # tensor_maps.py
     "runtime/cuda/exchange": 236,
     "runtime/engine_file": 1229,  # info.py: what an engine says of itself

@@ -17,7 +17,7 @@ from ..runtime.progress import NO_PROGRESS, Progress
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.tokenizer_check import start_check
 from .engine import weights
-from .engine.layout import MaxShardSize
+from .engine.layout import MaxShardSize, reserve_for
 from .engine.manifest import manifest_of
 from .engine.profiles import sections_of
 from .engine.report import BuildReport, Clock
@@ -76,7 +76,9 @@ def build(
     chunk = weights.chunk_bytes(memory_limit)
     room = sum(map(len, sections.values())) + MAX_BYTES
     most = None if max_shard_size is None else MaxShardSize(max_shard_size, room)
-    with EngineWriter(output, weights.groups(tensors), sections=len(sections), most=most) as writer:
+    groups = weights.groups(tensors)
+    reserve = reserve_for(groups, len(sections), (profile.weights for profile in listed.values()))
+    with EngineWriter(output, groups, reserve_header=reserve, most=most) as writer:
         with clock.stage("weights", weights.source_bytes(tensors, checkpoint.source)) as advance:
 
             def advanced(nbytes: int) -> None:

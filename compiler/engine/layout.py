@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...runtime.engine_file.bind import Stored
 from ...runtime.engine_file.layout import ALIGNMENT, PADDING, is_tensor_name
@@ -12,6 +14,7 @@ from ...runtime.engine_file.manifest import MAX_FILES
 from ...runtime.errors import RecipeError
 from ...runtime.files.hashing import chunk_count
 from ...runtime.files.safetensors import TensorInfo
+from ...runtime.files.strict_json import canonical
 from ...runtime.numbers import RAW_DTYPE
 
 Groups = Sequence[Sequence[Stored]]
@@ -51,6 +54,15 @@ def default_reserve(groups: Groups, sections: int = 0) -> int:
     """
     digests = [chunk_count(tensor.nbytes) for group in groups for tensor in group]
     return (128 << 10) + (2 << 10) * len(digests) + 72 * sum(digests) + _PER_SECTION * sections
+
+
+def reserve_for(groups: Groups, sections: int, weights: Iterable[Mapping[str, Any]]) -> int:
+    """`default_reserve`, and what the `weights` of profiles take beyond its room for them.
+
+    A stack of experts is one tensor, of which a profile without QMoE binds each expert by itself.
+    """
+    bindings = sum(len(json.dumps(canonical(one).decode())) for one in weights)
+    return default_reserve(groups, sections) + max(0, bindings - (1 << 10) * sum(map(len, groups)))
 
 
 def lay_out(groups: Groups, reserve: int, most: MaxShardSize | None) -> list[FileLayout]:

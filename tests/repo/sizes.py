@@ -25,7 +25,7 @@ HELD: dict[str, int] = {
     "cli/judge": 527,  # forecasts; gates, sweeps, tables of several engines, token ids and JSON lines
     "cli/plan": 318,  # llmc plan, --chart
     "cli/prompts": 665,  # messages, ids, OpenAI's batch lines
-    "compiler": 541,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
+    "compiler": 543,  # kernel_imports.py: plans without torch; page.py: a dump as one page; resume
     "compiler/cache": 484,  # engines that llmc run builds
     "compiler/checkpoint": 1002,  # card.py: name and licence of a model
     "compiler/checkpoint/weights": 545,  # layout.py: prefixes, and tensors within larger ones
@@ -33,7 +33,7 @@ HELD: dict[str, int] = {
     "compiler/coverage": 253,  # the table of families: features, formats, targets, splits
     "compiler/decoder": 689,  # weights.py and rotary.py: norms, ropes and parts of many kinds
     "compiler/deploy": 770,  # around the planner: what was asked, models, records, the frontier, builds by a plan
-    "compiler/engine": 771,  # report.py and memory planning came from build.py
+    "compiler/engine": 777,  # report.py and memory planning came from build.py
     "compiler/families": 1006,  # one place for what 50 families read: layers, experts, latents
     "compiler/families/biased": 277,  # five families whose experts a bias chooses
     "compiler/families/latents": 240,  # seven families with latent attention

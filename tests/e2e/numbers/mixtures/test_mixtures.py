@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.commands import Outcome
 from support.engines import checkpoint_logits
-from support.samples.families import some_ids, write
+from support.samples.families import CONFIG, some_ids, write
 from support.samples.mixtures import SAMPLES
 
 import llmc
@@ -88,3 +88,19 @@ def test_layers_that_the_config_does_not_count_are_refused(tmp_path: Path) -> No
     _with(folder, {"model.layers.3.eh_proj.weight": torch.ones(4, 4)}, {"num_nextn_predict_layers": 0})
     with pytest.raises(CheckpointError, match=r"model\.layers\.3\.eh_proj\.weight: expected nothing, found \[4, 4\]"):
         open_source(folder)
+
+
+def test_the_header_has_room_for_every_expert(tmp_path: Path) -> None:
+    """A stack is one tensor; without QMoE the CPU binds 512 parts of it by name."""
+    config = {
+        **CONFIG,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_hidden_layers": 4,
+        "num_experts": 256,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = llmc.build(tmp_path, tmp_path / "a.llmc", random_weights=0)
+    with llmc.load(path) as engine:
+        assert np.isfinite(engine.logits([1, 2, 3])).all()

@@ -267,7 +267,7 @@ def test_an_inlined_definition_has_the_same_numbers() -> None:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     proto = graph.to_proto()
-    found: list[Any] = ort.InferenceSession(proto.SerializeToString(), options).run(
+    found: Any = ort.InferenceSession(proto.SerializeToString(), options).run(
         None, {name: array.astype(np.float32) for name, array in feeds.items()}
     )
     assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[3])

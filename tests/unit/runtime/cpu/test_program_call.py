@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from llmc.runtime.cpu.slots import SlotCaches
 WIDTH, TOKENS = 64, 16
 
 
-def session(op: str, inputs: dict[str, list], output: str, shape: list, **attributes: object) -> ort.InferenceSession:
+def session(op: str, inputs: dict[str, list], output: str, shape: list, **attributes: Any) -> ort.InferenceSession:
     helper = onnx.helper
     node = helper.make_node(op, [*inputs], [output], **attributes)
     kinds = {name: 7 if name == "input_ids" else 1 for name in inputs}

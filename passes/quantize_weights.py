@@ -87,23 +87,7 @@ def _tensor(graph: Graph, value: ir.Value | None) -> Stored:
 
 
 def _quantize(graph: Graph, node: ir.Node, tensor: Stored, name: str, shares: tuple[str, ...]) -> None:
-    fmt = FORMATS[name]
-    rows, columns = tensor.shape
-    reason = fmt.check(rows, columns)
-    if reason:
-        module = tensor.name.removesuffix(".weight")
-        raise Unsupported(f"cannot store {module} as {name}", found=reason, fix=f"a recipe rule with `{module}: none`")
-    values = []
-    stem = tensor.name.removesuffix("weight")
-    for component in fmt.components(rows, columns):
-        canonical = Canonical(
-            f"{stem}{component.name}",
-            component.dtype,
-            component.shape,
-            Quantized(name, tensor.name, component.name, shares),
-            group=f"{shares[0]}/{component.name}",
-        )
-        values.append(graph.weight(f"{canonical.name}.{name}", graph.store(canonical)))
+    values = _components(graph, tensor, name, shares).values()
     b = graph.build(node.metadata_props[BLOCK], before=node)
     bias = (node.inputs[2],) if ops.has_bias(node) else ()
     new = b.llmc(
@@ -127,7 +111,8 @@ def _quantize_experts(graph: Graph, node: ir.Node, format_of: Callable[[str], st
             chosen = format_of(tensor.name.removesuffix(".weight"))
             if chosen != "none":
                 del graph.canonical[tensor.name]  # the codes take its name
-                values = {**_stacked(graph, tensor, chosen), **{k: v for k, v in values.items() if k == "bias"}}
+                biases = {name: value for name, value in values.items() if name == "bias"}
+                values = {**_components(graph, tensor, chosen, (tensor.name,)), **biases}
                 changed[which] = chosen
         made += values.values()
     if not changed:
@@ -145,9 +130,9 @@ def _quantize_experts(graph: Graph, node: ir.Node, format_of: Callable[[str], st
     return 1
 
 
-def _stacked(graph: Graph, tensor: Stored, name: str) -> dict[str, ir.Value]:
-    """The components of a stack [E, N, K], each a stack of those of every expert."""
-    experts, rows, columns = tensor.shape
+def _components(graph: Graph, tensor: Stored, name: str, shares: tuple[str, ...]) -> dict[str, ir.Value]:
+    """The stored components of a weight [N, K] in a format; those of a stack [E, N, K] are stacks of every expert's."""
+    *lead, rows, columns = tensor.shape
     fmt = FORMATS[name]
     if reason := fmt.check(rows, columns):
         module = tensor.name.removesuffix(".weight")
@@ -157,9 +142,9 @@ def _stacked(graph: Graph, tensor: Stored, name: str) -> dict[str, ir.Value]:
         canonical = Canonical(
             f"{stem}{part.name}",
             part.dtype,
-            (experts, *part.shape),
-            Quantized(name, tensor.name, part.name, (tensor.name,)),
-            group=f"{tensor.name}/{part.name}",
+            (*lead, *part.shape),
+            Quantized(name, tensor.name, part.name, shares),
+            group=f"{shares[0]}/{part.name}",
         )
         values[part.name] = graph.weight(f"{canonical.name}.{name}", graph.store(canonical))
     return values

@@ -97,38 +97,35 @@ _GROUPS = """size = Shape (logits)
   open = Reshape (masked, size)"""
 """Lines of Route: `open`, the ranks of experts in the best groups, -inf in the others."""
 
-_SPARSEMIXER = """
-Route <k, jitter> (logits) => (experts, weights) {
-  last = Constant <value_ints = [-1]> ()
+
+def _pick(name: str, among: str) -> str:
+    """Lines of SPARSEMIXER: the highest of the logits `among`, and its share among those of them that are near it."""
+    return f"""{name}_value, {name} = TopK <axis = -1> ({among}, one)
+  {name}_floor = Max (size, {name}_value)
+  {name}_gap = Sub ({name}_value, logits)
+  {name}_part = Div ({name}_gap, {name}_floor)
+  {name}_far = Greater ({name}_part, limit)
+  {name}_near = Where ({name}_far, lowest, {among})
+  {name}_share = Softmax <axis = -1> ({name}_near)
+  {name}_weight = GatherElements <axis = -1> ({name}_share, {name})"""
+
+
+_SPARSEMIXER = f"""
+Route <k, jitter> (logits) => (experts, weights) {{
   one = Constant <value_ints = [1]> ()
   band = Constant <value_float: float = @jitter> ()
   two = Constant <value_float = 2.0> ()
   limit = Mul (band, two)
   lowest = Constant <value_float = -inf> ()
-  first_value, first = TopK <axis = -1> (logits, one)
   size = Abs (logits)
-  floor = Max (size, first_value)
-  gap = Sub (first_value, logits)
-  part = Div (gap, floor)
-  far = Greater (part, limit)
-  near = Where (far, lowest, logits)
-  share = Softmax <axis = -1> (near)
-  first_weight = GatherElements <axis = -1> (share, first)
+  {_pick("first", "logits")}
   shape = Shape (first)
   gone = Expand (lowest, shape)
   rest = ScatterElements <axis = -1> (logits, first, gone)
-  second_value, second = TopK <axis = -1> (rest, one)
-  floor2 = Max (size, second_value)
-  gap2 = Sub (second_value, logits)
-  part2 = Div (gap2, floor2)
-  far2 = Greater (part2, limit)
-  near2 = Where (far2, lowest, rest)
-  share2 = Softmax <axis = -1> (near2)
-  second_weight = GatherElements <axis = -1> (share2, second)
+  {_pick("second", "rest")}
   experts = Concat <axis = -1> (first, second)
   weights = Concat <axis = -1> (first_weight, second_weight)
-}"""
-
+}}"""
 INPUT, PART = "input", "part"
 """Flags in overloads of `MoE`: the weight multiplies an expert's input and not its result (Llama 4); the weights are
 those of the experts from `start` on, and a token's other experts add nothing."""

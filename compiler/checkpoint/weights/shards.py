@@ -87,9 +87,11 @@ def open_weights(files: Files, config: Config) -> tuple[Arranged, Config, list[s
 
 def _with_stored_head(config: Config, names: Collection[str]) -> Config:
     """The config, which says that the head is not the embedding if there is one whose presence decides."""
+    if not config.stored_head_counts:
+        return config
     decoder = config.decoder
     place = layout_of(names, decoder).places[f"{decoder.head}.weight"]
-    if not config.stored_head_counts or not isinstance(place, Place) or place.tensor not in names:
+    if not isinstance(place, Place) or place.tensor not in names:
         return config
     return replace(config, decoder=replace(decoder, tied=False))
 

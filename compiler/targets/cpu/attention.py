@@ -97,7 +97,7 @@ class RopeAttentionToGroupQuery(Rule):
     ) -> Sequence[ir.Value]:
         packed = _packed(q, k, v)
         qkv = (packed, None, None) if packed is not None else (q, k, v)
-        return _group_query(g, attention, qkv, cache, rope_q)
+        return group_query(g, attention, qkv, cache, rope_q)
 
 
 class _AnyAttention(Rule):
@@ -123,7 +123,7 @@ class AttentionToGroupQuery(_AnyAttention):
     def rewrite(
         self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, cache: Rest, attention: ir.Node
     ) -> Sequence[ir.Value]:
-        return _group_query(g, attention, (q, k, v), cache)
+        return group_query(g, attention, (q, k, v), cache)
 
 
 class AttentionToStandard(_AnyAttention):
@@ -245,7 +245,7 @@ def _mask(g: Builder, attention: ir.Node, q: ir.Value, key: ir.Value, past: ir.V
     return g("And", g("GreaterOrEqual", distance, zero), near)
 
 
-def _group_query(
+def group_query(
     g: Builder, attention: ir.Node, qkv: Rest, cache: Rest, rope: ir.Node | None = None
 ) -> Sequence[ir.Value]:
     """A GroupQueryAttention node; its length inputs are total - 1 per sequence and the longest total, both int32."""
@@ -262,7 +262,7 @@ def _group_query(
         *(*qkv, *cache[:2], g("Sub", total, one), g("ReduceMax", total, keepdims=0), *tables, *sinks),
         outputs=3,
         num_heads=attribute(attention, "heads"),
-        kv_num_heads=attribute(attention, "kv_heads"),
+        kv_num_heads=attribute(attention, "kv_heads", 1),  # the rows of latents are one head
         scale=attribute(attention, "scale"),
         do_rotary=int(rope is not None),
         rotary_interleaved=attribute(rope, "interleaved", 0) if rope is not None else 0,

@@ -12,19 +12,18 @@ import onnx_ir as ir
 
 from ....passes.graph.experts import Mixture
 from ....passes.graph.graph import Builder, Graph, attribute, width
-from ....passes.graph.pointwise import ACTIVATIONS
 from ....passes.rewrite.inline import inlined
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Rule
 from ....runtime.dtypes import LIMITED
-from ....runtime.engine_file.bind import Expr, Reshape, Slice, Stored, Times, ToF32, as_f32, stored
-from .nbits import NBITS, nbits_of
+from ....runtime.engine_file.bind import Expr, Reshape, Slice, Stored, ToF32, as_f32, stored
+from .elementwise import activated
+from .nbits import ACCURACY_LEVEL, NBITS, dense_of, nbits_of, nbits_product
 
 _SIZES = "(float[2,3,64] x, float[2,3,4] l, "
 _ROUTE = "{ e, w = llmc.Route:softmax<k=2, factor=1.0>(l) y = llmc.MoE:"
 _INT4 = "uint8[4,64,32] U, float[4,64,2] Us, uint8[4,64,16] D, float[4,64,1] Ds"
 _DENSE = "float[4,64,64] U, float[4,64,32] D"
-ACCURACY_LEVEL = 4
 
 
 class RouteToKernels(Rule):
@@ -213,23 +212,9 @@ def _linear(g: Builder, x: ir.Value, fmt: str, stack: dict[str, Expr], expert: i
     stem = f"{_stem(stack)}.{expert}"
     bias = own.pop("bias", None)
     if fmt in NBITS:
-        codes, scale = nbits_of(fmt, list(own.values()))
-        layout, (rows, blocks) = NBITS[fmt], scale.shape
-        y = g.ms(
-            "MatMulNBits",
-            x,
-            g.graph.weight(f"{stem}.nbits", Reshape(codes, (rows, blocks, layout.blob))),
-            g.graph.weight(f"{stem}.scales", scale),
-            N=rows,
-            K=blocks * layout.block,
-            bits=layout.bits,
-            block_size=layout.block,
-            accuracy_level=ACCURACY_LEVEL,
-        )
+        y = nbits_product(g, x, stem, fmt, [*own.values()])
     else:
-        codes, *scales = own.values()
-        weight = Times(ToF32(codes), scales[0]) if scales else as_f32(codes)
-        y = g.ms("FusedMatMul", x, g.graph.weight(f"{stem}.f32", weight), transA=0, transB=1)
+        y = g.ms("FusedMatMul", x, g.graph.weight(f"{stem}.f32", dense_of([*own.values()])), transA=0, transB=1)
     return y if bias is None else g("Add", y, g.graph.weight(f"{stem}.bias", as_f32(bias)))
 
 
@@ -240,10 +225,7 @@ def _gated(g: Builder, moe: ir.Node, mixture: Mixture, gate: ir.Value, up: ir.Va
         up = g("Max", g("Min", up, limit), g("Constant", value_float=-attribute(moe, "limit")))
         opened = g("Mul", gate, g("Sigmoid", g("Mul", gate, alpha)))
         return g("Mul", opened, g("Add", up, g("Constant", value_float=1.0)))
-    if mixture.activation == "silu":
-        return g("Mul", g.ms("QuickGelu", gate, alpha=1.0), up)
-    op, attributes = ACTIVATIONS[mixture.activation]
-    return g("Mul", g(op, gate, **attributes), up)
+    return g("Mul", activated(g, mixture.activation, gate), up)
 
 
 def _components(graph: Graph, moe: ir.Node) -> tuple[dict[str, Expr], dict[str, Expr]]:
@@ -267,6 +249,3 @@ def _expert(expr: Expr, expert: int) -> Expr:
         return ToF32(_expert(expr.of, expert), expr.factor)
     assert isinstance(expr, Stored | Slice)
     return Reshape(Slice(expr, 0, expert, expert + 1), expr.shape[1:])
-
-
-__all__ = ["MoEToProducts", "MoEToQMoE", "RouteToKernels"]

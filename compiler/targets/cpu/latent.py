@@ -25,6 +25,7 @@ from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Outcome, Pass, Rule
 from ....runtime.engine_file.bind import Expr, Reshape, Slice, as_f32
 from ....runtime.errors import Unsupported
+from .attention import group_query
 
 _EXAMPLE = (
     "(float[1,3,24] q, float[1,3,8] c, float[1,3,8] k, float[20,8] W, float[6,4] C, float[6,4] S, int64[1,3] ids, "
@@ -114,16 +115,7 @@ class LatentToGroupQuery(Rule):
         """Attention of all heads to the rows; the cache has a second name, as values."""
         other = str(cache.name).removesuffix("key") + "value"
         values = g.graph.input(other, "F32", dims(cache))
-        total = g("Add", past, g("Cast", g("Shape", query, start=1, end=2), to=int(ir.DataType.INT32)))
-        one = g("Cast", g.ints(1), to=int(ir.DataType.INT32))
-        y, present, again = g.ms(
-            "GroupQueryAttention",
-            *(query, rows, rows, cache, values, g("Sub", total, one), g("ReduceMax", total, keepdims=0)),
-            outputs=3,
-            num_heads=attribute(attention, "heads"),
-            kv_num_heads=1,
-            scale=attribute(attention, "scale"),
-        )
+        y, present, again = group_query(g, attention, (query, rows, rows), (cache, values, past))
         again.name = f"present.{other.removeprefix('past.')}"
         again.type, again.shape = cache.type, cache.shape
         g.graph.body.outputs.append(again)

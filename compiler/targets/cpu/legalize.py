@@ -11,15 +11,12 @@ from ....passes.graph.graph import Builder, attribute, width
 from ....passes.graph.pointwise import RELU2, XIELU
 from ....passes.rewrite.pattern import Op, Patterns, Rest, require
 from ....passes.rewrite.rule import Pass, Rule
-from ....runtime.engine_file.bind import Reshape
 from .attention import ATTENTION_RULES
+from .elementwise import activated
 from .embedding import EmbeddingToGather
 from .experts import MoEToProducts, MoEToQMoE, RouteToKernels
 from .latent import LatentToGroupQuery, RefuseLatents
-from .nbits import NBITS, dequantized, nbits_weights
-
-ACCURACY_LEVEL = 4
-"""int8 activations; at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
+from .nbits import NBITS, dequantized, exprs_of, nbits_product
 
 
 class LinearToNbits(Rule):
@@ -48,23 +45,9 @@ class LinearToNbits(Rule):
         require(ops.format_of(linear) in NBITS, "the format has no MatMulNBits layout")
 
     def rewrite(self, g: Builder, x: ir.Value, weight: ir.Value, others: Rest, linear: ir.Node) -> ir.Value:
-        fmt, name = ops.format_of(linear), weight.name
-        bias = others[-1:] if ops.has_bias(linear) else ()
-        codes, scale = nbits_weights(g.graph, fmt, (weight, *others[: len(others) - len(bias)]))
-        layout, (rows, blocks) = NBITS[fmt], scale.shape
-        shaped = Reshape(codes, (rows, blocks, layout.blob))
-        return g.ms(
-            "MatMulNBits",
-            x,
-            g.graph.weight(f"{name}.nbits", shaped),
-            g.graph.weight(f"{name}.scales", scale),
-            *((None, None, *bias) if bias else ()),
-            N=rows,
-            K=blocks * layout.block,
-            bits=layout.bits,
-            block_size=layout.block,
-            accuracy_level=ACCURACY_LEVEL,
-        )
+        fmt, bias = ops.format_of(linear), others[-1] if ops.has_bias(linear) else None
+        values = (weight, *(others if bias is None else others[:-1]))
+        return nbits_product(g, x, str(weight.name), fmt, exprs_of(g.graph, values), bias)
 
 
 class LinearToMatMul(Rule):
@@ -159,7 +142,7 @@ class GatedToElementwise(Rule):
             halves = g("Split", x, axis=-1, num_outputs=2, outputs=2)
             for value in halves:
                 value.type, value.shape = gated.outputs[0].type, gated.outputs[0].shape
-        return g("Mul", _activate(g, activation, halves[0]), halves[1])
+        return g("Mul", activated(g, activation, halves[0]), halves[1])
 
 
 class SwishToQuickGelu(Rule):
@@ -178,16 +161,7 @@ class SwishToQuickGelu(Rule):
         require(attribute(swish, "alpha", 1.0) == 1.0, "Swish has another slope than 1")
 
     def rewrite(self, g: Builder, x: ir.Value) -> ir.Value:
-        return _activate(g, "silu", x)
-
-
-def _activate(g: Builder, activation: str, x: ir.Value) -> ir.Value:
-    if activation == "silu":
-        y = g.ms("QuickGelu", x, alpha=1.0)
-        y.type, y.shape = x.type, x.shape
-        return y
-    op, attributes = ops.ACTIVATIONS[activation]
-    return g(op, x, **attributes)
+        return activated(g, "silu", x)
 
 
 class ScaleToMul(Rule):
@@ -237,7 +211,7 @@ class ActivationToElementwise(Rule):
         if activation.overload == RELU2:
             positive = g("Relu", x)
             return g("Mul", positive, positive)
-        return _xielu(g, x, *parameters) if activation.overload == XIELU else _activate(g, activation.overload, x)
+        return _xielu(g, x, *parameters) if activation.overload == XIELU else activated(g, activation.overload, x)
 
 
 def _xielu(

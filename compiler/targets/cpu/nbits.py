@@ -10,7 +10,10 @@ import onnx_ir as ir
 from ....passes.graph import ops
 from ....passes.graph.graph import Builder, Graph
 from ....passes.rewrite.pattern import Rest
-from ....runtime.engine_file.bind import E2M1ToNbits8, Expr, Reshape, Times, ToF32
+from ....runtime.engine_file.bind import E2M1ToNbits8, Expr, Reshape, Times, ToF32, as_f32
+
+ACCURACY_LEVEL = 4
+"""int8 activations; at level 1 the same kernels are many times slower for one token (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,14 @@ NBITS = {
 }
 
 
+def exprs_of(graph: Graph, values: Rest) -> list[Expr]:
+    """The expressions of a weight's components."""
+    return [expr for value in values if (expr := graph.expr(value)) is not None]
+
+
 def nbits_weights(graph: Graph, fmt: str, values: Rest) -> tuple[Expr, Expr]:
     """Codes ``u8 [N, K]`` or ``u8 [N, K/2]`` and scales ``f32 [N, K/block]`` of a quantized weight."""
-    return nbits_of(fmt, [expr for value in values if (expr := graph.expr(value)) is not None])
+    return nbits_of(fmt, exprs_of(graph, values))
 
 
 def nbits_of(fmt: str, components: Sequence[Expr]) -> tuple[Expr, Expr]:
@@ -53,10 +61,34 @@ def nbits_of(fmt: str, components: Sequence[Expr]) -> tuple[Expr, Expr]:
     return E2M1ToNbits8(codes), halved
 
 
+def nbits_product(
+    g: Builder, x: ir.Value, name: str, fmt: str, components: Sequence[Expr], bias: ir.Value | None = None
+) -> ir.Value:
+    """x Wᵀ + bias as MatMulNBits with int8 activations; `name` begins the names of its weights."""
+    codes, scale = nbits_of(fmt, components)
+    layout, (rows, blocks) = NBITS[fmt], scale.shape
+    return g.ms(
+        "MatMulNBits",
+        x,
+        g.graph.weight(f"{name}.nbits", Reshape(codes, (rows, blocks, layout.blob))),
+        g.graph.weight(f"{name}.scales", scale),
+        *((None, None, bias) if bias is not None else ()),
+        N=rows,
+        K=blocks * layout.block,
+        bits=layout.bits,
+        block_size=layout.block,
+        accuracy_level=ACCURACY_LEVEL,
+    )
+
+
+def dense_of(components: Sequence[Expr]) -> Expr:
+    """The numbers ``f32 [N, K]`` of a dense or fp8 weight."""
+    codes, *scales = components
+    return Times(ToF32(codes), scales[0]) if scales else as_f32(codes)
+
+
 def dequantized(g: Builder, fmt: str, weight: ir.Value, others: Rest) -> ir.Value:
     """A dense or fp8 weight as an input ``f32 [N, K]``."""
     if fmt == ops.DENSE:
         return weight
-    codes, scale = g.graph.expr(weight), g.graph.expr(others[0])
-    assert codes is not None and scale is not None
-    return g.graph.weight(f"{weight.name}.f32", Times(ToF32(codes), scale))
+    return g.graph.weight(f"{weight.name}.f32", dense_of(exprs_of(g.graph, (weight, others[0]))))
